@@ -1,0 +1,1 @@
+"""Reinforcement learning with a critic for reasoning language models."""

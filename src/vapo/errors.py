@@ -1,0 +1,52 @@
+"""What can go wrong, by whose fault, and the exit code that says so.
+
+A message names the thing, the place and the fix. `vapo.cli` prints it as one line, without a traceback.
+"""
+
+
+class VapoError(Exception):
+    """Something the user should read; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(VapoError):
+    """A setting is wrong; found before any weights load."""
+
+    exit_code = 2
+
+
+class DataError(VapoError):
+    """A data set, a prompt or a gold answer is wrong."""
+
+    exit_code = 2
+
+
+class ModelError(VapoError):
+    """A model or tokenizer is missing, damaged or of the wrong kind."""
+
+    exit_code = 2
+
+
+class CheckpointError(VapoError):
+    """A saved state is missing, damaged or belongs to another run."""
+
+    exit_code = 2
+
+
+class DivergedError(VapoError):
+    """Loss, gradient or ratio stopped being finite, several times in a row."""
+
+    exit_code = 3
+
+
+class VerifierBrokenError(VapoError):
+    """Too many verdicts were invalid for the rewards to mean anything."""
+
+    exit_code = 4
+
+
+class StoppedError(VapoError):
+    """The run stopped in order and can be resumed."""
+
+    exit_code = 75

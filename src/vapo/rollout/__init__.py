@@ -1,0 +1,1 @@
+"""Sampling from the policy: one protocol, several engines."""

@@ -1,0 +1,41 @@
+"""The promise every rollout engine keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from vapo.types import Completion, Decoding, Prompt
+
+
+class RolloutEngine(Protocol):
+    """Samples completions from one known version of the policy."""
+
+    @property
+    def version(self) -> int:
+        """The version passed to the last `load_weights`."""
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replace the policy's weights (named as in its `state_dict`); later completions carry `version`."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        how: Decoding,
+        seeds: Sequence[int],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """One completion per prompt, in order; `seeds[i]` alone decides the randomness of completion i.
+
+        Put the samples of one prompt next to each other: equal neighbouring prompts are prefilled once.
+        `on_progress(finished, tokens)` is called now and then with counts so far.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free memory and processes; the engine is not used afterwards."""
+        ...

@@ -1,0 +1,131 @@
+"""The nouns every room shares: a prompt, how to decode, what came back, what the verifier said.
+
+Tensors of a whole step live in `Batch` (`vapo.trainer.batch`); these are the records of single samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem, as a task states it and as a model reads it.
+
+    `id` is stable across runs and machines: seeds and epochs derive from it. `text` is a plain string or a
+    list of chat messages (`{"role": ..., "content": ...}`). `answer` is whatever the task's verifier needs,
+    JSON only. `token_ids` is empty until a tokenizer has rendered the prompt.
+    """
+
+    id: str
+    text: str | tuple[dict[str, str], ...]
+    answer: Any = None
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to sample: `temperature` 0 is greedy; `top_p` keeps the smallest set of that much probability.
+
+    Sampling ends with one of `stop_token_ids` (the stop token is part of the response) or after
+    `max_tokens` response tokens.
+    """
+
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response.
+
+    `token_ids` includes the stop token if there was one; `logprobs` (nats, one per token) are those of the
+    distribution sampled from. `finish_reason` comes from the sampler, never from counting tokens: "stop"
+    after a stop token, "length" at the limit. `policy_version` is the trainer's step the weights belong to.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    policy_version: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says. `invalid` means it cannot tell (timeout, crash, bad gold); never count it as wrong."""
+
+    status: Literal["right", "wrong", "invalid"]
+    reason: str = ""
+
+    @property
+    def right(self) -> bool:
+        """True only for a verified right answer."""
+        return self.status == "right"
+
+    @property
+    def valid(self) -> bool:
+        """False when the verifier could not tell."""
+        return self.status != "invalid"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A prompt, one response to it, and the verdict. `sample` counts the responses to one prompt from 0."""
+
+    prompt: Prompt
+    sample: int
+    completion: Completion
+    response: str
+    verdict: Verdict = field(default=Verdict("invalid", "not judged yet"))
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the sampler cut the response off at the length limit."""
+        return self.completion.finish_reason == "length"
+
+
+class Task(Protocol):
+    """Where problems come from and who judges the answers.
+
+    `train` and `heldout` are disjoint sequences (`len`, indexing, equal index means equal prompt); they may
+    make their items lazily. `max_response_tokens` is the length the task was designed for.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def train(self) -> PromptSet: ...
+    @property
+    def heldout(self) -> PromptSet: ...
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        """Judge the decoded response text (special tokens removed). Never raises on any text."""
+        ...
+
+
+class PromptSet(Protocol):
+    """A sized, indexable set of prompts; the same index is always the same prompt."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Prompt: ...
+
+
+def stable_hash(*parts: object) -> int:
+    """A 63-bit number decided by the parts alone: same on every machine, in every process and release.
+
+    >>> stable_hash(0, "step", 3) == stable_hash(0, "step", 3)
+    True
+    """
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def sample_seed(run_seed: int, step: int | str, prompt_id: str, sample: int) -> int:
+    """The seed of one sample (design guarantee: a sample alone, in a batch or after resume is the same)."""
+    return stable_hash("sample", run_seed, step, prompt_id, sample)
