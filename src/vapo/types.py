@@ -93,8 +93,9 @@ class Episode:
 class Task(Protocol):
     """Where problems come from and who judges the answers.
 
-    `train` and `heldout` are disjoint sequences (`len`, indexing, equal index means equal prompt); they may
-    make their items lazily. `max_response_tokens` is the length the task was designed for.
+    `train` and `heldout` are disjoint sequences (`len`, indexing, equal index means equal prompt); they may make
+    their items lazily. `max_response_tokens` is the length the task was designed for. A task whose responses end
+    in a short answer may also have `final_answer(response) -> str | None`: maj@k votes on it.
     """
 
     @property
@@ -103,10 +104,18 @@ class Task(Protocol):
     def train(self) -> PromptSet: ...
     @property
     def heldout(self) -> PromptSet: ...
+    @property
+    def max_response_tokens(self) -> int: ...
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """Judge the decoded response text (special tokens removed). Never raises on any text."""
         ...
+
+
+class Verifier(Protocol):
+    """Judges a response text; the callable part of a task. Never raises on any text."""
+
+    def __call__(self, prompt: Prompt, response: str, /) -> Verdict: ...
 
 
 class PromptSet(Protocol):
