@@ -11,10 +11,13 @@ GRPO as trained in DeepSeek-R1-Zero, arXiv:2501.12948.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from functools import reduce
+from math import inf
 from typing import Any, Literal
 
 from vapo.errors import ConfigError
+
 
 def _check(holds: bool, message: str) -> None:
     if not holds:
@@ -33,7 +36,10 @@ class Fixed:
     rule: Literal["fixed"] = "fixed"
 
     def __post_init__(self) -> None:
-        _check(0 <= self.value <= 1, f"lambda must lie in [0, 1], got {self.value}")
+        _check(
+            0 <= self.value <= 1,
+            f"a fixed lambda (credit.policy_lambda or credit.critic_lambda) must lie in [0, 1], got {self.value}",
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class LengthAdaptive:
     rule: Literal["length_adaptive"] = "length_adaptive"
 
     def __post_init__(self) -> None:
-        _check(self.alpha > 0, f"alpha must be positive, got {self.alpha}")
+        _check(0 < self.alpha < inf, f"alpha of a length-adaptive lambda must be positive and finite, got {self.alpha}")
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ class Gae:
     """Critic passes over the step's minibatches for each policy pass (SAO uses 2)."""
     value_clip: float | None = None
     """PPO value clipping range; None is off, as in the papers."""
+    critic_reduction: Literal["token", "sequence"] = "token"
+    """Who counts the same in the critic's loss; not stated in the papers."""
     whiten: bool = False
     """Normalise the policy's advantages to mean 0, variance 1 over the step; never the critic's targets."""
     kind: Literal["gae"] = "gae"
@@ -192,7 +200,8 @@ class Optimization:
 
     def __post_init__(self) -> None:
         _check(self.minibatch >= 1, f"minibatch must be at least 1, got {self.minibatch}")
-        _check(self.actor_lr >= 0 and self.critic_lr >= 0, "learning rates must not be negative")
+        _check(self.actor_lr >= 0, f"actor_lr must not be negative, got {self.actor_lr}")
+        _check(self.critic_lr >= 0, f"critic_lr must not be negative, got {self.critic_lr}")
         _check(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
         _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
 
@@ -214,8 +223,9 @@ class Algorithm:
     reward: Reward = Reward()
     kl: Kl = Kl()
     truncated: Truncation = "zero"
-    """Responses cut off at the length limit: `zero` ends the episode there with its verdict; `bootstrap` adds
-    the critic's value of the state after the cut; `drop` keeps them out of every loss (overlong filtering)."""
+    """Responses cut off at the length limit: `zero` ends the episode there with its verdict; `bootstrap` puts
+    the critic's value of the state after the cut in the place of the failure; `drop` keeps them out of every
+    loss, the critic's too (overlong filtering)."""
     optimization: Optimization = Optimization()
 
     def __post_init__(self) -> None:
@@ -228,12 +238,13 @@ class Algorithm:
             )
             _check(
                 self.truncated != "bootstrap",
-                "truncated: bootstrap needs a critic to take the value from; use zero or drop, or a preset with a critic",
+                "truncated: bootstrap needs a critic to take the value from; use zero or drop, or take a critic",
             )
         _check(
             self.sampling.samples % self.optimization.minibatch == 0,
-            f"the minibatch ({self.optimization.minibatch} responses) must divide the {self.sampling.samples} responses "
-            f"of a step ({self.sampling.prompts} prompts x {self.sampling.per_prompt})",
+            f"the minibatch ({self.optimization.minibatch} responses) must divide the {self.sampling.samples} "
+            f"responses of a step ({self.sampling.prompts} prompts x {self.sampling.per_prompt}); "
+            "change trainer.minibatch_size",
         )
 
 
@@ -254,6 +265,7 @@ PPO = Algorithm(  # "vanilla PPO" of VAPO Table 1; numbers of VAPO §5.1
 
 VC_PPO = replace(
     PPO,
+    reward=Reward(right=1.0, wrong=-1.0),  # VC-PPO: +1 / -1 by a rule
     credit=replace(
         PPO.credit,
         critic_lambda=Fixed(1.0),  # VC-PPO: decoupled, critic 1.0, actor 0.95
@@ -318,7 +330,9 @@ def without(algorithm: Algorithm, technique: str) -> Algorithm:
     no λ to put back).
     """
     if technique not in TECHNIQUES:
-        raise ConfigError(f"Unknown technique {technique!r}. VAPO's seven are: {', '.join(TECHNIQUES)}.")
+        close = get_close_matches(technique, TECHNIQUES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ConfigError(f"Unknown technique {technique!r}{hint} VAPO's seven are: {', '.join(TECHNIQUES)}.")
     path = TECHNIQUES[technique]
     if path.startswith("credit.") and not isinstance(algorithm.credit, Gae):
         raise ConfigError(f"{technique} belongs to methods with a critic; this one has a group baseline.")
@@ -355,7 +369,8 @@ def scaled(
     _check(per_prompt >= 1, f"the group size must be at least 1, got {per_prompt}")
     _check(
         total % per_prompt == 0,
-        f"the group size ({per_prompt} responses per prompt) must divide the {total} responses of a step",
+        f"the group size ({per_prompt} responses per prompt) must divide the {total} responses of a step; "
+        "change trainer.group_size or trainer.samples_per_step",
     )
     sampling = replace(sampling, prompts=total // per_prompt, per_prompt=per_prompt)
     if isinstance(credit, Gae):

@@ -1,0 +1,265 @@
+"""Credit: which token, or which response, did better than expected.
+
+With a critic, `gae` and the rules for its λ; without one, `group_advantages`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, assert_never
+
+import torch
+import torch.nn.functional as F
+
+from vapo.algo._tensors import require_bool, require_mask, require_one_shape, require_rows, widened
+from vapo.algo.diagnostics import masked_deviations
+from vapo.algo.presets import Fixed, Lambda, LengthAdaptive, Relative
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Num
+    from torch import Tensor
+
+# --------------------------------------------------------------------------- with a critic
+
+
+@torch.no_grad()
+def gae(
+    rewards: Float[Tensor, "B T"],
+    values: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    lam: float | Float[Tensor, " B"],
+    gamma: float = 1.0,
+) -> Float[Tensor, "B T"]:
+    """Generalised advantages of the response tokens, not normalised, without gradient.
+
+        δ_t = r_t + γ·V_{t+1} - V_t          A_t = δ_t + γλ·A_{t+1}
+
+    `values[:, t]` is V of the state *before* token t: the critic's output at the token before it. A
+    response is a finished episode: V and A beyond its last token are 0, also when it was cut off at the
+    length limit (to bootstrap there, see `terminal_rewards`). Tokens outside `mask` (prompt, padding, tool
+    output) get A = 0 and are skipped as if they were not there, whatever they hold, NaN included; a reward
+    on one of them is not seen. A row without any token gives zeros.
+
+    For Decoupled GAE call it twice: with the policy's λ for A; with the critic's λ, plus V, for the
+    returns. For Length-Adaptive GAE pass one λ per response.
+
+    Computed in float32, or in float64 if rewards or values are, in log2(T) passes over the tokens: once the
+    2^k next errors are summed, A_t += (γλ)^(2^k)·A_{t+2^k} sums twice as many.
+
+    Raises ValueError for shapes that differ, a mask that is not bool, λ or γ outside [0, 1] (values of λ are
+    looked at only on the CPU: elsewhere that would make the device wait).
+
+    Source: arXiv:1506.02438, eq. 16; decoupling: VC-PPO, arXiv:2503.01491.
+    """
+    require_one_shape("gae", rewards=rewards, values=values, mask=mask)
+    require_mask("gae", mask)
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gae needs gamma in [0, 1], got {gamma}. The papers use 1.")
+    rewards, values = widened(torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0))
+    decay = gamma * _one_per_row(lam, values)  # γλ, (B, 1)
+
+    # Push each row's tokens together on the left. All others land in a spare last column, which stays 0 and
+    # so is the state after the end, too.
+    rows, width = mask.shape
+    place = torch.where(mask, mask.cumsum(1) - 1, width)
+    rewards = rewards.new_zeros(rows, width + 1).scatter(1, place, rewards)
+    values = values.new_zeros(rows, width + 1).scatter(1, place, values)
+
+    advantages = rewards - values
+    advantages[:, :-1] += gamma * values[:, 1:]  # δ
+    reach = 1
+    while reach < width:
+        advantages = advantages + decay * F.pad(advantages[:, reach:], (0, reach))
+        decay, reach = decay.square(), 2 * reach
+    return advantages.gather(1, place)
+
+
+def _one_per_row(lam: float | Tensor, like: Tensor) -> Tensor:
+    """λ as a (B, 1) tensor, after the checks that cost nothing."""
+    if isinstance(lam, torch.Tensor):
+        require_rows("gae", len(like), lam=lam)
+        outside = lam.device.type == "cpu" and not bool(((lam >= 0) & (lam <= 1)).all())
+    else:
+        outside = not 0 <= lam <= 1
+    if outside:
+        raise ValueError(
+            f"gae needs lam in [0, 1], got {lam}. length_adaptive_lambda clamps 1 - 1/(α·l) for short "
+            "responses; use it rather than the bare formula."
+        )
+    return torch.as_tensor(lam, dtype=like.dtype, device=like.device).expand(len(like)).unsqueeze(1)
+
+
+def length_adaptive_lambda(lengths: Num[Tensor, " B"], alpha: float = 0.05) -> Float[Tensor, " B"]:
+    """One λ per response, so that the weights of its TD errors sum to about α·l.
+
+        Σ_t λ^t ≈ 1/(1 - λ) = α·l     =>     λ(l) = 1 - 1/(α·l), clamped to [0, 1]
+
+    `lengths` counts trainable response tokens, the stop token included. The formula is negative below l =
+    1/α; the paper does not say what to do there. We clamp: with α = 0.05, responses of up to 20 tokens
+    (empty ones, too) get λ = 0, one-step TD; 21 tokens get 0.048, 400 tokens 0.95.
+
+    Whatever the length, the last TD error weighs λ^(l-1) ≈ exp(-1/α) on the first token: 2e-9 with α = 0.05,
+    0.08 with 0.4, 0.51 with 1.5. With a small α early tokens learn from the critic, hardly from the outcome.
+    And since the length is known only at the end, λ is not independent of what happened: where lengths
+    differ, the policy gradient is biased even if the critic is perfect (it is not for one λ for all).
+
+    Raises ValueError unless alpha is positive and finite.
+
+    Source: VAPO, arXiv:2504.05118, eq. 4-5.
+    """
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise ValueError(
+            f"length_adaptive_lambda needs a positive alpha, got {alpha}. The paper uses 0.05; "
+            "responses of up to 1/alpha tokens get lambda 0."
+        )
+    (lengths,) = widened(lengths)
+    return (1 - 1 / (alpha * lengths)).clamp(0.0, 1.0)
+
+
+def relative_lambda(lengths: Num[Tensor, " B"], q: float) -> Float[Tensor, " B"]:
+    """One λ per response, so that the last TD error weighs exactly q on the first token.
+
+        λ(l) = q^(1/(l-1))     =>     λ^(l-1) = q
+
+    Responses of one token have nothing to decay over and get λ = 1, as do empty ones. The same idea as
+    `length_adaptive_lambda` with q ≈ exp(-1/α), but exact at every length.
+
+    Raises ValueError unless q is in (0, 1].
+
+    Source: AReaL, areal/trainer/ppo/lambda_fn.py.
+    """
+    if not 0 < q <= 1:
+        raise ValueError(
+            f"relative_lambda needs q in (0, 1], got {q}: it is the weight of the outcome on the first token."
+        )
+    (lengths,) = widened(lengths)
+    return torch.where(lengths > 1, q ** (1 / (lengths - 1).clamp(min=1)), 1.0)
+
+
+def lambdas(rule: Lambda, lengths: Num[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """One λ per response, by the rule of a preset: `Fixed`, `LengthAdaptive` or `Relative`."""
+    match rule:
+        case Fixed(value=value):
+            (like,) = widened(lengths)
+            return torch.full_like(like, value)
+        case LengthAdaptive(alpha=alpha):
+            return length_adaptive_lambda(lengths, alpha)
+        case Relative(q=q):
+            return relative_lambda(lengths, q)
+        case _:
+            assert_never(rule)
+
+
+@torch.no_grad()
+def whiten(advantages: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Advantages with mean 0 and population variance 1 over `mask`, and 0 outside it, without gradient.
+
+        A'_t = (A_t - mean) / std          mean and std over the tokens of the mask, both
+
+    Meant for the whole step, before it is cut into minibatches, and for the policy's advantages only: never
+    for the critic's targets. Advantages that are all equal (or a single one) become 0. What the tensor holds
+    outside the mask, NaN included, changes nothing.
+
+    Raises ValueError for shapes that differ or a mask that is not bool or has no rows.
+
+    Source: a habit of implementations; not in VAPO, and BPCO, arXiv:2608.23566, advises against it.
+    """
+    require_one_shape("whiten", advantages=advantages, mask=mask)
+    require_mask("whiten", mask)
+    (advantages,) = widened(advantages)
+    deviations, variance = masked_deviations(advantages, mask)
+    return deviations / torch.where(variance == 0, 1.0, variance).sqrt()
+
+
+# --------------------------------------------------------------------------- without a critic
+
+
+@torch.no_grad()
+def group_advantages(
+    rewards: Float[Tensor, " N"],
+    groups: Int[Tensor, " N"],
+    *,
+    std: Literal["population", "sample"] | None = "population",
+    valid: Bool[Tensor, " N"] | None = None,
+) -> Float[Tensor, " N"]:
+    """One advantage per response: its reward against those of the other responses to the same prompt.
+
+        A_i = (R_i - mean(R_group)) / std(R_group)
+
+    `groups` names each response's prompt by any integer, in any order. `std`: "population" divides the
+    squares by the group's size G, as eq. 9 reads; "sample" by G - 1, as verl and TRL do; None divides by
+    nothing (Dr. GRPO). No ε is added: a group whose rewards are all equal, or of one response, has
+    advantage exactly 0.
+
+    Responses that are not `valid` (the verifier could not tell, nothing to train on) take no part in mean
+    and std, whatever their reward, and get 0.
+
+    Raises ValueError for shapes that differ, another `std`, groups that are not integers.
+
+    Source: GRPO, arXiv:2402.03300 §4.1; DAPO, arXiv:2503.14476, eq. 9; no std: Dr. GRPO, arXiv:2503.20783.
+    """
+    if std not in ("population", "sample", None):
+        raise ValueError(f'group_advantages knows std="population", "sample" and None, got {std!r}.')
+    valid = _valid("group_advantages", valid, rewards=rewards, groups=groups)
+    index, num_groups = _numbered(groups)
+    (rewards,) = widened(rewards)
+
+    # Rewards are measured from the group's smallest, so that equal ones differ by exactly 0.
+    smallest = rewards.new_full((num_groups,), math.inf)
+    smallest = smallest.scatter_reduce(0, index, torch.where(valid, rewards, math.inf), "amin")
+    excess = torch.where(valid, rewards - smallest[index], 0.0)
+
+    zeros = rewards.new_zeros(num_groups)
+    size = zeros.index_add(0, index, valid.to(rewards.dtype)).clamp(min=1)
+    mean = zeros.index_add(0, index, excess) / size
+    deviation = torch.where(valid, excess - mean[index], 0.0)
+    if std is None:
+        return deviation
+    squares = zeros.index_add(0, index, deviation.square())
+    variance = squares / (size if std == "population" else (size - 1).clamp(min=1))
+    return deviation / torch.where(variance == 0, 1.0, variance).sqrt()[index]
+
+
+@torch.no_grad()
+def informative_groups(
+    right: Bool[Tensor, " N"], groups: Int[Tensor, " N"], valid: Bool[Tensor, " N"] | None = None
+) -> Bool[Tensor, " N"]:
+    """Per response, whether its group has both right and wrong answers: what dynamic sampling keeps.
+
+        0 < #{right in the group} < #{valid in the group}
+
+    Only valid responses count; one that is not is still True where the others of its group are mixed (it is
+    up to the caller to keep it out of the loss). Groups of one response are never informative.
+
+    Raises ValueError for shapes that differ, verdicts that are not bool, groups that are not integers.
+
+    Source: DAPO, arXiv:2503.14476, eq. 8 (the constraint) and §3.2.
+    """
+    valid = _valid("informative_groups", valid, right=right, groups=groups)
+    require_bool("informative_groups", right=right)
+    index, num_groups = _numbered(groups)
+    zeros = torch.zeros(num_groups, dtype=torch.long, device=groups.device)
+    num_right = zeros.index_add(0, index, (right & valid).long())
+    num_valid = zeros.index_add(0, index, valid.long())
+    return ((num_right > 0) & (num_right < num_valid))[index]
+
+
+def _valid(function: str, valid: Tensor | None, **columns: Tensor) -> Tensor:
+    """`valid`, or all True; and the columns checked: one shape, integer groups."""
+    groups = columns["groups"]
+    valid = torch.ones_like(groups, dtype=torch.bool) if valid is None else valid
+    require_one_shape(function, **columns, valid=valid)
+    require_bool(function, valid=valid)
+    if groups.ndim != 1 or groups.is_floating_point():
+        raise ValueError(
+            f"{function} needs groups to be one integer per response, the name of its prompt; "
+            f"got {groups.dtype} of shape {tuple(groups.shape)}."
+        )
+    return valid
+
+
+def _numbered(groups: Tensor) -> tuple[Tensor, int]:
+    """The groups renamed 0, 1, 2, …, and how many there are."""
+    names, index = torch.unique(groups, return_inverse=True)
+    return index, len(names)

@@ -1,0 +1,55 @@
+"""Is the critic any good? Numbers to watch, never to train on."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from vapo.algo._tensors import require_mask, require_one_shape, widened
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+@torch.no_grad()
+def explained_variance(
+    values: Float[Tensor, "B T"], returns: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+) -> Float[Tensor, ""]:
+    """How much of the variation of the returns the critic foresees: 1 all of it, 0 none, below 0 worse.
+
+        EV = 1 - Var(y - V) / Var(y)          population variances over the tokens of `mask`
+
+    A scalar tensor. It is nan where the question has no answer: no tokens, or returns that are all equal, up
+    to the rounding of the floats they were computed in. A constant offset is invisible to it: log the bias
+    as well. What the tensors hold outside the mask, NaN included, changes nothing.
+
+    Raises ValueError for shapes that differ or a mask that is not bool.
+
+    Source: VAPO, arXiv:2504.05118 §4.1 (which asks for it to become low; it must become high).
+    """
+    require_one_shape("explained_variance", values=values, returns=returns, mask=mask)
+    require_mask("explained_variance", mask)
+    values, returns = widened(torch.where(mask, values, 0.0), torch.where(mask, returns, 0.0))
+    _, variance = masked_deviations(returns, mask)
+    _, unexplained = masked_deviations(returns - values, mask)
+    # Returns are made as A + V: equal ones differ by the rounding of either.
+    size = (values.abs() + returns.abs()).sum() / mask.sum().clamp(min=1)
+    rounding = 16 * torch.finfo(returns.dtype).eps * size
+    return torch.where(variance > rounding.square(), 1 - unexplained / variance, math.nan)
+
+
+def masked_deviations(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` minus its mean over `mask` and 0 outside it; and the population variance. Both 0 if all are equal.
+
+    The mean is taken of the distance to the smallest number, which is exactly 0 for equal ones: in floats,
+    the mean of n times 0.1 need not be 0.1.
+    """
+    if x.numel() == 0:
+        return x, x.new_zeros(())
+    count = mask.sum().clamp(min=1)
+    excess = torch.where(mask, x - torch.where(mask, x, math.inf).amin(), 0.0)
+    deviations = torch.where(mask, excess - excess.sum() / count, 0.0)
+    return deviations, deviations.square().sum() / count

@@ -1,0 +1,105 @@
+"""From one number per token to one number: a reduction is a tensor of weights.
+
+Weights are made on the whole minibatch of an optimizer step, over all ranks, before it is cut into
+micro-batches. Each micro-batch then takes its rows of them, and the micro-losses are *summed*:
+
+    weights = token_weights(mask)                       # once, for the whole minibatch
+    for rows in micro_batches:
+        weighted_sum(clipped_surrogate(...), weights[rows]).backward()
+
+That is the gradient of one big batch by construction, however it was cut.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vapo.algo._tensors import require_bool, require_mask, require_one_shape, require_rows, widened
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+def token_weights(mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B T"]:
+    """Weights under which every token counts the same (DAPO, VAPO), float32.
+
+        w_it = 1 / Σ_j |o_j|          |o_j|: the trainable tokens of response j
+
+    They sum to 1 over the mask and are 0 outside it; all 0, not NaN, if the mask is empty.
+
+    Raises ValueError if the mask is not bool.
+
+    Source: DAPO, arXiv:2503.14476, eq. 8; VAPO, arXiv:2504.05118, eq. 7.
+    """
+    require_bool("token_weights", mask=mask)
+    return mask / mask.sum().clamp(min=1)
+
+
+def sequence_weights(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Weights under which every response counts the same (GRPO, plain PPO), float32.
+
+        w_it = 1 / (G·|o_i|)          G: the responses that have trainable tokens at all
+
+    They sum to 1 over the mask and are 0 outside it; all 0, not NaN, if the mask is empty.
+
+    Raises ValueError if the mask is not bool.
+
+    Source: VAPO, arXiv:2504.05118, eq. 6; GRPO, arXiv:2402.03300, eq. 3.
+    """
+    require_mask("sequence_weights", mask)
+    lengths = mask.sum(-1, keepdim=True)
+    return mask / lengths.clamp(min=1) / (lengths > 0).sum().clamp(min=1)
+
+
+def positive_weights(mask: Bool[Tensor, "B T"], correct: Bool[Tensor, " B"]) -> Float[Tensor, "B T"]:
+    """Weights of the positive-example language-model loss: the tokens of correct responses, float32.
+
+        w_it = 1 / Σ_{j correct} |o_j|  if response i is correct, else 0
+        L_NLL = Σ_it w_it·(-logp_it)          L = L_PPO + μ·L_NLL
+
+    They sum to 1; all 0, not NaN, if no response is correct. `correct` is the verifier's verdict, before any
+    shaping: a right answer that was punished for its length is still right.
+
+    Raises ValueError if mask or correct is not bool, or correct is not one per response.
+
+    Source: VAPO, arXiv:2504.05118, eq. 9-10.
+    """
+    require_mask("positive_weights", mask)
+    require_bool("positive_weights", correct=correct)
+    require_rows("positive_weights", len(mask), correct=correct)
+    return token_weights(mask & correct.unsqueeze(1))
+
+
+def weighted_sum(per_token: Float[Tensor, "*B T"], weights: Float[Tensor, "*B T"]) -> Float[Tensor, ""]:
+    """The sum of `per_token` under `weights`: a scalar in float32, ready for backward().
+
+        L = Σ_it w_it·L_it
+
+    Tokens of weight 0 are left out by selection: neither their value nor, through this sum, their gradient
+    counts, even if it is NaN. That alone does not mend a gradient that turns NaN further back, in the
+    arithmetic that made `per_token`: the losses of `vapo.algo` see to it themselves; for arithmetic of your
+    own, clean the inputs with `masked` first.
+
+    Raises ValueError for shapes that differ.
+    """
+    require_one_shape("weighted_sum", per_token=per_token, weights=weights)
+    per_token, weights = widened(per_token, weights)
+    return (torch.where(weights != 0, per_token, 0.0) * weights).sum()
+
+
+def masked(x: Float[Tensor, "*B T"], mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B T"]:
+    """`x` where the mask is True and 0 elsewhere, in float32. Apply it to inputs, *before* arithmetic.
+
+    Selecting afterwards is not enough for gradients: where(mask, f(x), 0) sends 0·f'(x) back, which is NaN
+    if f'(x) is. Behind this function nothing non-finite from outside the mask is left, and the gradient it
+    hands back to `x` there is exactly 0.
+
+    Raises ValueError for shapes that differ or a mask that is not bool.
+    """
+    require_one_shape("masked", x=x, mask=mask)
+    require_bool("masked", mask=mask)
+    (x,) = widened(x)
+    return torch.where(mask, x, 0.0)

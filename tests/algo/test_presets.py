@@ -1,0 +1,257 @@
+"""The methods as data: the papers' numbers, and the algebra of taking techniques away."""
+
+from dataclasses import fields, is_dataclass, replace
+from functools import reduce
+from typing import Any
+
+import pytest
+
+from vapo.algo.presets import (
+    DAPO,
+    GRPO,
+    PPO,
+    PRESETS,
+    TECHNIQUES,
+    VAPO,
+    VC_PPO,
+    Algorithm,
+    Clip,
+    Fixed,
+    Gae,
+    GroupBaseline,
+    LengthAdaptive,
+    Relative,
+    Sampling,
+    scaled,
+    without,
+    without_all,
+)
+from vapo.errors import ConfigError
+
+
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Every number of a method under its dotted name."""
+    if not is_dataclass(node):
+        return {path: node}
+    found = {f"{path}:": type(node)}
+    for f in fields(node):
+        found |= leaves(getattr(node, f.name), f"{path}.{f.name}" if path else f.name)
+    return found
+
+
+def differences(one: Algorithm, other: Algorithm) -> set[str]:
+    a, b = leaves(one), leaves(other)
+    return {path for path in a.keys() | b.keys() if a.get(path) != b.get(path)}
+
+
+def critic_of(algorithm: Algorithm) -> Gae:
+    assert isinstance(algorithm.credit, Gae)
+    return algorithm.credit
+
+
+def test_vapo_without_all_its_techniques_is_ppo():
+    assert reduce(without, TECHNIQUES, VAPO) == PPO
+    assert without_all(VAPO, list(TECHNIQUES)) == PPO
+
+
+def test_the_order_in_which_techniques_go_does_not_matter():
+    assert reduce(without, reversed(TECHNIQUES), VAPO) == PPO
+
+
+def test_there_are_seven_techniques_under_the_names_of_the_design():
+    assert list(TECHNIQUES) == [
+        "value-pretraining",
+        "decoupled-gae",
+        "length-adaptive-gae",
+        "token-level-loss",
+        "clip-higher",
+        "positive-lm",
+        "group-sampling",
+    ]
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_taking_one_technique_away_changes_its_field_and_no_other(technique):
+    changed = differences(VAPO, without(VAPO, technique))
+    field = TECHNIQUES[technique]
+    assert changed
+    assert all(path == field or path.startswith((f"{field}.", f"{field}:")) for path in changed)
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_taking_a_technique_away_twice_is_taking_it_away_once(technique):
+    once = without(VAPO, technique)
+    assert without(once, technique) == once
+    assert without(PPO, technique) == PPO
+
+
+def test_vapo_carries_the_numbers_of_its_paper():
+    # VAPO §5.1
+    credit = critic_of(VAPO)
+    assert (VAPO.sampling.prompts, VAPO.sampling.per_prompt) == (512, 16)
+    assert (credit.policy_lambda, credit.critic_lambda) == (LengthAdaptive(alpha=0.05), Fixed(1.0))
+    assert (credit.gamma, credit.pretraining_steps) == (1.0, 50)
+    assert (VAPO.clip.low, VAPO.clip.high, VAPO.clip.dual) == (0.2, 0.28, None)
+    assert (VAPO.reduction, VAPO.positive_lm) == ("token", 0.1)
+    optimization = VAPO.optimization
+    assert (optimization.actor_lr, optimization.critic_lr, optimization.minibatch) == (1e-6, 2e-6, 512)
+
+
+def test_ppo_carries_the_numbers_of_vapos_baseline():
+    # VAPO §5.1; 8192 / 512 = 16 updates per rollout
+    credit = critic_of(PPO)
+    assert (PPO.sampling.prompts, PPO.sampling.per_prompt) == (8192, 1)
+    assert (credit.policy_lambda, credit.critic_lambda) == (Fixed(0.95), Fixed(0.95))
+    assert (credit.gamma, credit.pretraining_steps) == (1.0, 0)
+    assert (PPO.clip.low, PPO.clip.high, PPO.reduction, PPO.positive_lm) == (0.2, 0.2, "sequence", 0.0)
+    assert PPO.sampling.samples // PPO.optimization.minibatch == 16
+    assert PPO.sampling.samples == VAPO.sampling.samples
+
+
+def test_what_vapo_leaves_open_is_off():
+    # papers.md 1.9
+    for preset in (PPO, VC_PPO, VAPO):
+        credit = critic_of(preset)
+        assert not credit.whiten
+        assert credit.value_clip is None
+        assert preset.kl.coef == 0
+        assert preset.reward.overlong_cache == 0
+        assert preset.sampling.refill_rounds == 0
+        assert preset.optimization.epochs == 1
+
+
+def test_vc_ppo_is_ppo_with_decoupled_gae_and_value_pretraining():
+    credit = critic_of(VC_PPO)
+    assert (credit.policy_lambda, credit.critic_lambda, credit.pretraining_steps) == (
+        Fixed(0.95),
+        Fixed(1.0),
+        100,
+    )
+    plain = without_all(VC_PPO, ["decoupled-gae", "value-pretraining"])
+    assert (VC_PPO.reward.right, VC_PPO.reward.wrong) == (1.0, -1.0)  # by a rule, [VCPPO-n1]
+    assert replace(plain, reward=PPO.reward) == PPO
+
+
+def test_dapo_carries_the_numbers_of_its_paper():
+    # DAPO §4.1, eq. 7, 9, 13
+    assert DAPO.credit == GroupBaseline(std="population")
+    assert (DAPO.sampling.prompts, DAPO.sampling.per_prompt) == (512, 16)
+    assert DAPO.sampling.refill_rounds > 0
+    assert (DAPO.clip.low, DAPO.clip.high, DAPO.reduction, DAPO.kl.coef) == (0.2, 0.28, "token", 0.0)
+    assert (DAPO.reward.right, DAPO.reward.wrong) == (1.0, -1.0)
+    assert round(DAPO.reward.overlong_cache * 20480) == 4096
+    assert (DAPO.optimization.actor_lr, DAPO.optimization.minibatch) == (1e-6, 512)
+    assert DAPO.optimization.warmup_steps == 20
+
+
+def test_grpo_carries_the_numbers_of_r1_zero():
+    assert GRPO.credit == GroupBaseline(std="population")
+    assert (GRPO.sampling.samples, GRPO.sampling.per_prompt) == (8192, 16)
+    assert (GRPO.kl.coef, GRPO.kl.estimator, GRPO.kl.refresh_every) == (0.001, "k3", 400)
+    assert (GRPO.reduction, GRPO.optimization.actor_lr) == ("sequence", 3e-6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_kl_penalty_has_one_place_only(name):
+    # bug 12: counted in the reward and in the loss
+    assert [path for path in leaves(PRESETS[name]) if path.endswith(".coef")] == ["kl.coef"]
+
+
+# --------------------------------------------------------------------------- refusals
+
+
+def test_an_unknown_technique_is_refused_with_the_names_of_the_seven():
+    with pytest.raises(ConfigError, match=r"dual-clip.*value-pretraining.*group-sampling"):
+        without(VAPO, "dual-clip")
+
+
+@pytest.mark.parametrize("technique", ["value-pretraining", "decoupled-gae", "length-adaptive-gae"])
+@pytest.mark.parametrize("preset", [GRPO, DAPO])
+def test_group_methods_have_no_critic_techniques_to_take_away(preset, technique):
+    with pytest.raises(ConfigError, match="critic"):
+        without(preset, technique)
+
+
+@pytest.mark.parametrize("preset", [GRPO, DAPO])
+def test_group_methods_cannot_do_without_groups(preset):
+    with pytest.raises(ConfigError, match="group"):
+        without(preset, "group-sampling")
+
+
+def test_group_methods_can_do_without_the_rest():
+    assert without(DAPO, "clip-higher").clip == PPO.clip
+    assert without(DAPO, "token-level-loss").reduction == "sequence"
+
+
+@pytest.mark.parametrize(
+    ("impossible", "advice"),
+    [
+        (lambda: Fixed(1.5), r"\[0, 1\]"),
+        (lambda: LengthAdaptive(0.0), "positive"),
+        (lambda: Relative(0.0), r"\(0, 1\]"),
+        (lambda: Clip(low=1.2, high=0.2), "low"),
+        (lambda: Clip(low=0.2, high=0.2, dual=1.0), "dual"),
+        (lambda: Sampling(prompts=4, per_prompt=1, refill_rounds=3), "at least 2"),
+        (lambda: replace(GRPO, sampling=Sampling(prompts=8192, per_prompt=1)), "use a critic"),
+        (lambda: replace(GRPO, truncated="bootstrap"), "critic"),
+        (lambda: replace(VAPO, sampling=Sampling(prompts=100, per_prompt=3)), "divide"),
+    ],
+)
+def test_impossible_methods_are_refused(impossible, advice):
+    with pytest.raises(ConfigError, match=advice):
+        impossible()
+
+
+# --------------------------------------------------------------------------- other sizes
+
+
+def test_scaling_keeps_what_makes_the_method():
+    small = scaled(VAPO, samples=256, group=8, alpha=0.4, pretraining_steps=10, minibatch=64, actor_lr=1e-4)
+    assert (small.sampling.prompts, small.sampling.per_prompt) == (32, 8)
+    assert critic_of(small).policy_lambda == LengthAdaptive(0.4)
+    assert critic_of(small).pretraining_steps == 10
+    assert (small.optimization.minibatch, small.optimization.actor_lr) == (64, 1e-4)
+    assert (small.clip, small.reduction, small.positive_lm) == (VAPO.clip, VAPO.reduction, VAPO.positive_lm)
+    assert small.optimization.critic_lr == VAPO.optimization.critic_lr
+
+
+def test_scaling_gives_a_method_nothing_it_does_not_have():
+    small = scaled(PPO, samples=256, group=8, alpha=0.4, pretraining_steps=10, minibatch=64)
+    assert (small.sampling.prompts, small.sampling.per_prompt) == (256, 1)
+    assert critic_of(small).policy_lambda == Fixed(0.95)
+    assert critic_of(small).pretraining_steps == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_scales_and_no_number_means_the_papers(name):
+    assert scaled(PRESETS[name]) == PRESETS[name]
+    small = scaled(PRESETS[name], samples=64, group=4, minibatch=32)
+    assert small.sampling.samples == 64
+    assert small.sampling.refill_rounds == PRESETS[name].sampling.refill_rounds
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_technique_taken_away_stays_away_at_another_size(technique):
+    numbers = {"samples": 64, "group": 4, "alpha": 0.4, "pretraining_steps": 10, "minibatch": 32}
+    small, ppo = scaled(without(VAPO, technique), **numbers), scaled(PPO, **numbers)
+    field = TECHNIQUES[technique]
+    for path, value in leaves(small).items():
+        if path == field or path.startswith((f"{field}.", f"{field}:")):
+            assert value == leaves(ppo)[path]
+
+
+def test_scaling_refuses_groups_that_do_not_divide_the_samples():
+    with pytest.raises(ConfigError, match="must divide"):
+        scaled(VAPO, samples=100, group=16)
+    with pytest.raises(ConfigError, match="at least 1"):
+        scaled(VAPO, group=0)
+
+
+def test_scaling_refuses_minibatches_that_do_not_divide_the_samples():
+    with pytest.raises(ConfigError, match="minibatch"):
+        scaled(VAPO, samples=64, group=4, minibatch=48)
+
+
+def test_scaling_a_group_method_to_single_responses_is_refused():
+    with pytest.raises(ConfigError, match="at least 2"):
+        scaled(GRPO, group=1)
