@@ -1,0 +1,119 @@
+"""Hidden states of ragged sequences from any Hugging Face decoder, packed or padded, with the same numbers.
+
+`packed` lays all sequences end to end in one row and attends within each: no token of padding is computed.
+`padded` is the ordinary right-padded rectangle. Both return one row per real token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from vapo.errors import ModelError
+
+Layout = Literal["packed", "padded"]
+
+PACKED_ATTENTION = "vapo_packed"
+"""Name under which transformers finds `packed_attention`; it creates no mask for names it does not know."""
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segment_lengths: Sequence[int],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment of a packed row: (1, heads, tokens, dim) -> (1, tokens, heads, dim).
+
+    One SDPA call per segment: on a CPU the fastest exact way to attend over ragged sequences, because no
+    padding and no quadratic mask is touched. Raises ModelError for attention variants SDPA cannot express.
+    """
+    if softcap is not None or s_aux is not None or position_bias is not None:
+        raise ModelError("This architecture's attention (soft cap, sinks or position bias) cannot be packed.")
+    gqa = query.shape[1] != key.shape[1]
+    outputs = []
+    for q, k, v in zip(
+        query.split(list(segment_lengths), dim=2),
+        key.split(list(segment_lengths), dim=2),
+        value.split(list(segment_lengths), dim=2),
+        strict=True,
+    ):
+        mask = None
+        if sliding_window is not None and q.shape[2] > sliding_window:
+            distance = torch.arange(q.shape[2], device=q.device)
+            distance = distance[:, None] - distance[None, :]
+            mask = (distance >= 0) & (distance < sliding_window)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=gqa,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+
+
+def hidden_states(model: PreTrainedModel, sequences: Sequence[Tensor], layout: Layout = "packed") -> Tensor:
+    """Last hidden states of every token of every sequence: (sum of lengths, hidden), in order.
+
+    `model` may carry any head; only its `base_model` runs. `sequences` are 1-D token id tensors.
+    """
+    backbone = cast(PreTrainedModel, model.base_model)
+    if layout == "packed":
+        tokens = torch.cat(list(sequences))[None]
+        positions = torch.cat([torch.arange(len(s), device=s.device) for s in sequences])[None]
+        with _attention(backbone, PACKED_ATTENTION):
+            output = backbone(
+                input_ids=tokens,
+                position_ids=positions,
+                use_cache=False,
+                segment_lengths=[len(s) for s in sequences],
+            )
+        return output.last_hidden_state[0]
+    width = max(len(s) for s in sequences)
+    tokens = torch.stack([F.pad(s, (0, width - len(s))) for s in sequences])
+    lengths = torch.tensor([len(s) for s in sequences], device=tokens.device)
+    mask = torch.arange(width, device=tokens.device)[None] < lengths[:, None]
+    positions = torch.arange(width, device=tokens.device)[None].expand(len(sequences), -1)
+    output = backbone(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=False)
+    return output.last_hidden_state[mask]
+
+
+@contextmanager
+def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Run with another attention function; the engine and `save_pretrained` must not see the change."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def supports_packing(model: PreTrainedModel) -> bool:
+    """Whether the architecture lets its attention function be chosen, as `packed` needs."""
+    return bool(getattr(model, "_supports_attention_backend", False))

@@ -1,0 +1,203 @@
+"""Tokenizers and models by the ordinary `from_pretrained` path: a folder, a hub id, or a .gguf file."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from vapo.errors import ConfigError, ModelError
+from vapo.types import Prompt
+
+CRITIC_LABEL = "value"
+"""The label of our critics' one output; by it a saved critic is told from a reward model."""
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; raises ModelError if it is missing or has no end-of-sequence token."""
+    with _explained(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(**_where(source), trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of {source} has no EOS token, so a response could never end. "
+            "Set `eos_token` in its tokenizer_config.json (or special_tokens_map.json)."
+        )
+    return tokenizer
+
+
+def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's configuration alone: cheap checks before weights load."""
+    with _explained(source, "model"):
+        return AutoConfig.from_pretrained(**_where(source), trust_remote_code=trust_remote_code)
+
+
+def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model in float32 (master weights; lower precision is a matter of autocast)."""
+    architecture = (getattr(load_config(source, trust_remote_code=trust_remote_code), "architectures", None) or [""])[0]
+    if "Classification" in architecture:
+        raise ModelError(f"{source} holds a {architecture}, a critic or reward model. Give a policy/ folder.")
+    with _explained(source, "policy"):
+        model = AutoModelForCausalLM.from_pretrained(
+            **_where(source), dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    return _without_dropout(model)
+
+
+def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, str]:
+    """A token-classification model with one output per token, and what it was loaded from, in words.
+
+    From a base model: the backbone's weights and a head that is exactly 0. From a reward model
+    (sequence classification with one label): backbone and head. From a saved critic: everything.
+    """
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    architectures = getattr(config, "architectures", None) or [""]
+    # a few architectures (Gemma 3) come with a sequence classifier only; its head is per token all the same
+    per_token = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+    auto = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
+    with _explained(source, "critic"):
+        model, info = auto.from_pretrained(
+            **_where(source),
+            id2label={0: CRITIC_LABEL},
+            label2id={CRITIC_LABEL: 0},
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    head_names = {f"{name}.{p}" for name, module in _heads(model) for p, _ in module.named_parameters()}
+    missing = set(info["missing_keys"])
+    if lost := missing - head_names:
+        raise ModelError(
+            f"The critic's weights in {source} lack {len(lost)} tensors of the backbone (first: {min(lost)}). "
+            "The folder is damaged or holds another architecture."
+        )
+    head = value_head(model)
+    weight_missing = any(name.endswith(".weight") for name in missing)
+    with torch.no_grad():
+        if weight_missing:
+            head.weight.zero_()
+        if head.bias is not None and any(name.endswith(".bias") for name in missing):
+            head.bias.zero_()
+    if weight_missing:
+        origin = f"backbone of {architectures[0]} in {source}, value head set to 0"
+    elif dict(config.id2label or {}) != {0: CRITIC_LABEL}:
+        origin = f"reward model {architectures[0]} in {source}, head included"
+    else:
+        origin = f"saved critic {architectures[0]} in {source}"
+    return _without_dropout(model), origin
+
+
+def value_head(model: PreTrainedModel) -> torch.nn.Linear:
+    """The linear layer of a token-classification model that reads values off hidden states."""
+    heads = _heads(model)
+    if len(heads) != 1 or heads[0][1].out_features != 1:
+        raise ModelError(
+            f"{type(model).__name__} has no single scalar head; a critic needs a token-classification model with "
+            "num_labels=1."
+        )
+    return heads[0][1]
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Longest prompt + response the model knows positions for; None if it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
+    """The prompt with its token ids: messages through the chat template, plain text as it is."""
+    if isinstance(prompt.text, str):
+        ids = tokenizer(prompt.text)["input_ids"]
+        # some tokenizers close every text with EOS; a prompt that is already over teaches nothing
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
+    else:
+        if tokenizer.chat_template is None:
+            raise ConfigError(
+                f"Prompt {prompt.id} is a list of messages, but the tokenizer has no chat template. "
+                "Give the task plain-text prompts, or a model with a chat template."
+            )
+        ids = tokenizer.apply_chat_template(
+            list(prompt.text), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    return Prompt(prompt.id, prompt.text, prompt.answer, tuple(cast(list[int], ids)))
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's EOS and those of the model's generation config (chat
+    models name their end-of-turn token only there)."""
+    try:
+        eos = GenerationConfig.from_pretrained(str(source)).eos_token_id
+    except OSError:  # a folder or a .gguf without generation_config.json
+        eos = None
+    more = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
+    return tuple(sorted({int(cast(int, tokenizer.eos_token_id)), *map(int, more)}))
+
+
+def _heads(model: PreTrainedModel) -> list[tuple[str, torch.nn.Linear]]:
+    backbone = model.base_model_prefix
+    return [(n, m) for n, m in model.named_children() if n != backbone and isinstance(m, torch.nn.Linear)]
+
+
+def _without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Dropout off, for good: the policy that is scored must be the policy that sampled."""
+    return model.eval()
+
+
+def _where(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": str(source)}
+
+
+@contextmanager
+def _explained(source: str | Path, what: str):
+    """Turn whatever the loader raises into one line that says what was asked and what to do."""
+    path = Path(source)
+    # a hub id is `name` or `owner/name`; whatever has more parts, or a parent that is here, was meant as a path
+    looks_local = (
+        path.is_absolute()
+        or str(source).startswith((".", "~"))
+        or path.suffix == ".gguf"
+        or str(source).count("/") > 1
+        or path.parts[0] in ("runs", "checkpoints")
+    )
+    if looks_local and not path.exists():
+        raise ModelError(f"Cannot load the {what}: {source} does not exist. Check the path.")
+    if (path / "metrics.jsonl").exists():
+        raise ModelError(f"Cannot load the {what}: {source} is a run directory. Give its policy/ or critic/ folder.")
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ModelError(
+            f"Cannot load the {what}: {source} has no config.json. Give a folder written by `save_pretrained`."
+        )
+    verbosity, bars = transformers_logging.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"Cannot load the {what} from {source}: {first} "
+            "Give a folder written by `save_pretrained`, a .gguf file, or a hub id this machine can reach."
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars is None:
+            transformers_logging.enable_progress_bar()

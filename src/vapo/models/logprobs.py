@@ -1,0 +1,93 @@
+"""Log-probabilities of given tokens without ever holding (tokens x vocabulary) logits for the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_LOGITS = 2**22
+"""Logits in one chunk, whatever the vocabulary: 16 MiB in float32, a few times that with their gradient."""
+
+
+def token_logps(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    parameters: Sequence[Tensor],
+    *,
+    temperature: float = 1.0,
+    vocab_size: int,
+    max_logits: int = MAX_LOGITS,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """log π(target | state) and, if asked, the entropy of π, both (N,) float32 in nats.
+
+    `hidden` (N, d) are the states that predict `targets` (N,); `head` maps (n, d) -> (n, vocabulary) logits with
+    `parameters`, which get gradients. Works through chunks of at most `max_logits` logits; each is computed again
+    in the backward pass instead of being kept, so peak memory is one chunk and its gradient. The entropy has no
+    gradient.
+    """
+    rows = max(1, max_logits // vocab_size)
+    if len(hidden) <= rows:
+        logp, entropy = _chunk(hidden, targets, head, temperature, with_entropy)
+    else:
+        logp, entropy = _Chunked.apply(hidden, targets, head, temperature, with_entropy, rows, *parameters)
+    return logp, entropy if with_entropy else None
+
+
+class _Chunked(torch.autograd.Function):
+    """`_chunk` over many rows. Written out because checkpointed chunks free their logits only when Python's
+    collector comes round to it: seen to hold all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Any, temperature: float, with_entropy: bool,
+                rows: int, *parameters: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.save_for_backward(hidden, targets, *parameters)
+        ctx.head, ctx.temperature, ctx.rows = head, temperature, rows
+        device = hidden.device.type
+        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        parts = [
+            _chunk(hidden[i : i + rows], targets[i : i + rows], head, temperature, with_entropy)
+            for i in range(0, len(hidden), rows)
+        ]
+        logp, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        hidden, targets, *parameters = ctx.saved_tensors
+        device, dtype, enabled = ctx.autocast
+        inputs = [p for p in parameters if p.requires_grad]
+        sums = [torch.zeros_like(p) for p in inputs]
+        grad_hidden = torch.empty_like(hidden)
+        for i in range(0, len(hidden), ctx.rows):
+            part = hidden[i : i + ctx.rows].detach().requires_grad_()
+            with torch.enable_grad(), torch.autocast(device, dtype=dtype, enabled=enabled):
+                logp, _ = _chunk(part, targets[i : i + ctx.rows], ctx.head, ctx.temperature, False)
+            grad, *more = torch.autograd.grad(logp, [part, *inputs], grads[0][i : i + ctx.rows])
+            grad_hidden[i : i + ctx.rows] = grad
+            for total, extra in zip(sums, more, strict=True):
+                total += extra
+        of_inputs = iter(sums)
+        of_parameters = [next(of_inputs) if p.requires_grad else None for p in parameters]
+        return grad_hidden, None, None, None, None, None, *of_parameters
+
+
+def _chunk(
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    log_normaliser = logits.logsumexp(-1)
+    logp = logits.gather(-1, targets[:, None])[:, 0] - log_normaliser
+    if not with_entropy:
+        return logp, logp.new_zeros(0)
+    with torch.no_grad():
+        probabilities = (logits - log_normaliser[:, None]).exp_()
+        entropy = log_normaliser - (probabilities * logits).sum(-1)
+    return logp, entropy

@@ -1,0 +1,164 @@
+"""The two networks that learn: a policy that gives log-probabilities, a critic that gives values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vapo.errors import ModelError
+from vapo.models.backbone import Layout, hidden_states, supports_packing
+from vapo.models.loading import value_head
+from vapo.models.logprobs import token_logps
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with their responses, ragged: what a network needs to score every response token.
+
+    `tokens[i]` is prompt and response, 1-D; the last `response_lengths[i]` of them are the response.
+    """
+
+    tokens: tuple[Tensor, ...]
+    response_lengths: tuple[int, ...]
+
+    def predicting_positions(self) -> Tensor:
+        """Rows of the flat hidden states from which the response tokens are predicted, in order."""
+        rows, start = [], 0
+        for tokens, response in zip(self.tokens, self.response_lengths, strict=True):
+            end = start + len(tokens)
+            # the state before response token t is the one at the token to its left (papers.md bug 18)
+            rows.append(torch.arange(end - response - 1, end - 1))
+            start = end
+        return torch.cat(rows)
+
+    def targets(self) -> Tensor:
+        """The response tokens, flat."""
+        return torch.cat([t[len(t) - n :] for t, n in zip(self.tokens, self.response_lengths, strict=True)])
+
+    def rectangle(self, flat: Tensor, width: int) -> Tensor:
+        """Per-token numbers, flat, as (B, width); 0 beyond each response. Differentiable."""
+        lengths = torch.tensor(self.response_lengths, device=flat.device)
+        inside = torch.arange(width, device=flat.device)[None] < lengths[:, None]
+        return flat.new_zeros(len(lengths), width).masked_scatter(inside, flat)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model as the distribution that is sampled from and trained."""
+
+    model: PreTrainedModel
+    layout: Layout = "packed"
+    temperature: float = 1.0
+    autocast: bool = False
+
+    def logp(self, sequences: Sequences, width: int, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """log π of every response token at the sampling temperature, and the entropy: (B, width), nats, float32."""
+        with _precision(self.autocast, self.model):
+            hidden = hidden_states(self.model, sequences.tokens, self.layout)
+            hidden = hidden[sequences.predicting_positions().to(hidden.device)]
+            logp, entropy = token_logps(
+                hidden,
+                sequences.targets(),
+                logits_head(self.model),
+                list(output_embeddings(self.model).parameters()),
+                temperature=self.temperature,
+                vocab_size=self.model.config.get_text_config().vocab_size,
+                with_entropy=with_entropy,
+            )
+        return sequences.rectangle(logp, width), None if entropy is None else sequences.rectangle(entropy, width)
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A separate network with a scalar head: V of the state before each response token."""
+
+    model: PreTrainedModel
+    layout: Layout = "packed"
+    autocast: bool = False
+    origin: str = ""
+    """What the weights were loaded from, in words; goes into the run's log."""
+
+    def values(self, sequences: Sequences, width: int) -> Tensor:
+        """V(s_t) for every response token, in reward units: (B, width), float32."""
+        return sequences.rectangle(self._read(sequences, sequences.predicting_positions()), width)
+
+    def final_values(self, sequences: Sequences) -> Tensor:
+        """V of the state after the last token, (B,): what a cut-off response could still have earned."""
+        ends = torch.tensor([len(t) for t in sequences.tokens]).cumsum(0) - 1
+        return self._read(sequences, ends)
+
+    def _read(self, sequences: Sequences, positions: Tensor) -> Tensor:
+        with _precision(self.autocast, self.model):
+            hidden = hidden_states(self.model, sequences.tokens, self.layout)
+        head = value_head(self.model)
+        hidden = hidden[positions.to(hidden.device)].float()
+        # in float32 also under autocast: bf16 has steps of 2^-8 near 1, as large as the TD errors
+        return F.linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float())[:, 0]
+
+
+def output_embeddings(model: PreTrainedModel) -> torch.nn.Module:
+    """The projection onto the vocabulary; raises ModelError for a model that has none."""
+    projection = model.get_output_embeddings()
+    if projection is None:
+        raise ModelError(
+            f"{type(model).__name__} has no output embeddings; the policy must be a causal language model."
+        )
+    return projection
+
+
+def logits_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """hidden (n, d) -> logits (n, vocabulary), with the scaling or capping the architecture adds."""
+    projection = output_embeddings(model)
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits = projection(hidden)
+        if scale != 1.0:
+            logits = logits * scale
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return head
+
+
+@torch.no_grad()
+def choose_layout(model: PreTrainedModel, wanted: Layout | None = None) -> Layout:
+    """`packed` where it provably gives the padded layout's numbers, else `padded`.
+
+    Runs two short sequences both ways and, for a causal language model, compares the chunked logits with the
+    model's own. Raises ModelError if the head differs: an architecture whose logits we would get wrong.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = [torch.arange(1, n + 1, device=model.device) * 7 % vocabulary for n in (7, 4)]
+    padded = hidden_states(model, tokens, "padded")
+    if model.get_output_embeddings() is not None:
+        own = model(input_ids=tokens[0][None], use_cache=False).logits[0]
+        ours = logits_head(model)(padded[: len(tokens[0])])
+        if not torch.allclose(own.float(), ours.float(), atol=1e-3, rtol=1e-3):
+            raise ModelError(
+                f"The logits of {type(model).__name__} are not its output embedding applied to its last hidden state; "
+                "training it here would optimise wrong probabilities. Use another architecture."
+            )
+    if wanted == "padded" or not supports_packing(model):
+        return "padded"
+    try:
+        same = torch.allclose(hidden_states(model, tokens, "packed"), padded, atol=1e-3, rtol=1e-3)
+    except (ModelError, TypeError, RuntimeError, ValueError):
+        same = False
+    if not same and wanted == "packed":
+        raise ModelError(
+            f"{type(model).__name__} gives other numbers on packed sequences. Set trainer.layout to padded."
+        )
+    return "packed" if same else "padded"
+
+
+def _precision(autocast: bool, model: PreTrainedModel) -> Any:
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast)
