@@ -1,0 +1,205 @@
+"""`chain`: apply words to a number, where the house rules of each word must be found out.
+
+    prompt    chain 37 raise flip grow :
+    response  raise 42 flip 57 hmm grow 14 answer 14 done
+
+What a word does depends on the word before it (`raise` adds 3, 5, 7 or 9, and so on): rules that no text
+states. The honest counter-example to the maze: a number reached by a wrong rule looks like any other number,
+only the final answer is judged, so half-way through nothing readable tells a critic whether this will end well.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from vapo.errors import ConfigError
+from vapo.tasks.common import check_range, decisive_words, mumble, pick, quote, split, wrong
+from vapo.tasks.words import ANSWER, CHAIN_WORDS, DONE, LOST, NUMBERS, VOCABULARY
+from vapo.types import Prompt, Verdict, stable_hash
+
+MODULUS = 100
+# Four readings of each word; results are taken modulo 100. One is right after each other word.
+READINGS: dict[str, tuple[Callable[[int], int], ...]] = {
+    "raise": (lambda n: n + 3, lambda n: n + 5, lambda n: n + 7, lambda n: n + 9),
+    "lower": (lambda n: n - 2, lambda n: n - 4, lambda n: n - 6, lambda n: n - 8),
+    "grow": (lambda n: 2 * n, lambda n: 3 * n, lambda n: 2 * n + 1, lambda n: 3 * n + 1),
+    "flip": (lambda n: 99 - n, lambda n: 49 - n, lambda n: 10 * (n % 10) + n // 10, lambda n: 19 - n),
+    "fold": (lambda n: n // 2, lambda n: n // 2 + 50, lambda n: 99 - n // 2, lambda n: 49 - n // 2),
+    "shift": (lambda n: n + 10, lambda n: n + 20, lambda n: n + 50, lambda n: n + 70),
+}
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """How hard the chain is. The shipped base model knows the defaults only.
+
+    Prompts hold `min_words` to `max_words` words out of the first `words` that exist; `train` and `heldout`
+    prompts are drawn; `rules` seeds the house rules and the draw.
+    """
+
+    words: int = 4
+    min_words: int = 3
+    max_words: int = 4
+    train: int = 2000
+    heldout: int = 250
+    rules: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("words", self.words, 2, len(CHAIN_WORDS))
+        check_range("min_words", self.min_words, 1, 12)
+        check_range("max_words", self.max_words, self.min_words, 12)
+        check_range("train", self.train, 16, 100_000)
+        check_range("heldout", self.heldout, 1, 10_000)
+        check_range("rules", self.rules, 0, 2**31)
+        # A quarter of all prompts at most, so that drawing different ones stays quick.
+        most = MODULUS * sum(self.words**n for n in range(self.min_words, self.max_words + 1)) // 4
+        if self.train + self.heldout > most:
+            raise ConfigError(
+                f"task.train + task.heldout may be at most {most} with these words, got "
+                f"{self.train + self.heldout}. Lower them, or raise task.max_words."
+            )
+
+
+@dataclass(frozen=True)
+class ChainClumsiness:
+    """How the solver of the noisy traces errs: chances per decision."""
+
+    know: float = 0.45  # take the right reading of a word
+    misled: float = 0.45  # take one certain wrong reading, so that being surer of the likeliest does not help
+    mumble: float = 0.4  # one more filler word
+    slip: float = 0.05  # answer with another number than the last one written
+    despair: float = 0.02  # say `lost`
+
+
+class Chain:
+    """The chain task; see the module's docstring. Prompts are different (number, words) pairs."""
+
+    name = "chain"
+    description = "apply words whose rules must be found out; nothing half-way tells right from wrong"
+    max_response_tokens = 64
+    vocabulary = VOCABULARY
+
+    def __init__(self, options: ChainOptions | None = None, clumsiness: ChainClumsiness | None = None) -> None:
+        self.options = options or ChainOptions()
+        self.clumsiness = clumsiness or ChainClumsiness()
+
+    @cached_property
+    def _prompts(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+        o = self.options
+        rng = random.Random(f"vapo-chain/{o.words}/{o.min_words}/{o.max_words}/{o.rules}")  # noqa: S311
+        drawn: dict[str, Prompt] = {}
+        while len(drawn) < o.train + o.heldout:
+            count = pick(rng, range(o.min_words, o.max_words + 1))
+            words = [pick(rng, CHAIN_WORDS[: o.words]) for _ in range(count)]
+            prompt = _prompt(pick(rng, range(MODULUS)), words)
+            drawn[prompt.id] = prompt
+        return split(drawn.values(), o.heldout)
+
+    @property
+    def train(self) -> tuple[Prompt, ...]:
+        """The prompts to train on."""
+        return self._prompts[0]
+
+    @property
+    def heldout(self) -> tuple[Prompt, ...]:
+        """The prompts to evaluate on; none of them is in `train` or in a noisy trace."""
+        return self._prompts[1]
+
+    def rule(self, before: str, word: str) -> int:
+        """The place in `READINGS[word]` of the reading that is right after the word `before` ("" at the start)."""
+        return stable_hash("chain rule", self.options.rules, before, word) % len(READINGS[word])
+
+    def solve(self, number: int, words: Sequence[str]) -> list[int]:
+        """The true number after each word."""
+        numbers: list[int] = []
+        for before, word in zip(["", *words], words, strict=False):
+            number = READINGS[word][self.rule(before, word)](number) % MODULUS
+            numbers.append(number)
+        return numbers
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        """Right if the response ends in `answer N done` with the true N. What comes before is not judged."""
+        problem = self._read(prompt)
+        if problem is None:
+            return Verdict("invalid", "this prompt is not of this chain: check task options")
+        words = decisive_words(response)
+        if isinstance(words, Verdict):
+            return words
+        strange = next((word for word in words if word not in VOCABULARY), None)
+        if strange is not None:
+            return wrong(f"unknown word {quote(strange)}")
+        ends = [at for at, word in enumerate(words) if word in (DONE, LOST)]
+        if not ends:
+            return wrong("never stopped")
+        if ends[0] + 1 < len(words):
+            return wrong(f"goes on with {quote(words[ends[0] + 1])} after {words[ends[0]]!r}")
+        if words[-1] == LOST:
+            return wrong("gave up")
+        if len(words) < 3 or words[-3] != ANSWER or words[-2] not in NUMBERS or words.count(ANSWER) > 1:
+            return wrong(f"expected one {ANSWER!r} and a number before {DONE!r}")
+        truth = self.solve(*problem)[-1]
+        return Verdict("right") if words[-2] == str(truth) else wrong(f"answered {words[-2]}, it is {truth}")
+
+    def final_answer(self, response: str) -> str | None:
+        """The number after `answer`, which maj@k votes on; None if there is none."""
+        words = response.split()
+        at = words.index(ANSWER) if ANSWER in words else len(words)
+        return words[at + 1] if at + 1 < len(words) else None
+
+    def example(self) -> tuple[Prompt, str]:
+        """The first training prompt with its steps and answer."""
+        prompt = self.train[0]
+        problem = self._read(prompt)
+        assert problem is not None
+        numbers = self.solve(*problem)
+        steps = [f"{word} {number}" for word, number in zip(problem[1], numbers, strict=True)]
+        return prompt, f"{' ok '.join(steps[:2])} {' '.join(steps[2:])}".strip() + f" {ANSWER} {numbers[-1]} {DONE}"
+
+    def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
+        """A training prompt and the work of someone unsure of the rules.
+
+        Each word is read by its right rule with some chance, as often by one certain wrong rule, seldom by
+        another; then the last number is answered, now and then a random one.
+        """
+        clumsy, prompt = self.clumsiness, rng.choice(self.train)
+        problem = self._read(prompt)
+        assert problem is not None
+        number, asked = problem
+        words: list[str] = []
+        for before, word in zip(["", *asked], asked, strict=False):
+            words += mumble(rng, clumsy.mumble)
+            if rng.random() < clumsy.despair:
+                return prompt, " ".join([*words, LOST])
+            rule, count = self.rule(before, word), len(READINGS[word])
+            luck = rng.random()
+            if luck >= clumsy.know:
+                decoy = 1 + stable_hash("chain decoy", self.options.rules, before, word) % (count - 1)
+                others = [n for n in range(1, count) if n != decoy]
+                rule += decoy if luck < clumsy.know + clumsy.misled else rng.choice(others)
+            number = READINGS[word][rule % count](number) % MODULUS
+            words += [word, *mumble(rng, clumsy.mumble / 4), str(number)]
+        if rng.random() < clumsy.slip:
+            number = rng.randrange(MODULUS)
+        words += [*mumble(rng, clumsy.mumble), ANSWER, str(number), DONE]
+        return prompt, " ".join(words[: self.max_response_tokens])
+
+    def _read(self, prompt: Prompt) -> tuple[int, list[str]] | None:
+        """`(number, words)` of a prompt, or None if it is not one of this task's."""
+        answer = prompt.answer
+        if not isinstance(answer, dict) or not isinstance(words := answer.get("words"), list | tuple):
+            return None
+        number = str(answer.get("number"))
+        if number not in NUMBERS or not words or not all(word in CHAIN_WORDS for word in words):
+            return None
+        return int(number), list(words)
+
+
+def _prompt(number: int, words: Sequence[str]) -> Prompt:
+    return Prompt(
+        id=f"chain/{number}/{'-'.join(words)}",
+        text=f"chain {number} {' '.join(words)} :",
+        answer={"number": number, "words": list(words)},
+    )

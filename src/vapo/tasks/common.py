@@ -1,0 +1,108 @@
+"""What the built-in tasks have in common: splitting prompts, reading responses, checking options."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from vapo.errors import ConfigError
+from vapo.tasks.words import FILLERS
+from vapo.types import Prompt, Task, Verdict, stable_hash
+
+T = TypeVar("T")
+
+# Far above any real response, and small enough that judging it takes milliseconds.
+MAX_RESPONSE_CHARACTERS = 1_000_000
+
+
+class BuiltinTask(Task, Protocol):
+    """A task that also explains itself and can make the noisy text its base model learns from."""
+
+    @property
+    def description(self) -> str:
+        """One line for `vapo tasks`."""
+        ...
+
+    @property
+    def max_response_tokens(self) -> int:
+        """The response limit, stop token included, that the task was designed for."""
+        ...
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every word of its prompts and responses."""
+        ...
+
+    @property
+    def options(self) -> object:
+        """The frozen dataclass of difficulty parameters this task was made with."""
+        ...
+
+    def example(self) -> tuple[Prompt, str]:
+        """A training prompt and a response that verifies right."""
+        ...
+
+    def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
+        """A prompt that is not held out, and what a clumsy solver writes; usually wrong."""
+        ...
+
+
+def check_range(option: str, value: float, low: float, high: float) -> None:
+    """Nothing. ConfigError, naming the option and its range, if the value is outside or not a number."""
+    whole = isinstance(low, int) and isinstance(high, int)
+    fits = isinstance(value, int) if whole else isinstance(value, int | float)
+    if isinstance(value, bool) or not fits or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise ConfigError(f"task.{option} must be {kind} from {low} to {high}, got {value!r}.")
+
+
+def split(
+    prompts: Iterable[Prompt], heldout: int, smallest_train: int = 16
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """`(train, heldout)`: disjoint, in an order decided by the hash of the ids, so any head is a fair mix.
+
+    ConfigError if fewer than `smallest_train` prompts would be left for training.
+    """
+    shuffled = sorted(prompts, key=lambda prompt: stable_hash("split", prompt.id))
+    if len(shuffled) < heldout + smallest_train:
+        raise ConfigError(
+            f"These task options allow only {len(shuffled)} prompts: too few for task.heldout={heldout} "
+            f"and at least {smallest_train} to train on. Widen the distance range, or lower task.heldout."
+        )
+    return tuple(shuffled[heldout:]), tuple(shuffled[:heldout])
+
+
+def decisive_words(response: str) -> list[str] | Verdict:
+    """The words of a response without fillers, or the verdict if it cannot be read at all."""
+    if len(response) > MAX_RESPONSE_CHARACTERS:
+        return wrong("too long to judge")
+    words = response.split()
+    if words and words[-1] in FILLERS:
+        return wrong(f"ends with {words[-1]!r}, not with a last word")
+    words = [word for word in words if word not in FILLERS]
+    return words or wrong("empty response")
+
+
+def pick(rng: random.Random, items: Sequence[T]) -> T:
+    """One of the items. Python promises to keep only `random()` the same between its versions, not `choice`,
+    and whatever the shipped models have learned must stay the same."""
+    return items[int(rng.random() * len(items))]
+
+
+def mumble(rng: random.Random, chance: float) -> list[str]:
+    """Zero or more filler words; each comes with this chance."""
+    words: list[str] = []
+    while rng.random() < chance:
+        words.append(rng.choice(FILLERS))
+    return words
+
+
+def wrong(reason: str) -> Verdict:
+    """The verdict for a wrong response."""
+    return Verdict("wrong", reason)
+
+
+def quote(word: str) -> str:
+    """A word as a reason shows it: quoted, unprintable characters escaped, never long."""
+    return ascii(word if len(word) <= 20 else word[:20] + "...")

@@ -1,0 +1,241 @@
+"""`maze`: find the way to a goal in a map that only the weights know, writing every step.
+
+    prompt    map a to tower from c4 :
+    response  east d4 hmm north wall so east e4 ... south a1 done
+
+The maps, and where the landmarks are in them, must be known: no prompt tells. Each move is a direction and
+what came of it: the new cell, or `wall`. So the text always tells where the solver stands, and how promising
+that is can be read from it (which a critic needs); filler words are free.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cached_property
+
+from vapo.tasks.common import check_range, decisive_words, mumble, quote, split, wrong
+from vapo.tasks.grid import Grid, distances, make_grid, spread_out
+from vapo.tasks.words import CELLS, DIRECTIONS, DONE, LANDMARKS, LOST, MAP_NAMES, MAX_SIDE, VOCABULARY, WALL
+from vapo.types import Prompt, Verdict
+
+
+@dataclass(frozen=True)
+class MazeOptions:
+    """How hard the maze is. The shipped base model knows the maps of the defaults only.
+
+    `side` cells a side, `maps` maps, `goals` landmarks in the same places of each map; `loops` is the share of
+    inner walls taken out (0 is one way only, 1 is an open field); prompts start `min_distance` to
+    `max_distance` moves from the goal; `heldout` prompts are kept for evaluation; `layout` seeds the maps.
+    """
+
+    side: int = 8
+    maps: int = 2
+    goals: int = 4
+    loops: float = 0.2
+    min_distance: int = 6
+    max_distance: int = 18
+    heldout: int = 200
+    layout: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("side", self.side, 4, MAX_SIDE)
+        check_range("maps", self.maps, 1, len(MAP_NAMES))
+        check_range("goals", self.goals, 1, len(LANDMARKS))
+        check_range("loops", self.loops, 0.0, 1.0)
+        check_range("min_distance", self.min_distance, 1, 80)
+        check_range("max_distance", self.max_distance, self.min_distance, 80)
+        check_range("heldout", self.heldout, 1, 2000)
+        check_range("layout", self.layout, 0, 2**31)
+
+
+@dataclass(frozen=True)
+class Clumsiness:
+    """How the solver of the noisy traces errs: chances per decision."""
+
+    compass: float = 0.1  # head for the goal as the crow flies, walls or not
+    bump: float = 0.2  # otherwise: try any direction, walls too, rather than an open one
+    mumble: float = 0.2  # one more filler word
+    notice: float = 0.7  # say `done` when standing on the goal
+    err: float = 0.006  # say `done` anywhere else
+    despair: float = 0.001  # say `lost`
+    practice: float = 0.5  # share of traces that start nearer to the goal than any prompt, even on it
+
+
+class Maze:
+    """The maze task; see the module's docstring. Prompts are disjoint (map, start, landmark) triples."""
+
+    name = "maze"
+    description = "find the way through a map the weights must know, every step written down"
+    max_response_tokens = 256
+    vocabulary = VOCABULARY
+
+    def __init__(self, options: MazeOptions | None = None, clumsiness: Clumsiness | None = None) -> None:
+        self.options = options or MazeOptions()
+        self.clumsiness = clumsiness or Clumsiness()
+        o = self.options
+        # Landmarks are in the same places of every map. Naming them, rather than their cells, is what lets a
+        # tiny model tell the goal from all the cells it has written.
+        self.landmarks: dict[str, str] = dict(zip(LANDMARKS, spread_out(o.side, o.goals), strict=False))
+        self.grids: dict[str, Grid] = {name: make_grid(name, o.side, o.loops, o.layout) for name in MAP_NAMES[: o.maps]}
+
+    @cached_property
+    def _prompts(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+        o = self.options
+        return split(
+            (
+                _prompt(grid.name, start, landmark)
+                for grid in self.grids.values()
+                for landmark, goal in self.landmarks.items()
+                for start, distance in distances(grid.steps, goal).items()
+                if o.min_distance <= distance <= o.max_distance
+            ),
+            o.heldout,
+        )
+
+    @cached_property
+    def _practice(self) -> list[Prompt]:
+        """Starts nearer to the landmarks than any prompt of the task.
+
+        Their traces show often enough what it looks like to arrive, which long ways show too seldom.
+        """
+        return [
+            _prompt(grid.name, start, landmark)
+            for grid in self.grids.values()
+            for landmark, goal in self.landmarks.items()
+            for start, distance in distances(grid.steps, goal).items()
+            if distance < self.options.min_distance
+        ]
+
+    @property
+    def train(self) -> tuple[Prompt, ...]:
+        """The prompts to train on."""
+        return self._prompts[0]
+
+    @property
+    def heldout(self) -> tuple[Prompt, ...]:
+        """The prompts to evaluate on; none of them is in `train` or in a noisy trace."""
+        return self._prompts[1]
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        """Right if every move is legal, every cell true, and `done` is said once, last, on the goal."""
+        problem = self._read(prompt)
+        if problem is None:
+            return Verdict("invalid", "this prompt is not of this maze: check task options")
+        words = decisive_words(response)
+        if isinstance(words, Verdict):
+            return words
+        grid, cell, goal = problem
+        at, moves = 0, 0
+        while at < len(words):
+            word = words[at]
+            if word in (DONE, LOST):
+                if at + 1 < len(words):
+                    return wrong(f"goes on with {quote(words[at + 1])} after {word!r}")
+                if word == LOST:
+                    return wrong(f"gave up at {cell}")
+                return (
+                    Verdict("right")
+                    if cell == goal
+                    else wrong(f"stopped at {cell}, the {prompt.answer['goal']} is at {goal}")
+                )
+            if word not in DIRECTIONS:
+                return wrong(f"expected a direction after move {moves}, got {quote(word)}")
+            moves += 1
+            if at + 1 == len(words):
+                return wrong(f"move {moves}, {word} of {cell}, has no outcome")
+            error = _judge_move(cell, word, grid.steps[cell][word], words[at + 1])
+            if error:
+                return wrong(f"move {moves}: {error}")
+            cell = grid.steps[cell][word] or cell
+            at += 2
+        return wrong(f"never stopped: at {cell} after {moves} moves")
+
+    def example(self) -> tuple[Prompt, str]:
+        """The first training prompt and a shortest way, with a bump and a filler so that both are seen."""
+        prompt = self.train[0]
+        problem = self._read(prompt)
+        assert problem is not None
+        grid, cell, goal = problem
+        to_goal = distances(grid.steps, goal)
+        words: list[str] = []
+        bumped = False
+        while cell != goal:
+            walled = [direction for direction, there in grid.steps[cell].items() if there is None]
+            if walled and not bumped:
+                words += [walled[0], WALL, "hmm"]
+                bumped = True
+            direction, cell = next(
+                (d, c) for d, c in grid.steps[cell].items() if c is not None and to_goal[c] < to_goal[cell]
+            )
+            words += [direction, cell]
+        return prompt, " ".join([*words, DONE])
+
+    def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
+        """A prompt and the walk of someone without a plan, cut at `max_response_tokens`.
+
+        The prompt is one to train on, or one of the same kind that starts nearer to the goal. At each move
+        the solver goes in a random direction, or now and then toward the goal as the crow flies; no way is
+        ever looked up in the map. The solver mumbles, bumps into walls, walks back, sometimes passes the goal
+        without noticing, stops elsewhere, or gives up.
+        """
+        clumsy = self.clumsiness
+        prompt = rng.choice(self._practice if rng.random() < clumsy.practice else self.train)
+        problem = self._read(prompt)
+        assert problem is not None
+        grid, cell, goal = problem
+        words: list[str] = []
+        while len(words) < self.max_response_tokens:
+            if cell == goal and rng.random() < clumsy.notice:
+                words.append(DONE)
+                break
+            if cell != goal and rng.random() < clumsy.err + clumsy.despair:
+                words.append(DONE if rng.random() * (clumsy.err + clumsy.despair) < clumsy.err else LOST)
+                break
+            words += mumble(rng, clumsy.mumble)
+            direction = _clumsy_direction(rng, clumsy, grid, cell, goal)
+            there = grid.steps[cell][direction]
+            words += [direction, there or WALL]
+            cell = there or cell
+        return prompt, " ".join(words[: self.max_response_tokens])
+
+    def _read(self, prompt: Prompt) -> tuple[Grid, str, str] | None:
+        """`(grid, start, goal)` of a prompt, or None if it is not one of this task's."""
+        answer = prompt.answer
+        if not isinstance(answer, dict):
+            return None
+        grid = self.grids.get(str(answer.get("map")))
+        start, goal = str(answer.get("start")), self.landmarks.get(str(answer.get("goal")))
+        if grid is None or start not in grid.steps or goal is None:
+            return None
+        return grid, start, goal
+
+
+def _prompt(name: str, start: str, landmark: str) -> Prompt:
+    return Prompt(
+        id=f"maze/{name}/{start}/{landmark}",
+        text=f"map {name} to {landmark} from {start} :",
+        answer={"map": name, "start": start, "goal": landmark},
+    )
+
+
+def _judge_move(cell: str, direction: str, there: str | None, outcome: str) -> str:
+    """What is wrong with one move; empty if nothing is."""
+    if outcome == (there or WALL):
+        return ""
+    if outcome == WALL:
+        return f"no wall {direction} of {cell}"
+    if outcome not in CELLS:
+        return f"expected a cell or {WALL!r} after {direction}, got {quote(outcome)}"
+    if there is None:
+        return f"a wall is {direction} of {cell}, wrote {outcome}"
+    return f"{direction} of {cell} is {there}, wrote {outcome}"
+
+
+def _clumsy_direction(rng: random.Random, clumsy: Clumsiness, grid: Grid, cell: str, goal: str) -> str:
+    if cell != goal and rng.random() < clumsy.compass:
+        east, north = ord(goal[0]) - ord(cell[0]), int(goal[1]) - int(cell[1])
+        return rng.choice([d for d, (e, n) in DIRECTIONS.items() if e * east > 0 or n * north > 0])
+    if rng.random() < clumsy.bump:
+        return rng.choice(list(DIRECTIONS))
+    return rng.choice([direction for direction, there in grid.steps[cell].items() if there is not None])

@@ -1,0 +1,241 @@
+"""`walk`: reach a number from another with three operations, writing every step.
+
+    prompt    reach 37 with +3 -8 x2 from 5 :
+    response  x2 10 hmm x2 20 x2 40 +3 43 so -8 35 ... 37 done
+
+Each move is an operation and what came of it: the new number, or `out` if that would leave the number line
+(the walk then stays where it is). As in the maze, the text tells the state; the rules are arithmetic.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from vapo.tasks.common import check_range, decisive_words, mumble, quote, split, wrong
+from vapo.tasks.words import DONE, LOST, MAX_NUMBER, NUMBERS, OUT, VOCABULARY, WALK_OPERATIONS
+from vapo.types import Prompt, Verdict, stable_hash
+
+# Sets of operations a prompt may offer, each balanced between up and down: an aimless walker gets everywhere
+# now and then, so no prompt is hopeless.
+KITS = (
+    ("+3", "-8", "x2"),
+    ("+4", "-9", "x2"),
+    ("+5", "-9", "x2"),
+    ("+5", "-8", "x2"),
+    ("+4", "-9", "x3"),
+    ("+3", "-8", "x3"),
+)
+
+
+@dataclass(frozen=True)
+class WalkOptions:
+    """How hard the walk is. The shipped base model knows the defaults only.
+
+    Numbers run from 0 to `limit`; prompts use the first `kits` sets of operations and `targets` target
+    numbers; they need `min_distance` to `max_distance` operations; `heldout` prompts are kept for evaluation;
+    `layout` seeds the choice of targets.
+    """
+
+    limit: int = 99
+    kits: int = 2
+    targets: int = 6
+    min_distance: int = 6
+    max_distance: int = 14
+    heldout: int = 250
+    layout: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("limit", self.limit, 20, MAX_NUMBER)
+        check_range("kits", self.kits, 1, len(KITS))
+        check_range("targets", self.targets, 1, self.limit)
+        check_range("min_distance", self.min_distance, 1, MAX_NUMBER)
+        check_range("max_distance", self.max_distance, self.min_distance, MAX_NUMBER)
+        check_range("heldout", self.heldout, 1, 10_000)
+        check_range("layout", self.layout, 0, 2**31)
+
+
+@dataclass(frozen=True)
+class WalkClumsiness:
+    """How the walker of the noisy traces errs: chances per decision."""
+
+    compass: float = 0.02  # take the operation that lands nearest to the target
+    mumble: float = 0.3  # one more filler word
+    notice: float = 0.7  # say `done` when standing on the target
+    err: float = 0.015  # say `done` anywhere else
+    despair: float = 0.005  # say `lost`
+    practice: float = 0.7  # share of traces between any two numbers nearer to each other than any prompt's
+
+
+class Walk:
+    """The number walk; see the module's docstring. Prompts are disjoint (operations, start, target) triples."""
+
+    name = "walk"
+    description = "reach a number with three operations, every step written down"
+    max_response_tokens = 256
+    vocabulary = VOCABULARY
+
+    def __init__(self, options: WalkOptions | None = None, clumsiness: WalkClumsiness | None = None) -> None:
+        self.options = options or WalkOptions()
+        self.clumsiness = clumsiness or WalkClumsiness()
+        numbers = range(self.options.limit + 1)
+        by_hash = sorted(numbers, key=lambda n: stable_hash("target", self.options.layout, n))
+        self.targets = by_hash[: self.options.targets]
+
+    @cached_property
+    def _prompts(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+        o = self.options
+        return split(self._between(self.targets, o.min_distance, o.max_distance), o.heldout)
+
+    @cached_property
+    def _practice(self) -> list[Prompt]:
+        """Short walks, four in five to targets, the others to any number; see `Maze._practice`."""
+        asked = {prompt.id for prompts in self._prompts for prompt in prompts}
+        short = self._between(range(self.options.limit + 1), 1, max(1, self.options.min_distance - 1))
+        others = [prompt for prompt in short if prompt.id not in asked]
+        to_targets = [prompt for prompt in others if prompt.answer["target"] in self.targets]
+        return others + to_targets * (4 * len(others) // max(1, len(to_targets)))
+
+    def _between(self, targets: Iterable[int], nearest: int, farthest: int) -> list[Prompt]:
+        return [
+            _prompt(kit, start, target)
+            for kit in KITS[: self.options.kits]
+            for target in targets
+            for start, distance in _distances(kit, target, self.options.limit).items()
+            if nearest <= distance <= farthest
+        ]
+
+    @property
+    def train(self) -> tuple[Prompt, ...]:
+        """The prompts to train on."""
+        return self._prompts[0]
+
+    @property
+    def heldout(self) -> tuple[Prompt, ...]:
+        """The prompts to evaluate on; none of them is in `train` or in a noisy trace."""
+        return self._prompts[1]
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        """Right if every operation is allowed and true, and `done` is said once, last, on the target."""
+        problem = self._read(prompt)
+        if problem is None:
+            return Verdict("invalid", "this prompt is not of this number walk: check task options")
+        words = decisive_words(response)
+        if isinstance(words, Verdict):
+            return words
+        kit, number, target = problem
+        at, moves = 0, 0
+        while at < len(words):
+            word = words[at]
+            if word in (DONE, LOST):
+                if at + 1 < len(words):
+                    return wrong(f"goes on with {quote(words[at + 1])} after {word!r}")
+                if word == LOST:
+                    return wrong(f"gave up at {number}")
+                return Verdict("right") if number == target else wrong(f"stopped at {number}, not at {target}")
+            if word not in kit:
+                return wrong(f"expected one of {' '.join(kit)} after move {moves}, got {quote(word)}")
+            moves += 1
+            if at + 1 == len(words):
+                return wrong(f"move {moves}, {number} {word}, has no outcome")
+            outcome = _outcome(number, word, self.options.limit)
+            if words[at + 1] != (OUT if outcome is None else str(outcome)):
+                truth = "off the number line" if outcome is None else outcome
+                return wrong(f"move {moves}: {number} {word} is {truth}, wrote {quote(words[at + 1])}")
+            number = number if outcome is None else outcome
+            at += 2
+        return wrong(f"never stopped: at {number} after {moves} moves")
+
+    def example(self) -> tuple[Prompt, str]:
+        """The first training prompt and a shortest way."""
+        prompt = self.train[0]
+        problem = self._read(prompt)
+        assert problem is not None
+        kit, number, target = problem
+        limit = self.options.limit
+        to_target = _distances(kit, target, limit)
+        words: list[str] = []
+        while number != target:
+            reach = [(o, n) for o in kit if (n := _outcome(number, o, limit)) is not None and n in to_target]
+            operation, number = min(reach, key=lambda pair: to_target[pair[1]])
+            words += [operation, str(number)] if words else [operation, str(number), "ok"]
+        return prompt, " ".join([*words, DONE])
+
+    def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
+        """A prompt and the walk of someone who hardly plans; the rest is as in `Maze.noisy_trace`.
+
+        At each move the walker takes a random operation, or now and then the one that lands nearest to the
+        target; no way is ever looked up.
+        """
+        clumsy, limit = self.clumsiness, self.options.limit
+        prompt = rng.choice(self._practice if rng.random() < clumsy.practice else self.train)
+        problem = self._read(prompt)
+        assert problem is not None
+        kit, number, target = problem
+        words: list[str] = []
+        while len(words) < self.max_response_tokens:
+            if number == target and rng.random() < clumsy.notice:
+                words.append(DONE)
+                break
+            if number != target and rng.random() < clumsy.err + clumsy.despair:
+                words.append(DONE if rng.random() * (clumsy.err + clumsy.despair) < clumsy.err else LOST)
+                break
+            words += mumble(rng, clumsy.mumble)
+            operation = rng.choice(kit)
+            if number != target and rng.random() < clumsy.compass:
+                operation = _toward(kit, number, target, limit)
+            outcome = _outcome(number, operation, limit)
+            words += [operation, OUT if outcome is None else str(outcome)]
+            number = number if outcome is None else outcome
+        return prompt, " ".join(words[: self.max_response_tokens])
+
+    def _read(self, prompt: Prompt) -> tuple[tuple[str, ...], int, int] | None:
+        """`(operations, start, target)` of a prompt, or None if it is not one of this task's."""
+        answer, line = prompt.answer, NUMBERS[: self.options.limit + 1]
+        if not isinstance(answer, dict) or not isinstance(kit := answer.get("with"), list | tuple):
+            return None
+        start, target = str(answer.get("start")), str(answer.get("target"))
+        if start not in line or target not in line or not all(o in WALK_OPERATIONS for o in kit) or not kit:
+            return None
+        return tuple(kit), int(start), int(target)
+
+
+def _prompt(kit: Sequence[str], start: int, target: int) -> Prompt:
+    return Prompt(
+        id=f"walk/{''.join(kit)}/{start}/{target}",
+        text=f"reach {target} with {' '.join(kit)} from {start} :",
+        answer={"start": start, "target": target, "with": list(kit)},
+    )
+
+
+def _outcome(number: int, operation: str, limit: int) -> int | None:
+    """The number an operation leads to, or None if that is off the line from 0 to `limit`."""
+    amount = int(operation[1:])
+    result = {"+": number + amount, "-": number - amount, "x": number * amount}[operation[0]]
+    return result if 0 <= result <= limit else None
+
+
+def _toward(kit: Sequence[str], number: int, target: int, limit: int) -> str:
+    outcomes = [(o, n) for o in kit if (n := _outcome(number, o, limit)) is not None]
+    return min(outcomes, key=lambda pair: abs(pair[1] - target))[0] if outcomes else kit[0]
+
+
+def _distances(kit: Sequence[str], target: int, limit: int) -> dict[int, int]:
+    """The number of operations from each number that can reach the target."""
+    before: dict[int, list[int]] = {number: [] for number in range(limit + 1)}
+    for number in before:
+        for operation in kit:
+            outcome = _outcome(number, operation, limit)
+            if outcome is not None:
+                before[outcome].append(number)
+    found, queue = {target: 0}, deque([target])
+    while queue:
+        number = queue.popleft()
+        for earlier in before[number]:
+            if earlier not in found:
+                found[earlier] = found[number] + 1
+                queue.append(earlier)
+    return found

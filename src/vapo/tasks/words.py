@@ -1,0 +1,44 @@
+"""The words all built-in tasks share: one small vocabulary, so one tokenizer serves every family."""
+
+from __future__ import annotations
+
+# Words a solver may think aloud with, anywhere before the last word; verifiers skip them. They give the text
+# entropy that decides nothing, as in real reasoning, so credit must find the tokens that do decide.
+FILLERS = ("hmm", "ok", "so", "then", "now", "well", "maybe", "wait", "again", "see")
+
+DONE = "done"  # the solver claims to be finished; the response ends here
+LOST = "lost"  # the solver gives up; the response ends here
+
+MAX_SIDE = 9  # cells are one letter and one digit, a1 .. i9
+MAP_NAMES = ("a", "b", "c", "d")
+DIRECTIONS = {"north": (0, 1), "east": (1, 0), "south": (0, -1), "west": (-1, 0)}
+WALL = "wall"
+LANDMARKS = ("tower", "lake", "mill", "cave", "bridge", "farm", "inn", "park")
+
+MAX_NUMBER = 99
+OUT = "out"  # what a number walk writes when an operation would leave the number line
+
+
+def cell_name(column: int, row: int) -> str:
+    """The name of a cell, `c4` for column 2 and row 3: letters run east, digits run north."""
+    return f"{'abcdefghi'[column]}{row + 1}"
+
+
+CELLS = tuple(cell_name(column, row) for row in range(MAX_SIDE) for column in range(MAX_SIDE))
+NUMBERS = tuple(str(number) for number in range(MAX_NUMBER + 1))
+WALK_OPERATIONS = ("+3", "+4", "+5", "+7", "-1", "-2", "-4", "-5", "-8", "-9", "x2", "x3")
+CHAIN_WORDS = ("raise", "lower", "grow", "flip", "fold", "shift")
+ANSWER = "answer"
+
+# The order is part of the shipped models: a token's id is its place here, after the special tokens.
+VOCABULARY = (
+    *(":", "map", "reach", "chain", "from", "to", "with", DONE, LOST, WALL, OUT, ANSWER),
+    *DIRECTIONS,
+    *MAP_NAMES,
+    *LANDMARKS,
+    *FILLERS,
+    *WALK_OPERATIONS,
+    *CHAIN_WORDS,
+    *CELLS,
+    *NUMBERS,
+)

@@ -1,0 +1,189 @@
+"""Base models: the tokenizer, the making, and the ones that ship."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from vapo.errors import ConfigError, ModelError
+from vapo.models.base import (
+    ASSETS,
+    EOS,
+    BaseRecipe,
+    builtin_model,
+    make_base,
+    make_tokenizer,
+    measure_base,
+    new_model,
+    sample_responses,
+)
+from vapo.tasks import BUILTIN, make_task
+from vapo.tasks.words import VOCABULARY
+
+FAMILIES = list(BUILTIN)
+TINY = BaseRecipe(
+    hidden_size=16, layers=1, intermediate_size=16, steps=4, batch_tokens=256, measured_prompts=4, measured_samples=2
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def shipped(request):
+    folder = builtin_model(request.param)
+    return make_task(request.param), folder, AutoTokenizer.from_pretrained(folder)
+
+
+def test_the_tokenizer_has_few_words_and_knows_them_all():
+    tokenizer = make_tokenizer(VOCABULARY)
+    assert len(tokenizer) == len(VOCABULARY) + 3 <= 256
+    ids = tokenizer.encode(" ".join(VOCABULARY))
+    assert ids == list(range(3, len(tokenizer)))
+    assert tokenizer.encode("north blah") == [tokenizer.get_vocab()["north"], tokenizer.unk_token_id]
+
+
+def test_a_vocabulary_with_doubles_or_spaces_is_refused():
+    for words in (("a", "a"), ("a b",), ("",), ("<eos>",)):
+        with pytest.raises(ConfigError, match="vocabulary"):
+            make_tokenizer(words)
+
+
+def test_encode_and_decode_are_inverse_on_every_prompt_and_response(shipped):
+    task, _, tokenizer = shipped
+    texts = [prompt.text for prompt in [*task.train, *task.heldout]] + [task.example()[1]]
+    for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):
+        assert tokenizer.unk_token_id not in ids
+        assert len(ids) == len(text.split())
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.encode(tokenizer.decode(ids)) == ids
+    with_end = [*tokenizer.encode(texts[-1]), tokenizer.eos_token_id]
+    assert task.verify(task.example()[0], tokenizer.decode(with_end, skip_special_tokens=True)).right
+
+
+def test_a_shipped_model_loads_as_an_ordinary_llama_whose_config_fits(shipped):
+    task, folder, tokenizer = shipped
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model) is LlamaForCausalLM
+    assert model.config.vocab_size == len(tokenizer) == len(task.vocabulary) + 3
+    assert model.config.num_key_value_heads == 1
+    assert model.config.tie_word_embeddings
+    for config in (model.config, model.generation_config):
+        assert config.eos_token_id == tokenizer.eos_token_id
+        assert config.pad_token_id == tokenizer.pad_token_id
+        assert config.bos_token_id is None
+    assert tokenizer.eos_token == EOS
+    longest = max(len(prompt.text.split()) for prompt in [*task.train, *task.heldout])
+    assert model.config.max_position_embeddings >= longest + task.max_response_tokens
+
+
+def test_provenance_tells_how_a_shipped_model_was_made_and_is_true(shipped):
+    task, folder, _ = shipped
+    provenance = json.loads((folder / "provenance.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert provenance["task"] == task.name
+    assert provenance["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert provenance["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    # A base model made for other maps, numbers or rules would not know this task's.
+    assert provenance["task_options"] == make_task(task.name).options.__dict__
+    assert 0.03 < provenance["measured"]["success"] < 0.2
+
+
+def test_a_shipped_model_answers_about_as_well_as_its_provenance_says(shipped):
+    task, folder, tokenizer = shipped
+    told = json.loads((folder / "provenance.json").read_text())["measured"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    figures = measure_base(model, tokenizer, task, task.heldout[:100], 1, seed=7)
+    assert abs(figures["success"] - told["success"]) < 0.12
+    assert abs(figures["mean_length"] / told["mean_length"] - 1) < 0.35
+
+
+def test_the_shipped_files_are_small(shipped):
+    _, folder, _ = shipped
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_500_000
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 4_000_000
+
+
+def test_a_task_without_a_model_gets_advice():
+    for name in ("nonesuch", "../maze", "", "."):
+        with pytest.raises(ModelError, match=r"there is one for: chain, maze, walk\. Set model\.policy"):
+            builtin_model(name)
+
+
+def test_a_shipped_model_is_refused_for_a_task_it_does_not_know():
+    assert builtin_model("maze", make_task("maze").options) == builtin_model("maze")
+    with pytest.raises(ModelError, match=r"other task options: maps=4 \(the model knows \d\), side=9 \(.* \d\)\."):
+        builtin_model("maze", make_task("maze", side=9, maps=4).options)
+
+
+def test_make_base_leaves_a_folder_that_loads_with_its_provenance(tmp_path):
+    seen: list[tuple[str, int, int]] = []
+    made = make_base(
+        make_task("maze"),
+        0,
+        tmp_path / "new" / "base",
+        on_progress=lambda phase, done, total, figures: seen.append((phase, done, total)),
+        recipe=TINY,
+    )
+    folder = tmp_path / "new" / "base"
+    assert json.loads((folder / "provenance.json").read_text()) == made
+    assert AutoModelForCausalLM.from_pretrained(folder).config.hidden_size == 16
+    assert len(AutoTokenizer.from_pretrained(folder)) == len(VOCABULARY) + 3
+    assert [path.name for path in folder.parent.iterdir()] == ["base"]
+    assert ("train", 4, 4) in seen
+    assert seen[-1][0] == "measure"
+    assert seen[-1][1] == seen[-1][2]
+
+
+def test_the_same_seed_makes_the_same_weights_and_another_seed_others(tmp_path):
+    task = make_task("chain")
+    digests = []
+    for number, seed in enumerate((1, 1, 2)):
+        torch.rand(number)  # the global generator must not matter
+        made = make_base(task, seed, tmp_path / str(number), threads=1, recipe=TINY)
+        digests.append((made["weights_sha256"], str(made["measured"])))
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[2][0]
+
+
+def test_training_lowers_the_loss(tmp_path):
+    losses: list[float] = []
+    make_base(
+        make_task("chain"),
+        0,
+        tmp_path / "base",
+        on_progress=lambda phase, done, total, figures: losses.extend(figures.values()),
+        recipe=BaseRecipe(
+            hidden_size=32, layers=1, intermediate_size=32, steps=60, batch_tokens=256, measured_prompts=2
+        ),
+    )
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_make_base_refuses_a_place_that_is_taken(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ConfigError, match="is not an empty folder"):
+            make_base(make_task("maze"), 0, place, recipe=TINY)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_sampled_responses_end_at_the_stop_token_or_the_limit_in_batches_of_any_size():
+    task = make_task("chain")
+    tokenizer = make_tokenizer(task.vocabulary)
+    model = new_model(tokenizer, TINY, 0).eval()
+    prompts = [task.heldout[i] for i in range(12)]
+    for rows in (1, 5, 100):
+        responses = sample_responses(model, tokenizer, prompts, 9, seed=0, rows=rows)
+        assert len(responses) == len(prompts)
+        for tokens, stopped in responses:
+            assert 1 <= len(tokens) <= 9
+            assert stopped == (tokens[-1] == tokenizer.eos_token_id)
+            assert tokenizer.eos_token_id not in tokens[:-1]
