@@ -1,0 +1,54 @@
+"""Groups of responses from an engine, decoded and judged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from vapo.rollout.engine import RolloutEngine
+from vapo.types import Decoding, Episode, Prompt, Verdict, sample_seed
+
+
+def sample(
+    engine: RolloutEngine,
+    prompts: Sequence[Prompt],
+    *,
+    per_prompt: int,
+    how: Decoding,
+    decode: Callable[[Sequence[int]], str],
+    seed: int,
+    step: int | str,
+    drawn: Counter[str] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Episode]:
+    """`per_prompt` responses to each rendered prompt, neighbours together, not judged yet.
+
+    Sample j of prompt p draws from the seed of (run seed, step, p's id, j) and from nothing else. `drawn`
+    counts the samples each prompt id already has in this step, so that a prompt that comes twice (the end of
+    one epoch and the start of the next) goes on counting instead of drawing the same responses again.
+    """
+    drawn = Counter() if drawn is None else drawn
+    asked = []
+    for prompt in prompts:
+        asked += [(prompt, drawn[prompt.id] + j) for j in range(per_prompt)]
+        drawn[prompt.id] += per_prompt
+    seeds = [sample_seed(seed, step, prompt.id, j) for prompt, j in asked]
+    completions = engine.generate([prompt for prompt, _ in asked], how, seeds, on_progress)
+    stops = set(how.stop_token_ids)
+    return [
+        Episode(prompt, j, completion, decode([t for t in completion.token_ids if t not in stops]))
+        for (prompt, j), completion in zip(asked, completions, strict=True)
+    ]
+
+
+def judge(episodes: Sequence[Episode], verify: Callable[[Prompt, str], Verdict]) -> list[Episode]:
+    """The episodes with their verdicts. A verifier that raises could not tell: invalid, with the reason."""
+    return [replace(e, verdict=_verdict(verify, e)) for e in episodes]
+
+
+def _verdict(verify: Callable[[Prompt, str], Verdict], episode: Episode) -> Verdict:
+    try:
+        return verify(episode.prompt, episode.response)
+    except Exception as error:  # somebody else's code: whatever it raises, the answer is "cannot tell"
+        return Verdict("invalid", f"the verifier raised {type(error).__name__}: {error}")

@@ -1,0 +1,92 @@
+"""Uniforms that a seed and a position decide, and tokens drawn with them.
+
+Nothing here has a hidden state: the same seed, position and logits give the same token, whatever else is in
+the batch. All functions are vectorised over rows and never wait for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as `value` (which may be any Python int)."""
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift; on int64, `>>` alone copies the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 on int64 bits; products wrap, as they do on unsigned integers."""
+    x = (x ^ _shift(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shift(x, 27)) * _signed(_MIX_2)
+    return x ^ _shift(x, 31)
+
+
+def uniforms(seeds: Sequence[int], count: int, device: torch.device | None = None) -> Tensor:
+    """`count` uniforms in [0, 1) for each seed, float64, (len(seeds), count).
+
+    Column n of a row is a hash of (seed, n) alone: a row does not depend on the other rows, and its first
+    columns do not depend on `count`. Any Python int is a seed; only its lowest 64 bits count.
+    """
+    keys = _mix(torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64, device=device))
+    steps = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _signed(_GOLDEN)
+    # The upper 53 bits fill a double's mantissa exactly: the largest value is 1 - 2^-53, never 1.
+    return _shift(_mix(keys[:, None] + steps), 11).to(torch.float64) * 2.0**-53
+
+
+def sample(logits: Tensor, u: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) drawn from `logits` (B, V) with the uniforms `u` (B,) float64, and their logprobs (B,).
+
+    The token is the inverse CDF at `u`, so a token of probability 0 is never drawn. The logprobs (nats,
+    float32) are those of the distribution drawn from: softmax(logits / temperature), cut to the nucleus and
+    renormalised if `top_p` < 1. At `temperature` 0 the token is the argmax (the lowest id of equals) and the
+    logprob that of softmax(logits): the distribution drawn from would be a point with logprob 0, which says
+    nothing. A row with a NaN gives the logprob NaN.
+    """
+    logits = logits.float()
+    if temperature == 0.0:
+        logp = torch.log_softmax(logits, dim=-1)
+        tokens = logits.argmax(dim=-1)
+        return tokens, logp.gather(1, tokens[:, None]).squeeze(1)
+    if temperature != 1.0:
+        logits = logits / temperature
+    logp = torch.log_softmax(logits, dim=-1)
+    if top_p < 1.0:
+        return _sample_nucleus(logp, u, top_p)
+    tokens = _inverse_cdf(logp.exp(), u)
+    return tokens.squeeze(1), logp.gather(1, tokens).squeeze(1)
+
+
+def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
+    """The first index whose cumulative weight exceeds `u` times the total, (B, 1).
+
+    `u` is at most 1 - 2^-53, so the target is below the total in float64 and index i is found only if
+    cdf[i] > target >= cdf[i - 1]: its weight is positive.
+    """
+    cdf = weights.cumsum(dim=-1, dtype=torch.float64)
+    index = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)
+    return index.clamp_(max=weights.shape[-1] - 1)  # only NaN weights get here with an index outside
+
+
+def _sample_nucleus(logp: Tensor, u: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Draw from the smallest set of most probable tokens that has at least `top_p` of the probability."""
+    logp, order = logp.sort(dim=-1, descending=True, stable=True)
+    probs = logp.exp()
+    before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
+    kept = torch.where(before < top_p, probs, 0.0)  # the first token has nothing before it: always kept
+    index = _inverse_cdf(kept, u)
+    total = kept.sum(dim=-1, dtype=torch.float64, keepdim=True)
+    renormalised = logp.gather(1, index) - total.log().float()
+    return order.gather(1, index).squeeze(1), renormalised.squeeze(1)
