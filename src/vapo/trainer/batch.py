@@ -1,0 +1,148 @@
+"""One step's responses as tensors. Rows are responses, columns response tokens; all rows see one clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from vapo.algo import soft_overlong_punishment
+from vapo.algo.presets import Algorithm
+from vapo.models.networks import Sequences
+from vapo.types import Episode
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B responses, T = the longest. What a later stage fills in is None until then.
+
+    `mask` (B, T) is True on the tokens that are learned from: none of an invalid response's, and none of a
+    cut-off one's where the method drops those. `outcomes` (B,) is the verdict's reward plus length shaping;
+    `right` (B,) is the verdict alone, so that shaping cannot move a response in or out of the positive-LM set.
+    """
+
+    tokens: tuple[Tensor, ...]
+    response_lengths: Tensor
+    mask: Tensor
+    groups: Tensor
+    right: Tensor
+    valid: Tensor
+    truncated: Tensor
+    outcomes: Tensor
+    sampled_logp: Tensor
+    old_logp: Tensor | None = None
+    ref_logp: Tensor | None = None
+    entropy: Tensor | None = None
+    old_values: Tensor | None = None
+    final_values: Tensor | None = None
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
+    lam: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def width(self) -> int:
+        """T, the longest response."""
+        return self.mask.shape[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens in all, learned from or not."""
+        return int(self.response_lengths.sum())
+
+    @property
+    def sequences(self) -> Sequences:
+        """What a network needs to score the responses."""
+        return Sequences(self.tokens, tuple(self.response_lengths.tolist()))
+
+    def select(self, rows: Tensor) -> Batch:
+        """The given rows, in that order, with T cut to the longest of them."""
+        width = max(1, int(self.response_lengths[rows].max())) if len(rows) else 1
+        chosen: dict[str, object] = {"tokens": tuple(self.tokens[i] for i in rows.tolist())}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                chosen[f.name] = value[rows, :width] if value.ndim == 2 else value[rows]
+        return replace(self, **chosen)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device; itself where it is there already."""
+        if self.mask.device == device:
+            return self
+        moved: dict[str, object] = {"tokens": tuple(t.to(device) for t in self.tokens)}
+        for f in fields(self):
+            if isinstance(value := getattr(self, f.name), Tensor):
+                moved[f.name] = value.to(device)
+        return replace(self, **moved)
+
+
+def collate(episodes: Sequence[Episode], algorithm: Algorithm, *, max_response_tokens: int) -> Batch:
+    """Tensors of a step's episodes; rewards from verdicts and length, groups from prompt ids."""
+    lengths = torch.tensor([len(e.completion.token_ids) for e in episodes])
+    width = int(lengths.max())
+    inside = torch.arange(width)[None] < lengths[:, None]
+    valid = torch.tensor([e.verdict.valid for e in episodes])
+    right = torch.tensor([e.verdict.right for e in episodes])
+    truncated = torch.tensor([e.truncated for e in episodes])
+    learned = torch.tensor([learned_from(e, algorithm) for e in episodes])
+    ids: dict[str, int] = {}
+    reward = algorithm.reward
+    outcomes = torch.where(right, reward.right, reward.wrong)
+    if reward.overlong_cache > 0:
+        cache = max(1, round(reward.overlong_cache * max_response_tokens))
+        outcomes = outcomes + soft_overlong_punishment(lengths, max_response_tokens, cache)
+    sampled = torch.zeros(len(episodes), width)
+    sampled[inside] = torch.tensor([x for e in episodes for x in e.completion.logprobs])
+    return Batch(
+        tokens=tuple(torch.tensor(e.prompt.token_ids + e.completion.token_ids) for e in episodes),
+        response_lengths=lengths,
+        mask=inside & learned[:, None],
+        groups=torch.tensor([ids.setdefault(e.prompt.id, len(ids)) for e in episodes]),
+        right=right,
+        valid=valid,
+        truncated=truncated,
+        outcomes=outcomes,
+        sampled_logp=sampled,
+    )
+
+
+def learned_from(episode: Episode, algorithm: Algorithm) -> bool:
+    """Whether the response takes part in losses and baselines: its verdict is valid, and it is not a cut-off
+    one under a method that drops those."""
+    return episode.verdict.valid and not (episode.truncated and algorithm.truncated == "drop")
+
+
+def minibatches(batch: Batch, count: int, generator: torch.Generator) -> Iterator[Batch]:
+    """The batch shuffled and cut into `count` parts, as equal as can be."""
+    for rows in torch.randperm(len(batch), generator=generator).tensor_split(count):
+        yield batch.select(rows)
+
+
+def num_minibatches(batch: Batch, algorithm: Algorithm) -> int:
+    """Gradient steps of one pass: minibatches of the method's size, fewer when fewer responses are left."""
+    return max(1, -(-len(batch) // algorithm.optimization.minibatch))
+
+
+def micro_batches(batch: Batch, tokens: int) -> Iterator[Tensor]:
+    """Row indices of parts that hold at most `tokens` tokens each (a longer single response stands alone).
+
+    Rows without a trainable token are left out: they cost a forward pass and teach nothing. Rows of like
+    length go together, so that the padded layout wastes little.
+    """
+    sizes = torch.tensor([len(t) for t in batch.tokens])
+    useful = batch.mask.any(-1).nonzero()[:, 0]
+    part: list[int] = []
+    used = 0
+    for row in useful[sizes[useful].argsort(stable=True)].tolist():
+        size = int(sizes[row])
+        if part and used + size > tokens:
+            yield torch.tensor(part)
+            part, used = [], 0
+        part.append(row)
+        used += size
+    if part:
+        yield torch.tensor(part)

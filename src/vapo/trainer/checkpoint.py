@@ -1,0 +1,124 @@
+"""Folders that are either whole or not there: written aside, synced, listed by hash, then renamed.
+
+Only safetensors and JSON go in. A folder whose content does not match its manifest is set aside as
+`*.corrupt` and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from vapo.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, keep: int) -> Path:
+    """Let `write` fill a folder and put it at `root/name`, atomically; then delete all but the newest `keep`.
+
+    After a crash at any moment there is either no `root/name` or a complete one.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final, temporary = root / name, root / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    write(temporary)
+    files = {}
+    for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+        _sync(path)
+        files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest = temporary / MANIFEST
+    manifest.write_text(json.dumps({"format": 1, "serial": serial, "files": files}, indent=1))
+    _sync(manifest)
+    for folder in (p for p in temporary.rglob("*") if p.is_dir()):
+        _sync(folder)
+    _sync(temporary)
+    old = root / f"{name}.old"
+    if final.exists():  # the same step again; until the new one is in place the old one can be found as `.old`
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    temporary.rename(final)
+    _sync(root)
+    shutil.rmtree(old, ignore_errors=True)
+    for _, surplus in _finished(root)[keep:]:
+        shutil.rmtree(surplus)
+    return final
+
+
+def newest(root: Path, on_damage: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose every file matches its manifest, or None if there is none.
+
+    Damaged ones are reported in words, renamed to `*.corrupt`, and passed over.
+    """
+    for _, folder in _finished(root):
+        damage = problems(folder)
+        if not damage:
+            return folder
+        aside = folder.with_name(folder.name + ".corrupt")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        on_damage(f"Checkpoint {folder.name} is damaged ({damage[0]}); set aside as {aside.name}.")
+    return None
+
+
+def problems(folder: Path) -> list[str]:
+    """What does not match the manifest, in words; empty for a healthy folder."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{MANIFEST} cannot be read: {error}"]
+    found = []
+    for name, (size, digest) in listed.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != size:
+            found.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
+        elif sha256(path) != digest:
+            found.append(f"{name} has another SHA-256 than when it was saved")
+    return found
+
+
+def read_json(folder: Path, name: str) -> dict:
+    """A JSON file of a checkpoint; raises CheckpointError if it cannot be read."""
+    try:
+        return json.loads((folder / name).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"Cannot read {folder / name}: {error}. Remove the folder to use an older one."
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _finished(root: Path) -> list[tuple[int, Path]]:
+    """(serial, folder) of every finished checkpoint, newest first. One without a readable manifest counts as
+    the newest, so that its damage is reported rather than overlooked."""
+    found = []
+    for folder in root.glob("*") if root.is_dir() else []:
+        if folder.is_dir() and not folder.name.startswith(".") and not folder.name.endswith(".corrupt"):
+            try:
+                serial = int(json.loads((folder / MANIFEST).read_text())["serial"])
+            except (OSError, ValueError, KeyError, TypeError):
+                serial = 2**62
+            found.append((serial, folder))
+    # of two with one serial the replaced one, `.old`, is the second choice
+    return sorted(found, key=lambda entry: (-entry[0], entry[1].suffix == ".old", entry[1].name))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,153 @@
+"""The loop. Numbers in comments are the steps of the algorithm box; no method is named here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vapo.algo.presets import Gae
+from vapo.errors import VapoError
+from vapo.trainer import snapshot
+from vapo.trainer.batch import Batch, collate, num_minibatches
+from vapo.trainer.credit import assign_credit
+from vapo.trainer.learner import Learner
+from vapo.trainer.measure import rollout_figures, scoring_figures
+from vapo.trainer.pretrain import count_skips, pretrain_critic
+from vapo.trainer.run import Clock, Run
+from vapo.trainer.sampling import sample_step
+from vapo.trainer.scoring import score
+from vapo.types import Episode, stable_hash
+
+
+def train(run: Run) -> None:
+    """Train to the last step, from wherever the run's state stands.
+
+    Raises StoppedError after an orderly stop, DivergedError, VerifierBrokenError.
+    """
+    state, steps = run.state, run.settings.steps
+    run.engine.load_weights(run.policy.model.state_dict().items(), version=state.step)
+    if not state.started:
+        evaluate(run, "before")
+        state.started = True
+        snapshot.save(run)
+    if state.phase == "pretrain":
+        pretrain_critic(run)
+    run.observer.phase("training", state.step, steps)
+    while state.step < steps:
+        train_step(run)
+    if state.phase != "done":
+        evaluate(run, "after")
+        state.phase = "done"
+        snapshot.save(run)
+
+
+def train_step(run: Run) -> None:
+    """One joint step: sample, judge, score, hand out credit, update, hand over, write down."""
+    state, algorithm, clock = run.state, run.algorithm, Clock()
+
+    # 1. Sample groups of responses from the current policy; let the verifier judge them.
+    tokens_before = state.num_tokens
+    episodes, drawn = sample_step(run, clock)
+    if any(e.completion.policy_version != state.step for e in episodes):
+        raise VapoError(
+            f"The rollout engine sampled from other weights than those of step {state.step}. "
+            "Its load_weights must take effect before generate; this is a bug of the engine."
+        )
+    limit = run.decoding.max_tokens
+    figures: dict[str, Any] = rollout_figures(collate(drawn, algorithm, max_response_tokens=limit))
+    figures["sampling/kept_ratio"] = len(episodes) / len(drawn)
+    if len(episodes) < algorithm.sampling.samples:
+        message = f"Only {len(episodes)} of {algorithm.sampling.samples} responses carry a signal after all refills."
+        run.folder.event("alarm", message=message)
+        run.observer.alarm(message + " Use easier or harder prompts, or raise algorithm.sampling.refill_rounds.")
+    learned = 0
+    if episodes:
+        # 2. Score every token once, before any update, and hand out credit.
+        batch = collate(episodes, algorithm, max_response_tokens=limit)
+        learned = batch.num_tokens * algorithm.optimization.epochs
+        with clock.time("score"):
+            batch = score(
+                batch,
+                policy=run.policy,
+                critic=run.critic,
+                reference=run.reference,
+                final_values=algorithm.truncated == "bootstrap",
+                micro_batch_tokens=run.settings.micro_batch_tokens,
+            )
+            batch = assign_credit(batch, algorithm)
+        figures |= scoring_figures(batch, getattr(algorithm.credit, "gamma", 1.0))
+
+        # 3. One optimizer step per minibatch, for each network.
+        with clock.time("update"):
+            for learner in run.learners:
+                figures |= update(run, learner, batch)
+        count_skips(run, sum(figures[f"skipped/{learner.name}"] for learner in run.learners))
+        save_rollouts_if_due(run, episodes, batch)
+
+    # 4. Hand over the new policy and write down what happened.
+    state.step += 1
+    refresh_reference_if_due(run)
+    run.engine.load_weights(run.policy.model.state_dict().items(), version=state.step)
+    figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
+    figures |= {"gradient_steps": state.gradient_steps}
+    if run.evaluation.every and state.step % run.evaluation.every == 0 and state.step < run.settings.steps:
+        with clock.time("evaluate"):
+            evaluate(run, "during")
+    figures |= clock.figures(sampled_tokens=state.num_tokens - tokens_before, learned_tokens=learned)
+    metrics = {"phase": "train", "step": state.step, **figures}
+    run.folder.metrics(metrics)
+    run.observer.step(metrics)
+    due = run.saving.every and state.step % run.saving.every == 0
+    if due or run.stop_requested:
+        snapshot.save(run)
+    run.stop_if_requested()
+
+
+def update(run: Run, learner: Learner, batch: Batch) -> dict[str, float]:
+    """Let one network learn from the batch; its figures, learning rate and skipped steps."""
+    state, optimization = run.state, run.algorithm.optimization
+    is_policy = learner is run.policy_learner
+    # a critic that was pretrained (at a constant rate) needs no warm-up any more; the policy's starts here
+    rounds = (state.step if is_policy else state.serial) + 1
+    lr = learner.lr * min(1.0, rounds / max(1, optimization.warmup_steps))
+    passes = optimization.epochs
+    if not is_policy:
+        assert isinstance(run.algorithm.credit, Gae)
+        passes *= run.algorithm.credit.critic_updates
+    result = learner.learn(
+        batch,
+        parts=num_minibatches(batch, run.algorithm),
+        passes=passes,
+        lr=lr,
+        generator=lambda i: torch.Generator().manual_seed(
+            stable_hash(run.seed, "shuffle", learner.name, state.step, i)
+        ),
+    )
+    if is_policy:
+        state.gradient_steps += result.gradient_steps
+        state.reference_age += result.gradient_steps
+    name = "actor" if is_policy else "critic"
+    return {**result.figures, f"lr/{name}": lr, f"skipped/{learner.name}": result.skipped}
+
+
+def evaluate(run: Run, label: str) -> None:
+    """Held-out evaluation of the engine's policy; into evaluations.jsonl."""
+    result = {"step": run.state.step, "label": label, **run.evaluate()}
+    run.folder.evaluation(result)
+    run.observer.evaluation(result)
+
+
+def refresh_reference_if_due(run: Run) -> None:
+    """The KL reference becomes the current policy every so many gradient steps (R1-Zero: 400)."""
+    every = run.algorithm.kl.refresh_every
+    if run.reference is not None and every and run.state.reference_age >= every:
+        run.reference.model.load_state_dict(run.policy.model.state_dict())
+        run.state.reference_age = 0
+
+
+def save_rollouts_if_due(run: Run, episodes: list[Episode], batch: Batch) -> None:
+    """Every so many steps, and the first and the last, the step's responses go to disk token by token."""
+    step, every = run.state.step + 1, run.settings.save_rollouts_every
+    if every and (step == 1 or step % every == 0 or step == run.settings.steps):
+        run.folder.rollouts(f"step_{step:06d}", episodes, batch, run.token_texts)

@@ -1,0 +1,121 @@
+"""The run directory: what is written, where, and how an interrupted attempt's lines are taken back."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vapo.errors import ConfigError
+from vapo.trainer.batch import Batch
+from vapo.types import Episode
+
+LOGS = ("metrics.jsonl", "events.jsonl", "evaluations.jsonl")
+
+
+class RunFolder:
+    """Append-only logs and rollouts of one run. One process at a time: the folder is locked while open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (path / "run.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise ConfigError(
+                f"Another process is working on {path}. Wait for it, or choose another --run-dir."
+            ) from error
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    def metrics(self, figures: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        self._append("metrics.jsonl", figures)
+
+    def evaluation(self, result: dict[str, Any]) -> None:
+        """One line of evaluations.jsonl."""
+        self._append("evaluations.jsonl", result)
+
+    def event(self, event: str, **details: Any) -> None:
+        """One line of events.jsonl, with the time of day."""
+        self._append("events.jsonl", {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **details})
+
+    def log_bytes(self) -> dict[str, int]:
+        """Current length of each log."""
+        return {name: p.stat().st_size if (p := self.path / name).exists() else 0 for name in LOGS}
+
+    def cut_logs(self, lengths: dict[str, int]) -> None:
+        """Take back the lines written after the state that `lengths` belongs to, so each step appears once."""
+        for name in LOGS:
+            path = self.path / name
+            if path.exists():
+                os.truncate(path, min(path.stat().st_size, lengths.get(name, 0)))
+
+    def rollouts(
+        self, name: str, episodes: Sequence[Episode], batch: Batch, decode: Callable[[Sequence[int]], list[str]]
+    ) -> None:
+        """The step's responses, one JSON object a line, every token with its numbers."""
+        folder = self.path / "rollouts"
+        folder.mkdir(exist_ok=True)
+        temporary = folder / f".{name}.tmp"
+        with gzip.open(temporary, "wt", compresslevel=5) as file:
+            for row, episode in enumerate(episodes):
+                file.write(json.dumps(_rollout_line(row, episode, batch, decode)) + "\n")
+        temporary.rename(folder / f"{name}.jsonl.gz")
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    def _append(self, name: str, data: dict[str, Any]) -> None:
+        with (self.path / name).open("a") as file:
+            file.write(json.dumps({k: plain(v) for k, v in data.items()}) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A JSON value: numbers that are not finite become null, since JSON has none of them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return value
+
+
+def _rollout_line(
+    row: int, episode: Episode, batch: Batch, decode: Callable[[Sequence[int]], list[str]]
+) -> dict[str, Any]:
+    length = int(batch.response_lengths[row])
+
+    def numbers(tensor: Any) -> list[float | None] | None:
+        if tensor is None:
+            return None
+        return [plain(round(x, 4)) for x in tensor[row, :length].tolist()]
+
+    return {
+        "prompt_id": episode.prompt.id,
+        "prompt": episode.prompt.text,
+        "response": episode.response,
+        "verdict": episode.verdict.status,
+        "reason": episode.verdict.reason,
+        "sample": episode.sample,
+        "reward": float(batch.outcomes[row]) if episode.verdict.valid else None,
+        "lambda": None if batch.lam is None else float(batch.lam[row]),
+        "weight_version": episode.completion.policy_version,
+        "truncated": episode.truncated,
+        "tokens": decode(episode.completion.token_ids),
+        "logp": numbers(batch.sampled_logp),
+        "value": numbers(batch.old_values),
+        "advantage": numbers(batch.advantages),
+        "return": numbers(batch.returns),
+    }

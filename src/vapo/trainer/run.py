@@ -1,0 +1,104 @@
+"""A run: the method, the networks, the engine, the task and the folder, put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from vapo.algo.presets import Algorithm
+from vapo.errors import StoppedError
+from vapo.models.networks import Critic, Policy
+from vapo.rollout.engine import RolloutEngine
+from vapo.trainer.learner import Learner
+from vapo.trainer.observer import Observer
+from vapo.trainer.record import RunFolder
+from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, TrainerSettings
+from vapo.trainer.state import State
+from vapo.types import Decoding, PromptSet, Task
+
+
+@dataclass
+class Run:
+    """What the loop works on. Only `state`, the weights and the optimizers change from step to step."""
+
+    seed: int
+    algorithm: Algorithm
+    settings: TrainerSettings
+    saving: CheckpointSettings
+    evaluation: EvaluationSettings
+    decoding: Decoding
+    task: Task
+    train_prompts: PromptSet
+    heldout_prompts: PromptSet
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    critic: Critic | None
+    reference: Policy | None
+    policy_learner: Learner
+    critic_learner: Learner | None
+    engine: RolloutEngine
+    evaluate: Callable[[], dict[str, Any]]
+    """Held-out evaluation of the engine's policy: what goes into evaluations.jsonl."""
+    observer: Observer
+    folder: RunFolder = field(init=False)
+    """Where everything is written; set once the networks have loaded."""
+    state: State = field(default_factory=State)
+    stop_requested: bool = False
+    """Set by a signal handler: the run saves and stops at the next step edge."""
+
+    @property
+    def learners(self) -> list[Learner]:
+        """Critic first, then policy (papers.md 7.3); a method with a group baseline has the policy only."""
+        return [learner for learner in (self.critic_learner, self.policy_learner) if learner is not None]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Response text without special tokens."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the text it adds, spaces included, special tokens by their names."""
+        pairs = zip([None, *token_ids], token_ids, strict=False)
+        return [self._added_text(before, token) for before, token in pairs]
+
+    def _added_text(self, before: int | None, token: int) -> str:
+        # decoding a token alone loses the space before it; with its neighbour it keeps it
+        if before is None:
+            return str(self.tokenizer.decode([token]))
+        return str(self.tokenizer.decode([before, token])).removeprefix(str(self.tokenizer.decode([before])))
+
+    def stop_if_requested(self) -> None:
+        """Raise StoppedError if a signal asked for it; call at a step edge, after saving."""
+        if self.stop_requested:
+            raise StoppedError(f"Stopped in order and saved. Go on with: vapo resume {self.folder.path}")
+
+
+class Clock:
+    """Where a step's seconds went."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, what: str) -> Iterator[None]:
+        """Add the block's seconds to `what`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def figures(self, *, sampled_tokens: int, learned_tokens: int) -> dict[str, float]:
+        """`time/*`, `step_time` in seconds; `throughput/*` in response tokens per second."""
+        figures = {f"time/{what}": seconds for what, seconds in self.seconds.items()}
+        figures["step_time"] = time.perf_counter() - self.started
+        if seconds := self.seconds.get("rollout"):
+            figures["throughput/rollout_tokens_per_s"] = sampled_tokens / seconds
+        if seconds := self.seconds.get("update"):
+            figures["throughput/update_tokens_per_s"] = learned_tokens / seconds
+        return figures

@@ -1,0 +1,102 @@
+"""How a run is carried out: sizes, limits and schedules that are not part of the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vapo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Everything the loop needs besides the algorithm; units in the names or the docstrings."""
+
+    steps: int = 100
+    """Rollout steps of joint training (each makes several gradient steps)."""
+    micro_batch_tokens: int = 16384
+    """Most tokens (prompt and response) in one forward-backward pass; changes memory and speed, not results."""
+    layout: Literal["packed", "padded"] | None = None
+    """How ragged sequences are laid out; null takes packed where the architecture allows it."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    pretraining_lr: float | None = None
+    """Critic learning rate during value pretraining; null takes the critic's."""
+    pretraining_passes: int = 1
+    """Passes of the critic over each pretraining step's responses."""
+    pretraining_patience: int = 0
+    """Stop pretraining when held-out explained variance has not improved for this many steps; 0 runs all of
+    them, exactly."""
+    pretraining_ready: float = 0.1
+    """Warn when pretraining ends with less held-out explained variance than this."""
+    pretraining_heldout: int = 256
+    """Responses to held-out prompts on which value pretraining is judged."""
+    max_invalid_ratio: float = 0.2
+    """Stop with exit code 4 when more than this share of a step's verdicts is invalid."""
+    save_rollouts_every: int = 10
+    """Write the step's responses, token by token, every so many steps (and the first and last); 0 never."""
+
+    def __post_init__(self) -> None:
+        positive = ["steps", "micro_batch_tokens", "pretraining_passes", "pretraining_heldout"]
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("weight_decay", "pretraining_patience", "save_rollouts_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"trainer.{name} must not be negative, got {getattr(self, name)}.")
+        if self.pretraining_lr is not None and not self.pretraining_lr >= 0:
+            raise ConfigError(f"trainer.pretraining_lr must not be negative, got {self.pretraining_lr}.")
+        if not self.max_grad_norm > 0:
+            raise ConfigError(f"trainer.max_grad_norm must be positive, got {self.max_grad_norm}.")
+        if not 0 <= self.max_invalid_ratio <= 1:
+            raise ConfigError(f"trainer.max_invalid_ratio must lie in [0, 1], got {self.max_invalid_ratio}.")
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When the run's state is saved, and how many saves are kept."""
+
+    every: int = 20
+    """Save after every so many steps (pretraining steps count too), and at the end; 0 saves at the end only."""
+    keep: int = 2
+    """How many of the newest checkpoints stay on disk."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(f"checkpoint.every must not be negative, got {self.every}.")
+        if self.keep < 1:
+            raise ConfigError(f"checkpoint.keep must be at least 1, got {self.keep}: a run needs one to resume from.")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Held-out evaluation during a run: before it, every so many steps, and after it."""
+
+    every: int = 25
+    """Evaluate after every so many steps; 0 only before and after."""
+    prompts: int = 200
+    """How many held-out prompts."""
+    samples_per_prompt: int = 4
+    """k of avg@k and pass@k."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(f"evaluation.every must not be negative, got {self.every}.")
+        if self.prompts < 1 or self.samples_per_prompt < 1:
+            raise ConfigError(
+                "evaluation.prompts and evaluation.samples_per_prompt must be at least 1, "
+                f"got {self.prompts} and {self.samples_per_prompt}."
+            )
+        check_decoding("evaluation", self.temperature, self.top_p)
+
+
+def check_decoding(section: str, temperature: float, top_p: float) -> None:
+    """Raise ConfigError unless temperature >= 0 and 0 < top_p <= 1."""
+    if not temperature >= 0:
+        raise ConfigError(f"{section}.temperature must not be negative, got {temperature} (0 is greedy).")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"{section}.top_p must lie in (0, 1], got {top_p}.")

@@ -1,0 +1,67 @@
+"""Everything that counts from step to step and is not a weight or an optimizer moment.
+
+There is no random-number position here: every draw derives from the run's seed and these counters
+(`vapo.types.stable_hash`), so equal counters mean equal draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vapo.errors import CheckpointError
+
+Phase = Literal["pretrain", "train", "done"]
+
+
+@dataclass
+class State:
+    """The run's counters. Mutable on purpose: it is the one object that changes."""
+
+    phase: Phase = "pretrain"
+    started: bool = False
+    """Whether the evaluation before training is done."""
+    pretrain_step: int = 0
+    """Pretraining steps finished."""
+    step: int = 0
+    """Joint steps finished."""
+    gradient_steps: int = 0
+    """Policy gradient steps taken; the x axis of the paper's figures."""
+    reference_age: int = 0
+    """Policy gradient steps since the KL reference was set."""
+    prompts_seen: int = 0
+    """Position in the endless shuffled stream of training prompts; dynamic sampling moves it by more."""
+    num_samples: int = 0
+    """Responses sampled for training so far, pretraining included."""
+    num_tokens: int = 0
+    """Their tokens."""
+    skipped_in_a_row: int = 0
+    """Steps in a row that lost a gradient step to numbers that were not finite."""
+    explained_variance: float | None = None
+    """Held-out explained variance after the last pretraining step; None where it is undefined."""
+    best_explained_variance: float | None = None
+    """The best so far, for the stop rule."""
+    best_pretrain_step: int = 0
+    log_bytes: dict[str, int] = field(default_factory=dict)
+    """Length of each log file when this state was saved; resuming cuts what a lost attempt wrote after it."""
+
+    @property
+    def serial(self) -> int:
+        """Steps of both phases; orders checkpoints."""
+        return self.pretrain_step + self.step
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> State:
+        """The state `to_json` wrote; raises CheckpointError if a field is missing or unknown."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if set(data) != names:
+            raise CheckpointError(
+                f"state.json does not fit this version: missing {sorted(names - set(data))}, "
+                f"unknown {sorted(set(data) - names)}. Resume with the version that wrote it."
+            )
+        return cls(**data)

@@ -1,0 +1,30 @@
+"""Under each method a tiny random model learns the echo task, and a critic learns to foresee it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import toys
+from vapo import build
+from vapo.algo.presets import PRESETS
+
+pytestmark = pytest.mark.slow
+
+LONGER = {
+    "trainer": {"steps": 40, "samples_per_step": 128, "group_size": 8, "minibatch_size": 32, "save_rollouts_every": 0},
+    "evaluation": {"samples_per_prompt": 16},
+    "checkpoint": {"every": 0},
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_held_out_accuracy_rises_under(preset: str, tmp_path: Path):
+    build.finish(toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", LONGER, preset=preset))
+    lines = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
+    before, after = (json.loads(line) for line in lines)
+    # seen for seed 0: from 0.16 to 0.45 (GRPO) ... 0.80; chance alone stays inside the interval
+    assert after["low"] > before["high"], (before["avg"], after["avg"])
+    assert after["avg"] > before["avg"] + 0.15

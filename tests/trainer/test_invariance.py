@@ -1,0 +1,177 @@
+"""Guarantee 1: the gradient of one optimizer step does not depend on micro-batches, padding, packing or order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import toys
+from vapo.algo.presets import DAPO, GRPO, PPO, VAPO, Algorithm, Clip, Gae, Kl
+from vapo.models.networks import Critic, Policy
+from vapo.trainer.batch import Batch, micro_batches, minibatches
+from vapo.trainer.learner import Learner
+from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective
+
+EVERYTHING = replace(
+    VAPO, clip=Clip(low=0.2, high=0.28, dual=3.0), kl=Kl(coef=0.5), credit=replace(VAPO.credit, value_clip=0.2)
+)
+
+
+def batch_of(lengths: list[int], seed: int = 0) -> Batch:
+    """Random numbers in every field; prompts of 3 tokens; the second and the last response are right."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, width = len(lengths), max(lengths)
+    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+
+    def noise(scale: float) -> Tensor:
+        return torch.where(mask, scale * torch.randn(rows, width, generator=generator), 0.0)
+
+    right = torch.zeros(rows, dtype=torch.bool)
+    right[[1, -1]] = True
+    return Batch(
+        tokens=tuple(torch.randint(2, 16, (3 + n,), generator=generator) for n in lengths),
+        response_lengths=torch.tensor(lengths),
+        mask=mask,
+        groups=torch.arange(rows) // 2,
+        right=right,
+        valid=torch.ones(rows, dtype=torch.bool),
+        truncated=torch.zeros(rows, dtype=torch.bool),
+        outcomes=right.float(),
+        sampled_logp=noise(1.0) - 3,
+        old_logp=noise(0.2) - 2.8,
+        ref_logp=noise(0.2) - 2.8,
+        old_values=noise(1.0),
+        advantages=noise(1.0),
+        returns=noise(1.0),
+    )
+
+
+LENGTHS = [2, 11, 5, 17, 1, 8, 30, 3]
+
+
+def objective(kind: str, algorithm: Algorithm, layout: str) -> Objective:
+    if kind == "policy":
+        return PolicyObjective(Policy(toys.tiny_llama(), layout), algorithm)
+    from transformers import LlamaForTokenClassification
+
+    torch.manual_seed(0)
+    config = toys.tiny_llama().config
+    config.num_labels = 1
+    assert isinstance(algorithm.credit, Gae)
+    return CriticObjective(Critic(LlamaForTokenClassification(config).eval(), layout), algorithm.credit)
+
+
+def gradient(kind: str, batch: Batch, *, tokens: int, layout: str = "packed", algorithm: Algorithm) -> Tensor:
+    learner = Learner(
+        kind,
+        objective(kind, algorithm, layout),
+        lr=0.0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        micro_batch_tokens=tokens,
+    )
+    learner.accumulate(batch)
+    return torch.cat([p.grad.flatten() for p in learner.parameters if p.grad is not None])
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+CASES = [
+    ("policy", PPO),
+    ("policy", VAPO),
+    ("policy", GRPO),
+    ("policy", DAPO),
+    ("policy", EVERYTHING),
+    ("critic", VAPO),
+    ("critic", EVERYTHING),
+    ("critic", replace(VAPO, credit=replace(VAPO.credit, critic_reduction="sequence"))),
+]
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), CASES)
+def test_the_gradient_is_the_same_for_any_micro_batch_size_and_layout(kind: str, algorithm: Algorithm):
+    # bugs 3 and 5: a loss normalised per micro-batch grows with their number
+    batch = batch_of(LENGTHS)
+    whole = gradient(kind, batch, tokens=10**6, algorithm=algorithm)
+    assert float(whole.norm()) > 0
+    for tokens in (1, 24, 60):
+        for layout in ("packed", "padded"):
+            split = gradient(kind, batch, tokens=tokens, layout=layout, algorithm=algorithm)
+            assert distance(split, whole) < 1e-5, (tokens, layout)
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), CASES)
+def test_the_gradient_does_not_depend_on_the_order_of_the_rows(kind: str, algorithm: Algorithm):
+    batch = batch_of(LENGTHS)
+    order = torch.tensor([3, 0, 7, 1, 6, 2, 5, 4])
+    shuffled = gradient(kind, batch.select(order), tokens=40, algorithm=algorithm)
+    assert distance(shuffled, gradient(kind, batch, tokens=40, algorithm=algorithm)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["policy", "critic"])
+def test_rubbish_at_masked_positions_reaches_no_gradient(kind: str):
+    # bugs 1 and 10: 0 * nan is nan
+    batch = batch_of(LENGTHS)
+    hole = batch.mask.clone()
+    hole[3, 4:7] = False
+    hole[5] = False
+    clean = replace(batch, mask=hole)
+    names = ("old_logp", "ref_logp", "old_values", "returns")
+    dirty = replace(clean, **{n: torch.where(hole, getattr(batch, n), float("nan")) for n in names})
+    dirty = replace(dirty, advantages=torch.where(hole, batch.advantages, 0.0))
+    clean = replace(clean, advantages=dirty.advantages)
+    a = gradient(kind, dirty, tokens=40, algorithm=EVERYTHING)
+    assert torch.isfinite(a).all()
+    assert torch.equal(a, gradient(kind, clean, tokens=40, algorithm=EVERYTHING))
+
+
+def test_the_positive_term_is_divided_by_the_right_tokens_of_the_minibatch_and_logged():
+    # bugs 3 and 4: effective mu grew with the number of micro-batches; the term was silently inactive
+    batch = batch_of(LENGTHS)
+    target = PolicyObjective(Policy(toys.tiny_llama()), VAPO)
+    weights = target.weights(batch)
+    num_right = LENGTHS[1] + LENGTHS[-1]
+    assert float(weights["positive"].max()) == pytest.approx(1 / num_right)
+    logp, _ = target.policy.logp(batch.sequences, batch.width)
+    expected = -(logp[1].sum() + logp[-1].sum()) / num_right
+    learner = Learner("policy", target, lr=0.0, weight_decay=0.0, max_grad_norm=1.0, micro_batch_tokens=20)
+    figures = learner.accumulate(batch)
+    assert float(figures["loss/positive_lm"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+    loss, _ = target.loss(batch, weights)
+    without, _ = PolicyObjective(target.policy, replace(VAPO, positive_lm=0.0)).loss(batch, weights)
+    assert float((loss - without).detach()) == pytest.approx(0.1 * float(expected.detach()), rel=1e-4)
+
+
+def test_shaping_does_not_move_a_response_out_of_the_positive_set():
+    # NeMo RL takes "reward > 0": a right answer with the full overlong penalty (1 - 1 = 0) drops out
+    batch = replace(batch_of(LENGTHS), outcomes=torch.zeros(len(LENGTHS)))
+    weights = PolicyObjective(Policy(toys.tiny_llama()), VAPO).weights(batch)["positive"]
+    assert (weights[1, : LENGTHS[1]] > 0).all()
+
+
+def test_no_right_response_means_no_positive_term():
+    batch = replace(batch_of(LENGTHS), right=torch.zeros(len(LENGTHS), dtype=torch.bool))
+    target = PolicyObjective(Policy(toys.tiny_llama()), VAPO)
+    _, figures = target.loss(batch, target.weights(batch))
+    assert float(figures["loss/positive_lm"]) == 0.0
+
+
+def test_micro_batches_hold_the_budget_and_every_row_with_a_trainable_token_once():
+    batch = batch_of(LENGTHS)
+    hole = batch.mask.clone()
+    hole[2] = False
+    parts = list(micro_batches(replace(batch, mask=hole), 30))
+    assert sorted(torch.cat(parts).tolist()) == [0, 1, 3, 4, 5, 6, 7]
+    for rows in parts:
+        assert len(rows) == 1 or sum(len(batch.tokens[i]) for i in rows.tolist()) <= 30
+
+
+def test_minibatches_share_the_rows_evenly_and_lose_none():
+    parts = list(minibatches(batch_of(LENGTHS), 3, torch.Generator().manual_seed(0)))
+    assert sorted(len(p) for p in parts) == [2, 3, 3]
+    assert sorted(int(n) for p in parts for n in p.response_lengths) == sorted(LENGTHS)

@@ -1,0 +1,253 @@
+"""The loop's duties besides learning: verdicts, guards, dynamic sampling, phases, files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+import toys
+from vapo import build
+from vapo.errors import ConfigError, DivergedError, ModelError, StoppedError, VerifierBrokenError
+from vapo.reports.live import SilentView
+from vapo.trainer.loop import train_step
+from vapo.trainer.run import Clock
+from vapo.trainer.sampling import sample_step, stream
+from vapo.types import Verdict
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return toys.toy_base(tmp_path_factory.mktemp("base"))
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def vapo_run(base: Path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vapo") / "run"
+    build.finish(toys.toy_run(base, folder, {"trainer": {"save_rollouts_every": 2}}))
+    return folder
+
+
+def test_a_run_leaves_everything_the_design_promises(vapo_run: Path):
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "evaluations.jsonl",
+                 "report.html", "curves.png"):  # fmt: skip
+        assert (vapo_run / name).stat().st_size > 0, name
+    policy = AutoModelForCausalLM.from_pretrained(vapo_run / "policy")
+    critic = AutoModelForTokenClassification.from_pretrained(vapo_run / "critic")
+    assert AutoTokenizer.from_pretrained(vapo_run / "policy").eos_token == "<eos>"
+    assert critic.config.num_labels == 1
+    assert policy.dtype == torch.float32
+    labels = [json.loads(line)["label"] for line in (vapo_run / "evaluations.jsonl").read_text().splitlines()]
+    assert labels == ["before", "after"]
+
+
+def test_rollout_files_carry_every_token_with_its_numbers(vapo_run: Path):
+    names = sorted(p.name for p in (vapo_run / "rollouts").iterdir())
+    assert names == [f"{n}.jsonl.gz" for n in ("pretrain_000001", "step_000001", "step_000002", "step_000003")]
+    with gzip.open(vapo_run / "rollouts" / "step_000002.jsonl.gz", "rt") as file:
+        samples = [json.loads(line) for line in file]
+    assert len(samples) == 32
+    for sample in samples:
+        columns = [sample[c] for c in ("tokens", "logp", "value", "advantage", "return")]
+        assert len({len(column) for column in columns}) == 1
+        assert sample["weight_version"] == 1
+        assert sample["reward"] == (1.0 if sample["verdict"] == "right" else 0.0)
+        assert all(r == sample["reward"] for r in sample["return"])  # lambda_critic = 1
+
+
+def test_the_sampler_and_the_trainer_agree_on_every_token(vapo_run: Path):
+    gaps = [m["sampler/logp_gap_max"] for m in metrics(vapo_run) if m["phase"] == "train"]
+    assert len(gaps) == 3
+    assert max(gaps) < 1e-4
+
+
+def test_pretraining_leaves_the_policy_alone_and_moves_the_critic(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}})
+    before = {k: v.clone() for k, v in run.policy.model.state_dict().items()}
+    from vapo.trainer.pretrain import pretrain_critic
+
+    pretrain_critic(run)
+    assert run.state.pretrain_step == 2  # bug 22: N means exactly N
+    assert run.state.phase == "train"
+    assert run.state.gradient_steps == 0
+    assert all(torch.equal(v, before[k]) for k, v in run.policy.model.state_dict().items())
+    assert any(bool((p != 0).any()) for p in run.critic.model.score.parameters())
+    run.folder.close()
+
+
+def test_pretraining_stops_when_patience_runs_out(base: Path, tmp_path: Path):
+    patient = {"trainer": {"pretraining_steps": 50, "pretraining_patience": 1, "critic_lr": 0.0}}
+    run = toys.toy_run(base, tmp_path / "run", patient)
+    from vapo.trainer.pretrain import pretrain_critic
+
+    pretrain_critic(run)  # a critic that cannot learn: the first step is the best, the second no better
+    assert run.state.pretrain_step == 2
+    run.folder.close()
+
+
+def test_a_critic_that_is_not_ready_raises_an_alarm(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"pretraining_ready": 0.99, "steps": 1}})
+    build.finish(run)
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert any("critic is not ready" in e.get("message", "") for e in events if e["event"] == "alarm")
+
+
+def test_a_method_with_a_group_baseline_builds_no_critic(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", preset="dapo")
+    assert run.critic is None
+    assert [learner.name for learner in run.learners] == ["policy"]
+    build.finish(run)
+    assert not (tmp_path / "run" / "critic").exists()
+    assert all("value/loss" not in m for m in metrics(tmp_path / "run"))
+
+
+def test_head_and_backbone_share_one_scheduled_optimizer(base: Path, tmp_path: Path):
+    # bug 13 (NeMo PR 2530): the value head had an optimizer of its own at peak learning rate
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"warmup_steps": 10}})
+    learner = run.critic_learner
+    assert {id(p) for p in learner.parameters} == {id(p) for p in run.critic.model.parameters()}
+    run.state.phase = "train"
+    run.engine.load_weights(run.policy.model.state_dict().items(), version=0)
+    train_step(run)
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(learner.lr / 10)
+    assert run.policy_learner.optimizer.param_groups[0]["lr"] == pytest.approx(run.policy_learner.lr / 10)
+    run.folder.close()
+
+
+def test_the_kl_penalty_is_a_loss_term_and_never_part_of_the_reward(base: Path, tmp_path: Path):
+    # bug 12 (NeMo PR 2530): counted in both
+    run = toys.toy_run(base, tmp_path / "run", {"algorithm": {"kl": {"coef": 5.0}}}, preset="grpo")
+    build.finish(run)
+    for line in metrics(tmp_path / "run"):
+        assert line["reward"] == pytest.approx(line["accuracy"])
+    assert metrics(tmp_path / "run")[0]["loss/kl"] < metrics(tmp_path / "run")[-1]["loss/kl"]
+
+
+def test_too_many_invalid_verdicts_stop_the_run(base: Path, tmp_path: Path):
+    broken = toys.EchoTask({f"train-{i}": Verdict("invalid", "no gold answer") for i in range(4)})
+    run = toys.toy_run(base, tmp_path / "run", preset="grpo", task=broken)
+    with pytest.raises(VerifierBrokenError, match="no gold answer"):
+        build.finish(run)
+    assert VerifierBrokenError.exit_code == 4
+
+
+def test_a_few_invalid_verdicts_are_left_out_and_counted(base: Path, tmp_path: Path):
+    broken = toys.EchoTask({"train-3": Verdict("invalid", "no gold answer")})
+    build.finish(toys.toy_run(base, tmp_path / "run", task=broken))
+    assert {m["verdict/invalid_ratio"] for m in metrics(tmp_path / "run")} == {4 / 32}
+
+
+def test_a_verifier_that_raises_gives_an_invalid_verdict_and_no_crash(base: Path, tmp_path: Path):
+    task = toys.EchoTask()
+    honest = task.verify
+    task.verify = lambda prompt, response: 1 / 0 if prompt.id == "train-3" else honest(prompt, response)
+    build.finish(toys.toy_run(base, tmp_path / "run", task=task))
+    assert {m["verdict/invalid_ratio"] for m in metrics(tmp_path / "run")} == {4 / 32}
+
+
+def test_gradients_that_are_not_finite_are_skipped_and_three_steps_in_a_row_stop_the_run(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 9}}, preset="grpo")
+    weights = {k: v.clone() for k, v in run.policy.model.state_dict().items()}
+    honest = run.policy_learner.objective.loss
+    object.__setattr__(
+        run.policy_learner.objective, "loss", lambda m, w: (honest(m, w)[0] * float("nan"), honest(m, w)[1])
+    )
+    with pytest.raises(DivergedError, match="actor_lr"):
+        build.finish(run)
+    assert DivergedError.exit_code == 3
+    assert run.state.step == 2  # the third bad step does not count
+    assert [m["skipped/policy"] for m in metrics(tmp_path / "run")] == [4, 4]
+    assert all(torch.equal(v, weights[k]) for k, v in run.policy.model.state_dict().items())
+
+
+def test_dynamic_sampling_keeps_mixed_groups_only_and_gives_up_in_time(base: Path, tmp_path: Path):
+    # prompts 0..3 can never be right: their groups carry no signal
+    hopeless = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(4)})
+    run = toys.toy_run(base, tmp_path / "run", preset="dapo", task=hopeless)
+    run.engine.load_weights(run.policy.model.state_dict().items(), version=0)
+    kept, drawn = sample_step(run, Clock())
+    assert len(kept) == 32
+    assert run.state.num_samples == len(drawn) > 32
+    for start in range(0, 32, 4):
+        assert len({e.prompt.id for e in kept[start : start + 4]}) == 1
+        assert {e.verdict.right for e in kept[start : start + 4]} == {True, False}
+    # a prompt that came again in a later epoch goes on counting: no response is drawn twice
+    assert len({(e.prompt.id, e.sample) for e in kept}) == 32
+    none = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(8)})
+    run2 = toys.toy_run(base, tmp_path / "run2", preset="dapo", task=none)
+    build.finish(run2)
+    assert run2.state.num_samples == 3 * 10 * 32  # 3 steps of 1 + 9 rounds
+    assert run2.state.gradient_steps == 0
+    run.folder.close()
+
+
+def test_one_broken_prompt_does_not_stop_a_step_of_dynamic_sampling(base: Path, tmp_path: Path):
+    # 12.5 % of the prompts are invalid, the limit is 20 % of the step, however small the last refill is
+    for seed in range(4):
+        task = toys.EchoTask({"train-3": Verdict("invalid", "no gold answer")})
+        run = toys.toy_run(base, tmp_path / f"run{seed}", {"seed": seed}, preset="dapo", task=task)
+        run.engine.load_weights(run.policy.model.state_dict().items(), version=0)
+        kept, drawn = sample_step(run, Clock())
+        assert all(e.verdict.valid for e in kept) or any(not e.verdict.valid for e in drawn)
+        run.folder.close()
+
+
+def test_fewer_responses_make_fewer_gradient_steps_not_smaller_minibatches(base: Path, tmp_path: Path):
+    # only prompt 5 can be right: whatever is left after the refills is one or few groups of 4
+    task = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(8) if i != 5})
+    build.finish(toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="dapo", task=task))
+    line = metrics(tmp_path / "run")[0]
+    kept = round(line["sampling/kept_ratio"] * line["num_samples"])
+    assert kept < 32
+    assert line["gradient_steps"] == -(-kept // 8)
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert f"Only {kept} of 32 responses carry a signal" in events
+
+
+def test_a_run_on_an_own_task_names_it_and_cannot_be_resumed_on_another(base: Path, tmp_path: Path):
+    build.finish(toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="grpo"))
+    assert "name: echo" in (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"vapo\.resume"):
+        build.resume(tmp_path / "run", SilentView())
+    other = toys.EchoTask()
+    other.name = "other"
+    with pytest.raises(ConfigError, match="'echo', not on 'other'"):
+        build.resume(tmp_path / "run", SilentView(), task=other)
+
+
+def test_a_run_goes_on_without_the_model_it_started_from(tmp_path: Path):
+    start = toys.toy_base(tmp_path / "base")
+    run = toys.toy_run(start, tmp_path / "run")
+    run.stop_requested = True
+    with pytest.raises(StoppedError):
+        build.finish(run)
+    shutil.rmtree(start)
+    build.finish(build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()))
+    assert len(metrics(tmp_path / "run")) == 5
+
+
+def test_weights_that_cannot_be_read_are_explained_and_leave_no_run_behind(base: Path, tmp_path: Path):
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="Cannot load the policy"):
+        toys.toy_run(tmp_path / "base", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_prompt_stream_shows_every_prompt_once_an_epoch():
+    prompts = toys.EchoTask().train
+    for epoch in range(3):
+        ids = [p.id for p in stream(prompts, seed=1, name="train", position=8 * epoch, count=8)]
+        assert sorted(ids) == sorted(p.id for p in prompts)
+    whole = [p.id for p in stream(prompts, seed=1, name="train", position=0, count=24)]
+    parts = [p.id for at in range(0, 24, 6) for p in stream(prompts, seed=1, name="train", position=at, count=6)]
+    assert whole == parts

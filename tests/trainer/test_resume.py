@@ -1,0 +1,132 @@
+"""Guarantee 3 at step edges: a resumed run writes the same lines and the same bytes as one never stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toys
+from vapo import build
+from vapo.errors import CheckpointError, ConfigError, StoppedError
+from vapo.reports.live import SilentView
+from vapo.trainer import checkpoint
+from vapo.trainer.state import State
+
+CLOCKS = ("time/", "throughput/", "step_time")
+
+
+def timeless(folder: Path, name: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name != "state.json"}
+
+
+@pytest.fixture(scope="module", params=["vapo", "dapo", "grpo"])
+def finished(request, tmp_path_factory) -> tuple[Path, Path, str]:
+    """A run that was never stopped, with a checkpoint after every step."""
+    root = tmp_path_factory.mktemp(request.param)
+    base = toys.toy_base(root / "base")
+    # a KL reference that is refreshed after 6 of 12 gradient steps belongs to the state, too
+    kl = {"algorithm": {"kl": {"coef": 0.01, "refresh_every": 6}}}
+    build.finish(toys.toy_run(base, root / "whole", kl, preset=request.param))
+    return base, root / "whole", request.param
+
+
+def edges(whole: Path) -> list[str]:
+    return sorted(p.name for p in (whole / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_resuming_at_every_edge_gives_the_same_lines_and_the_same_bytes(finished, tmp_path: Path):
+    _, whole, preset = finished
+    names = edges(whole)
+    assert len(names) == {"vapo": 6, "dapo": 4, "grpo": 4}[preset]
+    serials = {n: json.loads((whole / "checkpoints" / n / "manifest.json").read_text())["serial"] for n in names}
+    for name in names:
+        copy = tmp_path / name
+        shutil.copytree(whole, copy)
+        for later in names:
+            if serials[later] > serials[name]:
+                shutil.rmtree(copy / "checkpoints" / later)
+        # what a lost attempt wrote after the checkpoint must not stay
+        with (copy / "metrics.jsonl").open("a") as file:
+            file.write('{"phase": "train", "step": 99}\n{"torn')
+        build.finish(build.resume(copy, SilentView(), task=toys.EchoTask()))
+        assert timeless(copy, "metrics.jsonl") == timeless(whole, "metrics.jsonl"), name
+        assert timeless(copy, "evaluations.jsonl") == timeless(whole, "evaluations.jsonl"), name
+        last = max(names, key=lambda n: (serials[n], n))
+        assert hashes(copy / "checkpoints" / last) == hashes(whole / "checkpoints" / last), name
+        for file in ("policy/model.safetensors", *(["critic/model.safetensors"] if preset == "vapo" else [])):
+            assert checkpoint.sha256(copy / file) == checkpoint.sha256(whole / file)
+
+
+def test_a_run_without_any_checkpoint_starts_over(finished, tmp_path: Path):
+    _, whole, _ = finished
+    shutil.copytree(whole, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "checkpoints")
+    build.finish(build.resume(tmp_path / "copy", SilentView(), task=toys.EchoTask()))
+    assert timeless(tmp_path / "copy", "metrics.jsonl") == timeless(whole, "metrics.jsonl")
+
+
+def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_used(finished, tmp_path: Path):
+    _, whole, _ = finished
+    shutil.copytree(whole, tmp_path / "copy")
+    victim = tmp_path / "copy" / "checkpoints" / "step_000003" / "policy" / "model.safetensors"
+    data = bytearray(victim.read_bytes())
+    data[-5] ^= 1
+    victim.write_bytes(data)
+    said: list[str] = []
+    view = SilentView()
+    view.alarm = said.append
+    run = build.resume(tmp_path / "copy", view, task=toys.EchoTask())
+    assert run.state.step == 2
+    assert "step_000003 is damaged (policy/model.safetensors has another SHA-256" in said[0]
+    assert (tmp_path / "copy" / "checkpoints" / "step_000003.corrupt").is_dir()
+    build.finish(run)
+    assert timeless(tmp_path / "copy", "metrics.jsonl") == timeless(whole, "metrics.jsonl")
+
+
+def test_every_step_appears_once_and_phases_count_from_1(finished):
+    _, whole, preset = finished
+    lines = [(m["phase"], m["step"]) for m in timeless(whole, "metrics.jsonl")]
+    pretraining = [("pretrain", 1), ("pretrain", 2)] if preset == "vapo" else []  # bug 22: N means N
+    assert lines == [*pretraining, ("train", 1), ("train", 2), ("train", 3)]
+
+
+def test_a_stop_request_saves_at_the_next_edge_and_the_run_goes_on_as_if_never_stopped(finished, tmp_path: Path):
+    base, whole, preset = finished
+    kl = {"algorithm": {"kl": {"coef": 0.01, "refresh_every": 6}}, "checkpoint": {"every": 0}}
+    run = toys.toy_run(base, tmp_path / "run", kl, preset=preset)
+    run.stop_requested = True
+    with pytest.raises(StoppedError, match="vapo resume"):
+        build.finish(run)
+    build.finish(build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()))
+    assert timeless(tmp_path / "run", "metrics.jsonl") == timeless(whole, "metrics.jsonl")
+
+
+def test_a_second_process_on_the_folder_is_refused(tmp_path: Path):
+    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="Another process"):
+        build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask())
+    run.folder.close()
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
+    few = {"checkpoint": {"every": 1, "keep": 2}}
+    build.finish(toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", few))
+    assert edges(tmp_path / "run") == ["step_000002", "step_000003"]
+
+
+def test_a_state_of_another_version_is_refused_in_words():
+    data = State().to_json()
+    assert State.from_json(data) == State()
+    with pytest.raises(CheckpointError, match="unknown \\['colour'\\]"):
+        State.from_json({**data, "colour": 1})
