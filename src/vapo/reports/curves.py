@@ -1,0 +1,356 @@
+"""One figure that tells how a run went: accuracy first, then what explains it.
+
+A panel without data (a GRPO run has no critic) gives its place to the next one on the list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from io import BytesIO
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from vapo.reports.palette import LIGHT, Palette
+from vapo.reports.runfiles import RunFiles, column, number, read_run
+
+TIMES = {
+    "time/rollout": "rollout",
+    "time/verify": "verify",
+    "time/score": "score",
+    "time/update": "update",
+    "time/save": "save",
+    "time/evaluate": "evaluate",
+}
+_COLUMNS = 3
+_SMALL_PANELS = 7  # beside accuracy, which takes two of the nine places
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "vapo",  # the same run gives the same file
+}
+
+
+class Panel(NamedTuple):
+    """A small panel: its title, whether a run has data for it, and how to draw it."""
+
+    title: str
+    keys: tuple[str, ...]
+    draw: Callable[[Axes, RunFiles, Palette], None]
+
+
+def curves_png(run_dir: str | Path, out: str | Path) -> Path:
+    """Draw the run's curves into a PNG, 1200 pixels wide; returns where it lies."""
+    target = Path(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(_STYLE):
+        figure = curves_figure(read_run(run_dir), LIGHT)
+        FigureCanvasAgg(figure).print_png(target, metadata={"Software": "vapo"})
+    return target
+
+
+def curves_svg(run: RunFiles, palette: Palette = LIGHT) -> str:
+    """The same figure as an `<svg>` element without a heading, to stand in a page."""
+    buffer = BytesIO()
+    with mpl.rc_context(_STYLE):
+        figure = curves_figure(run, palette, heading=False)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+    text = buffer.getvalue().decode("utf-8")
+    return text[text.index("<svg") :]
+
+
+def curves_figure(run: RunFiles, palette: Palette = LIGHT, *, heading: bool = True) -> Figure:
+    """The figure itself, with or without the run's name above it."""
+    panels = [panel for panel in _PANELS if _has_any(run, panel.keys)][:_SMALL_PANELS]
+    num_rows = max(1, math.ceil((len(panels) + 2) / _COLUMNS))
+    above = 0.98 if heading else 0.35
+    height = above + 2.15 * num_rows
+    figure = Figure(figsize=(10.0, height), dpi=120, facecolor=palette.paper)
+    grid = figure.add_gridspec(
+        num_rows,
+        _COLUMNS,
+        left=0.062,
+        right=0.985,
+        top=1 - above / height,
+        bottom=0.5 / height,
+        wspace=0.24,
+        hspace=0.52,
+    )
+    if heading:
+        _heading(figure, run.name, 0.2 / height, palette.ink, fontsize=14, weight="bold")
+        _heading(figure, _subtitle(run), 0.48 / height, palette.quiet, fontsize=9.5)
+    places = [(place // _COLUMNS, place % _COLUMNS) for place in range(2, 2 + len(panels))]
+    last_step = max([1, *(int(row.get("step", 1)) for row in run.phase("train"))])
+    hero = figure.add_subplot(grid[0, :2])
+    _frame(hero, "Accuracy", palette)
+    _accuracy(hero, run, palette)
+    for panel, (row, place) in zip(panels, places, strict=True):
+        axes = figure.add_subplot(grid[row, place])
+        _frame(axes, panel.title, palette)
+        axes.set_xlim(0, 1.02 * last_step)
+        panel.draw(axes, run, palette)
+    return figure
+
+
+def trailing_mean(values: list[float], window: int) -> list[float]:
+    """Each value averaged with those before it, `window` in all; never with the future."""
+    sums = [0.0, *accumulate(values)]
+    return [(sums[end] - sums[max(0, end - window)]) / min(end, window) for end in range(1, len(values) + 1)]
+
+
+def _heading(figure: Figure, text: str, down: float, colour: str, **how: Any) -> None:
+    figure.text(0.022, 1 - down, text, color=colour, va="top", parse_math=False, **how)
+
+
+def _has_any(run: RunFiles, keys: tuple[str, ...]) -> bool:
+    return any(column(run.metrics, key)[0] for key in keys)
+
+
+def _subtitle(run: RunFiles) -> str:
+    task = run.config.get("task")
+    name = task.get("name") if isinstance(task, dict) else task
+    num_pretraining, num_steps = len(run.phase("pretrain")), len(run.phase("train"))
+    parts = [f"preset {run.preset}"]
+    if name:
+        parts.append(f"task {name}")
+    if num_pretraining:
+        parts.append(f"{num_pretraining} pretraining steps")
+    parts.append(f"{num_steps} training steps")
+    if "seed" in run.config:
+        parts.append(f"seed {run.config['seed']}")
+    return "  ·  ".join(parts)
+
+
+def _frame(axes: Axes, title: str, palette: Palette) -> None:
+    axes.set_title(title, loc="left", fontsize=10, weight="bold", color=palette.ink, pad=7)
+    axes.set_facecolor(palette.paper)
+    axes.grid(axis="y", color=palette.line, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=palette.quiet, labelsize=8.5, length=0, pad=4)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(palette.line)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+
+
+def _legend(axes: Axes, palette: Palette, **how: object) -> None:
+    settings = {"loc": "best", "frameon": True, "framealpha": 0.75, "fontsize": 8, "handlelength": 1.4} | how
+    legend = axes.legend(**settings)  # pyright: ignore[reportArgumentType]
+    legend.get_frame().set(edgecolor="none", facecolor=palette.paper)
+    for text in legend.get_texts():
+        text.set_color(palette.quiet)
+
+
+def _curve(axes: Axes, rows: list[dict], key: str, colour: str, label: str | None = None) -> None:
+    """The raw curve, faint, under its trailing mean."""
+    steps, values = column(rows, key)
+    if not steps:
+        return
+    window = _window(len(steps))
+    if window > 1:
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+    axes.plot(
+        steps,
+        trailing_mean(values, window),
+        color=colour,
+        linewidth=1.7,
+        label=label,
+        solid_capstyle="round",
+        marker="o" if len(steps) == 1 else None,
+        markersize=4,
+    )
+
+
+def _window(num_steps: int) -> int:
+    return max(1, min(20, num_steps // 20))
+
+
+def _accuracy(axes: Axes, run: RunFiles, palette: Palette) -> None:
+    rows = run.phase("train")
+    window = _window(len(column(rows, "accuracy")[0]))
+    label = "training batches" + (f", mean of {window} steps" if window > 1 else "")
+    _curve(axes, rows, "accuracy", palette.first, label)
+    points = [e for e in run.evaluations if math.isfinite(number(e.get("avg")))]
+    if points:
+        steps = [int(e.get("step") or 0) for e in points]
+        means = [number(e["avg"]) for e in points]
+        down = [max(0.0, mean - number(e.get("low"))) for mean, e in zip(means, points, strict=True)]
+        up = [max(0.0, number(e.get("high")) - mean) for mean, e in zip(means, points, strict=True)]
+        axes.errorbar(
+            steps,
+            means,
+            yerr=[[0.0 if math.isnan(x) else x for x in side] for side in (down, up)],
+            fmt="o",
+            color=palette.second,
+            markersize=5,
+            elinewidth=1.5,
+            capsize=3,
+            zorder=5,
+            label=f"held-out, avg@{points[-1].get('k', 'k')} with 95 % interval",
+        )
+        for at in {0, len(points) - 1}:
+            axes.annotate(
+                f"{means[at]:.2f}",
+                (steps[at], means[at] + (0.0 if math.isnan(up[at]) else up[at])),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+                weight="bold",
+                color=palette.second,
+            )
+    top = max(1.0, axes.get_ylim()[1]) if axes.get_ylim()[1] > 0.62 else axes.get_ylim()[1] * 1.25
+    axes.set_ylim(0, top)
+    axes.set_xlabel("training step", fontsize=8.5, color=palette.quiet, labelpad=2)
+    axes.yaxis.set_major_formatter(_AS_PERCENT)
+    if axes.get_legend_handles_labels()[0]:
+        _legend(axes, palette, loc="lower right")
+    else:
+        _silence(axes, "no training step yet", palette)
+
+
+def _silence(axes: Axes, why: str, palette: Palette) -> None:
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color=palette.quiet, fontsize=10)
+
+
+def _length(axes: Axes, run: RunFiles, palette: Palette) -> None:
+    """The mean length and, in a strip below on its own scale, the share that was cut off at the limit."""
+    rows = run.phase("train")
+    _curve(axes, rows, "completions/mean_length", palette.first)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
+    if not column(rows, "completions/clipped_ratio")[0]:
+        return
+    left, bottom, width, height = axes.get_position().bounds
+    axes.set_position((left, bottom + 0.5 * height, width, 0.5 * height))
+    axes.tick_params(labelbottom=False)
+    strip = axes.figure.add_axes((left, bottom, width, 0.27 * height))
+    _frame(strip, "", palette)
+    strip.set_title("cut off at the limit", loc="left", fontsize=8, color=palette.quiet, pad=3)
+    _curve(strip, rows, "completions/clipped_ratio", palette.second)
+    strip.set_ylim(0, max(0.05, strip.get_ylim()[1]))
+    strip.set_xlim(axes.get_xlim())
+    strip.yaxis.set_major_locator(MaxNLocator(nbins=2))
+    strip.yaxis.set_major_formatter(_AS_PERCENT)
+
+
+def _explained_variance(axes: Axes, run: RunFiles, palette: Palette) -> None:
+    axes.axhline(0, color=palette.quiet, linewidth=0.8, alpha=0.6)
+    _two_phases(axes, run, palette, "pretrain/explained_variance", "value/explained_variance")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -1.0), min(1.0, max(high, 0.1)))
+
+
+def _value_loss(axes: Axes, run: RunFiles, palette: Palette) -> None:
+    _two_phases(axes, run, palette, "pretrain/value_loss", "value/loss")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
+
+
+def _two_phases(axes: Axes, run: RunFiles, palette: Palette, before_key: str, train_key: str) -> None:
+    """Pretraining in a shaded strip of fixed width on the left, training on its own steps beside it."""
+    train = run.phase("train")
+    _curve(axes, train, train_key, palette.first, "training")
+    steps, values = column(run.phase("pretrain"), before_key)
+    if not steps:
+        return
+    num_train = max([1, *(int(row.get("step", 1)) for row in train)])
+    width = 0.45 * num_train
+    last = max(steps)
+    axes.plot(
+        [-width * (1 - step / last) for step in steps],
+        values,
+        color=palette.third,
+        linewidth=1.7,
+        marker="o" if len(steps) < 15 else None,
+        markersize=3,
+    )
+    axes.axvspan(-width, 0, color=palette.third, alpha=0.07, linewidth=0)
+    axes.set_xlim(-width, num_train * 1.03)
+    ticks = MaxNLocator(nbins=5, integer=True, min_n_ticks=1).tick_values(0, num_train)
+    axes.set_xticks([tick for tick in ticks if tick <= num_train])
+    axes.annotate(
+        "pretraining",
+        (0.5 * width / (width + num_train * 1.03), 0),
+        xycoords="axes fraction",
+        xytext=(0, -4),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize=8,
+        color=palette.third,
+    )
+
+
+def _clip_ratios(axes: Axes, run: RunFiles, palette: Palette) -> None:
+    rows = run.phase("train")
+    _curve(axes, rows, "clip_ratio/high_mean", palette.second, "above 1 + ε high")
+    _curve(axes, rows, "clip_ratio/low_mean", palette.first, "below 1 − ε low")
+    axes.set_ylim(0, max(0.001, axes.get_ylim()[1] * 1.45))
+    axes.yaxis.set_major_formatter(_AS_PERCENT)
+    _legend(axes, palette, loc="upper center", ncols=2, columnspacing=1.2)
+
+
+def _simple(key: str, from_zero: bool = True) -> Callable[[Axes, RunFiles, Palette], None]:
+    """How to draw a panel that shows one metric and nothing else."""
+
+    def draw(axes: Axes, run: RunFiles, palette: Palette) -> None:
+        _curve(axes, run.phase("train"), key, palette.first)
+        low, high = axes.get_ylim()
+        if from_zero and low < 0 <= min(column(run.phase("train"), key)[1]):
+            axes.set_ylim(0, high)
+        elif from_zero and low > 0:
+            axes.set_ylim(0, high * 1.05)
+
+    return draw
+
+
+def _time(axes: Axes, run: RunFiles, palette: Palette) -> None:
+    """Seconds per step, stacked; a mean over the window, so that one save does not make a needle."""
+    rows = run.phase("train")
+    colours = dict(
+        zip(
+            TIMES,
+            [palette.first, palette.quiet, palette.fifth, palette.second, palette.fourth, palette.third],
+            strict=True,
+        )
+    )
+    steps = [int(row.get("step", at)) for at, row in enumerate(rows, start=1)]
+    window = max(1, min(10, len(steps) // 5))
+    layers, names, shades = [], [], []
+    for key, name in TIMES.items():
+        seconds = [number(row.get(key)) for row in rows]
+        if any(s > 0 for s in seconds):
+            layers.append(trailing_mean([0.0 if math.isnan(s) else s for s in seconds], window))
+            names.append(name)
+            shades.append(colours[key])
+    if layers:
+        axes.stackplot(steps, layers, labels=names, colors=shades, alpha=0.85, linewidth=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.42)
+        _legend(axes, palette, loc="upper center", ncols=3, columnspacing=1.0, handlelength=0.9)
+
+
+_AS_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
+_EXPLAINED = ("value/explained_variance", "pretrain/explained_variance")
+_PANELS = (
+    Panel("Response length (tokens)", ("completions/mean_length",), _length),
+    Panel("Explained variance", _EXPLAINED, _explained_variance),
+    Panel("Value loss", ("value/loss", "pretrain/value_loss"), _value_loss),
+    Panel("Entropy (nats per token)", ("entropy",), _simple("entropy")),
+    Panel("Clipped tokens", ("clip_ratio/high_mean", "clip_ratio/low_mean"), _clip_ratios),
+    Panel("Positive LM loss", ("loss/positive_lm",), _simple("loss/positive_lm")),
+    Panel("Time per step (s)", tuple(TIMES), _time),
+    Panel("Groups with right and wrong", ("groups/mixed_ratio",), _simple("groups/mixed_ratio")),
+    Panel("Policy gradient norm", ("grad_norm/policy",), _simple("grad_norm/policy")),
+    Panel("KL to the reference", ("kl",), _simple("kl")),
+    Panel("Reward", ("reward",), _simple("reward", from_zero=False)),
+)

@@ -1,0 +1,274 @@
+"""A run in the terminal while it goes on.
+
+The trainer calls `phase`, `progress`, `step`, `note`, `alarm` and `evaluation`; a view shows them. On a
+terminal that is a calm panel at the bottom, with notes scrolling above it; anywhere else one plain line per
+step, or per few seconds where steps are quicker, without control codes. `SilentView` shows nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from threading import RLock
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vapo.reports.progress import Progress, evaluation_line, sparkline
+from vapo.reports.runfiles import Record, number
+from vapo.reports.words import NOTHING, count, duration, figure, interval, one_line, percent
+
+_QUIET_S = 2.0  # plain lines for steps come no closer than this
+_PROGRESS_QUIET_S = 15.0  # and for what happens within a step, than this
+_SPARK_WIDTH = 28
+
+
+class SilentView:
+    """A view that shows nothing: for tests, libraries and `--quiet`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Ignore a phase."""
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Ignore progress within a step."""
+
+    def step(self, metrics: Record) -> None:
+        """Ignore a step."""
+
+    def note(self, message: str) -> None:
+        """Ignore a note."""
+
+    def alarm(self, message: str) -> None:
+        """Ignore an alarm."""
+
+    def evaluation(self, result: Record) -> None:
+        """Ignore an evaluation."""
+
+
+class LiveView:
+    """Shows a run on `console`: as a live panel if that is a terminal, else as plain lines.
+
+    Use it as a context manager; the terminal is left in order however the run ends.
+
+        with LiveView(title="maze-vapo-s0 · vapo") as view:
+            train(run, view)
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        title: str = "vapo",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        console = console or Console()
+        # With FORCE_COLOR rich calls any file a terminal; only a real one can show a panel.
+        live = console.file.isatty() and console.is_interactive and not console.is_jupyter
+        self._state = Progress(clock)
+        self._screen: _Screen = (
+            _PanelScreen(console, title, self._state) if live else _LineScreen(console, title, self._state, clock)
+        )
+
+    def __enter__(self) -> Self:
+        self._screen.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._screen.close()
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """The phase `name` ("pretrain", "train") begins, or goes on after `done` of `total` steps."""
+        with self._screen.lock:
+            new = name != self._state.name
+            self._state.enter(name, done, total)
+        if new:
+            self._screen.say(f"{one_line(name)}: {total} steps" + (f", {done} done before" if done else ""), "")
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Within a step: `done` of `total` (None: nobody knows) of "rollout", "verify" …"""
+        with self._screen.lock:
+            self._state.doing = (one_line(what), done, total)
+        self._screen.progressed()
+
+    def step(self, metrics: Record) -> None:
+        """A step ended with these metrics."""
+        with self._screen.lock:
+            self._state.step(metrics)
+        self._screen.stepped()
+
+    def note(self, message: str) -> None:
+        """Something worth a line: saved, resumed, evaluated …"""
+        self._screen.say(one_line(message), "dim")
+
+    def alarm(self, message: str) -> None:
+        """Something is wrong, or soon will be."""
+        with self._screen.lock:
+            self._state.alarm(message)
+        self._screen.say(f"ALARM {one_line(message)}", "bold yellow")
+
+    def evaluation(self, result: Record) -> None:
+        """An evaluation ended with this result (a line of `evaluations.jsonl`)."""
+        with self._screen.lock:
+            self._state.evaluate(result)
+        self._screen.say(evaluation_line(result), "cyan")
+
+
+class _Screen(Protocol):
+    """Where a run is shown."""
+
+    lock: RLock
+
+    def open(self) -> None: ...
+    def close(self) -> None: ...
+    def say(self, line: str, style: str) -> None: ...
+    def stepped(self) -> None: ...
+    def progressed(self) -> None: ...
+
+
+class _LineScreen:
+    """Plain lines, for log files and pipes."""
+
+    def __init__(self, console: Console, title: str, state: Progress, clock: Callable[[], float]) -> None:
+        self.lock = RLock()
+        self._console, self._title, self._state, self._clock = console, title, state, clock
+        self._last_line_at = -math.inf
+        self._unsaid_step = False
+
+    def open(self) -> None:
+        self.say(one_line(self._title), "")
+
+    def close(self) -> None:
+        if self._unsaid_step:
+            self.stepped(due=True)
+
+    def say(self, line: str, style: str) -> None:
+        # No style on purpose: FORCE_COLOR must not put codes into a log file.
+        self._console.print(Text(line), soft_wrap=True)
+
+    def stepped(self, due: bool = False) -> None:
+        first_or_last = self._state.done <= 1 or self._state.done >= self._state.total
+        now = self._clock()
+        if due or first_or_last or now - self._last_line_at >= _QUIET_S:
+            self._last_line_at = now
+            self.say(self._state.step_line(), "")
+            self._unsaid_step = False
+        else:
+            self._unsaid_step = True
+
+    def progressed(self) -> None:
+        now = self._clock()
+        if now - self._last_line_at >= _PROGRESS_QUIET_S:
+            self._last_line_at = now
+            self.say(f"{self._state.name} {self._state.done}/{self._state.total}  {self._state.doing_text()}", "")
+
+
+class _PanelScreen:
+    """A panel of at most twelve lines that is drawn anew a few times a second."""
+
+    def __init__(self, console: Console, title: str, state: Progress) -> None:
+        self.lock = RLock()
+        self._console, self._title, self._state = console, one_line(title), state
+        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, vertical_overflow="crop")
+
+    def open(self) -> None:
+        self._live.start()
+
+    def close(self) -> None:
+        self._state.doing = None
+        self._live.stop()
+
+    def say(self, line: str, style: str) -> None:
+        self._console.print(Text(line, style=style), soft_wrap=True)
+
+    def stepped(self) -> None:
+        pass  # the next refresh shows it
+
+    def progressed(self) -> None:
+        pass
+
+    def _draw(self) -> RenderableType:
+        with self.lock:
+            return panel(self._state, self._title)
+
+
+def panel(state: Progress, title: str) -> Panel:
+    """The live panel: phase and time, then one row per thing worth watching, as far as it is known."""
+    m = state.metrics
+    explained, value_loss = state.value_figures
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_column(justify="right", style="bold", no_wrap=True, min_width=7)
+    rows.add_column(no_wrap=True, overflow="ellipsis")
+
+    def row(label: str, value: str, more: str | Text = "") -> None:
+        if value != NOTHING:
+            rows.add_row(label, value, more)
+
+    def beside(*parts: tuple[str, str]) -> Text:
+        known = [(label, text) for label, text in parts if text != NOTHING]
+        return Text("   ").join(Text.assemble((f"{label} ", "dim"), text) for label, text in known)
+
+    spark = sparkline(state.accuracy, _SPARK_WIDTH)
+    reward = beside(("reward", figure(number(m.get("reward")))))
+    row("accuracy", figure(number(m.get("accuracy"))), Text.assemble((spark, "blue"), "  ", reward))
+    spark = sparkline(state.explained_variance, _SPARK_WIDTH)
+    loss = beside(("value loss", figure(value_loss)))
+    row("expl. variance", figure(explained), Text.assemble((spark, "green"), "  ", loss))
+    row(
+        "length",
+        figure(number(m.get("completions/mean_length"))),
+        beside(
+            ("cut off", percent(number(m.get("completions/clipped_ratio")))),
+            ("entropy", figure(number(m.get("entropy")))),
+        ),
+    )
+    row("tokens/s", count(state.tokens_per_second), beside(("samples", count(number(m.get("num_samples"))))))
+    if state.last_evaluation:
+        row("held-out", figure(number(state.last_evaluation.get("avg"))), _held_out(state))
+    if state.num_alarms:
+        row("alarms", str(state.num_alarms), Text(state.last_alarm, style="yellow"))
+    now = Text(state.doing_text() or " ", style="dim", no_wrap=True, overflow="ellipsis")
+    body = Group(_clockwork(state), rows, now) if rows.row_count else Group(_clockwork(state), now)
+    return Panel(body, title=Text(title), title_align="left", border_style="dim", padding=(0, 1))
+
+
+def _clockwork(state: Progress) -> Table:
+    """Phase, step, bar, and the times."""
+    line = Table.grid(padding=(0, 2), expand=False)
+    times = [f"{duration(state.elapsed)} elapsed"]
+    if not math.isnan(state.seconds_left):
+        times.append(f"about {duration(state.seconds_left)} left")
+    if not math.isnan(state.seconds_per_step):
+        times.append(f"{duration(state.seconds_per_step)}/step")
+    line.add_row(
+        Text(state.name or "starting", style="bold"),
+        f"{state.done}/{state.total}" if state.total else "",
+        ProgressBar(total=max(1, state.total), completed=state.done, width=18),
+        Text(" · ".join(times), style="dim", no_wrap=True, overflow="ellipsis"),
+    )
+    return line
+
+
+def _held_out(state: Progress) -> Text:
+    """The newest held-out score, its interval, and where it started."""
+    first, last = state.first_evaluation or {}, state.last_evaluation or {}
+    bounds = interval(number(last.get("low")), number(last.get("high")))
+    text = f"avg@{last.get('k', 'k')} {bounds} at step {last.get('step', '?')}"
+    if first is not last:
+        text += f", from {figure(number(first.get('avg')))}"
+    return Text(text, style="dim")

@@ -1,0 +1,138 @@
+"""One self-contained page about a run: it opens without a network, in light and in dark.
+
+What a model wrote reaches the page only as JSON inside a data block that the script shows as text; all
+else goes through jinja2 with autoescape. A content security policy allows our own script, by its hash, and
+no other.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from statistics import median
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vapo.reports import words
+from vapo.reports.curves import curves_svg
+from vapo.reports.palette import DARK, LIGHT, Palette
+from vapo.reports.runfiles import Record, RunFiles, column, flatten, number, read_run
+from vapo.reports.tables import before_after_rows, headings, headline
+from vapo.reports.viewer import script_json, viewer_data
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html` into the run directory and return its path."""
+    target = Path(run_dir) / "report.html"
+    page = report_html(run_dir)
+    target.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair is no reason to fail
+    return target
+
+
+def report_html(run_dir: str | Path) -> str:
+    """The page as text."""
+    run = read_run(run_dir)
+    samples, notes = viewer_data(run_dir)
+    script = _asset("report.js")
+    environment = Environment(
+        loader=PackageLoader("vapo.reports", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=words.figure, percent=words.percent, number=number)
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        headline=headline(run.evaluations),
+        rows=before_after_rows(run.evaluations) if run.evaluations else [],
+        columns=headings(run.evaluations),
+        totals=_totals(run),
+        curves=Markup(_themed(curves_svg(run))),  # noqa: S704  matplotlib draws text as shapes
+        settings=_settings(run),
+        environment=[(key, _plain(value)) for key, value in flatten(run.environment)],
+        alarms=[_event(event) for event in run.alarms],
+        events=[_event(event) for event in run.events],
+        pass_ks=sorted({int(k) for e in run.evaluations for k in e.get("pass") or {}}),
+        samples=Markup(script_json(samples)),  # noqa: S704  no < > & left in it
+        has_samples=bool(samples["steps"]),
+        notes=notes,
+        css=Markup(_colours(LIGHT, DARK) + _asset("report.css")),  # noqa: S704  our own file
+        script=Markup(script),  # noqa: S704  our own file
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("vapo.reports") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _colours(light: Palette, dark: Palette) -> str:
+    """Both palettes as CSS variables."""
+
+    def block(palette: Palette) -> str:
+        return ":root{" + "".join(f"--{name}:{hue};" for name, hue in asdict(palette).items()) + "}"
+
+    return f"{block(light)}\n@media (prefers-color-scheme: dark){{{block(dark)}}}\n"
+
+
+def _themed(svg: str) -> str:
+    """The light drawing with its colours replaced by the page's variables: one drawing, both schemes."""
+    for name, hue in asdict(LIGHT).items():
+        svg = svg.replace(hue, f"var(--{name})")
+    return svg
+
+
+def _totals(run: RunFiles) -> list[tuple[str, str]]:
+    """What the run took, as label and figure."""
+    train = run.phase("train")
+    seconds = [s for s in (number(row.get("step_time")) for row in run.metrics) if math.isfinite(s)]
+    step_seconds = column(train, "step_time")[1]
+    planned = (run.config.get("trainer") or {}).get("steps")
+    totals = [("training steps", f"{len(train)} of {planned}" if planned else str(len(train)))]
+    if pretraining := run.phase("pretrain"):
+        totals.append(("pretraining steps", str(len(pretraining))))
+    for label, key in (("samples", "num_samples"), ("tokens", "num_tokens")):
+        if values := column(train, key)[1]:
+            totals.append((label, words.count(values[-1])))
+    if seconds:
+        totals.append(("time in steps", words.duration(sum(seconds))))
+    if step_seconds:
+        totals.append(("typical step", words.duration(median(step_seconds))))
+    return totals
+
+
+def _settings(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The config by section, values as YAML writes them."""
+    alone = [(key, _plain(value)) for key, value in run.config.items() if not isinstance(value, dict)]
+    sections = [(key, value) for key, value in run.config.items() if isinstance(value, dict)]
+    named = [(section, [(k, _plain(v)) for k, v in flatten(tree)]) for section, tree in sections]
+    return ([("run", alone)] if alone else []) + named
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+
+
+def _event(event: Record) -> tuple[str, str, str]:
+    """When, what, and the rest in words."""
+    details = {key: value for key, value in event.items() if key not in ("event", "time", "message")}
+    parts = [str(event["message"])] if event.get("message") else []
+    parts += [f"{key} {_plain(value)}" for key, value in details.items()]
+    return _time(event.get("time")), str(event.get("event", "?")), " · ".join(parts)
+
+
+def _time(time: object) -> str:
+    """A moment in UTC, from seconds since 1970 or a text that already says it."""
+    if isinstance(time, int | float) and math.isfinite(time):
+        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return str(time or "")

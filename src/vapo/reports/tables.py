@@ -1,0 +1,134 @@
+"""What training changed on held-out prompts: one table, for the terminal, a log file, or a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rich.table import Table
+
+from vapo.reports.runfiles import Record, number
+from vapo.reports.words import NOTHING, figure, interval, percent, signed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score, before and after, in words."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+    before_interval: str = ""
+    after_interval: str = ""
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """The row as a table shows it, each score with its interval."""
+        before, after = f"{self.before} {self.before_interval}", f"{self.after} {self.after_interval}"
+        return self.name, before.rstrip(), after.rstrip(), self.change
+
+
+def first_and_last(evaluations: list[Record]) -> tuple[Record | None, Record | None]:
+    """The evaluation before training and the newest one that saw training; None where there is none."""
+    before = [e for e in evaluations if e.get("label") == "before"]
+    later = [e for e in evaluations if e.get("label") != "before"]
+    after = [e for e in later if e.get("label") == "after"]
+    return (before[-1] if before else None), (after or later or [None])[-1]
+
+
+def before_after_rows(evaluations: list[Record]) -> list[Row]:
+    """Every score that either evaluation has; pass@1 is left out, for it is avg@k."""
+    before, after = (evaluation or {} for evaluation in first_and_last(evaluations))
+    k = after.get("k", before.get("k", "k"))
+    rows = [replace(_plain(f"avg@{k}", before.get("avg"), after.get("avg")), **_intervals(before, after))]
+    passes = {**(before.get("pass") or {}), **(after.get("pass") or {})}
+    for j in sorted(passes.keys() - {"1"}, key=int):
+        was, now = ((side.get("pass") or {}).get(j) for side in (before, after))
+        rows.append(_plain(f"pass@{j}", was, now))
+    rows.append(_plain(f"maj@{k}", before.get("maj"), after.get("maj")))
+    rows.append(_plain("mean length", before.get("mean_length"), after.get("mean_length")))
+    clipped, clipped_now = (percent(number(side.get("clipped_ratio"))) for side in (before, after))
+    rows.append(Row("cut off at the limit", clipped, clipped_now, ""))
+    return [row for row in rows if (row.before, row.after) != (NOTHING, NOTHING)]
+
+
+def headline(evaluations: list[Record]) -> str:
+    """What training did to held-out accuracy, in one sentence that claims no more than the intervals do."""
+    before, after = first_and_last(evaluations)
+    if before is None or after is None:
+        return "There is no evaluation both before and after training yet."
+    k, was, now = after.get("k", "k"), _score(before), _score(after)
+    if number(after.get("low")) > number(before.get("high")):
+        change = f"rose from {was} to {now}"
+    elif number(after.get("high")) < number(before.get("low")):
+        change = f"fell from {was} to {now}"
+    else:
+        change = f"went from {was} to {now}, which the intervals cannot tell apart"
+    return f"Held-out avg@{k} {change} in {after.get('step', '?')} steps."
+
+
+def headings(evaluations: list[Record]) -> tuple[str, str]:
+    """The names of the two columns; "after" only if training has ended."""
+    _, after = first_and_last(evaluations)
+    if after is None or after.get("label") == "after":
+        return "before", "after"
+    return "before", f"step {after.get('step', '?')}"
+
+
+def evaluation_table(result: Record) -> Table:
+    """One evaluation (a line of `evaluations.jsonl`, or what `vapo eval --json` prints) as a table."""
+    rows = before_after_rows([{**result, "label": "after"}])
+    title = f"{result.get('prompts')} held-out prompts, {result.get('k')} samples each"
+    if "top_p" in result:
+        title += f", temperature {result.get('temperature')}, top-p {result.get('top_p')}"
+    table = Table("", "score", "95 % interval", title=title)
+    for row in rows:
+        table.add_row(row.name, row.after, row.after_interval)
+    table.add_row("verifier could not tell", percent(number(result.get("invalid_ratio"))), "")
+    return table
+
+
+def before_after_table(evaluations: list[Record]) -> Table:
+    """The table for a terminal; print it with rich."""
+    before, after = headings(evaluations)
+    table = Table(title=_title(evaluations), title_justify="left", title_style="bold", border_style="dim")
+    table.add_column("held-out score")
+    table.add_column(before, justify="right")
+    table.add_column(after, justify="right", style="bold")
+    table.add_column("change", justify="right")
+    for row in before_after_rows(evaluations):
+        table.add_row(*row.cells())
+    return table
+
+
+def before_after_text(evaluations: list[Record]) -> str:
+    """The same table in plain characters, columns aligned; for logs, and for pasting into an issue."""
+    before, after = headings(evaluations)
+    cells = [("held-out score", before, after, "change")]
+    cells += [row.cells() for row in before_after_rows(evaluations)]
+    widths = [max(len(line[i]) for line in cells) for i in range(4)]
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in (1, 2, 3))]).rstrip() for line in cells
+    ]
+    return "\n".join([_title(evaluations), *lines])
+
+
+def _title(evaluations: list[Record]) -> str:
+    prompts = [e["prompts"] for e in evaluations if e.get("prompts")]
+    return f"{prompts[-1]} held-out prompts, 95 % intervals" if prompts else "No evaluation yet"
+
+
+def _bounds(evaluation: Record) -> str:
+    return interval(number(evaluation.get("low")), number(evaluation.get("high")))
+
+
+def _intervals(before: Record, after: Record) -> dict[str, str]:
+    return {"before_interval": _bounds(before), "after_interval": _bounds(after)}
+
+
+def _score(evaluation: Record) -> str:
+    return f"{figure(number(evaluation.get('avg')))} {_bounds(evaluation)}".rstrip()
+
+
+def _plain(name: str, before: object, after: object) -> Row:
+    was, now = number(before), number(after)
+    return Row(name, figure(was), figure(now), signed(now - was))

@@ -1,0 +1,197 @@
+"""The page holds the run's numbers, opens without a network, and never runs what a model wrote."""
+
+import gzip
+import json
+import math
+import re
+from html.parser import HTMLParser
+from importlib import resources
+
+import pytest
+
+from vapo.errors import DataError
+from vapo.reports.page import write_report
+from vapo.reports.runfiles import RolloutFile
+from vapo.reports.viewer import chosen_samples, chosen_steps, script_json, viewer_data, without_middle
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- &amp; \u2028 \ud800 \x1b[31m"
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the text a reader sees."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self._hidden = [], [], 0
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._hidden += tag in ("script", "style", "svg")
+
+    def handle_endtag(self, tag):
+        self._hidden -= tag in ("script", "style", "svg")
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.text.append(data)
+
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def report(path):
+    page = write_report(path).read_text(encoding="utf-8")
+    samples = re.search(r'<script type="application/json" id="samples">(.*?)</script>', page, re.S)
+    return page, Elements(page), json.loads(samples[1]) if samples else None
+
+
+def add_samples(path, records, name="step_000099.jsonl.gz"):
+    (path / "rollouts").mkdir(exist_ok=True)
+    (path / "rollouts" / name).write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+
+
+def test_the_page_says_the_numbers_of_the_run(make_run):
+    path = make_run(steps=20)
+    page, elements, _ = report(path)
+    words = elements.words()
+    assert "Held-out avg@8 rose from 0.102 [0.062, 0.142] to 0.751 [0.711, 0.791] in 20 steps." in words
+    assert "1 alarm , the last: entropy fell by half within 5 steps" in words
+    assert "20 of 20" in words
+    assert "actor_lr 0.00015" in words
+    assert "torch 2.13.0" in words
+    assert "2026-10-03 04:01:00 UTC" in words
+    assert len(page) < 1_000_000
+
+
+def test_the_page_needs_no_network(make_run):
+    page, elements, _ = report(make_run(steps=2))
+    for tag, attributes in elements.tags:
+        assert tag not in ("link", "iframe", "object", "base"), tag
+        assert not attributes.get("src", "").startswith(("http", "//"))
+        assert not (attributes.get("href") or attributes.get("xlink:href") or "#").startswith(("http", "//"))
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert "default-src 'none'" in page
+    assert "@media (prefers-color-scheme: dark)" in page
+
+
+def test_what_a_model_wrote_never_becomes_html(make_run):
+    path = make_run(steps=1, critic=False)
+    evil = dict.fromkeys(("prompt_id", "prompt", "response", "reason", "sample", "weight_version"), EVIL)
+    add_samples(path, [evil | {"verdict": "wrong", "tokens": [EVIL, "ok"], "logp": [-1, -2], "advantage": [0, 1]}])
+    (path / "events.jsonl").write_text(json.dumps({"event": "alarm", "time": EVIL, "message": EVIL, EVIL: EVIL}))
+    page, elements, data = report(path)
+    tags = [tag for tag, _ in elements.tags]
+    assert tags.count("script") == 2
+    assert "img" not in tags
+    assert "alert(1)</script>" not in page
+    assert "<script>alert" not in page
+    shown = data["steps"][-1]["samples"][0]
+    assert (shown["tokens"], shown["prompt"]) == ([EVIL, "ok"], EVIL)  # and yet nothing is lost
+    assert "<script>alert(1)</script>" in elements.words()  # the alarm, as text
+
+
+def test_a_config_or_an_environment_with_html_is_text(make_run):
+    path = make_run(steps=2, config={"task": {"name": "<b>maze</b>"}, "<i>": "<script>alert(3)</script>"})
+    _, elements, _ = report(path)
+    tags = [tag for tag, _ in elements.tags]
+    assert tags.count("script") == 2
+    assert tags.count("i") == 0
+    assert "<script>alert(3)</script>" in elements.words()
+
+
+def test_our_script_writes_text_only_and_is_the_only_one_allowed():
+    script = (resources.files("vapo.reports") / "assets" / "report.js").read_text()
+    for door in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("):
+        assert door not in script
+
+
+def test_the_viewer_has_tokens_with_all_their_numbers(make_run):
+    data, _ = viewer_data(make_run(steps=20, samples=16))
+    assert [step["label"] for step in data["steps"]] == ["pretraining step 3", "step 1", "step 13", "step 19"]
+    step = data["steps"][-1]
+    assert step["counts"] == {"right": 4, "wrong": 8, "invalid": 4}
+    assert {sample["verdict"] for sample in step["samples"]} == {"right", "wrong", "invalid"}
+    assert len(step["samples"]) == 8
+    sample = step["samples"][0]
+    assert all(len(sample[key]) == 60 for key in ("tokens", "logp", "value", "advantage", "return"))
+    assert data["scale"]["value"][0] <= 0 < 1 <= data["scale"]["value"][1]
+
+
+def test_a_run_without_a_critic_is_coloured_by_advantage(make_run):
+    data, _ = viewer_data(make_run(steps=6, critic=False))
+    assert data["scale"]["value"] is None
+    assert data["scale"]["advantage"] > 0
+    assert data["steps"][-1]["samples"][0]["value"] is None
+
+
+def test_nan_and_short_columns_become_gaps(make_run):
+    path = make_run(steps=1, critic=False)
+    record = {"verdict": "odd", "tokens": ["a", "b", "c"], "logp": [-1.0], "advantage": [math.nan, math.inf, 0.5]}
+    add_samples(path, [record])
+    sample = viewer_data(path)[0]["steps"][-1]["samples"][0]
+    assert sample["logp"] == [-1.0, None, None]
+    assert sample["advantage"] == [None, None, 0.5]
+    assert sample["verdict"] == "invalid"
+
+
+def test_long_responses_lose_their_middle_until_the_page_is_small(make_run):
+    path = make_run(steps=1, pretraining=0, samples=4, num_tokens=4000)
+    page, _, _ = report(path)
+    assert len(page) < 5_000_000
+    small, notes = viewer_data(path, max_bytes=100_000)
+    assert len(script_json(small)) <= 100_000
+    assert "without their middle" in notes[0]
+    sample = small["steps"][0]["samples"][0]
+    assert sample["num_tokens"] == 4000
+    assert len(sample["tokens"]) + sample["left_out"] == 4000
+
+
+def test_cutting_twice_is_cutting_once():
+    series = {key: list(range(100)) for key in ("tokens", "logp", "value", "advantage")}
+    whole = series | {"return": None, "cut_at": 0, "left_out": 0}
+    once = without_middle(whole, 11)
+    assert once["tokens"] == [0, 1, 2, 3, 4, 5, 95, 96, 97, 98, 99]
+    assert (once["cut_at"], once["left_out"], once["return"]) == (6, 89, None)
+    assert without_middle(without_middle(whole, 51), 11) == once
+    assert without_middle(once, 11) is once
+
+
+def test_samples_are_picked_so_that_each_verdict_appears():
+    records = [{"verdict": "wrong", "n": n} for n in range(20)] + [{"verdict": "right", "n": 20}]
+    picked = chosen_samples(records, 8)
+    assert [record["n"] for record in picked] == [0, 1, 2, 3, 4, 5, 6, 20]
+    assert chosen_samples([], 8) == []
+
+
+def test_steps_are_first_middle_and_last(tmp_path):
+    files = [RolloutFile(tmp_path, "pretrain", s) for s in (1, 2)]
+    files += [RolloutFile(tmp_path, "train", s) for s in (1, 10, 20, 30, 40)]
+    assert [(f.phase, f.step) for f in chosen_steps(files)] == [
+        ("pretrain", 2),
+        ("train", 1),
+        ("train", 20),
+        ("train", 40),
+    ]
+    assert chosen_steps([]) == []
+
+
+def test_a_run_that_has_only_begun_has_a_page(make_run):
+    _, elements, data = report(make_run(steps=0))
+    assert data is None
+    assert "There is no evaluation both before and after training yet." in elements.words()
+    assert "No alarms." in elements.words()
+
+
+def test_a_damaged_rollout_file_is_named_on_the_page_and_the_rest_is_shown(make_run):
+    path = make_run(steps=13)
+    (path / "rollouts" / "step_000007.jsonl.gz").write_bytes(b"junk")
+    _, elements, data = report(path)
+    assert "step_000007.jsonl.gz cannot be read" in elements.words()
+    assert len(data["steps"]) == 3
+
+
+def test_no_page_for_what_is_not_a_run(tmp_path):
+    with pytest.raises(DataError, match="not a run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []

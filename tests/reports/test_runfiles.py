@@ -1,0 +1,95 @@
+"""Reading a run back: what is there, what is torn, and what is not a run at all."""
+
+import gzip
+import math
+
+import pytest
+
+from vapo.errors import DataError
+from vapo.reports.runfiles import column, flatten, number, read_rollouts, read_run, rollout_files
+
+
+def test_a_run_comes_back_as_it_was_written(make_run):
+    run = read_run(make_run(steps=12, pretraining=4))
+    assert (run.name, run.preset, run.config["task"]["name"]) == ("maze-vapo-s0", "vapo", "maze")
+    assert len(run.phase("pretrain")) == 4
+    assert [row["step"] for row in run.phase("train")] == list(range(1, 13))
+    assert [e["label"] for e in run.evaluations] == ["before", "during", "after"]
+    assert [alarm["message"] for alarm in run.alarms] == ["entropy fell by half within 5 steps"]
+    assert run.environment["torch"] == "2.13.0"
+
+
+def test_techniques_taken_away_are_part_of_the_name(make_run):
+    run = read_run(make_run(config={"algorithm": {"preset": "vapo", "without": ["clip-higher", "positive-lm"]}}))
+    assert run.preset == "vapo without clip-higher, positive-lm"
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 13, "rew', b'{"step": 13, "note": "\xe2\x82', b"17", b"\x00\x00"])
+def test_a_torn_last_line_is_left_out(make_run, torn):
+    path = make_run(steps=12, pretraining=0)
+    with (path / "metrics.jsonl").open("ab") as file:
+        file.write(torn)
+    assert [row["step"] for row in read_run(path).metrics] == list(range(1, 13))
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_with_its_place(make_run):
+    path = make_run(steps=12)
+    lines = (path / "events.jsonl").read_text().splitlines()
+    (path / "events.jsonl").write_text("\n".join([lines[0], "{torn", *lines[1:]]))
+    with pytest.raises(DataError, match=r"events\.jsonl, line 2"):
+        read_run(path)
+
+
+def test_a_folder_that_is_not_a_run_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"is not a run: it has neither config\.yaml nor metrics\.jsonl"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: [1,"), ("environment.json", "{")])
+def test_damaged_settings_are_named(make_run, name, text):
+    path = make_run(steps=2)
+    (path / name).write_text(text)
+    with pytest.raises(DataError, match=name):
+        read_run(path)
+
+
+def test_a_run_that_has_only_begun_is_empty_but_a_run(make_run):
+    run = read_run(make_run(steps=0))
+    assert (run.metrics, run.evaluations, run.alarms) == ([], [], [])
+
+
+def test_rollouts_are_listed_by_phase_and_step_and_read_back(make_run):
+    path = make_run(steps=14, samples=6)
+    (path / "rollouts" / "step_000001.jsonl.gz.tmp").write_bytes(b"")
+    files = rollout_files(path)
+    assert [(f.phase, f.step) for f in files] == [("pretrain", 3), ("train", 1), ("train", 7), ("train", 13)]
+    samples = read_rollouts(files[1].path)
+    assert len(samples) == 6
+    assert len(samples[0]["tokens"]) == len(samples[0]["value"]) == 60
+
+
+def test_a_rollout_file_cut_short_gives_the_samples_before_the_cut(make_run):
+    path = rollout_files(make_run(steps=1))[1].path
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert 0 < len(read_rollouts(path)) < 16
+
+
+def test_a_rollout_file_of_garbage_is_an_error_with_its_name(tmp_path):
+    for content in (b"not gzip", gzip.compress(b'{"a": 1}\n' * 500)[:-60] + b"x" * 60):
+        (tmp_path / "step_000001.jsonl.gz").write_bytes(content)
+        with pytest.raises(DataError, match=r"step_000001\.jsonl\.gz"):
+            read_rollouts(tmp_path / "step_000001.jsonl.gz")
+
+
+def test_only_finite_numbers_make_a_curve():
+    rows = [{"step": 1, "x": None}, {"step": 2, "x": 0.5}, {"step": 3}, {"step": 4, "x": math.nan}, {"step": 5, "x": 2}]
+    assert column(rows, "x") == ([2, 5], [0.5, 2.0])
+    assert math.isnan(number("0.5"))
+    assert math.isnan(number(True))
+
+
+def test_settings_flatten_to_dotted_keys():
+    assert dict(flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}})) == {"a.b": 1, "a.c.d": [2], "e": {}}

@@ -1,0 +1,55 @@
+"""The before-and-after table says the numbers, and no more than they carry."""
+
+import io
+
+from rich.console import Console
+
+from vapo.reports.tables import before_after_rows, before_after_table, before_after_text, headline
+
+
+def result(label, step, avg, spread=0.04, **more):
+    scores = {"avg": avg, "low": avg - spread, "high": avg + spread, "pass": {"1": avg, "8": 0.9}, "maj": None}
+    return {"label": label, "step": step, "k": 8, "prompts": 128, **scores, **more}
+
+
+def printed(evaluations):
+    console = Console(file=io.StringIO(), width=100)
+    console.print(before_after_table(evaluations))
+    return console.file.getvalue()
+
+
+def test_before_and_after_stand_beside_each_other_with_intervals_and_change():
+    evaluations = [result("before", 0, 0.1), result("during", 10, 0.3), result("after", 20, 0.75)]
+    for text in (printed(evaluations), before_after_text(evaluations)):
+        line = next(line for line in text.splitlines() if "avg@8" in line)
+        assert "0.100 [0.060, 0.140]" in line
+        assert "0.750 [0.710, 0.790]" in line
+        assert "+0.650" in line
+        assert "pass@8" in text
+        assert "128 held-out prompts" in text
+        assert "0.300" not in text
+        assert "maj" not in text  # null on both sides: no row of dashes
+
+
+def test_a_run_that_goes_on_shows_its_newest_evaluation_by_step():
+    evaluations = [result("before", 0, 0.1), result("during", 10, 0.3), result("during", 20, 0.4)]
+    assert "step 20" in before_after_text(evaluations)
+    assert before_after_rows(evaluations)[0].after == "0.400"
+
+
+def test_missing_sides_and_missing_numbers_are_dashes():
+    only_after = before_after_rows([result("after", 20, 0.5, low=None, high=None)])[0]
+    assert (only_after.before, only_after.after, only_after.change) == ("–", "0.500", "–")
+    assert only_after.after_interval == ""
+    assert "No evaluation yet" in before_after_text([])
+    assert "No evaluation yet" in printed([])
+
+
+def test_the_headline_claims_a_change_only_where_intervals_are_apart():
+    rise = headline([result("before", 0, 0.1), result("after", 20, 0.75)])
+    assert rise == "Held-out avg@8 rose from 0.100 [0.060, 0.140] to 0.750 [0.710, 0.790] in 20 steps."
+    assert "fell from" in headline([result("before", 0, 0.75), result("after", 20, 0.1)])
+    assert "cannot tell apart" in headline([result("before", 0, 0.50), result("after", 20, 0.55)])
+    one_prompt = result("after", 20, 0.9, low=None, high=None)
+    assert "cannot tell apart" in headline([result("before", 0, 0.1), one_prompt])
+    assert "no evaluation both before and after" in headline([result("before", 0, 0.1)])
