@@ -1,0 +1,5 @@
+"""`python -m vapo` is `vapo`."""
+
+from vapo.cli import main
+
+main()

@@ -1,0 +1,75 @@
+"""The two functions for people who would rather write Python than type commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vapo import build
+from vapo.config import Config, Layer, recipe_layer, resolve, source_layers
+from vapo.evals.evaluate import EvaluationResult
+from vapo.reports.live import SilentView
+from vapo.trainer.observer import Observer
+from vapo.types import Task
+
+
+def train(
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    run_dir: str | Path | None = None,
+    *,
+    task: Task | None = None,
+    observer: Observer | None = None,
+) -> Path:
+    """Train a policy and return its run directory (`policy/`, `critic/`, `metrics.jsonl`, `report.html`, …).
+
+    `config` is a recipe's name, a YAML file, a mapping of settings laid over the default recipe, a resolved
+    `Config`, or None for the default recipe. `task` is a task of your own, in place of the configured one;
+    then name its model in `config` (`{"model": {"policy": ...}}`).
+
+    Raises ConfigError, DataError, ModelError before weights load; DivergedError, VerifierBrokenError,
+    StoppedError from the loop.
+    """
+    if not isinstance(config, Config):
+        if isinstance(config, Mapping):
+            layers = [recipe_layer("maze"), Layer("argument", config)]
+        else:
+            layers = source_layers(None if config is None else str(config))
+        config = resolve(layers)
+    config = build.with_task(config, task)
+    path = Path(run_dir) if run_dir is not None else build.default_run_dir(config)
+    return build.train(config, path, observer or SilentView(), task).folder.path
+
+
+def resume(run_dir: str | Path, *, task: Task | None = None, observer: Observer | None = None) -> Path:
+    """Go on where a run stopped, exactly, and return its directory. Give `task` if the run had one of its own."""
+    return build.finish(build.resume(Path(run_dir), observer or SilentView(), task)).folder.path
+
+
+def evaluate(
+    model: str | Path,
+    task: str,
+    *,
+    k: int = 32,
+    temperature: float = 1.0,
+    top_p: float = 0.7,
+    prompts: int | None = None,
+    seed: int = 0,
+    max_response_tokens: int | None = None,
+    task_options: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
+) -> EvaluationResult:
+    """avg@k, pass@k and maj@k of a model (folder, hub id, .gguf, or "builtin") on a task's held-out prompts.
+
+    The defaults are the paper's protocol: 32 samples a problem at temperature 1.0, top-p 0.7 (VAPO §5.1).
+    `prompts` limits how many are used; None takes all.
+    """
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "model": {"policy": str(model)},
+        "task": {"name": task, **(task_options or {})},
+        "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
+    }
+    if max_response_tokens is not None:
+        settings["rollout"] = {"max_response_tokens": max_response_tokens}
+    return build.evaluate_model(resolve([Layer("argument", settings)]), prompts, observer or SilentView())

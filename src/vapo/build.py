@@ -1,0 +1,441 @@
+"""From a configuration to running objects. The only module that knows all rooms.
+
+Everything cheap is checked before any weights load.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vapo.algo.presets import Gae, LengthAdaptive
+from vapo.config import Config, Layer, TaskConfig, read_yaml, resolve
+from vapo.errors import ConfigError, DataError
+from vapo.evals.evaluate import EvaluationResult, evaluate
+from vapo.models.base import builtin_model
+from vapo.models.loading import (
+    context_length,
+    load_config,
+    load_critic,
+    load_policy,
+    load_tokenizer,
+    render,
+    stop_token_ids,
+)
+from vapo.models.networks import Critic, Policy, choose_layout
+from vapo.models.saving import save_model
+from vapo.reports.curves import curves_png
+from vapo.reports.page import write_report
+from vapo.rollout.torch_engine import TorchEngine
+from vapo.tasks.registry import BUILTIN, make_task
+from vapo.trainer import checkpoint, snapshot
+from vapo.trainer.learner import Learner
+from vapo.trainer.loop import train as run_loop
+from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective
+from vapo.trainer.observer import Observer
+from vapo.trainer.record import RunFolder
+from vapo.trainer.run import Run
+from vapo.types import Decoding, Prompt, PromptSet, Task
+
+TINY = 10_000_000
+"""Parameters below which one CPU thread is the fastest."""
+
+MAX_PROMPTS_CHECKED = 100_000
+"""Prompts whose length is checked before a run starts."""
+
+
+class RenderedPrompts:
+    """A prompt set with token ids, rendered on first use and kept."""
+
+    def __init__(self, prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._prompts, self._tokenizer = prompts, tokenizer
+        self._rendered: dict[int, Prompt] = {}
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: int, /) -> Prompt:
+        if index not in self._rendered:
+            self._rendered[index] = render(self._tokenizer, self._prompts[index])
+        return self._rendered[index]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a run stands on before weights load: task, tokenizer, prompts, where the weights are, limits."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    policy_source: str
+    critic_source: str
+    train_prompts: RenderedPrompts
+    heldout_prompts: RenderedPrompts
+    decoding: Decoding
+
+
+def ground(config: Config, task: Task | None = None, saved: Path | None = None) -> Ground:
+    """Task, tokenizer and prompts, checked against each other; raises ConfigError, DataError, ModelError.
+
+    A `task` object given here takes the place of the one the configuration names; networks come from the
+    checkpoint `saved` if there is one, so that a run can go on without the models it started from.
+    """
+    sections = config.sections
+    if sections.task.data is not None:
+        raise ConfigError("task.data is not supported yet: the built-in tasks make their own problems. Remove it.")
+    task = task or make_task(sections.task.name, **sections.task.options)
+    trust = sections.model.trust_remote_code
+    source = str(saved / "policy") if saved else model_source(sections.model.policy, task)
+    critic_source = str(saved / "critic") if saved else sections.model.critic or source
+    tokenizer = load_tokenizer(source, trust_remote_code=trust)
+    model_config = load_config(source, trust_remote_code=trust)
+    if isinstance(config.algorithm.credit, Gae):
+        critic_config = load_config(critic_source, trust_remote_code=trust)
+        sizes = [c.get_text_config().vocab_size for c in (model_config, critic_config)]
+        if sizes[0] != sizes[1]:
+            raise ConfigError(
+                f"The critic {critic_source} has a vocabulary of {sizes[1]}, the policy one of {sizes[0]}: "
+                "it could not read the policy's tokens. Take a critic with the same tokenizer."
+            )
+    limit = sections.rollout.max_response_tokens or task.max_response_tokens
+    train, heldout = RenderedPrompts(task.train, tokenizer), RenderedPrompts(task.heldout, tokenizer)
+    for name, prompts in (("train", train), ("held-out", heldout)):
+        if len(prompts) == 0:
+            raise DataError(f"Task {task.name} has no {name} prompts with these options. Loosen the task's options.")
+        check_lengths(prompts, limit, context_length(model_config))
+    if sections.evaluation.prompts > len(heldout) and "evaluation.prompts" in config.origins:
+        asked = config.origins["evaluation.prompts"]
+        if asked != "default" and not asked.startswith("recipe"):
+            raise ConfigError(
+                f"evaluation.prompts={sections.evaluation.prompts} exceeds the {len(heldout)} held-out prompts of task "
+                f"{task.name}. Lower it, or make the task hold out more."
+            )
+    return Ground(
+        task=task,
+        tokenizer=tokenizer,
+        policy_source=source,
+        critic_source=critic_source,
+        train_prompts=train,
+        heldout_prompts=heldout,
+        decoding=Decoding(limit, stop_token_ids(tokenizer, source), sections.rollout.temperature),
+    )
+
+
+def model_source(policy: str, task: Task) -> str:
+    """Where the policy's weights are: the base model shipped for this very task, or what the user named."""
+    return str(builtin_model(task.name, getattr(task, "options", None))) if policy == "builtin" else policy
+
+
+def check_lengths(prompts: RenderedPrompts, response: int, context: int | None) -> None:
+    """Raise ConfigError for the first prompt that leaves no room for a response of full length."""
+    if context is None:
+        return
+    for index in range(min(len(prompts), MAX_PROMPTS_CHECKED)):
+        prompt = prompts[index]
+        if len(prompt.token_ids) + response > context:
+            raise ConfigError(
+                f"Prompt {prompt.id} has {len(prompt.token_ids)} tokens; with rollout.max_response_tokens={response} "
+                f"it exceeds the model's context of {context}. Lower the limit or shorten the prompt."
+            )
+
+
+def check_folder(path: Path) -> None:
+    """Raise ConfigError unless `path` is a new or empty folder that can be written; leaves nothing behind."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"The run directory {path} is not empty. Choose another --run-dir, or go on with: vapo resume {path}"
+        )
+    parent = next(p for p in [path, *path.parents] if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"Cannot write to {parent}, where the run directory {path} would be. Choose another --run-dir."
+        )
+
+
+def build(config: Config, run_dir: Path, observer: Observer, *, fresh: bool = True, task: Task | None = None) -> Run:
+    """All objects of a run. A fresh one begins its folder once everything has loaded; otherwise the newest
+    healthy checkpoint is restored."""
+    if fresh:
+        check_folder(run_dir)
+        run = _assemble(config, None, observer, task)
+        run.folder = RunFolder(run_dir)
+        (run_dir / "config.yaml").write_text(config.to_yaml())
+        (run_dir / "environment.json").write_text(json.dumps(environment(), indent=1))
+    else:
+        folder = RunFolder(run_dir)
+        try:
+            saved = checkpoint.newest(folder.checkpoints, observer.alarm)
+            run = _assemble(config, saved, observer, task)
+            run.folder = folder
+            snapshot.restore(run, saved)
+        except BaseException:
+            folder.close()
+            raise
+        observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
+    if run.critic is not None:
+        run.folder.event("critic loaded", origin=run.critic.origin)
+        observer.note(f"critic: {run.critic.origin}")
+    _warn_about_lambda(run)
+    return run
+
+
+def _assemble(config: Config, saved: Path | None, observer: Observer, task: Task | None) -> Run:
+    """The run's objects without a folder; networks come from `saved` if there is a checkpoint."""
+    sections, algorithm = config.sections, config.algorithm
+    settings, optimization = sections.trainer, algorithm.optimization
+    base = ground(config, task, saved)
+    torch.manual_seed(sections.seed)
+    trust, autocast = sections.model.trust_remote_code, sections.model.dtype == "bfloat16"
+    device = best_device()
+    model = _moved(load_policy(base.policy_source, trust_remote_code=trust), device)
+    set_threads(sections.scale.threads, model)
+    policy = Policy(model, choose_layout(model, settings.layout), base.decoding.temperature, autocast)
+    reference = replace(policy, model=copy.deepcopy(model).requires_grad_(False)) if algorithm.kl.coef > 0 else None
+
+    def learner(name: str, objective: Objective, lr: float) -> Learner:
+        return Learner(
+            name,
+            objective,
+            lr=lr,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            micro_batch_tokens=settings.micro_batch_tokens,
+        )
+
+    critic = critic_learner = None
+    if isinstance(algorithm.credit, Gae):
+        network, origin = load_critic(base.critic_source, trust_remote_code=trust)
+        network = _moved(network, device)
+        critic = Critic(network, choose_layout(network, settings.layout), autocast, origin)
+        critic_learner = learner("critic", CriticObjective(critic, algorithm.credit), optimization.critic_lr)
+
+    # a copy of its own, so that what is sampled from is a version that was handed over, never one half-updated
+    sampler = copy.deepcopy(model).requires_grad_(False)
+    sampler = _moved(sampler, torch.bfloat16) if autocast else sampler
+    engine = TorchEngine(sampler, slots=sections.rollout.slots)
+    evaluation = sections.evaluation
+
+    def evaluate_now() -> dict[str, Any]:
+        result = evaluate_prompts(
+            base,
+            engine,
+            evaluation.prompts,
+            evaluation.samples_per_prompt,
+            temperature=evaluation.temperature,
+            top_p=evaluation.top_p,
+            seed=sections.seed,
+            observer=observer,
+        )
+        return result.summary()
+
+    return Run(
+        seed=sections.seed,
+        algorithm=algorithm,
+        settings=settings,
+        saving=sections.checkpoint,
+        evaluation=evaluation,
+        decoding=base.decoding,
+        task=base.task,
+        train_prompts=base.train_prompts,
+        heldout_prompts=base.heldout_prompts,
+        tokenizer=base.tokenizer,
+        policy=policy,
+        critic=critic,
+        reference=reference,
+        policy_learner=learner("policy", PolicyObjective(policy, algorithm), optimization.actor_lr),
+        critic_learner=critic_learner,
+        engine=engine,
+        evaluate=evaluate_now,
+        observer=observer,
+    )
+
+
+def evaluate_prompts(
+    base: Ground,
+    engine: TorchEngine,
+    num_prompts: int,
+    k: int,
+    *,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    observer: Observer,
+) -> EvaluationResult:
+    """avg@k and companions on the first held-out prompts of the task."""
+    prompts = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
+    return evaluate(
+        engine,
+        prompts,
+        base.task.verify,
+        k=k,
+        how=replace(base.decoding, temperature=temperature, top_p=top_p),
+        decode=lambda ids: str(base.tokenizer.decode(list(ids), skip_special_tokens=True)),
+        seed=seed,
+        answer_of=getattr(base.task, "final_answer", None),
+        on_progress=lambda done, _: observer.progress("evaluating", done, len(prompts) * k),
+    )
+
+
+def evaluate_model(config: Config, num_prompts: int | None, observer: Observer) -> EvaluationResult:
+    """The evaluation that the configuration's model, task and evaluation sections describe."""
+    sections = config.sections
+    base = ground(config)
+    model = load_policy(base.policy_source, trust_remote_code=sections.model.trust_remote_code)
+    model = _moved(model, best_device())
+    set_threads(sections.scale.threads, model)
+    engine = TorchEngine(model.requires_grad_(False), slots=sections.rollout.slots)
+    observer.phase("evaluating", 0, 1)
+    try:
+        return evaluate_prompts(
+            base,
+            engine,
+            num_prompts or len(base.heldout_prompts),
+            sections.evaluation.samples_per_prompt,
+            temperature=sections.evaluation.temperature,
+            top_p=sections.evaluation.top_p,
+            seed=sections.seed,
+            observer=observer,
+        )
+    finally:
+        engine.close()
+
+
+def default_run_dir(config: Config) -> Path:
+    """runs/<task>-<method>-seed<n>, with a number behind it if that is taken."""
+    method = "-without-".join([config.preset, *config.without])
+    stem = f"{config.sections.task.name}-{method}-seed{config.sections.seed}".replace("/", "-")
+    path, number = Path("runs") / stem, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{stem}-{number}"
+    return path
+
+
+def with_task(config: Config, task: Task | None) -> Config:
+    """The configuration under the name of the task that is really used."""
+    if task is None:
+        return config
+    sections = config.sections.model_copy(update={"task": TaskConfig(name=task.name)})
+    return replace(config, sections=sections, origins={**config.origins, "task.name": "task object"})
+
+
+def train(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
+    """Build and carry out a new run; ends with policy/, critic/, report.html and curves.png in its folder."""
+    return finish(build(with_task(config, task), run_dir, observer, task=task))
+
+
+def finish(run: Run) -> Run:
+    """Train to the end and write what the user takes away."""
+    try:
+        run_loop(run)
+        save_model(run.policy.model, run.tokenizer, run.folder.path / "policy")
+        if run.critic is not None:
+            save_model(run.critic.model, run.tokenizer, run.folder.path / "critic")
+    finally:
+        run.engine.close()
+        run.folder.close()
+    curves_png(run.folder.path, run.folder.path / "curves.png")
+    write_report(run.folder.path)
+    return run
+
+
+def resume(run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
+    """A run as it stood at its newest checkpoint (or at its start, if it has none), ready for `finish`.
+
+    Raises ConfigError if the folder is no run, or a run on another task than the one given.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
+    config = load_run_config(run_dir)
+    name = config.sections.task.name
+    if task is None and name not in BUILTIN:
+        raise ConfigError(
+            f"{run_dir} was trained on a task of your own, {name!r}. "
+            "Resume it from Python: vapo.resume(run_dir, task=...)."
+        )
+    if task is not None and task.name != name:
+        raise ConfigError(f"{run_dir} was trained on the task {name!r}, not on {task.name!r}. Give it that one.")
+    return build(config, run_dir, observer, fresh=False, task=task)
+
+
+def load_run_config(run_dir: Path) -> Config:
+    """The configuration a run was started with."""
+    return resolve([Layer("run", read_yaml(run_dir / "config.yaml"))])
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine, for the record."""
+    packages = {}
+    for name in ("vapo", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "unknown"
+    return {
+        "packages": packages,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": _commit(),
+    }
+
+
+def set_threads(wanted: int | None, model: PreTrainedModel) -> None:
+    """CPU threads for the model: the products of a tiny one are too small to share, and sharing costs more."""
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(wanted or (1 if model.num_parameters() < TINY else cores))
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _moved(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:
+    # transformers hides the plain signature of `to` behind a decorator
+    return cast(PreTrainedModel, torch.nn.Module.to(model, to))
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(here), "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _warn_about_lambda(run: Run) -> None:
+    """The paper's α belongs to thousands of tokens; on short responses it silently becomes one-step TD."""
+    credit = run.algorithm.credit
+    if isinstance(credit, Gae) and isinstance(credit.policy_lambda, LengthAdaptive):
+        longest = run.decoding.max_tokens
+        lam = max(0.0, 1 - 1 / (credit.policy_lambda.alpha * longest))
+        if lam < 0.95:
+            run.observer.alarm(
+                f"alpha={credit.policy_lambda.alpha} gives lambda={lam:.2f} even at the length limit of {longest} "
+                "tokens: credit will hardly reach past the last few. Raise algorithm.alpha until it is 0.98 or more."
+            )

@@ -1,0 +1,352 @@
+"""The command line: parse, build, call. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vapo.errors import ConfigError, StoppedError, VapoError
+
+if TYPE_CHECKING:
+    from vapo.config import Layer
+    from vapo.trainer.run import Run
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Reinforcement learning with a critic for reasoning language models: VAPO, PPO, VC-PPO, GRPO, DAPO.\n\n"
+    "Start with [bold]vapo train[/bold]: it learns on a laptop in minutes, without a download.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one setting, like --set trainer.actor_lr=1e-4; repeatable."
+    ),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
+
+
+@app.command()
+def train(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE|FILE.yaml]",
+            help="What to train: a recipe (see `vapo recipes`) or your own file. Default: maze.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="The method: ppo, vc-ppo, grpo, dapo or vapo. Default: the recipe's.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TECHNIQUE",
+            help="Put one of VAPO's seven techniques back to plain PPO; repeatable: value-pretraining, decoupled-gae, "
+            "length-adaptive-gae, token-level-loss, clip-higher, positive-lm, group-sampling.",
+        ),
+    ] = None,
+    set_: SetOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw, 0 or more. Default: 0.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Rollout steps of joint training. Default: the recipe's.")] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where everything is written; must be new or empty. Default: runs/<task>-<method>-seed<n>."),
+    ] = None,
+    critic: Annotated[
+        str | None,
+        typer.Option(help="Start from this saved critic (a run's critic/ folder) and skip value pretraining."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, print the resolved settings and their origins, and stop."),
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a policy, and a critic where the method has one, and show accuracy before and after."""
+    from vapo import build
+    from vapo.config import Layer, resolve, set_layer, source_layers
+
+    layers = source_layers(source)
+    options: list[tuple[str, str, Any]] = [
+        ("--preset", "algorithm.preset", preset),
+        ("--without", "algorithm.without", without),
+        ("--seed", "seed", seed),
+        ("--steps", "trainer.steps", steps),
+    ]
+    layers += [_layer(key, value, option) for option, key, value in options if value is not None]
+    if critic is not None:
+        layers.append(Layer("--critic", {"model": {"critic": critic}, "trainer": {"pretraining_steps": 0}}))
+    layers += [set_layer(text) for text in set_ or []]
+    config = resolve(layers)
+    if critic is not None and config.algorithm.credit.kind != "gae":
+        raise ConfigError(f"--critic has no use with the preset {config.preset}, which has no critic. Leave it out.")
+    path = run_dir or build.default_run_dir(config)
+    if dry_run:
+        build.ground(config)
+        build.check_folder(path)
+        print(json.dumps(config.as_dict(), indent=1) if as_json else config.to_yaml(), end="")
+        return
+    with _view(as_json) as view:
+        view.note(f"run directory: {path}")
+        run = build.build(config, path, view)
+        _carry_out(run)
+    _closing_words(path, as_json)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Go on where a run stopped, exactly: same metrics, same weights as if it had never stopped."""
+    from vapo import build
+
+    with _view(as_json) as view:
+        resumed = build.resume(run, view)
+        _carry_out(resumed)
+    _closing_words(run, as_json)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(help="A run's policy/ folder, a checkpoint's, a hub id, a .gguf file, or `builtin`."),
+    ],
+    task: Annotated[str, typer.Option(help="The task whose held-out prompts are used (see `vapo tasks`).")] = "maze",
+    k: Annotated[int, typer.Option("-k", "--samples", help="Samples per prompt, 1 or more.", min=1)] = 32,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.", min=0.0)] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling in (0, 1]; 0.7 is the paper's.")] = 0.7,
+    prompts: Annotated[int | None, typer.Option(help="Use the first so many prompts. Default: all.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0)] = 0,
+    set_: SetOption = None,
+    per_problem: Annotated[bool, typer.Option("--per-problem", help="Also list every prompt.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """avg@k, pass@k and maj@k on held-out prompts, with 95 % bootstrap intervals over prompts.
+
+    The defaults are the paper's protocol: 32 samples at temperature 1.0 and top-p 0.7. Training evaluates the
+    plain policy (top-p 1.0), which scores lower.
+    """
+    from vapo import build
+    from vapo.config import Layer, resolve, set_layer
+    from vapo.reports.tables import evaluation_table
+
+    settings = {
+        "seed": seed,
+        "model": {"policy": model},
+        "task": {"name": task},
+        "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
+    }
+    config = resolve([Layer("eval", settings), *map(set_layer, set_ or [])])
+    with _view(as_json) as view:
+        result = build.evaluate_model(config, prompts, view)
+    summary = {"model": model, "task": task, "temperature": temperature, "top_p": top_p, **result.summary()}
+    if as_json:
+        print(json.dumps({**summary, "per_prompt": result.per_prompt}))
+        return
+    console = Console()
+    console.print(evaluation_table(summary))
+    if per_problem:
+        table = Table("prompt", "right", "of", "mean length", title="Per prompt")
+        for row in result.per_prompt:
+            table.add_row(row["prompt_id"], str(row["right"]), str(row["valid"]), f"{row['mean_length']:.0f}")
+        console.print(table)
+
+
+@app.command()
+def recipes(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """What ships: one configuration per result we stand behind."""
+    from vapo.config import recipes as shipped
+
+    entries = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in shipped().items()}
+    _print_names(entries, as_json, "recipe", "vapo train RECIPE")
+
+
+@app.command()
+def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """What can be trained on, with an example of each."""
+    from vapo.tasks.registry import BUILTIN, make_task
+
+    console = Console()
+    found = []
+    for name in BUILTIN:
+        task = make_task(name)
+        prompt, response = task.example()
+        found.append(
+            {"task": name, "about": task.description, "train": len(task.train), "heldout": len(task.heldout),
+             "prompt": prompt.text, "right response": response}
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(found))
+        return
+    for entry in found:
+        console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")
+        console.print(f"  {entry['train']:,} training prompts, {entry['heldout']:,} held out")
+        console.print(f"  prompt    [cyan]{escape(str(entry['prompt']))}[/cyan]")
+        console.print(f"  response  {escape(entry['right response'])}\n")
+    console.print("Train on one with: vapo train --set task.name=NAME")
+
+
+@app.command("make-base")
+def make_base(
+    task: Annotated[str, typer.Argument(help="A built-in task (see `vapo tasks`).")] = "maze",
+    out: Annotated[Path, typer.Option(help="New or empty folder for the model.")] = Path("base"),
+    seed: Annotated[int, typer.Option(help="Seed of weights and traces; 0 made the shipped one.", min=0)] = 0,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="A task option, like --set side=7; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make a built-in task's base model again, from noisy traces and a seed (about 4 minutes on one core)."""
+    from vapo.build import check_folder
+    from vapo.config import set_layer
+    from vapo.models.base import make_base as make
+    from vapo.tasks.registry import make_task
+
+    check_folder(out)
+    chosen: dict[str, Any] = {}
+    for text in options or []:
+        chosen |= set_layer(text).values
+    with _view(as_json) as view:
+        made = make(
+            make_task(task, **chosen),
+            seed,
+            out,
+            on_progress=lambda phase, done, total, _: view.progress(phase, done, total),
+            threads=1,  # other numbers of threads give other weights
+        )
+    if as_json:
+        print(json.dumps(made))
+        return
+    measured = made["measured"]
+    Console(soft_wrap=True).print(
+        f"{made['parameters']:,} parameters in {out}; right on {measured['success']:.1%} of {measured['prompts']} "
+        f"held-out prompts x {measured['samples_per_prompt']} samples, mean length {measured['mean_length']:.0f}.\n"
+        f"Train on it with: vapo train --set task.name={task} --set model.policy={out}"
+    )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], debug: DebugOption = False
+) -> None:
+    """Write RUN/report.html again: curves, settings, evaluations, and the rollouts token by token."""
+    from vapo.reports.page import write_report
+
+    Console().print(f"Report: {write_report(run)}")
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code."""
+    try:
+        app()
+    except VapoError as error:
+        if "--debug" in sys.argv:
+            raise
+        label = "" if isinstance(error, StoppedError) else "[bold red]error:[/bold red] "
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"{label}{escape(str(error))}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. A run goes on from its last checkpoint with: vapo resume RUN")
+        sys.exit(INTERRUPTED)
+
+
+class InterruptedRunError(StoppedError):
+    """Ctrl-C: the run saved and stopped."""
+
+    exit_code = INTERRUPTED
+
+
+def _carry_out(run: Run) -> None:
+    """Run to the end; SIGTERM and the first Ctrl-C stop it in order at the next step edge."""
+    from vapo import build
+
+    interrupted = False
+
+    def stop(number: int, _: Any) -> None:
+        nonlocal interrupted
+        interrupted = interrupted or number == signal.SIGINT
+        run.stop_requested = True
+        run.observer.note("stopping after this step; Ctrl-C again quits at once")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        build.finish(run)
+    except StoppedError as error:
+        raise InterruptedRunError(str(error)) if interrupted else error from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _closing_words(path: Path, as_json: bool) -> None:
+    """Accuracy before and after, where everything is, what to try next."""
+    from vapo.reports.runfiles import read_run
+    from vapo.reports.tables import before_after_table
+
+    run = read_run(path)
+    evaluations = run.evaluations
+    preset = run.preset
+    task = str(run.config.get("task", {}).get("name", "maze"))
+    if as_json:
+        print(json.dumps({"run": str(path), "evaluations": evaluations}))
+        return
+    console = Console(soft_wrap=True)
+    console.print(before_after_table(evaluations))
+    console.print(
+        f"Curves    {path / 'curves.png'}\nReport    {path / 'report.html'}  (open it: every token, coloured by value)"
+    )
+    console.print(f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)\n")
+    again = "vapo train" if task == "maze" else f"vapo train --set task.name={task}"
+    console.print("Next, see what the critic is worth:", style="dim")
+    console.print(f"  {again} --preset {'grpo' if preset != 'grpo' else 'vapo'}")
+    if preset == "vapo":
+        console.print(f"  {again} --without value-pretraining")
+
+
+def _view(as_json: bool) -> Any:
+    from vapo.reports.live import LiveView, SilentView
+
+    return SilentView() if as_json else LiveView()
+
+
+def _layer(key: str, value: Any, origin: str) -> Layer:
+    from vapo.config import Layer
+
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return Layer(origin, value)
+
+
+def _print_names(entries: dict[str, str], as_json: bool, heading: str, use: str) -> None:
+    if as_json:
+        print(json.dumps(entries))
+        return
+    table = Table(heading, "what it is", box=None, padding=(0, 2, 0, 0))
+    for name, about in entries.items():
+        table.add_row(name, about)
+    console = Console()
+    console.print(table)
+    console.print(f"\nUse one with: {use}")

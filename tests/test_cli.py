@@ -1,0 +1,164 @@
+"""The command line: what a user types, what comes back, and one line with a fix for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import toys
+from vapo import cli
+from vapo.models.base import builtin_model
+
+SMALL = {
+    "scale.threads": 1,
+    "trainer.samples_per_step": 16,
+    "trainer.group_size": 4,
+    "trainer.minibatch_size": 8,
+    "trainer.pretraining_steps": 1,
+    "trainer.pretraining_heldout": 8,
+    "evaluation.prompts": 4,
+    "evaluation.samples_per_prompt": 2,
+    "rollout.max_response_tokens": 24,
+}
+
+
+def settings(without: str = "") -> list[str]:
+    return [word for key, value in SMALL.items() if key != without for word in ("--set", f"{key}={value}")]
+
+
+TINY = settings()
+
+
+def vapo(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit code of one call in this process."""
+    monkeypatch.setattr(sys, "argv", ["vapo", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The smallest run of the real default, by the real command."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    command = [sys.executable, "-m", "vapo", "train", "--steps", "2", "--run-dir", str(folder), *TINY]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words in ("value pretraining 1/1", "training 2/2", "avg@2", "report.html", "vapo train --preset grpo"):
+        assert words in done.stdout, words
+    assert "\x1b" not in done.stdout  # not a terminal: plain lines
+    return folder
+
+
+def test_resume_of_a_finished_run_shows_its_table_again(trained: Path, monkeypatch, capsys):
+    assert vapo("resume", str(trained), monkeypatch=monkeypatch) == 0
+    assert "avg@2" in capsys.readouterr().out
+
+
+def test_eval_takes_a_trained_policy_a_checkpoint_and_the_builtin_model(trained: Path, monkeypatch, capsys):
+    checkpoint = max((trained / "checkpoints").iterdir()) / "policy"
+    results = []
+    few = ("-k", "2", "--prompts", "3", "--set", "rollout.max_response_tokens=24", "--json")
+    for model in (trained / "policy", checkpoint, "builtin"):
+        assert vapo("eval", str(model), *few, monkeypatch=monkeypatch) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0]["per_prompt"] == results[1]["per_prompt"]
+    assert {"avg", "low", "high", "pass", "maj", "k", "prompts"} <= set(results[2])
+    assert results[2]["top_p"] == 0.7  # the paper's protocol is the default
+    assert vapo("eval", "builtin", *few[:-1], "--per-problem", monkeypatch=monkeypatch) == 0
+    assert "pass@2" in capsys.readouterr().out
+
+
+def test_a_critic_can_be_reused_without_pretraining_it_again(trained: Path, tmp_path: Path, monkeypatch, capsys):
+    small = settings(without="trainer.pretraining_steps")
+    options = ["--steps", "1", "--run-dir", str(tmp_path / "run"), "--critic", str(trained / "critic"), *small]
+    assert vapo("train", *options, monkeypatch=monkeypatch) == 0
+    assert "saved critic" in capsys.readouterr().out
+    phases = [json.loads(line)["phase"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert phases == ["train"]
+
+
+def test_dry_run_prints_every_setting_with_its_origin_and_writes_nothing(tmp_path: Path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    assert vapo("train", "--dry-run", "--preset", "dapo", "--steps", "5", "--run-dir", str(folder),
+                monkeypatch=monkeypatch) == 0  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["preset:", "dapo", "#", "--preset"] for line in lines)
+    assert any(line.split() == ["steps:", "5", "#", "--steps"] for line in lines)
+    assert any(line.split() == ["high:", "0.28", "#", "preset", "dapo"] for line in lines)
+    assert not folder.exists()
+
+
+def test_tasks_and_recipes_list_what_ships(monkeypatch, capsys):
+    assert vapo("tasks", "--json", monkeypatch=monkeypatch) == 0
+    assert {entry["task"] for entry in json.loads(capsys.readouterr().out)} == {"maze", "walk", "chain"}
+    assert vapo("recipes", monkeypatch=monkeypatch) == 0
+    assert "maze" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "trainer.stepz=3"], "did you mean 'steps'"),
+        (["--without", "clip-hiher"], "did you mean 'clip-higher'"),
+        (["--preset", "vappo"], "did you mean 'vapo'"),
+        (["--set", "task.name=mase"], "did you mean 'maze'"),
+        (["--set", "task.sidde=5"], "did you mean 'side'"),
+        (["--set", "model.policy=./nowhere"], "./nowhere does not exist. Check the path"),
+        (["--set", "model.critic=./nowhere"], "./nowhere does not exist. Check the path"),
+        (["--set", "trainer.group_size=7"], "must divide the 128 responses"),
+        (["--set", "algorithm.credit.critic_lambda.value=-0.1"], "must lie in [0, 1]"),
+        (["--set", "algorithm.clip.low=1.2"], "clip.low must lie in [0, 1]"),
+        (["--set", "rollout.max_response_tokens=100000"], "exceeds the model's context"),
+        (["mase"], "did you mean 'maze'"),
+        (["no.yaml"], "Check the path"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_fix_and_exit_code_2(arguments, words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert vapo("train", *arguments, monkeypatch=monkeypatch) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert "Traceback" not in said.err + said.out
+    assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_mistakes_are_found_before_weights_load(tmp_path: Path, monkeypatch, capsys):
+    # a folder whose weights would fail to load: whatever is wrong besides must be said first
+    shutil.copytree(builtin_model("maze"), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"not weights")
+    model = ["--set", f"model.policy={tmp_path / 'model'}"]
+    assert vapo("train", *model, "--set", "rollout.max_response_tokens=100000", monkeypatch=monkeypatch) == 2
+    assert "exceeds the model's context" in capsys.readouterr().err
+    words = toys.tokenizer()
+    words.eos_token = None
+    words.save_pretrained(tmp_path / "model")
+    assert vapo("train", *model, monkeypatch=monkeypatch) == 2
+    assert "no EOS token" in capsys.readouterr().err
+
+
+def test_a_run_directory_that_is_in_use_or_cannot_be_written_is_refused(tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "file").touch()
+    for folder, words in (("full", "is not empty"), ("file", "is not empty"), ("file/below", "Cannot write")):
+        assert vapo("train", "--run-dir", str(tmp_path / folder), monkeypatch=monkeypatch) == 2
+        assert words in capsys.readouterr().err
+    if os.geteuid() != 0:  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert vapo("train", "--run-dir", str(tmp_path / "locked" / "run"), monkeypatch=monkeypatch) == 2
+        assert "Cannot write" in capsys.readouterr().err
+
+
+def test_resume_of_something_else_is_refused(tmp_path: Path, monkeypatch, capsys):
+    assert vapo("resume", str(tmp_path), monkeypatch=monkeypatch) == 2
+    assert "is not a run directory" in capsys.readouterr().err
