@@ -15,6 +15,8 @@ import toys
 from vapo import cli
 from vapo.models.base import builtin_model
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "scale.threads": 1,
     "trainer.samples_per_step": 16,

@@ -20,6 +20,8 @@ from vapo.trainer.run import Clock
 from vapo.trainer.sampling import sample_step, stream
 from vapo.types import Verdict
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:

@@ -11,6 +11,8 @@ import pytest
 import toys
 from vapo import build
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 

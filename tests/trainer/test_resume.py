@@ -16,6 +16,8 @@ from vapo.reports.live import SilentView
 from vapo.trainer import checkpoint
 from vapo.trainer.state import State
 
+pytestmark = pytest.mark.slow
+
 CLOCKS = ("time/", "throughput/", "step_time")
 
 
@@ -44,7 +46,6 @@ def edges(whole: Path) -> list[str]:
     return sorted(p.name for p in (whole / "checkpoints").iterdir())
 
 
-@pytest.mark.slow
 def test_resuming_at_every_edge_gives_the_same_lines_and_the_same_bytes(finished, tmp_path: Path):
     _, whole, preset = finished
     names = edges(whole)
