@@ -95,7 +95,7 @@ def test_every_shipped_recipe_resolves_for_every_preset():
         ("rollout.top_p=0.9", "evaluation.top_p"),
         ("rollout.temperature=0", "carry no gradient"),
         ("trainer.steps=abc", "trainer.steps: .*valid integer.*'abc'"),
-        ("trainer.steps=0", "trainer.steps must be at least 1"),
+        ("trainer.steps=-1", "trainer.steps must not be negative"),
         ("rollout=3", "rollout: "),
         ("algorithm=3", "algorithm: must be a mapping"),
         ("algorithm.alpha=abc", "algorithm.alpha: "),

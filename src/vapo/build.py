@@ -41,11 +41,11 @@ from vapo.tasks.registry import BUILTIN, make_task
 from vapo.trainer import checkpoint, snapshot
 from vapo.trainer.learner import Learner
 from vapo.trainer.loop import train as run_loop
-from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective
+from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
 from vapo.trainer.record import RunFolder
 from vapo.trainer.run import Run
-from vapo.types import Decoding, Prompt, PromptSet, Task
+from vapo.types import Decoding, Prompt, PromptSet, Task, stable_hash
 
 TINY = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
@@ -216,26 +216,29 @@ def _assemble(config: Config, saved: Path | None, observer: Observer, task: Task
         network, origin = load_critic(base.critic_source, trust_remote_code=trust)
         network = _moved(network, device)
         critic = Critic(network, choose_layout(network, settings.layout), autocast, origin)
-        critic_learner = learner("critic", CriticObjective(critic, algorithm.credit), optimization.critic_lr)
+        at_end = settings.pretraining_at == "end"
+        objective = RewardModelObjective(critic) if at_end else CriticObjective(critic, algorithm.credit)
+        critic_learner = learner("critic", objective, optimization.critic_lr)
 
     # a copy of its own, so that what is sampled from is a version that was handed over, never one half-updated
     sampler = copy.deepcopy(model).requires_grad_(False)
     sampler = _moved(sampler, torch.bfloat16) if autocast else sampler
     engine = TorchEngine(sampler, slots=sections.rollout.slots)
     evaluation = sections.evaluation
+    evaluation_set = fingerprint(base, evaluation.prompts, evaluation.temperature, evaluation.top_p)
 
-    def evaluate_now() -> dict[str, Any]:
+    def evaluate_now(k: int) -> dict[str, Any]:
         result = evaluate_prompts(
             base,
             engine,
             evaluation.prompts,
-            evaluation.samples_per_prompt,
+            k,
             temperature=evaluation.temperature,
             top_p=evaluation.top_p,
             seed=sections.seed,
             observer=observer,
         )
-        return result.summary()
+        return {**result.summary(), "set": evaluation_set, **result.tallies()}
 
     return Run(
         seed=sections.seed,
@@ -257,6 +260,13 @@ def _assemble(config: Config, saved: Path | None, observer: Observer, task: Task
         evaluate=evaluate_now,
         observer=observer,
     )
+
+
+def fingerprint(base: Ground, num_prompts: int, temperature: float, top_p: float) -> str:
+    """A short hash of what a score was measured on; scores with different ones cannot be compared."""
+    prompts = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
+    how = (base.task.name, base.decoding.max_tokens, temperature, top_p)
+    return f"{stable_hash(*how, *(part for p in prompts for part in (p.id, p.text))):016x}"
 
 
 def evaluate_prompts(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vapo.algo.presets import PRESETS, Algorithm, scaled, without, without_all
+from vapo.algo.presets import PRESETS, Algorithm, Gae, scaled, without, without_all
 from vapo.errors import ConfigError
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, TrainerSettings, check_decoding
 
@@ -263,6 +263,11 @@ def resolve(layers: Sequence[Layer]) -> Config:
     except ValidationError as error:
         raise _explain(error, {**Sections().model_dump(), "algorithm": {}}) from error
     preset, removed, algorithm = _resolve_algorithm(algorithm_values, sections.trainer)
+    if sections.trainer.steps == 0 and not (isinstance(algorithm.credit, Gae) and algorithm.credit.pretraining_steps):
+        raise ConfigError(
+            f"trainer.steps=0 pretrains a critic and stops, but {preset} as set here pretrains none. "
+            "Raise trainer.steps, or set trainer.pretraining_steps with a preset that has a critic."
+        )
     config = Config(preset, removed, algorithm, sections)
     origins = {}
     for key, value in flatten(config.as_dict()):

@@ -40,6 +40,10 @@ class EvaluationResult:
         data = {name: value for name, value in asdict(self).items() if name not in {"per_prompt", "pass_at"}}
         return {**data, "pass": {str(k): value for k, value in self.pass_at.items()}}
 
+    def tallies(self) -> dict[str, list[int]]:
+        """`right` and `valid` samples of each prompt, in order: what paired comparisons of runs need."""
+        return {name: [row[name] for row in self.per_prompt] for name in ("right", "valid")}
+
 
 def evaluate(
     engine: RolloutEngine,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -108,6 +109,29 @@ def collate(episodes: Sequence[Episode], algorithm: Algorithm, *, max_response_t
         outcomes=outcomes,
         sampled_logp=sampled,
     )
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """The rows of all batches, in order; T is the longest's. A field must be set in all of them to be kept.
+
+    Groups stay apart: equal prompts of different batches are different groups.
+    """
+    width = max(batch.width for batch in batches)
+    joined: dict[str, object] = {"tokens": tuple(t for batch in batches for t in batch.tokens)}
+    for f in fields(Batch):
+        parts = [getattr(batch, f.name) for batch in batches]
+        if any(part is None for part in parts):
+            joined[f.name] = None
+        elif f.name == "groups":
+            starts = [0, *accumulate(int(part.max()) + 1 for part in parts)]
+            joined[f.name] = torch.cat([part + start for part, start in zip(parts, starts, strict=False)])
+        elif isinstance(parts[0], Tensor):
+            joined[f.name] = torch.cat([_widened(part, width) if part.ndim == 2 else part for part in parts])
+    return replace(batches[0], **joined)
+
+
+def _widened(values: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, width - values.shape[1]))
 
 
 def learned_from(episode: Episode, algorithm: Algorithm) -> bool:

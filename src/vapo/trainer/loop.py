@@ -28,7 +28,8 @@ def train(run: Run) -> None:
     state, steps = run.state, run.settings.steps
     run.engine.load_weights(run.policy.model.state_dict().items(), version=state.step)
     if not state.started:
-        evaluate(run, "before")
+        if steps:
+            evaluate(run, "before")
         state.started = True
         snapshot.save(run)
     if state.phase == "pretrain":
@@ -37,7 +38,8 @@ def train(run: Run) -> None:
     while state.step < steps:
         train_step(run)
     if state.phase != "done":
-        evaluate(run, "after")
+        if steps:
+            evaluate(run, "after")
         state.phase = "done"
         snapshot.save(run)
 
@@ -133,7 +135,9 @@ def update(run: Run, learner: Learner, batch: Batch) -> dict[str, float]:
 
 def evaluate(run: Run, label: str) -> None:
     """Held-out evaluation of the engine's policy; into evaluations.jsonl."""
-    result = {"step": run.state.step, "label": label, **run.evaluate()}
+    settings = run.evaluation
+    k = (settings.final_samples_per_prompt if label == "after" else None) or settings.samples_per_prompt
+    result = {"step": run.state.step, "label": label, **run.evaluate(k)}
     run.folder.evaluation(result)
     run.observer.evaluation(result)
 

@@ -89,6 +89,29 @@ class PolicyObjective:
 
 
 @dataclass(frozen=True)
+class RewardModelObjective:
+    """L = Σ w·½(V(s_end) - R)² over responses: a judge of finished text, which never sees an unfinished one."""
+
+    critic: Critic
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.critic.model
+
+    def weights(self, minibatch: Batch) -> dict[str, Tensor]:
+        """Every response the same, on its last learned token."""
+        mask = minibatch.mask
+        last = mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
+        return {"value": token_weights(last)}
+
+    def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Objective.loss`."""
+        per_response = value_loss(self.critic.final_values(micro.sequences), micro.outcomes)
+        loss = weighted_sum(per_response, weights["value"].sum(-1))
+        return loss, {"value/loss": loss.detach()}
+
+
+@dataclass(frozen=True)
 class CriticObjective:
     """L = Σ w·½(V - y)², y frozen before the update (VAPO §4.1)."""
 
@@ -108,8 +131,7 @@ class CriticObjective:
         assert micro.returns is not None
         values = masked(self.critic.values(micro.sequences, micro.width), micro.mask)
         old = None
-        if self.credit.value_clip is not None:
-            assert micro.old_values is not None
+        if self.credit.value_clip is not None and micro.old_values is not None:  # pretraining has no old values
             old = masked(micro.old_values, micro.mask)
         per_token = value_loss(values, masked(micro.returns, micro.mask), old_values=old, clip=self.credit.value_clip)
         loss = weighted_sum(per_token, weights["value"])

@@ -3,25 +3,29 @@
 VAPO §4.1: keep sampling from a fixed policy, regress the critic onto Monte-Carlo returns, go on until value
 loss and explained variance are good. (The paper says "sufficiently low" of both; explained variance must
 of course become high.)
+
+The policy does not change, so no response grows stale: each step learns from its own and from a draw of the
+earlier ones. A few hundred responses looked at five times in a row would be learned by heart instead.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from vapo.algo.presets import Algorithm, Fixed, Gae
+from vapo.algo import explained_variance, masked
+from vapo.algo.presets import Gae
 from vapo.errors import DivergedError
 from vapo.trainer import snapshot
-from vapo.trainer.batch import Batch, collate, num_minibatches
-from vapo.trainer.credit import assign_credit
+from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
 from vapo.trainer.measure import rollout_figures, value_figures
 from vapo.trainer.run import Clock, Run
 from vapo.trainer.sampling import check_verdicts, rollout, stream
 from vapo.trainer.scoring import score
-from vapo.types import stable_hash
+from vapo.types import Episode, stable_hash
 
 BAD_STEPS_TO_STOP = 3
 """Steps in a row with numbers that are not finite before a run gives up."""
@@ -38,8 +42,11 @@ def pretrain_critic(run: Run) -> None:
         return
     run.observer.phase("value pretraining", state.pretrain_step, credit.pretraining_steps)
     heldout = _heldout_batch(run)
+    earlier = _sampled_before(run)
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
-        _pretraining_step(run, heldout)
+        batch = _pretraining_step(run, heldout, earlier)
+        if _replays(run):
+            earlier.append(batch)
     ready, reached = run.settings.pretraining_ready, state.explained_variance
     if reached is None or reached < ready:
         message = (
@@ -56,51 +63,50 @@ def pretrain_critic(run: Run) -> None:
     snapshot.save(run)
 
 
-def monte_carlo(algorithm: Algorithm) -> Algorithm:
-    """The method with λ = 1 for the critic: returns are what was earned, whatever the critic says."""
-    assert isinstance(algorithm.credit, Gae)
-    truncated = "zero" if algorithm.truncated == "bootstrap" else algorithm.truncated
-    credit = replace(algorithm.credit, critic_lambda=Fixed(1.0), policy_lambda=Fixed(1.0), whiten=False)
-    return replace(algorithm, credit=credit, truncated=truncated)
+def with_returns(batch: Batch, gamma: float) -> Batch:
+    """The batch with Monte-Carlo returns: what was earned, discounted, whatever a critic says."""
+    after = (batch.mask.sum(-1, keepdim=True) - batch.mask.cumsum(-1)).clamp(min=0)  # learned tokens still to come
+    return replace(batch, returns=masked(batch.outcomes[:, None] * gamma**after, batch.mask))
 
 
-def _pretraining_step(run: Run, heldout: Batch) -> None:
+def replayed(batch: Batch, earlier: Sequence[Batch], count: int, generator: torch.Generator) -> Batch:
+    """`batch` with up to `count` responses drawn from `earlier`, none twice."""
+    pool = concatenate(earlier) if earlier and count > 0 else None
+    if pool is None:
+        return batch
+    return concatenate([batch, pool.select(torch.randperm(len(pool), generator=generator)[:count])])
+
+
+def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Batch:
+    """One step; the batch it sampled."""
     state, credit, clock = run.state, run.algorithm.credit, Clock()
     assert isinstance(credit, Gae)
     assert run.critic is not None
     assert run.critic_learner is not None
     step = state.pretrain_step
-    sampling = run.algorithm.sampling
-    prompts = stream(
-        run.train_prompts,
-        seed=run.seed,
-        name="pretrain",
-        position=step * sampling.prompts,
-        count=sampling.prompts,
-    )
-    episodes = rollout(run, prompts, per_prompt=sampling.per_prompt, step=f"pretrain {step}", clock=clock)
-    check_verdicts(episodes, run.settings.max_invalid_ratio)
-    batch = collate(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens)
-    with clock.time("score"):
-        batch = score(batch, policy=None, critic=run.critic, micro_batch_tokens=run.settings.micro_batch_tokens)
-        batch = assign_credit(batch, monte_carlo(run.algorithm))
+    episodes, batch = _sampled(run, step, clock)
+
+    def shuffle(what: str) -> torch.Generator:
+        return torch.Generator().manual_seed(stable_hash(run.seed, "pretrain", what, step))
+
     with clock.time("update"):
         wanted = run.settings.pretraining_lr
         lr = run.critic_learner.lr if wanted is None else wanted
+        count = (run.settings.pretraining_passes - 1) * len(batch)
+        learned = replayed(batch, earlier, count, shuffle("replay"))
         update = run.critic_learner.learn(
-            batch,
-            parts=num_minibatches(batch, run.algorithm),
-            passes=run.settings.pretraining_passes,
+            learned,
+            parts=num_minibatches(learned, run.algorithm),
+            passes=1,
             lr=lr,
-            generator=lambda i: torch.Generator().manual_seed(stable_hash(run.seed, "pretrain shuffle", step, i)),
+            generator=lambda _: shuffle("shuffle"),
         )
     with clock.time("evaluate"):
-        judged = score(heldout, policy=None, critic=run.critic, micro_batch_tokens=run.settings.micro_batch_tokens)
-        assert judged.old_values is not None
-        heldout_figures = value_figures(judged.old_values, judged.outcomes, judged.mask, credit.gamma)
+        heldout_figures = _judged(run, heldout, credit.gamma)
 
     state.pretrain_step += 1
-    explained = heldout_figures["value/explained_variance"]
+    at_end = run.settings.pretraining_at == "end"
+    explained = heldout_figures["value/end_explained_variance" if at_end else "value/explained_variance"]
     state.explained_variance = explained if math.isfinite(explained) else None
     best = -math.inf if state.best_explained_variance is None else state.best_explained_variance
     if state.explained_variance is not None and explained > best:
@@ -115,20 +121,60 @@ def _pretraining_step(run: Run, heldout: Batch) -> None:
         **{name.replace("value/", "pretrain/"): value for name, value in heldout_figures.items()},
         "lr/critic": lr,
         "skipped": update.skipped,
+        "pretrain/gradient_steps": update.gradient_steps,
         "num_samples": state.num_samples,
         "num_tokens": state.num_tokens,
     }
     if (every := run.settings.save_rollouts_every) and step % every == 0:
-        run.folder.rollouts(f"pretrain_{state.pretrain_step:06d}", episodes, batch, run.token_texts)
-    metrics |= clock.figures(
-        sampled_tokens=batch.num_tokens, learned_tokens=batch.num_tokens * run.settings.pretraining_passes
-    )
+        scored = score(batch, policy=None, critic=run.critic, micro_batch_tokens=run.settings.micro_batch_tokens)
+        run.folder.rollouts(f"pretrain_{state.pretrain_step:06d}", episodes, scored, run.token_texts)
+    metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
     run.folder.metrics(metrics)
     run.observer.step(metrics)
     due = run.saving.every and state.pretrain_step % run.saving.every == 0
     if due or run.stop_requested:
         snapshot.save(run)
     run.stop_if_requested()
+    return batch
+
+
+def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
+    """How well the critic foresees held-out outcomes; for a reward model also how well it sees them at the end."""
+    at_end = run.settings.pretraining_at == "end"
+    tokens = run.settings.micro_batch_tokens
+    judged = score(heldout, policy=None, critic=run.critic, final_values=at_end, micro_batch_tokens=tokens)
+    assert judged.old_values is not None
+    figures = value_figures(judged.old_values, judged.outcomes, judged.mask, gamma)
+    if judged.final_values is not None:
+        learned = judged.mask.any(-1)
+        explained = explained_variance(judged.final_values[:, None], judged.outcomes[:, None], learned[:, None])
+        figures["value/end_explained_variance"] = float(explained)
+    return figures
+
+
+def _sampled(run: Run, step: int, clock: Clock) -> tuple[list[Episode], Batch]:
+    """The judged responses of one pretraining step, and their batch with returns."""
+    sampling, credit = run.algorithm.sampling, run.algorithm.credit
+    assert isinstance(credit, Gae)
+    prompts = stream(
+        run.train_prompts, seed=run.seed, name="pretrain", position=step * sampling.prompts, count=sampling.prompts
+    )
+    episodes = rollout(run, prompts, per_prompt=sampling.per_prompt, step=f"pretrain {step}", clock=clock)
+    check_verdicts(episodes, run.settings.max_invalid_ratio)
+    batch = collate(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens)
+    return episodes, with_returns(batch, credit.gamma)
+
+
+def _replays(run: Run) -> bool:
+    return run.settings.pretraining_passes > 1
+
+
+def _sampled_before(run: Run) -> list[Batch]:
+    """What the steps before a resume sampled, sampled again: the policy is fixed and each sample has its seed."""
+    samples, tokens = run.state.num_samples, run.state.num_tokens
+    batches = [_sampled(run, step, Clock())[1] for step in range(run.state.pretrain_step if _replays(run) else 0)]
+    run.state.num_samples, run.state.num_tokens = samples, tokens  # they have been counted
+    return batches
 
 
 def count_skips(run: Run, skipped: int) -> None:

@@ -42,8 +42,8 @@ class Run:
     policy_learner: Learner
     critic_learner: Learner | None
     engine: RolloutEngine
-    evaluate: Callable[[], dict[str, Any]]
-    """Held-out evaluation of the engine's policy: what goes into evaluations.jsonl."""
+    evaluate: Callable[[int], dict[str, Any]]
+    """Held-out evaluation of the engine's policy with k samples a prompt: what goes into evaluations.jsonl."""
     observer: Observer
     folder: RunFolder = field(init=False)
     """Where everything is written; set once the networks have loaded."""

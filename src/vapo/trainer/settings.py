@@ -13,7 +13,7 @@ class TrainerSettings:
     """Everything the loop needs besides the algorithm; units in the names or the docstrings."""
 
     steps: int = 100
-    """Rollout steps of joint training (each makes several gradient steps)."""
+    """Rollout steps of joint training (each makes several gradient steps); 0 pretrains the critic only."""
     micro_batch_tokens: int = 16384
     """Most tokens (prompt and response) in one forward-backward pass; changes memory and speed, not results."""
     layout: Literal["packed", "padded"] | None = None
@@ -25,7 +25,11 @@ class TrainerSettings:
     pretraining_lr: float | None = None
     """Critic learning rate during value pretraining; null takes the critic's."""
     pretraining_passes: int = 1
-    """Passes of the critic over each pretraining step's responses."""
+    """How much the critic learns per pretraining step: as many responses as so many steps sample, drawn from all
+    that pretraining has sampled so far (the policy is fixed, so none is stale), the new ones always among them."""
+    pretraining_at: Literal["tokens", "end"] = "tokens"
+    """Where the outcome is learned: at every response token, a value model; or after the last one only, which
+    makes a reward model: what the papers' critics start from. It needs steps: 0."""
     pretraining_patience: int = 0
     """Stop pretraining when held-out explained variance has not improved for this many steps; 0 runs all of
     them, exactly."""
@@ -39,15 +43,20 @@ class TrainerSettings:
     """Write the step's responses, token by token, every so many steps (and the first and last); 0 never."""
 
     def __post_init__(self) -> None:
-        positive = ["steps", "micro_batch_tokens", "pretraining_passes", "pretraining_heldout"]
+        positive = ["micro_batch_tokens", "pretraining_passes", "pretraining_heldout"]
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("weight_decay", "pretraining_patience", "save_rollouts_every"):
+        for name in ("steps", "weight_decay", "pretraining_patience", "save_rollouts_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"trainer.{name} must not be negative, got {getattr(self, name)}.")
         if self.pretraining_lr is not None and not self.pretraining_lr >= 0:
             raise ConfigError(f"trainer.pretraining_lr must not be negative, got {self.pretraining_lr}.")
+        if self.pretraining_at == "end" and self.steps > 0:
+            raise ConfigError(
+                "trainer.pretraining_at=end makes a reward model, which judges whole responses only; a policy trained "
+                "by it at once would get noise for advantages. Set trainer.steps=0, then start from it: --critic."
+            )
         if not self.max_grad_norm > 0:
             raise ConfigError(f"trainer.max_grad_norm must be positive, got {self.max_grad_norm}.")
         if not 0 <= self.max_invalid_ratio <= 1:
@@ -80,6 +89,8 @@ class EvaluationSettings:
     """How many held-out prompts."""
     samples_per_prompt: int = 4
     """k of avg@k and pass@k."""
+    final_samples_per_prompt: int | None = None
+    """k of the evaluation after training, the one to report; null takes the same as before and during."""
     temperature: float = 1.0
     top_p: float = 1.0
 
@@ -90,6 +101,10 @@ class EvaluationSettings:
             raise ConfigError(
                 "evaluation.prompts and evaluation.samples_per_prompt must be at least 1, "
                 f"got {self.prompts} and {self.samples_per_prompt}."
+            )
+        if self.final_samples_per_prompt is not None and self.final_samples_per_prompt < 1:
+            raise ConfigError(
+                f"evaluation.final_samples_per_prompt must be at least 1, got {self.final_samples_per_prompt}."
             )
         check_decoding("evaluation", self.temperature, self.top_p)
 

@@ -1,0 +1,132 @@
+"""Value pretraining: what is learned from, how a reward model differs, and that a resume changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import toys
+from vapo import build
+from vapo.errors import ConfigError, StoppedError
+from vapo.models.backbone import hidden_states
+from vapo.trainer.batch import Batch, concatenate
+from vapo.trainer.checkpoint import sha256
+from vapo.trainer.pretrain import pretrain_critic, replayed, with_returns
+
+
+def batch_of(lengths: list[int], outcomes: list[float], first_token: int = 0) -> Batch:
+    """Responses of the given lengths to prompts of one token; tokens count up from `first_token`."""
+    width = max(lengths)
+    inside = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+    starts = [first_token + 100 * i for i in range(len(lengths))]
+    return Batch(
+        tokens=tuple(torch.arange(start, start + n + 1) for start, n in zip(starts, lengths, strict=True)),
+        response_lengths=torch.tensor(lengths),
+        mask=inside,
+        groups=torch.arange(len(lengths)),
+        right=torch.tensor(outcomes) > 0,
+        valid=torch.ones(len(lengths), dtype=torch.bool),
+        truncated=torch.zeros(len(lengths), dtype=torch.bool),
+        outcomes=torch.tensor(outcomes),
+        sampled_logp=torch.zeros(len(lengths), width),
+    )
+
+
+def test_returns_are_what_was_earned_discounted_to_each_token():
+    batch = with_returns(batch_of([3, 1], [1.0, -1.0]), gamma=0.5)
+    assert batch.returns is not None
+    assert batch.returns.tolist() == [[0.25, 0.5, 1.0], [-1.0, 0.0, 0.0]]
+
+
+def test_without_discount_every_token_is_told_the_outcome():
+    batch = with_returns(batch_of([3, 2], [1.0, 0.0]), gamma=1.0)
+    assert batch.returns is not None
+    assert batch.returns.tolist() == [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+def test_concatenation_keeps_rows_widens_them_and_keeps_groups_apart():
+    joined = concatenate([batch_of([2], [1.0]), batch_of([4, 1], [0.0, 1.0], first_token=50)])
+    assert joined.mask.tolist() == [[True, True, False, False], [True] * 4, [True, False, False, False]]
+    assert joined.groups.tolist() == [0, 1, 2]
+    assert [t.tolist() for t in joined.tokens] == [[0, 1, 2], [50, 51, 52, 53, 54], [150, 151]]
+    assert joined.outcomes.tolist() == [1.0, 0.0, 1.0]
+    assert joined.returns is None
+
+
+@pytest.mark.parametrize(("count", "drawn"), [(0, 0), (3, 3), (100, 4)])
+def test_a_replay_holds_all_new_responses_and_draws_no_earlier_one_twice(count: int, drawn: int):
+    new = batch_of([2, 3], [1.0, 0.0], first_token=1000)
+    earlier = [batch_of([1, 2], [0.0, 1.0]), batch_of([5, 1], [0.0, 0.0], first_token=500)]
+    learned = replayed(new, earlier, count, torch.Generator().manual_seed(0))
+    starts = [int(t[0]) for t in learned.tokens]
+    assert starts[:2] == [1000, 1100]
+    assert len(starts) == 2 + drawn
+    assert len(set(starts)) == len(starts)
+    assert set(starts[2:]) <= {0, 100, 500, 600}
+
+
+def test_pretraining_that_is_resumed_between_its_steps_samples_the_lost_responses_again(tmp_path: Path):
+    # the responses of earlier steps are not saved: a resumed run must draw the same ones to learn from
+    base = toys.toy_base(tmp_path / "base")
+    replays = {"trainer": {"pretraining_steps": 4, "pretraining_passes": 3, "steps": 1}}
+    build.finish(toys.toy_run(base, tmp_path / "whole", replays))
+    run = toys.toy_run(base, tmp_path / "stopped", replays)
+    run.stop_requested = True
+    for _ in range(2):  # stops after the first step, then after the second
+        with pytest.raises(StoppedError):
+            build.finish(run)
+        run = build.resume(tmp_path / "stopped", toys.SilentView(), task=toys.EchoTask())
+        run.stop_requested = True
+    run.stop_requested = False
+    assert run.state.pretrain_step == 2
+    build.finish(run)
+    for file in ("policy/model.safetensors", "critic/model.safetensors"):
+        assert sha256(tmp_path / "whole" / file) == sha256(tmp_path / "stopped" / file)
+    last = [json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[-1]) for n in ("whole", "stopped")]
+    assert last[0]["num_samples"] == last[1]["num_samples"]
+
+
+def test_zero_steps_pretrain_a_critic_and_leave_the_policy_unevaluated(tmp_path: Path):
+    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", {"trainer": {"steps": 0}})
+    before = {k: v.clone() for k, v in run.policy.model.state_dict().items()}
+    build.finish(run)
+    assert all(torch.equal(v, before[k]) for k, v in run.policy.model.state_dict().items())
+    assert (tmp_path / "run" / "critic" / "model.safetensors").is_file()
+    assert not (tmp_path / "run" / "evaluations.jsonl").exists()
+
+
+def test_zero_steps_without_a_critic_to_pretrain_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="steps=0 pretrains a critic"):
+        toys.toy_config(tmp_path, {"trainer": {"steps": 0}}, preset="grpo")
+
+
+def test_a_reward_model_learns_from_the_state_after_the_last_token_only(tmp_path: Path):
+    reward_model = {"trainer": {"steps": 0, "pretraining_at": "end", "pretraining_steps": 3, "pretraining_passes": 2}}
+    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", reward_model)
+    learner, critic = run.critic_learner, run.critic
+    assert learner is not None
+    assert critic is not None
+    batch = batch_of([2, 3], [1.0, 0.0])
+    batch = replace(batch, tokens=tuple(t % 12 + 2 for t in batch.tokens))  # the toy knows 16 tokens
+    learner.accumulate(batch)
+    head = next(p for name, p in critic.model.named_parameters() if name.endswith("score.weight"))
+    assert head.grad is not None
+    # by hand: L = ½·½·Σ(V - R)², V = w·h + b = 0 at the start, so dL/dw = -½·Σ R·h(end) = -½·h(end of the first)
+    with torch.no_grad():
+        hidden = hidden_states(critic.model, batch.tokens, critic.layout)
+    end = len(batch.tokens[0]) - 1
+    torch.testing.assert_close(head.grad[0], -0.5 * hidden[end])
+    learner.optimizer.zero_grad()
+    pretrain_critic(run)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "pretrain/end_explained_variance" in row
+    run.folder.close()
+
+
+def test_a_policy_cannot_be_trained_while_a_reward_model_is_made(tmp_path: Path):
+    with pytest.raises(ConfigError, match="pretraining_at=end makes a reward model"):
+        toys.toy_config(tmp_path, {"trainer": {"pretraining_at": "end"}})
