@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vapo.reports.palette import LIGHT, Palette
 from vapo.reports.runfiles import RunFiles, column, number, read_run
+from vapo.reports.style import as_png, as_svg, frame
 
 TIMES = {
     "time/rollout": "rollout",
@@ -32,12 +29,6 @@ TIMES = {
 }
 _COLUMNS = 3
 _SMALL_PANELS = 7  # beside accuracy, which takes two of the nine places
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "vapo",  # the same run gives the same file
-}
 
 
 class Panel(NamedTuple):
@@ -52,21 +43,13 @@ def curves_png(run_dir: str | Path, out: str | Path) -> Path:
     """Draw the run's curves into a PNG, 1200 pixels wide; returns where it lies."""
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(_STYLE):
-        figure = curves_figure(read_run(run_dir), LIGHT)
-        FigureCanvasAgg(figure).print_png(target, metadata={"Software": "vapo"})
+    as_png(lambda: curves_figure(read_run(run_dir), LIGHT), target)
     return target
 
 
 def curves_svg(run: RunFiles, palette: Palette = LIGHT) -> str:
     """The same figure as an `<svg>` element without a heading, to stand in a page."""
-    buffer = BytesIO()
-    with mpl.rc_context(_STYLE):
-        figure = curves_figure(run, palette, heading=False)
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
-    text = buffer.getvalue().decode("utf-8")
-    return text[text.index("<svg") :]
+    return as_svg(lambda: curves_figure(run, palette, heading=False))
 
 
 def curves_figure(run: RunFiles, palette: Palette = LIGHT, *, heading: bool = True) -> Figure:
@@ -92,11 +75,11 @@ def curves_figure(run: RunFiles, palette: Palette = LIGHT, *, heading: bool = Tr
     places = [(place // _COLUMNS, place % _COLUMNS) for place in range(2, 2 + len(panels))]
     last_step = max([1, *(int(row.get("step", 1)) for row in run.phase("train"))])
     hero = figure.add_subplot(grid[0, :2])
-    _frame(hero, "Accuracy", palette)
+    frame(hero, "Accuracy", palette, whole=True)
     _accuracy(hero, run, palette)
     for panel, (row, place) in zip(panels, places, strict=True):
         axes = figure.add_subplot(grid[row, place])
-        _frame(axes, panel.title, palette)
+        frame(axes, panel.title, palette, whole=True)
         axes.set_xlim(0, 1.02 * last_step)
         panel.draw(axes, run, palette)
     return figure
@@ -129,19 +112,6 @@ def _subtitle(run: RunFiles) -> str:
     if "seed" in run.config:
         parts.append(f"seed {run.config['seed']}")
     return "  ·  ".join(parts)
-
-
-def _frame(axes: Axes, title: str, palette: Palette) -> None:
-    axes.set_title(title, loc="left", fontsize=10, weight="bold", color=palette.ink, pad=7)
-    axes.set_facecolor(palette.paper)
-    axes.grid(axis="y", color=palette.line, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=palette.quiet, labelsize=8.5, length=0, pad=4)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(palette.line)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
 def _legend(axes: Axes, palette: Palette, **how: object) -> None:
@@ -235,7 +205,7 @@ def _length(axes: Axes, run: RunFiles, palette: Palette) -> None:
     axes.set_position((left, bottom + 0.5 * height, width, 0.5 * height))
     axes.tick_params(labelbottom=False)
     strip = axes.figure.add_axes((left, bottom, width, 0.27 * height))
-    _frame(strip, "", palette)
+    frame(strip, "", palette, whole=True)
     strip.set_title("cut off at the limit", loc="left", fontsize=8, color=palette.quiet, pad=3)
     _curve(strip, rows, "completions/clipped_ratio", palette.second)
     strip.set_ylim(0, max(0.05, strip.get_ylim()[1]))

@@ -10,20 +10,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from statistics import median
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vapo.reports import words
 from vapo.reports.curves import curves_svg
-from vapo.reports.palette import DARK, LIGHT, Palette
 from vapo.reports.runfiles import Record, RunFiles, column, flatten, number, read_run
+from vapo.reports.style import asset, page_templates, palette_css, themed
 from vapo.reports.tables import before_after_rows, headings, headline
 from vapo.reports.viewer import script_json, viewer_data
 
@@ -40,14 +37,8 @@ def report_html(run_dir: str | Path) -> str:
     """The page as text."""
     run = read_run(run_dir)
     samples, notes = viewer_data(run_dir)
-    script = _asset("report.js")
-    environment = Environment(
-        loader=PackageLoader("vapo.reports", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    script = asset("report.js")
+    environment = page_templates()
     environment.filters.update(figure=words.figure, percent=words.percent, number=number)
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -55,7 +46,7 @@ def report_html(run_dir: str | Path) -> str:
         rows=before_after_rows(run.evaluations) if run.evaluations else [],
         columns=headings(run.evaluations),
         totals=_totals(run),
-        curves=Markup(_themed(curves_svg(run))),  # noqa: S704  matplotlib draws text as shapes
+        curves=Markup(themed(curves_svg(run))),  # noqa: S704  matplotlib draws text as shapes
         settings=_settings(run),
         environment=[(key, _plain(value)) for key, value in flatten(run.environment)],
         alarms=[_event(event) for event in run.alarms],
@@ -64,30 +55,10 @@ def report_html(run_dir: str | Path) -> str:
         samples=Markup(script_json(samples)),  # noqa: S704  no < > & left in it
         has_samples=bool(samples["steps"]),
         notes=notes,
-        css=Markup(_colours(LIGHT, DARK) + _asset("report.css")),  # noqa: S704  our own file
+        css=Markup(palette_css() + asset("report.css")),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def _asset(name: str) -> str:
-    return (resources.files("vapo.reports") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _colours(light: Palette, dark: Palette) -> str:
-    """Both palettes as CSS variables."""
-
-    def block(palette: Palette) -> str:
-        return ":root{" + "".join(f"--{name}:{hue};" for name, hue in asdict(palette).items()) + "}"
-
-    return f"{block(light)}\n@media (prefers-color-scheme: dark){{{block(dark)}}}\n"
-
-
-def _themed(svg: str) -> str:
-    """The light drawing with its colours replaced by the page's variables: one drawing, both schemes."""
-    for name, hue in asdict(LIGHT).items():
-        svg = svg.replace(hue, f"var(--{name})")
-    return svg
 
 
 def _totals(run: RunFiles) -> list[tuple[str, str]]:

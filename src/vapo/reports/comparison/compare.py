@@ -1,0 +1,60 @@
+"""The comparison's files: `results.json`, and what is made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vapo.errors import DataError
+from vapo.reports.comparison.figures import main_png
+from vapo.reports.comparison.markdown import markdown
+from vapo.reports.comparison.page import page
+from vapo.reports.comparison.runs import read_cells
+from vapo.reports.comparison.summary import FORMAT, summarise
+from vapo.reports.runfiles import Record
+
+
+def compare(
+    run_dirs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    reference: str = "vapo",
+    heading: str | None = None,
+    notes: Sequence[str] = (),
+) -> Record:
+    """Compare finished runs, write the comparison into `out`, and return the content of its `results.json`.
+
+    `reference` is the method that differences are taken to; `heading` and `notes` (the regime, the command,
+    the date) stand on page and table. Raises DataError where comparing the runs would mislead (`read_cells`).
+    """
+    results = summarise(read_cells(run_dirs), reference=reference, heading=heading, notes=notes)
+    write(results, out)
+    return results
+
+
+def write(results: Record, out: str | Path) -> None:
+    """Write `results.json`, `table.md`, `curves.png` and `comparison.html` into the folder."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "results.json": json.dumps(results, allow_nan=False) + "\n",
+        "table.md": markdown(results),
+        "comparison.html": page(results),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", errors="replace")
+    main_png(results, folder / "curves.png")
+
+
+def read_results(path: str | Path) -> Record:
+    """A `results.json` read back; raises DataError if it is none, or another version's."""
+    try:
+        results = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}. Name a results.json of vapo compare.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}. Name a results.json of vapo compare.") from error
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise DataError(f"{path} is no results.json of this version. Make it again from the runs: vapo compare RUN…")
+    return results

@@ -1,0 +1,111 @@
+"""The looks that all figures of a comparison share."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from vapo.reports.comparison.methods import LADDER
+from vapo.reports.palette import LIGHT, Palette
+from vapo.reports.runfiles import Record
+from vapo.reports.words import count, one_line
+
+WIDTH = 10.0  # inches; at 120 dots each, 1200 pixels
+_COLOURS = {"ppo": "fourth", "vc-ppo": "fifth", "grpo": "third", "dapo": "second", "vapo": "first"}
+AS_COUNT = FuncFormatter(lambda value, _: count(value) if value else "0")
+
+
+def new_figure(height: float) -> Figure:
+    """An empty figure of the common width, `height` inches high."""
+    return Figure(figsize=(WIDTH, height), dpi=120, facecolor=LIGHT.paper)
+
+
+def colours(methods: list[str], palette: Palette = LIGHT) -> dict[str, str]:
+    """The methods that have a colour of their own: those of the paper's comparison, always the same; if
+    there are no more than five methods, or none of those, also the first others. All else is drawn quietly."""
+    chosen = {method: _COLOURS[method] for method in methods if method in LADDER}
+    if len(methods) <= len(_COLOURS) or not chosen:
+        free = [hue for hue in ("first", "second", "third", "fourth", "fifth") if hue not in chosen.values()]
+        chosen |= dict(zip([m for m in methods if m not in chosen], free, strict=False))
+    return {method: getattr(palette, chosen[method]) for method in methods if method in chosen}
+
+
+def name_x(axes: Axes, words: str, palette: Palette = LIGHT) -> None:
+    """The words under the x axis."""
+    axes.set_xlabel(words, fontsize=8.5, color=palette.quiet, labelpad=2)
+
+
+def legend_rows(names: Iterable[str]) -> int:
+    """How many lines a legend of these names takes."""
+    names = list(names)
+    return -(-len(names) // _legend_columns(names))
+
+
+def legend(figure: Figure, names: dict[str, str], top: float, palette: Palette = LIGHT) -> None:
+    """Coloured names, their upper edge `top` of the height up; very long names are cut."""
+    handles = [Line2D([], [], color=hue, linewidth=2.2) for hue in names.values()]
+    box = figure.legend(
+        handles,
+        [shortened(name, 56) for name in names],
+        loc="upper left",
+        bbox_to_anchor=(0.045, top),
+        ncols=_legend_columns(list(names)),
+        frameon=False,
+        fontsize=9,
+        handlelength=1.5,
+        columnspacing=1.8,
+        borderaxespad=0,
+        borderpad=0,
+    )
+    for text in box.get_texts():
+        text.set_color(palette.ink)
+
+
+def _legend_columns(names: list[str]) -> int:
+    return 5 if all(len(name) < 14 for name in names) else 2
+
+
+def band(axes: Axes, curve: Record, hue: str, *, width: float = 1.9) -> None:
+    """A mean curve and, where there is one, its band."""
+    x = np.array(curve["x"], dtype=float)
+    mean, low, high = (np.array(curve[key], dtype=float) for key in ("mean", "low", "high"))
+    axes.plot(x, mean, color=hue, linewidth=width, solid_capstyle="round", marker="o" if len(x) == 1 else None)
+    if not np.isnan(low).all():
+        axes.fill_between(x, low, high, color=hue, alpha=0.16, linewidth=0)
+
+
+def spread_out(places: list[float], gap: float, low: float, high: float) -> list[float]:
+    """The places moved apart to at least `gap`, in their order, as little as it takes, within [low, high].
+
+    >>> spread_out([0.5, 0.5, 0.9], 0.2, 0.0, 1.0)
+    [0.4, 0.6, 0.9]
+    """
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    gap = min(gap, (high - low) / max(1, len(places) - 1))
+    blocks: list[tuple[float, int]] = []  # middle and number of neighbours that touch
+    for i in order:
+        middle, size = places[i], 1
+        while blocks and blocks[-1][0] + gap * blocks[-1][1] / 2 > middle - gap * size / 2:
+            before, many = blocks.pop()
+            middle, size = (before * many + middle * size) / (many + size), many + size
+        reach = gap * (size - 1) / 2
+        blocks.append((min(max(middle, low + reach), high - reach), size))
+    moved = [middle + gap * (j - (size - 1) / 2) for middle, size in blocks for j in range(size)]
+    back = dict(zip(order, moved, strict=True))
+    return [round(back[i], 9) for i in range(len(places))]
+
+
+def shortened(name: str, width: int) -> str:
+    """A label that fits: one line, cut with a dot-dot-dot."""
+    return textwrap.shorten(one_line(name), width, placeholder="…") if " " in name else one_line(name)[:width]
+
+
+def wrapped(name: str, width: int = 36) -> str:
+    """A label over at most two lines."""
+    return "\n".join(textwrap.wrap(one_line(name), width, max_lines=2, placeholder="…"))

@@ -1,0 +1,61 @@
+"""What happened inside training, averaged over a method's runs: from metrics.jsonl to a few short curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vapo.evals.statistics import Scores
+from vapo.reports.runfiles import Record, RunFiles, number
+
+CURVES = {
+    "entropy": "Entropy (nats per token)",
+    "completions/mean_length": "Response length (tokens)",
+    "gae/lambda_mean": "Effective λ",
+    "value/explained_variance": "Explained variance of the critic",
+}
+"""The metrics shown as curves, by their names in docs/metrics.md, with the titles of their panels."""
+MOST_POINTS = 50
+DECILES = 10
+_LAST_PART = 0.25
+
+
+def metric_curve(runs: Sequence[RunFiles], key: str) -> dict[str, list[float]] | None:
+    """`step` and `mean` of one training metric: mean over runs, then over at most 50 bins of equal width.
+
+    A step that only some runs have is their mean; `step` is the middle of a bin. None if no run has it.
+    """
+    rows = [row for run in runs for row in run.phase("train")]
+    steps = np.array([number(row.get("step")) for row in rows])
+    values = np.array([number(row.get(key)) for row in rows])
+    known = np.isfinite(values) & np.isfinite(steps)
+    if not known.any():
+        return None
+    places, of_place = np.unique(steps[known], return_inverse=True)
+    means = _mean_by(of_place, values[known])
+    width = max(1, -(-len(places) // MOST_POINTS))
+    bins = np.arange(len(places)) // width
+    return {"step": _mean_by(bins, places).tolist(), "mean": _mean_by(bins, means).tolist()}
+
+
+def bias_by_position(runs: Sequence[RunFiles]) -> list[float] | None:
+    """Mean of V minus the outcome in each tenth of the response, over the last quarter of training; None
+    for methods without a critic, nan for a tenth that was never measured."""
+    rows = [row for run in runs for row in _last_quarter(run.phase("train"))]
+    table = np.array([[number(row.get(f"value/bias_by_position/{d}")) for d in range(DECILES)] for row in rows])
+    if not table.size or np.isnan(table).all():
+        return None
+    return [
+        float(column[~np.isnan(column)].mean()) if (~np.isnan(column)).any() else float("nan") for column in table.T
+    ]
+
+
+def _last_quarter(rows: list[Record]) -> list[Record]:
+    last = max((int(row.get("step", 0)) for row in rows), default=0)
+    return [row for row in rows if int(row.get("step", 0)) > (1 - _LAST_PART) * last]
+
+
+def _mean_by(groups: np.ndarray, values: Scores) -> Scores:
+    """The mean of the values of each group 0, 1, …"""
+    return np.bincount(groups, weights=values) / np.bincount(groups)

@@ -1,0 +1,275 @@
+"""The figures of a comparison, each from the content of `results.json` alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vapo.reports.comparison import drawing
+from vapo.reports.comparison.dynamics import CURVES
+from vapo.reports.comparison.rows import title
+from vapo.reports.palette import LIGHT
+from vapo.reports.runfiles import Record, number
+from vapo.reports.style import as_png, as_svg, frame, themed
+from vapo.reports.words import figure as in_words
+from vapo.reports.words import one_line, signed
+
+AXES = {"gradient_steps": "gradient steps", "samples": "training samples, value pretraining counted"}
+_ROW = 0.31  # inches of a forest's row
+_DASHES: tuple[str | tuple, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5, 1.2)))
+
+
+class Dot(NamedTuple):
+    """One row of a forest: a mean with its interval (nan where there is none) and the runs behind it."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    runs: list[float]
+    hue: str
+    words: str
+    sure: bool = True
+
+
+def main_png(results: Record, path: Path) -> None:
+    """Learning curves, final scores and differences in one PNG, 1200 pixels wide."""
+    as_png(lambda: main_figure(results, heading=True), path)
+
+
+def main_svg(results: Record) -> str:
+    """The same figure to stand in a page, without its heading."""
+    return themed(as_svg(lambda: main_figure(results)))
+
+
+def variations_svg(results: Record) -> str | None:
+    """Every method without a colour of its own, each beside the reference; None if there is none."""
+    return themed(as_svg(lambda: variations_figure(results))) if _quiet_methods(results) else None
+
+
+def dynamics_svg(results: Record) -> str | None:
+    """What happened inside training; None if no run wrote it down."""
+    return themed(as_svg(lambda: dynamics_figure(results))) if _panels(results) else None
+
+
+def main_figure(results: Record, *, heading: bool = False) -> Figure:
+    """Learning curves with bands over forests of final scores and paired differences."""
+    scored = _scored(results)
+    names = drawing.colours([m["method"] for m in results["methods"]])
+    key = {m["method"]: names[m["method"]] for m in scored if m["method"] in names}
+    over_key = 0.62 if heading else 0.1
+    above, curves, between, below = over_key + 0.4 + 0.19 * drawing.legend_rows(key), 2.75, 0.95, 0.6
+    forest = max(3, len(scored)) * _ROW + 0.1
+    height = above + curves + between + forest + below
+    figure = drawing.new_figure(height)
+    if heading:
+        figure.text(
+            0.022, 1 - 0.2 / height, one_line(title(results)), color=LIGHT.ink, va="top", fontsize=14, weight="bold"
+        )
+    drawing.legend(figure, key, 1 - over_key / height)
+    for column, (axis, words) in enumerate(AXES.items()):
+        axes = figure.add_axes((0.062 + 0.485 * column, 1 - (above + curves) / height, 0.438, (curves - 0.1) / height))
+        frame(axes, f"Held-out score over {axis.replace('_', ' ')}")
+        for method in scored:
+            if method["method"] in names:
+                drawing.band(axes, method["curves"][axis], names[method["method"]])
+        _finish_curves(axes, words)
+    bottom = below / height
+    left = figure.add_axes((0.245, bottom, 0.3, forest / height))
+    right = figure.add_axes((0.625, bottom, 0.3, forest / height))
+    frame(left, f"avg@{results['k']} after training", grid="x")
+    _forest(left, [_final_dot(m, results, names) for m in scored], labelled=True)
+    frame(right, f"Difference to {drawing.shortened(results['reference'], 24)}, seed by seed", grid="x")
+    right.axvline(0, color=LIGHT.quiet, linewidth=1)
+    _forest(right, [_difference_dot(m, names) for m in scored], labelled=False)
+    drawing.name_x(left, "dot: mean, bar: 95 % interval, rings: single runs")
+    drawing.name_x(right, "hollow: the interval holds 0, or there is none")
+    return figure
+
+
+def variations_figure(results: Record) -> Figure:
+    """One small panel per variation: its curve and the reference's, over gradient steps."""
+    quiet, columns = _quiet_methods(results), 4
+    num_rows = math.ceil(len(quiet) / columns)
+    height = 0.35 + 1.95 * num_rows
+    figure = drawing.new_figure(height)
+    grid = figure.add_gridspec(
+        num_rows, columns, left=0.05, right=0.985, top=1 - 0.5 / height, bottom=0.42 / height, wspace=0.2, hspace=0.62
+    )
+    reference = next(m for m in results["methods"] if m["method"] == results["reference"])
+    hue = drawing.colours([m["method"] for m in results["methods"]]).get(results["reference"], LIGHT.first)
+    top = max(max(m["curves"]["gradient_steps"]["mean"]) for m in (*quiet, reference))
+    for place, method in enumerate(quiet):
+        axes = figure.add_subplot(grid[place // columns, place % columns])
+        frame(axes, "")
+        name = method["method"].removeprefix(f"{results['reference']} ")
+        axes.set_title(drawing.wrapped(name, 32), loc="left", fontsize=8.5, weight="bold", color=LIGHT.ink, pad=5)
+        drawing.band(axes, reference["curves"]["gradient_steps"], hue, width=1.3)
+        drawing.band(axes, method["curves"]["gradient_steps"], LIGHT.ink)
+        axes.xaxis.set_major_formatter(drawing.AS_COUNT)
+        axes.set_ylim(0, min(1.0, 1.15 * top))
+    return figure
+
+
+def dynamics_figure(results: Record) -> Figure:
+    """One row per metric: methods with a colour on the left, the variations with direct labels on the right."""
+    panels, scored = _panels(results), _scored(results)
+    names = drawing.colours([m["method"] for m in results["methods"]])
+    quiet = _quiet_methods(results)
+    legend = {m["method"]: names[m["method"]] for m in scored if m["method"] in names}
+    above = 0.43 + 0.19 * drawing.legend_rows(legend)
+    height = above + 2.0 * len(panels)
+    figure = drawing.new_figure(height)
+    drawing.legend(figure, legend, 1 - 0.1 / height)
+    width = 0.37 if quiet else 0.92
+    for row, (key, words) in enumerate(panels.items()):
+        bottom, tall = 1 - (above + 2.0 * row + 1.6) / height, 1.36 / height
+        left = figure.add_axes((0.058, bottom, width, tall))
+        frame(left, words)
+        for method in scored:
+            if method["method"] in names and (points := _points(method, key)):
+                left.plot(*points, color=names[method["method"]], linewidth=1.8)
+        _finish_dynamics(left, key)
+        if quiet:
+            right = figure.add_axes((0.475, bottom, width - 0.04, tall), sharey=left)
+            frame(right, "")
+            right.tick_params(labelleft=False)
+            _labelled_lines(right, key, quiet)
+            _finish_dynamics(right, key)
+            low, high = _limits(results, key)
+            left.set_ylim(low, high)
+            _label_ends(right, key, quiet, low, high)
+    return figure
+
+
+def _finish_curves(axes: Axes, words: str) -> None:
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, min(1.0, max(0.05, 1.06 * axes.get_ylim()[1])))
+    axes.xaxis.set_major_formatter(drawing.AS_COUNT)
+    drawing.name_x(axes, words)
+
+
+def _forest(axes: Axes, dots: list[Dot], *, labelled: bool) -> None:
+    """Dots with intervals, the first on top; the number stands at the right edge."""
+    for row, dot in enumerate(dots):
+        axes.plot(dot.runs, [row] * len(dot.runs), "o", markersize=3.6, fillstyle="none", color=dot.hue, alpha=0.55)
+        if not math.isnan(dot.low):
+            axes.plot([dot.low, dot.high], [row, row], color=dot.hue, linewidth=2, solid_capstyle="butt")
+        if not math.isnan(dot.mean):
+            face = dot.hue if dot.sure else LIGHT.paper
+            axes.plot([dot.mean], [row], "o", markersize=6.5, color=dot.hue, markerfacecolor=face, zorder=4)
+        axes.annotate(
+            dot.words,
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=LIGHT.ink if dot.sure else LIGHT.quiet,
+        )
+    axes.set_ylim(len(dots) - 0.45, -0.55)
+    axes.set_yticks(range(len(dots)), [drawing.wrapped(dot.name) if labelled else "" for dot in dots])
+    axes.tick_params(axis="y", labelsize=8.5, labelcolor=LIGHT.ink)
+    axes.margins(x=0.06)
+
+
+def _final_dot(method: Record, results: Record, names: dict[str, str]) -> Dot:
+    runs = [run["score"] for run in results["runs"] if run["method"] == method["method"] and run["score"] is not None]
+    final = method["final"]
+    hue = names.get(method["method"], LIGHT.quiet)
+    low, high = number(final["low"]), number(final["high"])
+    return Dot(method["method"], final["mean"], low, high, runs, hue, in_words(final["mean"]))
+
+
+def _difference_dot(method: Record, names: dict[str, str]) -> Dot:
+    hue = names.get(method["method"], LIGHT.quiet)
+    if method["difference"] is None:
+        return Dot(method["method"], math.nan, math.nan, math.nan, [], hue, "reference", sure=False)
+    gap = method["difference"]["final"]
+    mean, low, high = (number(gap[key]) for key in ("mean", "low", "high"))
+    words = "no pairs" if math.isnan(mean) else signed(mean)
+    return Dot(method["method"], mean, low, high, [], hue, words, sure=bool(gap["excludes_zero"]))
+
+
+def _scored(results: Record) -> list[Record]:
+    return [method for method in results["methods"] if method["final"]["n"]]
+
+
+def _quiet_methods(results: Record) -> list[Record]:
+    names = drawing.colours([m["method"] for m in results["methods"]])
+    return [method for method in _scored(results) if method["method"] not in names]
+
+
+def _panels(results: Record) -> dict[str, str]:
+    """The metrics that some method has, with the titles of their panels."""
+    keys = {**CURVES, "bias": "Value bias by position in the response, last quarter of training"}
+    return {key: words for key, words in keys.items() if any(_points(m, key) for m in _scored(results))}
+
+
+def _points(method: Record, key: str) -> tuple[list[float], list[float]] | None:
+    if key == "bias":
+        bias = method["bias_by_position"]
+        return ([10 * d + 5 for d in range(len(bias))], [number(b) for b in bias]) if bias else None
+    curve = method["dynamics"][key]
+    return (curve["step"], curve["mean"]) if curve else None
+
+
+def _finish_dynamics(axes: Axes, key: str) -> None:
+    if key == "bias":
+        axes.set_xlim(0, 100)
+        drawing.name_x(axes, "percent of the response")
+    else:
+        axes.set_xlim(left=0)
+        drawing.name_x(axes, "training step")
+    if key in ("bias", "value/explained_variance"):
+        axes.axhline(0, color=LIGHT.quiet, linewidth=0.8, alpha=0.6)
+
+
+def _labelled_lines(axes: Axes, key: str, methods: list[Record]) -> None:
+    for index, method in enumerate(methods):
+        if points := _points(method, key):
+            axes.plot(*points, color=LIGHT.quiet, linewidth=1.3, linestyle=_DASHES[index % len(_DASHES)])
+
+
+def _label_ends(axes: Axes, key: str, methods: list[Record], low: float, high: float) -> None:
+    """Each line's name beside its end, moved apart, with a thin line from one to the other."""
+    ends = [(method["method"], *points) for method in methods if (points := _points(method, key))]
+    places = [(_last(values) - low) / (high - low) for _, _, values in ends]
+    for (name, steps, _), place, moved in zip(
+        ends, places, drawing.spread_out(places, 0.115, -0.08, 1.08), strict=True
+    ):
+        axes.annotate(
+            drawing.shortened(name.removeprefix("vapo "), 30),
+            (steps[-1], low + place * (high - low)),
+            xytext=(1.06, moved),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=7.5,
+            color=LIGHT.ink,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": LIGHT.quiet,
+                "linewidth": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 1,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def _last(values: list[float]) -> float:
+    known = [number(value) for value in values if not math.isnan(number(value))]
+    return known[-1] if known else 0.0
+
+
+def _limits(results: Record, key: str) -> tuple[float, float]:
+    values = [v for m in _scored(results) for v in (_points(m, key) or ([], []))[1]]
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    room = 0.06 * (high - low) or 0.05
+    return low - room, high + room

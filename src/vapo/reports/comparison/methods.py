@@ -1,0 +1,105 @@
+"""The methods of the paper's table, in its order, and how a method is named when its name alone will not do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+PAPER: dict[str, int | None] = {
+    "ppo": 5,
+    "vc-ppo": None,
+    "grpo": 47,  # the table's "R1-Zero-Qwen-32B"
+    "dapo": 50,
+    "vapo": 60,
+    "vapo without value-pretraining": 11,
+    "vapo without decoupled-gae": 33,
+    "vapo without length-adaptive-gae": 45,
+    "vapo without token-level-loss": 53,
+    "vapo without clip-higher": 46,
+    "vapo without positive-lm": 54,
+    "vapo without group-sampling": 55,
+}
+"""Rows in the order of our tables, with avg@32 in percent on AIME 2024, trained from Qwen2.5-32B; None where the
+paper has no number. Source: VAPO, arXiv:2504.05118, Table 1."""
+
+LADDER = ("ppo", "vc-ppo", "grpo", "dapo", "vapo")
+"""The methods that are compared with one another; all others are variations of one of them."""
+
+COSMETIC = {
+    "checkpoint",
+    "evaluation",  # what it means for the score is in `set` and k, which are checked apart
+    "scale",
+    "seed",
+    "model.policy",  # the base: a run's own, like its seed
+    "rollout.slots",
+    "trainer.layout",
+    "trainer.micro_batch_tokens",
+    "trainer.pretraining_ready",
+    "trainer.save_rollouts_every",
+}
+"""Settings, or whole sections, that do not make another method."""
+
+_RESOLVED_FROM = {
+    "algorithm.sampling.prompts": ("trainer.samples_per_step", "trainer.group_size"),
+    "algorithm.sampling.per_prompt": ("trainer.group_size",),
+    "algorithm.optimization.minibatch": ("trainer.minibatch_size",),
+    "algorithm.optimization.actor_lr": ("trainer.actor_lr",),
+    "algorithm.optimization.critic_lr": ("trainer.critic_lr",),
+    "algorithm.optimization.warmup_steps": ("trainer.warmup_steps",),
+    "algorithm.credit.pretraining_steps": ("trainer.pretraining_steps",),
+}
+"""Fields of the method that a setting of the trainer fills in: saying both would say it twice."""
+
+
+def table_order(method: str) -> tuple[int, str]:
+    """The key that sorts methods as the paper's table has them; others follow by name."""
+    known = list(PAPER)
+    return (known.index(method) if method in known else len(known), method)
+
+
+def method_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted settings, as text, without those that make no other method."""
+    kept = {
+        key: str(value)
+        for key, value in settings.items()
+        if not any(key == cosmetic or key.startswith(f"{cosmetic}.") for cosmetic in COSMETIC)
+    }
+    if "model.critic" in kept:  # where a shared critic lies differs from base to base; that there is one counts
+        kept["model.critic"] = "None" if settings["model.critic"] is None else "given"
+    return kept
+
+
+def distinct_labels(labels: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """One label per run: its own, and where runs of one label differ in settings, those settings behind it.
+
+    `settings[i]` are the `method_settings` of run i. Example: two runs "vapo" that differ in
+    `trainer.actor_lr` become "vapo (trainer.actor_lr=0.0001)" and "vapo (trainer.actor_lr=0.0003)".
+    """
+    differing = {label: _differing_keys([s for a, s in zip(labels, settings, strict=True) if a == label])
+                 for label in set(labels)}  # fmt: skip
+    named = []
+    for label, own in zip(labels, settings, strict=True):
+        words = ", ".join(f"{key}={own.get(key, 'not set')}" for key in differing[label])
+        named.append(f"{label} ({words})" if words else label)
+    return named
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Paths without the folders that all of them share, so that a page can name them on any machine.
+
+    >>> short_names(["/home/a/grid/vapo/0", "/home/a/grid/dapo/0"]), short_names(["/home/a/base"]), short_names(["x"])
+    (['vapo/0', 'dapo/0'], ['base'], ['x'])
+    """
+    parts = [PurePath(path).parts for path in paths]
+    shortest = min((len(p) for p in parts), default=0)
+    shared = next((i for i in range(shortest) if len({p[i] for p in parts}) > 1), shortest)
+    # the last part stays, also where one path is given twice or lies inside another
+    return ["/".join(p[min(shared, shortest - 1) :]) for p in parts]
+
+
+def _differing_keys(group: Sequence[Mapping[str, str]]) -> list[str]:
+    keys = sorted({key for settings in group for key in settings})
+    differing = {key for key in keys if len({settings.get(key) for settings in group}) > 1}
+    told_twice = {key for key, sources in _RESOLVED_FROM.items() if differing.intersection(sources)}
+    return [key for key in keys if key in differing - told_twice]

@@ -1,0 +1,130 @@
+"""Held-out scores as curves: read at one place, averaged over runs, and where they first reach a target.
+
+A run's curve has one point per evaluation and is linear between them; nothing is smoothed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vapo.evals.statistics import Scores
+from vapo.reports.comparison.bootstrap import LEVEL, draws, resampled_means
+
+MOST_POINTS = 41
+"""Points of a mean curve where its runs have no common x."""
+_ROUNDING = 1e-9  # a curve that ends exactly at the target has reached it
+
+
+class RunCurve(NamedTuple):
+    """One run's evaluations: `x` (E,) not falling, in any unit, and `rates` (E, P) per prompt."""
+
+    x: Scores
+    rates: Scores
+
+    @property
+    def means(self) -> Scores:
+        """(E,) the mean score of each evaluation."""
+        return np.array([np.nanmean(row) if (~np.isnan(row)).any() else np.nan for row in self.rates])
+
+
+class Arrival(NamedTuple):
+    """Where a mean curve first reaches a target, in units of x, and its 95 % interval.
+
+    `inf` means that it is not reached; `reached` is the share of resamples in which it was.
+    """
+
+    x: float
+    low: float
+    high: float
+    reached: float
+
+
+def rates_at(curve: RunCurve, at: float) -> Scores:
+    """(P,) the success rate of each prompt at x = `at`, linear between evaluations.
+
+    Before the first evaluation it is the first one's (what pretraining samples buy a policy: nothing), after
+    the last one the last one's. A prompt that was not judged in either neighbour is nan.
+    """
+    x, rates = _last_of_each(curve)
+    if at <= x[0] or at >= x[-1]:
+        return rates[0] if at <= x[0] else rates[-1]
+    right = int(np.searchsorted(x, at, side="left"))
+    if x[right] == at:
+        return rates[right]
+    share = (at - x[right - 1]) / (x[right] - x[right - 1])
+    return (1 - share) * rates[right - 1] + share * rates[right]
+
+
+def mean_curves(curves: Sequence[RunCurve], *, exact: bool = False) -> tuple[Scores, Scores]:
+    """A grid (G,) and each run's mean score there (R, G), over the stretch of x that all runs cover.
+
+    The grid holds the evaluations' own x if all runs share them, else 41 even steps; with `exact` always
+    every x of every run, so that no bend is lost.
+    """
+    points = np.unique(np.concatenate([curve.x for curve in curves]))
+    start, end = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
+    grid = points[(points >= start) & (points <= end)]
+    if not exact and any(not np.array_equal(curves[0].x, curve.x) for curve in curves):
+        grid = np.linspace(start, end, MOST_POINTS)
+    means = [(_last_of_each(curve)[0], RunCurve(*_last_of_each(curve)).means) for curve in curves]
+    return grid, np.array([np.interp(grid, x, mean) for x, mean in means])
+
+
+def first_reach(x: Scores, curves: Scores, targets: Scores) -> Scores:
+    """(B,) the first x at which each curve (B, G) is at its target (B,) or above; inf where it never is.
+
+    Linear between grid points `x` (G,). A curve that starts at the target or above has reached it at x[0].
+    """
+    above = curves >= targets[:, None] - _ROUNDING
+    at = above.argmax(axis=1)
+    rows, before = np.arange(len(curves)), np.maximum(at - 1, 0)
+    low, high = curves[rows, before], curves[rows, at]
+    rise = np.where(high > low, high - low, 1.0)
+    share = np.where(at > 0, np.clip((targets - low) / rise, 0.0, 1.0), 0.0)
+    crossing = x[before] + share * (x[at] - x[before])
+    return np.where(above.any(axis=1), crossing, np.inf)
+
+
+def arrival(
+    curves: Sequence[RunCurve],
+    strata: Sequence[Hashable],
+    target_scores: Scores,
+    target_strata: Sequence[Hashable],
+    *,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Arrival:
+    """Where the mean curve of some runs first reaches the mean final score of others.
+
+    `target_scores` (R', P) are the final success rates of the runs to be reached, `strata` the base of each
+    run. The interval resamples the runs of both sides and, for both alike, the prompts; it needs two runs on
+    each side, else it is nan. A first crossing of a noisy curve tends to come early: that holds for
+    every method, and for the target's own, whose share below 1 shows by how much.
+    """
+    x, means = mean_curves(curves, exact=True)
+    target = np.nanmean(np.nanmean(target_scores, axis=1))
+    point = float(first_reach(x, means.mean(axis=0)[None], np.array([target]))[0])
+    if len(curves) < 2 or len(target_scores) < 2:
+        return Arrival(point, float("nan"), float("nan"), float("nan"))
+    rates = np.array([[rates_at(curve, at) for at in x] for curve in curves])  # (R, G, P)
+    num_prompts, found = rates.shape[2], []
+    own = draws(strata, num_prompts, resamples=resamples, seed=seed, stream=1)
+    theirs = draws(target_strata, num_prompts, resamples=resamples, seed=seed, stream=2)
+    for draw, target_draw in zip(own, theirs, strict=True):
+        of_runs = resampled_means(rates.reshape(-1, num_prompts), draw.prompts).reshape(-1, *rates.shape[:2])
+        curve = np.einsum("br,brg->bg", draw.runs, of_runs) / len(curves)
+        targets = resampled_means(target_scores, target_draw.prompts)  # (B, R')
+        found.append(first_reach(x, curve, (target_draw.runs * targets).sum(axis=1) / len(target_scores)))
+    places = np.concatenate(found)
+    # of the sorted places themselves: between a number and inf nothing can be interpolated
+    low, high = np.quantile(places, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+    return Arrival(point, float(low), float(high), float(np.isfinite(places).mean()))
+
+
+def _last_of_each(curve: RunCurve) -> RunCurve:
+    """The curve with each x once: of evaluations at the same x the newest counts."""
+    keep = np.append(np.diff(curve.x) > 0, True)
+    return RunCurve(curve.x[keep], curve.rates[keep])

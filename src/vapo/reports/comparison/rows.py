@@ -1,0 +1,229 @@
+"""The tables of a comparison in words, and the sentences that explain them; shared by page, file and terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from vapo.reports.comparison.methods import LADDER
+from vapo.reports.runfiles import Record
+from vapo.reports.words import NOTHING, count, figure, interval, percent, signed
+
+Row = list[str]
+_FEW = 6  # so many methods fit into one sentence by name
+
+
+def title(results: Record) -> str:
+    """The heading, or what it is a comparison of."""
+    return str(results["heading"] or f"Methods compared on {results['task']}")
+
+
+def headings(results: Record) -> Row:
+    """The columns of the main table."""
+    return [
+        "method",
+        "paper (Qwen2.5-32B)",
+        f"avg@{results['k']}",
+        "n",
+        f"difference to {results['reference']}",
+        "at equal samples (pretraining counted)",
+        *([f"steps to {results['target']['method']}'s score"] if results["target"] else []),
+        "samples (+ pretraining)",
+        "minutes (+ pretraining)",
+        "crashes",
+    ]
+
+
+def rows(results: Record) -> list[Row]:
+    """The main table: one row per method."""
+    return [_row(method, results) for method in results["methods"]]
+
+
+def reading_headings(results: Record) -> Row:
+    """The columns of the second table."""
+    to = f"difference to {results['reference']}"
+    equal = results["equal"]
+    return [
+        "method",
+        f"at {count(equal['samples'])} samples, pretraining not counted",
+        to,
+        f"at {count(equal['samples_with_pretraining'])} samples, pretraining counted",
+        to,
+        "each run's final score",
+        "their standard deviation",
+    ]
+
+
+def reading_rows(results: Record) -> list[Row]:
+    """The second table: the same methods at equal samples, and every run's score."""
+    table = []
+    for method in results["methods"]:
+        scores = [
+            run["score"] for run in results["runs"] if run["method"] == method["method"] and run["score"] is not None
+        ]
+        cells = [method["method"]]
+        for reading in ("equal_samples", "equal_samples_with_pretraining"):
+            cells += [_estimate(method[reading]), _difference(method, reading)]
+        table.append([*cells, " ".join(figure(score) for score in scores) or NOTHING, figure(method["spread"])])
+    return table
+
+
+def headline(results: Record) -> str:
+    """The main result in one paragraph that claims no more than the intervals do."""
+    reference = next(method for method in results["methods"] if method["method"] == results["reference"])
+    verdicts: dict[str, list[tuple[str, str]]] = {"better": [], "worse": [], "not told apart": [], "one pair only": []}
+    for method in results["methods"]:
+        gap = (method["difference"] or {}).get("final")
+        if gap is None or gap["mean"] is None:
+            continue
+        if gap["excludes_zero"] is None:
+            verdict = "one pair only"
+        elif gap["excludes_zero"]:
+            verdict = "better" if gap["mean"] > 0 else "worse"
+        else:
+            verdict = "not told apart"
+        verdicts[verdict].append((method["method"], f"{method['method']} ({signed(gap['mean'])})"))
+    said = f"{results['reference']} reaches avg@{results['k']} {_estimate(reference['final'])}"
+    said += f" in {_runs(reference['final']['n'])}." if reference["final"]["n"] > 1 else "."
+    few = len(results["methods"]) <= _FEW
+    named, counted = [], []
+    for verdict, found in verdicts.items():
+        if names := [words for name, words in found if few or name in LADDER]:
+            named.append(f"{verdict}: {', '.join(names)}")
+        if others := len(found) - len(names):
+            counted.append(f"{others} {verdict}")
+    parts = [said, f"Against it, {'; '.join(named)}." if named else ""]
+    parts.append(f"Of the other methods: {', '.join(counted)}." if counted else "")
+    return " ".join(part for part in parts if part)
+
+
+def left_out(results: Record) -> list[str]:
+    """The runs that are in no score, and why."""
+    said = {
+        "diverged": "diverged: counted as a crash",
+        "failed": "failed for another reason than the method",
+        "unfinished": "not finished: go on with vapo resume",
+    }
+    return [
+        f"{run['run']} ({run['method']}, base {run['base']}, seed {run['seed']}): {said[run['outcome']]}"
+        for run in results["runs"]
+        if run["outcome"] != "finished"
+    ]
+
+
+def sentences(results: Record) -> list[str]:
+    """Every column, explained in plain words."""
+    k, reference = results["k"], results["reference"]
+    count_intervals = sum(method["difference"] is not None for method in results["methods"])
+    strata = "within each base, unless one has a single run, " if len(results["bases"]) > 1 else ""
+    said = [
+        f"avg@{k}: the share of right answers among {k} sampled responses to each of {results['prompts']} held-out "
+        f"prompts, after training; mean over the n runs that finished (seeds × {len(results['bases'])} base "
+        f"model{'s' if len(results['bases']) > 1 else ''}).",
+        f"Intervals, 95 %, come from {results['resamples']:,} resamples, each of which draws runs {strata}with "
+        "replacement and held-out prompts with replacement, the same prompts for every run; since few runs know their "
+        "spread badly, the ends are moved out as Student's t asks. With one run there is none: a single seed cannot "
+        "tell what another would have done.",
+        f"Difference to {reference}: runs of equal base and seed are paired, prompt by prompt; the interval resamples "
+        "pairs and prompts together. An asterisk marks an interval without 0."
+        + (
+            f" Of {count_intervals} such intervals about one in twenty misses the truth by chance."
+            if count_intervals > 4
+            else ""
+        ),
+        _about_gradient_steps(results),
+        f"At equal samples: each run's curve of held-out scores, linear between evaluations, read at "
+        f"{results['equal']['samples_with_pretraining']:,} training samples, the most that every run has reached; "
+        "samples of value pretraining count, a shared critic's too. The second table also reads it at "
+        f"{results['equal']['samples']:,} samples, pretraining not counted.",
+    ]
+    if results["target"]:
+        target = results["target"]
+        said.append(
+            f"Steps to {target['method']}'s score: where the mean curve over a method's runs first reaches "
+            f"{figure(target['score'])}, in percent of {target['method']}'s "
+            f"{target['gradient_steps']:,.0f} gradient steps; linear between evaluations, not smoothed. "
+            "Noise lets a first crossing come early, for each "
+            f"method: {target['method']}'s own figure shows by how much. An interval that ends in ∞ means that some "
+            "resamples never reach it."
+        )
+    said += [
+        "Samples and minutes: median over runs; what the critic's pretraining took stands behind the plus. Minutes "
+        "are those of the training steps, evaluations between them included.",
+        "Crashes: runs that diverged. They, failed and unfinished runs are in no score and no mean.",
+        "Paper: avg@32 in percent on AIME 2024 from Qwen2.5-32B, arXiv:2504.05118, Table 1 (grpo: its "
+        "R1-Zero-Qwen-32B); another task and another model, so only the order can be compared.",
+    ]
+    return said
+
+
+def _row(method: Record, results: Record) -> Row:
+    return [
+        method["method"],
+        NOTHING if method["paper"] is None else str(method["paper"]),
+        _estimate(method["final"]),
+        str(method["final"]["n"]),
+        "reference" if method["method"] == results["reference"] else _difference(method, "final"),
+        _estimate(method["equal_samples_with_pretraining"]),
+        *([_arrival(method["steps_to_target"])] if results["target"] else []),
+        _with_pretraining(method["samples"], method["pretraining_samples"], count),
+        _with_pretraining(method["seconds"], method["pretraining_seconds"], _minutes),
+        str(method["crashes"]),
+    ]
+
+
+def _estimate(found: Record) -> str:
+    if found["mean"] is None:
+        return NOTHING
+    if found["low"] is None:
+        return f"{figure(found['mean'])} (n = {found['n']}, no interval)"
+    return f"{figure(found['mean'])} {interval(found['low'], found['high'])}"
+
+
+def _difference(method: Record, reading: str) -> str:
+    if method["difference"] is None:
+        return NOTHING
+    gap = method["difference"][reading]
+    if gap["mean"] is None:
+        return "no pairs"
+    if gap["low"] is None:
+        return f"{signed(gap['mean'])} (1 pair, no interval)"
+    star = " *" if gap["excludes_zero"] else ""
+    pairs = "" if gap["n"] == method["final"]["n"] else f", {gap['n']} pairs"
+    return f"{signed(gap['mean'])} [{signed(gap['low'])}, {signed(gap['high'])}]{star}{pairs}"
+
+
+def _arrival(found: Record | None) -> str:
+    if found is None:
+        return NOTHING
+    share = "not reached" if found["share"] is None else percent(found["share"])
+    if found["reached_in"] is None or found["share"] is found["low"] is None:
+        return share
+    low, high = ("∞" if found[end] is None else percent(found[end]) for end in ("low", "high"))
+    return f"{share} [{low}, {high}]"
+
+
+def _with_pretraining(joint: float | None, before: float | None, words: Callable[[float], str]) -> str:
+    if joint is None:
+        return NOTHING
+    return f"{words(joint)} + {words(before)}" if before else words(joint)
+
+
+def _minutes(seconds: float | None) -> str:
+    return NOTHING if seconds is None or math.isnan(seconds) else f"{seconds / 60:.1f}"
+
+
+def _about_gradient_steps(results: Record) -> str:
+    equal = results["equal"]["gradient_steps"]
+    if equal is not None:
+        return f"Every run took {equal:,} gradient steps, so the final scores compare at equal gradient steps."
+    each = [f"{m['method']} {_span(m['gradient_steps'])}" for m in results["methods"] if m["gradient_steps"]]
+    return f"The runs differ in gradient steps, so final scores are not at equal steps: {', '.join(each)}."
+
+
+def _span(values: Sequence[int]) -> str:
+    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
+
+
+def _runs(num: int) -> str:
+    return f"{num} run{'s' if num != 1 else ''}"

@@ -1,0 +1,253 @@
+"""Run directories read for a comparison, and refused where comparing them would mislead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from vapo.errors import DataError
+from vapo.evals.statistics import Scores
+from vapo.reports.comparison.methods import distinct_labels, method_settings, table_order
+from vapo.reports.runfiles import Record, RunFiles, flatten, number, read_run
+from vapo.reports.words import one_line
+
+Outcome = Literal["finished", "diverged", "failed", "unfinished"]
+SKIPS_THAT_STOP_A_RUN = 3
+"""So many steps in a row with numbers that are not finite end a run as diverged (docs/metrics.md)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One held-out evaluation: where in training it lies, and how often each prompt was solved."""
+
+    step: int
+    k: int
+    gradient_steps: int
+    samples: int
+    """Responses sampled for joint training before it; value pretraining not counted."""
+    rates: Scores
+    """(P,) share of a prompt's valid samples that are right; nan where none is valid."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What the critic cost before joint training: the run's own pretraining, and a shared critic's."""
+
+    samples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+    critic: str | None = None
+    """The name of the shared critic, if there was one."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run with its place in the comparison. `evaluations` are in order, and empty unless it finished."""
+
+    files: RunFiles
+    method: str
+    base: str
+    seed: int
+    outcome: Outcome
+    pretraining: Pretraining
+    set: str = ""
+    evaluations: tuple[Evaluation, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The run directory, as it was named."""
+        return str(self.files.path)
+
+    @property
+    def final(self) -> Evaluation:
+        """The evaluation after training; only of finished runs."""
+        return self.evaluations[-1]
+
+
+def read_cells(run_dirs: Sequence[str | Path]) -> list[Cell]:
+    """The runs, sorted by method, base and seed, so that the order they are given in changes nothing.
+
+    Raises DataError if a folder is not a run, if a run was made by a version that did not write down what a
+    paired comparison needs, if runs are of different tasks, held-out sets or k, if one method has a base and
+    seed twice, or if no run has finished.
+    """
+    cells = [_read_cell(Path(path)) for path in run_dirs]
+    labels = distinct_labels([c.method for c in cells], [method_settings(dict(flatten(c.files.config))) for c in cells])
+    cells = [replace(cell, method=label) for cell, label in zip(cells, labels, strict=True)]
+    cells.sort(key=lambda cell: (table_order(cell.method), cell.base, cell.seed))
+    _check_one_task(cells)
+    _check_no_repetition(cells)
+    finished = [cell for cell in cells if cell.outcome == "finished"]
+    if not finished:
+        raise DataError(
+            f"None of the {len(cells)} runs has finished, so there is no score to compare. "
+            "Finish one with: vapo resume RUN"
+        )
+    _check_one_evaluation(finished)
+    return cells
+
+
+def task_of(cell: Cell) -> str:
+    """The name of the task a run was trained on."""
+    task = cell.files.config.get("task")
+    return str(task.get("name") if isinstance(task, dict) else task)
+
+
+def _read_cell(path: Path) -> Cell:
+    files = read_run(path)
+    told = _cell_json(path)
+    outcome = _outcome(files, told)
+    model = files.config.get("model") or {}
+    cell = Cell(
+        files=files,
+        method=one_line(told.get("method") or files.preset),
+        base=one_line(told.get("base") or model.get("policy") or "unknown"),
+        seed=int(told.get("seed", files.config.get("seed", 0))),
+        outcome=outcome,
+        pretraining=_pretraining(files, told.get("critic")),
+    )
+    if outcome != "finished":
+        return cell
+    records = _in_order(files)
+    evaluations = tuple(_evaluation(files, record) for record in records)
+    return replace(cell, set=str(records[-1]["set"]), evaluations=evaluations)
+
+
+def _cell_json(path: Path) -> Record:
+    """What a grid of runs wrote about its cell; empty for a run of its own."""
+    file = path / "cell.json"
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}. Delete it to take method and seed from config.yaml.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file} should hold an object. Delete it to take method and seed from config.yaml.")
+    return content
+
+
+def _outcome(files: RunFiles, told: Record) -> Outcome:
+    outcome = told.get("outcome")
+    if outcome is not None and outcome not in get_args(Outcome):
+        raise DataError(f"{files.path / 'cell.json'}: unknown outcome {outcome!r}; use one of {get_args(Outcome)}.")
+    if outcome in ("diverged", "failed"):
+        return outcome
+    if any(event.get("event") == "diverged" for event in files.events) or _skipped_to_the_end(files):
+        return "diverged"
+    return "finished" if any(e.get("label") == "after" for e in files.evaluations) else "unfinished"
+
+
+def _skipped_to_the_end(files: RunFiles) -> bool:
+    """Whether the run's last words are the alarms with which a diverging run stops."""
+    last = files.events[-SKIPS_THAT_STOP_A_RUN:]
+    return len(last) == SKIPS_THAT_STOP_A_RUN and all("not finite" in str(e.get("message", "")) for e in last)
+
+
+def _pretraining(files: RunFiles, shared: Any) -> Pretraining:
+    rows = files.phase("pretrain")
+    own = Pretraining(
+        samples=int(_last(rows, "num_samples")),
+        tokens=int(_last(rows, "num_tokens")),
+        seconds=float(np.nansum([number(row.get("step_time")) for row in rows])),
+        steps=len(rows),
+    )
+    if not isinstance(shared, dict):
+        return own
+    return Pretraining(
+        samples=own.samples + int(shared.get("samples") or 0),
+        tokens=own.tokens + int(shared.get("tokens") or 0),
+        seconds=own.seconds + float(shared.get("seconds") or 0.0),
+        steps=own.steps,
+        critic=one_line(shared.get("name") or "shared"),
+    )
+
+
+def _last(rows: Sequence[Record], key: str) -> float:
+    return next((n for row in reversed(rows) if not np.isnan(n := number(row.get(key)))), 0.0)
+
+
+def _in_order(files: RunFiles) -> list[Record]:
+    """The evaluations by step, the last one being the one after training."""
+    by_step = {int(e["step"]): e for e in files.evaluations if e.get("label") != "after"}
+    after = [e for e in files.evaluations if e.get("label") == "after"][-1]
+    by_step[int(after["step"])] = after
+    return [by_step[step] for step in sorted(by_step) if step <= int(after["step"])]
+
+
+def _evaluation(files: RunFiles, record: Record) -> Evaluation:
+    step, where = int(record["step"]), f"{files.path}, evaluation at step {record['step']}"
+    if any(key not in record for key in ("k", "set", "right", "valid")):
+        raise DataError(
+            f"{where}: it does not say which prompts were solved, so runs cannot be paired. It was written by an "
+            "older version: train this run again with this version, or leave it out."
+        )
+    right, valid = (np.asarray(record[key], dtype=np.float64) for key in ("right", "valid"))
+    if right.ndim != 1 or right.shape != valid.shape or not len(right) or (right > valid).any() or (right < 0).any():
+        raise DataError(
+            f"{where}: `right` and `valid` must count the samples of each held-out prompt, right ones among "
+            f"valid ones; found {right.shape} and {valid.shape}. The file is damaged: train this run again."
+        )
+    gradient_steps = samples = 0.0
+    if step:
+        row = next((row for row in files.phase("train") if row.get("step") == step), {})
+        gradient_steps, total = number(row.get("gradient_steps")), number(row.get("num_samples"))
+        samples = total - _last(files.phase("pretrain"), "num_samples")
+        if np.isnan(gradient_steps) or np.isnan(samples):
+            raise DataError(
+                f"{where}: metrics.jsonl has no gradient_steps and num_samples for that step, so the evaluation has "
+                "no place on the axes. The file is damaged: train this run again."
+            )
+    return Evaluation(
+        step=step,
+        k=int(record["k"]),
+        gradient_steps=int(gradient_steps),
+        samples=int(samples),
+        rates=np.where(valid > 0, right / np.maximum(valid, 1), np.nan),
+    )
+
+
+def _check_one_task(cells: Sequence[Cell]) -> None:
+    first = cells[0] if cells else None
+    for cell in cells:
+        if first is not None and task_of(cell) != task_of(first):
+            raise DataError(
+                f"{first.path} was trained on the task {task_of(first)!r}, {cell.path} on {task_of(cell)!r}: their "
+                "scores say nothing about each other. Compare each task's runs on their own."
+            )
+
+
+def _check_no_repetition(cells: Sequence[Cell]) -> None:
+    seen: dict[tuple[str, str, int], Cell] = {}
+    for cell in cells:
+        key = (cell.method, cell.base, cell.seed)
+        if key in seen:
+            raise DataError(
+                f"{seen[key].path} and {cell.path} are both {cell.method} with base {cell.base} and seed {cell.seed}: "
+                "the same run twice is no evidence. Leave one out, or train it with another seed."
+            )
+        seen[key] = cell
+
+
+def _check_one_evaluation(finished: Sequence[Cell]) -> None:
+    first = finished[0]
+    for cell in finished:
+        sets = {str(e["set"]) for e in _in_order(cell.files)}
+        if len(sets) > 1 or cell.set != first.set or len(cell.final.rates) != len(first.final.rates):
+            raise DataError(
+                f"{first.path} and {cell.path} were not evaluated on the same held-out prompts with the same decoding "
+                f"(sets {first.set} and {', '.join(sorted(sets))}). Train them with equal task and evaluation "
+                "settings (prompts, temperature, top_p), or compare them apart."
+            )
+        if cell.final.k != first.final.k:
+            raise DataError(
+                f"The final evaluation of {first.path} has {first.final.k} samples per prompt, that of {cell.path} "
+                f"{cell.final.k}: avg@{first.final.k} and avg@{cell.final.k} are not one score. Train one of them "
+                "again with the other's evaluation settings."
+            )

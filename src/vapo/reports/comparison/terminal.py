@@ -1,0 +1,33 @@
+"""The main table for a terminal."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from vapo.reports.comparison.rows import headings, rows, title
+from vapo.reports.runfiles import Record
+from vapo.reports.words import one_line
+
+_NEVER = ("paper ",)
+_WIDE_ONLY = ("at equal samples", "steps to", "samples", "minutes")
+_WIDE = 130
+
+
+def terminal_table(results: Record, width: int = _WIDE) -> Table:
+    """The table without the paper's column, and below 130 characters with the main columns only; print it with
+    rich. `table.md` has them all."""
+    heads = headings(results)
+    left_out = _NEVER if width >= _WIDE else _NEVER + _WIDE_ONLY
+    kept = [i for i, head in enumerate(heads) if not head.startswith(left_out)]
+    table = Table(
+        title=f"{escape(one_line(title(results)))}: {results['prompts']} held-out prompts, 95 % intervals",
+        title_justify="left",
+        title_style="bold",
+        border_style="dim",
+    )
+    for i in kept:
+        table.add_column(escape(heads[i]), justify="right" if i else "left")
+    for row in rows(results):
+        table.add_row(*(escape(one_line(row[i])) for i in kept))
+    return table

@@ -1,0 +1,59 @@
+"""What a running study shows: a bar with an estimate of the time left, and a line per finished cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from vapo.reports.words import duration
+
+
+class Counted(Protocol):
+    """What the view reads of a study's runner."""
+
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def seconds_left(self) -> float | None: ...
+    @property
+    def running(self) -> Mapping[str, object]: ...
+
+
+class StudyView:
+    """Lines through `say`, the bar through `progress`; silent if asked."""
+
+    def __init__(self, console: Console, bar: Progress | None, silent: bool) -> None:
+        self._console, self._bar, self._silent = console, bar, silent
+        self._task: TaskID | None = bar.add_task("starting", total=None) if bar else None
+
+    def say(self, line: str) -> None:
+        """One line about something that happened."""
+        if not self._silent:
+            self._console.print(escape(line), highlight=False, soft_wrap=True)
+
+    def progress(self, runner: Counted) -> None:
+        """Bring the bar up to date."""
+        if self._bar is None or self._task is None:
+            return
+        left = runner.seconds_left
+        words = f"{len(runner.running)} running" + (f", about {duration(left)} left" if left is not None else "")
+        self._bar.update(self._task, completed=runner.done, total=max(1, runner.total), description=words)
+
+
+@contextmanager
+def study_view(silent: bool) -> Iterator[StudyView]:
+    """A bar on a terminal, plain lines elsewhere, nothing if silent."""
+    console = Console(stderr=silent)
+    if silent or not console.is_terminal:
+        yield StudyView(console, None, silent)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        yield StudyView(console, bar, silent)

@@ -1,0 +1,91 @@
+"""The looks that all figures and pages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import resources
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vapo.reports.palette import DARK, LIGHT, Palette
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "vapo",  # the same data give the same file
+    "text.parse_math": False,  # a dollar in a label is a dollar
+}
+
+
+def as_png(figure: Callable[[], Figure], path: str | Path) -> None:
+    """Draw the figure into a PNG."""
+    with mpl.rc_context(_STYLE):
+        FigureCanvasAgg(figure()).print_png(path, metadata={"Software": "vapo"})
+
+
+def as_svg(figure: Callable[[], Figure]) -> str:
+    """The figure as an `<svg>` element, to stand in a page."""
+    buffer = BytesIO()
+    with mpl.rc_context(_STYLE):
+        FigureCanvasSVG(figure()).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue().decode("utf-8")
+    return text[text.index("<svg") :]
+
+
+def themed(svg: str) -> str:
+    """A drawing in the light palette with its colours replaced by the page's variables: it serves both schemes."""
+    for name, hue in asdict(LIGHT).items():
+        svg = svg.replace(hue, f"var(--{name})")
+    return svg
+
+
+def frame(
+    axes: Axes, title: str, palette: Palette = LIGHT, *, grid: Literal["x", "y", "both"] = "y", whole: bool = False
+) -> None:
+    """A panel's title, grid, ticks and borders; `whole` puts x ticks on whole numbers only."""
+    axes.set_title(title, loc="left", fontsize=10, weight="bold", color=palette.ink, pad=7)
+    axes.set_facecolor(palette.paper)
+    axes.grid(axis=grid, color=palette.line, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=palette.quiet, labelsize=8.5, length=0, pad=4)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(palette.line)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=whole, min_n_ticks=1 if whole else 2))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+
+
+def page_templates() -> Environment:
+    """The page templates; whatever comes from files is escaped."""
+    return Environment(
+        loader=PackageLoader("vapo.reports", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def asset(name: str) -> str:
+    """The text of one of our own page files."""
+    return (resources.files("vapo.reports") / "assets" / name).read_text(encoding="utf-8")
+
+
+def palette_css() -> str:
+    """Both palettes as CSS variables."""
+
+    def block(palette: Palette) -> str:
+        return ":root{" + "".join(f"--{name}:{hue};" for name, hue in asdict(palette).items()) + "}"
+
+    return f"{block(LIGHT)}\n@media (prefers-color-scheme: dark){{{block(DARK)}}}\n"

@@ -1,0 +1,38 @@
+"""`vapo compare` from the command line."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from vapo.cli import app
+from vapo.errors import ConfigError
+
+runner = CliRunner()
+
+
+def test_compare_writes_four_files_and_prints_the_table(make_cell, tmp_path):
+    runs = [str(make_cell(p, preset=p)) for p in ("vapo", "grpo")]
+    out = tmp_path / "out"
+    done = runner.invoke(app, ["compare", *runs, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "grpo" in done.output
+    assert sorted(f.name for f in out.iterdir()) == ["comparison.html", "curves.png", "results.json", "table.md"]
+
+
+def test_compare_prints_json_and_can_start_from_it(make_cell, tmp_path):
+    run = str(make_cell())
+    done = runner.invoke(app, ["compare", run, "--out", str(tmp_path / "a"), "--json"])
+    results = json.loads(done.output)
+    assert results["methods"][0]["method"] == "vapo"
+    source = str(tmp_path / "a" / "results.json")
+    done = runner.invoke(app, ["compare", "--from", source, "--out", str(tmp_path / "b"), "--json"])
+    assert json.loads(done.output) == results
+    assert (tmp_path / "b" / "table.md").read_text() == (tmp_path / "a" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["RUN", "--from", "results.json"]])
+def test_compare_wants_runs_or_results(arguments):
+    done = runner.invoke(app, ["compare", *arguments])
+    assert isinstance(done.exception, ConfigError)
+    assert "give one of both" in str(done.exception)

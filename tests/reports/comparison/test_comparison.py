@@ -1,0 +1,201 @@
+"""`results.json`, worked by hand where it can be, and the tables made from it."""
+
+import io
+import json
+import random
+
+import pytest
+from rich.console import Console
+
+from vapo.errors import DataError
+from vapo.reports.comparison import compare, read_results, terminal_table, write
+from vapo.reports.comparison.markdown import markdown
+from vapo.reports.comparison.rows import headings, headline, left_out, rows, sentences
+from vapo.reports.comparison.runs import read_cells
+from vapo.reports.comparison.summary import rounded, summarise
+
+
+def of(results, method):
+    return next(m for m in results["methods"] if m["method"] == method)
+
+
+@pytest.fixture
+def small(make_cell, tmp_path):
+    """VAPO with 100 pretraining samples and GRPO without, two seeds, ten steps of ten samples, two prompts."""
+
+    def add(preset, seed, right):
+        pretraining = 100 if preset == "vapo" else 0
+        how = {"preset": preset, "seed": seed, "right": right, "pretraining": pretraining}
+        return make_cell(f"{preset}{seed}", k=4, steps=10, per_step=10, **how)
+
+    runs = [
+        add("vapo", 0, [[0, 0], [2, 2], [4, 4]]),
+        add("vapo", 1, [[0, 0], [2, 0], [4, 2]]),
+        add("grpo", 0, [[0, 0], [1, 1], [2, 2]]),
+        add("grpo", 1, [[0, 0], [1, 0], [2, 0]]),
+    ]
+    return compare(runs, tmp_path / "out", heading="Two <methods>", notes=["by hand"])
+
+
+def test_means_and_paired_differences_are_those_worked_by_hand(small):
+    vapo, grpo = of(small, "vapo"), of(small, "grpo")
+    # finals: vapo 1 and 3/4, grpo 1/2 and 1/4
+    assert (vapo["final"]["mean"], grpo["final"]["mean"]) == (0.875, 0.375)
+    assert vapo["spread"] == pytest.approx(0.17678)
+    # every prompt of every pair differs by 1/2: there is nothing to resample
+    assert grpo["difference"]["final"] == {"mean": -0.5, "low": -0.5, "high": -0.5, "n": 2, "excludes_zero": True}
+    assert vapo["difference"] is None
+
+
+def test_equal_samples_are_read_with_and_without_pretraining(small):
+    assert small["equal"] == {"gradient_steps": 40, "samples": 100, "samples_with_pretraining": 100}
+    vapo, grpo = of(small, "vapo"), of(small, "grpo")
+    assert vapo["equal_samples"]["mean"] == 0.875
+    # with pretraining counted, VAPO has only just begun when GRPO has had its 100 samples
+    assert vapo["equal_samples_with_pretraining"]["mean"] == 0.0
+    assert grpo["difference"]["equal_samples_with_pretraining"]["mean"] == 0.375
+    assert (vapo["samples"], vapo["pretraining_samples"], grpo["pretraining_samples"]) == (100, 100, 0)
+    assert (vapo["seconds"], vapo["pretraining_seconds"]) == (60.0, 12.0)
+
+
+def test_a_run_lists_its_evaluations_on_all_axes(small):
+    run = small["runs"][-2]
+    assert (run["run"], run["method"], run["seed"], run["score"]) == ("vapo0", "vapo", 0, 1.0)
+    assert run["evaluations"] == {
+        "step": [0, 5, 10],
+        "k": [4, 4, 4],
+        "gradient_steps": [0, 20, 40],
+        "samples": [0, 50, 100],
+        "samples_with_pretraining": [100, 150, 200],
+        "score": [0.0, 0.5, 1.0],
+    }
+    assert run["versions"] == {"vapo": "0.1.0", "torch": "2.13", "transformers": None, "commit": "ab"}
+
+
+def test_steps_to_the_score_of_dapo(make_cell, tmp_path):
+    runs = [
+        make_cell("dapo", preset="dapo", right=[[0] * 4, [1] * 4, [2] * 4], k=4),
+        make_cell("vapo", preset="vapo", right=[[0] * 4, [3] * 4, [4] * 4], k=4),
+        make_cell("ppo", preset="ppo", right=[[0] * 4, [1] * 4, [1] * 4], k=4),
+    ]
+    results = compare(runs, tmp_path / "out")
+    assert results["target"] == {"method": "dapo", "score": 0.5, "gradient_steps": 160.0}
+    # VAPO is at 3/4 after 80 gradient steps, so at 1/2 after 53.3: a third of DAPO's 160
+    assert of(results, "vapo")["steps_to_target"]["share"] == pytest.approx(1 / 3, abs=1e-4)
+    assert of(results, "dapo")["steps_to_target"]["share"] == 1.0
+    assert of(results, "ppo")["steps_to_target"]["share"] is None
+    table = {row[0]: row for row in rows(results)}
+    at = headings(results).index("steps to dapo's score")
+    assert [table[m][at] for m in ("vapo", "dapo", "ppo")] == ["33 %", "100 %", "not reached"]
+    assert "n = 1, no interval" in table["vapo"][2]
+
+
+def test_a_narrow_terminal_has_the_main_columns_uncut(small):
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal_table(small, 80))
+    text = console.file.getvalue()
+    assert "difference to vapo" in text
+    assert "-0.500 [-0.500, -0.500] *" in text
+    assert "…" not in text
+    assert len(terminal_table(small, 200).columns) > len(terminal_table(small, 80).columns)
+
+
+def test_the_order_of_the_runs_changes_nothing(grid):
+    shuffled = random.Random(1).sample(grid, len(grid))
+    assert summarise(read_cells(shuffled)) == summarise(read_cells(grid))
+
+
+@pytest.fixture(scope="module")
+def whole(written):
+    return read_results(written / "results.json"), written
+
+
+def test_the_whole_table_is_in_the_order_of_the_paper(whole):
+    results, _ = whole
+    methods = [m["method"] for m in results["methods"]]
+    assert methods[:6] == ["ppo", "vc-ppo", "grpo", "dapo", "vapo", "vapo without value-pretraining"]
+    assert len(methods) == 12
+    assert of(results, "vapo")["final"]["n"] == 3
+    assert of(results, "vapo")["pretraining_samples"] == 600
+    assert of(results, "vapo")["dynamics"]["gae/lambda_mean"]["step"][-1] == 40
+    assert of(results, "grpo")["dynamics"]["gae/lambda_mean"] is None
+    assert len(of(results, "vapo")["bias_by_position"]) == 10
+
+
+def test_a_crash_is_counted_and_left_out_of_the_mean(whole):
+    results, _ = whole
+    broken = of(results, "vapo without value-pretraining")
+    assert (broken["crashes"], broken["final"]["n"], broken["difference"]["final"]["n"]) == (1, 2, 2)
+    assert [row[-1] for row in rows(results) if row[0] == broken["method"]] == ["1"]
+    assert left_out(results) == [
+        "vapo-without-value-pretraining-1 (vapo without value-pretraining, base base-a, seed 1): "
+        "diverged: counted as a crash"
+    ]
+
+
+def test_a_method_whose_runs_all_crashed_keeps_its_row(make_cell, tmp_path):
+    told = {"method": "ppo", "base": "builtin", "seed": 0, "outcome": "diverged", "critic": None}
+    results = compare([make_cell("a"), make_cell("b", cell=told, finished=False)], tmp_path / "out")
+    assert of(results, "ppo")["final"] == {"mean": None, "low": None, "high": None, "n": 0}
+    row = next(row for row in rows(results) if row[0] == "ppo")
+    assert (row[2], row[3], row[-1]) == ("–", "0", "1")
+
+
+def test_all_files_are_made_from_the_results_alone(whole, tmp_path):
+    results, folder = whole
+    write(results, tmp_path)
+    names = ["comparison.html", "curves.png", "results.json", "table.md"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == names
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_results_stay_small_without_lists_per_prompt(whole):
+    results, folder = whole
+    size = (folder / "results.json").stat().st_size
+    assert size / len(results["runs"]) < 5_000
+    assert '"right"' not in json.dumps(results)
+
+
+def test_numbers_are_rounded_and_those_json_lacks_are_null():
+    assert rounded({"a": [0.123456789, float("nan"), float("inf"), 7424000], "b": (1e-7, True, None)}) == {
+        "a": [0.12346, None, None, 7424000],
+        "b": [1e-7, True, None],
+    }
+
+
+def test_the_reference_can_be_chosen_and_must_have_a_run(grid):
+    cells = read_cells([run for run in grid if run.name in ("dapo-0", "grpo-0")])
+    assert summarise(cells)["reference"] == "grpo"  # without vapo the first
+    assert summarise(cells, reference="dapo")["reference"] == "dapo"
+    with pytest.raises(DataError, match="Choose --reference from: grpo, dapo"):
+        summarise(cells, reference="ppo")
+
+
+def test_unequal_gradient_steps_are_said(make_cell, tmp_path):
+    results = compare([make_cell("a", steps=40), make_cell("b", preset="grpo", steps=20)], tmp_path / "out")
+    assert results["equal"]["gradient_steps"] is None
+    assert any("grpo 80, vapo 160" in sentence for sentence in sentences(results))
+
+
+def test_the_headline_claims_no_more_than_the_intervals(make_cell, tmp_path):
+    same = {"right": [[1] * 6, [4, 2, 6, 3, 5, 1]], "k": 8}
+    runs = [make_cell(f"{p}{s}", preset=p, seed=s, **same) for p in ("vapo", "grpo") for s in (0, 1)]
+    results = compare(runs, tmp_path / "out")
+    assert of(results, "grpo")["difference"]["final"]["excludes_zero"] is False
+    assert headline(results).endswith("in 2 runs. Against it, not told apart: grpo (0).")
+
+
+def test_a_table_shows_hostile_labels_as_text(make_cell, tmp_path):
+    told = {"method": "a|b <script>`", "base": "b", "seed": 0, "outcome": "finished", "critic": None}
+    text = markdown(compare([make_cell(cell=told)], tmp_path / "out"))
+    assert "a\\|b &lt;script&gt;\\`" in text
+    assert "<script" not in text
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    (tmp_path / "results.json").write_text('{"format": 0}')
+    with pytest.raises(DataError, match="of this version"):
+        read_results(tmp_path / "results.json")
+    with pytest.raises(DataError, match="Cannot read"):
+        read_results(tmp_path / "nothing.json")

@@ -1,0 +1,98 @@
+"""The page opens without a network, shows labels as text, and its figures are drawn from `results.json` alone."""
+
+import re
+import shutil
+import struct
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from vapo.reports.comparison import compare
+from vapo.reports.comparison.drawing import colours, spread_out
+
+EVIL = "<script>alert(1)</script><img src=x>$x$"
+
+
+class Tags(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.text = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_needs_no_network_and_no_script(written):
+    page = (written / "comparison.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    for tag, attributes in Tags(page).found:
+        assert tag not in ("script", "link", "iframe", "object", "base", "img"), tag
+        for name in ("src", "href", "xlink:href"):
+            assert not (attributes.get(name) or "").startswith(("http", "//")), attributes
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert "default-src 'none'" in page
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert len(page) < 1_000_000
+
+
+def test_the_page_has_all_that_the_results_say(written):
+    text = " ".join(" ".join(Tags((written / "comparison.html").read_text(encoding="utf-8")).text).split())
+    for words in (
+        "The whole table",
+        "vapo ablate, three seeds",
+        "vapo without clip-higher",
+        "counted as a crash",
+        "critic-0",
+    ):
+        assert words in text
+    assert text.count("All 36 runs") == 1
+
+
+def test_hostile_labels_are_text(make_cell, tmp_path):
+    told = {"method": EVIL, "base": EVIL, "seed": 0, "outcome": "finished", "critic": None}
+    runs = [make_cell("a"), make_cell("b", cell=told)]
+    compare(runs, tmp_path / "out", heading=EVIL, notes=[EVIL])
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    tags = Tags(page)
+    assert not {"script", "img"} & {tag for tag, _ in tags.found}
+    assert "<script>alert(1)</script>" in "".join(tags.text)  # and yet nothing is lost
+
+
+def test_the_figure_is_1200_pixels_wide(written):
+    assert struct.unpack(">I", (written / "curves.png").read_bytes()[16:20]) == (1200,)
+
+
+def test_a_method_keeps_its_colour_whoever_stands_beside_it():
+    alone, among = colours(["vapo", "dapo"]), colours(["ppo", "vc-ppo", "grpo", "dapo", "vapo", "vapo without x"])
+    assert (alone["vapo"], alone["dapo"]) == (among["vapo"], among["dapo"])
+    assert "vapo without x" not in among
+    assert len(set(among.values())) == 5
+    assert set(colours(["vapo", "vapo without x"])) == {"vapo", "vapo without x"}
+
+
+def test_labels_move_apart_and_keep_their_order():
+    assert spread_out([0.5, 0.5, 0.9], 0.2, 0.0, 1.0) == [0.4, 0.6, 0.9]
+    moved = spread_out([0.0, 0.01, 0.0, 1.0, 0.99], 0.1, 0.0, 1.0)
+    assert sorted(moved) == [moved[i] for i in (0, 2, 1, 4, 3)]
+    gaps = [b - a for a, b in zip(sorted(moved), sorted(moved)[1:], strict=False)]
+    assert min(gaps) >= 0.1 - 1e-6
+    assert (min(moved), max(moved)) == (0.0, 1.0)
+
+
+@pytest.mark.slow
+def test_a_browser_lays_the_page_out(written, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium in PATH")
+    picture = tmp_path / "page.png"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    address = (written / "comparison.html").as_uri()
+    subprocess.run(
+        [browser, *options, f"--screenshot={picture}", address], check=True, capture_output=True, timeout=120
+    )
+    assert picture.stat().st_size > 20_000

@@ -1,0 +1,146 @@
+"""What is read from run directories, how methods are told apart, and which comparisons are refused."""
+
+import json
+import re
+
+import pytest
+
+from vapo.errors import DataError
+from vapo.reports.comparison.methods import PAPER, distinct_labels, short_names, table_order
+from vapo.reports.comparison.runs import read_cells
+
+
+def change_evaluations(path, change):
+    records = [json.loads(line) for line in (path / "evaluations.jsonl").read_text().splitlines()]
+    (path / "evaluations.jsonl").write_text("".join(json.dumps(change(r)) + "\n" for r in records))
+
+
+def refused(*runs):
+    with pytest.raises(DataError) as caught:
+        read_cells(runs)
+    return str(caught.value)
+
+
+def test_the_table_has_every_technique_in_the_order_of_the_presets():
+    from vapo.algo.presets import PRESETS, TECHNIQUES
+
+    rows = sorted([*(f"vapo without {t}" for t in reversed(TECHNIQUES)), *PRESETS, "zebra", "ant"], key=table_order)
+    ladder = ["ppo", "vc-ppo", "grpo", "dapo", "vapo"]
+    assert rows == [*ladder, *(f"vapo without {t}" for t in TECHNIQUES), "ant", "zebra"]
+    assert (PAPER["ppo"], PAPER["dapo"], PAPER["vapo"], PAPER["vapo without value-pretraining"]) == (5, 50, 60, 11)
+
+
+def test_runs_are_sorted_and_read_without_cell_json(make_cell):
+    cells = read_cells([make_cell("b", seed=1, pretraining=400), make_cell("a", preset="grpo"), make_cell("c", seed=0)])
+    assert [(c.method, c.seed) for c in cells] == [("grpo", 0), ("vapo", 0), ("vapo", 1)]
+    pretrained = cells[2]
+    assert (pretrained.pretraining.samples, pretrained.pretraining.seconds) == (400, 12.0)
+    # 9 evaluations over 40 steps of 128 samples and 4 gradient steps: the second one is after 5 steps
+    assert [pretrained.evaluations[i].samples for i in (0, 1, 8)] == [0, 640, 5120]
+    assert [pretrained.evaluations[i].gradient_steps for i in (0, 1, 8)] == [0, 20, 160]
+    assert pretrained.final.rates.shape == (20,)
+
+
+def test_cell_json_names_the_cell_and_its_share_of_the_critic(make_cell):
+    critic = {"name": "rm", "samples": 600, "tokens": 90, "seconds": 30.0, "gradient_steps": 80}
+    told = {"method": "vapo + filter", "base": "b1", "seed": 7, "outcome": None, "critic": critic}
+    (cell,) = read_cells([make_cell(pretraining=400, cell=told)])
+    assert (cell.method, cell.base, cell.seed, cell.outcome) == ("vapo + filter", "b1", 7, "finished")
+    assert (cell.pretraining.samples, cell.pretraining.seconds, cell.pretraining.critic) == (1000, 42.0, "rm")
+
+
+def test_equal_labels_with_other_settings_are_told_apart(make_cell):
+    low = make_cell("low")
+    high = make_cell("high", settings={"trainer.actor_lr": 0.0003, "trainer.save_rollouts_every": 5})
+    assert {c.method for c in read_cells([low, high])} == {
+        "vapo (trainer.actor_lr=0.0001)",
+        "vapo (trainer.actor_lr=0.0003)",
+    }
+
+
+def test_a_setting_that_the_trainer_fills_in_is_said_once():
+    settings = [
+        {"trainer.actor_lr": lr, "algorithm.optimization.actor_lr": lr, "algorithm.positive_lm": "0.1"}
+        for lr in ("1", "2")
+    ]
+    assert distinct_labels(["vapo"] * 2, settings) == ["vapo (trainer.actor_lr=1)", "vapo (trainer.actor_lr=2)"]
+    assert distinct_labels(["vapo", "ppo"], settings) == ["vapo", "ppo"]
+
+
+def test_names_lose_the_folders_that_all_share():
+    assert short_names(["/a/b/x/0", "/a/b/y/0"]) == ["x/0", "y/0"]
+    assert short_names(["/a/b", "/a/b/c"]) == ["b", "b/c"]
+    assert short_names([]) == []
+
+
+@pytest.mark.parametrize("outcome", ["diverged", "failed"])
+def test_runs_that_did_not_finish_are_kept_apart(make_cell, outcome):
+    told = {"method": "ppo", "base": "b", "seed": 0, "outcome": outcome, "critic": None}
+    cells = read_cells([make_cell("a"), make_cell("b", cell=told), make_cell("c", seed=2, finished=False)])
+    assert [c.outcome for c in cells] == [outcome, "finished", "unfinished"]
+
+
+def test_three_skipped_steps_at_the_end_are_a_divergence(make_cell):
+    stopped = make_cell("b", seed=1, finished=False)
+    alarm = {"event": "alarm", "message": "1 gradient steps were skipped: their gradient was not finite."}
+    (stopped / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in [{"event": "x"}, *[alarm] * 3]))
+    assert [c.outcome for c in read_cells([make_cell("a"), stopped])] == ["finished", "diverged"]
+    (stopped / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in [*[alarm] * 3, {"event": "x"}]))
+    assert [c.outcome for c in read_cells([make_cell("c"), stopped])] == ["finished", "unfinished"]
+
+
+@pytest.mark.parametrize("missing", ["set", "right", "valid"])
+def test_a_run_of_an_older_version_is_refused(make_cell, missing):
+    old = make_cell("old")
+    change_evaluations(old, lambda r: {k: v for k, v in r.items() if k != missing})
+    said = refused(make_cell("new", seed=1), old)
+    assert str(old) in said
+    assert "train this run again with this version" in said
+
+
+def test_other_held_out_sets_are_refused(make_cell):
+    one, other = make_cell("one"), make_cell("other", preset="grpo", set_="ffff0000")
+    said = refused(one, other)
+    assert str(one) in said
+    assert str(other) in said
+    assert "ab12cd34" in said
+
+
+def test_a_set_that_changed_within_a_run_is_refused(make_cell):
+    run = make_cell()
+    change_evaluations(run, lambda r: r | {"set": f"s{r['label']}"})
+    assert "same held-out prompts" in refused(run)
+
+
+def test_other_k_is_refused(make_cell):
+    said = refused(make_cell("one", k=8), make_cell("other", preset="grpo", k=16))
+    assert "avg@16" in said
+    assert "avg@8" in said
+
+
+def test_other_tasks_are_refused(make_cell):
+    assert "'walk'" in refused(make_cell("one"), make_cell("other", preset="grpo", task="walk"))
+
+
+def test_the_same_run_twice_is_refused(make_cell):
+    one, two = make_cell("one"), make_cell("two")
+    said = refused(one, two)
+    assert re.search(r"one and .*two are both vapo with base builtin and seed 0", said)
+    assert "both vapo" in refused(one, one)
+
+
+def test_without_any_finished_run_nothing_is_compared(make_cell):
+    assert "None of the 1 runs has finished" in refused(make_cell(finished=False))
+
+
+def test_damage_is_named_with_its_place(make_cell, tmp_path):
+    run = make_cell("a")
+    change_evaluations(run, lambda r: r | {"right": r["right"][1:]})
+    assert f"{run}, evaluation at step 0" in refused(run)
+    run = make_cell("b")
+    (run / "metrics.jsonl").write_text("")
+    assert "evaluation at step 5" in refused(run)
+    run = make_cell("c")
+    (run / "cell.json").write_text("{")
+    assert "cell.json is not JSON" in refused(run)
+    assert "no such folder" in refused(tmp_path / "nowhere")
