@@ -19,7 +19,7 @@ FLOORS = [
     {"reports", "scale"},
     {"config"},
     {"build"},
-    {"api"},
+    {"api", "study"},
     {"cli"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,159 @@
+"""A study is carried out by real processes: done once, gone on with after a kill, and compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vapo.config import merge
+from vapo.errors import ConfigError
+from vapo.study.plan import read_study, run_cells, tuning_cells
+from vapo.study.runner import choose, critic_card, run_study
+from vapo.trainer.checkpoint import sha256
+
+pytestmark = pytest.mark.slow
+
+STUDY = """
+about: a small one
+recipe: chain
+settings:
+  trainer: {steps: 3, samples_per_step: 32, minibatch_size: 16, pretraining_steps: 2, pretraining_heldout: 16}
+  evaluation: {every: 2, prompts: 8, samples_per_prompt: 1, final_samples_per_prompt: 4}
+  checkpoint: {every: 1}
+seeds: [0, 1]
+methods: [vapo, grpo]
+tuning:
+  methods: [vapo, grpo]
+  grid: [{trainer: {actor_lr: 1.0e-4}}, {trainer: {actor_lr: 1.0e-3}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "small.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def carried_out(study_file: Path) -> tuple[Path, dict]:
+    """The study's folder after all its cells ran, two at a time."""
+    out = study_file.parent / "out"
+    return out, run_study(read_study(str(study_file)), out, jobs=2, say=lambda line: None)
+
+
+def moments(out: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in out.rglob("metrics.jsonl")}
+
+
+def test_every_cell_is_a_finished_run_and_the_page_is_there(carried_out: tuple[Path, dict]):
+    out, results = carried_out
+    names = sorted(p.name for p in (out / "runs").iterdir())
+    assert names == [f"{m}-shipped-seed{s}" for m in ("grpo", "vapo") for s in (0, 1)]
+    for folder in (out / "runs").iterdir():
+        card = json.loads((folder / "cell.json").read_text())
+        assert card["outcome"] == "finished"
+        assert (folder / "policy" / "model.safetensors").is_file()
+        assert (card["critic"] is not None) == (card["method"] == "vapo")
+    for name in ("results.json", "table.md", "curves.png", "comparison.html", "study.yaml"):
+        assert (out / "comparison" / name).is_file(), name
+    assert results
+
+
+def test_the_shared_critic_is_what_the_runs_start_from_and_its_cost_is_on_their_card(carried_out: tuple[Path, dict]):
+    out, _ = carried_out
+    cell = next(c for c in run_cells(read_study(str(out.parent / "small.yaml")), out, {}) if c.method == "vapo")
+    card = critic_card(cell)
+    assert card is not None
+    assert card["samples"] == 2 * 32
+    assert card["gradient_steps"] >= 2 * 2
+    events = [json.loads(line) for line in (cell.folder / "events.jsonl").read_text().splitlines()]
+    assert "critics/pretrained" in next(e for e in events if e["event"] == "critic loaded")["origin"]
+
+
+def test_tuning_takes_the_better_point_by_training_accuracy(carried_out: tuple[Path, dict]):
+    out, _ = carried_out
+    study = read_study(str(out.parent / "small.yaml"))
+    table = json.loads((out / "tuning.json").read_text())
+    for method in ("vapo", "grpo"):
+        scores = table["late_accuracy"][method]
+        assert table["chosen"][method] == table["grid"][scores.index(max(scores))]
+    assert choose(study, tuning_cells(study, out), out) == table["chosen"]
+
+
+def test_the_same_command_again_runs_nothing_and_compares_again(carried_out: tuple[Path, dict]):
+    out, results = carried_out
+    before = moments(out)
+    again = run_study(read_study(str(out.parent / "small.yaml")), out, jobs=2, say=lambda line: None)
+    assert moments(out) == before
+    assert again == results
+
+
+def test_a_killed_cell_goes_on_from_its_checkpoint_to_the_same_weights(carried_out: tuple[Path, dict], tmp_path: Path):
+    out, _ = carried_out
+    folder = out / "runs" / "grpo-shipped-seed1"
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    (folder / "cell.json").unlink()
+    for later in ("policy", "checkpoints/step_000003"):
+        shutil.rmtree(folder / later)
+    run_study(read_study(str(out.parent / "small.yaml")), out, jobs=1, say=lambda line: None)
+    assert sha256(folder / "policy" / "model.safetensors") == sha256(kept / "policy" / "model.safetensors")
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(carried_out: tuple[Path, dict]):
+    out, _ = carried_out
+    study = read_study(str(out.parent / "small.yaml"))
+    other = study.model_copy(update={"settings": merge(study.settings, {"trainer": {"steps": 2}})})
+    before = moments(out)
+    with pytest.raises(ConfigError, match="other settings"):
+        run_study(other, out, jobs=1, say=lambda line: None)
+    assert moments(out) == before
+
+
+def test_sigterm_lets_the_running_cells_save_and_the_command_says_how_to_go_on(study_file: Path):
+    out = study_file.parent / "stopped"
+    command = [
+        sys.executable,
+        "-m",
+        "vapo",
+        "ablate",
+        str(study_file),
+        "--budget",
+        "full",
+        "--out",
+        str(out),
+        "-j",
+        "2",
+    ]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    critic = out / "critics" / "pretrained-shipped"
+    deadline = time.monotonic() + 120
+    while not (critic / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    said, _ = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "Give the same command again" in said
+    assert "Traceback" not in said
+    assert list((critic / "checkpoints").iterdir())
+    assert not any("vapo" in p and str(out) in p for p in command_lines())
+
+
+def command_lines() -> list[str]:
+    lines = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            lines.append(Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return lines
