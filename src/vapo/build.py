@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vapo.algo.presets import Gae, LengthAdaptive
 from vapo.config import Config, Layer, TaskConfig, read_yaml, resolve
-from vapo.errors import ConfigError, DataError
+from vapo.errors import ConfigError, DataError, DivergedError
 from vapo.evals.evaluate import EvaluationResult, evaluate
 from vapo.models.base import builtin_model
 from vapo.models.loading import (
@@ -350,6 +350,9 @@ def finish(run: Run) -> Run:
         save_model(run.policy.model, run.tokenizer, run.folder.path / "policy")
         if run.critic is not None:
             save_model(run.critic.model, run.tokenizer, run.folder.path / "critic")
+    except DivergedError as error:
+        run.folder.event("diverged", message=str(error))  # a comparison counts it
+        raise
     finally:
         run.engine.close()
         run.folder.close()

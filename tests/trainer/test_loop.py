@@ -166,6 +166,8 @@ def test_gradients_that_are_not_finite_are_skipped_and_three_steps_in_a_row_stop
     with pytest.raises(DivergedError, match="actor_lr"):
         build.finish(run)
     assert DivergedError.exit_code == 3
+    last_event = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])
+    assert last_event["event"] == "diverged"
     assert run.state.step == 2  # the third bad step does not count
     assert [m["skipped/policy"] for m in metrics(tmp_path / "run")] == [4, 4]
     assert all(torch.equal(v, weights[k]) for k, v in run.policy.model.state_dict().items())

@@ -17,8 +17,6 @@ from vapo.reports.runfiles import Record, RunFiles, flatten, number, read_run
 from vapo.reports.words import one_line
 
 Outcome = Literal["finished", "diverged", "failed", "unfinished"]
-SKIPS_THAT_STOP_A_RUN = 3
-"""So many steps in a row with numbers that are not finite end a run as diverged (docs/metrics.md)."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +137,9 @@ def _outcome(files: RunFiles, told: Record) -> Outcome:
         raise DataError(f"{files.path / 'cell.json'}: unknown outcome {outcome!r}; use one of {get_args(Outcome)}.")
     if outcome in ("diverged", "failed"):
         return outcome
-    if any(event.get("event") == "diverged" for event in files.events) or _skipped_to_the_end(files):
+    if any(event.get("event") == "diverged" for event in files.events):
         return "diverged"
     return "finished" if any(e.get("label") == "after" for e in files.evaluations) else "unfinished"
-
-
-def _skipped_to_the_end(files: RunFiles) -> bool:
-    """Whether the run's last words are the alarms with which a diverging run stops."""
-    last = files.events[-SKIPS_THAT_STOP_A_RUN:]
-    return len(last) == SKIPS_THAT_STOP_A_RUN and all("not finite" in str(e.get("message", "")) for e in last)
 
 
 def _pretraining(files: RunFiles, shared: Any) -> Pretraining:
