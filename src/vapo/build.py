@@ -401,7 +401,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "commit": _commit(),
+        **_source(),
     }
 
 
@@ -421,11 +421,18 @@ def _moved(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrained
     return cast(PreTrainedModel, torch.nn.Module.to(model, to))
 
 
-def _commit() -> str | None:
+def _source() -> dict[str, Any]:
+    """The commit of the code, and whether files differ from it; null where there is no repository."""
+    commit = _git("rev-parse", "HEAD")
+    changed = None if commit is None else _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "uncommitted_changes": None if changed is None else bool(changed)}
+
+
+def _git(*arguments: str) -> str | None:
     here = Path(__file__).parent
     try:
         done = subprocess.run(  # noqa: S603
-            ["git", "-C", str(here), "rev-parse", "HEAD"],  # noqa: S607
+            ["git", "-C", str(here), *arguments],  # noqa: S607
             capture_output=True, text=True, timeout=5, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

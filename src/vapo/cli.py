@@ -18,6 +18,7 @@ from vapo.errors import ConfigError, StoppedError, VapoError
 
 if TYPE_CHECKING:
     from vapo.config import Layer
+    from vapo.study.study import Study
     from vapo.trainer.run import Run
 
 INTERRUPTED = 130
@@ -212,29 +213,19 @@ def ablate(
     Every cell is an ordinary run directory. Give the same command again to go on: finished cells are skipped,
     killed ones resume where they stopped.
     """
-    from vapo.study import plan
+    from vapo.study.study import DEFAULT_STUDY, only_methods, read_study, with_seeds, within
 
-    study = plan.only_methods(plan.within(plan.read_study(source), budget), methods or [])
-    study = plan.with_seeds(study, seeds)
-    name = Path(source or plan.DEFAULT_STUDY).stem
+    study = with_seeds(only_methods(within(read_study(source), budget), methods or []), seeds)
+    name = Path(source or DEFAULT_STUDY).stem + ("-selection" if methods else "")
     folder = out or Path("ablation") / f"{study.recipe}-{budget}"
     if dry_run:
-        from vapo.study.runner import chosen_before, describe, ended
-
-        trials = [cell for cells in plan.tuning_cells(study, folder).values() for cell in cells]
-        cells = [*plan.critic_cells(study, folder), *trials, *plan.run_cells(study, folder, chosen_before(folder))]
-        if as_json:
-            print(json.dumps([{**cell.card(), "folder": str(cell.folder), "ended": ended(cell)} for cell in cells]))
-            return
-        table = Table("cell", "kind", "ended", title=f"{len(cells)} cells in {folder}")
-        for cell in cells:
-            table.add_row(describe(cell), cell.kind, "yes" if ended(cell) else "")
-        Console().print(table)
+        _list_cells(study, folder, as_json)
         return
     from vapo.reports.study_view import study_view
     from vapo.study.runner import run_study
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to stop let the running cells save
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # every way to stop lets the running cells save
     with study_view(silent=as_json) as view:
         try:
             results = run_study(
@@ -244,7 +235,7 @@ def ablate(
                 jobs=jobs,
                 say=view.say,
                 on_progress=view.progress,
-                notes=[f"vapo ablate {source or plan.DEFAULT_STUDY} --budget {budget}, ended {date.today()}"],
+                notes=[f"vapo ablate {source or DEFAULT_STUDY} --budget {budget}, ended {date.today()}"],
             )
         except KeyboardInterrupt:
             raise InterruptedRunError(
@@ -428,6 +419,23 @@ def _carry_out(run: Run) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _list_cells(study: Study, folder: Path, as_json: bool) -> None:
+    """Check the study and list its cells."""
+    from vapo.study.cells import critic_cells, describe, run_cells, tuning_cells
+    from vapo.study.runner import check, chosen_before, ended
+
+    check(study, folder)
+    trials = [cell for cells in tuning_cells(study, folder).values() for cell in cells]
+    cells = [*critic_cells(study, folder), *trials, *run_cells(study, folder, chosen_before(folder))]
+    if as_json:
+        print(json.dumps([{**cell.card(), "folder": str(cell.folder), "ended": ended(cell)} for cell in cells]))
+        return
+    table = Table("cell", "kind", "ended", title=f"{len(cells)} cells in {folder}")
+    for cell in cells:
+        table.add_row(describe(cell), cell.kind, "yes" if ended(cell) else "")
+    Console().print(table)
 
 
 def _closing_words(path: Path, as_json: bool) -> None:

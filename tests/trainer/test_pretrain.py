@@ -120,6 +120,8 @@ def test_a_reward_model_learns_from_the_state_after_the_last_token_only(tmp_path
         hidden = hidden_states(critic.model, batch.tokens, critic.layout)
     end = len(batch.tokens[0]) - 1
     torch.testing.assert_close(head.grad[0], -0.5 * hidden[end])
+    cut_off = replace(batch, truncated=torch.tensor([False, True]))
+    assert learner.objective.weights(cut_off)["value"].tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     learner.optimizer.zero_grad()
     pretrain_critic(run)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

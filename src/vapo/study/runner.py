@@ -1,10 +1,11 @@
 """Carry out a study: each cell an ordinary run in a process of its own, finished ones skipped, killed ones resumed.
 
-A cell folder holds a run directory and `cell.json`, which says which cell it is and how it ended.
+A cell's folder is a run directory with `cell.json`, which says which cell it is and how it ended.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,17 +14,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from vapo.build import ground, load_run_config
+from vapo.config import flatten
 from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
+from vapo.reports.comparison import compare
 from vapo.reports.runfiles import number, read_jsonl, read_run
-from vapo.study.plan import Cell, Study, base_folder, config_differences, critic_cells, frozen, run_cells, tuning_cells
+from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
+from vapo.study.study import Study, frozen
 
 LAST_WORDS = 1500
 """Characters of a failed cell's log that are shown."""
@@ -31,6 +36,7 @@ STOP_GRACE_S = 60.0
 """How long a cell may take to save after Ctrl-C."""
 
 Report = Callable[[str], None]
+Outcome = Literal["finished", "diverged", "failed", "stopped"]
 
 
 class StudyError(VapoError):
@@ -51,8 +57,14 @@ class Runner:
     total: int = 0
     running: dict[str, Path] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
-    _stopping: threading.Event = field(default_factory=threading.Event)
     _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _stopping: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def logs(self) -> Path:
+        """What the cells' processes print."""
+        return self.out / "logs"
 
     @property
     def seconds_left(self) -> float | None:
@@ -62,82 +74,101 @@ class Runner:
         return (self.total - self.done) * fmean(self._seconds) / self.jobs
 
     def run(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Carry out all cells that are not finished; the ones that failed. Diverged ones have ended, too.
+        """Carry out all cells that have not ended; the ones that failed. (To diverge is an end, too.)"""
+        outcomes = self._map(self._carry_out, [cell for cell in cells if not ended(cell)])
+        return [cell for cell, outcome in outcomes if outcome in ("failed", "stopped")]
 
-        Raises ConfigError before anything starts if a folder holds a run with other settings.
-        """
-        todo = [cell for cell in cells if not ended(cell)]
-        failed: list[Cell] = []
+    def make_bases(self, study: Study) -> None:
+        """Make the base models that the study names by seed and that are not there yet."""
+        task = run_cells(study, self.out, {})[0].config.sections.task
+        options = [part for key, value in task.options.items() for part in ("--set", f"{key}={value}")]
+
+        def make(base: int) -> int:
+            where = ["--seed", str(base), "--out", base_folder(study, self.out, base), "--json"]
+            return self._command(["make-base", task.name, *where, *options], self.logs / f"base-seed{base}.log")
+
+        seeds = [base for base in study.bases if isinstance(base, int)]
+        missing = [seed for seed in seeds if not Path(base_folder(study, self.out, seed), "config.json").is_file()]
+        if missing:
+            self.say(f"making {len(missing)} base models (some minutes each)")
+        for seed, code in self._map(make, missing):
+            if code:
+                raise StudyError(f"Making the base model of seed {seed} failed; see {self.logs}.")
+
+    def _map(self, function: Callable[[Any], Any], things: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """(thing, function(thing)) for all, `jobs` at a time; Ctrl-C stops every process in order."""
         with ThreadPoolExecutor(max_workers=self.jobs) as pool:
-            futures: dict[Future[str], Cell] = {pool.submit(self._carry_out, cell): cell for cell in todo}
             try:
+                futures: dict[Future[Any], Any] = {pool.submit(function, thing): thing for thing in things}
                 pending = set(futures)
                 while pending:
-                    finished, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        if future.result() == "failed":
-                            failed.append(futures[future])
+                    _, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
                     self.on_progress(self)
+                return [(thing, future.result()) for future, thing in futures.items()]
             except BaseException:
                 self._stop()
                 raise
-        return failed
 
-    def command(self, arguments: Sequence[str], log: Path) -> int:
+    def _command(self, arguments: Sequence[str], log: Path) -> int:
         """Run `vapo` with these arguments in a process of its own; its exit code. Output goes to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            if self._stopping.is_set():
-                return StoppedError.exit_code
-            child = subprocess.Popen(  # noqa: S603  our own command, no shell
-                [sys.executable, "-m", "vapo", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
-            )
-            self._children.add(child)
+            with self._lock:
+                if self._stopping:
+                    return StoppedError.exit_code
+                child = subprocess.Popen(  # noqa: S603  our own command, no shell
+                    [sys.executable, "-m", "vapo", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
+                )
+                self._children.add(child)
             try:
                 return child.wait()
             finally:
                 self._children.discard(child)
 
-    def _carry_out(self, cell: Cell) -> str:
-        started, label = time.monotonic(), describe(cell)
-        folder, log = cell.folder, self.out / "logs" / f"{cell.kind}-{cell.folder.name}.log"
+    def _carry_out(self, cell: Cell) -> Outcome:
+        started, label, folder = time.monotonic(), describe(cell), cell.folder
+        name = f"{cell.kind}-{folder.name}"
         self.running[label] = folder
         try:
             if (folder / "config.yaml").is_file():
-                code = self.command(["resume", str(folder), "--json"], log)
+                code = self._command(["resume", str(folder), "--json"], self.logs / f"{name}.log")
             else:
                 shutil.rmtree(folder, ignore_errors=True)  # killed before it began: nothing is in it yet
-                settings = self.out / "cells" / f"{cell.kind}-{folder.name}.yaml"
+                settings = self.out / "cells" / f"{name}.yaml"
                 settings.parent.mkdir(parents=True, exist_ok=True)
                 settings.write_text(cell.config.to_yaml())
-                code = self.command(["train", str(settings), "--run-dir", str(folder), "--json"], log)
+                arguments = ["train", str(settings), "--run-dir", str(folder), "--json"]
+                code = self._command(arguments, self.logs / f"{name}.log")
         finally:
             self.running.pop(label, None)
-        if code in (StoppedError.exit_code, 130) or self._stopping.is_set():
-            return "stopped"
-        outcome = {0: "finished", DivergedError.exit_code: "diverged"}.get(code, "failed")
+        outcome = outcome_of(code)
+        if outcome == "stopped":
+            return outcome
         if folder.is_dir():
             card = {**cell.card(), "outcome": outcome, "critic": critic_card(cell)}
-            (folder / "cell.json").write_text(json.dumps(card, indent=1) + "\n")
+            write_json(folder / "cell.json", card)
         seconds = time.monotonic() - started
         self.done += 1
         self._seconds.append(seconds)
         self.say(f"[{self.done}/{self.total}] {label}: {_score(folder) if code == 0 else outcome}, {seconds:.0f} s")
         if outcome == "failed":
-            self.say(f"  exit code {code}; the log ends:\n{log.read_text(errors='replace')[-LAST_WORDS:]}")
+            last = (self.logs / f"{name}.log").read_text(errors="replace")[-LAST_WORDS:]
+            self.say(f"  exit code {code}; the log ends:\n{last}")
         return outcome
 
     def _stop(self) -> None:
-        """Let every running cell save and stop; kill what does not in time."""
-        self._stopping.set()
-        for child in list(self._children):
+        """Let every running process save and stop; kill what does not in time."""
+        with self._lock:
+            self._stopping = True
+            children = list(self._children)
+        for child in children:
             child.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_GRACE_S
-        for child in list(self._children):
+        for child in children:
             try:
                 child.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -158,102 +189,84 @@ def run_study(
 
     Call it again to go on, or with another study of the same settings, which then shares the runs.
 
-    Raises StudyError if cells failed (not for ones that diverged: those are a result), after comparing the rest.
+    Raises ConfigError before anything starts if a folder holds a run with other settings or another process
+    works in `out`; StudyError if cells failed (not for ones that diverged: those are a result), after comparing
+    the rest.
     """
-    runner = Runner(out, jobs or os.cpu_count() or 1, say, on_progress)
+    runner = Runner(out, jobs or len(os.sched_getaffinity(0)), say, on_progress)
     critics, trials = critic_cells(study, out), tuning_cells(study, out)
     tried = [cell for cells in trials.values() for cell in cells]
-    for cell in [*critics, *tried, *run_cells(study, out, chosen_before(out))]:
-        check_same(cell)
-    (out / name).mkdir(parents=True, exist_ok=True)
-    (out / name / "study.yaml").write_text(frozen(study))
-    runner.total = sum(not ended(c) for c in [*critics, *tried, *run_cells(study, out, {})])
-    make_bases(runner, study)
-    for cell in [*critics, *run_cells(study, out, {})]:
-        if cell.critic is None:  # the others wait for a critic that is made from the same base
-            ground(cell.config)
-    for cell in critics:  # in order: one may start from another
-        if runner.run([cell]) or not ended(cell):
-            raise StudyError(f"{describe(cell)} failed, and runs start from it; see {out / 'logs'}.")
-    failed = runner.run(tried)
-    tuned = choose(study, trials, out) if not failed else chosen_before(out)
-    for method, choice in tuned.items():
-        say(f"tuning chose for {method}: {_flat(choice)}")
-    cells = run_cells(study, out, tuned)
-    for cell in cells:
-        check_same(cell)
-    failed += runner.run(cells)
-    finished = [cell.folder for cell in cells if (cell.folder / "cell.json").is_file()]
-    from vapo.reports.comparison import compare
-
-    results = compare(finished, out / name, heading=study.about or None, notes=notes)
+    first_guess = run_cells(study, out, chosen_before(out))
+    check(study, out)
+    with locked(out):
+        (out / name).mkdir(parents=True, exist_ok=True)
+        (out / name / "study.yaml").write_text(frozen(study))
+        runner.total = sum(not ended(cell) for cell in [*critics, *tried, *first_guess])
+        runner.make_bases(study)
+        _ground([*critics, *first_guess])
+        for depth in sorted({_depth(cell, critics) for cell in critics}):  # one may start from another
+            level = [cell for cell in critics if _depth(cell, critics) == depth]
+            runner.run(level)
+            for cell in level:
+                if _card(cell.folder).get("outcome") != "finished":
+                    raise StudyError(f"{describe(cell)} did not finish, and runs start from it; see {runner.logs}.")
+        if failed := runner.run(tried):
+            raise StudyError(
+                f"{len(failed)} trials of tuning failed (first: {describe(failed[0])}), and without all of them no "
+                f"learning rate can be chosen. Look into {runner.logs}, then give the same command again."
+            )
+        tuned = choose(study, trials, out)
+        for method in study.tuning.methods if study.tuning else []:
+            say(f"tuning chose for {method}: {_flat(tuned.get(method, {}))}")
+        cells = run_cells(study, out, tuned)
+        for cell in cells:
+            check_same(cell)
+        failed = runner.run(cells)
+        results = compare([c.folder for c in cells if _card(c.folder)], out / name, heading=study.about, notes=notes)
     if failed:
         raise StudyError(
-            f"{len(failed)} cells failed (first: {describe(failed[0])}); what finished is in {out / name}. "
-            f"Look into {out / 'logs'}, then give the same command again."
+            f"{len(failed)} cells failed (first: {describe(failed[0])}); what finished is compared in {out / name}. "
+            f"Look into {runner.logs}, then give the same command again."
         )
     return results
 
 
-def make_bases(runner: Runner, study: Study) -> None:
-    """Make the base models that the study names by seed and that are not there yet."""
-    config = run_cells(study, runner.out, {})[0].config
-    task = config.sections.task
-    options = [part for key, value in task.options.items() for part in ("--set", f"{key}={value}")]
-    wanted = [base for base in study.bases if isinstance(base, int)]
-    missing = [base for base in wanted if not Path(base_folder(runner.out, base), "config.json").is_file()]
-
-    def make(base: int) -> int:
-        folder = base_folder(runner.out, base)
-        arguments = ["make-base", task.name, "--seed", str(base), "--out", folder, "--json", *options]
-        return runner.command(arguments, runner.out / "logs" / f"base-seed{base}.log")
-
-    if missing:
-        runner.say(f"making {len(missing)} base models (some minutes each)")
-    with ThreadPoolExecutor(max_workers=runner.jobs) as pool:
-        try:
-            codes = list(pool.map(make, missing))
-        except BaseException:
-            runner._stop()
-            raise
-    for base, code in zip(missing, codes, strict=True):
-        if code:
-            raise StudyError(f"Making the base model of seed {base} failed; see {runner.out / 'logs'}.")
+def check(study: Study, out: Path) -> None:
+    """Raise ConfigError, DataError or ModelError for what can be known before anything runs."""
+    cells = [*critic_cells(study, out), *run_cells(study, out, chosen_before(out))]
+    for cell in [*cells, *(cell for trials in tuning_cells(study, out).values() for cell in trials)]:
+        check_same(cell)
+    made_here = {base_folder(study, out, base) for base in study.bases if isinstance(base, int)}
+    _ground([cell for cell in cells if cell.config.sections.model.policy not in made_here])
 
 
 def choose(study: Study, trials: Mapping[tuple[str, int], Sequence[Cell]], out: Path) -> dict[str, dict[str, Any]]:
     """For each tuned method the grid point with the best training accuracy over the last quarter of the steps.
 
-    Judged on training prompts, so that the held-out ones stay unseen; of equals the first. The whole table
-    goes to tuning.json.
+    Judged on training prompts, so that the held-out ones stay unseen; a diverged trial counts as 0; of equals
+    the first. The whole table goes to tuning.json, beside what earlier studies in the folder chose.
     """
+    path, tuned = out / "tuning.json", _read_tuning(out)
     if study.tuning is None:
-        return {}
-    table: dict[str, list[float | None]] = {}
+        return {method: entry["chosen"] for method, entry in tuned.items()}
     for name in study.tuning.methods:
-        table[name] = []
+        scores = []
         for point in range(len(study.tuning.grid)):
-            scores = [late_accuracy(cell.folder) for cell in trials[name, point]]
-            known = [score for score in scores if score is not None]  # a diverged trial counts as 0
-            table[name].append(sum(known) / len(scores) if known else None)
-    chosen = {}
-    for name, scores in table.items():
-        best = max(range(len(scores)), key=lambda i: (scores[i] is not None, scores[i] or 0.0, -i))
-        chosen[name] = study.tuning.grid[best]
-    (out / "tuning.json").write_text(
-        json.dumps({"grid": study.tuning.grid, "late_accuracy": table, "chosen": chosen}, indent=1) + "\n"
-    )
-    return chosen
+            each = [late_accuracy(cell.folder) for cell in trials[name, point]]
+            scores.append(fmean(0.0 if score is None else score for score in each))
+        best = scores.index(max(scores))
+        tuned[name] = {"chosen": study.tuning.grid[best], "late_accuracy": scores, "grid": study.tuning.grid}
+    write_json(path, tuned)
+    return {method: entry["chosen"] for method, entry in tuned.items()}
 
 
 def chosen_before(out: Path) -> dict[str, dict[str, Any]]:
-    """What tuning chose in an earlier call; nothing if it has not."""
-    path = out / "tuning.json"
-    return json.loads(path.read_text())["chosen"] if path.is_file() else {}
+    """What tuning has chosen in this folder so far, by method; nothing if it has not."""
+    return {method: entry["chosen"] for method, entry in _read_tuning(out).items()}
 
 
 def late_accuracy(folder: Path) -> float | None:
-    """Mean training accuracy over the last quarter of the planned steps; None for a run that did not end well."""
+    """Mean training accuracy over the last quarter of a run's steps; None for a run that did not end well."""
     if _card(folder).get("outcome") != "finished":
         return None
     rows = read_run(folder).phase("train")
@@ -265,16 +278,17 @@ def critic_card(cell: Cell) -> dict[str, Any] | None:
     """What the cell's shared critic cost, with what it started from, which is not in the cell's own counts."""
     if cell.critic is None:
         return None
-    run = read_run(cell.critic)
-    before = _card(cell.critic).get("critic") or {}
-    last = run.metrics[-1] if run.metrics else {}
+    rows, before = read_run(cell.critic).metrics, _card(cell.critic).get("critic") or {}
+    last = rows[-1] if rows else {}
+    own = {
+        "samples": int(last.get("num_samples", 0)),
+        "tokens": int(last.get("num_tokens", 0)),
+        "seconds": sum(number(row.get("step_time")) for row in rows),
+        "gradient_steps": sum(int(row.get("pretrain/gradient_steps", 0)) for row in rows),
+    }
     return {
         "name": _card(cell.critic).get("method", cell.critic.name),
-        "samples": int(last.get("num_samples", 0)) + int(before.get("samples", 0)),
-        "tokens": int(last.get("num_tokens", 0)) + int(before.get("tokens", 0)),
-        "seconds": sum(number(row.get("step_time")) for row in run.metrics) + float(before.get("seconds", 0.0)),
-        "gradient_steps": int(sum(row.get("pretrain/gradient_steps", 0) for row in run.metrics))
-        + int(before.get("gradient_steps", 0)),
+        **{key: value + before.get(key, 0) for key, value in own.items()},
         "explained_variance": last.get("pretrain/explained_variance"),
     }
 
@@ -282,6 +296,15 @@ def critic_card(cell: Cell) -> dict[str, Any] | None:
 def ended(cell: Cell) -> bool:
     """Whether the cell's run came to an end of its own, good or bad."""
     return _card(cell.folder).get("outcome") in ("finished", "diverged")
+
+
+def outcome_of(code: int) -> Outcome:
+    """How a run ended, from its exit code; a signal from outside stopped it."""
+    if code in (StoppedError.exit_code, 130) or code < 0:
+        return "stopped"
+    if code == 0:
+        return "finished"
+    return "diverged" if code == DivergedError.exit_code else "failed"
 
 
 def check_same(cell: Cell) -> None:
@@ -296,14 +319,63 @@ def check_same(cell: Cell) -> None:
         )
 
 
-def describe(cell: Cell) -> str:
-    """The cell in words."""
-    return f"{cell.method}, base {cell.base}, seed {cell.seed}" + (" (tuning)" if cell.kind == "tuning" else "")
+def write_json(path: Path, data: Any) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.replace(path)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """One study at a time in a folder; raises ConfigError if another process is at work in it."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; the runs of a study need a folder. Choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "study.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"Another `vapo ablate` is at work in {out}. Wait for it, or choose another --out."
+            ) from error
+        yield
+
+
+def _ground(cells: Sequence[Cell]) -> None:
+    """Check tasks, prompts and models of the cells that wait for no critic; the others have the same ones."""
+    seen = []
+    for cell in cells:
+        sections = cell.config.sections
+        place = (sections.task, sections.model, sections.rollout)
+        if cell.critic is None and place not in seen:
+            seen.append(place)
+            ground(cell.config)
+
+
+def _depth(cell: Cell, critics: Sequence[Cell]) -> int:
+    start = next((c for c in critics if c.folder == cell.critic), None)
+    return 0 if start is None else 1 + _depth(start, critics)
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    path = folder / "cell.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """A cell.json; empty if there is none or it cannot be read, so that the cell is gone on with."""
+    try:
+        card = json.loads((folder / "cell.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _read_tuning(out: Path) -> dict[str, dict[str, Any]]:
+    path = out / "tuning.json"
+    if not path.is_file():
+        return {}
+    try:
+        tuned = json.loads(path.read_bytes())
+        return {str(method): {**entry, "chosen": dict(entry["chosen"])} for method, entry in tuned.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Delete it: it is made again from the trials.") from error
 
 
 def _score(folder: Path) -> str:
@@ -315,6 +387,4 @@ def _score(folder: Path) -> str:
 
 
 def _flat(settings: Mapping[str, Any]) -> str:
-    from vapo.config import flatten
-
     return ", ".join(f"{key}={value}" for key, value in flatten(settings)) or "the study's settings"

@@ -90,7 +90,7 @@ class PolicyObjective:
 
 @dataclass(frozen=True)
 class RewardModelObjective:
-    """L = Σ w·½(V(s_end) - R)² over responses: a judge of finished text, which never sees an unfinished one."""
+    """L = Σ w·½(V(s_end) - R)² over finished responses: a judge of whole answers that never sees a part of one."""
 
     critic: Critic
 
@@ -99,8 +99,8 @@ class RewardModelObjective:
         return self.critic.model
 
     def weights(self, minibatch: Batch) -> dict[str, Tensor]:
-        """Every response the same, on its last learned token."""
-        mask = minibatch.mask
+        """Every response that was not cut off the same, on its last learned token."""
+        mask = minibatch.mask & ~minibatch.truncated[:, None]
         last = mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
         return {"value": token_weights(last)}
 

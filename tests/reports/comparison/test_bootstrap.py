@@ -63,6 +63,9 @@ def test_degrees_of_freedom_are_those_of_what_varies():
     prompts_only = np.array([np.arange(50) / 50] * 3)
     assert degrees_of_freedom(prompts_only, ["a"] * 3) == pytest.approx(49.0)
     assert degrees_of_freedom(np.full((3, 50), 0.5), ["a"] * 3) == float("inf")
+    # all spread is in base a, whose three runs know it with two degrees of freedom
+    one_base = np.array([[0.0], [0.5], [1.0], [0.5], [0.5], [0.5]]).repeat(9, axis=1)
+    assert degrees_of_freedom(one_base, ["a"] * 3 + ["b"] * 3) == pytest.approx(2.0)
     # runs 0 and 1, prompts 0 and 1 on top: v_R = .5 / 2, v_P = .5 / 2, so (½)² / ((¼)² / 1 + (¼)² / 1) = 2
     assert degrees_of_freedom(np.array([[0.0, 1.0], [1.0, 2.0]]), ["a", "a"]) == pytest.approx(2.0)
 

@@ -55,7 +55,44 @@ def test_equal_samples_are_read_with_and_without_pretraining(small):
     assert vapo["equal_samples_with_pretraining"]["mean"] == 0.0
     assert grpo["difference"]["equal_samples_with_pretraining"]["mean"] == 0.375
     assert (vapo["samples"], vapo["pretraining_samples"], grpo["pretraining_samples"]) == (100, 100, 0)
-    assert (vapo["seconds"], vapo["pretraining_seconds"]) == (60.0, 12.0)
+    # of the 60 seconds of the steps one went into the evaluation between them
+    assert (vapo["seconds"], vapo["pretraining_seconds"]) == (59.0, 12.0)
+
+
+def test_a_run_that_ends_far_below_its_best_evaluation_has_fallen_and_counts(make_cell, tmp_path):
+    up = make_cell("up", k=4, seed=0, right=[[0, 0], [2, 2], [4, 4]])
+    down = make_cell("down", k=4, seed=1, right=[[0, 0], [4, 4], [2, 2]])
+    results = compare([up, down], tmp_path / "out")
+    method = of(results, "vapo")
+    assert (method["fell"], method["crashes"], method["final"]["mean"]) == (1, 0, 0.75)
+    assert rows(results)[0][-1] == "0, 1 fell"
+
+
+def test_a_shared_critic_is_told_once_with_its_cost_and_its_users(make_cell, tmp_path):
+    critic = {"name": "pretrained", "samples": 600, "tokens": 9, "seconds": 30.0, "gradient_steps": 80}
+    told = {"method": "vapo", "base": "b", "outcome": "finished", "critic": {**critic, "explained_variance": 0.25}}
+    results = compare([make_cell(str(s), cell={**told, "seed": s}) for s in (0, 1)], tmp_path / "out")
+    assert results["critics"] == [
+        {
+            "critic": "pretrained",
+            "base": "b",
+            "runs": 2,
+            "samples": 600,
+            "seconds": 30.0,
+            "gradient_steps": 80,
+            "explained_variance": 0.25,
+        }
+    ]
+    said = " ".join(sentences(results))
+    assert "pretrained on base b (600 samples, 80 gradient steps, 0.5 minutes" in said
+    assert "do not hold the luck of making it" in said
+
+
+def test_runs_of_several_versions_of_the_code_are_named(make_cell, tmp_path):
+    runs = [make_cell(str(seed), seed=seed) for seed in (0, 1)]
+    assert "versions of the code" not in " ".join(sentences(compare(runs, tmp_path / "one")))
+    (runs[1] / "environment.json").write_text(json.dumps({"commit": "cd"}))
+    assert "made by 2 versions of the code: ab, cd" in " ".join(sentences(compare(runs, tmp_path / "two")))
 
 
 def test_a_run_lists_its_evaluations_on_all_axes(small):

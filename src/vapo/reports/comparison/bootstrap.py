@@ -94,20 +94,24 @@ def estimate(scores: Scores, strata: Sequence[Hashable], *, resamples: int = RES
 
 
 def degrees_of_freedom(scores: Scores, strata: Sequence[Hashable]) -> float:
-    """How well the variance of the mean of (R, P) scores is known: (v_R + v_P)² / (v_R²/df_R + v_P²/df_P).
+    """How well the variance of the mean of (R, P) scores is known: (Σ v)² / Σ (v²/df), over its parts.
 
-    v_R is the part from runs (within strata), v_P the part from prompts. Many prompts know their part well; a
-    few runs do not. Infinite where nothing varies.
+    The parts are the runs of each stratum and the prompts. Many prompts know their part well; a few runs do
+    not. Infinite where nothing varies.
     """
-    means = run_means(scores)
+    of_prompts = run_means(scores.T)
+    of_prompts = of_prompts[~np.isnan(of_prompts)]
+    parts = _variances_of_runs(run_means(scores), strata)
+    if len(of_prompts) > 1:
+        parts.append((float(of_prompts.var(ddof=1)) / len(of_prompts), len(of_prompts) - 1))
+    known = sum(variance**2 / df for variance, df in parts)
+    return sum(variance for variance, _ in parts) ** 2 / known if known > 0 else float("inf")
+
+
+def _variances_of_runs(means: Scores, strata: Sequence[Hashable]) -> list[tuple[float, int]]:
+    """What the runs of each stratum add to the variance of the mean of all, and its degrees of freedom."""
     groups = _strata(strata)
-    of_runs = sum(len(g) * float(means[g].var(ddof=1)) for g in groups) / len(means) ** 2
-    of_prompts_each = run_means(scores.T)
-    of_prompts_each = of_prompts_each[~np.isnan(of_prompts_each)]
-    num = len(of_prompts_each)
-    of_prompts = float(of_prompts_each.var(ddof=1)) / num if num > 1 else 0.0
-    known = of_runs**2 / (len(means) - len(groups)) + of_prompts**2 / max(1, num - 1)
-    return (of_runs + of_prompts) ** 2 / known if known > 0 else float("inf")
+    return [(len(g) * float(means[g].var(ddof=1)) / len(means) ** 2, len(g) - 1) for g in groups]
 
 
 def stretch(df: float) -> float:
@@ -139,7 +143,9 @@ def band(curves: Scores, strata: Sequence[Hashable], *, resamples: int = 2_000, 
         return nothing, nothing
     means = [runs @ curves / len(curves) for runs in _run_draws(strata, resamples, seed, stream=1)]
     low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    centre, wider = curves.mean(axis=0), stretch(len(curves) - len(_strata(strata)))
+    centre = curves.mean(axis=0)
+    # a band has one width per place, and the fewest degrees of freedom that a stratum has
+    wider = stretch(min(len(group) for group in _strata(strata)) - 1)
     return centre - wider * (centre - low), centre + wider * (high - centre)
 
 

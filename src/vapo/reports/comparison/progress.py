@@ -94,6 +94,7 @@ def arrival(
     target_scores: Scores,
     target_strata: Sequence[Hashable],
     *,
+    paired: bool,
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Arrival:
@@ -101,7 +102,8 @@ def arrival(
 
     `target_scores` (R', P) are the final success rates of the runs to be reached, `strata` the base of each
     run. The interval resamples the runs of both sides and, for both alike, the prompts; it needs two runs on
-    each side, else it is nan. A first crossing of a noisy curve tends to come early: that holds for
+    each side, else it is nan. `paired` says that run i of both sides has the same base and seed: then both
+    are drawn together. A first crossing of a noisy curve tends to come early: that holds for
     every method, and for the target's own, whose share below 1 shows by how much.
     """
     x, means = mean_curves(curves, exact=True)
@@ -112,7 +114,7 @@ def arrival(
     rates = np.array([[rates_at(curve, at) for at in x] for curve in curves])  # (R, G, P)
     num_prompts, found = rates.shape[2], []
     own = draws(strata, num_prompts, resamples=resamples, seed=seed, stream=1)
-    theirs = draws(target_strata, num_prompts, resamples=resamples, seed=seed, stream=2)
+    theirs = draws(target_strata, num_prompts, resamples=resamples, seed=seed, stream=1 if paired else 2)
     for draw, target_draw in zip(own, theirs, strict=True):
         of_runs = resampled_means(rates.reshape(-1, num_prompts), draw.prompts).reshape(-1, *rates.shape[:2])
         curve = np.einsum("br,brg->bg", draw.runs, of_runs) / len(curves)

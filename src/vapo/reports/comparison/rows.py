@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from vapo.reports.comparison.methods import LADDER
-from vapo.reports.runfiles import Record
+from vapo.reports.runfiles import Record, number
 from vapo.reports.words import NOTHING, count, figure, interval, percent, signed
 
 Row = list[str]
@@ -135,7 +135,8 @@ def sentences(results: Record) -> list[str]:
         f"At equal samples: each run's curve of held-out scores, linear between evaluations, read at "
         f"{results['equal']['samples_with_pretraining']:,} training samples, the most that every run has reached; "
         "samples of value pretraining count, a shared critic's too. The second table also reads it at "
-        f"{results['equal']['samples']:,} samples, pretraining not counted.",
+        f"{results['equal']['samples']:,} samples, pretraining not counted. Evaluations during training use "
+        f"{results['curve_k']} sample{'s' if results['curve_k'] > 1 else ''} per prompt, so these columns are noisier.",
     ]
     if results["target"]:
         target = results["target"]
@@ -149,12 +150,37 @@ def sentences(results: Record) -> list[str]:
         )
     said += [
         "Samples and minutes: median over runs; what the critic's pretraining took stands behind the plus. Minutes "
-        "are those of the training steps, evaluations between them included.",
-        "Crashes: runs that diverged. They, failed and unfinished runs are in no score and no mean.",
+        "are those of the training steps, as the machine was: other runs on its cores slow them.",
+        "Crashes: runs whose numbers stopped being finite. They, failed and unfinished runs are in no score and no "
+        "mean, which flatters a method that crashes. Fell: runs that ended more than 0.15 below their own best "
+        "evaluation; they count.",
+        *_about_critics(results["critics"]),
+        *_about_commits(results["commits"]),
         "Paper: avg@32 in percent on AIME 2024 from Qwen2.5-32B, arXiv:2504.05118, Table 1 (grpo: its "
         "R1-Zero-Qwen-32B); another task and another model, so only the order can be compared.",
     ]
     return said
+
+
+def _about_critics(critics: list[Record]) -> list[str]:
+    if not critics:
+        return []
+    each = [
+        f"{c['critic']} on base {c['base']} ({c['samples']:,} samples, {c['gradient_steps']:,} gradient steps, "
+        f"{_minutes(c['seconds'])} minutes, held-out explained variance {figure(number(c['explained_variance']))}; "
+        f"{_runs(c['runs'])} started from it)"
+        for c in critics
+    ]
+    return [
+        f"Critics made once and shared by all seeds, as in the paper: {'; '.join(each)}. So the intervals of methods "
+        "with a pretrained critic do not hold the luck of making it."
+    ]
+
+
+def _about_commits(commits: list[str]) -> list[str]:
+    if len(commits) == 1 and commits[0] != "None":
+        return []
+    return [f"The runs were made by {len(commits)} versions of the code: {', '.join(c[:12] for c in commits)}."]
 
 
 def _row(method: Record, results: Record) -> Row:
@@ -168,7 +194,7 @@ def _row(method: Record, results: Record) -> Row:
         *([_arrival(method["steps_to_target"])] if results["target"] else []),
         _with_pretraining(method["samples"], method["pretraining_samples"], count),
         _with_pretraining(method["seconds"], method["pretraining_seconds"], _minutes),
-        str(method["crashes"]),
+        _crashes(method),
     ]
 
 
@@ -201,6 +227,10 @@ def _arrival(found: Record | None) -> str:
         return share
     low, high = ("∞" if found[end] is None else percent(found[end]) for end in ("low", "high"))
     return f"{share} [{low}, {high}]"
+
+
+def _crashes(method: Record) -> str:
+    return f"{method['crashes']}, {method['fell']} fell" if method["fell"] else str(method["crashes"])
 
 
 def _with_pretraining(joint: float | None, before: float | None, words: Callable[[float], str]) -> str:

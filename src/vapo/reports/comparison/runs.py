@@ -42,6 +42,10 @@ class Pretraining:
     steps: int = 0
     critic: str | None = None
     """The name of the shared critic, if there was one."""
+    gradient_steps: int | None = None
+    """Of the shared critic."""
+    explained_variance: float | None = None
+    """Of the shared critic, on held-out prompts when it was done."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,8 @@ def _pretraining(files: RunFiles, shared: Any) -> Pretraining:
         seconds=own.seconds + float(shared.get("seconds") or 0.0),
         steps=own.steps,
         critic=one_line(shared.get("name") or "shared"),
+        gradient_steps=int(shared.get("gradient_steps") or 0),
+        explained_variance=number(shared.get("explained_variance")),
     )
 
 

@@ -25,6 +25,8 @@ FORMAT = 1
 TARGET = "dapo"
 """The method whose final score the others are timed to; the paper: "50 in 60 % of DAPO's steps"."""
 DIGITS = 5
+FALL = 0.15
+"""How far below its own best evaluation a run ends to be called fallen; an avg@1 of 200 prompts errs by 0.035."""
 
 Reading = Callable[[Cell], Scores]
 """How a run is scored: its success rate on each held-out prompt (P,), at some place in training."""
@@ -68,6 +70,9 @@ def summarise(
         "reference": reference,
         "level": LEVEL,
         "resamples": RESAMPLES,
+        "curve_k": min(e.k for c in finished for e in c.evaluations),
+        "critics": _critics(finished, bases),
+        "commits": sorted({str(c.files.environment.get("commit")) for c in finished}),
         "equal": {"gradient_steps": gradient_steps.pop() if len(gradient_steps) == 1 else None, **reached},
         "target": target and {"method": TARGET, "score": _score(target), "gradient_steps": _gradient_steps(target)},
         "methods": [
@@ -102,6 +107,7 @@ def _method(
     return {
         "method": method,
         "paper": PAPER.get(method),
+        "fell": sum(_fell(cell) for cell in group),
         "crashes": sum(cell.outcome == "diverged" for cell in everyone),
         "left_out": sum(cell.outcome in ("failed", "unfinished") for cell in everyone),
         **{name: _estimate_of(group, reading) for name, reading in readings.items()},
@@ -184,6 +190,7 @@ def _steps_to_target(group: list[Cell], target: list[Cell] | None) -> Record | N
         [cell.base for cell in group],
         np.array([cell.final.rates for cell in target]),
         [cell.base for cell in target],
+        paired=[(c.base, c.seed) for c in group] == [(c.base, c.seed) for c in target],
     )
     return {
         "gradient_steps": found.x,
@@ -246,8 +253,34 @@ def _gradient_steps(cells: Sequence[Cell]) -> float:
 
 
 def _seconds(cell: Cell) -> float:
-    """Seconds of all joint steps, the held-out evaluations between them included."""
-    return _sum(cell.files.phase("train"), "step_time")
+    """Seconds of all joint steps, without the held-out evaluations between them."""
+    rows = cell.files.phase("train")
+    return _sum(rows, "step_time") - _sum(rows, "time/evaluate")
+
+
+def _fell(cell: Cell) -> bool:
+    """Whether the run ended far below its own best evaluation: a collapse that no exit code tells."""
+    return float(_curve(cell, _gradient).means.max()) - _score([cell]) > FALL
+
+
+def _critics(cells: Sequence[Cell], bases: dict[str, str]) -> list[Record]:
+    """The critics that several runs start from, each once, with what making it cost."""
+    users: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.pretraining.critic is not None:
+            users.setdefault((cell.pretraining.critic, cell.base), []).append(cell)
+    return [
+        {
+            "critic": name,
+            "base": bases[base],
+            "runs": len(group),
+            "samples": group[0].pretraining.samples,
+            "seconds": group[0].pretraining.seconds,
+            "gradient_steps": group[0].pretraining.gradient_steps,
+            "explained_variance": group[0].pretraining.explained_variance,
+        }
+        for (name, base), group in users.items()
+    ]
 
 
 def _sum(rows: Sequence[Record], key: str) -> float:

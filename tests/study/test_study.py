@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from vapo.algo.presets import TECHNIQUES, Gae, Relative
+from vapo.cli import app
 from vapo.config import flatten
-from vapo.errors import ConfigError
-from vapo.study.plan import (
-    critic_cells,
-    method_called,
-    only_methods,
-    read_study,
-    run_cells,
-    studies,
-    tuning_cells,
-    with_seeds,
-    within,
-)
-from vapo.study.runner import check_same
+from vapo.errors import ConfigError, ModelError
+from vapo.study.cells import base_folder, critic_cells, run_cells, tuning_cells
+from vapo.study.runner import check_same, choose, chosen_before, ended, locked, outcome_of
+from vapo.study.study import method_called, only_methods, read_study, studies, with_seeds, within
 
 OUT = Path("somewhere")
 
@@ -35,6 +29,10 @@ def written(tmp_path: Path, text: str) -> str:
 def test_every_shipped_study_resolves_at_every_budget(name: str, budget: str):
     study = within(read_study(name), budget)
     assert run_cells(study, OUT, {})
+    assert {cell.folder for cell in critic_cells(study, OUT)} == {
+        cell.critic for cell in run_cells(study, OUT, {}) if cell.critic is not None
+    } | {cell.critic for cell in critic_cells(study, OUT) if cell.critic is not None}
+    tuning_cells(study, OUT)
     assert study.about
 
 
@@ -77,7 +75,8 @@ def test_what_tuning_chose_for_vapo_holds_for_its_ablations():
     rates = {c.method: c.config.algorithm.optimization.actor_lr for c in run_cells(read_study("maze"), OUT, tuned)}
     assert rates["vapo"] == rates["vapo without clip-higher"] == rates["vapo with dynamic-sampling"] == 6e-4
     assert rates["grpo"] == 1.5e-4
-    assert rates["dapo"] == 3e-4
+    untuned = read_study("maze").settings["trainer"]["actor_lr"]
+    assert rates["dapo"] == untuned
 
 
 def test_one_critic_per_base_serves_exactly_the_methods_that_pretrain():
@@ -139,6 +138,8 @@ def test_budgets_and_options_choose_seeds_and_methods(tmp_path: Path):
     assert list(chosen.methods) == ["vapo", "dapo"]
     assert chosen.tuning is not None
     assert chosen.tuning.methods == ["dapo", "vapo"]
+    more = with_seeds(study, 6)
+    assert len([c for c in run_cells(more, OUT, {}) if c.method == "vapo without clip-higher"]) == 6
     with pytest.raises(ConfigError, match="No budget is called 'huge'"):
         within(study, "huge")
 
@@ -152,11 +153,121 @@ def test_budgets_and_options_choose_seeds_and_methods(tmp_path: Path):
         ("methods: [vapo]\nseeds: []", "seeds"),
         ("methods: [vapo]\ncritics: {pretrained: {start: pretrained}}", "not listed before"),
         ("methods: [vapo]\ntuning: {methods: [grpo], grid: [{}]}", "tuning names 'grpo'"),
+        ("methods: [vapo]\ntuning: {methods: [vapo], grid: []}", "tuning.grid"),
+        ("methods: [{vapo: {}}]", "methods: must be a list of names, or a mapping"),
+        ("methods: [1]", "methods: must be a list of names, or a mapping"),
+        ("methods: {vapo: text}", "methods: must be a list of names, or a mapping"),
+        ("methods: [vapo]\nlike: maze\nsettings: 3", "settings: must hold sections"),
+        ("methods: [vapo]\nlike: maze\ntuning: {grid: [{}]}", "tuning.methods"),
+        ("methods: [vapo]\nseeds: [-1]", "seeds"),
     ],
 )
 def test_a_mistake_in_a_study_is_named(tmp_path: Path, text: str, words: str):
     with pytest.raises(ConfigError, match=words):
         read_study(written(tmp_path, text))
+
+
+def test_a_study_that_is_like_itself_is_refused(tmp_path: Path):
+    path = tmp_path / "study.yaml"
+    path.write_text(f"like: {path}\nmethods: [vapo]")
+    with pytest.raises(ConfigError, match="leads back to the file itself"):
+        read_study(str(path))
+
+
+@pytest.mark.parametrize(
+    "text", ["methods: [vapo]\nseeds: [0, 0]", "methods: {a b: {preset: ppo}, a-b: {preset: ppo}}"]
+)
+def test_cells_that_would_share_a_folder_are_refused(tmp_path: Path, text: str):
+    with pytest.raises(ConfigError, match="Two cells of the study would lie in"):
+        run_cells(read_study(written(tmp_path, text)), OUT, {})
+
+
+def test_a_base_that_is_made_lies_in_a_folder_of_its_task_and_options():
+    near, far = read_study("other-base"), read_study("long")
+    assert base_folder(near, OUT, 1) == "somewhere/bases/maze-seed1"
+    assert base_folder(far, OUT, 1) != base_folder(near, OUT, 1)
+    assert base_folder(near, OUT, "builtin") == "builtin"
+
+
+def test_a_single_ablation_is_tuned_as_its_preset_is():
+    study = only_methods(read_study("maze"), ["vapo without clip-higher"])
+    assert {name for name, _ in tuning_cells(study, OUT)} == {"vapo"}
+    assert [cell.method for cell in critic_cells(study, OUT)] == ["critic pretrained"]
+    assert {cell.method for cell in run_cells(study, OUT, {})} == {"vapo without clip-higher"}
+
+
+def test_a_method_asked_for_by_name_needs_the_studys_critics(tmp_path: Path):
+    study = read_study(written(tmp_path, "methods: [grpo]\ncritics: {}\n".replace("[grpo]", "{grpo: {critic: null}}")))
+    with pytest.raises(ConfigError, match="starts from the critic 'pretrained', which is not listed"):
+        only_methods(study, ["vapo"])
+
+
+def test_studies_in_one_folder_keep_each_others_tuning(tmp_path: Path):
+    (tmp_path / "tuning.json").write_text(json.dumps({"grpo": {"chosen": {"trainer": {"actor_lr": 1e-5}}}}))
+    study = read_study("alpha")
+    tuned = choose(study, tuning_cells(study, tmp_path), tmp_path)  # no trial ended: all 0, the first is taken
+    assert tuned["grpo"] == {"trainer": {"actor_lr": 1e-5}}
+    assert chosen_before(tmp_path) == tuned
+    assert tuned["vapo"]["trainer"]["actor_lr"] == 1.5e-4
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"vapo": 3}', '{"vapo": {"grid": []}}'])
+def test_a_damaged_tuning_file_is_named(tmp_path: Path, text: str):
+    (tmp_path / "tuning.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"tuning.json cannot be read .* Delete it"):
+        chosen_before(tmp_path)
+
+
+def test_a_damaged_cell_card_leaves_the_cell_to_be_gone_on_with(tmp_path: Path):
+    cell = run_cells(read_study("maze"), tmp_path, {})[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.json").write_text('{"outcome": "fin')
+    assert not ended(cell)
+    (cell.folder / "cell.json").write_text('{"outcome": "finished"}')
+    assert ended(cell)
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        (0, "finished"),
+        (3, "diverged"),
+        (2, "failed"),
+        (1, "failed"),
+        (75, "stopped"),
+        (130, "stopped"),
+        (-9, "stopped"),
+    ],
+)
+def test_exit_codes_say_how_a_cell_ended(code: int, outcome: str):
+    assert outcome_of(code) == outcome
+
+
+def test_a_second_study_in_the_folder_is_refused(tmp_path: Path):
+    with locked(tmp_path), pytest.raises(ConfigError, match="at work in"), locked(tmp_path):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"), locked(tmp_path / "file"):
+        pass
+
+
+def test_a_dry_run_lists_every_cell_and_what_has_ended(tmp_path: Path):
+    cell = next(c for c in run_cells(read_study("chain"), tmp_path, {}) if c.method == "grpo")
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.json").write_text('{"outcome": "finished"}')
+    done = CliRunner().invoke(
+        app, ["ablate", "chain", "--budget", "full", "--out", str(tmp_path), "--dry-run", "--json"]
+    )
+    assert done.exit_code == 0
+    cells = json.loads(done.stdout)
+    assert len(cells) == 1 + 5 * 3
+    assert [(c["method"], c["seed"]) for c in cells if c["ended"]] == [("grpo", 0)]
+
+
+def test_a_dry_run_finds_a_base_that_does_not_know_the_task(tmp_path: Path):
+    study = written(tmp_path, "methods: [grpo]\nsettings: {task: {min_distance: 9}}")
+    done = CliRunner().invoke(app, ["ablate", study, "--out", str(tmp_path / "out"), "--dry-run"])
+    assert isinstance(done.exception, ModelError)
 
 
 def test_an_unknown_study_lists_those_there_are():

@@ -1,0 +1,200 @@
+"""The cells of a study: methods crossed with seeds and base models, each one run with settings of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vapo.algo.presets import Gae
+from vapo.config import Config, Layer, flatten, merge, recipe_layer, resolve
+from vapo.errors import ConfigError
+from vapo.study.study import PRETRAINED, Method, Study
+from vapo.types import stable_hash
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid: where it lies, and the settings that make it."""
+
+    kind: Literal["run", "tuning", "critic"]
+    folder: Path
+    method: str
+    base: str
+    seed: int
+    config: Config
+    critic: Path | None = None
+    """The folder of the run that made the critic this one starts from."""
+
+    def card(self) -> dict[str, Any]:
+        """What cell.json says of the run, besides how it ended."""
+        return {"kind": self.kind, "method": self.method, "base": self.base, "seed": self.seed}
+
+
+def critic_cells(study: Study, out: Path) -> list[Cell]:
+    """The critics that some method starts from, for every base; a critic stands after the one it starts from."""
+    wanted: list[str] = []
+
+    def want(name: str) -> None:
+        start = study.critics[name].start
+        if start is not None:
+            want(start)
+        if name not in wanted:
+            wanted.append(name)
+
+    for method in [*study.methods.values(), *study.untabled.values()]:
+        if (name := critic_of(study, method)) is not None:
+            want(name)
+    return [_critic_cell(study, out, name, base) for name in wanted for base in study.bases]
+
+
+def tuning_cells(study: Study, out: Path) -> dict[tuple[str, int], list[Cell]]:
+    """By (method, number of the grid point): a run per tuning seed on the first base, hardly evaluated."""
+    if study.tuning is None:
+        return {}
+    quiet = {"evaluation": {"every": 0, "samples_per_prompt": 1, "final_samples_per_prompt": None, "prompts": 8}}
+    return {
+        (name, point): [
+            _cell(
+                study,
+                out,
+                name,
+                study.bases[0],
+                seed,
+                kind="tuning",
+                extra=[Layer("study: tuning", settings), Layer("study: tuning", quiet)],
+                folder=out / "tuning" / f"{slug(name)}-{point}-seed{seed}",
+            )
+            for seed in study.tuning.seeds
+        ]
+        for name in study.tuning.methods
+        for point, settings in enumerate(study.tuning.grid)
+    }
+
+
+def run_cells(study: Study, out: Path, tuned: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+    """The runs of the table, seed by seed, so that an unfinished study has whole columns.
+
+    `tuned` maps methods to what tuning chose for them; a method that was not tuned takes its preset's.
+    Raises ConfigError if two cells would lie in one folder.
+    """
+    cells: list[Cell] = []
+    for base in study.bases:
+        for seed in study.seeds:
+            for name, method in study.methods.items():
+                if seed in study.seeds[: method.seeds]:
+                    chosen = tuned.get(name, tuned.get(method.preset, {}))
+                    cells.append(_cell(study, out, name, base, seed, extra=[Layer("study: tuned", chosen)]))
+    folders: dict[Path, Cell] = {}
+    for cell in cells:
+        other = folders.setdefault(cell.folder, cell)
+        if other is not cell:
+            raise ConfigError(
+                f"Two cells of the study would lie in {cell.folder}: {describe(other)}; {describe(cell)}. Name each "
+                "seed once, and methods and bases so that they differ in letters or digits."
+            )
+    return cells
+
+
+def critic_of(study: Study, method: Method) -> str | None:
+    """The critic a method starts from: only where it has one at all, and pretrains or names another."""
+    config = resolve([*_settings(study), Layer("study", _method_settings(method))])
+    credit = config.algorithm.credit
+    if not isinstance(credit, Gae) or method.critic is None:
+        return None
+    pretrains = credit.pretraining_steps > 0
+    return method.critic if pretrains or method.critic != PRETRAINED else None
+
+
+def base_name(base: int | str) -> str:
+    """How tables call a base model."""
+    if isinstance(base, int):
+        return f"seed {base}"
+    return "shipped" if base == "builtin" else Path(base).name
+
+
+def base_folder(study: Study, out: Path, base: int | str) -> str:
+    """What `model.policy` says for a base. One that the study makes lies in a folder of its task and options."""
+    if not isinstance(base, int):
+        return base
+    task = resolve(_settings(study)).sections.task
+    options = f"-{stable_hash(sorted(task.options.items())):016x}"[:9] if task.options else ""
+    return str(out / "bases" / f"{slug(task.name)}{options}-seed{base}")
+
+
+def describe(cell: Cell) -> str:
+    """The cell in words."""
+    return f"{cell.method}, base {cell.base}, seed {cell.seed}" + (" (tuning)" if cell.kind == "tuning" else "")
+
+
+def config_differences(wanted: Config, found: Config) -> Iterator[str]:
+    """`key: found → wanted` for every setting in which two configurations differ."""
+    a, b = dict(flatten(found.as_dict())), dict(flatten(wanted.as_dict()))
+    for key in sorted(a.keys() | b.keys()):
+        if a.get(key) != b.get(key):
+            yield f"{key}: {a.get(key)} → {b.get(key)}"
+
+
+def slug(name: str) -> str:
+    """A name as part of a folder's name: letters, digits, dots and hyphens."""
+    words = "".join(c if c.isalnum() or c in ".-" else " " for c in name).split()
+    return "-".join(words)
+
+
+def _critic_folder(out: Path, name: str, base: int | str) -> Path:
+    return out / "critics" / f"{slug(name)}-{slug(base_name(base))}"
+
+
+def _critic_cell(study: Study, out: Path, name: str, base: int | str) -> Cell:
+    plan, seed = study.critics[name], study.seeds[0]
+    start = None if plan.start is None else _critic_folder(out, plan.start, base)
+    layers = [
+        *_common(study, out, base, seed),
+        Layer("study: critic", {"algorithm": {"preset": "vapo"}, "trainer": {"steps": 0}}),
+        Layer(f"study: critic {name}", plan.settings),
+    ]
+    if start is not None:
+        layers.append(Layer("study: critic", {"model": {"critic": str(start / "critic")}}))
+    folder = _critic_folder(out, name, base)
+    return Cell("critic", folder, f"critic {name}", base_name(base), seed, resolve(layers), start)
+
+
+def _cell(
+    study: Study,
+    out: Path,
+    name: str,
+    base: int | str,
+    seed: int,
+    *,
+    kind: Literal["run", "tuning"] = "run",
+    extra: Sequence[Layer] = (),
+    folder: Path | None = None,
+) -> Cell:
+    method = study.method(name)
+    critic = critic_of(study, method)
+    # what tuning chose stands below the method's own settings, which are part of what the row is
+    layers = [*_common(study, out, base, seed), *extra, Layer(f"study: {name}", _method_settings(method))]
+    made = None
+    if critic is not None:
+        made = _critic_folder(out, critic, base)
+        layers.append(
+            Layer("study: critic", {"model": {"critic": str(made / "critic")}, "trainer": {"pretraining_steps": 0}})
+        )
+    default = out / "runs" / f"{slug(name)}-{slug(base_name(base))}-seed{seed}"
+    return Cell(kind, folder or default, name, base_name(base), seed, resolve(layers), made)
+
+
+def _settings(study: Study) -> list[Layer]:
+    return [recipe_layer(study.recipe), Layer("study", study.settings)]
+
+
+def _common(study: Study, out: Path, base: int | str, seed: int) -> list[Layer]:
+    recipe, settings = _settings(study)
+    quiet = Layer("study", {"trainer": {"save_rollouts_every": 0}})
+    where = Layer("study", {"seed": seed, "model": {"policy": base_folder(study, out, base)}})
+    return [recipe, quiet, settings, where]
+
+
+def _method_settings(method: Method) -> dict[str, Any]:
+    return merge({"algorithm": {"preset": method.preset, "without": method.without}}, method.settings)

@@ -1,0 +1,261 @@
+"""What a study compares: a YAML file read into methods, seeds and base models.
+
+    recipe: maze                      # where every cell's settings start
+    settings: {trainer: {steps: 30}}  # laid over the recipe, the same for every cell
+    seeds: [0, 1, 2]
+    bases: [builtin, 1]               # the shipped base model, and the one `vapo make-base --seed 1` makes
+    methods: [ppo, grpo, vapo, vapo without clip-higher, vapo with dynamic-sampling]
+
+`methods` may also be a mapping from any name to `{preset, without, settings, critic, seeds}`. The rules of a fair
+comparison are in the structure: there is one `settings` for all, and a method's own `settings` show in the file.
+`like: OTHER` takes over another study's entries; carried out in the same folder, the two share their runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vapo.algo.presets import PRESETS, TECHNIQUES
+from vapo.config import merge, read_yaml
+from vapo.errors import ConfigError
+
+STUDIES = Path(__file__).resolve().parent.parent / "studies"
+DEFAULT_STUDY = "maze"
+PRETRAINED = "pretrained"
+"""The critic that value pretraining makes from the base model."""
+DYNAMIC_SAMPLING = {"algorithm": {"sampling": {"refill_rounds": PRESETS["dapo"].sampling.refill_rounds}}}
+
+BUDGETS: dict[str, str] = {
+    "smoke": "one seed, one base model, 3 steps: does everything run?",
+    "standard": "three seeds at most, one base model",
+    "full": "all that the study names",
+}
+_SMOKE = {
+    "trainer": {"steps": 3, "pretraining_steps": 2, "pretraining_passes": 1},
+    "evaluation": {"every": 2, "prompts": 20, "samples_per_prompt": 1, "final_samples_per_prompt": 2},
+}
+
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Method(BaseModel):
+    """One row of the table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    preset: str
+    without: list[str] = []
+    settings: dict[str, Any] = {}
+    """Laid over the study's settings, for this method only."""
+    critic: str | None = PRETRAINED
+    """Which of the study's critics takes the place of value pretraining, where the method pretrains."""
+    seeds: int | None = Field(default=None, ge=1)
+    """Run only so many of the study's seeds; null runs all."""
+
+
+class CriticPlan(BaseModel):
+    """A critic made once for each base model, before the runs that start from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    settings: dict[str, Any] = {}
+    start: str | None = None
+    """Another critic of the study to start from; null starts from the base model."""
+
+
+class Tuning(BaseModel):
+    """The same few settings tried for each method, on seeds that the final runs do not use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    methods: list[str] = Field(min_length=1)
+    grid: list[dict[str, Any]] = Field(min_length=1)
+    seeds: list[Seed] = Field(default=[100], min_length=1)
+
+
+class Study(BaseModel):
+    """A study as its file says it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    about: str = ""
+    recipe: str = "maze"
+    settings: dict[str, Any] = {}
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
+    bases: list[Seed | str] = Field(default=["builtin"], min_length=1)
+    """`builtin`, the seed of a base model to make, or the folder of one."""
+    methods: dict[str, Method] = Field(min_length=1)
+    critics: dict[str, CriticPlan] = {PRETRAINED: CriticPlan()}
+    tuning: Tuning | None = None
+    untabled: dict[str, Method] = {}
+    """Methods that are tuned but are no rows of the table."""
+
+    def method(self, name: str) -> Method:
+        """The method of that name, in the table or not."""
+        return self.methods[name] if name in self.methods else self.untabled[name]
+
+
+def studies() -> dict[str, Path]:
+    """Shipped studies by name."""
+    return {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
+
+
+def read_study(source: str | None) -> Study:
+    """A shipped study by name, or a YAML file. Raises ConfigError naming the file, the entry and the fix."""
+    path = study_file(source or DEFAULT_STUDY)
+    values = _entries(path, ())
+    try:
+        values["methods"] = _named_methods(values.get("methods"), path)
+        if values.get("tuning") and "like" in read_yaml(path):
+            values["tuning"] = _tuning_for(values["tuning"], values["methods"])
+        study = Study.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        known = "" if problem["type"] != "extra_forbidden" else f" Known here: {', '.join(Study.model_fields)}."
+        raise ConfigError(f"{path}: {where}: {problem['msg']}, got {problem.get('input')!r}.{known}") from error
+    check_names(study, str(path))
+    return study
+
+
+def study_file(source: str) -> Path:
+    """Where a study is: a YAML file, or a shipped study by its name. Raises ConfigError."""
+    if source.endswith((".yaml", ".yml")):
+        return Path(source)
+    if source not in studies():
+        raise ConfigError(
+            f"No study is called {source!r}; there are: {', '.join(studies())}. A file of your own needs the "
+            "ending .yaml."
+        )
+    return studies()[source]
+
+
+def method_called(name: str) -> dict[str, Any]:
+    """The method that a name says: a preset, `PRESET without TECHNIQUE`, or `PRESET with dynamic-sampling`."""
+    preset, _, rest = name.partition(" ")
+    how, _, what = rest.partition(" ")
+    if preset in PRESETS:
+        if not rest:
+            return {"preset": preset}
+        if how == "without" and what in TECHNIQUES:
+            return {"preset": preset, "without": [what]}
+        if rest == "with dynamic-sampling":
+            return {"preset": preset, "settings": DYNAMIC_SAMPLING}
+    raise ConfigError(
+        f"Cannot tell which method {name!r} is. Write a preset ({', '.join(PRESETS)}), `vapo without TECHNIQUE` "
+        f"({', '.join(TECHNIQUES)}), `vapo with dynamic-sampling`, or a mapping with its preset and settings."
+    )
+
+
+def within(study: Study, budget: str) -> Study:
+    """The study at a smaller budget; raises ConfigError for a name that is none."""
+    if budget not in BUDGETS:
+        raise ConfigError(f"No budget is called {budget!r}. There are: {', '.join(BUDGETS)}.")
+    if budget == "full":
+        return study
+    smaller: dict[str, Any] = {"bases": study.bases[:1], "seeds": study.seeds[:3]}
+    if budget == "smoke":
+        smaller["seeds"] = study.seeds[:1]
+        smaller["settings"] = merge(study.settings, _SMOKE)
+        if study.tuning:
+            smaller["tuning"] = study.tuning.model_copy(update={"seeds": study.tuning.seeds[:1]})
+    return study.model_copy(update=smaller)
+
+
+def with_seeds(study: Study, count: int | None) -> Study:
+    """The study with so many seeds for every method: its own first, then the numbers after them."""
+    if count is None:
+        return study
+    seeds = study.seeds[:count]
+    while len(seeds) < count:
+        seeds = [*seeds, max(seeds) + 1]
+    methods = {name: method.model_copy(update={"seeds": None}) for name, method in study.methods.items()}
+    return study.model_copy(update={"seeds": seeds, "methods": methods})
+
+
+def only_methods(study: Study, names: Sequence[str]) -> Study:
+    """The study with the named methods only, and of its tuning what they need.
+
+    Raises ConfigError for a name that is neither listed nor readable.
+    """
+    if not names:
+        return study
+    chosen = {
+        name: study.methods[name] if name in study.methods else Method.model_validate(method_called(name))
+        for name in names
+    }
+    tuning, untabled = study.tuning, {}
+    if tuning is not None:
+        needed = {name if name in tuning.methods else method.preset for name, method in chosen.items()}
+        kept = [name for name in tuning.methods if name in needed]
+        untabled = {name: study.method(name) for name in kept if name not in chosen}
+        tuning = tuning.model_copy(update={"methods": kept}) if kept else None
+    study = study.model_copy(update={"methods": chosen, "tuning": tuning, "untabled": untabled})
+    check_names(study, "--method")
+    return study
+
+
+def check_names(study: Study, where: str) -> None:
+    """Raise ConfigError for names of critics or tuned methods that nothing defines."""
+    for name, method in study.methods.items():
+        if method.critic is not None and method.critic not in study.critics:
+            raise ConfigError(
+                f"{where}: method {name!r} starts from the critic {method.critic!r}, which is not listed under "
+                "critics. List it, or set the method's critic to null."
+            )
+    for name, critic in study.critics.items():
+        seen = {name}
+        while critic.start is not None:
+            if critic.start not in study.critics or critic.start in seen:
+                raise ConfigError(f"{where}: critic {name!r} starts from {critic.start!r}, which is not listed before.")
+            seen.add(critic.start)
+            critic = study.critics[critic.start]
+    for name in study.tuning.methods if study.tuning else []:
+        if name not in study.methods and name not in study.untabled:
+            raise ConfigError(f"{where}: tuning names {name!r}, which is not among the methods.")
+
+
+def frozen(study: Study) -> str:
+    """The study as YAML, as it was carried out."""
+    return yaml.safe_dump(json.loads(study.model_dump_json()), sort_keys=False, width=100)
+
+
+def _entries(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's entries over those of the study it is `like`; settings are laid on settings, the rest replaces."""
+    if path in above:
+        raise ConfigError(f"{path}: `like` leads back to the file itself. Break the circle.")
+    own = dict(read_yaml(path))
+    settings = own.get("settings") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{path}: settings: must hold sections like {{trainer: {{steps: 30}}}}, got {settings!r}.")
+    other = own.pop("like", None)
+    if other is None:
+        return own
+    base = _entries(study_file(str(other)), (*above, path))
+    return {**base, **own, "settings": merge(base.get("settings") or {}, settings)}
+
+
+def _named_methods(methods: Any, path: Path) -> dict[str, Any]:
+    """Methods by name; a name alone, or an entry without a preset, is read by `method_called`."""
+    if isinstance(methods, list) and all(isinstance(name, str) for name in methods):
+        return {name: method_called(name) for name in methods}
+    if isinstance(methods, Mapping) and all(entry is None or isinstance(entry, Mapping) for entry in methods.values()):
+        return {
+            str(name): dict(entry) if entry and "preset" in entry else merge(method_called(str(name)), entry or {})
+            for name, entry in methods.items()
+        }
+    raise ConfigError(
+        f"{path}: methods: must be a list of names, or a mapping from names to {{preset, without, settings, "
+        f"critic, seeds}}; got {methods!r}."
+    )
+
+
+def _tuning_for(tuning: Any, methods: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Of another study's tuning what these methods need; None if that is nothing."""
+    if not isinstance(tuning, Mapping) or not isinstance(tuning.get("methods"), list):
+        return tuning  # wrong, and said so where it is validated
+    used = {entry.get("preset") for entry in methods.values()}
+    kept = [name for name in tuning["methods"] if name in used and name in methods]
+    return {**tuning, "methods": kept} if kept else None
