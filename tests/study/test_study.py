@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from vapo.algo.presets import TECHNIQUES, Gae, Relative
+from vapo.algo.presets import TECHNIQUES, Gae, GroupBaseline, Relative
 from vapo.cli import app
 from vapo.config import flatten
 from vapo.errors import ConfigError, ModelError
@@ -112,6 +113,15 @@ def test_studies_that_are_alike_share_their_runs():
     common = [c for c in run_cells(read_study("alpha"), OUT, {}) if c.folder in shared]
     assert {c.method for c in common} == {"vapo"}
     assert all(c.config == shared[c.folder] for c in common)
+
+
+def test_the_control_differs_from_vapo_in_the_baseline_alone():
+    study = read_study("control")
+    methods = {c.method: c.config.algorithm for c in run_cells(study, OUT, {}) if c.seed == 0}
+    vapo, control = methods["vapo"], methods["vapo with a group baseline"]
+    assert isinstance(control.credit, GroupBaseline)
+    assert replace(control, credit=vapo.credit) == vapo
+    assert {name for name, _ in tuning_cells(study, OUT)} == {"grpo", "vapo", "vapo with a group baseline"}
 
 
 def test_the_alpha_study_sweeps_the_rule():

@@ -108,7 +108,8 @@ def read_study(source: str | None) -> Study:
     values = _entries(path, ())
     try:
         values["methods"] = _named_methods(values.get("methods"), path)
-        if values.get("tuning") and "like" in read_yaml(path):
+        own = read_yaml(path)
+        if values.get("tuning") and "like" in own and "tuning" not in own:
             values["tuning"] = _tuning_for(values["tuning"], values["methods"])
         study = Study.model_validate(values)
     except ValidationError as error:
