@@ -185,7 +185,9 @@ def ablate(
     ] = None,
     budget: Annotated[
         str,
-        typer.Option(help="smoke: one seed, 3 steps; standard: at most 3 seeds on one base; full: all of the study."),
+        typer.Option(
+            help="smoke: one seed, 3 steps, no tuning; standard: at most 3 seeds on one base; full: all of the study."
+        ),
     ] = "standard",
     methods: Annotated[
         list[str] | None,

@@ -32,7 +32,7 @@ PRETRAINED = "pretrained"
 DYNAMIC_SAMPLING = {"algorithm": {"sampling": {"refill_rounds": PRESETS["dapo"].sampling.refill_rounds}}}
 
 BUDGETS: dict[str, str] = {
-    "smoke": "one seed, one base model, 3 steps: does everything run?",
+    "smoke": "one seed, one base model, 3 steps, no tuning: does everything run?",
     "standard": "three seeds at most, one base model",
     "full": "all that the study names",
 }
@@ -160,8 +160,7 @@ def within(study: Study, budget: str) -> Study:
     if budget == "smoke":
         smaller["seeds"] = study.seeds[:1]
         smaller["settings"] = merge(study.settings, _SMOKE)
-        if study.tuning:
-            smaller["tuning"] = study.tuning.model_copy(update={"seeds": study.tuning.seeds[:1]})
+        smaller["tuning"] = None
     return study.model_copy(update=smaller)
 
 
