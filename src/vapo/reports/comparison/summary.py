@@ -163,7 +163,13 @@ def _run(cell: Cell, name: str, base: str) -> Record:
 def _estimate_of(group: list[Cell], reading: Reading) -> Record:
     if not group:
         return _as_json(Estimate(math.nan, math.nan, math.nan, 0))
-    return _as_json(estimate(np.array([reading(cell) for cell in group]), [cell.base for cell in group]))
+    found = estimate(np.array([reading(cell) for cell in group]), [cell.base for cell in group])
+    return _as_json(found._replace(low=_share(found.low), high=_share(found.high)))
+
+
+def _share(value: float) -> float:
+    """A share of right answers: what lies outside 0 to 1 is not possible, however wide the interval. nan stays."""
+    return value if math.isnan(value) else min(1.0, max(0.0, value))
 
 
 def _difference(group: list[Cell], reference: list[Cell], reading: Reading) -> Record:
@@ -206,6 +212,7 @@ def _mean_curve(group: list[Cell], axis: Callable[[Cell, Evaluation], int]) -> R
         return None
     x, means = mean_curves([_curve(cell, axis) for cell in group])
     low, high = band(means, [cell.base for cell in group])
+    low, high = np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)  # nan stays
     return {"x": x.tolist(), "mean": means.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()}
 
 
