@@ -25,6 +25,8 @@ FORMAT = 1
 TARGET = "dapo"
 """The method whose final score the others are timed to; the paper: "50 in 60 % of DAPO's steps"."""
 DIGITS = 5
+ROUNDING = 1e-12
+"""Smaller numbers are what is left of 0 after floating-point sums."""
 FALL = 0.15
 """How far below its own best evaluation a run ends to be called fallen; an avg@1 of 200 prompts errs by 0.035."""
 
@@ -90,6 +92,8 @@ def rounded(tree: Any) -> Any:
         return {key: rounded(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [rounded(value) for value in tree]
+    if isinstance(tree, float) and abs(tree) < ROUNDING:
+        return 0.0
     if isinstance(tree, float):
         return float(f"{tree:.{DIGITS}g}") if math.isfinite(tree) else None
     return tree
