@@ -450,7 +450,8 @@ def _closing_words(path: Path, as_json: bool) -> None:
     preset = run.preset
     task = str(run.config.get("task", {}).get("name", "maze"))
     if as_json:
-        print(json.dumps({"run": str(path), "evaluations": evaluations}))
+        told = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
+        print(json.dumps({"run": str(path), "evaluations": told}))
         return
     console = Console(soft_wrap=True)
     console.print(before_after_table(evaluations))
