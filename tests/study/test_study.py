@@ -270,7 +270,7 @@ def test_a_dry_run_lists_every_cell_and_what_has_ended(tmp_path: Path):
     )
     assert done.exit_code == 0
     cells = json.loads(done.stdout)
-    assert len(cells) == 1 + 5 * 3
+    assert len(cells) == 1 + 5 * 4 + 5 * 3
     assert [(c["method"], c["seed"]) for c in cells if c["ended"]] == [("grpo", 0)]
 
 
