@@ -157,6 +157,7 @@ def within(study: Study, budget: str) -> Study:
     if budget == "full":
         return study
     smaller: dict[str, Any] = {"bases": study.bases[:1], "seeds": study.seeds[:3]}
+    smaller["about"] = f"{study.about} ({budget} budget)"
     if budget == "smoke":
         smaller["seeds"] = study.seeds[:1]
         smaller["settings"] = merge(study.settings, _SMOKE)
