@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from vapo.errors import ConfigError
-from vapo.tasks.words import FILLERS
+from vapo.tasks.words import DONE, FILLERS, LOST
 from vapo.types import Prompt, Task, Verdict, stable_hash
 
 T = TypeVar("T")
@@ -82,6 +82,72 @@ def decisive_words(response: str) -> list[str] | Verdict:
         return wrong(f"ends with {words[-1]!r}, not with a last word")
     words = [word for word in words if word not in FILLERS]
     return words or wrong("empty response")
+
+
+def judge_moves(
+    words: Sequence[str],
+    place: T,
+    goal: T,
+    *,
+    moves: Collection[str],
+    expected: str,
+    named: Callable[[T, str], str],
+    make: Callable[[T, str, str], tuple[T, str]],
+    stopped: Callable[[T], str],
+) -> Verdict:
+    """Right if moves and their outcomes alternate, all true, and `done` is said once, last, on the goal.
+
+    `words` come without fillers; `moves` are the words that move, `expected` tells which. `make(place, move,
+    outcome)` gives the new place and what is wrong with the outcome written, "" if nothing; `named(place, move)`
+    and `stopped(place)` word the reasons for a move without outcome and for stopping off the goal.
+    """
+    count = 0
+    for at in range(0, len(words), 2):
+        word = words[at]
+        if word in (DONE, LOST):
+            if at + 1 < len(words):
+                return wrong(f"goes on with {quote(words[at + 1])} after {word!r}")
+            if word == LOST:
+                return wrong(f"gave up at {place}")
+            return Verdict("right") if place == goal else wrong(stopped(place))
+        if word not in moves:
+            return wrong(f"expected {expected} after move {count}, got {quote(word)}")
+        count += 1
+        if at + 1 == len(words):
+            return wrong(f"move {count}, {named(place, word)}, has no outcome")
+        place, error = make(place, word, words[at + 1])
+        if error:
+            return wrong(f"move {count}: {error}")
+    return wrong(f"never stopped: at {place} after {count} moves")
+
+
+class Quitting(Protocol):
+    """How a clumsy solver ends: chances per decision."""
+
+    @property
+    def notice(self) -> float:
+        """To say `done` where the goal is."""
+        ...
+
+    @property
+    def err(self) -> float:
+        """To say `done` anywhere else."""
+        ...
+
+    @property
+    def despair(self) -> float:
+        """To say `lost`."""
+        ...
+
+
+def last_word(rng: random.Random, clumsy: Quitting, arrived: bool) -> str | None:
+    """The word with which a clumsy solver stops here, or None if it goes on."""
+    if arrived:
+        return DONE if rng.random() < clumsy.notice else None
+    stops = clumsy.err + clumsy.despair
+    if rng.random() >= stops:
+        return None
+    return DONE if rng.random() * stops < clumsy.err else LOST
 
 
 def pick(rng: random.Random, items: Sequence[T]) -> T:

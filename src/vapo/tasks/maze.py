@@ -14,9 +14,9 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from vapo.tasks.common import check_range, decisive_words, mumble, quote, split, wrong
+from vapo.tasks.common import check_range, decisive_words, judge_moves, last_word, mumble, quote, split
 from vapo.tasks.grid import Grid, distances, make_grid, spread_out
-from vapo.tasks.words import CELLS, DIRECTIONS, DONE, LANDMARKS, LOST, MAP_NAMES, MAX_SIDE, VOCABULARY, WALL
+from vapo.tasks.words import CELLS, DIRECTIONS, DONE, LANDMARKS, MAP_NAMES, MAX_SIDE, VOCABULARY, WALL
 from vapo.types import Prompt, Verdict
 
 
@@ -126,30 +126,16 @@ class Maze:
         if isinstance(words, Verdict):
             return words
         grid, cell, goal = problem
-        at, moves = 0, 0
-        while at < len(words):
-            word = words[at]
-            if word in (DONE, LOST):
-                if at + 1 < len(words):
-                    return wrong(f"goes on with {quote(words[at + 1])} after {word!r}")
-                if word == LOST:
-                    return wrong(f"gave up at {cell}")
-                return (
-                    Verdict("right")
-                    if cell == goal
-                    else wrong(f"stopped at {cell}, the {prompt.answer['goal']} is at {goal}")
-                )
-            if word not in DIRECTIONS:
-                return wrong(f"expected a direction after move {moves}, got {quote(word)}")
-            moves += 1
-            if at + 1 == len(words):
-                return wrong(f"move {moves}, {word} of {cell}, has no outcome")
-            error = _judge_move(cell, word, grid.steps[cell][word], words[at + 1])
-            if error:
-                return wrong(f"move {moves}: {error}")
-            cell = grid.steps[cell][word] or cell
-            at += 2
-        return wrong(f"never stopped: at {cell} after {moves} moves")
+        return judge_moves(
+            words,
+            cell,
+            goal,
+            moves=DIRECTIONS,
+            expected="a direction",
+            named=lambda cell, direction: f"{direction} of {cell}",
+            make=lambda cell, direction, outcome: _made(cell, direction, grid.steps[cell][direction], outcome),
+            stopped=lambda cell: f"stopped at {cell}, the {prompt.answer['goal']} is at {goal}",
+        )
 
     def example(self) -> tuple[Prompt, str]:
         """The first training prompt and a shortest way, with a bump and a filler so that both are seen."""
@@ -186,11 +172,8 @@ class Maze:
         grid, cell, goal = problem
         words: list[str] = []
         while len(words) < self.max_response_tokens:
-            if cell == goal and rng.random() < clumsy.notice:
-                words.append(DONE)
-                break
-            if cell != goal and rng.random() < clumsy.err + clumsy.despair:
-                words.append(DONE if rng.random() * (clumsy.err + clumsy.despair) < clumsy.err else LOST)
+            if last := last_word(rng, clumsy, arrived=cell == goal):
+                words.append(last)
                 break
             words += mumble(rng, clumsy.mumble)
             direction = _clumsy_direction(rng, clumsy, grid, cell, goal)
@@ -219,7 +202,12 @@ def _prompt(name: str, start: str, landmark: str) -> Prompt:
     )
 
 
-def _judge_move(cell: str, direction: str, there: str | None, outcome: str) -> str:
+def _made(cell: str, direction: str, there: str | None, outcome: str) -> tuple[str, str]:
+    """The cell after a move, and what is wrong with the outcome written."""
+    return there or cell, _error(cell, direction, there, outcome)
+
+
+def _error(cell: str, direction: str, there: str | None, outcome: str) -> str:
     """What is wrong with one move; empty if nothing is."""
     if outcome == (there or WALL):
         return ""

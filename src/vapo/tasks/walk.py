@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vapo.tasks.common import check_range, decisive_words, mumble, quote, split, wrong
-from vapo.tasks.words import DONE, LOST, MAX_NUMBER, NUMBERS, OUT, VOCABULARY, WALK_OPERATIONS
+from vapo.tasks.common import check_range, decisive_words, judge_moves, last_word, mumble, quote, split
+from vapo.tasks.words import DONE, MAX_NUMBER, NUMBERS, OUT, VOCABULARY, WALK_OPERATIONS
 from vapo.types import Prompt, Verdict, stable_hash
 
 # Sets of operations a prompt may offer, each balanced between up and down: an aimless walker gets everywhere
@@ -127,27 +127,16 @@ class Walk:
         if isinstance(words, Verdict):
             return words
         kit, number, target = problem
-        at, moves = 0, 0
-        while at < len(words):
-            word = words[at]
-            if word in (DONE, LOST):
-                if at + 1 < len(words):
-                    return wrong(f"goes on with {quote(words[at + 1])} after {word!r}")
-                if word == LOST:
-                    return wrong(f"gave up at {number}")
-                return Verdict("right") if number == target else wrong(f"stopped at {number}, not at {target}")
-            if word not in kit:
-                return wrong(f"expected one of {' '.join(kit)} after move {moves}, got {quote(word)}")
-            moves += 1
-            if at + 1 == len(words):
-                return wrong(f"move {moves}, {number} {word}, has no outcome")
-            outcome = _outcome(number, word, self.options.limit)
-            if words[at + 1] != (OUT if outcome is None else str(outcome)):
-                truth = "off the number line" if outcome is None else outcome
-                return wrong(f"move {moves}: {number} {word} is {truth}, wrote {quote(words[at + 1])}")
-            number = number if outcome is None else outcome
-            at += 2
-        return wrong(f"never stopped: at {number} after {moves} moves")
+        return judge_moves(
+            words,
+            number,
+            target,
+            moves=kit,
+            expected=f"one of {' '.join(kit)}",
+            named=lambda number, operation: f"{number} {operation}",
+            make=lambda number, operation, written: _made(number, operation, written, self.options.limit),
+            stopped=lambda number: f"stopped at {number}, not at {target}",
+        )
 
     def example(self) -> tuple[Prompt, str]:
         """The first training prompt and a shortest way."""
@@ -177,11 +166,8 @@ class Walk:
         kit, number, target = problem
         words: list[str] = []
         while len(words) < self.max_response_tokens:
-            if number == target and rng.random() < clumsy.notice:
-                words.append(DONE)
-                break
-            if number != target and rng.random() < clumsy.err + clumsy.despair:
-                words.append(DONE if rng.random() * (clumsy.err + clumsy.despair) < clumsy.err else LOST)
+            if last := last_word(rng, clumsy, arrived=number == target):
+                words.append(last)
                 break
             words += mumble(rng, clumsy.mumble)
             operation = rng.choice(kit)
@@ -216,6 +202,15 @@ def _outcome(number: int, operation: str, limit: int) -> int | None:
     amount = int(operation[1:])
     result = {"+": number + amount, "-": number - amount, "x": number * amount}[operation[0]]
     return result if 0 <= result <= limit else None
+
+
+def _made(number: int, operation: str, written: str, limit: int) -> tuple[int, str]:
+    """The number after a move, and what is wrong with the outcome written; "" if nothing is."""
+    outcome = _outcome(number, operation, limit)
+    if written == (OUT if outcome is None else str(outcome)):
+        return (number if outcome is None else outcome), ""
+    truth = "off the number line" if outcome is None else outcome
+    return number, f"{number} {operation} is {truth}, wrote {quote(written)}"
 
 
 def _toward(kit: Sequence[str], number: int, target: int, limit: int) -> str:
