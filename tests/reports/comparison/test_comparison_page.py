@@ -84,11 +84,35 @@ def test_labels_move_apart_and_keep_their_order():
     assert (min(moved), max(moved)) == (0.0, 1.0)
 
 
+class Nesting(HTMLParser):
+    """Raises where an element is closed that was not the last one opened."""
+
+    void = frozenset({"meta", "link", "br", "hr", "img", "input", "col"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+
+def test_every_element_of_the_page_is_closed_where_it_should_be(written):
+    page = Nesting()
+    page.feed((written / "comparison.html").read_text())
+    page.close()
+    assert page.open == []
+
+
 @pytest.mark.slow
 def test_a_browser_lays_the_page_out(written, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
-        pytest.skip("no chromium in PATH")
+        pytest.skip("needs chromium; the structure is tested above without it")
     picture = tmp_path / "page.png"
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     address = (written / "comparison.html").as_uri()
