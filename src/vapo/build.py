@@ -8,36 +8,26 @@ from __future__ import annotations
 import copy
 import json
 import os
-import platform
-import subprocess
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from vapo.algo.presets import Gae, LengthAdaptive
 from vapo.config import Config, Layer, TaskConfig, read_yaml, resolve
-from vapo.errors import ConfigError, DataError, DivergedError
+from vapo.environment import environment
+from vapo.errors import ConfigError, DivergedError
 from vapo.evals.evaluate import EvaluationResult, evaluate
-from vapo.models.base import builtin_model
-from vapo.models.loading import (
-    context_length,
-    load_config,
-    load_critic,
-    load_policy,
-    load_tokenizer,
-    render,
-    stop_token_ids,
-)
+from vapo.ground import Ground, close, ground
+from vapo.models.loading import load_critic, load_policy
 from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.saving import save_model
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
 from vapo.rollout.torch_engine import TorchEngine
-from vapo.tasks.registry import BUILTIN, make_task
+from vapo.tasks.catalog import is_known
 from vapo.trainer import checkpoint, snapshot
 from vapo.trainer.learner import Learner
 from vapo.trainer.loop import train as run_loop
@@ -45,107 +35,10 @@ from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective,
 from vapo.trainer.observer import Observer
 from vapo.trainer.record import RunFolder
 from vapo.trainer.run import Run
-from vapo.types import Decoding, Prompt, PromptSet, Task, stable_hash
+from vapo.types import Task, stable_hash
 
 TINY = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
-
-MAX_PROMPTS_CHECKED = 100_000
-"""Prompts whose length is checked before a run starts."""
-
-
-class RenderedPrompts:
-    """A prompt set with token ids, rendered on first use and kept."""
-
-    def __init__(self, prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._prompts, self._tokenizer = prompts, tokenizer
-        self._rendered: dict[int, Prompt] = {}
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def __getitem__(self, index: int, /) -> Prompt:
-        if index not in self._rendered:
-            self._rendered[index] = render(self._tokenizer, self._prompts[index])
-        return self._rendered[index]
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What a run stands on before weights load: task, tokenizer, prompts, where the weights are, limits."""
-
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    policy_source: str
-    critic_source: str
-    train_prompts: RenderedPrompts
-    heldout_prompts: RenderedPrompts
-    decoding: Decoding
-
-
-def ground(config: Config, task: Task | None = None, saved: Path | None = None) -> Ground:
-    """Task, tokenizer and prompts, checked against each other; raises ConfigError, DataError, ModelError.
-
-    A `task` object given here takes the place of the one the configuration names; networks come from the
-    checkpoint `saved` if there is one, so that a run can go on without the models it started from.
-    """
-    sections = config.sections
-    if sections.task.data is not None:
-        raise ConfigError("task.data is not supported yet: the built-in tasks make their own problems. Remove it.")
-    task = task or make_task(sections.task.name, **sections.task.options)
-    trust = sections.model.trust_remote_code
-    source = str(saved / "policy") if saved else model_source(sections.model.policy, task)
-    critic_source = str(saved / "critic") if saved else sections.model.critic or source
-    tokenizer = load_tokenizer(source, trust_remote_code=trust)
-    model_config = load_config(source, trust_remote_code=trust)
-    if isinstance(config.algorithm.credit, Gae):
-        critic_config = load_config(critic_source, trust_remote_code=trust)
-        sizes = [c.get_text_config().vocab_size for c in (model_config, critic_config)]
-        if sizes[0] != sizes[1]:
-            raise ConfigError(
-                f"The critic {critic_source} has a vocabulary of {sizes[1]}, the policy one of {sizes[0]}: "
-                "it could not read the policy's tokens. Take a critic with the same tokenizer."
-            )
-    limit = sections.rollout.max_response_tokens or task.max_response_tokens
-    train, heldout = RenderedPrompts(task.train, tokenizer), RenderedPrompts(task.heldout, tokenizer)
-    for name, prompts in (("train", train), ("held-out", heldout)):
-        if len(prompts) == 0:
-            raise DataError(f"Task {task.name} has no {name} prompts with these options. Loosen the task's options.")
-        check_lengths(prompts, limit, context_length(model_config))
-    if sections.evaluation.prompts > len(heldout) and "evaluation.prompts" in config.origins:
-        asked = config.origins["evaluation.prompts"]
-        if asked != "default" and not asked.startswith("recipe"):
-            raise ConfigError(
-                f"evaluation.prompts={sections.evaluation.prompts} exceeds the {len(heldout)} held-out prompts of task "
-                f"{task.name}. Lower it, or make the task hold out more."
-            )
-    return Ground(
-        task=task,
-        tokenizer=tokenizer,
-        policy_source=source,
-        critic_source=critic_source,
-        train_prompts=train,
-        heldout_prompts=heldout,
-        decoding=Decoding(limit, stop_token_ids(tokenizer, source), sections.rollout.temperature),
-    )
-
-
-def model_source(policy: str, task: Task) -> str:
-    """Where the policy's weights are: the base model shipped for this very task, or what the user named."""
-    return str(builtin_model(task.name, getattr(task, "options", None))) if policy == "builtin" else policy
-
-
-def check_lengths(prompts: RenderedPrompts, response: int, context: int | None) -> None:
-    """Raise ConfigError for the first prompt that leaves no room for a response of full length."""
-    if context is None:
-        return
-    for index in range(min(len(prompts), MAX_PROMPTS_CHECKED)):
-        prompt = prompts[index]
-        if len(prompt.token_ids) + response > context:
-            raise ConfigError(
-                f"Prompt {prompt.id} has {len(prompt.token_ids)} tokens; with rollout.max_response_tokens={response} "
-                f"it exceeds the model's context of {context}. Lower the limit or shorten the prompt."
-            )
 
 
 def check_folder(path: Path) -> None:
@@ -192,7 +85,8 @@ def _assemble(config: Config, saved: Path | None, observer: Observer, task: Task
     """The run's objects without a folder; networks come from `saved` if there is a checkpoint."""
     sections, algorithm = config.sections, config.algorithm
     settings, optimization = sections.trainer, algorithm.optimization
-    base = ground(config, task, saved)
+    base = ground(config, task, saved, on_progress=observer.progress)
+    tell(base, observer)
     torch.manual_seed(sections.seed)
     trust, autocast = sections.model.trust_remote_code, sections.model.dtype == "bfloat16"
     device = best_device()
@@ -285,7 +179,7 @@ def evaluate_prompts(
     return evaluate(
         engine,
         prompts,
-        base.task.verify,
+        base.task,
         k=k,
         how=replace(base.decoding, temperature=temperature, top_p=top_p),
         decode=lambda ids: str(base.tokenizer.decode(list(ids), skip_special_tokens=True)),
@@ -298,7 +192,8 @@ def evaluate_prompts(
 def evaluate_model(config: Config, num_prompts: int | None, observer: Observer) -> EvaluationResult:
     """The evaluation that the configuration's model, task and evaluation sections describe."""
     sections = config.sections
-    base = ground(config)
+    base = ground(config, to_train=False, on_progress=observer.progress)
+    tell(base, observer)
     model = load_policy(base.policy_source, trust_remote_code=sections.model.trust_remote_code)
     model = _moved(model, best_device())
     set_threads(sections.scale.threads, model)
@@ -317,6 +212,16 @@ def evaluate_model(config: Config, num_prompts: int | None, observer: Observer) 
         )
     finally:
         engine.close()
+        close(base.task)
+
+
+def tell(base: Ground, observer: Observer) -> None:
+    """What the task has to say about its problems, and which prompts were left out."""
+    for note in getattr(base.task, "notes", []):
+        observer.note(note)
+    for name, prompts in (("training", base.train_prompts), ("held-out", base.heldout_prompts)):
+        if prompts.too_long:
+            observer.note(f"{prompts.too_long} {name} prompts are too long and left out")
 
 
 def default_run_dir(config: Config) -> Path:
@@ -356,6 +261,7 @@ def finish(run: Run) -> Run:
     finally:
         run.engine.close()
         run.folder.close()
+        close(run.task)
     curves_png(run.folder.path, run.folder.path / "curves.png")
     write_report(run.folder.path)
     return run
@@ -370,7 +276,7 @@ def resume(run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
     config = load_run_config(run_dir)
     name = config.sections.task.name
-    if task is None and name not in BUILTIN:
+    if task is None and not is_known(name):
         raise ConfigError(
             f"{run_dir} was trained on a task of your own, {name!r}. "
             "Resume it from Python: vapo.resume(run_dir, task=...)."
@@ -383,26 +289,6 @@ def resume(run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
 def load_run_config(run_dir: Path) -> Config:
     """The configuration a run was started with."""
     return resolve([Layer("run", read_yaml(run_dir / "config.yaml"))])
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit and machine, for the record."""
-    packages = {}
-    for name in ("vapo", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "unknown"
-    return {
-        "packages": packages,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        **_source(),
-    }
 
 
 def set_threads(wanted: int | None, model: PreTrainedModel) -> None:
@@ -419,33 +305,6 @@ def best_device() -> torch.device:
 def _moved(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:
     # transformers hides the plain signature of `to` behind a decorator
     return cast(PreTrainedModel, torch.nn.Module.to(model, to))
-
-
-def _source() -> dict[str, Any]:
-    """The commit of the code, and whether files differ from it; null where there is no repository."""
-    commit = _git("rev-parse", "HEAD")
-    changed = None if commit is None else _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "uncommitted_changes": None if changed is None else bool(changed)}
-
-
-def _git(*arguments: str) -> str | None:
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(  # noqa: S603
-            ["git", "-C", str(here), *arguments],  # noqa: S607
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _warn_about_lambda(run: Run) -> None:

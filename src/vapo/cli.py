@@ -100,7 +100,7 @@ def train(
         raise ConfigError(f"--critic has no use with the preset {config.preset}, which has no critic. Leave it out.")
     path = run_dir or build.default_run_dir(config)
     if dry_run:
-        build.ground(config)
+        build.close(build.ground(config).task)
         build.check_folder(path)
         print(json.dumps(config.as_dict(), indent=1) if as_json else config.to_yaml(), end="")
         return

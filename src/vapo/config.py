@@ -36,12 +36,16 @@ class ModelConfig:
     """Where the critic starts: a base model, a reward model, or a saved critic; null takes the policy's base."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward passes; weights, values and losses stay float32."""
+    prompt_format: Literal["auto", "chat", "plain"] = "auto"
+    """How problems become prompts: `chat` by the tokenizer's chat template, `plain` as `Problem: ... Solution:`,
+    which suits base models; auto takes chat where there is a template. Prompts that are one text stay as they are."""
     trust_remote_code: bool = False
     """Run model code that comes with a hub repository. Leave off unless you have read it."""
 
 
 class TaskConfig(BaseModel):
-    """Which problems. Further keys are options of the task."""
+    """Which problems. `data` is a file or a hub data set, for tasks made from one; further keys are the task's own
+    options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "maze"
@@ -50,7 +54,7 @@ class TaskConfig(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         """The task's own options."""
-        return dict(self.model_extra or {})
+        return {**({} if self.data is None else {"data": self.data}), **(self.model_extra or {})}
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,15 @@ class Prompt:
 
     `id` is stable across runs and machines: seeds and epochs derive from it. `text` is a plain string or a
     list of chat messages (`{"role": ..., "content": ...}`). `answer` is whatever the task's verifier needs,
-    JSON only. `token_ids` is empty until a tokenizer has rendered the prompt.
+    JSON only; `columns` are the other columns of its row in a data set, for verifiers that ask for them.
+    `token_ids` is empty until a tokenizer has rendered the prompt.
     """
 
     id: str
     text: str | tuple[dict[str, str], ...]
     answer: Any = None
     token_ids: tuple[int, ...] = ()
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ class Task(Protocol):
 
     `train` and `heldout` are disjoint sequences (`len`, indexing, equal index means equal prompt); they may make
     their items lazily. `max_response_tokens` is the length the task was designed for. A task whose responses end
-    in a short answer may also have `final_answer(response) -> str | None`: maj@k votes on it.
+    in a short answer may also have `final_answer(response) -> str | None`: maj@k votes on it. One that judges many
+    responses faster than one by one may have `verify_all(items) -> list[Verdict]` for (prompt, response) pairs;
+    one that holds processes or files, `close()`; one with something to say about its problems, `notes`, a list
+    of sentences.
     """
 
     @property

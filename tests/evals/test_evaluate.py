@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,10 +50,10 @@ def test_equal_policies_meet_the_same_luck_and_a_sample_does_not_depend_on_its_c
     task, words, engine = toys.EchoTask(), toys.tokenizer(), TorchEngine(toys.tiny_llama(), slots=16)
     prompts = [render(words, p) for p in task.heldout]
     decode = lambda ids: words.decode(list(ids))  # noqa: E731
-    whole = evaluate(engine, prompts, task.verify, k=4, how=HOW, decode=decode, seed=3)
-    again = evaluate(engine, prompts[::-1], task.verify, k=4, how=HOW, decode=decode, seed=3)
+    whole = evaluate(engine, prompts, task, k=4, how=HOW, decode=decode, seed=3)
+    again = evaluate(engine, prompts[::-1], task, k=4, how=HOW, decode=decode, seed=3)
     assert whole.per_prompt == again.per_prompt[::-1]
-    other = evaluate(engine, prompts, task.verify, k=4, how=HOW, decode=decode, seed=4)
+    other = evaluate(engine, prompts, task, k=4, how=HOW, decode=decode, seed=4)
     assert other.per_prompt != whole.per_prompt
 
 
@@ -81,7 +82,7 @@ def test_the_stop_token_is_part_of_the_completion_and_not_of_the_text():
 
 
 def test_a_verifier_that_raises_could_not_tell():
-    judged = judge([episode("a", 0, "wrong")], lambda prompt, text: {}[text])
+    judged = judge([episode("a", 0, "wrong")], SimpleNamespace(verify=lambda prompt, text: {}[text]))
     assert judged[0].verdict.status == "invalid"
     assert "KeyError" in judged[0].verdict.reason
 

@@ -11,7 +11,7 @@ import numpy as np
 from vapo.evals.statistics import avg_at_k, bootstrap_interval, counts, maj_at_k, pass_at_k
 from vapo.rollout.collect import judge, sample
 from vapo.rollout.engine import RolloutEngine
-from vapo.types import Decoding, Episode, Prompt, Verdict
+from vapo.types import Decoding, Episode, Prompt, Task
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class EvaluationResult:
 def evaluate(
     engine: RolloutEngine,
     prompts: Sequence[Prompt],
-    verify: Callable[[Prompt, str], Verdict],
+    task: Task,
     *,
     k: int,
     how: Decoding,
@@ -72,7 +72,7 @@ def evaluate(
         step="evaluation",
         on_progress=on_progress,
     )
-    return count(judge(episodes, verify), k=k, answer_of=answer_of)
+    return count(judge(episodes, task), k=k, answer_of=answer_of)
 
 
 def count(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -119,23 +121,38 @@ def context_length(config: PreTrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
-    """The prompt with its token ids: messages through the chat template, plain text as it is."""
+def render(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: Literal["auto", "chat", "plain"] = "auto"
+) -> Prompt:
+    """The prompt with its token ids: a text as it is, messages through the chat template or plainly.
+
+    `auto` takes the template where the tokenizer has one; without one, `chat` is a ConfigError.
+    """
     if isinstance(prompt.text, str):
-        ids = tokenizer(prompt.text)["input_ids"]
-        # some tokenizers close every text with EOS; a prompt that is already over teaches nothing
-        if ids and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
-    else:
-        if tokenizer.chat_template is None:
-            raise ConfigError(
-                f"Prompt {prompt.id} is a list of messages, but the tokenizer has no chat template. "
-                "Give the task plain-text prompts, or a model with a chat template."
-            )
-        ids = tokenizer.apply_chat_template(
-            list(prompt.text), add_generation_prompt=True, tokenize=True, return_dict=False
+        return replace(prompt, token_ids=_text_ids(tokenizer, prompt.text))
+    if form == "plain" or (form == "auto" and tokenizer.chat_template is None):
+        return replace(prompt, token_ids=_text_ids(tokenizer, plain_text(prompt.text)))
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f"Prompt {prompt.id} is a list of messages, but the tokenizer has no chat template. "
+            "Set model.prompt_format=plain, or take a model with a chat template."
         )
-    return Prompt(prompt.id, prompt.text, prompt.answer, tuple(cast(list[int], ids)))
+    ids = tokenizer.apply_chat_template(list(prompt.text), add_generation_prompt=True, tokenize=True, return_dict=False)
+    return replace(prompt, token_ids=tuple(cast(list[int], ids)))
+
+
+def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
+    """A dialogue as a base model may have read it: a problem and its solution."""
+    names = {"user": "Problem: ", "assistant": "Solution: "}
+    return "\n\n".join([*(names.get(m["role"], "") + m["content"] for m in messages), "Solution:"])
+
+
+def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    ids = tokenizer(text)["input_ids"]
+    # some tokenizers close every text with EOS; a prompt that is already over teaches nothing
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    return tuple(ids)
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vapo.rollout.engine import RolloutEngine
-from vapo.types import Decoding, Episode, Prompt, Verdict, sample_seed
+from vapo.types import Decoding, Episode, Prompt, Task, Verdict, sample_seed
 
 
 def sample(
@@ -42,13 +42,17 @@ def sample(
     ]
 
 
-def judge(episodes: Sequence[Episode], verify: Callable[[Prompt, str], Verdict]) -> list[Episode]:
-    """The episodes with their verdicts. A verifier that raises could not tell: invalid, with the reason."""
-    return [replace(e, verdict=_verdict(verify, e)) for e in episodes]
+def judge(episodes: Sequence[Episode], task: Task) -> list[Episode]:
+    """The episodes with the task's verdicts. A verifier that raises could not tell: invalid, with the reason."""
+    items = [(e.prompt, e.response) for e in episodes]
+    # a task whose verifier runs in worker processes keeps all of them busy
+    together: Callable[[Sequence[tuple[Prompt, str]]], list[Verdict]] | None = getattr(task, "verify_all", None)
+    verdicts = together(items) if together else [_verdict(task, *item) for item in items]
+    return [replace(e, verdict=verdict) for e, verdict in zip(episodes, verdicts, strict=True)]
 
 
-def _verdict(verify: Callable[[Prompt, str], Verdict], episode: Episode) -> Verdict:
+def _verdict(task: Task, prompt: Prompt, response: str) -> Verdict:
     try:
-        return verify(episode.prompt, episode.response)
+        return task.verify(prompt, response)
     except Exception as error:  # somebody else's code: whatever it raises, the answer is "cannot tell"
         return Verdict("invalid", f"the verifier raised {type(error).__name__}: {error}")

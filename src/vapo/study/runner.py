@@ -22,9 +22,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from vapo.build import ground, load_run_config
+from vapo.build import load_run_config
 from vapo.config import flatten
 from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
+from vapo.ground import close, ground
 from vapo.reports.comparison import compare
 from vapo.reports.runfiles import number, read_jsonl, read_run
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
@@ -350,7 +351,7 @@ def _ground(cells: Sequence[Cell]) -> None:
         place = (sections.task, sections.model, sections.rollout)
         if cell.critic is None and place not in seen:
             seen.append(place)
-            ground(cell.config)
+            close(ground(cell.config).task)
 
 
 def _depth(cell: Cell, critics: Sequence[Cell]) -> int:

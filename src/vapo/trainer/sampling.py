@@ -74,7 +74,7 @@ def rollout(
             on_progress=lambda done, _: run.observer.progress("sampling", done, total),
         )
     with clock.time("verify"):
-        episodes = judge(episodes, run.task.verify)
+        episodes = judge(episodes, run.task)
     run.state.num_samples += len(episodes)
     run.state.num_tokens += sum(len(e.completion.token_ids) for e in episodes)
     return episodes

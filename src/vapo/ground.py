@@ -1,0 +1,178 @@
+"""What a run stands on before weights load: the task, the tokenizer, the prompts, checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from vapo.algo.presets import Gae
+from vapo.config import Config
+from vapo.errors import ConfigError, DataError
+from vapo.models.base import builtin_model
+from vapo.models.loading import context_length, load_config, load_tokenizer, render, stop_token_ids
+from vapo.tasks.catalog import find_task
+from vapo.types import Decoding, Prompt, PromptSet, Task
+
+TRIES = 1000
+"""Prompts of a lazy set that are tried for one that fits."""
+MAX_DROPPED = 0.01
+"""A larger share of prompts without room for a response is an error."""
+
+
+class RenderedPrompts:
+    """A prompt set with token ids, rendered on first use and kept; prompts over `max_tokens` never come.
+
+    Of prompts that stand in a tuple they are left out, and over 1 % of them is a ConfigError; where prompts are
+    made when asked for, the next one that fits comes in their place.
+    """
+
+    def __init__(
+        self, prompts: PromptSet, render: Callable[[Prompt], Prompt], *, max_tokens: int | None = None, advice: str = ""
+    ) -> None:
+        self._prompts, self._render, self._max_tokens, self._advice = prompts, render, max_tokens, advice
+        self._rendered: dict[int, Prompt] = {}
+        self.too_long = 0
+        if isinstance(prompts, tuple) and max_tokens is not None:
+            self._leave_out_long()
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: int, /) -> Prompt:
+        if index not in self._rendered:
+            self._rendered[index] = self._first_fitting(index)
+        return self._rendered[index]
+
+    def _leave_out_long(self) -> None:
+        rendered = [self._render(prompt) for prompt in self._prompts]
+        kept = [prompt for prompt in rendered if self._fits(prompt)]
+        self.too_long = len(rendered) - len(kept)
+        if self.too_long > MAX_DROPPED * len(rendered):
+            self._refuse(next(prompt for prompt in rendered if not self._fits(prompt)), self.too_long)
+        self._prompts, self._rendered = tuple(kept), dict(enumerate(kept))
+
+    def _first_fitting(self, index: int) -> Prompt:
+        prompt = self._render(self._prompts[index])
+        for step in range(1, TRIES):
+            if self._fits(prompt):
+                return prompt
+            prompt = self._render(self._prompts[(index + step) % len(self._prompts)])
+        self._refuse(prompt, TRIES)
+
+    def _fits(self, prompt: Prompt) -> bool:
+        return self._max_tokens is None or len(prompt.token_ids) <= self._max_tokens
+
+    def _refuse(self, prompt: Prompt, count: int) -> NoReturn:
+        raise ConfigError(
+            f"{count} of {len(self._prompts)} prompts are too long, first {prompt.id} with {len(prompt.token_ids)} "
+            f"tokens: {self._advice}"
+        )
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a run stands on before weights load: task, tokenizer, prompts, where the weights are, limits."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    policy_source: str
+    critic_source: str
+    train_prompts: RenderedPrompts
+    """The held-out ones again where nothing is to be trained."""
+    heldout_prompts: RenderedPrompts
+    decoding: Decoding
+
+
+def ground(
+    config: Config,
+    task: Task | None = None,
+    saved: Path | None = None,
+    *,
+    to_train: bool = True,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Ground:
+    """Task, tokenizer and prompts, checked against each other; raises ConfigError, DataError, ModelError.
+
+    A `task` object given here takes the place of the one the configuration names; networks come from the
+    checkpoint `saved` if there is one, so that a run can go on without the models it started from. Without
+    `to_train` no training prompts are needed. The task may hold processes: `close` it in the end.
+    """
+    sections = config.sections
+    made = task is None
+    task = task or find_task(sections.task.name, sections.task.options, on_progress)
+    try:
+        return _checked(config, task, saved, to_train)
+    except BaseException:
+        if made:
+            close(task)
+        raise
+
+
+def close(task: Task) -> None:
+    """End whatever processes the task holds."""
+    getattr(task, "close", lambda: None)()
+
+
+def _checked(config: Config, task: Task, saved: Path | None, to_train: bool) -> Ground:
+    sections = config.sections
+    trust = sections.model.trust_remote_code
+    source = str(saved / "policy") if saved else model_source(sections.model.policy, task)
+    critic_source = str(saved / "critic") if saved else sections.model.critic or source
+    tokenizer = load_tokenizer(source, trust_remote_code=trust)
+    model_config = load_config(source, trust_remote_code=trust)
+    if isinstance(config.algorithm.credit, Gae):
+        check_vocabularies(critic_source, load_config(critic_source, trust_remote_code=trust), model_config)
+    limit = sections.rollout.max_response_tokens or task.max_response_tokens
+    context = context_length(model_config)
+    rendered = {}
+    for name in ("train", "heldout") if to_train else ("heldout",):
+        prompts: PromptSet = getattr(task, name)
+        if len(prompts) == 0:
+            raise DataError(
+                f"Task {task.name} has no {name} prompts with these options. Loosen the task's options"
+                + (", or give it data: --set task.data=FILE." if hasattr(task, "drops") else ".")
+            )
+        rendered[name] = RenderedPrompts(
+            prompts,
+            partial(render, tokenizer, form=sections.model.prompt_format),
+            max_tokens=None if context is None else context - limit,
+            advice=f"with rollout.max_response_tokens={limit} they exceed the model's context of {context}. "
+            "Lower the limit or shorten the prompts.",
+        )
+    heldout = rendered["heldout"]
+    if sections.evaluation.prompts > len(heldout) and "evaluation.prompts" in config.origins:
+        asked = config.origins["evaluation.prompts"]
+        if asked != "default" and not asked.startswith("recipe"):
+            raise ConfigError(
+                f"evaluation.prompts={sections.evaluation.prompts} exceeds the {len(heldout)} held-out prompts of task "
+                f"{task.name}. Lower it, or make the task hold out more."
+            )
+    return Ground(
+        task=task,
+        tokenizer=tokenizer,
+        policy_source=source,
+        critic_source=critic_source,
+        train_prompts=rendered.get("train", heldout),
+        heldout_prompts=heldout,
+        decoding=Decoding(limit, stop_token_ids(tokenizer, source), sections.rollout.temperature),
+    )
+
+
+def model_source(policy: str, task: Task) -> str:
+    """Where the policy's weights are: the base model shipped for this very task, or what the user named."""
+    return str(builtin_model(task.name, getattr(task, "options", None))) if policy == "builtin" else policy
+
+
+def check_vocabularies(critic: str, critic_config: PreTrainedConfig, policy_config: PreTrainedConfig) -> None:
+    """Raise ConfigError unless the critic reads the policy's tokens."""
+    sizes = [c.get_text_config().vocab_size for c in (policy_config, critic_config)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"The critic {critic} has a vocabulary of {sizes[1]}, the policy one of {sizes[0]}: "
+            "it could not read the policy's tokens. Take a critic with the same tokenizer."
+        )

@@ -1,0 +1,215 @@
+"""Every data set of reasoning-gym, by name: `reasoning-gym/countdown`. Its own scorer judges, in worker processes.
+
+Scores are partial there and some are generous; a reward here is an outcome, so only a full score counts, and
+only where the scorer can tell an answer from none.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vapo.errors import ConfigError, DataError
+from vapo.tasks.verifiers.answers import last_answer
+from vapo.tasks.verifiers.functions import RIGHT_AT
+from vapo.tasks.verifiers.pool import Limits, VerifierPool
+from vapo.types import Prompt, Verdict, Verifier
+
+PREFIX = "reasoning-gym/"
+INSTRUCTION = "{problem}\n\nThink step by step, then write your final answer between <answer> and </answer>."
+NO_ANSWER = "I do not know"
+TRIED = 20
+"""Items on which the scorer is tried before anything else."""
+
+
+@dataclass(frozen=True)
+class GymOptions:
+    """How many items, and how hard: `config` goes to the data set as it is.
+
+    `size` items to train on and `heldout` to evaluate on come from one `seed`; `template` puts an item's question
+    into words.
+    """
+
+    size: int = 10_000
+    heldout: int = 200
+    seed: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    template: str = INSTRUCTION
+    system: str | None = None
+    verifier_workers: int | None = None
+    verifier_timeout_s: float = 2.0
+    verifier_memory_mb: int = 2048
+    max_response_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if "{problem}" not in self.template:
+            raise ConfigError(f"task.template must hold {{problem}}, where the problem goes; got {self.template!r}.")
+        for name in ("size", "heldout", "max_response_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
+
+
+class Gym:
+    """A task over one data set of reasoning-gym; close it when done. `notes` say what its scorer cannot do."""
+
+    def __init__(self, dataset: str, options: GymOptions) -> None:
+        o = self.options = options
+        self.name = PREFIX + dataset
+        self.max_response_tokens = o.max_response_tokens
+        recipe = {"dataset": dataset, "size": o.size + o.heldout, "seed": o.seed, "config": dict(o.config)}
+        items = make_dataset(**recipe)
+        self.heldout = Items(items, range(o.size, o.size + o.heldout), self.name, o)
+        self.train = Items(items, range(o.size), self.name, o, avoid=frozenset(map(_asked, self.heldout)))
+        self.pool = VerifierPool(
+            "reasoning-gym",
+            recipe,
+            workers=o.verifier_workers,
+            limits=Limits(o.verifier_timeout_s, o.verifier_memory_mb),
+        )
+        try:
+            self.notes = self._tried()
+        except BaseException:
+            self.close()
+            raise
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        """Right if the item's scorer gives the last marked answer its full score."""
+        return self.verify_all([(prompt, response)])[0]
+
+    def verify_all(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
+        """The verdicts, all workers at work."""
+        return self.pool.judge(items)
+
+    def final_answer(self, response: str) -> str | None:
+        """What a majority votes on: the last marked answer."""
+        answer = gym_answer(response)
+        return " ".join(answer.split()) or None if answer else None
+
+    def close(self) -> None:
+        """End the verifier's processes."""
+        self.pool.close()
+
+    def _tried(self) -> list[str]:
+        """The scorer's opinion of the data set's own answers; DataError if it cannot judge at all."""
+        prompts = [self.heldout[i] for i in range(min(TRIED, len(self.heldout)))]
+        verdicts = self.verify_all([(p, f"<answer>{p.answer['answer']}</answer>") for p in prompts])
+        if broken := [v for v in verdicts if not v.valid]:
+            raise DataError(
+                f"{self.name}: its scorer fails on {len(broken)} of {len(verdicts)} items: {broken[0].reason}"
+            )
+        refused = sum(not verdict.right for verdict in verdicts)
+        if refused:
+            return [f"{self.name}: its scorer refuses {refused} of {len(prompts)} of its own answers"]
+        return []
+
+
+class Items(Sequence[Prompt]):
+    """Items of a data set as prompts, made when they are asked for. `avoid`: questions that must not come."""
+
+    def __init__(
+        self, dataset: Any, indices: range, name: str, options: GymOptions, avoid: frozenset[str] = frozenset()
+    ) -> None:
+        self._dataset, self._indices, self._name, self._options, self._avoid = dataset, indices, name, options, avoid
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int, /) -> Prompt:  # type: ignore[override]
+        for step in range(min(len(self), 1000)):
+            at = self._indices[(self._indices.index(self._indices[index]) + step) % len(self)]
+            item = self._dataset[at]
+            asked = self._options.template.replace("{problem}", str(item["question"]))
+            if asked not in self._avoid:
+                system = [{"role": "system", "content": self._options.system}] if self._options.system else []
+                answer = {"index": at, "answer": str(item["answer"])}
+                return Prompt(f"{self._name}/{at}", (*system, {"role": "user", "content": asked}), answer)
+        raise DataError(
+            f"{self._name} has too few different questions with this config: 1,000 in a row are also held out. "
+            "Lower task.heldout, or make the items more varied with task.config."
+        )
+
+
+def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) -> Any:
+    """The reasoning-gym data set; ConfigError for a name or a config it does not take."""
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise ConfigError("reasoning-gym tasks need its package: pip install 'vapo[tasks]'.") from error
+    if dataset not in DATASETS:
+        close = difflib.get_close_matches(dataset, list(DATASETS), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"reasoning-gym has no data set {dataset!r}; {hint}`vapo tasks` lists all {len(DATASETS)}.")
+    known = {f.name for f in fields(DATASETS[dataset][1])}
+    if unknown := sorted(set(config) - known):
+        raise ConfigError(
+            f"task.config: {dataset} has no setting {unknown[0]!r}. There are: {', '.join(sorted(known))}."
+        )
+    try:
+        return reasoning_gym.create_dataset(dataset, **{**config, "size": size, "seed": seed})
+    except (AssertionError, ValueError, TypeError) as error:
+        raise ConfigError(f"task.config: {dataset} refuses these settings: {error}") from error
+
+
+def make_verifier(dataset: str, size: int, seed: int, config: Mapping[str, Any]) -> Verifier:
+    """The data set's scorer as a verifier; call it in a worker process only, scorers evaluate what they read."""
+    items = make_dataset(dataset, size, seed, config)
+
+    def verify(prompt: Prompt, response: str, /) -> Verdict:
+        answer = gym_answer(response)
+        if answer is None:
+            return Verdict("wrong", "no marked answer")
+        item = items[prompt.answer["index"]]
+        if str(item["answer"]) != prompt.answer["answer"]:
+            return Verdict("invalid", "this prompt is not of this data set: check task.seed, task.size and task.config")
+        return judge(items, item, answer)
+
+    return verify
+
+
+def judge(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict:
+    """The verdict on an answer; `scorer` has `score_answer(answer, item)`, 1 for right."""
+    gold = str(item["answer"])
+    try:
+        score = float(scorer.score_answer(answer, item))
+    except Exception as error:
+        # some scorers raise on what they cannot read; that is the answer's fault if the gold one passes
+        if _score(scorer, gold, item) >= RIGHT_AT:
+            return Verdict("wrong", f"unreadable for the scorer: {type(error).__name__}")
+        return Verdict("invalid", f"the scorer raised {type(error).__name__}: {error}")
+    if score < RIGHT_AT:
+        return Verdict("wrong", f"score {score:.2g}")
+    if _score(scorer, NO_ANSWER, item) >= RIGHT_AT and answer.strip().casefold() != gold.strip().casefold():
+        return Verdict("wrong", "not the gold answer, and the scorer accepts anything here")
+    return Verdict("right")
+
+
+def gym_answer(response: str) -> str | None:
+    """What stands in the last `<answer>` tags, else the last answer marked in any other way."""
+    start, end = response.rfind("<answer>"), response.rfind("</answer>")
+    if 0 <= start < end:
+        return response[start + len("<answer>") : end].strip()
+    return last_answer(response)
+
+
+def dataset_names() -> list[str]:
+    """Names of all tasks of reasoning-gym; none if it is not installed."""
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        return []
+    return [PREFIX + name for name in sorted(DATASETS)]
+
+
+def _asked(prompt: Prompt) -> str:
+    assert not isinstance(prompt.text, str)
+    return prompt.text[-1]["content"]
+
+
+def _score(scorer: Any, answer: str, item: Mapping[str, Any]) -> float:
+    try:
+        return float(scorer.score_answer(answer, item))
+    except Exception:
+        return 0.0

@@ -1,0 +1,263 @@
+"""`math`, and whatever has problems and answers: prompts from a data set, judged in worker processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vapo.errors import ConfigError, DataError
+from vapo.tasks.common import split
+from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
+from vapo.tasks.verifiers.answers import last_answer
+from vapo.tasks.verifiers.notation import MAX_ANSWER, tidy
+from vapo.tasks.verifiers.pool import Limits, VerifierPool
+from vapo.types import Prompt, Verdict, stable_hash
+
+INSTRUCTION = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+MAX_DROPPED = 0.01
+"""More bad rows than this share of a data set is an error."""
+CHECKABLE = ("math", "exact")
+"""Verifiers whose gold answers can be tried on themselves: it is known how to state an answer to them."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ProblemOptions:
+    """Where the problems are, how they are put, and who judges.
+
+    `data` and `eval_data` are files (.jsonl, .json, .parquet), folders or hub data sets; without `eval_data`,
+    `heldout` problems of `data` are kept for evaluation. `columns` ({prompt: ..., answer: ...}) names columns
+    that no known layout has. `template` puts a problem into words ({problem}), `system` goes before it; rows
+    that hold messages are taken as they are. `verifier` is `math`, `exact`, an installed plug-in,
+    package.module:function or file.py:function; scores count as right from `right_at` on.
+    """
+
+    data: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    eval_data: str | None = None
+    eval_subset: str | None = None
+    eval_split: str = "test"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    heldout: int = 200
+    template: str = INSTRUCTION
+    system: str | None = None
+    verifier: str = "math"
+    right_at: float = 0.99
+    verifier_workers: int | None = None
+    verifier_timeout_s: float = 1.0
+    verifier_memory_mb: int = 2048
+    max_response_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        if "{problem}" not in self.template:
+            raise ConfigError(f"task.template must hold {{problem}}, where the problem goes; got {self.template!r}.")
+        if self.heldout < 1 or self.max_response_tokens < 1:
+            raise ConfigError("task.heldout and task.max_response_tokens must be at least 1.")
+        if self.data is None and self.eval_data is None:
+            raise ConfigError(
+                "This task has no problems of its own: give them with --set task.data=FILE (or a hub data set)."
+            )
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A row that is not used, and why."""
+
+    where: str
+    reason: str
+
+
+class Problems:
+    """A task over a data set. Its verifier runs in worker processes: close it when done.
+
+    `drops` are the bad rows, `duplicates` how many rows said the same as another; `notes` tell both. Raises
+    ConfigError and DataError for whatever is wrong with the data, before anything expensive.
+    """
+
+    def __init__(self, name: str, options: ProblemOptions, on_progress: Progress | None = None) -> None:
+        self.name, self.options = name, options
+        self.max_response_tokens = options.max_response_tokens
+        self.drops: list[Drop] = []
+        self.duplicates = 0
+        o = options
+        read = Reader(o, self.name)
+        train = read.prompts(o.data, o.subset, o.split) if o.data else []
+        heldout = read.prompts(o.eval_data, o.eval_subset, o.eval_split) if o.eval_data else []
+        self.pool = VerifierPool(
+            o.verifier,
+            {"right_at": o.right_at} if o.verifier not in CHECKABLE[:1] else {},
+            workers=o.verifier_workers,
+            limits=Limits(o.verifier_timeout_s, o.verifier_memory_mb),
+        )
+        try:
+            train, heldout = (read.judged(prompts, self.pool, o.verifier, on_progress) for prompts in (train, heldout))
+            train = read.without_leaks(train, heldout)
+            read.check()
+        except BaseException:
+            self.close()
+            raise
+        self.drops, self.duplicates = read.drops, read.duplicates
+        if heldout:
+            self.train, self.heldout = tuple(train), tuple(heldout)
+        else:
+            self.train, self.heldout = split(train, o.heldout)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was read and what was left out."""
+        text = f"{self.name}: {len(self.train):,} training problems, {len(self.heldout):,} held out"
+        if self.duplicates:
+            text += f", {self.duplicates:,} duplicates left out"
+        if self.drops:
+            first = self.drops[0]
+            text += f", {len(self.drops):,} bad rows dropped (first: {first.where}: {first.reason})"
+        return [text]
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        """The verifier's verdict on one response."""
+        return self.verify_all([(prompt, response)])[0]
+
+    def verify_all(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
+        """The verifier's verdicts, all workers at work."""
+        return self.pool.judge(items)
+
+    def final_answer(self, response: str) -> str | None:
+        """What a majority votes on: the last marked answer, in one spelling."""
+        answer = last_answer(response)
+        return tidy(answer).replace(" ", "") or None if answer is not None and len(answer) <= MAX_ANSWER else None
+
+    def close(self) -> None:
+        """End the verifier's processes."""
+        self.pool.close()
+
+
+class Reader:
+    """Reads prompts and keeps count of the rows that cannot be used."""
+
+    def __init__(self, options: ProblemOptions, name: str) -> None:
+        self.options, self.name = options, name
+        self.drops: list[Drop] = []
+        self.duplicates = 0
+        self.rows = 0
+        self.where: dict[str, str] = {}
+
+    def prompts(self, source: str, subset: str | None, part: str) -> list[Prompt]:
+        """Every well-formed row once; rows that say the same twice are counted, contradictions dropped."""
+        layout: Layout | None = None
+        found: dict[str, Prompt] = {}
+        for where, row in read_rows(source, subset=subset, split=part):
+            self.rows += 1
+            layout = layout or choose_layout(row, self.options.columns, where)
+            prompt = self._prompt(layout, row, where)
+            if isinstance(prompt, Drop):
+                self.drops.append(prompt)
+            elif (before := found.get(prompt.id)) is None:
+                found[prompt.id] = prompt
+                self.where[prompt.id] = where
+            elif before.answer == prompt.answer:
+                self.duplicates += 1
+            else:
+                self.drops.append(Drop(where, f"two answers to one problem: the other is in {self.where[prompt.id]}"))
+        if not self.rows:
+            raise DataError(f"{source} is empty. Check the path.")
+        return list(found.values())
+
+    def _prompt(self, layout: Layout, row: Row, where: str) -> Prompt | Drop:
+        try:
+            problem, answer = layout.read(row)
+            answer = gold_answer(answer)
+        except (KeyError, TypeError, IndexError, AttributeError, DataError):
+            return Drop(where, f"not laid out like the first row ({layout.name})")
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            return Drop(
+                where,
+                "no answer" if answer is None else f"an answer of type {type(answer).__name__}, not text or number",
+            )
+        answer = str(answer).strip()
+        if not answer:
+            return Drop(where, "an empty answer")
+        if len(answer) > MAX_ANSWER:
+            return Drop(where, f"a solution, not an answer: {len(answer)} characters")
+        text = self._text(problem)
+        if isinstance(text, str):
+            return Drop(where, text)
+        columns = {key: value for key, value in row.items() if _plain(value)}
+        said = "\n".join(message["content"] for message in text)
+        return Prompt(f"{self.name}/{stable_hash(_folded(said)):016x}", text, answer, columns=columns)
+
+    def _text(self, problem: Any) -> tuple[dict[str, str], ...] | str:
+        """The messages of a prompt, or what is wrong with it."""
+        if isinstance(problem, str):
+            if not problem.strip():
+                return "an empty problem"
+            asked = {"role": "user", "content": self.options.template.replace("{problem}", problem.strip())}
+            system = [{"role": "system", "content": self.options.system}] if self.options.system else []
+            return (*system, asked)
+        if not isinstance(problem, list) or not problem:
+            return f"a problem of type {type(problem).__name__}, not text or messages"
+        for message in problem:
+            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+                return "a message without role and content"
+        messages = tuple({"role": m["role"], "content": m["content"]} for m in problem)
+        if messages[-1]["role"] != "user":
+            messages = messages[:-1]  # the answer of a dialogue
+        return messages if messages and messages[-1]["content"].strip() else "messages that do not end with a user's"
+
+    def judged(
+        self, prompts: list[Prompt], pool: VerifierPool, verifier: str, on_progress: Progress | None
+    ) -> list[Prompt]:
+        """The prompts whose gold answer, stated as an answer, is right; the verifier has to be able to tell."""
+        stated = [(prompt, f"\\boxed{{{prompt.answer}}}") for prompt in prompts]
+        verdicts = pool.judge(
+            stated, lambda done, of: on_progress("checking gold answers", done, of) if on_progress else None
+        )
+        kept = []
+        for prompt, verdict in zip(prompts, verdicts, strict=True):
+            if verdict.right or (verdict.valid and verifier not in CHECKABLE):
+                kept.append(prompt)
+            else:
+                reason = f"its verifier does not accept the gold answer: {prompt.answer[:40]!r}, {verdict.reason}"
+                self.drops.append(Drop(self.where[prompt.id], reason))
+        return kept
+
+    def without_leaks(self, train: list[Prompt], heldout: list[Prompt]) -> list[Prompt]:
+        """The training prompts that are not evaluated on."""
+        evaluated = {prompt.id for prompt in heldout}
+        for prompt in train:
+            if prompt.id in evaluated:
+                self.drops.append(Drop(self.where[prompt.id], "also in the evaluation set"))
+        return [prompt for prompt in train if prompt.id not in evaluated]
+
+    def check(self) -> None:
+        """Raise DataError if too many rows were bad."""
+        if len(self.drops) > MAX_DROPPED * self.rows:
+            kinds = Counter(drop.reason.partition(":")[0] for drop in self.drops)
+            first = "\n".join(f"  {drop.where}: {drop.reason}" for drop in self.drops[:5])
+            raise DataError(
+                f"{len(self.drops)} of {self.rows} rows cannot be used ({_counted(kinds)}); at most {MAX_DROPPED:.0%} "
+                f"may be dropped. The first:\n{first}\nMend or remove them, or name the columns with task.columns."
+            )
+
+
+def make_problems(name: str, options: Mapping[str, Any], on_progress: Progress | None = None) -> Problems:
+    """A data task; ConfigError for an option that does not exist or fit."""
+    names = [f.name for f in fields(ProblemOptions)]
+    if unknown := sorted(set(options) - set(names)):
+        raise ConfigError(f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(names)}.")
+    return Problems(name, ProblemOptions(**options), on_progress)
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool | list | dict)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))

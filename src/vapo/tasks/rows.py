@@ -1,0 +1,186 @@
+"""Rows of a data set, and the problem and the gold answer in each: JSONL, JSON, Parquet, or a hub data set."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from vapo.errors import DataError
+from vapo.tasks.verifiers.answers import last_answer
+
+Row = Mapping[str, Any]
+Text = str | tuple[dict[str, str], ...]
+
+FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+
+class Layout(NamedTuple):
+    """A way data sets are commonly laid out: which columns tell it, and where problem and answer are."""
+
+    name: str
+    columns: tuple[str, ...]
+    read: Callable[[Row], tuple[Any, Any]]
+
+
+def gold_answer(answer: Any) -> Any:
+    """The answer alone, where the column holds a whole solution that marks it (`####`, `\\boxed{}`)."""
+    marked = isinstance(answer, str) and ("####" in answer or "\\boxed" in answer)
+    return last_answer(answer) if marked else answer
+
+
+def _verl(row: Row) -> tuple[Any, Any]:
+    return row["prompt"], (row["reward_model"] or {}).get("ground_truth")
+
+
+def _open_reasoner(row: Row) -> tuple[Any, Any]:
+    return row["0"]["value"], row["1"]["ground_truth"]["value"]
+
+
+def _conversations(row: Row) -> tuple[Any, Any]:
+    first = row["conversations"][0]
+    return first.get("value", first.get("content")), row["answer"]
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("verl (DAPO-Math-17k)", ("prompt", "reward_model"), _verl),
+    Layout("Open-Reasoner-Zero", ("0", "1"), _open_reasoner),
+    Layout("prompt / answer", ("prompt", "answer"), lambda row: (row["prompt"], row["answer"])),
+    Layout("prompt / solution (TRL)", ("prompt", "solution"), lambda row: (row["prompt"], row["solution"])),
+    Layout("problem / answer (AIME, MATH-500, DeepScaleR, OpenR1)", ("problem", "answer"),
+           lambda row: (row["problem"], row["answer"])),
+    Layout("problem / solution (MATH)", ("problem", "solution"),
+           lambda row: (row["problem"], last_answer(str(row["solution"])))),
+    Layout("question / answer (GSM8K)", ("question", "answer"),
+           lambda row: (row["question"], row["answer"])),
+    Layout("messages / answer", ("messages", "answer"), lambda row: (row["messages"], row["answer"])),
+    Layout("conversations / answer", ("conversations", "answer"), _conversations),
+    Layout("instruction / output", ("instruction", "output"), lambda row: (row["instruction"], row["output"])),
+)  # fmt: skip
+"""The first whose columns are all there is taken; capital letters in the columns do not matter."""
+
+
+def choose_layout(row: Row, columns: Mapping[str, str], where: str) -> Layout:
+    """How to read rows like this one. `columns` ({"prompt": ..., "answer": ...}) names the user's own columns, a
+    dot going into nested ones. Raises DataError, naming the columns there are, if nothing fits.
+    """
+    if columns:
+        if set(columns) != {"prompt", "answer"}:
+            raise DataError(f"task.columns takes the two keys prompt and answer, got {', '.join(columns) or 'none'}.")
+        for name in columns.values():
+            pick(row, name, where)
+        problem, answer = columns["prompt"], columns["answer"]
+        return Layout("task.columns", (), lambda row: (pick(row, problem, where), pick(row, answer, where)))
+    small = lowered(row)
+    for layout in LAYOUTS:
+        if all(name in small for name in layout.columns):
+            return layout._replace(read=partial(_read_lowered, layout.read))
+    raise DataError(
+        f"{where} has the columns {', '.join(row)}: none of the known layouts. Name the two that matter: "
+        "--set 'task.columns={prompt: ..., answer: ...}'."
+    )
+
+
+def _read_lowered(read: Callable[[Row], tuple[Any, Any]], row: Row) -> tuple[Any, Any]:
+    return read(lowered(row))
+
+
+def pick(row: Row, name: str, where: str) -> Any:
+    """The value of a column, `a.b` meaning b inside a; DataError if there is none."""
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        else:
+            raise DataError(f"{where} has no column {name!r}. There are: {', '.join(row)}.")
+    return value
+
+
+def lowered(row: Row) -> Row:
+    """The row with its columns in lower case, unless that would make two the same."""
+    small = {str(key).lower(): value for key, value in row.items()}
+    return small if len(small) == len(row) else row
+
+
+def read_rows(source: str, *, subset: str | None = None, split: str | None = None) -> Iterator[tuple[str, Row]]:
+    """(where it is, row) of a file, a folder or a hub data set; raises DataError for what cannot be read."""
+    path = Path(source)
+    if path.is_file():
+        yield from _from_file(path)
+    elif path.is_dir() or not _looks_local(source):
+        yield from _from_datasets(source, subset, split or "train")
+    else:
+        raise DataError(f"There is no file {source}. Check the path.")
+
+
+def _looks_local(source: str) -> bool:
+    path = Path(source)
+    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or source.endswith(FORMATS)
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+            yield from _checked(
+                path, "line", ((n, _json(path, n, line)) for n, line in enumerate(lines, 1) if line.strip())
+            )
+    elif path.suffix == ".json":
+        data = _json(path, 1, path.read_text(encoding="utf-8"))
+        if not isinstance(data, list):
+            raise DataError(
+                f"{path} must hold a list of rows, found a {type(data).__name__}. One row a line? Call it .jsonl."
+            )
+        yield from _checked(path, "row", enumerate(data, 1))
+    elif path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise DataError(f"Reading {path} needs pyarrow: pip install 'vapo[tasks]'.") from error
+        try:
+            rows = parquet.read_table(path).to_pylist()
+        except (OSError, ValueError) as error:
+            raise DataError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error
+        yield from _checked(path, "row", enumerate(rows, 1))
+    else:
+        raise DataError(f"{path} is none of {', '.join(FORMATS)}. Convert it, or give a hub data set.")
+
+
+def _json(path: Path, line: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} line {line + error.lineno - 1} is not JSON: {error.msg} at column {error.colno}."
+        ) from error
+
+
+def _checked(path: Path, unit: str, rows: Iterator[tuple[int, Any]] | enumerate[Any]) -> Iterator[tuple[str, Row]]:
+    for number, row in rows:
+        # Open-Reasoner's file holds pairs of turns
+        if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
+            row = {"0": row[0], "1": row[1]}
+        if not isinstance(row, Mapping):
+            raise DataError(f"{path} {unit} {number} holds a {type(row).__name__}, not a row of columns.")
+        yield f"{path} {unit} {number}", row
+
+
+def _from_datasets(source: str, subset: str | None, split: str) -> Iterator[tuple[str, Row]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"Reading {source} needs the datasets library: pip install 'vapo[tasks]'. "
+            "(If a file was meant, there is none of that name.)"
+        ) from error
+    try:
+        rows = datasets.load_dataset(source, subset, split=split)
+    except Exception as error:  # the library raises a zoo of types, most of them for a wrong name or no network
+        raise DataError(
+            f"Cannot load the data set {source}{f', subset {subset}' if subset else ''}, split {split}: "
+            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. Check the name, or give a file."
+        ) from error
+    for number, row in enumerate(rows, 1):
+        yield f"{source} {split} row {number}", cast(Row, row)

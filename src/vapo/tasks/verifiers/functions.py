@@ -1,0 +1,141 @@
+"""Verifiers by name: ours, a function of the user's, one from an installed package, or a TRL reward function."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from vapo.errors import ConfigError
+from vapo.types import Prompt, Verdict, Verifier
+
+GROUP = "vapo.verifiers"
+FACTORIES = {
+    "math": "vapo.tasks.verifiers.maths:make_verifier",
+    "reasoning-gym": "vapo.tasks.gym:make_verifier",
+}
+EXACT = "vapo.tasks.verifiers.functions:verify_exact"
+RIGHT_AT = 0.99
+"""A score counts as right from here on: rewards are outcomes, so partial credit is none."""
+
+
+def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> Verifier:
+    """The verifier of that name, imported; call it in a worker process only.
+
+    `name` is `math`, `reasoning-gym`, `exact`, an entry point of the group `vapo.verifiers`,
+    `package.module:function` or `path/to/file.py:function`. The function takes what it names among `prompt` (a
+    `vapo.types.Prompt`), `response`, `answer` and the columns of the data set; or two unnamed things, prompt and
+    response; or TRL's `prompts`, `completions` and columns. It gives a `Verdict`, a bool, or a score (right from
+    `right_at` on); None or nan means that it cannot tell.
+
+    Raises ConfigError if there is no such function.
+    """
+    if name in FACTORIES:
+        return import_function(FACTORIES[name], "task.verifier")(**options)
+    points = {"exact": EXACT, **{point.name: point.value for point in entry_points(group=GROUP)}}
+    return adapted(import_function(points.get(name, name), "task.verifier"), right_at)
+
+
+def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifier:
+    """Any of the signatures and results that `load_verifier` tells of, as a verifier."""
+    parameters = inspect.signature(function).parameters
+    takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = {p.name for p in parameters.values() if p.default is p.empty and p.name in named}
+    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+    def verify(prompt: Prompt, response: str, /) -> Verdict:
+        if "completions" in parameters:
+            values = _as_trl(prompt, response)
+        else:
+            values = {**prompt.columns, "prompt": prompt, "response": response, "answer": prompt.answer}
+            if "response" not in parameters and len(positional) == 2:
+                return to_verdict(function(prompt, response), right_at)
+        if missing := sorted(needed - values.keys()):
+            return Verdict("invalid", f"the verifier asks for {missing[0]!r}; there are: {', '.join(sorted(values))}")
+        given = values if takes_rest else {key: value for key, value in values.items() if key in parameters}
+        return to_verdict(function(**given), right_at)
+
+    return verify
+
+
+def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
+    """What a verifier gave back, as a verdict."""
+    if inspect.iscoroutine(result):
+        result = asyncio.run(result)
+    if isinstance(result, list | tuple) and len(result) == 1:
+        result = result[0]
+    if isinstance(result, Verdict):
+        return result
+    if result is None:
+        return Verdict("invalid", "the verifier gave None")
+    if not isinstance(result, SupportsFloat):
+        return Verdict("invalid", f"the verifier gave a {type(result).__name__}, not a verdict, a bool or a score")
+    score = float(result)
+    if math.isnan(score):
+        return Verdict("invalid", "the verifier gave nan")
+    return Verdict("right") if score >= right_at else Verdict("wrong", f"score {score:g}")
+
+
+def verify_exact(response: str, answer: Any) -> bool:
+    """Whether the last marked answer is the gold one letter by letter, spaces around it aside."""
+    from vapo.tasks.verifiers.answers import last_answer
+
+    found = last_answer(response)
+    return found is not None and found.strip() == str(answer).strip()
+
+
+def _as_trl(prompt: Prompt, response: str) -> dict[str, Any]:
+    """The keyword arguments TRL gives a reward function, for a batch of one."""
+    chat = not isinstance(prompt.text, str)
+    return {
+        **{key: [value] for key, value in prompt.columns.items()},
+        "answer": [prompt.answer],
+        "prompts": [list(prompt.text) if chat else prompt.text],
+        "completions": [[{"role": "assistant", "content": response}] if chat else response],
+    }
+
+
+def import_function(name: str, setting: str) -> Callable[..., Any]:
+    """The function `package.module:function` or `path/to/file.py:function`; ConfigError, naming the setting."""
+    module_name, colon, attribute = name.rpartition(":")
+    if not colon or not attribute:
+        raise ConfigError(
+            f"{setting}: {name!r} is not known here, not an installed plug-in, and not like package.module:function or "
+            "path/to/file.py:function. Check the name."
+        )
+    try:
+        module = (
+            _from_file(module_name, setting) if module_name.endswith(".py") else importlib.import_module(module_name)
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{setting} {name}: there is no module {error.name!r}. Run from the folder it lies in, install it, or "
+            "give the file: path/to/file.py:function."
+        ) from error
+    function: Any = module
+    for part in attribute.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        raise ConfigError(f"{setting} {name}: {module_name} has no function {attribute!r}. Check the name.")
+    return function
+
+
+def _from_file(name: str, setting: str) -> Any:
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"{setting}: there is no file {path}. Check the path; it is taken from where vapo runs.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,265 @@
+"""Warm worker processes that judge responses, each verdict within a time limit whatever the response is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+from vapo.errors import ConfigError, VerifierBrokenError
+from vapo.types import Prompt, Verdict
+
+MAX_RESPONSE_CHARACTERS = 1_000_000
+"""A longer response is wrong unread."""
+START_LIMIT_S = 120.0
+"""Seconds for a worker to import its verifier."""
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one verdict may cost."""
+
+    time_s: float = 1.0
+    """Wall-clock seconds, and processor seconds rounded up."""
+    memory_mb: int = 2048
+    """Address space of a worker, in MiB."""
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= self.time_s <= 600:
+            raise ConfigError(f"task.verifier_timeout_s must lie in [0.05, 600] seconds, got {self.time_s}.")
+        if not 256 <= self.memory_mb <= 1 << 20:
+            raise ConfigError(f"task.verifier_memory_mb must lie in [256, 1048576] MiB, got {self.memory_mb}.")
+
+
+class VerifierPool:
+    """Judges with a verifier that is loaded in worker processes, named as `functions.load_verifier` takes it.
+
+    A response on which a worker takes too long, takes too much memory or dies is *invalid*, with the reason;
+    the worker is killed and replaced. Raises ConfigError if the verifier cannot be loaded. Usable from one
+    thread at a time; close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        verifier: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        workers: int | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.verifier, self.limits = verifier, limits or Limits()
+        self.num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+        if self.num_workers < 1:
+            raise ConfigError(f"task.verifier_workers must be at least 1, got {workers}.")
+        spec = json.dumps({"verifier": verifier, "options": dict(options or {}), "limit_s": self.limits.time_s,
+                           "memory_mb": self.limits.memory_mb})  # fmt: skip
+        self._threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="verifier")
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        self._all: list[Worker] = []
+        self._finalizer = weakref.finalize(self, _close, self._threads, self._all)
+        try:
+            for worker in self._threads.map(lambda _: Worker(spec, self._all), range(self.num_workers)):
+                self._idle.put(worker)
+        except BaseException:
+            self.close()
+            raise
+
+    def judge(
+        self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Verdict]:
+        """Verdicts on (prompt, response) pairs, in order."""
+        verdicts = []
+        for verdict in self._threads.map(self._judge_one, items):
+            verdicts.append(verdict)
+            if on_progress:
+                on_progress(len(verdicts), len(items))
+        return verdicts
+
+    def close(self) -> None:
+        """End the workers."""
+        self._finalizer()
+
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _judge_one(self, item: tuple[Prompt, str]) -> Verdict:
+        prompt, response = item
+        if len(response) > MAX_RESPONSE_CHARACTERS:
+            return Verdict("wrong", f"a response of {len(response)} characters")
+        fields = asdict(prompt)
+        del fields["token_ids"]
+        worker = self._idle.get()
+        try:
+            return worker.ask({"prompt": fields, "response": response}, self.limits.time_s)
+        finally:
+            self._idle.put(worker)
+
+
+class Worker:
+    """One worker process and the pipes to it."""
+
+    def __init__(self, spec: str, register: list[Worker]) -> None:
+        self._spec, self._number = spec, 0
+        self._child: int | None = None
+        register.append(self)
+        self._start()
+
+    def ask(self, request: dict[str, Any], limit_s: float) -> Verdict:
+        """The verdict on one request, or an invalid one after `limit_s` seconds."""
+        self._number += 1
+        line = json.dumps({"number": self._number, **request}).encode() + b"\n"
+        try:
+            if self._child is None:  # the one before was killed, died or had judged enough
+                self._child = self._await_child(time.monotonic() + START_LIMIT_S)
+            deadline = time.monotonic() + limit_s
+            if not self._send(line, deadline):
+                self._restart()  # half a request is in the pipe
+                return Verdict("invalid", "the verifier's process did not read its request")
+            while (message := self._receive(deadline)) is not None:
+                if "died" in message:
+                    self._child = None
+                    return Verdict("invalid", _cause(message["died"]))
+                if message.get("number") == self._number:
+                    self._child = None if message.get("last") else self._child
+                    return _read_verdict(message)
+            self._kill_child()
+            return Verdict("invalid", f"no verdict within {limit_s:g} s")
+        except (BrokenPipeError, EOFError):
+            self._restart()
+            return Verdict("invalid", "the verifier's process died")
+
+    def close(self) -> None:
+        """End the process, at once."""
+        if self._process.returncode is not None:
+            return  # its number may be another process's by now
+        for process_group in (self._child, self._process.pid):
+            if process_group is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process_group, signal.SIGKILL)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                assert pipe is not None
+                pipe.close()
+        self._process.wait()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "vapo.tasks.verifiers.worker", self._spec]
+        self._process = process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            bufsize=0, start_new_session=True,  # Ctrl-C is for the trainer, which then ends its workers
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        self._lines = _Lines(process.stdout.fileno())
+        self._child = self._await_child(time.monotonic() + START_LIMIT_S)
+
+    def _restart(self) -> None:
+        self.close()
+        self._start()
+
+    def _kill_child(self) -> None:
+        assert self._child is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child, signal.SIGKILL)
+        self._child = None
+
+    def _await_child(self, deadline: float) -> int:
+        while True:
+            try:
+                message = self._receive(deadline)
+            except EOFError:
+                message = {"failed": "its process ended at once"}
+            if message is None:
+                self.close()
+                raise VerifierBrokenError(
+                    f"The verifier was not ready after {START_LIMIT_S:g} s: {self._spec}. Does it do much at import?"
+                )
+            if "failed" in message:
+                self.close()
+                raise ConfigError(f"Cannot load the verifier: {message['failed']}")
+            if "ready" in message:
+                return int(message["ready"])
+
+    def _receive(self, deadline: float) -> dict[str, Any] | None:
+        line = self._lines.line(deadline)
+        if line is None:
+            return None
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = None
+        return message if isinstance(message, dict) else {}
+
+    def _send(self, request: bytes, deadline: float) -> bool:
+        assert self._process.stdin is not None
+        pipe = self._process.stdin.fileno()
+        left = memoryview(request)
+        while left:
+            _, ready, _ = select.select([], [pipe], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return False
+            left = left[os.write(pipe, left) :]
+        return True
+
+
+@dataclass
+class _Lines:
+    """Lines from a pipe, with a deadline."""
+
+    pipe: int
+    pending: bytearray = field(default_factory=bytearray)
+
+    def line(self, deadline: float) -> bytes | None:
+        """The next line, None if it does not come in time; EOFError at the end."""
+        while (end := self.pending.find(b"\n")) < 0:
+            ready, _, _ = select.select([self.pipe], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return None
+            more = os.read(self.pipe, 1 << 16)
+            if not more:
+                raise EOFError
+            self.pending += more
+        line = bytes(self.pending[:end])
+        del self.pending[: end + 1]
+        return line
+
+
+_MEANING = {
+    "SIGXCPU": "too much processor time",
+    "SIGKILL": "killed, perhaps for memory",
+    "SIGALRM": "too slow",
+    "SIGSEGV": "its stack or memory ran out",
+}
+
+
+def _cause(died: str) -> str:
+    return f"the verifier's process died of {died}" + (f": {_MEANING[died]}" if died in _MEANING else "")
+
+
+def _read_verdict(message: dict[str, Any]) -> Verdict:
+    match message.get("verdict"):
+        case ["right" | "wrong" | "invalid" as status, str(reason)]:
+            return Verdict(status, reason)
+    return Verdict("invalid", "the verifier wrote no verdict")
+
+
+def _close(threads: ThreadPoolExecutor, workers: list[Worker]) -> None:
+    threads.shutdown(wait=True, cancel_futures=True)
+    for worker in workers:
+        worker.close()

@@ -1,0 +1,109 @@
+"""A process that judges: `python -m vapo.tasks.verifiers.worker '{"verifier": ..., ...}'`.
+
+It loads the verifier once and then forks a child that does the judging, so that after a child was killed
+(too slow, too large) the next one is ready in milliseconds. Requests and verdicts are lines of JSON: a
+verifier that was taken over by what it reads can send nothing but words back.
+
+    to it      {"number": 7, "prompt": {"id", "text", "answer", "columns"}, "response": "..."}
+    from it    {"ready": pid}   {"number": 7, "verdict": ["right", ""], "last": false}   {"died": "SIGKILL"}
+               {"failed": "why the verifier cannot be loaded"}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import sys
+from typing import Any, BinaryIO
+
+from vapo.errors import VapoError
+from vapo.tasks.verifiers.functions import load_verifier
+from vapo.types import Prompt, Verdict, Verifier
+
+RECYCLE_AFTER = 5000
+"""Verdicts of one child: whatever a verifier's libraries cache or leak goes with it."""
+RECYCLED = 17
+
+
+def main() -> None:
+    """Serve until the other end closes."""
+    spec = json.loads(sys.argv[1])
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):  # what a verifier prints must not be taken for verdicts
+        os.dup2(silence, stream)
+    try:
+        verify = load_verifier(spec["verifier"], **spec.get("options", {}))
+    except Exception as error:
+        known = isinstance(error, VapoError)
+        send(replies, {"failed": str(error) if known else f"{type(error).__name__}: {error}"})
+        return
+    while True:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = serve(verify, requests, replies, float(spec["limit_s"]), int(spec["memory_mb"]))
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            return
+        if code != RECYCLED:
+            send(replies, {"died": signal.Signals(-code).name if code < 0 else f"exit code {code}"})
+
+
+def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, memory_mb: int) -> int:
+    """Judge line by line under the limits; the child's exit code."""
+    os.setpgid(0, 0)  # so that whatever it starts can be killed with it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    send(replies, {"ready": os.getpid()})
+    judged = 0
+    while judged < RECYCLE_AFTER:
+        line = requests.readline()
+        if not line:
+            return 0
+        try:
+            request = json.loads(line)
+            number, prompt, response = request["number"], Prompt(**request["prompt"]), request["response"]
+        except (ValueError, TypeError, KeyError):
+            continue  # the rest of what a child before this one was reading when it was killed
+        judged += 1
+        limit_processor_time(limit_s)
+        # the trainer kills a slow child; this is for children whose trainer is gone
+        signal.setitimer(signal.ITIMER_REAL, 3 * limit_s + 1)
+        verdict = judge(verify, prompt, response)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        last = judged == RECYCLE_AFTER
+        send(replies, {"number": number, "verdict": [verdict.status, verdict.reason[:300]], "last": last})
+    return RECYCLED
+
+
+def judge(verify: Verifier, prompt: Prompt, response: str) -> Verdict:
+    """The verifier's verdict; whatever it raises means that it cannot tell."""
+    try:
+        return verify(prompt, response)
+    except Exception as error:
+        return Verdict("invalid", f"the verifier raised {type(error).__name__}: {error}")
+
+
+def limit_processor_time(limit_s: float) -> None:
+    """Death by SIGXCPU after so many more seconds (rounded up) of processor time."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = math.ceil(used.ru_utime + used.ru_stime + limit_s) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+
+
+def send(replies: int, message: dict[str, Any]) -> None:
+    """One line to the trainer."""
+    left = json.dumps(message).encode() + b"\n"
+    while left:
+        left = left[os.write(replies, left) :]
+
+
+if __name__ == "__main__":
+    main()

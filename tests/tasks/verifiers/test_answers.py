@@ -1,0 +1,46 @@
+"""Which answer of a response counts."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from vapo.tasks.verifiers.answers import last_answer
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("\\boxed{4} then \\boxed{5}", "5"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),  # escaped braces are characters
+        ("$\\boxed {21}$", "21"),
+        ("\\boxed 7", "7"),
+        ("\\fbox{8}", "8"),
+        ("\\boxed{5} and then \\boxed{6", None),  # the last one never ends; the first no longer counts
+        ("\\boxed{5} #### 6", "5"),  # a box goes before other marks
+        ("<answer> 42 </answer>", "42"),
+        ("<answer>1</answer> <answer>2</answer>", "2"),
+        ("<answer>1</answer> <answer>2", None),
+        ("so\n#### 1,234\nthe end", "1,234"),
+        ("The final answer is $42$.", "42"),
+        ("**Answer:** 42", "42"),
+        ("Answer: \\(x+1\\)", "x+1"),
+        ("answer is: 7", "7"),
+        ("My answers vary: 7", None),
+        ("nothing marked", None),
+        ("", None),
+    ],
+)
+def test_the_last_marked_answer_counts(response, answer):
+    assert last_answer(response) == answer
+
+
+@pytest.mark.parametrize(
+    "text", ["\\boxed{" * 150_000, "{" * 10**6, "answer " * 150_000, "####" * 250_000, "\\boxed{" + "{" * 10**6]
+)
+def test_a_megabyte_of_marks_is_read_at_once(text):
+    start = time.monotonic()
+    last_answer(text)
+    assert time.monotonic() - start < 1.0

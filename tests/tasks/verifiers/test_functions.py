@@ -1,0 +1,58 @@
+"""The signatures a verifier may have and what its results mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from vapo.tasks.verifiers.functions import adapted, to_verdict, verify_exact
+from vapo.types import Prompt, Verdict
+
+PROMPT = Prompt("p", ({"role": "user", "content": "2+2?"},), "4", columns={"solution": "four", "level": 3})
+
+
+def test_a_function_gets_what_it_names():
+    assert adapted(lambda response, answer: response == answer)(PROMPT, "4").right
+    assert adapted(lambda level, response: level == 3 and response == "x")(PROMPT, "x").right
+    assert adapted(lambda prompt, response: prompt.answer == response)(PROMPT, "4").right
+    assert adapted(lambda response, **rest: sorted(rest) == ["answer", "level", "prompt", "solution"])(PROMPT, "").right
+
+
+def test_two_unnamed_things_are_prompt_and_response():
+    assert adapted(lambda p, r: Verdict("right") if p.answer == r else Verdict("wrong"))(PROMPT, "4").right
+
+
+def test_a_name_nobody_knows_is_invalid_and_told():
+    verdict = adapted(lambda response, gold: True)(PROMPT, "4")
+    assert verdict == Verdict(
+        "invalid", "the verifier asks for 'gold'; there are: answer, level, prompt, response, solution"
+    )
+
+
+def test_a_reward_function_of_trl_works_unchanged():
+    def accuracy_reward(completions, solution, **kwargs):
+        contents = [completion[0]["content"] for completion in completions]
+        return [1.0 if content == gold else 0.0 for content, gold in zip(contents, solution, strict=True)]
+
+    async def slow_reward(prompts, completions, **kwargs):
+        return [1.0 if p[-1]["content"] == "2+2?" else None for p in prompts]
+
+    assert adapted(accuracy_reward)(PROMPT, "four").right
+    assert adapted(accuracy_reward)(PROMPT, "five") == Verdict("wrong", "score 0")
+    assert adapted(slow_reward)(PROMPT, "").right
+    plain = Prompt("p", "2+2?", "4")
+    assert adapted(lambda prompts, completions, answer: [float(completions == answer)])(plain, "4").right
+
+
+@pytest.mark.parametrize(
+    ("result", "status"),
+    [(True, "right"), (False, "wrong"), (1.0, "right"), (0.98, "wrong"), ([1], "right"), (None, "invalid"),
+     (float("nan"), "invalid"), ("right", "invalid"), ([1, 0], "invalid"), (Verdict("invalid", "x"), "invalid")],
+)  # fmt: skip
+def test_what_a_result_means(result, status):
+    assert to_verdict(result).status == status
+
+
+def test_exact_compares_letter_by_letter():
+    assert verify_exact("so <answer>F+1 K-1</answer>", "F+1 K-1")
+    assert not verify_exact("so <answer>F+1 K-2</answer>", "F+1 K-1")
+    assert not verify_exact("F+1 K-1", "F+1 K-1")

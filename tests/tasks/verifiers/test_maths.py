@@ -1,0 +1,128 @@
+"""The math verifier on its three corpora: no reward for tricks, few for want of spelling, nothing hangs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vapo.tasks.verifiers.pool import Limits, VerifierPool
+from vapo.types import Prompt
+
+CORPORA = Path(__file__).parents[1] / "corpora"
+SENTINEL = Path("/tmp/HOSTILE_EXECUTED")
+LIMIT_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[VerifierPool]:
+    with VerifierPool("math", workers=1, limits=Limits(time_s=LIMIT_S)) as pool:
+        yield pool
+
+
+def corpus(name: str) -> list[tuple[Prompt, str]]:
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in (CORPORA / f"{name}.jsonl").read_bytes().split(b"\n") if line
+    ]
+    items = []
+    for number, row in enumerate(rows):
+        if build := row.get("build"):
+            row["response"] = build["prefix"] + build["repeat"] * build["times"] + build["suffix"]
+        items.append((Prompt(f"{name}-{number}", row["kind"], row["gold"]), row["response"]))
+    return items
+
+
+def test_no_trick_is_rewarded(pool):
+    items = corpus("tricks")
+    assert len(items) >= 100
+    rewarded = [(p.answer, r) for (p, r), v in zip(items, pool.judge(items), strict=True) if v.right]
+    assert rewarded == []
+
+
+def test_at_most_one_equivalent_form_in_a_hundred_is_missed(pool):
+    items = corpus("equivalent")
+    assert len(items) >= 300
+    missed = [(p.answer, r) for (p, r), v in zip(items, pool.judge(items), strict=True) if not v.right]
+    assert len(missed) <= 0.01 * len(items), missed
+
+
+def test_hostile_answers_are_judged_in_time_while_the_trainer_goes_on_and_executes_nothing(pool):
+    items = corpus("hostile")
+    assert len(items) >= 60
+    SENTINEL.unlink(missing_ok=True)
+    slowest, invalid = 0.0, 0
+    with heartbeat() as gaps, audited({"exec", "compile", "os.system", "os.exec", "ctypes.dlopen"}) as executed:
+        for item in items:
+            start = time.monotonic()
+            verdict = pool.judge([item])[0]
+            slowest = max(slowest, time.monotonic() - start)
+            assert not verdict.right, item
+            invalid += not verdict.valid
+            assert verdict.valid or verdict.reason
+    assert slowest < LIMIT_S + 0.5
+    assert max(gaps) < 1.0
+    assert invalid <= 0.05 * len(items)
+    assert executed == []
+    assert not SENTINEL.exists()
+
+
+def test_an_answer_is_right_wrong_or_told_why_not(pool):
+    def verdict(gold: str, response: str) -> tuple[str, str]:
+        verdict = pool.judge([(Prompt("p", "q", gold), response)])[0]
+        return verdict.status, verdict.reason
+
+    assert verdict("5", "It is \\boxed{4}, no, \\boxed{5}.") == ("right", "")
+    assert verdict("5", "It is 5.") == ("wrong", "no marked answer")
+    assert verdict("5", "\\boxed{}") == ("wrong", "empty answer")
+    assert verdict("5", "\\boxed{5 or 6}") == ("wrong", "another value")
+    assert verdict("5", "\\boxed{9^{9^{9}}}") == ("wrong", "a power in an exponent")
+    assert verdict("5", "\\boxed{the number five}")[1].startswith("words where mathematics")
+    assert verdict("5", "\\boxed{" + "5+" * 300 + "5}")[1] == "an answer of 601 characters"
+    assert verdict(" ", "\\boxed{5}") == ("invalid", "the gold answer is empty")
+
+
+class heartbeat:  # noqa: N801
+    """The gaps between the beats of a thread that wants to beat every 20 ms, while the block runs."""
+
+    def __enter__(self) -> list[float]:
+        self.gaps: list[float] = [0.0]
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.beat)
+        self.thread.start()
+        return self.gaps
+
+    def beat(self) -> None:
+        last = time.monotonic()
+        while not self.stop.wait(0.02):
+            now = time.monotonic()
+            self.gaps.append(now - last)
+            last = now
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+
+class audited:  # noqa: N801
+    """What Python's audit hook saw of these events while the block ran; a hook cannot be taken away again."""
+
+    def __init__(self, events: set[str]) -> None:
+        self.events, self.seen, self.active = events, [], False
+
+    def __enter__(self) -> list[str]:
+        sys.addaudithook(self.hook)
+        self.active = True
+        return self.seen
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.active and event in self.events:
+            self.seen.append(event)
+
+    def __exit__(self, *_: object) -> None:
+        self.active = False

@@ -1,0 +1,94 @@
+"""Spelling, exact numbers, units, and what is too wild to evaluate."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from vapo.tasks.verifiers.notation import number, split_unit, tidy, too_wild
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("1{,}000", "1000"),
+        ("12,345,678", "12345678"),
+        ("(1,000)", "(1000)"),
+        ("1,2", "1,2"),
+        ("\\dfrac12", "\\frac{1}{2}"),
+        ("{3 \\over 2}", "\\frac{3}{2}"),
+        ("\\sqrt3", "\\sqrt{3}"),
+        ("\\text{Tuesday}", "Tuesday"),
+        ("30^{\\circ}", "30"),
+        ("\\$5.", "5"),
+        ("−½", "-\\frac{1}{2}"),
+        ("\\left( 1, 2 \\right)", "( 1, 2 )"),
+        ("1 \\\\ 2", "1 \\\\ 2"),  # a row separator is no space
+        (".5", ".5"),
+    ],
+)
+def test_one_spelling_for_each(written, plain):
+    assert tidy(written) == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("-0.25", Fraction(-1, 4)),
+        ("50%", Fraction(1, 2)),
+        ("\\frac{-3}{6}", Fraction(-1, 2)),
+        ("3/4", Fraction(3, 4)),
+        ("3\\times10^{5}", Fraction(300_000)),
+        ("2.5e-1", Fraction(1, 4)),
+        ("0.1\\overline{6}", Fraction(1, 6)),
+        ("1/0", None),
+        ("1e9999", None),
+        ("x", None),
+        ("٣", None),
+    ],
+)
+def test_plain_numbers_are_exact(text, value):
+    assert number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "unit"),
+    [
+        ("12\\text{ cm}^2", "12", "cm"),
+        ("7 apples", "7", "apple"),
+        ("30^\\circ", "30", "degree"),
+        ("5 or 6", "5 or 6", ""),
+        ("60^\\circ, 300^\\circ", "60^\\circ, 300^\\circ", ""),
+        ("\\sin 30^\\circ", "\\sin 30^\\circ", ""),
+    ],
+)
+def test_a_unit_is_told_from_a_hedge(written, value, unit):
+    assert split_unit(written) == (value, unit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9^{9^{9^9}}", "9^{9^9}", "((9^{999})^{999})^{999}", "10^{10000000}", "(x+1)^{10000}", "(5!)!", "100000!",
+     "\\binom{10^9}{5}", "(" * 13 + "1" + ")" * 13, "1" * 61, "\\sum_{n=1}^{9} n", "1e99999", "x.__class__"],
+)  # fmt: skip
+def test_what_might_take_for_ever_is_not_evaluated(text):
+    assert too_wild(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2^{100}",
+        "x^{100}-1",
+        "e^{x^2}",
+        "\\frac{n(n+1)}{2}",
+        "5!",
+        "\\binom{10}{3}",
+        "(x+1)^{10}",
+        "3^{2024}-1",
+        "\\sqrt{2+\\sqrt{3}}",
+    ],
+)
+def test_real_answers_are(text):
+    assert too_wild(text) == ""

@@ -1,0 +1,161 @@
+"""Worker processes under attack by the verifiers they run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vapo.errors import ConfigError
+from vapo.tasks.verifiers import worker
+from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS, Limits, VerifierPool
+from vapo.types import Prompt
+
+VERIFIER = """
+import ctypes, os, subprocess, sys, time
+
+def judge(response, answer):
+    if response == "sleep":
+        time.sleep(60)
+    if response == "spin":
+        while True:
+            pass
+    if response == "memory":
+        return bytearray(1 << 40)
+    if response == "crash":
+        ctypes.string_at(0)
+    if response == "leave":
+        os._exit(0)
+    if response == "print":
+        print('{"number": 1, "verdict": ["right", ""]}', flush=True)
+        os.write(1, b'{"number": 2, "verdict": ["right", ""]}\\n')
+    if response == "raise":
+        raise ValueError("what is this?")
+    if response == "child":
+        child = subprocess.Popen(["sleep", "60"])
+        open(answer, "w").write(str(child.pid))
+        time.sleep(60)
+    if response == "pid":
+        raise RuntimeError(str(os.getpid()))
+    return response == answer
+"""
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Iterator[VerifierPool]:
+    path = tmp_path_factory.mktemp("verifier") / "attack.py"
+    path.write_text(VERIFIER)
+    with VerifierPool(f"{path}:judge", workers=1, limits=Limits(time_s=0.5)) as pool:
+        yield pool
+
+
+def judge(pool: VerifierPool, *responses: str, answer: str = "a") -> list[tuple[str, str]]:
+    verdicts = pool.judge([(Prompt("p", "q", answer), response) for response in responses])
+    return [(verdict.status, verdict.reason) for verdict in verdicts]
+
+
+RIGHT = ("right", "")
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"),
+    [
+        ("sleep", "no verdict within 0.5 s"),
+        ("spin", "no verdict within 0.5 s"),
+        ("memory", "the verifier raised MemoryError: "),
+        ("crash", "the verifier's process died of SIGSEGV: its stack or memory ran out"),
+        ("leave", "the verifier's process died"),
+        ("raise", "the verifier raised ValueError: what is this?"),
+    ],
+)
+def test_an_attack_is_invalid_with_its_reason_and_the_next_verdict_is_sound(pool, attack, reason):
+    start = time.monotonic()
+    assert judge(pool, attack) == [("invalid", reason)]
+    assert time.monotonic() - start < 3.0  # a worker that left has to load again
+    assert judge(pool, "a", "b", "a") == [RIGHT, ("wrong", "score 0"), RIGHT]
+
+
+def test_what_a_verifier_prints_is_not_taken_for_a_verdict(pool):
+    assert judge(pool, "print", "print") == [("wrong", "score 0")] * 2
+
+
+def test_what_a_killed_verifier_had_started_dies_with_it(pool, tmp_path):
+    note = tmp_path / "pid"
+    assert judge(pool, "child", answer=str(note))[0][0] == "invalid"
+    pid = int(note.read_text())
+    deadline = time.monotonic() + 5
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_verdicts_come_in_order_from_many_workers(tmp_path):
+    path = tmp_path / "v.py"
+    path.write_text("def judge(response, answer):\n    return response == answer\n")
+    items = [(Prompt(str(i), "q", str(i % 3)), str(i % 2)) for i in range(60)]
+    with VerifierPool(f"{path}:judge", workers=3) as pool:
+        assert [v.right for v in pool.judge(items)] == [i % 3 == i % 2 for i in range(60)]
+
+
+def test_a_response_longer_than_any_is_wrong_unread_and_a_long_one_is_read(pool):
+    assert judge(pool, "x" * (MAX_RESPONSE_CHARACTERS + 1))[0][0] == "wrong"
+    long = "x" * MAX_RESPONSE_CHARACTERS
+    assert judge(pool, long, answer=long) == [RIGHT]
+
+
+def test_unpaired_surrogates_and_zero_bytes_go_through(pool):
+    odd = "a\x00\ud800\n"
+    assert judge(pool, odd, answer=odd) == [RIGHT]
+
+
+def test_a_worker_is_replaced_after_so_many_verdicts(tmp_path, monkeypatch):
+    # the limit is read in the worker's process, so it is set by the verifier's own module
+    path = tmp_path / "few.py"
+    path.write_text(
+        "import os\nimport vapo.tasks.verifiers.worker, sys\n"
+        "sys.modules['__main__'].RECYCLE_AFTER = 3\n"
+        "def judge(response):\n    raise RuntimeError(os.getpid())\n"
+    )
+    with VerifierPool(f"{path}:judge", workers=1) as pool:
+        pids = [reason for _, reason in judge(pool, *"abcdefg")]
+    assert [len(set(pids[i : i + 3])) for i in (0, 3)] == [1, 1]
+    assert len(set(pids)) == 3
+    assert worker.RECYCLE_AFTER >= 1000
+
+
+def test_closing_leaves_no_process_behind(tmp_path):
+    path = tmp_path / "v.py"
+    path.write_text("import os\ndef judge(response):\n    raise RuntimeError(os.getpid())\n")
+    pool = VerifierPool(f"{path}:judge", workers=1)
+    pid = int(judge(pool, "x")[0][1].rpartition(" ")[2])
+    assert alive(pid)
+    assert alive(os.getpid())
+    pool.close()
+    deadline = time.monotonic() + 5
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no.such:thing", "no module 'no'"),
+        ("json:no_such", "no function 'no_such'"),
+        ("mathematics", "not known here"),
+        ("/no/such/file.py:f", "no file"),
+    ],
+)
+def test_a_verifier_that_is_not_there_is_named(name, message):
+    with pytest.raises(ConfigError, match=message):
+        VerifierPool(name, workers=1)
