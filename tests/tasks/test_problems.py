@@ -1,0 +1,226 @@
+"""Data sets: how they are laid out, what is refused, and who judges."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vapo.errors import ConfigError, DataError
+from vapo.tasks.catalog import find_task, is_known
+from vapo.tasks.problems import Problems
+from vapo.tasks.rows import read_rows
+
+
+def jsonl(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def sums(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(start, start + count)]
+
+
+def problems(name: str = "math", **options: Any) -> Problems:
+    task = find_task(name, {"verifier_workers": 1, "heldout": 1, **options})
+    assert isinstance(task, Problems)
+    task.close()
+    return task
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "answer"),
+    [
+        ({"question": "How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}, "How many?", "7"),  # GSM8K
+        ({"problem": "P", "solution": "so \\boxed{\\frac12}", "level": "Level 5"}, "P", "\\frac12"),  # MATH
+        ({"problem": "P", "solution": "S", "answer": "1/2", "unique_id": "x"}, "P", "1/2"),  # MATH-500, AIME
+        ({"ID": "2024-I-1", "Problem": "P", "Solution": "S", "Answer": 204}, "P", "204"),  # AIME, capitals, a number
+        ({"data_source": "math_dapo", "prompt": [{"role": "user", "content": "Solve: P"}], "ability": "MATH",
+          "reward_model": {"ground_truth": "34", "style": "rule"}, "extra_info": {"index": "i"}}, "Solve: P", "34"),
+        ([{"from": "human", "value": "P"}, {"from": "assistant", "ground_truth": {"value": "5"}}], "P", "5"),
+        ({"prompt": "P", "answer": "5"}, "P", "5"),
+        ({"prompt": [{"role": "user", "content": "P"}], "solution": "$\\boxed{5}$"}, "P", "5"),  # TRL
+        ({"messages": [{"role": "user", "content": "P"}, {"role": "assistant", "content": "5"}], "answer": "5"},
+         "P", "5"),
+        ({"conversations": [{"from": "human", "value": "P"}], "answer": "5"}, "P", "5"),
+        ({"instruction": "P", "input": "", "output": "5"}, "P", "5"),
+    ],
+)  # fmt: skip
+def test_common_layouts_are_recognised(tmp_path, row, asked, answer):
+    task = problems(eval_data=jsonl(tmp_path / "data.jsonl", [row]), template="{problem}")
+    [prompt] = task.heldout
+    assert (prompt.text[-1], prompt.answer) == ({"role": "user", "content": asked}, answer)
+
+
+def test_columns_of_ones_own_are_named_and_nested_ones_reached(tmp_path):
+    rows = [{"q": {"text": f"P{i}"}, "gold": f"The sum: \\boxed{{{i}}}", "difficulty": i} for i in range(40)]
+    columns = {"prompt": "q.text", "answer": "gold"}
+    task = problems(data=jsonl(tmp_path / "d.jsonl", rows), columns=columns)
+    assert {p.answer for p in (*task.train, *task.heldout)} == {str(i) for i in range(40)}
+    assert task.train[0].columns["difficulty"] == int(task.train[0].answer)  # for verifiers that ask for it
+    with pytest.raises(DataError, match=r"line 1 has no column 'q.words'. There are: q, gold, difficulty"):
+        problems(data=jsonl(tmp_path / "d.jsonl", rows), columns={**columns, "prompt": "q.words"})
+    with pytest.raises(DataError, match=r"has the columns a, b: none of the known layouts.*task.columns="):
+        problems(data=jsonl(tmp_path / "e.jsonl", [{"a": 1, "b": 2}]))
+
+
+def test_every_file_format_holds_the_same_rows(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = sums(3)
+    jsonl(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.json", "a.jsonl.gz", "a.parquet"):
+        assert [row for _, row in read_rows(str(tmp_path / name))] == rows, name
+
+
+def test_a_folder_is_read_by_the_datasets_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    jsonl(folder / "train.jsonl", sums(3))
+    assert [dict(row) for _, row in read_rows(str(folder))] == sums(3)
+    with pytest.raises(DataError, match=r"Cannot load the data set .*split test"):
+        list(read_rows(str(folder), split="test"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}\n{bad\n", r"d.jsonl line 2 is not JSON: Expecting property name .* at column 2"),
+        ("[1]\n", r"line 1 holds a list, not a row of columns"),
+        ("\n", "is empty"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(tmp_path, content, message):
+    path = tmp_path / "d.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        [dict(row) for _, row in read_rows(str(path))] or problems(data=str(path))
+
+
+def test_a_few_bad_rows_are_dropped_and_counted(tmp_path):
+    rows = [*sums(300), {"problem": "Prove it.", "answer": "\\boxed{"}, {"problem": "", "answer": "1"}]
+    task = problems(data=jsonl(tmp_path / "d.jsonl", rows))
+    assert len(task.train) + len(task.heldout) == 300
+    assert [d.where.rpartition(" ")[2] for d in task.drops] == ["301", "302"]
+    assert "2 bad rows dropped (first: " in task.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"problem": "P", "answer": None}, "no answer"),
+        ({"problem": "P", "answer": ["1"]}, "an answer of type list"),
+        ({"problem": "P", "answer": "  "}, "an empty answer"),
+        ({"problem": " ", "answer": "1"}, "an empty problem"),
+        ({"problem": 5, "answer": "1"}, "a problem of type int"),
+        ({"problem": [{"role": "user"}], "answer": "1"}, "a message without role and content"),
+        ({"answer": "1"}, "not laid out like the first row"),
+        ({"problem": "P", "answer": "x" * 500}, "a solution, not an answer: 500 characters"),
+        ({"problem": "What is 1 + 1?", "answer": "3"}, "two answers to one problem"),
+    ],
+)
+def test_more_than_one_bad_row_in_a_hundred_is_an_error_that_names_rows(tmp_path, bad, reason):
+    with pytest.raises(DataError, match=rf"1 of 41 rows cannot be used[\s\S]*d.jsonl line 41: {reason}"):
+        problems(data=jsonl(tmp_path / "d.jsonl", [*sums(40), bad]))
+
+
+def test_a_gold_answer_that_its_own_verifier_rejects_is_a_bad_row(tmp_path):
+    rows = [*sums(40), {"problem": "Empty?", "answer": "\\text{ }"}]
+    with pytest.raises(DataError, match="its verifier does not accept the gold answer"):
+        problems(data=jsonl(tmp_path / "d.jsonl", rows))
+
+
+def test_rows_that_say_the_same_count_once(tmp_path):
+    twice = [*sums(40), {"problem": "what is  3 + 1?", "answer": "4"}]  # spaces and capitals aside
+    task = problems(data=jsonl(tmp_path / "d.jsonl", twice))
+    assert (len(task.train) + len(task.heldout), task.duplicates, task.drops) == (40, 1, [])
+
+
+def test_training_problems_that_are_evaluated_on_are_a_leak(tmp_path):
+    train, test = jsonl(tmp_path / "train.jsonl", sums(400)), jsonl(tmp_path / "test.jsonl", sums(3, start=398))
+    task = problems(data=train, eval_data=test)
+    assert not {p.id for p in task.train} & {p.id for p in task.heldout}
+    assert [d.reason for d in task.drops] == ["also in the evaluation set"] * 2
+    with pytest.raises(DataError, match=r"60 of 460 rows cannot be used \(60 also in the evaluation set\)"):
+        problems(data=train, eval_data=jsonl(tmp_path / "test.jsonl", sums(60)))
+
+
+def test_without_evaluation_data_some_problems_are_held_out_whatever_their_order(tmp_path):
+    one = problems(data=jsonl(tmp_path / "a.jsonl", sums(100)), heldout=20)
+    other = problems(data=jsonl(tmp_path / "b.jsonl", sums(100)[::-1]), heldout=20)
+    assert len(one.heldout) == 20
+    assert {p.id for p in one.heldout} == {p.id for p in other.heldout}
+
+
+def test_problems_are_put_into_the_template_after_the_system_message(tmp_path):
+    data = jsonl(tmp_path / "d.jsonl", sums(40))
+    prompt = problems(data=data, template="Q: {problem} {x}", system="Be brief.").train[0]
+    assert prompt.text[0] == {"role": "system", "content": "Be brief."}
+    assert prompt.text[1]["content"].startswith("Q: What is ")
+    with pytest.raises(ConfigError, match=r"task.template must hold \{problem\}"):
+        problems(data=data, template="Q:")
+
+
+def test_a_majority_votes_on_one_spelling(tmp_path):
+    task = problems(data=jsonl(tmp_path / "d.jsonl", sums(40)))
+    assert task.final_answer("\\boxed{1,000}") == task.final_answer("Answer: 1000.") == "1000"
+    assert task.final_answer("no idea") is None
+
+
+def test_an_own_verifier_judges_and_its_gold_answers_must_not_be_invalid(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def even(response, answer):\n    return len(response) % 2 == 0\n"
+        "def broken(response, answer):\n    raise KeyError(answer)\n"
+    )
+    data = jsonl(tmp_path / "d.jsonl", sums(40))
+    task = find_task("math", {"data": data, "verifier": f"{path}:even", "verifier_workers": 1, "heldout": 1})
+    try:
+        assert [v.status for v in task.verify_all([(task.train[0], "ab"), (task.train[0], "abc")])] == [
+            "right",
+            "wrong",
+        ]
+    finally:
+        task.close()
+    with pytest.raises(DataError, match=r"40 of 40 rows cannot be used[\s\S]*the verifier raised KeyError"):
+        problems(data=data, verifier=f"{path}:broken")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("math", {}, "This task has no problems of its own"),
+        ("math", {"dat": "x"}, "The task 'math' has no option 'dat'"),
+        ("gsmk8", {}, "There is no task 'gsmk8'; did you mean 'gsm8k'"),
+        ("maze", {"data": "x"}, "The task 'maze' has no option 'data'"),
+        ("reasoning-gym/chainsum", {}, "no data set 'chainsum'; did you mean 'chain_sum'"),
+        ("reasoning-gym/chain_sum", {"min_terms": 2}, "go into task.config"),
+        ("reasoning-gym/chain_sum", {"config": {"terms": 2}}, "chain_sum has no setting 'terms'"),
+        ("reasoning-gym/chain_sum", {"config": {"min_terms": -1}}, "chain_sum refuses these settings"),
+        ("no.such:task", {}, "no module 'no'"),
+    ],
+)
+def test_a_task_that_cannot_be_made_says_why(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        find_task(name, options)
+
+
+def test_an_own_task_is_found_by_its_function(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from types import SimpleNamespace\n"
+        "def make(size=3):\n    return SimpleNamespace(name='mine', train=range(size), heldout=range(1))\n"
+    )
+    assert len(find_task(f"{path}:make", {"size": 5}).train) == 5
+    assert is_known(f"{path}:make")
+    assert not is_known("mine")
