@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,9 @@ from vapo.algo.presets import Gae, LengthAdaptive
 from vapo.config import Config, Layer, TaskConfig, read_yaml, resolve
 from vapo.environment import environment
 from vapo.errors import ConfigError, DivergedError
-from vapo.evals.evaluate import EvaluationResult, evaluate
+from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
+from vapo.evals.ranking import last_values
+from vapo.evals.samples import SampleFile
 from vapo.ground import Ground, close, ground
 from vapo.models.loading import load_critic, load_policy
 from vapo.models.networks import Critic, Policy, choose_layout
@@ -37,6 +40,8 @@ from vapo.trainer.record import RunFolder
 from vapo.trainer.run import Run
 from vapo.types import Task, stable_hash
 
+TOKENS_AT_ONCE = 16_384
+"""Tokens of one forward pass where a critic reads samples."""
 TINY = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
 
@@ -173,10 +178,13 @@ def evaluate_prompts(
     top_p: float,
     seed: int,
     observer: Observer,
+    kept: SampleFile | None = None,
+    critic: Critic | None = None,
+    ranks: Sequence[str] = RANKS,
 ) -> EvaluationResult:
-    """avg@k and companions on the first held-out prompts of the task."""
+    """avg@k and companions on the first held-out prompts of the task; with a critic, what its ranking adds."""
     prompts = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
-    return evaluate(
+    episodes = evaluate(
         engine,
         prompts,
         base.task,
@@ -184,34 +192,61 @@ def evaluate_prompts(
         how=replace(base.decoding, temperature=temperature, top_p=top_p),
         decode=lambda ids: str(base.tokenizer.decode(list(ids), skip_special_tokens=True)),
         seed=seed,
-        answer_of=getattr(base.task, "final_answer", None),
+        kept=kept,
         on_progress=lambda done, _: observer.progress("evaluating", done, len(prompts) * k),
     )
+    values = None if critic is None else last_values(critic, episodes, tokens_at_once=TOKENS_AT_ONCE)
+    return count(episodes, k=k, answer_of=getattr(base.task, "final_answer", None), values=values, ranks=ranks)
 
 
-def evaluate_model(config: Config, num_prompts: int | None, observer: Observer) -> EvaluationResult:
-    """The evaluation that the configuration's model, task and evaluation sections describe."""
-    sections = config.sections
+def evaluate_model(
+    config: Config, num_prompts: int | None, observer: Observer, out: Path | None = None, ranks: Sequence[str] = ()
+) -> EvaluationResult:
+    """The evaluation that the configuration's model, task and evaluation sections describe.
+
+    Samples are kept in the folder `out`, and taken from there if they are. With `ranks`, model.critic picks among
+    the samples.
+    """
+    sections, evaluation = config.sections, config.sections.evaluation
+    k, trust = evaluation.samples_per_prompt, sections.model.trust_remote_code
     base = ground(config, to_train=False, on_progress=observer.progress)
-    tell(base, observer)
-    model = load_policy(base.policy_source, trust_remote_code=sections.model.trust_remote_code)
-    model = _moved(model, best_device())
-    set_threads(sections.scale.threads, model)
-    engine = TorchEngine(model.requires_grad_(False), slots=sections.rollout.slots)
-    observer.phase("evaluating", 0, 1)
+    engine = None
     try:
+        tell(base, observer)
+        about = {
+            "model": base.policy_source,
+            "task": base.task.name,
+            "k": k,
+            "seed": sections.seed,
+            "set": fingerprint(base, len(base.heldout_prompts), evaluation.temperature, evaluation.top_p),
+        }
+        kept = SampleFile(out, about) if out else None
+        model = _moved(load_policy(base.policy_source, trust_remote_code=trust), best_device())
+        set_threads(sections.scale.threads, model)
+        critic = None
+        if ranks:
+            network, origin = load_critic(base.critic_source, trust_remote_code=trust)
+            observer.note(f"critic: {origin}")
+            network = _moved(network, best_device()).requires_grad_(False)
+            critic = Critic(network, choose_layout(network, sections.trainer.layout), origin=origin)
+        engine = TorchEngine(model.requires_grad_(False), slots=sections.rollout.slots)
+        observer.phase("evaluating", 0, 1)
         return evaluate_prompts(
             base,
             engine,
             num_prompts or len(base.heldout_prompts),
-            sections.evaluation.samples_per_prompt,
-            temperature=sections.evaluation.temperature,
-            top_p=sections.evaluation.top_p,
+            k,
+            temperature=evaluation.temperature,
+            top_p=evaluation.top_p,
             seed=sections.seed,
             observer=observer,
+            kept=kept,
+            critic=critic,
+            ranks=ranks,
         )
     finally:
-        engine.close()
+        if engine:
+            engine.close()
         close(base.task)
 
 

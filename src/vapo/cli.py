@@ -138,6 +138,19 @@ def evaluate(
     top_p: Annotated[float, typer.Option(help="Nucleus sampling in (0, 1]; 0.7 is the paper's.")] = 0.7,
     prompts: Annotated[int | None, typer.Option(help="Use the first so many prompts. Default: all.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0)] = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Problems for a data task (math, gsm8k, aime24, ...): .jsonl, .json, .parquet, or a hub id."),
+    ] = None,
+    critic: Annotated[
+        str | None, typer.Option(help="A trained critic that picks among the samples (a run's critic/ folder).")
+    ] = None,
+    rank: Annotated[
+        str, typer.Option(help="How the critic picks: best-of-n, weighted-vote, or both with a comma between.")
+    ] = "best-of-n,weighted-vote",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the samples; give it again to go on where it stopped.")
+    ] = None,
     set_: SetOption = None,
     per_problem: Annotated[bool, typer.Option("--per-problem", help="Also list every prompt.")] = False,
     as_json: JsonOption = False,
@@ -146,21 +159,26 @@ def evaluate(
     """avg@k, pass@k and maj@k on held-out prompts, with 95 % bootstrap intervals over prompts.
 
     The defaults are the paper's protocol: 32 samples at temperature 1.0 and top-p 0.7. Training evaluates the
-    plain policy (top-p 1.0), which scores lower.
+    plain policy (top-p 1.0), which scores lower. With --critic it also says what the critic's choice among the
+    samples adds to one sample and to the majority.
     """
     from vapo import build
     from vapo.config import Layer, resolve, set_layer
+    from vapo.evals.evaluate import RANKS
     from vapo.reports.tables import evaluation_table
 
+    ranks = [name.strip() for name in rank.split(",")] if critic else []
+    if unknown := [name for name in ranks if name not in RANKS]:
+        raise ConfigError(f"--rank takes {' and '.join(RANKS)}, got {unknown[0]!r}.")
     settings = {
         "seed": seed,
-        "model": {"policy": model},
-        "task": {"name": task},
+        "model": {"policy": model, "critic": critic},
+        "task": {"name": task, **({} if data is None else {"data": None, "eval_data": data})},
         "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
     }
     config = resolve([Layer("eval", settings), *map(set_layer, set_ or [])])
     with _view(as_json) as view:
-        result = build.evaluate_model(config, prompts, view)
+        result = build.evaluate_model(config, prompts, view, out=out, ranks=ranks)
     summary = {"model": model, "task": task, "temperature": temperature, "top_p": top_p, **result.summary()}
     if as_json:
         print(json.dumps({**summary, "per_prompt": result.per_prompt}))
@@ -265,10 +283,12 @@ def recipes(as_json: JsonOption = False, debug: DebugOption = False) -> None:
 @app.command()
 def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """What can be trained on, with an example of each."""
+    from vapo.tasks.catalog import DATA_TASKS, installed
+    from vapo.tasks.gym import dataset_names
     from vapo.tasks.registry import BUILTIN, make_task
 
     console = Console()
-    found = []
+    found: list[dict[str, Any]] = []
     for name in BUILTIN:
         task = make_task(name)
         prompt, response = task.example()
@@ -276,15 +296,24 @@ def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
             {"task": name, "about": task.description, "train": len(task.train), "heldout": len(task.heldout),
              "prompt": prompt.text, "right response": response}
         )  # fmt: skip
+    data = [{"task": name, "about": about} for name, (about, _) in DATA_TASKS.items()]
+    plugins = [{"task": name, "about": f"installed, from {where}"} for name, where in installed().items()]
+    gyms = dataset_names()
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps([*found, *data, *plugins, *({"task": name} for name in gyms)]))
         return
     for entry in found:
         console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")
         console.print(f"  {entry['train']:,} training prompts, {entry['heldout']:,} held out")
         console.print(f"  prompt    [cyan]{escape(str(entry['prompt']))}[/cyan]")
         console.print(f"  response  {escape(entry['right response'])}\n")
-    console.print("Train on one with: vapo train --set task.name=NAME")
+    for entry in [*data, *plugins]:
+        console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")
+    if gyms:
+        console.print(f"\n[bold]{len(gyms)} of reasoning-gym[/bold]  {escape(', '.join(gyms))}")
+    else:
+        console.print("\n[bold]reasoning-gym/...[/bold]  a hundred more, once installed: pip install 'vapo\\[tasks]'")
+    console.print("\nTrain on one with: vapo train --set task.name=NAME --set model.policy=MODEL", soft_wrap=True)
 
 
 @app.command("make-base")

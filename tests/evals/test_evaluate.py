@@ -50,10 +50,10 @@ def test_equal_policies_meet_the_same_luck_and_a_sample_does_not_depend_on_its_c
     task, words, engine = toys.EchoTask(), toys.tokenizer(), TorchEngine(toys.tiny_llama(), slots=16)
     prompts = [render(words, p) for p in task.heldout]
     decode = lambda ids: words.decode(list(ids))  # noqa: E731
-    whole = evaluate(engine, prompts, task, k=4, how=HOW, decode=decode, seed=3)
-    again = evaluate(engine, prompts[::-1], task, k=4, how=HOW, decode=decode, seed=3)
+    whole = count(evaluate(engine, prompts, task, k=4, how=HOW, decode=decode, seed=3), k=4)
+    again = count(evaluate(engine, prompts[::-1], task, k=4, how=HOW, decode=decode, seed=3), k=4)
     assert whole.per_prompt == again.per_prompt[::-1]
-    other = evaluate(engine, prompts, task, k=4, how=HOW, decode=decode, seed=4)
+    other = count(evaluate(engine, prompts, task, k=4, how=HOW, decode=decode, seed=4), k=4)
     assert other.per_prompt != whole.per_prompt
 
 

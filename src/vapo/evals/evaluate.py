@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from vapo.evals.statistics import avg_at_k, bootstrap_interval, counts, maj_at_k, pass_at_k
+from vapo.evals.ranking import best_of_n, weighted_vote
+from vapo.evals.samples import SampleFile
+from vapo.evals.statistics import (
+    Scores,
+    avg_at_k,
+    bootstrap_interval,
+    counts,
+    maj_at_k,
+    paired_bootstrap_difference,
+    pass_at_k,
+)
 from vapo.rollout.collect import judge, sample
 from vapo.rollout.engine import RolloutEngine
 from vapo.types import Decoding, Episode, Prompt, Task
+
+RANKS = ("best-of-n", "weighted-vote")
+"""Ways to pick an answer by the critic's values."""
+CHUNK = 512
+"""Responses that are sampled, judged and kept together: what an interrupted evaluation may lose."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +35,8 @@ class EvaluationResult:
 
     `avg` is the mean over prompts of the share of right samples, `low`/`high` its 95 % bootstrap interval over
     prompts; `pass_at` maps k to the unbiased chance that one of k samples is right; `maj` is the majority
-    vote's accuracy, None where the task has no final answer to vote on. Invalid verdicts take no part.
+    vote's accuracy, None where the task has no final answer to vote on. `intervals` are those of `pass@k` and
+    `maj`. `ranking` says what a critic adds that picks among the samples. Invalid verdicts take no part.
     """
 
     k: int
@@ -34,10 +50,14 @@ class EvaluationResult:
     clipped_ratio: float
     invalid_ratio: float
     per_prompt: list[dict[str, Any]]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ranking: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Everything but the per-prompt table, as JSON."""
         data = {name: value for name, value in asdict(self).items() if name not in {"per_prompt", "pass_at"}}
+        if not self.ranking:
+            del data["ranking"]
         return {**data, "pass": {str(k): value for k, value in self.pass_at.items()}}
 
     def tallies(self) -> dict[str, list[int]]:
@@ -54,50 +74,76 @@ def evaluate(
     how: Decoding,
     decode: Callable[[Sequence[int]], str],
     seed: int,
-    answer_of: Callable[[str], str | None] | None = None,
+    kept: SampleFile | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> EvaluationResult:
-    """k samples of each rendered prompt, judged and counted.
+) -> list[Episode]:
+    """k judged samples of each rendered prompt, in blocks of k.
 
     The samples' seeds depend on the seed, the prompt and the sample's number only, so two policies meet the
-    same luck and their difference can be paired. `answer_of` extracts what maj@k votes on.
+    same luck and their difference can be paired. Samples that are in `kept` are taken from there, and new ones
+    are put there.
     """
-    episodes = sample(
-        engine,
-        prompts,
-        per_prompt=k,
-        how=how,
-        decode=decode,
-        seed=seed,
-        step="evaluation",
-        on_progress=on_progress,
-    )
-    return count(judge(episodes, task), k=k, answer_of=answer_of)
+    found = {prompt.id: kept.get(prompt) if kept else None for prompt in prompts}
+    missing = [prompt for prompt in prompts if found[prompt.id] is None]
+    done, step = (len(prompts) - len(missing)) * k, max(1, CHUNK // k) if kept else max(1, len(missing))
+    for start in range(0, len(missing), step):
+        chunk = missing[start : start + step]
+        episodes = sample(
+            engine,
+            chunk,
+            per_prompt=k,
+            how=how,
+            decode=decode,
+            seed=seed,
+            step="evaluation",
+            on_progress=lambda now, _, before=done: (
+                on_progress(before + now, len(prompts) * k) if on_progress else None
+            ),
+        )
+        episodes = judge(episodes, task)
+        done += len(episodes)
+        for at, prompt in enumerate(chunk):
+            found[prompt.id] = episodes[at * k : (at + 1) * k]
+            if kept:
+                kept.put(episodes[at * k : (at + 1) * k])
+    return [episode for prompt in prompts for episode in found[prompt.id] or ()]
 
 
 def count(
-    episodes: Sequence[Episode], *, k: int, answer_of: Callable[[str], str | None] | None = None
+    episodes: Sequence[Episode],
+    *,
+    k: int,
+    answer_of: Callable[[str], str | None] | None = None,
+    values: Sequence[float] | None = None,
+    ranks: Sequence[str] = RANKS,
 ) -> EvaluationResult:
-    """The result of judged episodes that stand in blocks of k samples a prompt."""
+    """The result of judged episodes that stand in blocks of k samples a prompt.
+
+    `answer_of` extracts what maj@k votes on; with the critic's `values` of the episodes, the `ranks` are counted.
+    """
     correct = np.array([e.verdict.right if e.verdict.valid else np.nan for e in episodes], dtype=float).reshape(-1, k)
     scores = avg_at_k(correct)
     interval = bootstrap_interval(scores)
     n, c = counts(correct)
-    ks = sorted({1, *(2**i for i in range(1, 12) if 2**i <= k), k})
+    ks = powers_to(k)
+    passes = {j: pass_at_k(n, c, j) for j in ks}
     lengths = np.array([len(e.completion.token_ids) if e.verdict.valid else np.nan for e in episodes])
     cut = np.array([e.truncated if e.verdict.valid else np.nan for e in episodes], dtype=float)
-    majority = None
+    intervals: dict[str, tuple[float, float]] = {f"pass@{j}": bootstrap_interval(passes[j]) for j in ks}
+    majority = answers = None
     if answer_of is not None:
-        answers = [answer_of(e.response) for e in episodes]
-        majority = _mean(maj_at_k([answers[i : i + k] for i in range(0, len(answers), k)], correct))
+        flat = [answer_of(e.response) for e in episodes]
+        answers = [flat[i : i + k] for i in range(0, len(flat), k)]
+        majority = maj_at_k(answers, correct)
+        intervals["maj"] = bootstrap_interval(majority)
     return EvaluationResult(
         k=k,
         prompts=len(scores),
         avg=_mean(scores),
         low=interval.low,
         high=interval.high,
-        pass_at={j: _mean(pass_at_k(n, c, j)) for j in ks},
-        maj=majority,
+        pass_at={j: _mean(passes[j]) for j in ks},
+        maj=None if majority is None else _mean(majority),
         mean_length=_mean(lengths),
         clipped_ratio=_mean(cut),
         invalid_ratio=float(np.isnan(correct).mean()),
@@ -107,10 +153,55 @@ def count(
                 "right": int(c[row]),
                 "valid": int(n[row]),
                 "mean_length": _mean(lengths[row * k : (row + 1) * k]),
+                **({} if majority is None else {"maj": _number(majority[row])}),
             }
             for row in range(len(scores))
         ],
+        intervals=intervals,
+        ranking={} if values is None else ranked(correct, np.reshape(values, (-1, k)), answers, majority, ranks),
     )
+
+
+def ranked(
+    correct: Scores,
+    values: Scores,
+    answers: Sequence[Sequence[str | None]] | None,
+    majority: Scores | None,
+    ranks: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """What a critic's values are worth at test time: scores, and differences to a majority vote and to one sample.
+
+    `best_of` maps n to the accuracy of the best of n. Differences are paired over prompts, with 95 % intervals.
+    """
+    k = correct.shape[1]
+    found: dict[str, dict[str, Any]] = {}
+    if "best-of-n" in ranks:
+        curve = {n: best_of_n(correct, values, n) for n in powers_to(k)}
+        found["best-of-n"] = {
+            **_compared(curve[k], correct, majority),
+            "best_of": {n: _mean(s) for n, s in curve.items()},
+        }
+    if "weighted-vote" in ranks and answers is not None:
+        found["weighted-vote"] = _compared(weighted_vote(answers, values, correct), correct, majority)
+    return found
+
+
+def powers_to(k: int) -> list[int]:
+    """1, 2, 4, ... below k, and k."""
+    return sorted({1, *(2**i for i in range(1, 12) if 2**i <= k), k})
+
+
+def _compared(scores: Scores, correct: Scores, majority: Scores | None) -> dict[str, Any]:
+    low, high = bootstrap_interval(scores)
+    told: dict[str, Any] = {"score": _mean(scores), "low": low, "high": high}
+    told["over_avg"] = tuple(paired_bootstrap_difference(scores, avg_at_k(correct)))
+    if majority is not None:
+        told["over_maj"] = tuple(paired_bootstrap_difference(scores, majority))
+    return told
+
+
+def _number(score: float) -> float | None:
+    return None if np.isnan(score) else float(score)
 
 
 def _mean(scores: np.ndarray) -> float:

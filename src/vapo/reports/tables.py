@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.table import Table
@@ -81,10 +83,23 @@ def evaluation_table(result: Record) -> Table:
     if "top_p" in result:
         title += f", temperature {result.get('temperature')}, top-p {result.get('top_p')}"
     table = Table("", "score", "95 % interval", title=title)
+    known = {
+        re.sub("^maj$", f"maj@{result.get('k')}", name): ends for name, ends in result.get("intervals", {}).items()
+    }
     for row in rows:
-        table.add_row(row.name, row.after, row.after_interval)
+        table.add_row(row.name, row.after, row.after_interval or _ends(known.get(row.name)))
+    for rank, told in result.get("ranking", {}).items():
+        table.add_row(f"{rank}, by the critic", figure(told["score"]), _ends((told["low"], told["high"])))
+        for other, name in (("over_maj", "the majority"), ("over_avg", "one sample")):
+            if other in told:
+                mean, low, high = told[other]
+                table.add_row(f"  over {name}", f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}")
     table.add_row("verifier could not tell", percent(number(result.get("invalid_ratio"))), "")
     return table
+
+
+def _ends(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else interval(*ends)
 
 
 def before_after_table(evaluations: list[Record]) -> Table:

@@ -1,0 +1,111 @@
+"""Value at test time: a trained critic picks among the samples of a problem, without knowing the answer.
+
+`values[p][s]` is the critic's value of sample s of problem p, read before its last token, where the whole answer
+stands; `correct` is as in `vapo.evals.statistics`. Invalid samples are not there to be picked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from vapo.evals.statistics import Scores
+from vapo.models.networks import Critic, Sequences
+from vapo.types import Episode
+
+
+def best_of_n(correct: ArrayLike, values: ArrayLike, n: int) -> Scores:
+    """Per problem, the chance that the sample of highest value among n random ones is right; nan with fewer valid.
+
+    All subsets of n samples count: the i-th best of m is the best of a subset with probability
+    C(m-i, n-1) / C(m, n), i from 1, so nothing depends on the order of sampling. Samples of equal value share
+    their places.
+    """
+    if n < 1:
+        raise ValueError(f"best of n needs n of at least 1, got {n}.")
+    verdicts, scores = np.asarray(correct, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if verdicts.shape != scores.shape or verdicts.ndim != 2:
+        raise ValueError(f"best of n needs a value for each verdict, got shapes {verdicts.shape} and {scores.shape}.")
+    return np.array([_best(row, value, n) for row, value in zip(verdicts, scores, strict=True)])
+
+
+def weighted_vote(answers: Sequence[Sequence[Hashable | None]], values: ArrayLike, correct: ArrayLike) -> Scores:
+    """Per problem, the correctness of the answer whose samples have the highest sum of values; nan if none is valid.
+
+    A value below 0 counts as 0; where no answer has a value above 0, all samples count the same. Ties and answers
+    without text are treated as in `maj_at_k`.
+
+    Source: weighted majority voting, Li et al. 2023, arXiv:2206.02336, with the critic as the verifier.
+    """
+    verdicts, scores = np.asarray(correct, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if verdicts.shape != scores.shape or [len(row) for row in answers] != [verdicts.shape[1]] * len(verdicts):
+        raise ValueError(f"A weighted vote needs one answer and one value per verdict, tables of {verdicts.shape}.")
+    return np.array([_elect(*row) for row in zip(answers, scores, verdicts, strict=True)], dtype=np.float64)
+
+
+@torch.no_grad()
+def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: int) -> list[float]:
+    """The critic's value before the last token of each response, in reward units."""
+    values = [0.0] * len(episodes)
+    device = next(critic.model.parameters()).device
+    order = sorted(range(len(episodes)), key=lambda i: _length(episodes[i]))
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * _length(episodes[order[end]]) <= tokens_at_once:
+            end += 1
+        chosen = [episodes[i] for i in order[start:end]]
+        sequences = Sequences(
+            tuple(torch.tensor([*e.prompt.token_ids, *e.completion.token_ids], device=device) for e in chosen),
+            tuple(len(e.completion.token_ids) for e in chosen),
+        )
+        lengths = torch.tensor(sequences.response_lengths)
+        found = critic.values(sequences, int(lengths.max())).cpu()
+        for i, value in zip(order[start:end], found[torch.arange(len(chosen)), lengths - 1].tolist(), strict=True):
+            values[i] = value
+        start = end
+    return values
+
+
+def _length(episode: Episode) -> int:
+    return len(episode.prompt.token_ids) + len(episode.completion.token_ids)
+
+
+def _best(correct: Scores, values: Scores, n: int) -> float:
+    valid = ~np.isnan(correct)
+    correct, values = correct[valid], values[valid]
+    m = len(correct)
+    if m < n:
+        return float("nan")
+    # chance that each place, from the best down, is the best of the subset
+    chance, weights = n / m, np.zeros(m)
+    for place in range(m - n + 1):
+        weights[place] = chance
+        chance *= (m - n - place) / (m - 1 - place) if place < m - 1 else 0.0
+    order = np.argsort(-values, kind="stable")
+    shared = np.zeros(m)
+    for value in np.unique(values):
+        same = values[order] == value
+        shared[same] = weights[same].mean()
+    return float((shared * correct[order]).sum())
+
+
+def _elect(answers: Sequence[Hashable | None], values: Scores, correct: Scores) -> float:
+    valid = ~np.isnan(correct)
+    if not valid.any():
+        return float("nan")
+    named = [i for i in np.flatnonzero(valid).tolist() if answers[i] is not None]
+    if not named:
+        return 0.0
+    weights = np.clip(values, 0.0, None)
+    if not weights[named].sum() > 0:
+        weights = np.ones_like(values)
+    votes: dict[Hashable, float] = {}
+    for i in named:
+        votes[answers[i]] = votes.get(answers[i], 0.0) + float(weights[i])
+    most = max(votes.values())
+    winners = [answer for answer, weight in votes.items() if weight >= most - 1e-12]
+    return float(np.mean([np.mean([correct[i] for i in named if answers[i] == winner]) for winner in winners]))

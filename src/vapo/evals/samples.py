@@ -1,0 +1,75 @@
+"""Judged samples on disk, so that a long evaluation goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vapo.errors import ConfigError
+from vapo.types import Completion, Episode, Prompt, Verdict
+
+
+class SampleFile:
+    """`DIR/samples.jsonl`: a line that says what is evaluated, then one line for each problem with its samples.
+
+    Raises ConfigError if the folder holds samples of something else.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self.path = folder / "samples.jsonl"
+        about = json.loads(json.dumps(about))
+        self._lines: dict[str, list[dict[str, Any]]] = {}
+        if self.path.exists():
+            self._read(about)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._append({"about": about})
+
+    def get(self, prompt: Prompt) -> list[Episode] | None:
+        """The samples of a problem if they are there."""
+        lines = self._lines.get(prompt.id)
+        return None if lines is None else [_episode(prompt, number, line) for number, line in enumerate(lines)]
+
+    def put(self, episodes: Sequence[Episode]) -> None:
+        """Keep the samples of one problem."""
+        self._append({"prompt": episodes[0].prompt.id, "samples": [_record(e) for e in episodes]})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _read(self, about: Mapping[str, Any]) -> None:
+        lines = self.path.read_bytes().split(b"\n")
+        if lines[-1]:  # a line that was being written when the machine went down
+            self.path.write_bytes(b"\n".join(lines[:-1]) + b"\n" if len(lines) > 1 else b"")
+        records = [json.loads(line) for line in lines[:-1] if line]
+        before = records[0].get("about", {}) if records else about
+        if not records:
+            self._append({"about": about})
+        for key in sorted({*before, *about}):
+            if before.get(key) != about.get(key):
+                raise ConfigError(
+                    f"{self.path} holds samples of another evaluation: {key} was {before.get(key)!r}, is "
+                    f"{about.get(key)!r}. Choose another --out."
+                )
+        self._lines = {record["prompt"]: record["samples"] for record in records[1:]}
+
+
+def _record(episode: Episode) -> dict[str, Any]:
+    completion, verdict = episode.completion, episode.verdict
+    return {
+        "response": episode.response,
+        "verdict": verdict.status,
+        "reason": verdict.reason,
+        "finish": completion.finish_reason,
+        "tokens": list(completion.token_ids),
+    }
+
+
+def _episode(prompt: Prompt, number: int, line: Mapping[str, Any]) -> Episode:
+    tokens = tuple(line["tokens"])
+    unknown = (float("nan"),) * len(tokens)  # no score needs the log-probabilities, so they are not kept
+    completion = Completion(tokens, unknown, line["finish"], 0)
+    return Episode(prompt, number, completion, line["response"], Verdict(line["verdict"], line["reason"]))
