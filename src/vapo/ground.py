@@ -14,10 +14,12 @@ from vapo.algo.presets import Gae
 from vapo.config import Config
 from vapo.errors import ConfigError, DataError
 from vapo.models.base import builtin_model
+from vapo.models.gguf import is_gguf, place
 from vapo.models.loading import context_length, load_config, load_tokenizer, render, stop_token_ids
 from vapo.tasks.catalog import find_task
 from vapo.types import Decoding, Prompt, PromptSet, Task
 
+Progress = Callable[[str, int, int], None]
 TRIES = 1000
 """Prompts of a lazy set that are tried for one that fits."""
 MAX_DROPPED = 0.01
@@ -94,7 +96,7 @@ def ground(
     saved: Path | None = None,
     *,
     to_train: bool = True,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Ground:
     """Task, tokenizer and prompts, checked against each other; raises ConfigError, DataError, ModelError.
 
@@ -106,7 +108,7 @@ def ground(
     made = task is None
     task = task or find_task(sections.task.name, sections.task.options, on_progress)
     try:
-        return _checked(config, task, saved, to_train)
+        return _checked(config, task, saved, to_train, on_progress)
     except BaseException:
         if made:
             close(task)
@@ -118,11 +120,13 @@ def close(task: Task) -> None:
     getattr(task, "close", lambda: None)()
 
 
-def _checked(config: Config, task: Task, saved: Path | None, to_train: bool) -> Ground:
+def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_progress: Progress | None) -> Ground:
     sections = config.sections
     trust = sections.model.trust_remote_code
     source = str(saved / "policy") if saved else model_source(sections.model.policy, task)
     critic_source = str(saved / "critic") if saved else sections.model.critic or source
+    if on_progress and is_gguf(source) and Path(source).exists() and not place(Path(source)).exists():
+        on_progress(f"converting {Path(source).name}, once", 0, 1)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     model_config = load_config(source, trust_remote_code=trust)
     if isinstance(config.algorithm.credit, Gae):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from vapo.errors import ConfigError, ModelError
+from vapo.models.gguf import converted, is_gguf
 from vapo.types import Prompt
 
 CRITIC_LABEL = "value"
@@ -35,7 +36,7 @@ CRITIC_LABEL = "value"
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; raises ModelError if it is missing or has no end-of-sequence token."""
     with _explained(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(**_where(source), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(_folder(source), trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of {source} has no EOS token, so a response could never end. "
@@ -47,7 +48,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
 def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's configuration alone: cheap checks before weights load."""
     with _explained(source, "model"):
-        return AutoConfig.from_pretrained(**_where(source), trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(_folder(source), trust_remote_code=trust_remote_code)
 
 
 def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -57,7 +58,7 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
         raise ModelError(f"{source} holds a {architecture}, a critic or reward model. Give a policy/ folder.")
     with _explained(source, "policy"):
         model = AutoModelForCausalLM.from_pretrained(
-            **_where(source), dtype=torch.float32, trust_remote_code=trust_remote_code
+            _folder(source), dtype=torch.float32, trust_remote_code=trust_remote_code
         )
     return _without_dropout(model)
 
@@ -75,7 +76,7 @@ def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple
     auto = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
     with _explained(source, "critic"):
         model, info = auto.from_pretrained(
-            **_where(source),
+            _folder(source),
             id2label={0: CRITIC_LABEL},
             label2id={CRITIC_LABEL: 0},
             dtype=torch.float32,
@@ -159,8 +160,8 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> tu
     """Every token that ends a response: the tokenizer's EOS and those of the model's generation config (chat
     models name their end-of-turn token only there)."""
     try:
-        eos = GenerationConfig.from_pretrained(str(source)).eos_token_id
-    except OSError:  # a folder or a .gguf without generation_config.json
+        eos = GenerationConfig.from_pretrained(_folder(source)).eos_token_id
+    except OSError:  # a folder without generation_config.json
         eos = None
     more = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
     return tuple(sorted({int(cast(int, tokenizer.eos_token_id)), *map(int, more)}))
@@ -176,11 +177,9 @@ def _without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def _where(source: str | Path) -> dict[str, Any]:
-    path = Path(source)
-    if path.suffix == ".gguf":
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    return {"pretrained_model_name_or_path": str(source)}
+def _folder(source: str | Path) -> str:
+    """What `from_pretrained` is given: a folder or a hub id."""
+    return str(converted(Path(source)) if is_gguf(source) else source)
 
 
 @contextmanager

@@ -1,0 +1,62 @@
+"""A .gguf file as an ordinary model folder, converted once: unpacking takes a minute, reading the folder a second."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vapo.errors import ModelError
+
+
+def is_gguf(source: str | Path) -> bool:
+    """Whether a model's source is a .gguf file."""
+    return Path(source).suffix == ".gguf"
+
+
+def converted(path: Path) -> Path:
+    """The folder with the file's weights in float32, made by transformers' own loader unless it is there already.
+
+    It lies in `$VAPO_CACHE`, else in `~/.cache/vapo`, under the file's name, size and time of change. Raises
+    ModelError if the file cannot be read; whatever the loader raises goes through.
+    """
+    folder = place(path)
+    if folder.is_dir():
+        return folder
+    try:
+        import gguf  # noqa: F401
+        from transformers import GgufConfig
+    except ImportError as error:
+        raise ModelError(f"Reading {path} needs the gguf package: pip install 'vapo[gguf]'.") from error
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    with redirect_stderr(io.StringIO()):  # it draws a bar that no setting turns off
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        # packed weights could not be trained
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+    vars(model).pop("hf_quantizer", None)  # they would forbid to save, though nothing is quantized any more
+    vars(model.config).pop("quantization_config", None)
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    try:
+        unfinished.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(unfinished)
+    return folder
+
+
+def place(path: Path) -> Path:
+    """Where the converted model of this very file goes."""
+    cache = Path(os.environ.get("VAPO_CACHE") or Path.home() / ".cache" / "vapo")
+    state = path.stat()
+    told = hashlib.sha256(f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}".encode()).hexdigest()
+    return cache / "gguf" / f"{path.stem}-{told[:12]}"
