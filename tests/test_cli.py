@@ -101,7 +101,8 @@ def test_dry_run_prints_every_setting_with_its_origin_and_writes_nothing(tmp_pat
 
 def test_tasks_and_recipes_list_what_ships(monkeypatch, capsys):
     assert vapo("tasks", "--json", monkeypatch=monkeypatch) == 0
-    assert {entry["task"] for entry in json.loads(capsys.readouterr().out)} == {"maze", "walk", "chain"}
+    listed = {entry["task"] for entry in json.loads(capsys.readouterr().out)}
+    assert {"maze", "walk", "chain", "math", "gsm8k", "aime24", "reasoning-gym/countdown"} <= listed
     assert vapo("recipes", monkeypatch=monkeypatch) == 0
     assert "maze" in capsys.readouterr().out
 
@@ -113,13 +114,15 @@ def test_tasks_and_recipes_list_what_ships(monkeypatch, capsys):
         (["--without", "clip-hiher"], "did you mean 'clip-higher'"),
         (["--preset", "vappo"], "did you mean 'vapo'"),
         (["--set", "task.name=mase"], "did you mean 'maze'"),
+        (["--set", "task.name=math"], "give them with --set task.data=FILE"),
+        (["--set", "task.name=gsm8k", "--set", "task.data=none.jsonl"], "There is no file none.jsonl"),
         (["--set", "task.sidde=5"], "did you mean 'side'"),
         (["--set", "model.policy=./nowhere"], "./nowhere does not exist. Check the path"),
         (["--set", "model.critic=./nowhere"], "./nowhere does not exist. Check the path"),
         (["--set", "trainer.group_size=7"], "must divide the 128 responses"),
         (["--set", "algorithm.credit.critic_lambda.value=-0.1"], "must lie in [0, 1]"),
         (["--set", "algorithm.clip.low=1.2"], "clip.low must lie in [0, 1]"),
-        (["--set", "rollout.max_response_tokens=100000"], "exceeds the model's context"),
+        (["--set", "rollout.max_response_tokens=100000"], "exceed the model's context"),
         (["mase"], "did you mean 'maze'"),
         (["no.yaml"], "Check the path"),
     ],
@@ -140,7 +143,7 @@ def test_mistakes_are_found_before_weights_load(tmp_path: Path, monkeypatch, cap
     (tmp_path / "model" / "model.safetensors").write_bytes(b"not weights")
     model = ["--set", f"model.policy={tmp_path / 'model'}"]
     assert vapo("train", *model, "--set", "rollout.max_response_tokens=100000", monkeypatch=monkeypatch) == 2
-    assert "exceeds the model's context" in capsys.readouterr().err
+    assert "exceed the model's context" in capsys.readouterr().err
     words = toys.tokenizer()
     words.eos_token = None
     words.save_pretrained(tmp_path / "model")

@@ -23,7 +23,7 @@ from vapo.errors import ConfigError, DivergedError
 from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
-from vapo.ground import Ground, close, ground
+from vapo.ground import Ground, close, ground, with_whole_paths
 from vapo.models.loading import load_critic, load_policy
 from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.saving import save_model
@@ -64,6 +64,7 @@ def build(config: Config, run_dir: Path, observer: Observer, *, fresh: bool = Tr
     healthy checkpoint is restored."""
     if fresh:
         check_folder(run_dir)
+        config = config if task else with_whole_paths(config)
         run = _assemble(config, None, observer, task)
         run.folder = RunFolder(run_dir)
         (run_dir / "config.yaml").write_text(config.to_yaml())

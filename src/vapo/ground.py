@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +11,7 @@ from typing import NoReturn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from vapo.algo.presets import Gae
-from vapo.config import Config
+from vapo.config import Config, TaskConfig
 from vapo.errors import ConfigError, DataError
 from vapo.models.base import builtin_model
 from vapo.models.gguf import is_gguf, place
@@ -113,6 +113,26 @@ def ground(
         if made:
             close(task)
         raise
+
+
+def with_whole_paths(config: Config) -> Config:
+    """The configuration with the task's files by their whole paths, so that a run resumes from any folder."""
+    task = config.sections.task
+    whole = {key: _whole(value) for key, value in task.options.items() if isinstance(value, str)}
+    if whole == {key: task.options[key] for key in whole}:
+        return config
+    section = TaskConfig.model_validate({"name": _whole(task.name), **task.options, **whole})
+    return replace(config, sections=config.sections.model_copy(update={"task": section}))
+
+
+def _whole(value: str) -> str:
+    """A file's path, or `path.py:function`, made absolute; anything else as it is."""
+    name, colon, function = value.rpartition(":")
+    path, rest = (name, colon + function) if name.endswith(".py") else (value, "")
+    try:
+        return str(Path(path).resolve()) + rest if path and Path(path).exists() else value
+    except OSError:  # a template, say, is too long for a path
+        return value
 
 
 def close(task: Task) -> None:

@@ -1,0 +1,136 @@
+"""A user's own problems and verifier, from the command line: train, resume from elsewhere, evaluate with the critic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toys
+from vapo import cli
+from vapo.errors import ConfigError
+from vapo.ground import RenderedPrompts
+from vapo.models.loading import plain_text, render
+from vapo.types import Prompt
+
+VERIFIER = """
+def names_the_digit(response, answer):
+    return answer in response.split()[:4]
+"""
+SMALL = [
+    "trainer.steps=2", "trainer.samples_per_step=16", "trainer.group_size=4", "trainer.minibatch_size=8",
+    "trainer.pretraining_steps=1", "trainer.pretraining_heldout=8", "evaluation.every=0", "evaluation.prompts=4",
+    "evaluation.samples_per_prompt=2", "checkpoint.every=1", "scale.threads=1", "algorithm.alpha=2.0",
+]  # fmt: skip
+
+
+def vapo(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["vapo", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def sets(*assignments: str) -> list[str]:
+    return [part for assignment in assignments for part in ("--set", assignment)]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    toys.toy_base(tmp_path / "base")
+    (tmp_path / "mine.py").write_text(VERIFIER)
+    rows = [{"problem": f"{i} x", "answer": str(i)} for i in range(10)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[6:]))
+    return tmp_path
+
+
+TASK = [
+    "task.name=math", "task.verifier=mine.py:names_the_digit", "task.verifier_workers=1", "task.template='{problem}'",
+        "task.max_response_tokens=8"]  # fmt: skip
+
+
+def test_own_problems_and_an_own_verifier_train_resume_and_evaluate(place, monkeypatch, capsys, tmp_path_factory):
+    data = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
+    assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*TASK, *data, *SMALL)) == 0
+    assert "math: 6 training problems, 4 held out" in capsys.readouterr().out
+    metrics = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [m["phase"] for m in metrics] == ["pretrain", "train", "train"]
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    (place / "run" / "checkpoints" / "step_000002").rename(elsewhere / "later")
+    assert vapo(monkeypatch, "resume", str(place / "run")) == 0
+    capsys.readouterr()
+    again = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in m.items() if "time" not in k and "throughput" not in k} for m in (*metrics, *again)]
+    assert timeless[:3] == timeless[3:]
+
+    monkeypatch.chdir(place)
+    judge = ["--task", "math", "--data", "test.jsonl", "--critic", "run/critic", "-k", "4", "--json"]
+    assert vapo(monkeypatch, "eval", "run/policy", *judge, "--out", "kept", *sets(*TASK[1:])) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["prompts"] == 4
+    assert 0 <= result["ranking"]["best-of-n"]["score"] <= 1
+    assert set(result["ranking"]["best-of-n"]["best_of"]) == {"1", "2", "4"}
+    assert len((place / "kept" / "samples.jsonl").read_text().splitlines()) == 5
+    assert vapo(monkeypatch, "eval", "run/policy", *judge, "--out", "kept", *sets(*TASK[1:])) == 0
+    assert json.loads(capsys.readouterr().out)["per_prompt"] == result["per_prompt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rank", "worst-of-n", "--critic", "base"], "--rank takes best-of-n and weighted-vote"),
+        (["--data", "none.jsonl"], "There is no file none.jsonl"),
+        (["--data", "mine.py"], "mine.py is none of .jsonl"),
+        (["--data", "test.jsonl", "--set", "task.verifier=mine.py:no"], "has no function 'no'"),
+        (["--data", "test.jsonl", "--set", "task.verifier_timeout_s=0"], "verifier_timeout_s must lie in"),
+    ],
+)
+def test_a_mistake_in_an_evaluation_is_one_line(place, monkeypatch, capsys, arguments, words):
+    assert vapo(monkeypatch, "eval", "base", "--task", "math", *arguments) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert "Traceback" not in said.err
+
+
+def prompts(*lengths: int) -> tuple[Prompt, ...]:
+    return tuple(Prompt(f"p{i}", "x", token_ids=(2,) * n) for i, n in enumerate(lengths))
+
+
+def as_is(prompt: Prompt) -> Prompt:
+    return prompt
+
+
+def test_prompts_without_room_for_a_response_are_left_out_and_many_are_an_error():
+    rendered = RenderedPrompts(prompts(*[3] * 150, 9), as_is, max_tokens=8)
+    assert (len(rendered), rendered.too_long) == (150, 1)
+    with pytest.raises(ConfigError, match="2 of 12 prompts are too long, first p10 with 9 tokens: lower it"):
+        RenderedPrompts(prompts(*[3] * 10, 9, 9), as_is, max_tokens=8, advice="lower it")
+
+
+def test_where_prompts_are_made_when_asked_for_the_next_that_fits_comes():
+    lazy: Any = list(prompts(3, 9, 9, 4))
+    rendered = RenderedPrompts(lazy, as_is, max_tokens=8)
+    assert [rendered[i].id for i in range(4)] == ["p0", "p3", "p3", "p3"]
+    with pytest.raises(ConfigError, match="too long"):
+        RenderedPrompts(list(prompts(9)), as_is, max_tokens=8)[0]
+
+
+def test_messages_become_a_plain_text_for_a_base_model_or_the_chat_template():
+    words = toys.tokenizer()
+    prompt = Prompt("p", ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 x"}))
+    assert plain_text(prompt.text) == "Be brief.\n\nProblem: 2 x\n\nSolution:"
+    plain = render(words, prompt)
+    assert plain.token_ids == tuple(words(plain_text(prompt.text))["input_ids"])
+    with pytest.raises(ConfigError, match=r"no chat template. Set model.prompt_format=plain"):
+        render(words, prompt, "chat")
+    words.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}x"
+    assert render(words, prompt).token_ids != plain.token_ids
+    assert render(words, prompt, "plain").token_ids == plain.token_ids
