@@ -24,7 +24,9 @@ from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.ground import Ground, close, ground, with_whole_paths
-from vapo.models.loading import load_critic, load_policy
+from vapo.models.backbone import checkpoint_gradients
+from vapo.models.loading import load_critic, load_policy, value_head
+from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.saving import save_model
 from vapo.reports.curves import curves_png
@@ -98,8 +100,15 @@ def _assemble(config: Config, saved: Path | None, observer: Observer, task: Task
     device = best_device()
     model = _moved(load_policy(base.policy_source, trust_remote_code=trust), device)
     set_threads(sections.scale.threads, model)
+    # a copy of its own, so that what is sampled from is a version that was handed over, never one half-updated
+    sampler = copy.deepcopy(model).requires_grad_(False)
+    sampler = _moved(sampler, torch.bfloat16) if autocast else sampler
     policy = Policy(model, choose_layout(model, settings.layout), base.decoding.temperature, autocast)
     reference = replace(policy, model=copy.deepcopy(model).requires_grad_(False)) if algorithm.kl.coef > 0 else None
+    if sections.model.policy_lora:
+        add_lora(model, sections.model.policy_lora, sections.model.lora_alpha)
+    if sections.model.gradient_checkpointing:
+        checkpoint_gradients(model)
 
     def learner(name: str, objective: Objective, lr: float) -> Learner:
         return Learner(
@@ -115,14 +124,15 @@ def _assemble(config: Config, saved: Path | None, observer: Observer, task: Task
     if isinstance(algorithm.credit, Gae):
         network, origin = load_critic(base.critic_source, trust_remote_code=trust)
         network = _moved(network, device)
+        if sections.model.critic_lora:
+            add_lora(network, sections.model.critic_lora, sections.model.lora_alpha, keep=value_head(network))
+        if sections.model.gradient_checkpointing:
+            checkpoint_gradients(network)
         critic = Critic(network, choose_layout(network, settings.layout), autocast, origin)
         at_end = settings.pretraining_at == "end"
         objective = RewardModelObjective(critic) if at_end else CriticObjective(critic, algorithm.credit)
         critic_learner = learner("critic", objective, optimization.critic_lr)
 
-    # a copy of its own, so that what is sampled from is a version that was handed over, never one half-updated
-    sampler = copy.deepcopy(model).requires_grad_(False)
-    sampler = _moved(sampler, torch.bfloat16) if autocast else sampler
     engine = TorchEngine(sampler, slots=sections.rollout.slots)
     evaluation = sections.evaluation
     evaluation_set = fingerprint(base, evaluation.prompts, evaluation.temperature, evaluation.top_p)

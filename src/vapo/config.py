@@ -36,11 +36,27 @@ class ModelConfig:
     """Where the critic starts: a base model, a reward model, or a saved critic; null takes the policy's base."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward passes; weights, values and losses stay float32."""
+    policy_lora: int = 0
+    """Rank of low-rank adapters on the policy; 0 trains all of its weights."""
+    critic_lora: int = 0
+    """Rank of low-rank adapters on the critic, beside its head; 0 trains all of its weights."""
+    lora_alpha: float | None = None
+    """Scale of the adapters' contribution, divided by the rank; null takes twice the rank."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third
+    more time."""
     prompt_format: Literal["auto", "chat", "plain"] = "auto"
     """How problems become prompts: `chat` by the tokenizer's chat template, `plain` as `Problem: ... Solution:`,
     which suits base models; auto takes chat where there is a template. Prompts that are one text stay as they are."""
     trust_remote_code: bool = False
     """Run model code that comes with a hub repository. Leave off unless you have read it."""
+
+    def __post_init__(self) -> None:
+        for name in ("policy_lora", "critic_lora"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"model.{name} is a rank: 0 for none, or more; got {getattr(self, name)}.")
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            raise ConfigError(f"model.lora_alpha must be positive, got {self.lora_alpha}.")
 
 
 class TaskConfig(BaseModel):

@@ -143,8 +143,10 @@ def close(task: Task) -> None:
 def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_progress: Progress | None) -> Ground:
     sections = config.sections
     trust = sections.model.trust_remote_code
-    source = str(saved / "policy") if saved else model_source(sections.model.policy, task)
-    critic_source = str(saved / "critic") if saved else sections.model.critic or source
+    model, first = sections.model, model_source(sections.model.policy, task)
+    # adapters go on from the weights they were put on, everything else from the checkpoint
+    source = str(saved / "policy") if saved and not model.policy_lora else first
+    critic_source = str(saved / "critic") if saved and not model.critic_lora else model.critic or first
     if on_progress and is_gguf(source) and Path(source).exists() and not place(Path(source)).exists():
         on_progress(f"converting {Path(source).name}, once", 0, 1)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
@@ -163,7 +165,7 @@ def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_
             )
         rendered[name] = RenderedPrompts(
             prompts,
-            partial(render, tokenizer, form=sections.model.prompt_format),
+            partial(render, tokenizer, form=model.prompt_format),
             max_tokens=None if context is None else context - limit,
             advice=f"with rollout.max_response_tokens={limit} they exceed the model's context of {context}. "
             "Lower the limit or shorten the prompts.",

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -112,6 +112,26 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+def checkpoint_gradients(model: PreTrainedModel) -> None:
+    """Keep no activations inside layers for the backward pass, but compute them again.
+
+    transformers does so in training mode only, so that is turned on, and dropout, which it would wake, set to 0.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    backbone = cast(PreTrainedModel, model.base_model)
+
+    def contexts() -> tuple[Any, Any]:
+        # the second pass comes when `hidden_states` has put the attention function back
+        return nullcontext(), _attention(backbone, str(backbone.config._attn_implementation))
+
+    model.train()
+    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
 
 
 def supports_packing(model: PreTrainedModel) -> bool:

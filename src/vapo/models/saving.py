@@ -11,20 +11,40 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from vapo.errors import CheckpointError
+from vapo.models.lora import has_lora, load_adapters, plain_weights, save_adapters
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """A Hugging Face folder that `from_pretrained` loads: one safetensors file, config, tokenizer, chat template."""
+    """A Hugging Face folder that `from_pretrained` loads: one safetensors file, config, tokenizer, chat template.
+
+    Adapters are added to the weights they adapt.
+    """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder, max_shard_size="1000GB")
+        merged = dict(plain_weights(model)) if has_lora(model) else None
+        model.save_pretrained(folder, max_shard_size="1000GB", state_dict=merged)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     finally:
         transformers_logging.enable_progress_bar()
         transformers_logging.set_verbosity(verbosity)
+
+
+def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """`save_model`, and beside it the adapters, if there are any, to go on from: sums do not come apart again."""
+    save_model(model, tokenizer, folder)
+    if has_lora(model):
+        save_adapters(model, folder.with_name(f"{folder.name}_adapters.safetensors"))
+
+
+def load_trained(model: PreTrainedModel, folder: Path) -> None:
+    """Put what `save_trained` wrote back into the model, in place; raises CheckpointError on any mismatch."""
+    if has_lora(model):
+        load_adapters(model, folder.with_name(f"{folder.name}_adapters.safetensors"))
+    else:
+        load_weights(model, folder)
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:

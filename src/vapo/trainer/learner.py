@@ -42,9 +42,8 @@ class Learner:
     ) -> None:
         self.name, self.objective, self.lr = name, objective, lr
         self.max_grad_norm, self.micro_batch_tokens = max_grad_norm, micro_batch_tokens
-        self.optimizer = torch.optim.AdamW(
-            objective.module.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True
-        )
+        trained = [parameter for parameter in objective.module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True)
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:

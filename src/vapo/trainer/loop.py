@@ -8,6 +8,7 @@ import torch
 
 from vapo.algo.presets import Gae
 from vapo.errors import VapoError
+from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
 from vapo.trainer.credit import assign_credit
@@ -26,7 +27,7 @@ def train(run: Run) -> None:
     Raises StoppedError after an orderly stop, DivergedError, VerifierBrokenError.
     """
     state, steps = run.state, run.settings.steps
-    run.engine.load_weights(run.policy.model.state_dict().items(), version=state.step)
+    run.engine.load_weights(plain_weights(run.policy.model), version=state.step)
     if not state.started:
         if steps:
             evaluate(run, "before")
@@ -90,7 +91,7 @@ def train_step(run: Run) -> None:
     # 4. Hand over the new policy and write down what happened.
     state.step += 1
     refresh_reference_if_due(run)
-    run.engine.load_weights(run.policy.model.state_dict().items(), version=state.step)
+    run.engine.load_weights(plain_weights(run.policy.model), version=state.step)
     figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
     figures |= {"gradient_steps": state.gradient_steps}
     if run.evaluation.every and state.step % run.evaluation.every == 0 and state.step < run.settings.steps:
@@ -146,7 +147,7 @@ def refresh_reference_if_due(run: Run) -> None:
     """The KL reference becomes the current policy every so many gradient steps (R1-Zero: 400)."""
     every = run.algorithm.kl.refresh_every
     if run.reference is not None and every and run.state.reference_age >= every:
-        run.reference.model.load_state_dict(run.policy.model.state_dict())
+        run.reference.model.load_state_dict(dict(plain_weights(run.policy.model)))
         run.state.reference_age = 0
 
 

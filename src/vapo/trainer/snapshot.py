@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vapo.models.saving import load_optimizer, load_weights, save_model, save_optimizer
+from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
 from vapo.trainer import checkpoint
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
@@ -18,10 +18,10 @@ def save(run: Run) -> Path:
 
     def write(folder: Path) -> None:
         (folder / "state.json").write_text(json.dumps(state.to_json(), indent=1))
-        save_model(run.policy.model, run.tokenizer, folder / "policy")
+        save_trained(run.policy.model, run.tokenizer, folder / "policy")
         save_optimizer(run.policy_learner.optimizer, folder / "policy_optimizer.safetensors")
         if run.critic is not None and run.critic_learner is not None:
-            save_model(run.critic.model, run.tokenizer, folder / "critic")
+            save_trained(run.critic.model, run.tokenizer, folder / "critic")
             save_optimizer(run.critic_learner.optimizer, folder / "critic_optimizer.safetensors")
         if run.reference is not None:
             save_model(run.reference.model, None, folder / "reference")
@@ -39,10 +39,10 @@ def restore(run: Run, folder: Path | None) -> None:
         run.folder.cut_logs({})
         return
     run.state = State.from_json(checkpoint.read_json(folder, "state.json"))
-    load_weights(run.policy.model, folder / "policy")
+    load_trained(run.policy.model, folder / "policy")
     load_optimizer(run.policy_learner.optimizer, folder / "policy_optimizer.safetensors")
     if run.critic is not None and run.critic_learner is not None:
-        load_weights(run.critic.model, folder / "critic")
+        load_trained(run.critic.model, folder / "critic")
         load_optimizer(run.critic_learner.optimizer, folder / "critic_optimizer.safetensors")
     if run.reference is not None:
         load_weights(run.reference.model, folder / "reference")

@@ -1,0 +1,89 @@
+"""Low-rank adapters on a policy or a critic, by peft: a fraction of the optimizer's memory, the same interfaces.
+
+W x becomes W x + (α/r) B A x in every linear layer of the backbone, with W fixed (Hu et al. 2021, arXiv:2106.09685,
+eq. 3). B starts at 0, so the first policy is the base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vapo.errors import CheckpointError, ConfigError
+
+ADAPTER = "vapo"
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: torch.nn.Module | None = None) -> None:
+    """Put adapters of this rank into the model, in place, and fix everything else but `keep` (a critic's head).
+
+    `alpha` None is twice the rank. A is drawn from torch's random numbers. Raises ConfigError without peft.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError("Low-rank adapters need peft: pip install 'vapo[lora]'.") from error
+    backbone = f"{model.base_model_prefix}."
+    targets = [n for n, m in model.named_modules() if n.startswith(backbone) and isinstance(m, torch.nn.Linear)]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=targets)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    kept = {id(p) for p in keep.parameters()} if keep is not None else set()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_is_adapter(name) or id(parameter) in kept)
+
+
+def has_lora(model: PreTrainedModel) -> bool:
+    """Whether `add_lora` was here."""
+    return any(_is_adapter(name) for name, _ in model.named_parameters())
+
+
+def plain_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The names and tensors of the model's state, with adapters added to the weights they adapt."""
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    for name, tensor in model.state_dict().items():
+        if _is_adapter(name):
+            continue
+        layer = layers.get(name.removesuffix(".base_layer.weight"))
+        if layer is not None and name.endswith(".base_layer.weight"):
+            tensor = tensor + layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
+        yield name.replace(".base_layer.", "."), tensor
+
+
+def save_adapters(model: PreTrainedModel, path: Path) -> None:
+    """What is trained, and a digest of what is not."""
+    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, path, metadata={"base": _digest(model)})
+
+
+def load_adapters(model: PreTrainedModel, path: Path) -> None:
+    """Put saved adapters back; raises CheckpointError if they were trained on other weights."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("base") != _digest(model):
+            raise CheckpointError(f"{path} was trained on other base weights than the model's. Has it been changed?")
+        if set(file.keys()) != set(trained):
+            raise CheckpointError(f"{path} does not fit the model: it holds adapters of another shape.")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(file.get_tensor(name))
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """A hash of the fixed weights' names, shapes and first numbers: another base shows in them."""
+    told = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            told.update(f"{name} {tuple(parameter.shape)}".encode())
+            told.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return told.hexdigest()
