@@ -70,8 +70,8 @@ def main() -> None:
         lines.append(f"| {workers} | {started:.1f} | {' | '.join(spread)} | {middle[2] / middle[1]:.2f} |")
         print(lines[-1], flush=True)
     if arguments.out:
-        head = f"# Verifications per second\n\n`python benchmarks/verifier.py`, {date.today()}, {platform.machine()}, Python "
-        head += f"{platform.python_version()}; medians of {ROUNDS} rounds (lowest-highest)."
+        head = f"# Verifications per second\n\n`python benchmarks/verifier.py`, {date.today()}, {platform.machine()}, "
+        head += f"Python {platform.python_version()}; medians of {ROUNDS} rounds (lowest-highest)."
         arguments.out.write_text("\n".join([head, "", *lines, ""]))
 
 
