@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vapo import build
 from vapo.config import Config, Layer, recipe_layer, resolve, source_layers
-from vapo.evals.evaluate import EvaluationResult
+from vapo.evals.evaluate import RANKS, EvaluationResult
 from vapo.reports.live import SilentView
 from vapo.trainer.observer import Observer
 from vapo.types import Task
@@ -57,19 +57,31 @@ def evaluate(
     seed: int = 0,
     max_response_tokens: int | None = None,
     task_options: Mapping[str, Any] | None = None,
+    critic: str | Path | None = None,
+    ranks: Sequence[str] = RANKS,
+    out: str | Path | None = None,
     observer: Observer | None = None,
 ) -> EvaluationResult:
     """avg@k, pass@k and maj@k of a model (folder, hub id, .gguf, or "builtin") on a task's held-out prompts.
 
     The defaults are the paper's protocol: 32 samples a problem at temperature 1.0, top-p 0.7 (VAPO §5.1).
-    `prompts` limits how many are used; None takes all.
+    `prompts` limits how many are used; None takes all. `task_options` are those of the task: {"eval_data": FILE}.
+    With a `critic`, the result's `ranking` says what its choice among the samples adds. `out` is a folder that keeps
+    the samples, and from which an evaluation that was stopped goes on.
     """
     settings: dict[str, Any] = {
         "seed": seed,
-        "model": {"policy": str(model)},
+        "model": {"policy": str(model), "critic": None if critic is None else str(critic)},
         "task": {"name": task, **(task_options or {})},
         "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
     }
     if max_response_tokens is not None:
         settings["rollout"] = {"max_response_tokens": max_response_tokens}
-    return build.evaluate_model(resolve([Layer("argument", settings)]), prompts, observer or SilentView())
+    config = resolve([Layer("argument", settings)])
+    return build.evaluate_model(
+        config,
+        prompts,
+        observer or SilentView(),
+        out=None if out is None else Path(out),
+        ranks=ranks if critic is not None else (),
+    )
