@@ -13,8 +13,9 @@ import pytest
 
 import toys
 from vapo import cli
+from vapo.config import Layer, resolve
 from vapo.errors import ConfigError
-from vapo.ground import RenderedPrompts
+from vapo.ground import RenderedPrompts, with_whole_paths
 from vapo.models.loading import plain_text, render
 from vapo.types import Prompt
 
@@ -112,6 +113,11 @@ def test_a_verifier_that_hangs_stops_the_run_with_code_4(place, monkeypatch, cap
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--rank", "best-of-n"], "--rank needs the critic"),
+        (
+            ["--data", "test.jsonl", "--critic", "base", "--set", "rollout.max_response_tokens=8"],
+            "base is no trained critic",
+        ),
         (["--rank", "worst-of-n", "--critic", "base"], "--rank takes best-of-n and weighted-vote"),
         (["--data", "none.jsonl"], "There is no file none.jsonl"),
         (["--data", "mine.py"], "mine.py is none of .jsonl"),
@@ -124,6 +130,21 @@ def test_a_mistake_in_an_evaluation_is_one_line(place, monkeypatch, capsys, argu
     said = capsys.readouterr()
     assert words in said.err
     assert "Traceback" not in said.err
+
+
+def test_only_files_become_whole_paths(place):
+    (place / "gsm8k").mkdir()
+    (place / "test").mkdir()
+    task = {"name": "gsm8k", "data": "train.jsonl", "eval_split": "test", "verifier": "mine.py:names_the_digit"}
+    whole = with_whole_paths(resolve([Layer("t", {"task": task, "model": {"policy": "base"}})])).sections
+    assert whole.task.name == "gsm8k"
+    assert whole.task.options == {
+        "data": str(place / "train.jsonl"), "eval_split": "test", "verifier": f"{place / 'mine.py'}:names_the_digit"
+    }  # fmt: skip
+    assert whole.model.policy == str(place / "base")
+    named = with_whole_paths(resolve([Layer("t", {"task": {"name": "mine.py:make"}})])).sections
+    assert named.task.name == f"{place / 'mine.py'}:make"
+    assert named.model.policy == "builtin"
 
 
 def prompts(*lengths: int) -> tuple[Prompt, ...]:

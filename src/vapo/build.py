@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from vapo.algo.presets import Gae, LengthAdaptive
 from vapo.config import Config, Layer, TaskConfig, read_yaml, resolve
 from vapo.environment import environment
-from vapo.errors import ConfigError, DivergedError
+from vapo.errors import ConfigError, DivergedError, ModelError, VerifierBrokenError
 from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
@@ -91,10 +91,19 @@ def build(config: Config, run_dir: Path, observer: Observer, *, fresh: bool = Tr
 
 def _assemble(config: Config, saved: Path | None, observer: Observer, task: Task | None) -> Run:
     """The run's objects without a folder; networks come from `saved` if there is a checkpoint."""
+    base = ground(config, task, saved, on_progress=observer.progress)
+    try:
+        tell(base, observer)
+        return _on_ground(config, base, observer)
+    except BaseException:
+        close(base.task)
+        raise
+
+
+def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
+    """The run's objects on checked ground: networks, learners, engine."""
     sections, algorithm = config.sections, config.algorithm
     settings, optimization = sections.trainer, algorithm.optimization
-    base = ground(config, task, saved, on_progress=observer.progress)
-    tell(base, observer)
     torch.manual_seed(sections.seed)
     trust, autocast = sections.model.trust_remote_code, sections.model.dtype == "bfloat16"
     device = best_device()
@@ -194,7 +203,8 @@ def evaluate_prompts(
     ranks: Sequence[str] = RANKS,
 ) -> EvaluationResult:
     """avg@k and companions on the first held-out prompts of the task; with a critic, what its ranking adds."""
-    prompts = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
+    chosen = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
+    prompts = list({prompt.id: prompt for prompt in chosen}.values())  # a neighbour of one too long may come twice
     episodes = evaluate(
         engine,
         prompts,
@@ -224,25 +234,22 @@ def evaluate_model(
     engine = None
     try:
         tell(base, observer)
-        about = {
-            "model": base.policy_source,
-            "task": base.task.name,
-            "k": k,
-            "seed": sections.seed,
-            "set": fingerprint(base, len(base.heldout_prompts), evaluation.temperature, evaluation.top_p),
-        }
-        kept = SampleFile(out, about) if out else None
+        kept = SampleFile(out, _about(config, base)) if out else None
         model = _moved(load_policy(base.policy_source, trust_remote_code=trust), best_device())
         set_threads(sections.scale.threads, model)
         critic = None
         if ranks:
             network, origin = load_critic(base.critic_source, trust_remote_code=trust)
             observer.note(f"critic: {origin}")
+            if "value head set to 0" in origin:
+                raise ModelError(f"{base.critic_source} is no trained critic. Give the critic/ folder of a run.")
+            if "weighted-vote" in ranks and not hasattr(base.task, "final_answer"):
+                observer.note(f"{base.task.name} has no short final answers, so there is no vote to weigh")
             network = _moved(network, best_device()).requires_grad_(False)
             critic = Critic(network, choose_layout(network, sections.trainer.layout), origin=origin)
         engine = TorchEngine(model.requires_grad_(False), slots=sections.rollout.slots)
         observer.phase("evaluating", 0, 1)
-        return evaluate_prompts(
+        result = evaluate_prompts(
             base,
             engine,
             num_prompts or len(base.heldout_prompts),
@@ -255,10 +262,36 @@ def evaluate_model(
             critic=critic,
             ranks=ranks,
         )
+        if result.invalid_ratio > sections.trainer.max_invalid_ratio:
+            raise VerifierBrokenError(
+                f"The verifier could not judge {result.invalid_ratio:.0%} of the responses; the limit is "
+                f"trainer.max_invalid_ratio={sections.trainer.max_invalid_ratio}. With --out, samples.jsonl has the "
+                "reasons."
+            )
+        return result
     finally:
         if engine:
             engine.close()
         close(base.task)
+
+
+def _about(config: Config, base: Ground) -> dict[str, Any]:
+    """What samples that are kept depend on; of anything else they are none."""
+    evaluation, folder = config.sections.evaluation, Path(base.policy_source)
+    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    prompts = [base.heldout_prompts[i] for i in range(len(base.heldout_prompts))]
+    return {
+        "model": base.policy_source,
+        "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+        "task": base.task.name,
+        "task options": {key: str(value) for key, value in config.sections.task.options.items()},
+        "prompts and gold answers": f"{stable_hash(*((p.id, p.token_ids, p.answer) for p in prompts)):016x}",
+        "samples": evaluation.samples_per_prompt,
+        "temperature": evaluation.temperature,
+        "top-p": evaluation.top_p,
+        "max_response_tokens": base.decoding.max_tokens,
+        "seed": config.sections.seed,
+    }
 
 
 def tell(base: Ground, observer: Observer) -> None:

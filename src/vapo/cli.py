@@ -146,8 +146,9 @@ def evaluate(
         str | None, typer.Option(help="A trained critic that picks among the samples (a run's critic/ folder).")
     ] = None,
     rank: Annotated[
-        str, typer.Option(help="How the critic picks: best-of-n, weighted-vote, or both with a comma between.")
-    ] = "best-of-n,weighted-vote",
+        str | None,
+        typer.Option(help="How the critic picks: best-of-n, weighted-vote, or both with a comma. Default: both."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder that keeps the samples; give it again to go on where it stopped.")
     ] = None,
@@ -167,13 +168,15 @@ def evaluate(
     from vapo.evals.evaluate import RANKS
     from vapo.reports.tables import evaluation_table
 
-    ranks = [name.strip() for name in rank.split(",")] if critic else []
+    ranks = [name.strip() for name in rank.split(",")] if rank else list(RANKS) if critic else []
+    if rank and not critic:
+        raise ConfigError("--rank needs the critic that is to pick: --critic runs/NAME/critic.")
     if unknown := [name for name in ranks if name not in RANKS]:
         raise ConfigError(f"--rank takes {' and '.join(RANKS)}, got {unknown[0]!r}.")
     settings = {
         "seed": seed,
         "model": {"policy": model, "critic": critic},
-        "task": {"name": task, **({} if data is None else {"data": None, "eval_data": data})},
+        "task": {"name": task, **({} if data is None else {"eval_data": data})},
         "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
     }
     config = resolve([Layer("eval", settings), *map(set_layer, set_ or [])])
@@ -181,7 +184,7 @@ def evaluate(
         result = build.evaluate_model(config, prompts, view, out=out, ranks=ranks)
     summary = {"model": model, "task": task, "temperature": temperature, "top_p": top_p, **result.summary()}
     if as_json:
-        print(json.dumps({**summary, "per_prompt": result.per_prompt}))
+        print(json.dumps(_without_nan({**summary, "per_prompt": result.per_prompt})))
         return
     console = Console()
     console.print(evaluation_table(summary))
@@ -493,6 +496,15 @@ def _closing_words(path: Path, as_json: bool) -> None:
     console.print(f"  {again} --preset {'grpo' if preset != 'grpo' else 'vapo'}")
     if preset == "vapo":
         console.print(f"  {again} --without value-pretraining")
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for nan, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def _view(as_json: bool) -> Any:

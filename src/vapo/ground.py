@@ -106,7 +106,7 @@ def ground(
     """
     sections = config.sections
     made = task is None
-    task = task or find_task(sections.task.name, sections.task.options, on_progress)
+    task = task or find_task(sections.task.name, sections.task.options, on_progress, to_train=to_train)
     try:
         return _checked(config, task, saved, to_train, on_progress)
     except BaseException:
@@ -115,24 +115,29 @@ def ground(
         raise
 
 
+FILES = ("data", "eval_data", "verifier")
+"""Options of a task that may name a file."""
+
+
 def with_whole_paths(config: Config) -> Config:
-    """The configuration with the task's files by their whole paths, so that a run resumes from any folder."""
-    task = config.sections.task
-    whole = {key: _whole(value) for key, value in task.options.items() if isinstance(value, str)}
-    if whole == {key: task.options[key] for key in whole}:
-        return config
-    section = TaskConfig.model_validate({"name": _whole(task.name), **task.options, **whole})
-    return replace(config, sections=config.sections.model_copy(update={"task": section}))
+    """The configuration with its files by their whole paths, so that a run resumes from any folder."""
+    task, model = config.sections.task, config.sections.model
+    options = {key: _whole(value) if key in FILES and value else value for key, value in task.options.items()}
+    name = _whole(task.name) if ".py:" in task.name else task.name
+    sections = config.sections.model_copy(
+        update={
+            "task": TaskConfig.model_validate({"name": name, **options}),
+            "model": replace(model, policy=_whole(model.policy), critic=model.critic and _whole(model.critic)),
+        }
+    )
+    return replace(config, sections=sections)
 
 
 def _whole(value: str) -> str:
-    """A file's path, or `path.py:function`, made absolute; anything else as it is."""
+    """A path, or `path.py:function`, made absolute if it is there; a hub id or a name as it is."""
     name, colon, function = value.rpartition(":")
     path, rest = (name, colon + function) if name.endswith(".py") else (value, "")
-    try:
-        return str(Path(path).resolve()) + rest if path and Path(path).exists() else value
-    except OSError:  # a template, say, is too long for a path
-        return value
+    return str(Path(path).resolve()) + rest if value != "builtin" and Path(path).exists() else value
 
 
 def close(task: Task) -> None:

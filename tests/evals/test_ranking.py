@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaForTokenClassification
 
 import toys
+from vapo.errors import ModelError
 from vapo.evals.evaluate import count
 from vapo.evals.ranking import best_of_n, last_values, weighted_vote
 from vapo.models.networks import Critic, Sequences
@@ -57,9 +58,9 @@ def test_a_weighted_vote_counted_by_hand():
     answers, correct = [["5", "5", "7"]], [[0, 0, 1]]
     assert weighted_vote(answers, [[0.2, 0.3, 0.6]], correct)[0] == 1.0
     assert weighted_vote(answers, [[0.2, 0.3, 0.4]], correct)[0] == 0.0
-    # values below 0 count as 0; without any above it is a plain majority
-    assert weighted_vote(answers, [[-1.0, -1.0, 0.1]], correct)[0] == 1.0
-    assert weighted_vote(answers, [[-1.0, -2.0, -0.5]], correct)[0] == 0.0
+    # a critic of rewards -1 and 1: moved up by 2, "5" has 1 + 0, "7" has 1.5
+    assert weighted_vote(answers, [[-1.0, -2.0, -0.5]], correct)[0] == 1.0
+    assert weighted_vote(answers, [[0.0, 0.0, 0.0]], correct)[0] == 0.0  # nothing to tell them by: the majority
     assert weighted_vote([["5", "7"]], [[0.3, 0.3]], [[0, 1]])[0] == 0.5  # a tie
     assert weighted_vote([[None, None]], [[0.3, 0.3]], [[1, 1]])[0] == 0.0  # nothing to vote on
     assert np.isnan(weighted_vote([["5"]], [[0.3]], [[NAN]])[0])
@@ -85,6 +86,10 @@ def test_the_value_read_is_the_one_before_the_last_token_whatever_the_batches():
     for budget in (1, 12, 1000):
         np.testing.assert_allclose(last_values(critic, episodes, tokens_at_once=budget), one_by_one, atol=1e-6)
     assert len(set(np.round(one_by_one, 5))) == 4
+    with torch.no_grad():
+        critic.model.score.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not numbers"):
+        last_values(critic, episodes, tokens_at_once=12)
 
 
 def test_an_evaluation_tells_what_the_critic_adds():

@@ -57,6 +57,21 @@ def test_half_a_line_is_dropped_and_its_problem_sampled_again(tmp_path):
     assert engine.left == 0
 
 
+def test_invalid_samples_are_drawn_again(tmp_path):
+    whole = run(Stopping(100), SampleFile(tmp_path, ABOUT))
+    path = tmp_path / "samples.jsonl"
+    path.write_text(path.read_text().replace('"verdict": "wrong"', '"verdict": "invalid"', 1))
+    engine = Stopping(2)
+    assert count(run(engine, SampleFile(tmp_path, ABOUT)), k=2) == count(whole, k=2)
+    assert engine.left == 0
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "samples.jsonl").write_text('{"about": {}}\nnot ours\n')
+    with pytest.raises(ConfigError, match=r"damaged or none of ours.*Choose another --out"):
+        SampleFile(tmp_path, ABOUT)
+
+
 def test_samples_of_another_evaluation_are_refused(tmp_path):
     run(Stopping(100), SampleFile(tmp_path, ABOUT))
     with pytest.raises(ConfigError, match=r"another evaluation: k was 2, is 4. Choose another --out"):

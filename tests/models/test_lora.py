@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForTokenClassification, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForTokenClassification, PreTrainedModel
 
 import toys
-from vapo.errors import CheckpointError
+from vapo.errors import CheckpointError, ConfigError
 from vapo.models.backbone import checkpoint_gradients
 from vapo.models.loading import load_policy, value_head
 from vapo.models.lora import add_lora, has_lora, load_adapters, plain_weights, save_adapters
@@ -81,10 +81,20 @@ def test_adapters_go_back_onto_the_base_they_were_trained_on_and_no_other(tmp_pa
     add_lora(again, 2, None)
     load_adapters(again, tmp_path / "a.safetensors")
     torch.testing.assert_close(logp(again), logp(model), rtol=0, atol=0)
+    narrow = toys.tiny_llama()
+    add_lora(narrow, 1, None)
+    with pytest.raises(CheckpointError, match="another shape"):
+        load_adapters(narrow, tmp_path / "a.safetensors")
     other = toys.tiny_llama(seed=1)
     add_lora(other, 2, None)
     with pytest.raises(CheckpointError, match="other base weights"):
         load_adapters(other, tmp_path / "a.safetensors")
+
+
+def test_a_model_without_linear_layers_is_refused():
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=16))
+    with pytest.raises(ConfigError, match="no linear layers"):
+        add_lora(model, 2, None)
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -83,6 +83,7 @@ def test_partial_credit_is_none_and_a_scorer_that_raises_is_checked_on_the_gold_
     assert judge(Scorer({"4": 1.0, "the 4": 0.5}), item, "the 4").status == "wrong"
     assert judge(Scorer({"4": 1.0}), item, "four").reason == "unreadable for the scorer: KeyError"
     assert judge(Scorer({}), item, "four").status == "invalid"
+    assert judge(Scorer({"4": 1.0, "44": 0.995}), item, "44").status == "wrong"
     generous = Scorer({"4": 1.0, "5": 1.0, "I do not know": 1.0})
     assert judge(generous, item, "4").right
     assert judge(generous, item, "5").status == "wrong"
@@ -97,3 +98,4 @@ def test_the_last_tags_hold_the_answer():
 def test_all_data_sets_are_listed():
     assert len(dataset_names()) > 100
     assert "reasoning-gym/countdown" in dataset_names()
+    assert "reasoning-gym/composite" not in dataset_names()

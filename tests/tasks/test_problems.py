@@ -98,11 +98,12 @@ def test_a_folder_is_read_by_the_datasets_library(tmp_path, monkeypatch):
         ("{}\n{bad\n", r"d.jsonl line 2 is not JSON: Expecting property name .* at column 2"),
         ("[1]\n", r"line 1 holds a list, not a row of columns"),
         ("\n", "is empty"),
+        ('{"problem": "\udce9"}\n', "d.jsonl is not UTF-8"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_line(tmp_path, content, message):
     path = tmp_path / "d.jsonl"
-    path.write_text(content)
+    path.write_text(content, errors="surrogateescape")
     with pytest.raises(DataError, match=message):
         [dict(row) for _, row in read_rows(str(path))] or problems(data=str(path))
 
@@ -119,6 +120,7 @@ def test_a_few_bad_rows_are_dropped_and_counted(tmp_path):
     ("bad", "reason"),
     [
         ({"problem": "P", "answer": None}, "no answer"),
+        ({"problem": "P", "answer": float("nan")}, "no answer"),
         ({"problem": "P", "answer": ["1"]}, "an answer of type list"),
         ({"problem": "P", "answer": "  "}, "an empty answer"),
         ({"problem": " ", "answer": "1"}, "an empty problem"),
@@ -160,6 +162,19 @@ def test_without_evaluation_data_some_problems_are_held_out_whatever_their_order
     other = problems(data=jsonl(tmp_path / "b.jsonl", sums(100)[::-1]), heldout=20)
     assert len(one.heldout) == 20
     assert {p.id for p in one.heldout} == {p.id for p in other.heldout}
+
+
+def test_too_few_problems_to_hold_any_out_are_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"has 40 problems: too few to hold out task.heldout=200"):
+        problems(data=jsonl(tmp_path / "d.jsonl", sums(40)), heldout=200)
+
+
+def test_without_training_only_the_evaluation_set_is_read(tmp_path):
+    test = jsonl(tmp_path / "t.jsonl", sums(3))
+    options = {"data": "no/such/set", "eval_data": test, "verifier_workers": 1}
+    task = find_task("gsm8k", options, to_train=False)
+    task.close()
+    assert (len(task.train), len(task.heldout)) == (0, 3)
 
 
 def test_problems_are_put_into_the_template_after_the_system_message(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from vapo.errors import ModelError
 from vapo.evals.statistics import Scores
 from vapo.models.networks import Critic, Sequences
 from vapo.types import Episode
@@ -35,14 +36,15 @@ def best_of_n(correct: ArrayLike, values: ArrayLike, n: int) -> Scores:
 def weighted_vote(answers: Sequence[Sequence[Hashable | None]], values: ArrayLike, correct: ArrayLike) -> Scores:
     """Per problem, the correctness of the answer whose samples have the highest sum of values; nan if none is valid.
 
-    A value below 0 counts as 0; where no answer has a value above 0, all samples count the same. Ties and answers
-    without text are treated as in `maj_at_k`.
+    Values of a critic of rewards -1 and 1 are moved up, so that the lowest of all is 0. Where all are 0, all samples
+    count the same. Ties and answers without text are treated as in `maj_at_k`.
 
     Source: weighted majority voting, Li et al. 2023, arXiv:2206.02336, with the critic as the verifier.
     """
     verdicts, scores = np.asarray(correct, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if verdicts.shape != scores.shape or [len(row) for row in answers] != [verdicts.shape[1]] * len(verdicts):
         raise ValueError(f"A weighted vote needs one answer and one value per verdict, tables of {verdicts.shape}.")
+    scores = scores - min(0.0, float(scores.min(initial=0.0)))
     return np.array([_elect(*row) for row in zip(answers, scores, verdicts, strict=True)], dtype=np.float64)
 
 
@@ -67,6 +69,8 @@ def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: 
         for i, value in zip(order[start:end], found[torch.arange(len(chosen)), lengths - 1].tolist(), strict=True):
             values[i] = value
         start = end
+    if not np.isfinite(values).all():
+        raise ModelError("The critic gives values that are not numbers; it cannot rank samples.")
     return values
 
 
@@ -100,9 +104,7 @@ def _elect(answers: Sequence[Hashable | None], values: Scores, correct: Scores) 
     named = [i for i in np.flatnonzero(valid).tolist() if answers[i] is not None]
     if not named:
         return 0.0
-    weights = np.clip(values, 0.0, None)
-    if not weights[named].sum() > 0:
-        weights = np.ones_like(values)
+    weights = values if values[named].sum() > 0 else np.ones_like(values)
     votes: dict[Hashable, float] = {}
     for i in named:
         votes[answers[i]] = votes.get(answers[i], 0.0) + float(weights[i])

@@ -30,7 +30,9 @@ class SampleFile:
     def get(self, prompt: Prompt) -> list[Episode] | None:
         """The samples of a problem if they are there."""
         lines = self._lines.get(prompt.id)
-        return None if lines is None else [_episode(prompt, number, line) for number, line in enumerate(lines)]
+        if lines is None or any(line["verdict"] == "invalid" for line in lines):
+            return None  # the verifier may be able to tell this time
+        return [_episode(prompt, number, line) for number, line in enumerate(lines)]
 
     def put(self, episodes: Sequence[Episode]) -> None:
         """Keep the samples of one problem."""
@@ -44,7 +46,11 @@ class SampleFile:
         lines = self.path.read_bytes().split(b"\n")
         if lines[-1]:  # a line that was being written when the machine went down
             self.path.write_bytes(b"\n".join(lines[:-1]) + b"\n" if len(lines) > 1 else b"")
-        records = [json.loads(line) for line in lines[:-1] if line]
+        try:
+            records = [json.loads(line) for line in lines[:-1] if line]
+            self._lines = {record["prompt"]: record["samples"] for record in records[1:]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.path} is damaged or none of ours: {error}. Choose another --out.") from error
         before = records[0].get("about", {}) if records else about
         if not records:
             self._append({"about": about})
@@ -54,7 +60,6 @@ class SampleFile:
                     f"{self.path} holds samples of another evaluation: {key} was {before.get(key)!r}, is "
                     f"{about.get(key)!r}. Choose another --out."
                 )
-        self._lines = {record["prompt"]: record["samples"] for record in records[1:]}
 
 
 def _record(episode: Episode) -> dict[str, Any]:

@@ -122,8 +122,9 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and name.endswith(("dropout", "layerdrop")):
+                setattr(module, name, 0.0)
     backbone = cast(PreTrainedModel, model.base_model)
 
     def contexts() -> tuple[Any, Any]:

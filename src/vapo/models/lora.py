@@ -32,6 +32,11 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: to
         raise ConfigError("Low-rank adapters need peft: pip install 'vapo[lora]'.") from error
     backbone = f"{model.base_model_prefix}."
     targets = [n for n, m in model.named_modules() if n.startswith(backbone) and isinstance(m, torch.nn.Linear)]
+    if not targets:
+        raise ConfigError(
+            f"{type(model).__name__} has no linear layers for adapters. Train all weights: model.policy_lora=0, "
+            "model.critic_lora=0."
+        )
     config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=targets)  # type: ignore[arg-type]
     inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     kept = {id(p) for p in keep.parameters()} if keep is not None else set()
@@ -68,7 +73,8 @@ def load_adapters(model: PreTrainedModel, path: Path) -> None:
     with safe_open(path, "pt") as file:
         if (file.metadata() or {}).get("base") != _digest(model):
             raise CheckpointError(f"{path} was trained on other base weights than the model's. Has it been changed?")
-        if set(file.keys()) != set(trained):
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if shapes != {name: tuple(parameter.shape) for name, parameter in trained.items()}:
             raise CheckpointError(f"{path} does not fit the model: it holds adapters of another shape.")
         with torch.no_grad():
             for name, parameter in trained.items():

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from vapo.errors import VapoError
 from vapo.rollout.engine import RolloutEngine
 from vapo.types import Decoding, Episode, Prompt, Task, Verdict, sample_seed
 
@@ -47,7 +48,12 @@ def judge(episodes: Sequence[Episode], task: Task) -> list[Episode]:
     items = [(e.prompt, e.response) for e in episodes]
     # a task whose verifier runs in worker processes keeps all of them busy
     together: Callable[[Sequence[tuple[Prompt, str]]], list[Verdict]] | None = getattr(task, "verify_all", None)
-    verdicts = together(items) if together else [_verdict(task, *item) for item in items]
+    try:
+        verdicts = together(items) if together else [_verdict(task, *item) for item in items]
+    except VapoError:
+        raise
+    except Exception as error:
+        verdicts = [_raised(error)] * len(items)
     return [replace(e, verdict=verdict) for e, verdict in zip(episodes, verdicts, strict=True)]
 
 
@@ -55,4 +61,8 @@ def _verdict(task: Task, prompt: Prompt, response: str) -> Verdict:
     try:
         return task.verify(prompt, response)
     except Exception as error:  # somebody else's code: whatever it raises, the answer is "cannot tell"
-        return Verdict("invalid", f"the verifier raised {type(error).__name__}: {error}")
+        return _raised(error)
+
+
+def _raised(error: Exception) -> Verdict:
+    return Verdict("invalid", f"the verifier raised {type(error).__name__}: {error}")

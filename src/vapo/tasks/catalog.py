@@ -31,16 +31,22 @@ DATA_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 """Data tasks by name: what they are, and the options that make them (files can be given instead)."""
 
 
-def find_task(name: str, options: Mapping[str, Any], on_progress: Progress | None = None) -> Task:
+def find_task(
+    name: str, options: Mapping[str, Any], on_progress: Progress | None = None, *, to_train: bool = True
+) -> Task:
     """The task of that name with these options; ConfigError or DataError if there is none or it cannot be made.
 
     `name` is a built-in task, a data task, `reasoning-gym/DATASET`, an entry point of the group `vapo.tasks`, or
-    package.module:function; the last two are called with the options and give a `vapo.Task`.
+    package.module:function; the last two are called with the options and give a `vapo.Task`. Without `to_train`
+    training problems are read only if the held-out ones are among them.
     """
     if name in BUILTIN:
         return make_task(name, **options)
     if name in DATA_TASKS:
-        return make_problems(name, {**DATA_TASKS[name][1], **options}, on_progress)
+        made = {**DATA_TASKS[name][1], **options}
+        if not to_train and made.get("eval_data"):
+            made["data"] = None
+        return make_problems(name, made, on_progress)
     if name.startswith(PREFIX):
         known = [f.name for f in fields(GymOptions)]
         if unknown := sorted(set(options) - set(known)):

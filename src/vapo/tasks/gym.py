@@ -13,13 +13,15 @@ from typing import Any
 
 from vapo.errors import ConfigError, DataError
 from vapo.tasks.verifiers.answers import last_answer
-from vapo.tasks.verifiers.functions import RIGHT_AT
 from vapo.tasks.verifiers.pool import Limits, VerifierPool
 from vapo.types import Prompt, Verdict, Verifier
 
 PREFIX = "reasoning-gym/"
 INSTRUCTION = "{problem}\n\nThink step by step, then write your final answer between <answer> and </answer>."
+COMPOSITE = "composite"
 NO_ANSWER = "I do not know"
+FULL = 1.0
+"""A little less is what some scorers give for a long answer with a wrong letter."""
 TRIED = 20
 """Items on which the scorer is tried before anything else."""
 
@@ -138,6 +140,10 @@ def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) 
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise ConfigError("reasoning-gym tasks need its package: pip install 'vapo[tasks]'.") from error
+    if dataset == COMPOSITE:
+        raise ConfigError(
+            "reasoning-gym's composite mixes other data sets by objects no YAML can hold. Take one of them."
+        )
     if dataset not in DATASETS:
         close = difflib.get_close_matches(dataset, list(DATASETS), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -176,12 +182,12 @@ def judge(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict:
         score = float(scorer.score_answer(answer, item))
     except Exception as error:
         # some scorers raise on what they cannot read; that is the answer's fault if the gold one passes
-        if _score(scorer, gold, item) >= RIGHT_AT:
+        if _score(scorer, gold, item) >= FULL:
             return Verdict("wrong", f"unreadable for the scorer: {type(error).__name__}")
         return Verdict("invalid", f"the scorer raised {type(error).__name__}: {error}")
-    if score < RIGHT_AT:
+    if score < FULL:
         return Verdict("wrong", f"score {score:.2g}")
-    if _score(scorer, NO_ANSWER, item) >= RIGHT_AT and answer.strip().casefold() != gold.strip().casefold():
+    if _score(scorer, NO_ANSWER, item) >= FULL and answer.strip().casefold() != gold.strip().casefold():
         return Verdict("wrong", "not the gold answer, and the scorer accepts anything here")
     return Verdict("right")
 
@@ -200,7 +206,7 @@ def dataset_names() -> list[str]:
         from reasoning_gym.factory import DATASETS
     except ImportError:
         return []
-    return [PREFIX + name for name in sorted(DATASETS)]
+    return [PREFIX + name for name in sorted(DATASETS) if name != COMPOSITE]
 
 
 def _asked(prompt: Prompt) -> str:

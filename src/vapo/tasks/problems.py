@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,6 +22,9 @@ MAX_DROPPED = 0.01
 """More bad rows than this share of a data set is an error."""
 CHECKABLE = ("math", "exact")
 """Verifiers whose gold answers can be tried on themselves: it is known how to state an answer to them."""
+
+FEWEST = 16
+"""Problems that must be left to train on when some are held out."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -97,14 +102,16 @@ class Problems:
             train, heldout = (read.judged(prompts, self.pool, o.verifier, on_progress) for prompts in (train, heldout))
             train = read.without_leaks(train, heldout)
             read.check()
+            if not heldout and len(train) < o.heldout + FEWEST:
+                raise DataError(
+                    f"{o.data} has {len(train)} problems: too few to hold out task.heldout={o.heldout} and train on at "
+                    f"least {FEWEST}. Lower task.heldout, or give task.eval_data."
+                )
         except BaseException:
             self.close()
             raise
         self.drops, self.duplicates = read.drops, read.duplicates
-        if heldout:
-            self.train, self.heldout = tuple(train), tuple(heldout)
-        else:
-            self.train, self.heldout = split(train, o.heldout)
+        self.train, self.heldout = (tuple(train), tuple(heldout)) if heldout else split(train, o.heldout, FEWEST)
 
     @property
     def notes(self) -> list[str]:
@@ -172,6 +179,8 @@ class Reader:
             answer = gold_answer(answer)
         except (KeyError, TypeError, IndexError, AttributeError, DataError):
             return Drop(where, f"not laid out like the first row ({layout.name})")
+        if isinstance(answer, float) and math.isnan(answer):
+            answer = None  # what tables write where nothing is
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             return Drop(
                 where,
@@ -252,7 +261,12 @@ def make_problems(name: str, options: Mapping[str, Any], on_progress: Progress |
 
 
 def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool | list | dict)
+    """Whether a column can be handed to a verifier's process; pictures and dates cannot."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _folded(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,6 @@ from vapo.errors import DataError
 from vapo.tasks.verifiers.answers import last_answer
 
 Row = Mapping[str, Any]
-Text = str | tuple[dict[str, str], ...]
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
@@ -109,7 +109,14 @@ def read_rows(source: str, *, subset: str | None = None, split: str | None = Non
     """(where it is, row) of a file, a folder or a hub data set; raises DataError for what cannot be read."""
     path = Path(source)
     if path.is_file():
-        yield from _from_file(path)
+        try:
+            yield from _from_file(path)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"Cannot read {path}: {error}. Is it damaged?") from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, with iconv -t utf-8 for one."
+            ) from error
     elif path.is_dir() or not _looks_local(source):
         yield from _from_datasets(source, subset, split or "train")
     else:
@@ -128,7 +135,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
                 path, "line", ((n, _json(path, n, line)) for n, line in enumerate(lines, 1) if line.strip())
             )
     elif path.suffix == ".json":
-        data = _json(path, 1, path.read_text(encoding="utf-8"))
+        data = _json(path, 1, path.read_text(encoding="utf-8"), " One row a line? Call it .jsonl.")
         if not isinstance(data, list):
             raise DataError(
                 f"{path} must hold a list of rows, found a {type(data).__name__}. One row a line? Call it .jsonl."
@@ -148,12 +155,12 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
         raise DataError(f"{path} is none of {', '.join(FORMATS)}. Convert it, or give a hub data set.")
 
 
-def _json(path: Path, line: int, text: str) -> Any:
+def _json(path: Path, line: int, text: str, advice: str = "") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path} line {line + error.lineno - 1} is not JSON: {error.msg} at column {error.colno}."
+            f"{path} line {line + error.lineno - 1} is not JSON: {error.msg} at column {error.colno}.{advice}"
         ) from error
 
 

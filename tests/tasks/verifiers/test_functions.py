@@ -28,6 +28,23 @@ def test_a_name_nobody_knows_is_invalid_and_told():
     )
 
 
+def test_names_nobody_knows_are_not_filled_by_position():
+    verdict = adapted(lambda output, gold: output == gold)(PROMPT, "4")
+    assert verdict.reason.startswith("the verifier asks for 'gold'")
+
+
+def test_trls_functions_get_the_columns_of_the_data_set_as_they_are():
+    columns = {"prompt": "How many?", "answer": "3+4\n#### 7"}
+    row = Prompt("p", ({"role": "user", "content": "How many?"},), "7", columns=columns)
+
+    def gsm8k_reward(prompts, completions, answer, **kwargs):
+        assert prompts == ["How many?"]  # text in the data set, text for the function
+        return [float(c.strip() == a.split("####")[1].strip()) for c, a in zip(completions, answer, strict=True)]
+
+    assert adapted(gsm8k_reward)(row, "7").right
+    assert adapted(gsm8k_reward)(row, "8").status == "wrong"
+
+
 def test_a_reward_function_of_trl_works_unchanged():
     def accuracy_reward(completions, solution, **kwargs):
         contents = [completion[0]["content"] for completion in completions]

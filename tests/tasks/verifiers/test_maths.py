@@ -87,6 +87,64 @@ def test_an_answer_is_right_wrong_or_told_why_not(pool):
     assert verdict(" ", "\\boxed{5}") == ("invalid", "the gold answer is empty")
 
 
+@pytest.mark.parametrize(
+    ("gold", "answers"),
+    [
+        ("(100,200)", ["(100, 200)"]),
+        ("100,200,300", ["100, 200, 300", "300, 100, 200"]),
+        ("3/2", ["1 1/2"]),
+        ("\\sqrt{12}", ["√12", "2√3"]),
+        ("3,4,5", ["3, 4, and 5"]),
+        ("50%", ["50", "0.5"]),
+        ("x^{10}", ["x¹⁰"]),
+        ("x\\ge 2", ["x>=2", "2 <= x"]),
+        ("2\\pi", ["2 pi"]),
+        ("\\emptyset", ["\\{\\}"]),
+        ("12\\text{ cm}", ["12", "12 centimeters"]),
+        ("A", ["(A) 12", "\\text{(A)}"]),
+    ],
+)
+def test_forms_that_a_second_reader_missed_are_right(pool, gold, answers):
+    for answer in answers:
+        assert pool.judge([(Prompt("p", "q", gold), f"\\boxed{{{answer}}}")])[0].right, answer
+
+
+@pytest.mark.parametrize(
+    ("gold", "answers"),
+    [
+        (
+            "5",
+            [
+                "5 million",
+                "5 dozen",
+                "5 squared",
+                "5 xy",
+                "5 if n is even",
+                "5 less than x",
+                "5\\mathrm{i}",
+                "x is not = 5",
+            ],
+        ),
+        ("2", ["2 pi", "2 log n", "√12", "2\\mathrm{e}"]),
+        ("7", ["x is not = 7", "not x = 7"]),
+        ("1/2", ["1/2 of x", "\\frac{1}{2}%"]),
+        ("5\\text{ million}", ["5"]),
+        ("3 \\sin x", ["3"]),
+        ("5\\text{ cm}", ["5\\text{ cm}^2", "5 km"]),
+        ("12", ["1 2"]),
+        ("56", ["5 \\quad 6"]),
+        ("11/2", ["1 1/2"]),
+        ("(100,200)", ["100200"]),
+        ("101", ["101_2"]),
+        ("0.5", ["0.5%"]),
+        ("A", ["(A) or (B)"]),
+    ],
+)
+def test_answers_that_a_second_reader_got_through_are_wrong(pool, gold, answers):
+    for answer in answers:
+        assert pool.judge([(Prompt("p", "q", gold), f"\\boxed{{{answer}}}")])[0].status == "wrong", answer
+
+
 class heartbeat:  # noqa: N801
     """The gaps between the beats of a thread that wants to beat every 20 ms, while the block runs."""
 

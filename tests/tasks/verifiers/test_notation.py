@@ -14,7 +14,13 @@ from vapo.tasks.verifiers.notation import number, split_unit, tidy, too_wild
     [
         ("1{,}000", "1000"),
         ("12,345,678", "12345678"),
-        ("(1,000)", "(1000)"),
+        ("(100,200)", "(100,200)"),  # in brackets a comma stands between items
+        ("1 000", "1000"),
+        ("1 2", "1 2"),
+        ("√12", "\\sqrt{12}"),
+        ("x⁴+x¹⁰", "x^{4}+x^{10}"),
+        ("3, 4, and 5", "3, 4, 5"),
+        ("2 pi", "2 \\pi"),
         ("1,2", "1,2"),
         ("\\dfrac12", "\\frac{1}{2}"),
         ("{3 \\over 2}", "\\frac{3}{2}"),
@@ -42,6 +48,9 @@ def test_one_spelling_for_each(written, plain):
         ("3\\times10^{5}", Fraction(300_000)),
         ("2.5e-1", Fraction(1, 4)),
         ("0.1\\overline{6}", Fraction(1, 6)),
+        ("1 1/2", Fraction(3, 2)),
+        ("3\\frac{4}{5}", Fraction(19, 5)),
+        ("1 2", None),
         ("1/0", None),
         ("1e9999", None),
         ("x", None),
@@ -55,7 +64,24 @@ def test_plain_numbers_are_exact(text, value):
 @pytest.mark.parametrize(
     ("written", "value", "unit"),
     [
-        ("12\\text{ cm}^2", "12", "cm"),
+        ("12\\text{ cm}^2", "12", "cm^2"),
+        ("12 centimeters", "12", "cm"),
+        ("80 \\text{ km/h}", "80", "km h"),
+        *(
+            (text, text, "")
+            for text in (
+                "5 million",
+                "5 squared",
+                "2 pi",
+                "1 mod n",
+                "5 xy",
+                "5\\mathrm{i}",
+                "1/2 of x",
+                "5\\text{ at least}",
+                "5 thousandths",
+                "5\\text{ or }6",
+            )
+        ),
         ("7 apples", "7", "apple"),
         ("30^\\circ", "30", "degree"),
         ("5 or 6", "5 or 6", ""),

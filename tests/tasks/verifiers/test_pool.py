@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,12 +140,38 @@ def test_closing_leaves_no_process_behind(tmp_path):
     pool = VerifierPool(f"{path}:judge", workers=1)
     pid = int(judge(pool, "x")[0][1].rpartition(" ")[2])
     assert alive(pid)
-    assert alive(os.getpid())
     pool.close()
     deadline = time.monotonic() + 5
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(pid)
+
+
+def test_a_pool_whose_loader_was_killed_too_starts_it_again(tmp_path):
+    path = tmp_path / "v.py"
+    path.write_text("import time\ndef judge(response):\n    time.sleep(response == 'sleep' and 9)\n    return True\n")
+    with VerifierPool(f"{path}:judge", workers=1, limits=Limits(time_s=0.3)) as pool:
+        os.kill(pool._all[0]._process.pid, signal.SIGKILL)  # the forking one, as the system does for want of memory
+        assert judge(pool, "sleep")[0][0] == "invalid"
+        assert judge(pool, "a", "a") == [RIGHT, RIGHT]
+
+
+def test_a_prompt_that_is_no_json_is_invalid_and_the_next_is_judged(pool):
+    odd = Prompt("p", "q", "a", columns={"image": {"bytes": b"x"}})
+    verdicts = pool.judge([(odd, "a"), (Prompt("p", "q", "a"), "a")])
+    assert [v.status for v in verdicts] == ["invalid", "right"]
+    assert "not JSON serializable" in verdicts[0].reason
+
+
+def test_limits_above_those_of_the_machine_are_lowered(tmp_path):
+    path = tmp_path / "v.py"
+    path.write_text(
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "def judge(response):\n    raise RuntimeError(resource.getrlimit(resource.RLIMIT_AS))\n"
+    )
+    with VerifierPool(f"{path}:judge", workers=1, limits=Limits(memory_mb=4096)) as pool:
+        assert str((1 << 30, 1 << 30)) in judge(pool, "x")[0][1]
 
 
 @pytest.mark.parametrize(

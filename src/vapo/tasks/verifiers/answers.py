@@ -10,6 +10,7 @@ import re
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 BOXES = ("\\boxed", "\\fbox")
 LONGEST = 10_000
+"""No more characters of an answer are read; every one so long is too long."""
 LAST_LINES = 2000
 """An answer in words (`Answer: 5`) counts in so many last characters only."""
 
@@ -26,7 +27,7 @@ def last_answer(response: str) -> str | None:
     for find in (_boxed, _tagged, _hashed, _spoken):
         found, answer = find(response)
         if found:
-            return answer if answer is None else _bare(answer)
+            return answer if answer is None else _bare(answer[:LONGEST])
     return None
 
 

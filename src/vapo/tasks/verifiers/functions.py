@@ -50,13 +50,16 @@ def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifie
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = {p.name for p in parameters.values() if p.default is p.empty and p.name in named}
     positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    # called by position only where that is surely meant: (output, gold) would get a prompt for an output
+    first = positional[0] if len(positional) == 2 and "response" not in parameters else None
+    unnamed = first is not None and (first.kind is first.POSITIONAL_ONLY or first.name in ("prompt", "p"))
 
     def verify(prompt: Prompt, response: str, /) -> Verdict:
         if "completions" in parameters:
             values = _as_trl(prompt, response)
         else:
             values = {**prompt.columns, "prompt": prompt, "response": response, "answer": prompt.answer}
-            if "response" not in parameters and len(positional) == 2:
+            if unnamed:
                 return to_verdict(function(prompt, response), right_at)
         if missing := sorted(needed - values.keys()):
             return Verdict("invalid", f"the verifier asks for {missing[0]!r}; there are: {', '.join(sorted(values))}")
@@ -94,11 +97,12 @@ def verify_exact(response: str, answer: Any) -> bool:
 
 def _as_trl(prompt: Prompt, response: str) -> dict[str, Any]:
     """The keyword arguments TRL gives a reward function, for a batch of one."""
-    chat = not isinstance(prompt.text, str)
+    asked = prompt.columns.get("prompt", prompt.text)  # TRL goes by the column; we may have made messages of it
+    chat = not isinstance(asked, str)
     return {
-        **{key: [value] for key, value in prompt.columns.items()},
         "answer": [prompt.answer],
-        "prompts": [list(prompt.text) if chat else prompt.text],
+        **{key: [value] for key, value in prompt.columns.items()},  # a column of that name is what TRL would give
+        "prompts": [list(asked) if chat else asked],
         "completions": [[{"role": "assistant", "content": response}] if chat else response],
     }
 
@@ -132,10 +136,10 @@ def _from_file(name: str, setting: str) -> Any:
     path = Path(name)
     if not path.is_file():
         raise ConfigError(f"{setting}: there is no file {path}. Check the path; it is taken from where vapo runs.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"vapo_user_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[f"vapo_user_{path.stem}"] = module
     spec.loader.exec_module(module)
     return module

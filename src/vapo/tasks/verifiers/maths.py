@@ -12,18 +12,17 @@ from typing import Any
 
 from vapo.errors import ConfigError
 from vapo.tasks.verifiers.answers import last_answer
-from vapo.tasks.verifiers.notation import MAX_ANSWER, number, split_unit, tidy, too_wild, word_in
+from vapo.tasks.verifiers.notation import MAX_ANSWER, number, split_unit, squeezed, tidy, too_wild, word_in
 from vapo.types import Prompt, Verdict, Verifier
 
-_NAME = re.compile(
-    r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?: ?\([^()=]*\))?|\\?[A-Za-z]+ [A-Za-z ]+|\([A-Za-z](?:, ?[A-Za-z])+\)"
-)
+_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?: ?\([^()=]*\))?|\([A-Za-z](?:, ?[A-Za-z])+\)")
 _MEMBER = re.compile(r"[a-zA-Z] ?\\in(?![a-z])(.*)")
 _MATRIX = re.compile(r"[(\[]? ?\\begin\{([pb]?matrix)\}(.*?)\\end\{\1\} ?[)\]]?")
 _RELATION = re.compile(r"<|>|\\(?:le|leq|ge|geq|lt|gt|ne|neq|in)(?![a-z])")
+_BASE = re.compile(r"\d_\{?\d")  # 101_2: no digits of ten
 _CHOICE = re.compile(r"[A-Z]")
 _WORD = re.compile(r"[^\W\d_]{2,}(?:[ '-]+[^\W\d_]{2,})*")
-MAX_ITEMS = 12
+MAX_ITEMS = 40
 WARM_UP = (
     ("x^2+2x+1", "(x+1)^{2}"),
     ("\\frac{\\sqrt{3}}{2}", "\\sqrt{3}/2"),
@@ -65,21 +64,33 @@ def compare(gold: str, answer: str) -> Verdict:
         return Verdict("invalid", "the gold answer is empty")
     if same_words(gold, answer):
         return Verdict("right")
-    asked, plain = tidy(gold), tidy(answer)
+    asked = tidy(gold)
     if _letters(asked):
         return Verdict("wrong", "another word")
-    if number(asked) is not None and "%" in plain and "%" not in asked:
-        plain = plain.replace("%", "")
     (asked_value, asked_unit), (value, unit) = split_unit(gold), split_unit(answer)
     if asked_unit and unit and asked_unit != unit:
         return Verdict("wrong", f"another unit, {unit[:20]}")
-    reasons, golds = [], _distinct(asked, tidy(asked_value))
-    for text in _distinct(plain, tidy(value)):
-        if _squeezed(text) != _squeezed(asked) and number(text) is None and (reason := _unfit(text, asked)):
+    golds, reasons = _distinct(*_readings(gold), *_readings(asked_value)), []
+    for text in _distinct(*_readings(answer), *_readings(value)):
+        if squeezed(text) != squeezed(asked) and number(text) is None and (reason := _unfit(text, asked)):
             reasons.append(reason)
-        elif any(equal(one, text) for one in golds):
+        elif any(equal(one, text) or _same_percentage(one, text) for one in golds):
             return Verdict("right")
     return Verdict("wrong", reasons[0] if reasons else "another value")
+
+
+def _readings(answer: str) -> list[str]:
+    """A tidy answer, with 100,200 as one number and as two."""
+    if re.search(r",0\d\d", answer):  # no list holds 000
+        return _distinct(tidy(answer))
+    return _distinct(tidy(answer), tidy(answer, thousands=False))
+
+
+def _same_percentage(gold: str, answer: str) -> bool:
+    """Whether one of two whole numbers has lost its percent sign: 50 and 50%. (0.5 and 0.5% are two things.)"""
+    bare = [text.removesuffix("%").strip() for text in (gold, answer)]
+    whole = all(re.fullmatch(r"\d{1,6}", text) and int(text) > 1 for text in bare)
+    return whole and int(bare[0]) == int(bare[1])
 
 
 def _unfit(text: str, asked: str) -> str:
@@ -93,7 +104,8 @@ def same_words(gold: str, answer: str) -> bool:
     """Whether both are the same word or letter of a choice; case counts for a single letter only."""
     asked, plain = tidy(gold).strip("() "), tidy(answer).strip("() ")
     if _CHOICE.fullmatch(asked):
-        return plain == asked
+        option = re.match(r"\(([A-Z])\)(?!.*\([A-Z]\))", tidy(answer))  # (A) 12
+        return asked == (option[1] if option else plain)
     if len(asked) < 2 or not _WORD.fullmatch(asked):
         return False
     same = asked.lower() == plain.lower()
@@ -102,8 +114,10 @@ def same_words(gold: str, answer: str) -> bool:
 
 def equal(gold: str, answer: str) -> bool:
     """Whether two tidy answers are the same mathematical object."""
-    if _squeezed(gold) == _squeezed(answer):
+    if squeezed(gold) == squeezed(answer):
         return True
+    if _BASE.search(gold) or _BASE.search(answer):
+        return _unbraced(gold) == _unbraced(answer)
     left, right = number(gold), number(answer)
     if left is not None and right is not None:
         return left == right
@@ -127,7 +141,7 @@ def _equal_relations(gold: str, sides: list[str], answer: str, others: list[str]
         return bool(stated) and all(equal(gold, side) for side in stated)
     if len(sides) == 2 and len(others) == 1 and _NAME.fullmatch(sides[0]):
         return equal(sides[1], answer)
-    if len(sides) == len(others) == 2 and _squeezed(sides[0]) == _squeezed(others[0]) and _NAME.fullmatch(sides[0]):
+    if len(sides) == len(others) == 2 and squeezed(sides[0]) == squeezed(others[0]) and _NAME.fullmatch(sides[0]):
         return equal(sides[1], others[1])
     if len(sides) != len(others) or bool(_RELATION.search(gold)) != bool(_RELATION.search(answer)):
         return False
@@ -165,6 +179,10 @@ def _exact(text: str) -> str:
     return re.sub(r"(\\mathbb ?\{?[A-Z]\}?|\\[A-Za-z]+)|([A-Z])", lambda m: m[1] or f"{m[2].lower()}_{{9}}", text)
 
 
+def _unbraced(text: str) -> str:
+    return squeezed(text).replace("{", "").replace("}", "")
+
+
 def _distinct(*texts: str) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text))
 
@@ -172,10 +190,6 @@ def _distinct(*texts: str) -> list[str]:
 def _letters(asked: str) -> bool:
     """Whether the gold answer is a choice or words, not mathematics."""
     return bool(_CHOICE.fullmatch(asked.strip("() ")) or re.fullmatch(r"[^\W\d_]{4,}(?:[ '-]+[^\W\d_]+)*", asked))
-
-
-def _squeezed(text: str) -> str:
-    return text.replace(" ", "")
 
 
 def _split(text: str, separator: str) -> list[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from vapo.tasks.verifiers.units import unit_named
+
 MAX_ANSWER = 400
 """Characters of the longest answer that is read as mathematics."""
 MAX_EXPONENT = 100_000
@@ -25,7 +27,9 @@ MAX_ROOTS = 8
 _SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ",
     "√": "\\sqrt ", "°": "^\\circ ", "≤": "\\le ", "≥": "\\ge ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
-    "²": "^2", "³": "^3", "½": "\\frac{1}{2}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "θ": "\\theta ",
+    "±": "\\pm ", "≠": "\\ne ", "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}",
+    "¾": "\\frac{3}{4}", ">=": "\\ge ", "<=": "\\le ", "**": "^", "\\{\\}": "\\emptyset ",
+    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "θ": "\\theta ",
 }  # fmt: skip
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|operatorname|bm)\s*\{([^{}]*)\}"
@@ -36,13 +40,15 @@ _SPACING = re.compile(
 _THOUSANDS = re.compile(r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?![\d,])")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\\degrees(?![a-z])")
 _IN_DEGREES = re.compile(rf"(.*?)(?:{_DEGREES.pattern})")
-_UNIT = re.compile(r"^(?P<value>.*\S)\s*(?:\\text|\\mathrm|\\mbox|\\textrm)\s*\{[^{}\d,;]*\}\s*(?:\^\s*\{?\d\}?)?$")
-_WORDS_BEHIND = re.compile(r"^(?P<value>[-+]?[\d.,/]+)\s+(?P<words>[A-Za-z][A-Za-z /]+)(?:\^\{?\d\}?)?$")
+_UNIT = re.compile(
+    r"(?P<value>.*\S)\s*\\(?:text|mathrm|mbox|textrm)\s*\{(?P<words>[^{}\d,;]*)\}\s*(?:\^\s*\{?(?P<power>\d)\}?)?"
+)
+_WORDS_BEHIND = re.compile(r"(?P<value>[-+]?[\d.,/]+)\s+(?P<words>[A-Za-z][A-Za-z /]*)(?:\^\{?(?P<power>\d)\}?)?")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _VARIABLE = re.compile(r"[A-Za-df-hj-z]")  # e and i are numbers
 _NUMERIC_POWER = re.compile(r"[\d)}]\s*(?:\^|\*\*)")
-_HEDGES = {"or", "and", "maybe", "not", "to", "through", "either", "but", "perhaps", "possibly", "plus", "minus"}
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 FUNCTIONS = set(
     """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp""".split()  # noqa: SIM905
@@ -58,8 +64,13 @@ COMMANDS = FUNCTIONS | set(
 """What an answer may be written with; sums, integrals, limits and everything else only match letter by letter."""
 
 
-def tidy(text: str) -> str:
-    """The answer in one spelling: no typesetting, no units' wrappers, plain fractions, `,` only between items."""
+def tidy(text: str, *, thousands: bool = True) -> str:
+    """The answer in one spelling: no typesetting, no units' wrappers, plain fractions.
+
+    With `thousands`, 1,234 outside brackets is one number, else two.
+    """
+    text = re.sub(r"√\s*(?:(\d+(?:\.\d+)?)|\(([^()]*)\))", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
     for symbol, plain in _SYMBOLS.items():
         text = text.replace(symbol, plain)
     text = text.replace("{,}", ",").replace("\\$", "").replace("$", "").replace("\\(", "").replace("\\)", "")
@@ -75,27 +86,33 @@ def tidy(text: str) -> str:
     text = re.sub(r"\{\s*([^{}]*?)\s*\\over(?![a-z])\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}", text)
     for _ in range(3):  # \text{\textbf{...}}
         text = _TEXT.sub(r" \1 ", text)
+    text = re.sub(r"([^{}\\]+)\\over(?![a-z])([^{}\\]+)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
+    text = re.sub(r",\s*(and|or)\s+", ", ", text)
     text = re.sub(r"(?<=\d) +percent(?![a-z])", "%", text)
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}", text)
     text = re.sub(r"\\sqrt\s*(\d|[a-z](?![a-z]))", r"\\sqrt{\1}", text)
-    text = _THOUSANDS.sub(lambda match: match[1] + match[2].replace(",", ""), text)
+    if thousands and not re.search(r"[(\[]\s*[^()\[\]]*,[^()\[\]]*[)\]]|\\\{", text):
+        text = _THOUSANDS.sub(lambda match: match[1] + match[2].replace(",", ""), text)
+    text = re.sub(r"(?<![\d. ])(\d{1,3})((?: \d{3})+)(?![\d ])", lambda m: m[1] + m[2].replace(" ", ""), text)
     text = re.sub(r"\s+", " ", text).strip()
     return text if text.endswith("...") else text.rstrip(" .;,:\\").lstrip(" ;,:")
 
 
+def squeezed(text: str) -> str:
+    """Without the spaces that mean nothing; one between two digits does."""
+    return re.sub(r"(?<!\d) +| +(?!\d)", "", text)
+
+
 def split_unit(answer: str) -> tuple[str, str]:
-    """An answer as written and the unit behind its number, "" if there is none: `12\\text{ cm}`, `7 apples`."""
+    """An answer as written and the unit behind its value, "" if there is none: `12\\text{ cm}`, `7 apples`."""
     answer = answer.strip().rstrip(".")
-    if match := _UNIT.match(answer):
-        unit = " ".join(re.findall("[a-z]+", tidy(answer[match.end("value") :]).lower()))
-        if unit and not _HEDGES & set(unit.split()):
-            return match["value"], unit.rstrip("s")
-    plain = tidy(answer)
-    if (match := _WORDS_BEHIND.match(plain)) and not _HEDGES & set(match["words"].lower().split()):
-        return match["value"], match["words"].lower().strip().rstrip("s")
+    match = _UNIT.fullmatch(answer) or _WORDS_BEHIND.fullmatch(tidy(answer))
+    if match and (unit := unit_named(match["words"])):
+        return match["value"], f"{unit}^{match['power']}" if match["power"] else unit
     if (match := _IN_DEGREES.fullmatch(answer)) and not _DEGREES.search(match[1]) and not _TRIGONOMETRY.search(answer):
         return match[1], "degree"
     return answer, ""
@@ -104,7 +121,7 @@ def split_unit(answer: str) -> tuple[str, str]:
 def number(text: str) -> Fraction | None:
     """The exact value of a plain number: integer, decimal, percentage, repeating decimal, fraction of
     integers, a x 10^n; else None."""
-    text = text.replace(" ", "").replace("\\times", "*").replace("\\cdot", "*")
+    text = squeezed(text.replace("\\times", "*").replace("\\cdot", "*"))
     sign = -1 if text.startswith("-") else 1
     text = text.lstrip("-+") if text[:2] not in ("--", "++", "+-", "-+") else text
     if len(text) > 1000 or not text.isascii():
@@ -114,6 +131,9 @@ def number(text: str) -> Fraction | None:
     if match := re.fullmatch(r"\\frac\{([-+]?\d+)\}\{([-+]?\d+)\}|(\d+)/(\d+)", text):
         above, below = int(match[1] or match[3]), int(match[2] or match[4])
         return sign * Fraction(above, below) if below else None
+    if match := re.fullmatch(r"(\d+)(?:\\frac\{(\d+)\}\{(\d+)\}| (\d+)/(\d+))", text):  # a mixed number
+        above, below = int(match[2] or match[4]), int(match[3] or match[5])
+        return sign * (int(match[1]) + Fraction(above, below)) if above < below else None
     if match := re.fullmatch(r"(?:(\d+(?:\.\d*)?)\*)?10\^(?:\{([-+]?\d{1,3})\}|(\d))", text):
         return sign * Fraction(match[1] or 1) * Fraction(10) ** int(match[2] or match[3])
     if match := re.fullmatch(r"(\d*)\.(\d*)\\overline\{(\d{1,20})\}", text):

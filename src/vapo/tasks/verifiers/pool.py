@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
@@ -101,8 +101,7 @@ class VerifierPool:
         prompt, response = item
         if len(response) > MAX_RESPONSE_CHARACTERS:
             return Verdict("wrong", f"a response of {len(response)} characters")
-        fields = asdict(prompt)
-        del fields["token_ids"]
+        fields = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "columns": prompt.columns}
         worker = self._idle.get()
         try:
             return worker.ask({"prompt": fields, "response": response}, self.limits.time_s)
@@ -114,18 +113,24 @@ class Worker:
     """One worker process and the pipes to it."""
 
     def __init__(self, spec: str, register: list[Worker]) -> None:
-        self._spec, self._number = spec, 0
+        self._spec, self._number, self.closed = spec, 0, False
         self._child: int | None = None
-        register.append(self)
         self._start()
+        register.append(self)
+        try:
+            self._child = self._await_child()
+        except EOFError as error:
+            raise ConfigError("Cannot load the verifier: its process ended before it said why.") from error
 
     def ask(self, request: dict[str, Any], limit_s: float) -> Verdict:
         """The verdict on one request, or an invalid one after `limit_s` seconds."""
         self._number += 1
-        line = json.dumps({"number": self._number, **request}).encode() + b"\n"
         try:
-            if self._child is None:  # the one before was killed, died or had judged enough
-                self._child = self._await_child(time.monotonic() + START_LIMIT_S)
+            line = json.dumps({"number": self._number, **request}).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            return Verdict("invalid", f"this prompt cannot be handed to a verifier: {error}")
+        try:
+            self._ready()
             deadline = time.monotonic() + limit_s
             if not self._send(line, deadline):
                 self._restart()  # half a request is in the pipe
@@ -144,34 +149,54 @@ class Worker:
             return Verdict("invalid", "the verifier's process died")
 
     def close(self) -> None:
-        """End the process, at once."""
+        """End the process, at once and for good."""
+        self.closed = True
+        self._end()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "vapo.tasks.verifiers.worker", self._spec]
+        try:
+            process = subprocess.Popen(  # noqa: S603
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                bufsize=0, start_new_session=True,  # Ctrl-C is for the trainer, which then ends its workers
+            )  # fmt: skip
+        except OSError as error:
+            raise VerifierBrokenError(
+                f"Cannot start a verifier's process: {error}. Free memory, or processes."
+            ) from error
+        assert process.stdin is not None
+        assert process.stdout is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        self._process, self._lines = process, _Lines(process.stdout.fileno())
+
+    def _ready(self) -> None:
+        """Have a child that waits for a request; the one before was killed, died or had judged enough."""
+        if self._child is None:
+            try:
+                self._child = self._await_child()
+            except EOFError:  # what forks the children is gone, too
+                self._restart()
+                self._child = self._await_child()
+
+    def _restart(self) -> None:
+        if self.closed:
+            raise VerifierBrokenError("The verifier was closed while it judged.")
+        self._end()
+        self._start()
+
+    def _end(self) -> None:
         if self._process.returncode is not None:
             return  # its number may be another process's by now
         for process_group in (self._child, self._process.pid):
             if process_group is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process_group, signal.SIGKILL)
+        self._process.wait()
+        self._child = None
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 assert pipe is not None
                 pipe.close()
-        self._process.wait()
-
-    def _start(self) -> None:
-        command = [sys.executable, "-m", "vapo.tasks.verifiers.worker", self._spec]
-        self._process = process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            bufsize=0, start_new_session=True,  # Ctrl-C is for the trainer, which then ends its workers
-        )  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        os.set_blocking(process.stdin.fileno(), False)
-        self._lines = _Lines(process.stdout.fileno())
-        self._child = self._await_child(time.monotonic() + START_LIMIT_S)
-
-    def _restart(self) -> None:
-        self.close()
-        self._start()
 
     def _kill_child(self) -> None:
         assert self._child is not None
@@ -179,22 +204,16 @@ class Worker:
             os.killpg(self._child, signal.SIGKILL)
         self._child = None
 
-    def _await_child(self, deadline: float) -> int:
-        while True:
-            try:
-                message = self._receive(deadline)
-            except EOFError:
-                message = {"failed": "its process ended at once"}
-            if message is None:
-                self.close()
-                raise VerifierBrokenError(
-                    f"The verifier was not ready after {START_LIMIT_S:g} s: {self._spec}. Does it do much at import?"
-                )
+    def _await_child(self) -> int:
+        deadline = time.monotonic() + START_LIMIT_S
+        while (message := self._receive(deadline)) is not None:
             if "failed" in message:
-                self.close()
                 raise ConfigError(f"Cannot load the verifier: {message['failed']}")
             if "ready" in message:
                 return int(message["ready"])
+        raise VerifierBrokenError(
+            f"The verifier's process was not ready after {START_LIMIT_S:g} s. Does the verifier do much when imported?"
+        )
 
     def _receive(self, deadline: float) -> dict[str, Any] | None:
         line = self._lines.line(deadline)
@@ -211,11 +230,16 @@ class Worker:
         pipe = self._process.stdin.fileno()
         left = memoryview(request)
         while left:
-            _, ready, _ = select.select([], [pipe], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not _wait_for(pipe, select.POLLOUT, deadline):
                 return False
             left = left[os.write(pipe, left) :]
         return True
+
+
+def _wait_for(pipe: int, event: int, deadline: float) -> bool:
+    poll = select.poll()
+    poll.register(pipe, event)
+    return bool(poll.poll(1000 * max(0.0, deadline - time.monotonic())))
 
 
 @dataclass
@@ -228,8 +252,7 @@ class _Lines:
     def line(self, deadline: float) -> bytes | None:
         """The next line, None if it does not come in time; EOFError at the end."""
         while (end := self.pending.find(b"\n")) < 0:
-            ready, _, _ = select.select([self.pipe], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not _wait_for(self.pipe, select.POLLIN, deadline):
                 return None
             more = os.read(self.pipe, 1 << 16)
             if not more:
@@ -260,6 +283,8 @@ def _read_verdict(message: dict[str, Any]) -> Verdict:
 
 
 def _close(threads: ThreadPoolExecutor, workers: list[Worker]) -> None:
+    for worker in list(workers):
+        worker.close()  # first, so that nobody waits for a verdict
     threads.shutdown(wait=True, cancel_futures=True)
-    for worker in workers:
+    for worker in workers:  # those that were just starting
         worker.close()

@@ -25,7 +25,7 @@ from vapo.types import Prompt, Verdict, Verifier
 
 RECYCLE_AFTER = 5000
 """Verdicts of one child: whatever a verifier's libraries cache or leak goes with it."""
-RECYCLED = 17
+RECYCLED, UNFIT = 17, 18
 
 
 def main() -> None:
@@ -52,15 +52,21 @@ def main() -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 0:
             return
+        if code == UNFIT:
+            return
         if code != RECYCLED:
             send(replies, {"died": signal.Signals(-code).name if code < 0 else f"exit code {code}"})
 
 
 def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, memory_mb: int) -> int:
     """Judge line by line under the limits; the child's exit code."""
-    os.setpgid(0, 0)  # so that whatever it starts can be killed with it
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    try:
+        os.setpgid(0, 0)  # so that whatever it starts can be killed with it
+        limit(resource.RLIMIT_CORE, 0)
+        limit(resource.RLIMIT_AS, memory_mb << 20)
+    except (OSError, ValueError) as error:
+        send(replies, {"failed": f"its limits cannot be set here: {error}"})
+        return UNFIT
     send(replies, {"ready": os.getpid()})
     judged = 0
     while judged < RECYCLE_AFTER:
@@ -94,8 +100,13 @@ def judge(verify: Verifier, prompt: Prompt, response: str) -> Verdict:
 def limit_processor_time(limit_s: float) -> None:
     """Death by SIGXCPU after so many more seconds (rounded up) of processor time."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = math.ceil(used.ru_utime + used.ru_stime + limit_s) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + limit_s) + 1)
+
+
+def limit(what: int, amount: int) -> None:
+    """Set a soft limit, as far as the hard one of this machine allows."""
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
 
 
 def send(replies: int, message: dict[str, Any]) -> None:
