@@ -174,7 +174,9 @@ class _LineScreen:
         now = self._clock()
         if now - self._last_line_at >= _PROGRESS_QUIET_S:
             self._last_line_at = now
-            self.say(f"{self._state.name} {self._state.done}/{self._state.total}  {self._state.doing_text()}", "")
+            state = self._state
+            where = f"{state.name} {state.done}/{state.total}  " if state.total > 1 else ""  # no phase of steps yet
+            self.say(f"{where}{state.doing_text()}", "")
 
 
 class _PanelScreen:
