@@ -29,7 +29,7 @@ def corpus(name: str) -> list[tuple[Prompt, str]]:
         if line:
             row = json.loads(line)
             build = row.get("build")
-            response = row.get("response") or build["prefix"] + build["repeat"] * build["times"] + build["suffix"]
+            response = build["prefix"] + build["repeat"] * build["times"] + build["suffix"] if build else row["response"]
             items.append((Prompt(str(number), "", row["gold"]), response))
     return items
 
