@@ -29,7 +29,9 @@ def corpus(name: str) -> list[tuple[Prompt, str]]:
         if line:
             row = json.loads(line)
             build = row.get("build")
-            response = build["prefix"] + build["repeat"] * build["times"] + build["suffix"] if build else row["response"]
+            response = (
+                build["prefix"] + build["repeat"] * build["times"] + build["suffix"] if build else row["response"]
+            )
             items.append((Prompt(str(number), "", row["gold"]), response))
     return items
 
