@@ -107,6 +107,10 @@ def test_a_verifier_that_hangs_stops_the_run_with_code_4(place, monkeypatch, cap
     assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*task, *options)) == 4
     said = capsys.readouterr().err
     assert "no verdict within 0.05 s" in said
+    judged = ["--task", "math", "--data", "test.jsonl", "-k", "2", *sets(*task[1:])]
+    assert vapo(monkeypatch, "eval", "base", *judged) == 4
+    said += capsys.readouterr().err
+    assert "could not judge 100% of the responses" in said
     assert "Traceback" not in said
 
 

@@ -17,13 +17,11 @@ from vapo.models.base import builtin_model
 from vapo.models.gguf import is_gguf, place
 from vapo.models.loading import context_length, load_config, load_tokenizer, render, stop_token_ids
 from vapo.tasks.catalog import find_task
+from vapo.tasks.problems import MAX_DROPPED, Progress
 from vapo.types import Decoding, Prompt, PromptSet, Task
 
-Progress = Callable[[str, int, int], None]
 TRIES = 1000
 """Prompts of a lazy set that are tried for one that fits."""
-MAX_DROPPED = 0.01
-"""A larger share of prompts without room for a response is an error."""
 
 
 class RenderedPrompts:

@@ -153,7 +153,7 @@ def count(
                 "right": int(c[row]),
                 "valid": int(n[row]),
                 "mean_length": _mean(lengths[row * k : (row + 1) * k]),
-                **({} if majority is None else {"maj": _number(majority[row])}),
+                **({} if majority is None else {"maj": float(majority[row])}),
             }
             for row in range(len(scores))
         ],
@@ -198,10 +198,6 @@ def _compared(scores: Scores, correct: Scores, majority: Scores | None) -> dict[
     if majority is not None:
         told["over_maj"] = tuple(paired_bootstrap_difference(scores, majority))
     return told
-
-
-def _number(score: float) -> float | None:
-    return None if np.isnan(score) else float(score)
 
 
 def _mean(scores: np.ndarray) -> float:

@@ -120,7 +120,7 @@ class Items(Sequence[Prompt]):
 
     def __getitem__(self, index: int, /) -> Prompt:  # type: ignore[override]
         for step in range(min(len(self), 1000)):
-            at = self._indices[(self._indices.index(self._indices[index]) + step) % len(self)]
+            at = self._indices[(range(len(self))[index] + step) % len(self)]
             item = self._dataset[at]
             asked = self._options.template.replace("{problem}", str(item["question"]))
             if asked not in self._avoid:
@@ -147,7 +147,9 @@ def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) 
     if dataset not in DATASETS:
         close = difflib.get_close_matches(dataset, list(DATASETS), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"reasoning-gym has no data set {dataset!r}; {hint}`vapo tasks` lists all {len(DATASETS)}.")
+        raise ConfigError(
+            f"reasoning-gym has no data set {dataset!r}; {hint}`vapo tasks` lists all {len(dataset_names())}."
+        )
     known = {f.name for f in fields(DATASETS[dataset][1])}
     if unknown := sorted(set(config) - known):
         raise ConfigError(
@@ -215,7 +217,8 @@ def _asked(prompt: Prompt) -> str:
 
 
 def _score(scorer: Any, answer: str, item: Mapping[str, Any]) -> float:
+    """The score of an answer that is only tried, 0 if the scorer cannot read it: no verdict comes of that."""
     try:
         return float(scorer.score_answer(answer, item))
-    except Exception:
+    except Exception:  # somebody else's code: prime_factorization raises on words, for one
         return 0.0

@@ -19,7 +19,7 @@ from vapo.types import Prompt, Verdict, stable_hash
 
 INSTRUCTION = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 MAX_DROPPED = 0.01
-"""More bad rows than this share of a data set is an error."""
+"""A larger share of bad rows, or of prompts without room for a response, is an error."""
 CHECKABLE = ("math", "exact")
 """Verifiers whose gold answers can be tried on themselves: it is known how to state an answer to them."""
 

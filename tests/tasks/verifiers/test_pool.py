@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from vapo.errors import ConfigError
+from vapo.tasks.common import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.verifiers import worker
-from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS, Limits, VerifierPool
+from vapo.tasks.verifiers.pool import Limits, VerifierPool
 from vapo.types import Prompt
 
 VERIFIER = """

@@ -46,7 +46,7 @@ def verify_maths(prompt: Prompt, response: str) -> Verdict:
     """Right if the last marked answer of the response equals `prompt.answer`, a string.
 
     An answer that is unmarked, empty, hedged ("5 or 6" for 5), longer than `MAX_ANSWER` characters, or too wild
-    to evaluate is wrong, with the reason; one that math-verify fails on is invalid.
+    to evaluate is wrong, with the reason; so is one that math-verify cannot read. An empty gold answer is invalid.
     """
     answer = last_answer(response)
     if answer is None:

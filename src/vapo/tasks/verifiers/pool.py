@@ -18,10 +18,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from vapo.errors import ConfigError, VerifierBrokenError
+from vapo.tasks.common import MAX_RESPONSE_CHARACTERS
 from vapo.types import Prompt, Verdict
 
-MAX_RESPONSE_CHARACTERS = 1_000_000
-"""A longer response is wrong unread."""
 START_LIMIT_S = 120.0
 """Seconds for a worker to import its verifier."""
 MAX_WORKERS = 8
