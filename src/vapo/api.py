@@ -41,9 +41,22 @@ def train(
     return build.train(config, path, observer or SilentView(), task).folder.path
 
 
-def resume(run_dir: str | Path, *, task: Task | None = None, observer: Observer | None = None) -> Path:
-    """Go on where a run stopped, exactly, and return its directory. Give `task` if the run had one of its own."""
-    return build.finish(build.resume(Path(run_dir), observer or SilentView(), task)).folder.path
+def resume(
+    run_dir: str | Path,
+    *,
+    task: Task | None = None,
+    observer: Observer | None = None,
+    changes: Mapping[str, Any] | None = None,
+    allow_change: bool = False,
+) -> Path:
+    """Go on where a run stopped, exactly, and return its directory. Give `task` if the run had one of its own.
+
+    `changes` are settings laid over the run's, like `{"trainer": {"steps": 200}}`; those that alter what a step does
+    need `allow_change`.
+    """
+    layers = [Layer("resume", changes)] if changes else []
+    run = build.resume(Path(run_dir), observer or SilentView(), task, changes=layers, allow_change=allow_change)
+    return build.finish(run).folder.path
 
 
 def evaluate(

@@ -8,18 +8,21 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from vapo.algo.presets import Gae, LengthAdaptive
-from vapo.config import Config, Layer, TaskConfig, read_yaml, resolve
+from vapo.config import SIZED_BY, Config, Layer, TaskConfig, flatten, read_yaml, resolve
 from vapo.environment import environment
-from vapo.errors import ConfigError, DivergedError, ModelError, VerifierBrokenError
+from vapo.errors import ConfigError, DivergedError, ModelError, StoppedError, VerifierBrokenError
 from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
@@ -38,19 +41,22 @@ from vapo.trainer.learner import Learner
 from vapo.trainer.loop import train as run_loop
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
-from vapo.trainer.record import RunFolder
+from vapo.trainer.record import LOCK, RunFolder
 from vapo.trainer.run import Run
-from vapo.types import Task, stable_hash
+from vapo.trainer.watch import Watchdog
+from vapo.types import Progress, Task, stable_hash
 
 TOKENS_AT_ONCE = 16_384
 """Tokens of one forward pass where a critic reads samples."""
+LEFTOVERS = (LOCK, ".config.yaml.tmp")
+"""What a run leaves that was killed before it began."""
 TINY = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
 
 
 def check_folder(path: Path) -> None:
     """Raise ConfigError unless `path` is a new or empty folder that can be written; leaves nothing behind."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(p.name not in LEFTOVERS for p in path.iterdir())):
         raise ConfigError(
             f"The run directory {path} is not empty. Choose another --run-dir, or go on with: vapo resume {path}"
         )
@@ -61,23 +67,56 @@ def check_folder(path: Path) -> None:
         )
 
 
-def build(config: Config, run_dir: Path, observer: Observer, *, fresh: bool = True, task: Task | None = None) -> Run:
+def check_disk(run: Run, path: Path, checkpoints: int) -> None:
+    """Raise ConfigError unless so many checkpoints, and the finished models, have room where `path` is or will be."""
+    needed = checkpoints * snapshot.size(run) + sum(
+        4 * n.model.num_parameters() for n in (run.policy, run.critic) if n is not None
+    )
+    free = shutil.disk_usage(next(p for p in [path, *path.absolute().parents] if p.exists())).free
+    if free < needed:
+        raise ConfigError(
+            f"The run needs about {needed / 1e9:.1f} GB for checkpoints and models, and {path} has {free / 1e9:.1f} GB "
+            "free. Free space, lower checkpoint.keep, or choose another --run-dir."
+        )
+
+
+def build(
+    config: Config,
+    run_dir: Path,
+    observer: Observer,
+    *,
+    fresh: bool = True,
+    task: Task | None = None,
+    allow_change: bool = False,
+) -> Run:
     """All objects of a run. A fresh one begins its folder once everything has loaded; otherwise the newest
-    healthy checkpoint is restored."""
+    healthy checkpoint is restored; with settings other than the checkpoint's only if `allow_change`."""
     if fresh:
         check_folder(run_dir)
         config = config if task else with_whole_paths(config)
         run = _assemble(config, None, observer, task)
+        check_disk(run, run_dir, run.saving.keep + 1)
         run.folder = RunFolder(run_dir)
-        (run_dir / "config.yaml").write_text(config.to_yaml())
-        (run_dir / "environment.json").write_text(json.dumps(environment(), indent=1))
+        run.folder.write_text("environment.json", json.dumps(environment(), indent=1))
+        run.folder.write_text("config.yaml", config.to_yaml())
     else:
         folder = RunFolder(run_dir)
         try:
             saved = checkpoint.newest(folder.checkpoints, observer.alarm)
+            changed = snapshot.changes(config.as_dict(), saved) if saved else []
+            if changed and not allow_change:
+                raise ConfigError(
+                    f"These settings are not those of {saved}, and they alter results: {'; '.join(changed)}. "
+                    "Set them back, or mean it: vapo resume --allow-change."
+                )
             run = _assemble(config, saved, observer, task)
+            check_disk(run, run_dir, 1)
             run.folder = folder
             snapshot.restore(run, saved)
+            folder.write_text("config.yaml", config.to_yaml())
+            if changed:
+                folder.event("settings changed", changes=changed)
+                observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
         except BaseException:
             folder.close()
             raise
@@ -146,7 +185,7 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
     evaluation = sections.evaluation
     evaluation_set = fingerprint(base, evaluation.prompts, evaluation.temperature, evaluation.top_p)
 
-    def evaluate_now(k: int) -> dict[str, Any]:
+    def evaluate_now(k: int, on_progress: Progress) -> dict[str, Any]:
         result = evaluate_prompts(
             base,
             engine,
@@ -155,14 +194,16 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
             temperature=evaluation.temperature,
             top_p=evaluation.top_p,
             seed=sections.seed,
-            observer=observer,
+            on_progress=on_progress,
         )
         return {**result.summary(), "set": evaluation_set, **result.tallies()}
 
     return Run(
+        config=config.as_dict(),
         seed=sections.seed,
         algorithm=algorithm,
         settings=settings,
+        guards=sections.guards,
         saving=sections.checkpoint,
         evaluation=evaluation,
         decoding=base.decoding,
@@ -197,7 +238,7 @@ def evaluate_prompts(
     temperature: float,
     top_p: float,
     seed: int,
-    observer: Observer,
+    on_progress: Progress,
     kept: SampleFile | None = None,
     critic: Critic | None = None,
     ranks: Sequence[str] = RANKS,
@@ -214,7 +255,7 @@ def evaluate_prompts(
         decode=lambda ids: str(base.tokenizer.decode(list(ids), skip_special_tokens=True)),
         seed=seed,
         kept=kept,
-        on_progress=lambda done, _: observer.progress("evaluating", done, len(prompts) * k),
+        on_progress=partial(on_progress, "evaluating"),
     )
     values = None if critic is None else last_values(critic, episodes, tokens_at_once=TOKENS_AT_ONCE)
     return count(episodes, k=k, answer_of=getattr(base.task, "final_answer", None), values=values, ranks=ranks)
@@ -257,7 +298,7 @@ def evaluate_model(
             temperature=evaluation.temperature,
             top_p=evaluation.top_p,
             seed=sections.seed,
-            observer=observer,
+            on_progress=observer.progress,
             kept=kept,
             critic=critic,
             ranks=ranks,
@@ -329,31 +370,48 @@ def train(config: Config, run_dir: Path, observer: Observer, task: Task | None =
 
 def finish(run: Run) -> Run:
     """Train to the end and write what the user takes away."""
+    guards, path = run.guards, run.folder.path
     try:
+        if guards.watchdog:
+            run.watch = Watchdog(path, factor=guards.stuck_factor, floor_s=guards.stuck_floor_s)
         run_loop(run)
-        save_model(run.policy.model, run.tokenizer, run.folder.path / "policy")
+        run.watch.beat("writing the models and the report")
+        save_model(run.policy.model, run.tokenizer, path / "policy")
         if run.critic is not None:
-            save_model(run.critic.model, run.tokenizer, run.folder.path / "critic")
+            save_model(run.critic.model, run.tokenizer, path / "critic")
+        curves_png(path, path / "curves.png")
+        write_report(path)
     except DivergedError as error:
         run.folder.event("diverged", message=str(error))  # a comparison counts it
         raise
+    except (OSError, SafetensorError) as error:
+        raise StoppedError(
+            f"Cannot write to {path}: {error}. Free space or mend its permissions, then: vapo resume {path}"
+        ) from error
     finally:
+        run.watch.close()
         run.engine.close()
         run.folder.close()
         close(run.task)
-    curves_png(run.folder.path, run.folder.path / "curves.png")
-    write_report(run.folder.path)
     return run
 
 
-def resume(run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
+def resume(
+    run_dir: Path,
+    observer: Observer,
+    task: Task | None = None,
+    *,
+    changes: Sequence[Layer] = (),
+    allow_change: bool = False,
+) -> Run:
     """A run as it stood at its newest checkpoint (or at its start, if it has none), ready for `finish`.
 
-    Raises ConfigError if the folder is no run, or a run on another task than the one given.
+    `changes` are laid over its settings. Raises ConfigError if the folder is no run, a run on another task than the one
+    given, or if settings that alter results have changed without `allow_change`.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
-    config = load_run_config(run_dir)
+    config = load_run_config(run_dir, changes)
     name = config.sections.task.name
     if task is None and not is_known(name):
         raise ConfigError(
@@ -362,12 +420,17 @@ def resume(run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
         )
     if task is not None and task.name != name:
         raise ConfigError(f"{run_dir} was trained on the task {name!r}, not on {task.name!r}. Give it that one.")
-    return build(config, run_dir, observer, fresh=False, task=task)
+    return build(config, run_dir, observer, fresh=False, task=task, allow_change=allow_change)
 
 
-def load_run_config(run_dir: Path) -> Config:
-    """The configuration a run was started with."""
-    return resolve([Layer("run", read_yaml(run_dir / "config.yaml"))])
+def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
+    """The configuration a run was started with, and what is laid over it."""
+    path = run_dir / "config.yaml"
+    for layer in changes:
+        for key, _ in flatten(layer.values):
+            if key in SIZED_BY:
+                raise ConfigError(f"{key} only sizes a new run's method. To change this run's: {SIZED_BY[key]}.")
+    return resolve([Layer("run", read_yaml(path)), *changes])
 
 
 def set_threads(wanted: int | None, model: PreTrainedModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,23 +107,31 @@ def train(
         return
     with _view(as_json) as view:
         view.note(f"run directory: {path}")
-        run = build.build(config, path, view)
-        _carry_out(run)
+        _carry_out(lambda: build.build(config, path, view))
     _closing_words(path, as_json)
 
 
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    set_: SetOption = None,
+    allow_change: Annotated[
+        bool,
+        typer.Option("--allow-change", help="Accept settings that alter what a step does."),
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Go on where a run stopped, exactly: same metrics, same weights as if it had never stopped."""
-    from vapo import build
+    """Go on where a run stopped, exactly: same metrics, same weights as if it had never stopped.
 
+    `--set trainer.steps=200` makes it longer.
+    """
+    from vapo import build
+    from vapo.config import set_layer
+
+    changes = [set_layer(text) for text in set_ or []]
     with _view(as_json) as view:
-        resumed = build.resume(run, view)
-        _carry_out(resumed)
+        _carry_out(lambda: build.resume(run, view, changes=changes, allow_change=allow_change))
     _closing_words(run, as_json)
 
 
@@ -432,21 +441,24 @@ class InterruptedRunError(StoppedError):
     exit_code = INTERRUPTED
 
 
-def _carry_out(run: Run) -> None:
-    """Run to the end; SIGTERM and the first Ctrl-C stop it in order at the next step edge."""
+def _carry_out(prepare: Callable[[], Run]) -> None:
+    """Prepare a run and take it to the end; SIGTERM and the first Ctrl-C save and stop, the second quits."""
     from vapo import build
 
-    interrupted = False
+    interrupted, run = False, None
 
     def stop(number: int, _: Any) -> None:
         nonlocal interrupted
         interrupted = interrupted or number == signal.SIGINT
-        run.stop_requested = True
-        run.observer.note("stopping after this step; Ctrl-C again quits at once")
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if run is None:
+            raise StoppedError("Stopped before the run went on; nothing is lost. Give the same command again.")
+        run.stop_requested = True
+        run.observer.note("saving, then stopping; Ctrl-C again quits at once")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        run = prepare()
         build.finish(run)
     except StoppedError as error:
         raise InterruptedRunError(str(error)) if interrupted else error from None

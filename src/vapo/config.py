@@ -17,10 +17,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vapo.algo.presets import PRESETS, Algorithm, Gae, scaled, without, without_all
 from vapo.errors import ConfigError
-from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, TrainerSettings, check_decoding
+from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings, check_decoding
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "maze"
+
+
+SIZED_BY = {
+    "trainer.samples_per_step": "--set algorithm.sampling.prompts=N and algorithm.sampling.per_prompt=N",
+    "trainer.group_size": "--set algorithm.sampling.per_prompt=N",
+    "trainer.minibatch_size": "--set algorithm.optimization.minibatch=N",
+    "trainer.actor_lr": "--set algorithm.optimization.actor_lr=X",
+    "trainer.critic_lr": "--set algorithm.optimization.critic_lr=X",
+    "trainer.warmup_steps": "--set algorithm.optimization.warmup_steps=N",
+    "trainer.pretraining_steps": "--set algorithm.credit.pretraining_steps=N",
+    "algorithm.alpha": "--set algorithm.credit.policy_lambda.alpha=X",
+    "algorithm.preset": "start a new run",
+    "algorithm.without": "start a new run",
+}
+"""Settings that size the method of a new run; a run that exists has its method spelled out."""
 
 
 # --------------------------------------------------------------------------- the schema
@@ -150,6 +165,7 @@ class Sections(BaseModel):
     rollout: RolloutConfig = RolloutConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationSettings = EvaluationSettings()
+    guards: GuardSettings = GuardSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     scale: ScaleConfig = ScaleConfig()
 

@@ -50,3 +50,7 @@ class StoppedError(VapoError):
     """The run stopped in order and can be resumed."""
 
     exit_code = 75
+
+
+class AbandonedError(StoppedError):
+    """A stop was asked for while nothing had been learned yet from what is under way: it can be dropped."""

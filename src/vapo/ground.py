@@ -17,8 +17,8 @@ from vapo.models.base import builtin_model
 from vapo.models.gguf import is_gguf, place
 from vapo.models.loading import context_length, load_config, load_tokenizer, render, stop_token_ids
 from vapo.tasks.catalog import find_task
-from vapo.tasks.problems import MAX_DROPPED, Progress
-from vapo.types import Decoding, Prompt, PromptSet, Task
+from vapo.tasks.problems import MAX_DROPPED
+from vapo.types import Decoding, Progress, Prompt, PromptSet, Task
 
 TRIES = 1000
 """Prompts of a lazy set that are tried for one that fits."""

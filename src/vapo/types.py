@@ -6,10 +6,13 @@ Tensors of a whole step live in `Batch` (`vapo.trainer.batch`); these are the re
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
+Progress = Callable[[str, int, int], None]
+"""Is told what goes on, how much of it is done, and how much there is. What it raises ends the work."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,9 @@ class Task(Protocol):
     `train` and `heldout` are disjoint sequences (`len`, indexing, equal index means equal prompt); they may make
     their items lazily. `max_response_tokens` is the length the task was designed for. A task whose responses end
     in a short answer may also have `final_answer(response) -> str | None`: maj@k votes on it. One that judges many
-    responses faster than one by one may have `verify_all(items) -> list[Verdict]` for (prompt, response) pairs;
-    one that holds processes or files, `close()`; one with something to say about its problems, `notes`, a list
-    of sentences.
+    responses faster than one by one may have `verify_all(items, on_progress) -> list[Verdict]` for (prompt,
+    response) pairs, which calls `on_progress(done, total)` now and then; one that holds processes or files, `close()`;
+    one with something to say about its problems, `notes`, a list of sentences.
     """
 
     @property

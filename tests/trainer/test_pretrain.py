@@ -16,6 +16,7 @@ from vapo.models.backbone import hidden_states
 from vapo.trainer.batch import Batch, concatenate
 from vapo.trainer.checkpoint import sha256
 from vapo.trainer.pretrain import pretrain_critic, replayed, with_returns
+from vapo.trainer.run import Run
 
 
 def batch_of(lengths: list[int], outcomes: list[float], first_token: int = 0) -> Batch:
@@ -69,19 +70,22 @@ def test_a_replay_holds_all_new_responses_and_draws_no_earlier_one_twice(count: 
     assert set(starts[2:]) <= {0, 100, 500, 600}
 
 
+def stopping(run: Run) -> None:
+    """Ask for a stop in the moment a step is finished."""
+    run.observer.step = lambda _: setattr(run, "stop_requested", True)
+
+
 def test_pretraining_that_is_resumed_between_its_steps_samples_the_lost_responses_again(tmp_path: Path):
     # the responses of earlier steps are not saved: a resumed run must draw the same ones to learn from
     base = toys.toy_base(tmp_path / "base")
     replays = {"trainer": {"pretraining_steps": 4, "pretraining_passes": 3, "steps": 1}}
     build.finish(toys.toy_run(base, tmp_path / "whole", replays))
     run = toys.toy_run(base, tmp_path / "stopped", replays)
-    run.stop_requested = True
     for _ in range(2):  # stops after the first step, then after the second
+        stopping(run)
         with pytest.raises(StoppedError):
             build.finish(run)
         run = build.resume(tmp_path / "stopped", toys.SilentView(), task=toys.EchoTask())
-        run.stop_requested = True
-    run.stop_requested = False
     assert run.state.pretrain_step == 2
     build.finish(run)
     for file in ("policy/model.safetensors", "critic/model.safetensors"):

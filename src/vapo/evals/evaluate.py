@@ -100,7 +100,12 @@ def evaluate(
                 on_progress(before + now, len(prompts) * k) if on_progress else None
             ),
         )
-        episodes = judge(episodes, task)
+        episodes = judge(
+            episodes,
+            task,
+            # nothing is added to the count here; it says that the work goes on
+            lambda _, of, before=done: on_progress(before + of, len(prompts) * k) if on_progress else None,
+        )
         done += len(episodes)
         for at, prompt in enumerate(chunk):
             found[prompt.id] = episodes[at * k : (at + 1) * k]

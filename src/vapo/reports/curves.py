@@ -25,7 +25,6 @@ TIMES = {
     "time/score": "score",
     "time/update": "update",
     "time/save": "save",
-    "time/evaluate": "evaluate",
 }
 _COLUMNS = 3
 _SMALL_PANELS = 7  # beside accuracy, which takes two of the nine places
@@ -290,7 +289,7 @@ def _time(axes: Axes, run: RunFiles, palette: Palette) -> None:
     colours = dict(
         zip(
             TIMES,
-            [palette.first, palette.quiet, palette.fifth, palette.second, palette.fourth, palette.third],
+            [palette.first, palette.quiet, palette.fifth, palette.second, palette.fourth],
             strict=True,
         )
     )

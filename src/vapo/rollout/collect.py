@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from vapo.errors import VapoError
 from vapo.rollout.engine import RolloutEngine
 from vapo.types import Decoding, Episode, Prompt, Task, Verdict, sample_seed
+
+VerifyAll = Callable[[Sequence[tuple[Prompt, str]], Callable[[int, int], None]], list[Verdict]]
 
 
 def sample(
@@ -43,18 +46,34 @@ def sample(
     ]
 
 
-def judge(episodes: Sequence[Episode], task: Task) -> list[Episode]:
+def judge(
+    episodes: Sequence[Episode], task: Task, on_progress: Callable[[int, int], None] | None = None
+) -> list[Episode]:
     """The episodes with the task's verdicts. A verifier that raises could not tell: invalid, with the reason."""
     items = [(e.prompt, e.response) for e in episodes]
     # a task whose verifier runs in worker processes keeps all of them busy
-    together: Callable[[Sequence[tuple[Prompt, str]]], list[Verdict]] | None = getattr(task, "verify_all", None)
+    together: VerifyAll = getattr(task, "verify_all", None) or partial(_one_by_one, task)
     try:
-        verdicts = together(items) if together else [_verdict(task, *item) for item in items]
-    except VapoError:
+        verdicts = together(items, on_progress or _silent)
+    except VapoError:  # a stop, or a verifier that cannot work at all
         raise
     except Exception as error:
         verdicts = [_raised(error)] * len(items)
     return [replace(e, verdict=verdict) for e, verdict in zip(episodes, verdicts, strict=True)]
+
+
+def _silent(done: int, total: int) -> None:
+    return None
+
+
+def _one_by_one(
+    task: Task, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None]
+) -> list[Verdict]:
+    verdicts = []
+    for item in items:
+        verdicts.append(_verdict(task, *item))
+        on_progress(len(verdicts), len(items))
+    return verdicts
 
 
 def _verdict(task: Task, prompt: Prompt, response: str) -> Verdict:

@@ -10,10 +10,10 @@ from typing import Any
 
 from vapo.errors import ConfigError
 from vapo.tasks.gym import PREFIX, Gym, GymOptions
-from vapo.tasks.problems import Progress, make_problems
+from vapo.tasks.problems import make_problems
 from vapo.tasks.registry import BUILTIN, make_task
 from vapo.tasks.verifiers.functions import import_function
-from vapo.types import Task
+from vapo.types import Progress, Task
 
 GROUP = "vapo.tasks"
 

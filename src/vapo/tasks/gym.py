@@ -7,7 +7,7 @@ only where the scorer can tell an answer from none.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -80,9 +80,11 @@ class Gym:
         """Right if the item's scorer gives the last marked answer its full score."""
         return self.verify_all([(prompt, response)])[0]
 
-    def verify_all(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
+    def verify_all(
+        self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Verdict]:
         """The verdicts, all workers at work."""
-        return self.pool.judge(items)
+        return self.pool.judge(items, on_progress)
 
     def final_answer(self, response: str) -> str | None:
         """What a majority votes on: the last marked answer."""

@@ -15,7 +15,7 @@ from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.notation import MAX_ANSWER, tidy
 from vapo.tasks.verifiers.pool import Limits, VerifierPool
-from vapo.types import Prompt, Verdict, stable_hash
+from vapo.types import Progress, Prompt, Verdict, stable_hash
 
 INSTRUCTION = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 MAX_DROPPED = 0.01
@@ -25,8 +25,6 @@ CHECKABLE = ("math", "exact")
 
 FEWEST = 16
 """Problems that must be left to train on when some are held out."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,11 @@ class Problems:
         """The verifier's verdict on one response."""
         return self.verify_all([(prompt, response)])[0]
 
-    def verify_all(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
+    def verify_all(
+        self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Verdict]:
         """The verifier's verdicts, all workers at work."""
-        return self.pool.judge(items)
+        return self.pool.judge(items, on_progress)
 
     def final_answer(self, response: str) -> str | None:
         """What a majority votes on: the last marked answer, in one spelling."""

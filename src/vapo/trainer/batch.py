@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
@@ -69,6 +69,19 @@ class Batch:
             if isinstance(value, Tensor):
                 chosen[f.name] = value[rows, :width] if value.ndim == 2 else value[rows]
         return replace(self, **chosen)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything under its name, `tokens` end to end with `token_counts`; `from_tensors` reads it back."""
+        found = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        found["tokens"] = torch.cat(self.tokens)
+        found["token_counts"] = torch.tensor([len(t) for t in self.tokens])
+        return {name: value.contiguous().cpu() for name, value in found.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Batch:
+        """The batch whose `tensors` these are."""
+        rest = {name: value for name, value in tensors.items() if name not in ("tokens", "token_counts")}
+        return cls(tokens=tensors["tokens"].split(tensors["token_counts"].tolist()), **rest)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device; itself where it is there already."""

@@ -16,6 +16,8 @@ from pathlib import Path
 from vapo.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""1 (vapo 0.1): without settings and alarms in the state. Both are read."""
 
 
 def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, keep: int) -> Path:
@@ -24,43 +26,65 @@ def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, k
     After a crash at any moment there is either no `root/name` or a complete one.
     """
     root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".*"):  # of attempts that were killed
+        shutil.rmtree(leftover, ignore_errors=True)
     final, temporary = root / name, root / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    try:
+        _fill(temporary, write, serial)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space
+        raise
+    old = root / f"{name}.old"
+    if final.exists():  # the same step again; until the new one is in place the old one can be found as `.old`
+        _remove(old)
+        final.rename(old)
+    temporary.rename(final)
+    _sync(root)
+    _remove(old)
+    healthy = [folder for _, folder in _finished(root) if _serial(folder) is not None]
+    for surplus in healthy[keep:]:
+        if surplus != final:
+            _remove(surplus)
+    return final
+
+
+def names(root: Path) -> list[str]:
+    """The finished checkpoints, newest first."""
+    return [folder.name for _, folder in _finished(root)]
+
+
+def _fill(temporary: Path, write: Callable[[Path], None], serial: int) -> None:
+    """Let `write` work, bring every byte to the disk, and list them."""
     write(temporary)
     files = {}
     for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
         _sync(path)
         files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     manifest = temporary / MANIFEST
-    manifest.write_text(json.dumps({"format": 1, "serial": serial, "files": files}, indent=1))
+    manifest.write_text(json.dumps({"format": FORMAT, "serial": serial, "files": files}, indent=1))
     _sync(manifest)
     for folder in (p for p in temporary.rglob("*") if p.is_dir()):
         _sync(folder)
     _sync(temporary)
-    old = root / f"{name}.old"
-    if final.exists():  # the same step again; until the new one is in place the old one can be found as `.old`
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    temporary.rename(final)
-    _sync(root)
-    shutil.rmtree(old, ignore_errors=True)
-    for _, surplus in _finished(root)[keep:]:
-        shutil.rmtree(surplus)
-    return final
 
 
 def newest(root: Path, on_damage: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose every file matches its manifest, or None if there is none.
 
-    Damaged ones are reported in words, renamed to `*.corrupt`, and passed over.
+    Damaged ones are reported in words, renamed to `*.corrupt`, and passed over. Raises CheckpointError for one that a
+    newer version of vapo wrote.
     """
     for _, folder in _finished(root):
+        _check_format(folder)
         damage = problems(folder)
         if not damage:
             return folder
         aside = folder.with_name(folder.name + ".corrupt")
-        shutil.rmtree(aside, ignore_errors=True)
+        number = 1
+        while aside.exists():  # nothing is lost: somebody may want to look at both
+            number += 1
+            aside = folder.with_name(f"{folder.name}-{number}.corrupt")
         folder.rename(aside)
         on_damage(f"Checkpoint {folder.name} is damaged ({damage[0]}); set aside as {aside.name}.")
     return None
@@ -107,13 +131,38 @@ def _finished(root: Path) -> list[tuple[int, Path]]:
     found = []
     for folder in root.glob("*") if root.is_dir() else []:
         if folder.is_dir() and not folder.name.startswith(".") and not folder.name.endswith(".corrupt"):
-            try:
-                serial = int(json.loads((folder / MANIFEST).read_text())["serial"])
-            except (OSError, ValueError, KeyError, TypeError):
-                serial = 2**62
-            found.append((serial, folder))
+            serial = _serial(folder)
+            found.append((2**62 if serial is None else serial, folder))
     # of two with one serial the replaced one, `.old`, is the second choice
     return sorted(found, key=lambda entry: (-entry[0], entry[1].suffix == ".old", entry[1].name))
+
+
+def _serial(folder: Path) -> int | None:
+    try:
+        return int(json.loads((folder / MANIFEST).read_text())["serial"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_format(folder: Path) -> None:
+    try:
+        number = int(json.loads((folder / MANIFEST).read_text())["format"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # damaged, which is found out next
+    if number > FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {number}; this version of vapo reads up to {FORMAT}. "
+            "Resume with the version that wrote it."
+        )
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder so that a crash on the way leaves none that looks damaged."""
+    if folder.exists():
+        gone = folder.with_name(f".{folder.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,14 +14,22 @@ from torch import Tensor
 from vapo.trainer.batch import Batch, micro_batches, minibatches
 from vapo.trainer.objectives import Objective
 
+Attempt = Callable[[Callable[..., dict[str, Tensor]]], dict[str, Tensor]]
+
 
 @dataclass(frozen=True)
 class Update:
-    """What one pass over a batch did: figures averaged over its gradient steps, and how many were skipped."""
+    """What passes over a batch did: figures averaged over the gradient steps, and the minibatches whose steps were
+    skipped."""
 
     figures: dict[str, float]
     gradient_steps: int
-    skipped: int
+    bad: list[Batch] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> int:
+        """Gradient steps that were not taken."""
+        return len(self.bad)
 
 
 class Learner:
@@ -56,18 +65,30 @@ class Learner:
         return self.parameters[0].device
 
     def learn(
-        self, batch: Batch, *, parts: int, passes: int, lr: float, generator: Callable[[int], torch.Generator]
+        self,
+        batch: Batch,
+        *,
+        parts: int,
+        passes: int,
+        lr: float,
+        generator: Callable[[int], torch.Generator],
+        attempt: Attempt | None = None,
     ) -> Update:
-        """`passes` passes over the batch in `parts` gradient steps each; `generator(i)` shuffles pass i."""
+        """`passes` passes over the batch in `parts` gradient steps each; `generator(i)` shuffles pass i.
+
+        `attempt` calls the work it is given with a token budget, again with a smaller one where memory ran out.
+        """
         sums: defaultdict[str, float] = defaultdict(float)
-        taken = skipped = 0
+        taken = 0
+        bad: list[Batch] = []
+        attempt = attempt or (lambda work: work(micro_batch_tokens=self.micro_batch_tokens))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         for number in range(passes):
             for minibatch in minibatches(batch, parts, generator(number)):
                 if not bool(minibatch.mask.any()):
                     continue
-                figures = self.accumulate(minibatch)
+                figures = attempt(partial(self.accumulate, minibatch))
                 figures[f"grad_norm/{self.name}"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
                 # the loss counts too: a token whose loss is not finite can leave a finite gradient behind
                 if all(math.isfinite(float(value)) for value in figures.values()):
@@ -76,19 +97,20 @@ class Learner:
                     for key, value in figures.items():
                         sums[key] += float(value)
                 else:
-                    skipped += 1
+                    bad.append(minibatch)
                 self.optimizer.zero_grad(set_to_none=True)
-        return Update({key: value / taken for key, value in sums.items()} if taken else {}, taken, skipped)
+        return Update({key: value / taken for key, value in sums.items()} if taken else {}, taken, bad)
 
-    def accumulate(self, minibatch: Batch) -> dict[str, Tensor]:
-        """Add the minibatch's gradient to the parameters' and return its figures.
+    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int | None = None) -> dict[str, Tensor]:
+        """Leave the minibatch's gradient at the parameters and return its figures.
 
         The weights are made here, on the whole minibatch; each micro-batch adds its share. So the gradient is
         that of one big batch, whatever the token budget (papers.md bugs 3 and 5).
         """
+        self.optimizer.zero_grad(set_to_none=True)  # what a try that ran out of memory has left
         weights = self.objective.weights(minibatch)
         figures: dict[str, Tensor] = {}
-        for rows in micro_batches(minibatch, self.micro_batch_tokens):
+        for rows in micro_batches(minibatch, micro_batch_tokens or self.micro_batch_tokens):
             micro = minibatch.select(rows).to(self.device)
             share = {name: w[rows, : micro.width].to(self.device) for name, w in weights.items()}
             loss, parts = self.objective.loss(micro, share)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from vapo.algo.presets import Gae
-from vapo.errors import VapoError
+from vapo.errors import DivergedError, VapoError
 from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
 from vapo.trainer.credit import assign_credit
+from vapo.trainer.guards import new_alarms
 from vapo.trainer.learner import Learner
 from vapo.trainer.measure import rollout_figures, scoring_figures
+from vapo.trainer.memory import within_memory
 from vapo.trainer.pretrain import count_skips, pretrain_critic
-from vapo.trainer.run import Clock, Run
+from vapo.trainer.run import Run
 from vapo.trainer.sampling import sample_step
 from vapo.trainer.scoring import score
 from vapo.types import Episode, stable_hash
@@ -26,28 +29,32 @@ def train(run: Run) -> None:
 
     Raises StoppedError after an orderly stop, DivergedError, VerifierBrokenError.
     """
+    run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
+    while run.state.phase != "done":
+        with snapshot.droppable(run):
+            advance(run)
+
+
+def advance(run: Run) -> None:
+    """What comes next: an evaluation that is due, value pretraining, a joint step, or the end."""
     state, steps = run.state, run.settings.steps
-    run.engine.load_weights(plain_weights(run.policy.model), version=state.step)
-    if not state.started:
-        if steps:
-            evaluate(run, "before")
-        state.started = True
-        snapshot.save(run)
-    if state.phase == "pretrain":
+    if evaluation_is_due(run):
+        evaluate(run)
+        if state.step == 0:
+            snapshot.save(run)
+    elif state.phase == "pretrain":
         pretrain_critic(run)
-    run.observer.phase("training", state.step, steps)
-    while state.step < steps:
+        run.observer.phase("training", state.step, steps)
+    elif state.step < steps:
         train_step(run)
-    if state.phase != "done":
-        if steps:
-            evaluate(run, "after")
+    else:
         state.phase = "done"
-        snapshot.save(run)
+        snapshot.save(run, at_the_end=True)
 
 
 def train_step(run: Run) -> None:
     """One joint step: sample, judge, score, hand out credit, update, hand over, write down."""
-    state, algorithm, clock = run.state, run.algorithm, Clock()
+    state, algorithm, clock = run.state, run.algorithm, run.clock()
 
     # 1. Sample groups of responses from the current policy; let the verifier judge them.
     tokens_before = state.num_tokens
@@ -61,22 +68,27 @@ def train_step(run: Run) -> None:
     figures: dict[str, Any] = rollout_figures(collate(drawn, algorithm, max_response_tokens=limit))
     figures["sampling/kept_ratio"] = len(episodes) / len(drawn)
     if len(episodes) < algorithm.sampling.samples:
-        message = f"Only {len(episodes)} of {algorithm.sampling.samples} responses carry a signal after all refills."
-        run.folder.event("alarm", message=message)
-        run.observer.alarm(message + " Use easier or harder prompts, or raise algorithm.sampling.refill_rounds.")
+        run.alarm(
+            f"Only {len(episodes)} of {algorithm.sampling.samples} responses carry a signal after all refills. "
+            "Use easier or harder prompts, or raise algorithm.sampling.refill_rounds."
+        )
     learned = 0
     if episodes:
         # 2. Score every token once, before any update, and hand out credit.
         batch = collate(episodes, algorithm, max_response_tokens=limit)
         learned = batch.num_tokens * algorithm.optimization.epochs
         with clock.time("score"):
-            batch = score(
-                batch,
-                policy=run.policy,
-                critic=run.critic,
-                reference=run.reference,
-                final_values=algorithm.truncated == "bootstrap",
-                micro_batch_tokens=run.settings.micro_batch_tokens,
+            batch = within_memory(
+                run,
+                "score",
+                partial(
+                    score,
+                    batch,
+                    policy=run.policy,
+                    critic=run.critic,
+                    reference=run.reference,
+                    final_values=algorithm.truncated == "bootstrap",
+                ),
             )
             batch = assign_credit(batch, algorithm)
         figures |= scoring_figures(batch, getattr(algorithm.credit, "gamma", 1.0))
@@ -94,17 +106,13 @@ def train_step(run: Run) -> None:
     run.engine.load_weights(plain_weights(run.policy.model), version=state.step)
     figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
     figures |= {"gradient_steps": state.gradient_steps}
-    if run.evaluation.every and state.step % run.evaluation.every == 0 and state.step < run.settings.steps:
-        with clock.time("evaluate"):
-            evaluate(run, "during")
     figures |= clock.figures(sampled_tokens=state.num_tokens - tokens_before, learned_tokens=learned)
     metrics = {"phase": "train", "step": state.step, **figures}
     run.folder.metrics(metrics)
     run.observer.step(metrics)
-    due = run.saving.every and state.step % run.saving.every == 0
-    if due or run.stop_requested:
-        snapshot.save(run)
-    run.stop_if_requested()
+    if heed(run, new_alarms(figures, state, run.guards)):
+        return
+    snapshot.save_if_due(run, state.step)
 
 
 def update(run: Run, learner: Learner, batch: Batch) -> dict[str, float]:
@@ -126,7 +134,9 @@ def update(run: Run, learner: Learner, batch: Batch) -> dict[str, float]:
         generator=lambda i: torch.Generator().manual_seed(
             stable_hash(run.seed, "shuffle", learner.name, state.step, i)
         ),
+        attempt=partial(within_memory, run, learner.name),
     )
+    run.folder.keep_skipped(f"step_{state.step + 1:06d}_{learner.name}", result.bad)
     if is_policy:
         state.gradient_steps += result.gradient_steps
         state.reference_age += result.gradient_steps
@@ -134,13 +144,39 @@ def update(run: Run, learner: Learner, batch: Batch) -> dict[str, float]:
     return {**result.figures, f"lr/{name}": lr, f"skipped/{learner.name}": result.skipped}
 
 
-def evaluate(run: Run, label: str) -> None:
+def evaluation_is_due(run: Run) -> bool:
+    """Before the first joint step, after the last, and every so many between; once each."""
+    state, steps, every = run.state, run.settings.steps, run.evaluation.every
+    due = state.step in (0, steps) or (every > 0 and state.step % every == 0)
+    return steps > 0 and due and state.evaluated < state.step
+
+
+def evaluate(run: Run) -> None:
     """Held-out evaluation of the engine's policy; into evaluations.jsonl."""
-    settings = run.evaluation
+    state, settings, clock = run.state, run.evaluation, run.clock()
+    label = {0: "before", run.settings.steps: "after"}.get(state.step, "during")
     k = (settings.final_samples_per_prompt if label == "after" else None) or settings.samples_per_prompt
-    result = {"step": run.state.step, "label": label, **run.evaluate(k)}
+    with clock.time("evaluate"):
+        result = {"step": state.step, "label": label, **run.evaluate(k, run.progress)}
+    result["time/evaluate"] = clock.seconds["evaluate"]
+    state.evaluated = state.step
     run.folder.evaluation(result)
     run.observer.evaluation(result)
+
+
+def heed(run: Run, alarms: dict[str, str]) -> bool:
+    """Tell the alarms and do what `guards.action` says; True if the run went back to a checkpoint."""
+    for name, message in alarms.items():
+        run.alarm(message, name=name)
+    if not alarms or run.guards.action == "warn":
+        return False
+    first = next(iter(alarms.values()))
+    if run.guards.action == "stop":
+        raise DivergedError(f"Stopped by an alarm (guards.action=stop). {first}")
+    if run.state.rollbacks >= run.guards.max_rollbacks:
+        raise DivergedError(f"{run.state.rollbacks} rollbacks did not help (guards.max_rollbacks). {first}")
+    snapshot.roll_back(run, ", ".join(alarms))
+    return True
 
 
 def refresh_reference_if_due(run: Run) -> None:

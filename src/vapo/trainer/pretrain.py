@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -22,6 +23,7 @@ from vapo.errors import DivergedError
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
 from vapo.trainer.measure import rollout_figures, value_figures
+from vapo.trainer.memory import within_memory
 from vapo.trainer.run import Clock, Run
 from vapo.trainer.sampling import check_verdicts, rollout, stream
 from vapo.trainer.scoring import score
@@ -44,7 +46,8 @@ def pretrain_critic(run: Run) -> None:
     heldout = _heldout_batch(run)
     earlier = _sampled_before(run)
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
-        batch = _pretraining_step(run, heldout, earlier)
+        with snapshot.droppable(run):
+            batch = _pretraining_step(run, heldout, earlier)
         if _replays(run):
             earlier.append(batch)
     ready, reached = run.settings.pretraining_ready, state.explained_variance
@@ -55,8 +58,7 @@ def pretrain_critic(run: Run) -> None:
             f"wanted {ready:.2f}. Pretrain longer (trainer.pretraining_steps, "
             "trainer.pretraining_passes), raise trainer.pretraining_lr, or check that success can be foreseen."
         )
-        run.observer.alarm(message)
-        run.folder.event("alarm", message=message)
+        run.alarm(message)
     state.phase = "train"
     if run.critic_learner is not None:
         run.folder.event("pretraining finished", steps=state.pretrain_step, explained_variance=reached)
@@ -79,7 +81,7 @@ def replayed(batch: Batch, earlier: Sequence[Batch], count: int, generator: torc
 
 def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Batch:
     """One step; the batch it sampled."""
-    state, credit, clock = run.state, run.algorithm.credit, Clock()
+    state, credit, clock = run.state, run.algorithm.credit, run.clock()
     assert isinstance(credit, Gae)
     assert run.critic is not None
     assert run.critic_learner is not None
@@ -100,7 +102,9 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
             passes=1,
             lr=lr,
             generator=lambda _: shuffle("shuffle"),
+            attempt=partial(within_memory, run, "critic"),
         )
+    run.folder.keep_skipped(f"pretrain_{step + 1:06d}_critic", update.bad)
     with clock.time("evaluate"):
         heldout_figures = _judged(run, heldout, credit.gamma)
 
@@ -126,23 +130,19 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
         "num_tokens": state.num_tokens,
     }
     if (every := run.settings.save_rollouts_every) and step % every == 0:
-        scored = score(batch, policy=None, critic=run.critic, micro_batch_tokens=run.settings.micro_batch_tokens)
+        scored = within_memory(run, "score", partial(score, batch, policy=None, critic=run.critic))
         run.folder.rollouts(f"pretrain_{state.pretrain_step:06d}", episodes, scored, run.token_texts)
     metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
     run.folder.metrics(metrics)
     run.observer.step(metrics)
-    due = run.saving.every and state.pretrain_step % run.saving.every == 0
-    if due or run.stop_requested:
-        snapshot.save(run)
-    run.stop_if_requested()
+    snapshot.save_if_due(run, state.pretrain_step)
     return batch
 
 
 def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     """How well the critic foresees held-out outcomes; for a reward model also how well it sees them at the end."""
     at_end = run.settings.pretraining_at == "end"
-    tokens = run.settings.micro_batch_tokens
-    judged = score(heldout, policy=None, critic=run.critic, final_values=at_end, micro_batch_tokens=tokens)
+    judged = within_memory(run, "score", partial(score, heldout, policy=None, critic=run.critic, final_values=at_end))
     assert judged.old_values is not None
     figures = value_figures(judged.old_values, judged.outcomes, judged.mask, gamma)
     if judged.final_values is not None:
@@ -172,7 +172,7 @@ def _replays(run: Run) -> bool:
 def _sampled_before(run: Run) -> list[Batch]:
     """What the steps before a resume sampled, sampled again: the policy is fixed and each sample has its seed."""
     samples, tokens = run.state.num_samples, run.state.num_tokens
-    batches = [_sampled(run, step, Clock())[1] for step in range(run.state.pretrain_step if _replays(run) else 0)]
+    batches = [_sampled(run, step, run.clock())[1] for step in range(run.state.pretrain_step if _replays(run) else 0)]
     run.state.num_samples, run.state.num_tokens = samples, tokens  # they have been counted
     return batches
 
@@ -181,9 +181,10 @@ def count_skips(run: Run, skipped: int) -> None:
     """Raise DivergedError after several steps in a row that lost updates to NaN or inf."""
     run.state.skipped_in_a_row = run.state.skipped_in_a_row + 1 if skipped else 0
     if skipped:
-        message = f"{skipped} gradient steps were skipped: their gradient was not finite."
-        run.folder.event("alarm", message=message)
-        run.observer.alarm(message)
+        run.alarm(
+            f"{skipped} gradient steps were skipped: their loss or gradient was not finite. What they would have "
+            f"learned from is kept in {run.folder.path / 'skipped'}."
+        )
     if run.state.skipped_in_a_row >= BAD_STEPS_TO_STOP:
         raise DivergedError(
             f"Gradients were not finite in {BAD_STEPS_TO_STOP} steps in a row. Start again with a lower "
@@ -197,7 +198,7 @@ def _heldout_batch(run: Run) -> Batch:
     prompts = [run.heldout_prompts[i] for i in range(count)]
     per_prompt = max(1, run.settings.pretraining_heldout // count)
     samples, tokens = run.state.num_samples, run.state.num_tokens
-    episodes = rollout(run, prompts, per_prompt=per_prompt, step="pretrain held-out", clock=Clock())
+    episodes = rollout(run, prompts, per_prompt=per_prompt, step="pretrain held-out", clock=run.clock())
     run.state.num_samples, run.state.num_tokens = samples, tokens  # they are not trained on
     check_verdicts(episodes, run.settings.max_invalid_ratio)
     return collate(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens)

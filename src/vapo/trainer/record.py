@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gzip
 import json
@@ -9,13 +10,18 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from vapo.errors import ConfigError
 from vapo.trainer.batch import Batch
 from vapo.types import Episode
 
+LOCK = "run.lock"
 LOGS = ("metrics.jsonl", "events.jsonl", "evaluations.jsonl")
 
 
@@ -24,8 +30,14 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / "run.lock").open("w")
+        self._waiting: dict[str, str] = {}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / LOCK).open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot write to {path}: {error.strerror}. Choose another --run-dir, or mend its permissions."
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -33,6 +45,12 @@ class RunFolder:
             raise ConfigError(
                 f"Another process is working on {path}. Wait for it, or choose another --run-dir."
             ) from error
+
+    def write_text(self, name: str, text: str) -> None:
+        """A file of the folder, whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text)
+        temporary.rename(self.path / name)
 
     @property
     def checkpoints(self) -> Path:
@@ -52,11 +70,21 @@ class RunFolder:
         self._append("events.jsonl", {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **details})
 
     def log_bytes(self) -> dict[str, int]:
-        """Current length of each log."""
-        return {name: p.stat().st_size if (p := self.path / name).exists() else 0 for name in LOGS}
+        """Length of each log, all lines on the disk; raises OSError if they cannot be brought there."""
+        lengths = {}
+        for name in LOGS:
+            path = self.path / name
+            lengths[name] = 0
+            if path.exists() or name in self._waiting:
+                with path.open("ab", buffering=0) as file:
+                    self._write(name, file)
+                    os.fsync(file.fileno())
+                lengths[name] = path.stat().st_size
+        return lengths
 
     def cut_logs(self, lengths: dict[str, int]) -> None:
         """Take back the lines written after the state that `lengths` belongs to, so each step appears once."""
+        self._waiting.clear()
         for name in LOGS:
             path = self.path / name
             if path.exists():
@@ -65,22 +93,51 @@ class RunFolder:
     def rollouts(
         self, name: str, episodes: Sequence[Episode], batch: Batch, decode: Callable[[Sequence[int]], list[str]]
     ) -> None:
-        """The step's responses, one JSON object a line, every token with its numbers."""
+        """The step's responses, one JSON object a line, every token with its numbers; left out on a full disk."""
         folder = self.path / "rollouts"
-        folder.mkdir(exist_ok=True)
         temporary = folder / f".{name}.tmp"
-        with gzip.open(temporary, "wt", compresslevel=5) as file:
-            for row, episode in enumerate(episodes):
-                file.write(json.dumps(_rollout_line(row, episode, batch, decode)) + "\n")
-        temporary.rename(folder / f"{name}.jsonl.gz")
+        try:
+            folder.mkdir(exist_ok=True)
+            with gzip.open(temporary, "wt", compresslevel=5) as file:
+                for row, episode in enumerate(episodes):
+                    file.write(json.dumps(_rollout_line(row, episode, batch, decode)) + "\n")
+            temporary.rename(folder / f"{name}.jsonl.gz")
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            self.event("alarm", message=f"rollouts of {name} were not written: {error}")
+
+    def keep_skipped(self, name: str, batches: Sequence[Batch]) -> None:
+        """Minibatches whose gradient steps were skipped, as safetensors, to look at and to try again."""
+        folder = self.path / "skipped"
+        try:
+            for number, batch in enumerate(batches):
+                folder.mkdir(exist_ok=True)
+                save_file(batch.tensors(), folder / f"{name}_{number}.safetensors")
+        except (OSError, SafetensorError) as error:
+            self.event("alarm", message=f"the skipped minibatches of {name} were not written: {error}")
 
     def close(self) -> None:
         """Release the lock."""
         self._lock.close()
 
     def _append(self, name: str, data: dict[str, Any]) -> None:
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps({k: plain(v) for k, v in data.items()}) + "\n")
+        line = json.dumps({k: plain(v) for k, v in data.items()}) + "\n"
+        self._waiting[name] = self._waiting.get(name, "") + line
+        # on a full disk the lines wait, and the next save says so
+        with contextlib.suppress(OSError), (self.path / name).open("ab", buffering=0) as file:
+            self._write(name, file)
+
+    def _write(self, name: str, file: FileIO) -> None:
+        """Write the lines that wait, all or none of them."""
+        before = os.fstat(file.fileno()).st_size
+        left = self._waiting.get(name, "").encode()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
+        self._waiting.pop(name, None)
 
 
 def plain(value: Any) -> Any:

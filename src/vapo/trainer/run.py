@@ -11,24 +11,28 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.presets import Algorithm
-from vapo.errors import StoppedError
+from vapo.errors import AbandonedError
 from vapo.models.networks import Critic, Policy
 from vapo.rollout.engine import RolloutEngine
 from vapo.trainer.learner import Learner
 from vapo.trainer.observer import Observer
 from vapo.trainer.record import RunFolder
-from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, TrainerSettings
+from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 from vapo.trainer.state import State
-from vapo.types import Decoding, PromptSet, Task
+from vapo.trainer.watch import Watch
+from vapo.types import Decoding, Progress, PromptSet, Task
 
 
 @dataclass
 class Run:
     """What the loop works on. Only `state`, the weights and the optimizers change from step to step."""
 
+    config: dict[str, Any]
+    """All settings as plain data; saved with every checkpoint, so that no resume continues under others unseen."""
     seed: int
     algorithm: Algorithm
     settings: TrainerSettings
+    guards: GuardSettings
     saving: CheckpointSettings
     evaluation: EvaluationSettings
     decoding: Decoding
@@ -42,14 +46,18 @@ class Run:
     policy_learner: Learner
     critic_learner: Learner | None
     engine: RolloutEngine
-    evaluate: Callable[[int], dict[str, Any]]
+    evaluate: Callable[[int, Progress], dict[str, Any]]
     """Held-out evaluation of the engine's policy with k samples a prompt: what goes into evaluations.jsonl."""
     observer: Observer
     folder: RunFolder = field(init=False)
     """Where everything is written; set once the networks have loaded."""
     state: State = field(default_factory=State)
+    watch: Watch = field(default_factory=Watch)
+    """Is told that the run is alive."""
     stop_requested: bool = False
-    """Set by a signal handler: the run saves and stops at the next step edge."""
+    """Set by a signal handler: the run saves and stops as soon as nothing is lost by it."""
+    failed_saves: int = 0
+    """Saves in a row that the disk refused."""
 
     @property
     def learners(self) -> list[Learner]:
@@ -71,22 +79,35 @@ class Run:
             return str(self.tokenizer.decode([token]))
         return str(self.tokenizer.decode([before, token])).removeprefix(str(self.tokenizer.decode([before])))
 
-    def stop_if_requested(self) -> None:
-        """Raise StoppedError if a signal asked for it; call at a step edge, after saving."""
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Tell that something that can be dropped goes on; raises AbandonedError if the run is to stop."""
+        self.watch.beat(what)
+        self.observer.progress(what, done, total)
         if self.stop_requested:
-            raise StoppedError(f"Stopped in order and saved. Go on with: vapo resume {self.folder.path}")
+            raise AbandonedError
+
+    def clock(self) -> Clock:
+        """A clock for one step, which also tells the watch what is being done."""
+        return Clock(self.watch.beat)
+
+    def alarm(self, message: str, **details: Any) -> None:
+        """Something is probably wrong: into events.jsonl and before the user's eyes."""
+        self.folder.event("alarm", message=message, **details)
+        self.observer.alarm(message)
 
 
 class Clock:
-    """Where a step's seconds went."""
+    """Where a step's seconds went; `on_start` is told what begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_start: Callable[[str], None] = lambda _: None) -> None:
         self.started = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        self._on_start = on_start
 
     @contextmanager
     def time(self, what: str) -> Iterator[None]:
         """Add the block's seconds to `what`."""
+        self._on_start(what)
         start = time.perf_counter()
         try:
             yield

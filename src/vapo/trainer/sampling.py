@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -69,12 +69,13 @@ def rollout(
             how=run.decoding,
             decode=run.decode,
             seed=run.seed,
-            step=step,
+            # after a rollback other responses are drawn: the same ones would lead to the same place
+            step=f"{step} after rollback {run.state.rollbacks}" if run.state.rollbacks else step,
             drawn=drawn,
-            on_progress=lambda done, _: run.observer.progress("sampling", done, total),
+            on_progress=lambda done, _: run.progress("sampling", done, total),
         )
     with clock.time("verify"):
-        episodes = judge(episodes, run.task)
+        episodes = judge(episodes, run.task, partial(run.progress, "verifying"))
     run.state.num_samples += len(episodes)
     run.state.num_tokens += sum(len(e.completion.token_ids) for e in episodes)
     return episodes

@@ -64,6 +64,47 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True)
+class GuardSettings:
+    """What counts as going wrong, and what to do then."""
+
+    action: Literal["warn", "stop", "rollback"] = "warn"
+    """On an alarm: say so and go on; stop with exit code 3; or go back to the newest checkpoint and draw other
+    responses from there."""
+    max_rollbacks: int = 3
+    """Stop with exit code 3 when so many rollbacks were not enough."""
+    patience: int = 5
+    """Steps in a row that a figure must be bad; a gradient spike tells at once."""
+    entropy_below: float = 0.005
+    """Entropy of the policy, in nats a token."""
+    explained_variance_below: float = 0.0
+    """Explained variance of the critic."""
+    clipped_ratio_above: float = 0.5
+    """Share of responses cut off at the length limit."""
+    grad_norm_above: float = 20.0
+    """A step's gradient norm, in medians of the last 20 steps."""
+    watchdog: bool = True
+    """A process that tells what is stuck, with stacks, when a run shows no sign of life."""
+    stuck_factor: float = 10.0
+    """A pause is too long at so many times the longest one so far in the same work."""
+    stuck_floor_s: float = 300.0
+    """And never before so many seconds."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_rollbacks", "entropy_below"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"guards.{name} must not be negative, got {getattr(self, name)}.")
+        if self.patience < 1:
+            raise ConfigError(f"guards.patience must be at least 1, got {self.patience}.")
+        if not 0 <= self.clipped_ratio_above <= 1:
+            raise ConfigError(f"guards.clipped_ratio_above must lie in [0, 1], got {self.clipped_ratio_above}.")
+        for name in ("grad_norm_above", "stuck_factor"):
+            if not getattr(self, name) > 1:
+                raise ConfigError(f"guards.{name} must be above 1, got {getattr(self, name)}.")
+        if not self.stuck_floor_s > 0:
+            raise ConfigError(f"guards.stuck_floor_s must be positive, got {self.stuck_floor_s}.")
+
+
+@dataclass(frozen=True)
 class CheckpointSettings:
     """When the run's state is saved, and how many saves are kept."""
 

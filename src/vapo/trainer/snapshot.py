@@ -1,23 +1,49 @@
-"""A run's whole state to a checkpoint folder and back."""
+"""A run's whole state to a checkpoint folder and back, and when that happens."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
+
+from vapo.errors import AbandonedError, DivergedError, StoppedError
+from vapo.models.lora import plain_weights
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
 from vapo.trainer import checkpoint
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
 
+FAILURES_TO_STOP = 3
+"""Saves in a row that the disk refused before a run gives up."""
+SETTINGS = "config.json"
+FREE_TO_CHANGE = (
+    "trainer.steps",
+    "trainer.save_rollouts_every",
+    "evaluation.every",
+    "checkpoint.",
+    "rollout.slots",
+    "guards.watchdog",
+    "guards.stuck_",
+)
+"""Settings that do not alter what a step does, by the beginnings of their names."""
 
-def save(run: Run) -> Path:
-    """Write everything that changed since the start: weights, optimizers, reference, counters, log lengths."""
+
+def save(run: Run, *, at_the_end: bool = False) -> bool:
+    """Write everything that changed since the start: weights, optimizers, reference, counters, log lengths.
+
+    If the disk refuses, the checkpoints before stay, the run goes on and tries again after the next step; False.
+    Raises StoppedError after several refusals in a row, or after one at the end.
+    """
     state = run.state
-    state.log_bytes = run.folder.log_bytes()
 
     def write(folder: Path) -> None:
+        state.log_bytes = run.folder.log_bytes()
         (folder / "state.json").write_text(json.dumps(state.to_json(), indent=1))
+        (folder / SETTINGS).write_text(json.dumps(run.config, indent=1))
         save_trained(run.policy.model, run.tokenizer, folder / "policy")
         save_optimizer(run.policy_learner.optimizer, folder / "policy_optimizer.safetensors")
         if run.critic is not None and run.critic_learner is not None:
@@ -27,7 +53,75 @@ def save(run: Run) -> Path:
             save_model(run.reference.model, None, folder / "reference")
 
     name = f"pretrain_{state.pretrain_step:06d}" if state.step == 0 else f"step_{state.step:06d}"
-    return checkpoint.save(run.folder.checkpoints, name, write, serial=state.serial, keep=run.saving.keep)
+    run.watch.beat("saving")
+    try:
+        checkpoint.save(run.folder.checkpoints, name, write, serial=state.serial, keep=run.saving.keep)
+    except (OSError, SafetensorError) as error:
+        run.failed_saves += 1
+        kept = checkpoint.names(run.folder.checkpoints)
+        run.alarm(
+            f"Could not save {name}: {error}. "
+            + (f"{kept[0]} stays the newest checkpoint. " if kept else "There is no checkpoint yet. ")
+            + f"Free space on the disk of {run.folder.path}."
+        )
+        if at_the_end or run.failed_saves >= FAILURES_TO_STOP:
+            raise StoppedError(
+                f"The disk refused {run.failed_saves} saves in a row ({error}). Free space, then go on from the newest "
+                f"checkpoint with: vapo resume {run.folder.path}"
+            ) from error
+        return False
+    run.failed_saves = 0
+    run.watch.beat("saving")
+    return True
+
+
+def save_if_due(run: Run, step: int) -> None:
+    """Save at every so many steps, after a save that failed, and before a stop. Raises StoppedError to stop."""
+    due = run.saving.every > 0 and step % run.saving.every == 0
+    if due or run.failed_saves or run.stop_requested:
+        save(run)
+    if run.stop_requested:
+        leave(run)
+
+
+def size(run: Run) -> int:
+    """Bytes of one checkpoint, nearly: float32 weights, and two moments of every trained one."""
+    models = [n.model for n in (run.policy, run.critic, run.reference) if n is not None]
+    weights = sum(p.numel() for model in models for p in model.parameters())
+    return 4 * (weights + 2 * sum(p.numel() for learner in run.learners for p in learner.parameters))
+
+
+@contextmanager
+def droppable(run: Run) -> Iterator[None]:
+    """What begins inside may be dropped as long as nothing was learned from it: counters go back, the run stops."""
+    before = run.state.copy()
+    try:
+        yield
+    except AbandonedError:
+        run.state = before
+        save(run)
+        leave(run)
+
+
+def leave(run: Run) -> None:
+    """Raise StoppedError in words; call after a save."""
+    saved = "saved" if not run.failed_saves else "but the last save failed, so it goes on from the one before"
+    raise StoppedError(f"Stopped in order, {saved}. Go on with: vapo resume {run.folder.path}")
+
+
+def roll_back(run: Run, reason: str) -> None:
+    """Back to the newest healthy checkpoint, from where other responses are drawn. Raises DivergedError if there is
+    none."""
+    count, failed_at = run.state.rollbacks + 1, run.state.step
+    newest = checkpoint.newest(run.folder.checkpoints, run.alarm)
+    if newest is None:
+        raise DivergedError(f"An alarm ({reason}) asked to roll back, but there is no checkpoint yet.")
+    restore(run, newest)
+    run.state.rollbacks = count
+    run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
+    run.folder.event("rolled back", reason=reason, from_step=failed_at, to_step=run.state.step, rollbacks=count)
+    run.observer.alarm(f"Rolled back from step {failed_at} to {newest.name}; other responses are drawn from here.")
+    save(run)
 
 
 def restore(run: Run, folder: Path | None) -> None:
@@ -39,6 +133,8 @@ def restore(run: Run, folder: Path | None) -> None:
         run.folder.cut_logs({})
         return
     run.state = State.from_json(checkpoint.read_json(folder, "state.json"))
+    if run.state.phase == "done" and run.state.step < run.settings.steps:
+        run.state.phase = "train"  # the run was given more steps
     load_trained(run.policy.model, folder / "policy")
     load_optimizer(run.policy_learner.optimizer, folder / "policy_optimizer.safetensors")
     if run.critic is not None and run.critic_learner is not None:
@@ -47,3 +143,20 @@ def restore(run: Run, folder: Path | None) -> None:
     if run.reference is not None:
         load_weights(run.reference.model, folder / "reference")
     run.folder.cut_logs(run.state.log_bytes)
+
+
+def changes(settings: dict[str, Any], folder: Path) -> list[str]:
+    """Settings that alter results and are not those the checkpoint was made under: `key: old -> new`."""
+    if not (folder / SETTINGS).exists():  # format 1 did not keep them
+        return []
+    old, new = (dict(_flat(data)) for data in (checkpoint.read_json(folder, SETTINGS), settings))
+    found = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in found if not key.startswith(FREE_TO_CHANGE)]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

@@ -6,6 +6,7 @@ There is no random-number position here: every draw derives from the run's seed 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,8 +21,8 @@ class State:
     """The run's counters. Mutable on purpose: it is the one object that changes."""
 
     phase: Phase = "pretrain"
-    started: bool = False
-    """Whether the evaluation before training is done."""
+    evaluated: int = -1
+    """The joint step after which the policy was last evaluated; -1 for never, 0 is before training."""
     pretrain_step: int = 0
     """Pretraining steps finished."""
     step: int = 0
@@ -43,6 +44,14 @@ class State:
     best_explained_variance: float | None = None
     """The best so far, for the stop rule."""
     best_pretrain_step: int = 0
+    recent: dict[str, list[float]] = field(default_factory=dict)
+    """The last steps' gradient norms, by network: what a spike is measured against."""
+    streaks: dict[str, int] = field(default_factory=dict)
+    """For how many steps in a row each alarm has had cause."""
+    rollbacks: int = 0
+    """How often the run went back to a checkpoint after an alarm; later samples are drawn anew."""
+    micro_batch_tokens: dict[str, int] = field(default_factory=dict)
+    """Smaller token budgets that a lack of memory forced, by what needed them."""
     log_bytes: dict[str, int] = field(default_factory=dict)
     """Length of each log file when this state was saved; resuming cuts what a lost attempt wrote after it."""
 
@@ -55,9 +64,14 @@ class State:
         """Plain numbers."""
         return dataclasses.asdict(self)
 
+    def copy(self) -> State:
+        """A copy that shares nothing."""
+        return copy.deepcopy(self)
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> State:
-        """The state `to_json` wrote; raises CheckpointError if a field is missing or unknown."""
+        """The state `to_json` wrote, now or under an older format; raises CheckpointError on any other field."""
+        data = _from_format_1(data) if "started" in data else data
         names = {f.name for f in dataclasses.fields(cls)}
         if set(data) != names:
             raise CheckpointError(
@@ -65,3 +79,11 @@ class State:
                 f"unknown {sorted(set(data) - names)}. Resume with the version that wrote it."
             )
         return cls(**data)
+
+
+def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 (0.1) saved after every evaluation that was due, and knew no alarms."""
+    later: dict[str, Any] = {"recent": {}, "streaks": {}, "rollbacks": 0, "micro_batch_tokens": {}}
+    data = {**data, **later, "evaluated": data["step"] if data["started"] else -1}
+    del data["started"]
+    return data

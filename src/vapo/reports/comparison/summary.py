@@ -156,7 +156,8 @@ def _run(cell: Cell, name: str, base: str) -> Record:
             "shared_critic": cell.pretraining.critic,
         },
         "seconds": _seconds(cell),
-        "seconds_in_evaluation": _sum(cell.files.phase("train"), "time/evaluate"),
+        "seconds_in_evaluation": _sum(cell.files.phase("train"), "time/evaluate")
+        + _sum([e for e in cell.files.evaluations if e.get("label") == "during"], "time/evaluate"),
         "versions": {
             **{package: packages.get(package) for package in ("vapo", "torch", "transformers")},
             "commit": cell.files.environment.get("commit"),
@@ -264,7 +265,7 @@ def _gradient_steps(cells: Sequence[Cell]) -> float:
 
 
 def _seconds(cell: Cell) -> float:
-    """Seconds of all joint steps, without the held-out evaluations between them."""
+    """Seconds of all joint steps, without the held-out evaluations between them (which runs of vapo 0.1 counted in)."""
     rows = cell.files.phase("train")
     return _sum(rows, "step_time") - _sum(rows, "time/evaluate")
 

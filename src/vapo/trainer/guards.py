@@ -1,0 +1,87 @@
+"""Alarms: what a run's figures say when it goes wrong, in words, before the score shows it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vapo.trainer.settings import GuardSettings
+from vapo.trainer.state import State
+
+HISTORY = 20
+"""Steps that a gradient norm is compared with."""
+ENOUGH = 5
+"""Steps before a gradient norm is compared at all."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A figure, when it is bad, and what to say then. `patience`: whether it must stay bad for some steps."""
+
+    name: str
+    metric: str
+    bad: Callable[[float, GuardSettings], bool]
+    words: str
+    patience: bool = True
+
+
+ALARMS = (
+    Alarm(
+        "entropy collapse",
+        "entropy",
+        lambda x, s: x < s.entropy_below,
+        "The policy's entropy is {value:.4f} nats a token, below guards.entropy_below={s.entropy_below}: it writes "
+        "almost the same every time and can find nothing new. Raise algorithm.clip.high or lower trainer.actor_lr.",
+    ),
+    Alarm(
+        "critic worse than none",
+        "value/explained_variance",
+        lambda x, s: x < s.explained_variance_below,
+        "The critic's explained variance is {value:.2f}, below guards.explained_variance_below="
+        "{s.explained_variance_below}: a constant would foresee outcomes better, so advantages are noise. Pretrain "
+        "longer (trainer.pretraining_steps), or lower trainer.critic_lr.",
+    ),
+    Alarm(
+        "length at the limit",
+        "completions/clipped_ratio",
+        lambda x, s: x > s.clipped_ratio_above,
+        "{value:.0%} of the responses are cut off at the length limit, above guards.clipped_ratio_above="
+        "{s.clipped_ratio_above}: they are judged without their ends. Raise rollout.max_response_tokens, or use a "
+        "preset that punishes length (dapo).",
+    ),
+)
+SPIKE = (
+    "The gradient norm of the {name} is {value:.3g}, {times:.0f} times the median of the last {count} steps "
+    "(guards.grad_norm_above={s.grad_norm_above}). One bad batch does this, or a learning rate that is too high: "
+    "lower trainer.{rate}."
+)
+_RATES = {"policy": "actor_lr", "critic": "critic_lr"}
+
+
+def new_alarms(figures: Mapping[str, Any], state: State, settings: GuardSettings) -> dict[str, str]:
+    """Alarms that begin with this step, by name, in words; the state remembers streaks and gradient norms.
+
+    A figure must be bad for `patience` steps in a row; a spike tells at once. An alarm that lasts is told once.
+    """
+    begun = {}
+    for alarm in ALARMS:
+        value = figures.get(alarm.metric)
+        bad = value is not None and math.isfinite(value) and alarm.bad(value, settings)
+        state.streaks[alarm.name] = state.streaks.get(alarm.name, 0) + 1 if bad else 0
+        if state.streaks[alarm.name] == settings.patience:
+            begun[alarm.name] = alarm.words.format(value=value, s=settings)
+    for name, rate in _RATES.items():
+        norm = figures.get(f"grad_norm/{name}")
+        if norm is None:  # all its gradient steps were skipped, which is told elsewhere
+            continue
+        earlier = state.recent.get(name, [])
+        usual = statistics.median(earlier) if len(earlier) >= ENOUGH else math.inf
+        if norm > settings.grad_norm_above * usual:
+            begun[f"gradient spike of the {name}"] = SPIKE.format(
+                name=name, value=norm, times=norm / usual, count=len(earlier), rate=rate, s=settings
+            )
+        state.recent[name] = [*earlier, norm][-HISTORY:]
+    return begun

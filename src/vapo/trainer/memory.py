@@ -1,0 +1,51 @@
+"""When memory does not suffice: the same work in smaller pieces, from then on."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from vapo.errors import VapoError
+from vapo.trainer.run import Run
+
+T = TypeVar("T")
+
+
+def within_memory(run: Run, what: str, work: Callable[..., T]) -> T:
+    """`work(micro_batch_tokens=...)`, done again with half the budget while memory does not suffice.
+
+    Losses are normalised over the whole step, so the result is the same; a work that is done again must leave
+    nothing behind. The budget that was enough is part of the state: other budgets round differently.
+    """
+    budgets = run.state.micro_batch_tokens
+    while True:
+        tokens = budgets.get(what, run.settings.micro_batch_tokens)
+        run.watch.beat(what)
+        try:
+            return work(micro_batch_tokens=tokens)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            # the traceback holds the tensors of the failed try
+            reason = str(error).split("\n")[0]
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if tokens <= 1:
+            raise VapoError(
+                f"Out of memory in {what} with a single response at a time ({reason}). Lower "
+                "rollout.max_response_tokens, set model.gradient_checkpointing=true, or train adapters."
+            )
+        budgets[what] = tokens // 2
+        run.alarm(
+            f"Out of memory in {what} with {tokens} tokens at once; the same again with {tokens // 2}. The result is "
+            f"the same, only slower. To start like this: trainer.micro_batch_tokens={tokens // 2}."
+        )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that an allocation failed, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

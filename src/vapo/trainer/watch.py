@@ -1,0 +1,72 @@
+"""Signs of life: the trainer tells what it does, a process beside it notices when that stops.
+
+A process, not a thread: a trainer that hangs in a library's C code with the interpreter's lock held stops its
+threads, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from vapo.trainer import watchdog
+
+STACKS = "stacks.txt"
+LOG = "watchdog.log"
+_QUIET_S = 0.05
+"""Signs of life about the same thing come no closer than this: they are cheap, not free."""
+
+
+class Watch:
+    """Watches nothing."""
+
+    def beat(self, doing: str) -> None:
+        """The run is alive and does this."""
+
+    def close(self) -> None:
+        """Stop watching."""
+
+
+class Watchdog(Watch):
+    """Has a process that writes what is stuck, and for how long, when signs of life stay out.
+
+    After `factor` times the longest pause seen so far in what was being done (at least `floor_s` seconds), the
+    process makes the trainer write the stacks of all its threads to `folder/stacks.txt` and says so on stderr and in
+    `folder/watchdog.log`. It never ends the trainer: a slow disk looks like a stuck one.
+    """
+
+    def __init__(self, folder: Path, *, factor: float, floor_s: float) -> None:
+        self._stacks = (folder / STACKS).open("w")
+        # from C, so it works while Python is stuck; before the process starts, or its signal would end the trainer
+        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
+        command = [sys.executable, "-I", "-S", watchdog.__file__]
+        command += [str(os.getpid()), str(folder / LOG), STACKS, str(factor), str(floor_s)]
+        self._process = subprocess.Popen(  # noqa: S603 - our own file
+            command, stdin=subprocess.PIPE, start_new_session=True, bufsize=0
+        )
+        assert self._process.stdin is not None
+        self._pipe = self._process.stdin
+        os.set_blocking(self._pipe.fileno(), False)
+        self._said, self._at = "", 0.0
+
+    def beat(self, doing: str) -> None:
+        """The run is alive and does this."""
+        now = time.monotonic()
+        if doing == self._said and now - self._at < _QUIET_S:
+            return
+        self._said, self._at = doing, now
+        with contextlib.suppress(OSError):  # full, or gone: the run goes on without a watch
+            self._pipe.write(doing.encode() + b"\n")
+
+    def close(self) -> None:
+        """End the process and take the signal handler back."""
+        self._pipe.close()
+        self._process.wait()
+        faulthandler.unregister(signal.SIGUSR1)
+        self._stacks.close()
