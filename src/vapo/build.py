@@ -368,8 +368,8 @@ def train(config: Config, run_dir: Path, observer: Observer, task: Task | None =
     return finish(build(with_task(config, task), run_dir, observer, task=task))
 
 
-def finish(run: Run) -> Run:
-    """Train to the end and write what the user takes away."""
+def finish(run: Run, *, report: bool = True) -> Run:
+    """Train to the end and write what the user takes away: models, and the report unless told otherwise."""
     guards, path = run.guards, run.folder.path
     try:
         if guards.watchdog:
@@ -379,8 +379,9 @@ def finish(run: Run) -> Run:
         save_model(run.policy.model, run.tokenizer, path / "policy")
         if run.critic is not None:
             save_model(run.critic.model, run.tokenizer, path / "critic")
-        curves_png(path, path / "curves.png")
-        write_report(path)
+        if report:
+            curves_png(path, path / "curves.png")
+            write_report(path)
     except DivergedError as error:
         run.folder.event("diverged", message=str(error))  # a comparison counts it
         raise

@@ -12,12 +12,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vapo.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT = 2
-"""1 (vapo 0.1): without settings and alarms in the state. Both are read."""
+"""1 (vapo 0.1): no settings and alarms in the state, no hash of the manifest. Both are read."""
+OWN = "manifest_sha256"
 
 
 def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, keep: int) -> Path:
@@ -61,8 +63,9 @@ def _fill(temporary: Path, write: Callable[[Path], None], serial: int) -> None:
     for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
         _sync(path)
         files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    content = {"format": FORMAT, "serial": serial, "files": files}
     manifest = temporary / MANIFEST
-    manifest.write_text(json.dumps({"format": FORMAT, "serial": serial, "files": files}, indent=1))
+    manifest.write_text(json.dumps({**content, OWN: _digest(content)}, indent=1))
     _sync(manifest)
     for folder in (p for p in temporary.rglob("*") if p.is_dir()):
         _sync(folder)
@@ -93,18 +96,17 @@ def newest(root: Path, on_damage: Callable[[str], None]) -> Path | None:
 def problems(folder: Path) -> list[str]:
     """What does not match the manifest, in words; empty for a healthy folder."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        files = _manifest(folder)["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{MANIFEST} cannot be read: {error}"]
     found = []
-    for name, (size, digest) in listed.items():
+    for name, entry in files.items():
         path = folder / name
         if not path.is_file():
             found.append(f"{name} is missing")
-        elif path.stat().st_size != size:
-            found.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
-        elif sha256(path) != digest:
+        elif path.stat().st_size != entry["bytes"]:
+            found.append(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
+        elif sha256(path) != entry["sha256"]:
             found.append(f"{name} has another SHA-256 than when it was saved")
     return found
 
@@ -137,16 +139,29 @@ def _finished(root: Path) -> list[tuple[int, Path]]:
     return sorted(found, key=lambda entry: (-entry[0], entry[1].suffix == ".old", entry[1].name))
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, proved by its own hash; raises OSError, ValueError, KeyError or TypeError for any other."""
+    content = json.loads((folder / MANIFEST).read_text())
+    own = content.pop(OWN, None)
+    if content["format"] != 1 and own != _digest(content):
+        raise ValueError("it has another SHA-256 than when it was saved")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _serial(folder: Path) -> int | None:
     try:
-        return int(json.loads((folder / MANIFEST).read_text())["serial"])
+        return int(_manifest(folder)["serial"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _check_format(folder: Path) -> None:
     try:
-        number = int(json.loads((folder / MANIFEST).read_text())["format"])
+        number = int(_manifest(folder)["format"])
     except (OSError, ValueError, KeyError, TypeError):
         return  # damaged, which is found out next
     if number > FORMAT:

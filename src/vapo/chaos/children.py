@@ -1,0 +1,132 @@
+"""One attempt at the small run in a forked process, watched from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vapo import build
+from vapo.config import Config
+from vapo.orderly import carry_out, exit_code_of
+from vapo.reports.live import SilentView
+from vapo.trainer.run import Run
+from vapo.trainer.watch import Watch
+
+LIMIT_S = 120.0
+"""An attempt that takes longer hangs."""
+LOST = 70
+"""Exit code of a child that raised what no user should see."""
+
+Meddle = Callable[[Run], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended: exit code (negative for a signal), its last sign of life, seconds from the signal on."""
+
+    code: int
+    doing: str
+    seconds: float
+    said: str = ""
+
+
+class Pencil(Watch):
+    """Writes the last sign of life where a reader finds it after a kill."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_CREAT | os.O_WRONLY)
+
+    def beat(self, doing: str) -> None:
+        """The run is alive and does this."""
+        os.pwrite(self._file, f"{doing:<40}".encode(), 0)
+
+
+def attempt(
+    folder: Path,
+    config: Config,
+    *,
+    meddle: Meddle | None = None,
+    end: signal.Signals | None = None,
+    after_s: float = 0.0,
+    when_forked: Callable[[int], None] | None = None,
+    notes: Path | None = None,
+) -> Ended:
+    """Start the run, or resume it, in a child; `end` is sent `after_s` seconds after it began to work.
+
+    `meddle` may change the run's objects before it begins; `when_forked` is given the child's number. What the child
+    does and says goes into the folder `notes`, by default beside the run.
+    """
+    notes = notes or folder.parent  # not on a disk that is to be full
+    pencil, said = notes / f"{folder.name}.doing", notes / f"{folder.name}.said"
+    pencil.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        _be_the_run(folder, config, meddle, pencil, said)
+    if when_forked:
+        when_forked(child)
+    started = time.monotonic()
+    if end is not None:
+        status = _wait(child, started + after_s)
+        if status is None:
+            os.kill(child, end)
+            started = time.monotonic()
+            status = _wait(child, started + LIMIT_S)
+    else:
+        status = _wait(child, started + LIMIT_S)
+    seconds = time.monotonic() - started
+    if status is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return Ended(LOST, "hung: " + _read(pencil), seconds)
+    return Ended(os.waitstatus_to_exitcode(status), _read(pencil), seconds, _read(said))
+
+
+def _be_the_run(folder: Path, config: Config, meddle: Meddle | None, pencil: Path, said: Path) -> None:
+    """What the child does; never returns."""
+    code = LOST
+    with said.open("w") as words:
+        os.dup2(words.fileno(), 1)
+        os.dup2(words.fileno(), 2)
+    try:
+
+        def prepare() -> Run:
+            if (folder / "config.yaml").exists():
+                run = build.resume(folder, SilentView())
+            else:
+                run = build.build(config, folder, SilentView())
+            run.watch = Pencil(pencil)
+            if meddle:
+                meddle(run)
+            return run
+
+        code = exit_code_of(lambda: carry_out(prepare, partial(build.finish, report=False)))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(child: int, until: float) -> int | None:
+    """The child's status, or None if it is still there at `until`."""
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return status
+        if time.monotonic() >= until:
+            return None
+        time.sleep(min(0.002, max(0.0, until - time.monotonic())))
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace").strip() if path.exists() else "starting"

@@ -1,0 +1,150 @@
+"""What is done to a run: to its process, its files, its disk, its numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vapo.trainer.batch import Batch
+from vapo.trainer.learner import Learner
+from vapo.trainer.run import Run
+
+MUTATING = (
+    "write,pwrite64,writev,openat,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,rmdir,fsync,fdatasync,"
+    "ftruncate,truncate,fallocate,copy_file_range,sendfile"
+)
+
+
+def strace_works() -> bool:
+    """Whether processes may be traced here."""
+    if not shutil.which("strace"):
+        return False
+    tried = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False)  # noqa: S603, S607
+    return tried.returncode == 0
+
+
+def kill_at_syscall(child: int, number: int) -> None:
+    """Have the kernel kill a process as it enters its `number`-th system call that changes files."""
+    command = ["strace", "-f", "-o", os.devnull, "-e", f"trace={MUTATING}"]
+    command += ["-e", f"inject={MUTATING}:signal=SIGKILL:when={number}", "-p", str(child)]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    assert tracer.stderr is not None
+    tracer.stderr.readline()  # "attached"
+
+
+def kill_at_operation(number: int) -> None:
+    """The same from inside, where tracing is not allowed: at the `number`-th operation that Python knows to change
+    files. What safetensors does inside a file is not seen."""
+    left = number
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writing or event in {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}:
+            count()
+
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        count()
+        real(descriptor)
+
+    os.fsync = fsync
+    sys.addaudithook(hook)
+
+
+def damage(checkpoint: Path, rng: random.Random) -> str:
+    """Spoil one file of a checkpoint; what was done, in words."""
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.stat().st_size)
+    victim, other = rng.sample(files, 2)
+    name, size = victim.relative_to(checkpoint), victim.stat().st_size
+    match rng.choice(["flip", "flip", "flip", "truncate", "delete", "swap", "append"]):
+        case "flip":
+            data = bytearray(victim.read_bytes())
+            at, bit = rng.randrange(size), rng.randrange(8)
+            data[at] ^= 1 << bit
+            victim.write_bytes(data)
+            return f"bit {bit} of byte {at} of {name} flipped"
+        case "truncate":
+            left = rng.randrange(size)
+            os.truncate(victim, left)
+            return f"{name} cut from {size} to {left} bytes"
+        case "delete":
+            victim.unlink()
+            return f"{name} deleted"
+        case "swap":
+            if victim.read_bytes() == other.read_bytes():
+                victim.write_bytes(b"")
+                return f"{name} emptied"
+            one, two = victim.read_bytes(), other.read_bytes()
+            victim.write_bytes(two)
+            other.write_bytes(one)
+            return f"{name} and {other.relative_to(checkpoint)} swapped"
+        case _:
+            with victim.open("ab") as file:
+                file.write(b"\0")
+            return f"a byte added to {name}"
+
+
+def fill_disk(folder: Path, leave: int, mounted: bool) -> Callable[[], None]:
+    """Leave so many bytes on the file system of `folder` (where it is one of its own), or let no file of this process
+    grow longer; returns what undoes it."""
+    if not mounted:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (leave, before[1]))
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    ballast = folder.parent / "ballast"
+    with ballast.open("wb") as file, contextlib.suppress(OSError):
+        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+        os.posix_fallocate(file.fileno(), 0, max(1, free - leave))
+    return lambda: ballast.unlink(missing_ok=True)
+
+
+def spoil_gradient_step(run: Run, learner_name: str, number: int, what: str, value: float, times: int = 1) -> None:
+    """From the `number`-th gradient step of a network on, `times` of them meet a number that is not finite."""
+    learner = next(x for x in run.learners if x.name == learner_name)
+    real, seen = learner.accumulate, 0
+
+    def accumulate(minibatch: Batch, **options: Any) -> dict[str, torch.Tensor]:
+        nonlocal seen
+        seen += 1
+        if not number <= seen < number + times:
+            return real(minibatch, **options)
+        if what in ("loss", "gradient"):
+            figures = real(minibatch, **options)
+            if what == "gradient":
+                _first_gradient(learner).view(-1)[0] = value
+                return figures
+            return {**figures, next(iter(figures)): torch.tensor(value)}
+        return real(_with(minibatch, what, value), **options)
+
+    learner.accumulate = accumulate
+
+
+def _with(minibatch: Batch, what: str, value: float) -> Batch:
+    """The minibatch with one learned token's number replaced."""
+    tensors = minibatch.tensors()
+    row, column = minibatch.mask.nonzero()[0].tolist()
+    tensors[what] = tensors[what].clone()
+    tensors[what][row, column] = value
+    return Batch.from_tensors(tensors)
+
+
+def _first_gradient(learner: Learner) -> torch.Tensor:
+    return next(p.grad for p in learner.parameters if p.grad is not None)

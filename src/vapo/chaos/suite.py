@@ -1,0 +1,262 @@
+"""The durability suite: which faults, how often, on how many zygotes, and the table that comes out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import comb
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from vapo.chaos import faults
+from vapo.errors import VapoError
+
+CONFIDENCE = 0.95
+WHERE = ("critic", "policy")
+GRADIENT_STEPS = {"critic": 10, "policy": 6}
+"""Gradient steps of the small run, by network, in which a bad number may turn up (it has a few more)."""
+KINDS = {"critic": ("loss", "gradient", "returns"), "policy": ("loss", "gradient", "advantages", "old_logp")}
+VALUES = ("nan", "inf", "-inf")
+
+
+@dataclass
+class Fault:
+    """One row of the table."""
+
+    name: str
+    wanted: int
+    trials: Iterator[dict[str, Any]]
+    count: int = 0
+    failures: list[str] = field(default_factory=list)
+    places: Counter[str] = field(default_factory=Counter)
+    longest_s: float = 0.0
+    agree: dict[str, set[str]] = field(default_factory=dict)
+    ended: bool = False
+
+    @property
+    def bound(self) -> float:
+        """95 % upper bound of the chance that one such fault does harm (Clopper-Pearson)."""
+        return upper_bound(len(self.failures), self.count)
+
+    def add(self, asked: dict[str, Any], outcome: dict[str, Any]) -> None:
+        """Count a trial's outcome."""
+        self.count += outcome["count"]
+        self.failures += outcome["failures"]
+        self.places.update(outcome["places"])
+        self.longest_s = max(self.longest_s, outcome["longest_s"])
+        if digest := outcome["digest"]:
+            self.agree.setdefault(f"{asked['learner']} {asked['number']}", set()).add(digest)
+        # a save has as many system calls as it has: the first number beyond them strikes nothing
+        self.ended = self.ended or (asked["trial"] == "killed_in_save" and not outcome["count"])
+
+    def disagreements(self) -> list[str]:
+        """Places where different bad numbers led to different runs."""
+        return [f"{place}: {len(found)} different runs" for place, found in self.agree.items() if len(found) > 1]
+
+    def row(self) -> dict[str, Any]:
+        """The row as plain data."""
+        return {
+            "fault": self.name,
+            "trials": self.count,
+            "failures": len(self.failures) + len(self.disagreements()),
+            "bound": self.bound,
+            "places": dict(self.places.most_common()),
+            "longest_s": round(self.longest_s, 2),
+            "details": [*self.failures, *self.disagreements()],
+        }
+
+
+def upper_bound(failures: int, trials: int) -> float:
+    """The one-sided 95 % Clopper-Pearson bound; 1 without trials.
+
+    >>> round(upper_bound(0, 120), 4)
+    0.0247
+    """
+    if failures >= trials:
+        return 1.0
+    low, high = failures / trials, 1.0
+    for _ in range(60):  # P(at most `failures` | p) falls with p; find where it is 5 %
+        middle = (low + high) / 2
+        chance = sum(_binomial(trials, i, middle) for i in range(failures + 1))
+        low, high = (middle, high) if chance > 1 - CONFIDENCE else (low, middle)
+    return high
+
+
+def plan(*, quick: bool, seed: int, traced: bool) -> list[Fault]:
+    """All faults with how often they are tried."""
+    share = 10 if quick else 1
+
+    def seeds(trial: str, **more: Any) -> Iterator[dict[str, Any]]:
+        return ({"trial": trial, "seed": seed * 1_000_003 + i, **more} for i in itertools.count())
+
+    numbers = [
+        {"trial": "bad_number", "learner": learner, "number": number, "what": what, "value": value}
+        for number in range(1, max(GRADIENT_STEPS.values()) + 1)
+        for learner in WHERE
+        if number <= GRADIENT_STEPS[learner]
+        for what in KINDS[learner]
+        for value in VALUES
+    ]
+    if quick:
+        numbers = [n for n in numbers if n["number"] == 3]
+    every_call = (
+        {"trial": "killed_in_save", "number": i, "traced": traced} for i in itertools.count(1, 17 if quick else 1)
+    )
+    for_good = [
+        {"trial": "bad_for_good", "learner": x, "what": what}
+        for x, what in (("critic", "loss"), ("policy", "gradient"))
+    ]
+    in_save = "killed at every system call of a save that changes files"
+    if not traced:
+        in_save = "killed at every file operation of a save that Python sees"
+    return [
+        Fault("killed at a random moment", 120 // share, seeds("interrupted", end=int(signal.SIGKILL))),
+        Fault(in_save, 10_000, every_call),
+        Fault("a checkpoint's file damaged", 50 // share, seeds("damaged")),
+        Fault("disk full", 30 // share, seeds("disk_full")),
+        Fault("SIGTERM at a random moment", 100 // share, seeds("interrupted", end=int(signal.SIGTERM))),
+        Fault("one number not finite", len(numbers), iter(numbers)),
+        Fault("numbers not finite any more", len(for_good), iter(for_good)),
+    ]
+
+
+class Zygote:
+    """A process that does trials."""
+
+    def __init__(self, root: Path, mount: bool) -> None:
+        root.mkdir(parents=True)
+        prefix = ["unshare", "-rm"] if mount else []
+        command = [*prefix, sys.executable, "-m", "vapo.chaos.zygote", str(root), *(["mount"] if mount else [])]
+        self._log = (root / "zygote.log").open("w")
+        self._process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self._root = root
+        self.seconds = self._answer()["ready"]
+
+    def ask(self, trial: dict[str, Any]) -> dict[str, Any]:
+        """Do one trial."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(trial) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise VapoError(f"A process of the suite ended by itself; see {self._root / 'zygote.log'}.")
+        return json.loads(line)
+
+
+def mounts_work() -> bool:
+    """Whether a process may mount a small disk of its own here."""
+    if not shutil.which("unshare"):
+        return False
+    tried = subprocess.run(  # noqa: S603
+        ["unshare", "-rm", "mount", "-t", "tmpfs", "vapo", tempfile.gettempdir()],  # noqa: S607
+        capture_output=True,
+        check=False,
+    )
+    return tried.returncode == 0
+
+
+def run_suite(
+    folder: Path,
+    *,
+    quick: bool,
+    jobs: int,
+    seed: int,
+    on_progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """All trials; the table as plain data. Runs that failed stay in `folder`."""
+    started = time.monotonic()
+    traced, mounted = faults.strace_works(), mounts_work()
+    rows = plan(quick=quick, seed=seed, traced=traced)
+    on_progress("starting", 0, 1)
+    zygotes: SimpleQueue[Zygote] = SimpleQueue()
+    alive = [Zygote(folder / f"zygote-{i}", mounted) for i in range(jobs)]
+    for zygote in alive:
+        zygotes.put(zygote)
+    try:
+        for row in rows:
+            _work_off(row, zygotes, jobs, on_progress)
+    finally:
+        for zygote in alive:
+            zygote.close()
+    return {
+        "rows": [row.row() for row in rows],
+        "seconds": round(time.monotonic() - started),
+        "seed": seed,
+        "quick": quick,
+        "traced": traced,
+        "real disk": mounted,
+        "one run takes s": round(max(z.seconds for z in alive), 2),
+    }
+
+
+def _work_off(
+    row: Fault, zygotes: SimpleQueue[Zygote], jobs: int, on_progress: Callable[[str, int, int], None]
+) -> None:
+    """Trials of one row on all zygotes until as many faults have struck as are wanted."""
+    lock, errors = threading.Lock(), []
+
+    def work() -> None:
+        zygote = zygotes.get()
+        try:
+            while True:
+                with lock:
+                    asked = None if row.ended or row.count >= row.wanted or errors else next(row.trials, None)
+                if asked is None:
+                    return
+                outcome = zygote.ask(asked)
+                with lock:
+                    row.add(asked, outcome)
+                    on_progress(row.name, row.count, row.wanted if row.wanted < 10_000 else row.count + 1)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            zygotes.put(zygote)
+
+    threads = [threading.Thread(target=work) for _ in range(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for people."""
+    lines = ["| fault | trials | failures | 95 % bound |", "|---|--:|--:|--:|"]
+    for row in result["rows"]:
+        lines.append(f"| {row['fault']} | {row['trials']} | {row['failures']} | {row['bound']:.1%} |")
+    return "\n".join(lines)
+
+
+def _binomial(n: int, k: int, p: float) -> float:
+    return comb(n, k) * p**k * (1 - p) ** (n - k)

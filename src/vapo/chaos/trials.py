@@ -1,0 +1,241 @@
+"""One trial each: a run, something done to it, and whether it came out as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from vapo.chaos import faults
+from vapo.chaos.children import Ended, attempt
+from vapo.chaos.small import differences, fingerprint, small_config
+from vapo.errors import DivergedError, StoppedError
+from vapo.trainer import snapshot
+from vapo.trainer.run import Run
+
+SIGTERM_LIMIT_S = 10.0
+STOPPED = StoppedError.exit_code
+DIVERGED = DivergedError.exit_code
+START_LIMIT_S = 60.0
+INTERRUPTIONS = 2
+"""Of one run, before it may finish."""
+
+
+@dataclass
+class Outcome:
+    """`count` faults struck; `failures` says in words what did not come out right; `places` counts what the run was
+    doing when it was struck."""
+
+    count: int = 0
+    failures: list[str] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)
+    longest_s: float = 0.0
+    digest: str = ""
+    """Of the run's fingerprint, where several trials must agree."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+class Lab:
+    """Where trials happen: a folder, the small run, and how it ends when nothing happens."""
+
+    def __init__(self, root: Path, mounted: Path | None) -> None:
+        self.root, self.mounted, self.config = root, mounted, small_config()
+        self._number = 0
+        self.reference = root / "reference"
+        started = time.monotonic()
+        if attempt(self.reference, self.config).code != 0:
+            raise RuntimeError(f"the small run does not work: see {self.reference}.said")
+        self.seconds = time.monotonic() - started
+        self.expected = fingerprint(self.reference)
+
+    def folder(self, root: Path | None = None) -> Path:
+        """A new name for a run."""
+        self._number += 1
+        return (root or self.root) / f"run-{self._number}"
+
+    def clear(self, folder: Path) -> None:
+        """Remove a run whose trial went well, and what lies beside it."""
+        shutil.rmtree(folder)
+        for path in self.root.glob(folder.name + ".*"):
+            path.unlink()
+
+    def compare(self, folder: Path, ended: Ended, outcome: Outcome, *, without: str | None = None) -> Outcome:
+        """Add to the outcome what differs from the run to which nothing happened."""
+        if ended.code != 0:
+            outcome.failures.append(f"{folder}: ended with {ended.code} while {ended.doing}: {ended.said[-500:]}")
+            return outcome
+        found = differences(self.expected, fingerprint(folder))
+        found = [name for name in found if without is None or not name.startswith(without)]
+        if found:
+            outcome.failures.append(f"{folder}: other {', '.join(found[:5])}")
+        return outcome
+
+
+def interrupted(lab: Lab, seed: int, end: int) -> Outcome:
+    """Two signals at random moments, a resume after each; then to the end."""
+    rng, outcome, folder = random.Random(seed), Outcome(), lab.folder()  # noqa: S311 - chance, not secrets
+    expected = -end if end == signal.SIGKILL else STOPPED
+    while outcome.count < INTERRUPTIONS:
+        ended = attempt(folder, lab.config, end=signal.Signals(end), after_s=rng.uniform(0, lab.seconds))
+        if ended.code == 0:
+            break
+        if ended.code != expected:
+            return lab.compare(folder, ended, outcome)
+        outcome.count += 1
+        outcome.places[ended.doing] = outcome.places.get(ended.doing, 0) + 1
+        outcome.longest_s = max(outcome.longest_s, ended.seconds)
+        if end == signal.SIGTERM and ended.seconds > SIGTERM_LIMIT_S:
+            outcome.failures.append(f"{folder}: stopped {ended.seconds:.1f} s after SIGTERM, while {ended.doing}")
+    else:
+        ended = attempt(folder, lab.config)
+    lab.compare(folder, ended, outcome)
+    return _cleared(lab, folder, outcome)
+
+
+def killed_in_save(lab: Lab, number: int, traced: bool) -> Outcome:
+    """Killed at the `number`-th system call of one save that changes files; count 0 when the save has fewer."""
+    folder = _copy(lab, drop=1)
+
+    def save_only(run: Run) -> None:
+        ready, go = pipes
+        os.write(ready[1], b"r")
+        os.read(go[0], 1)
+        if not traced:
+            faults.kill_at_operation(number)
+        snapshot.save(run)
+        os._exit(0)
+
+    pipes = os.pipe(), os.pipe()
+
+    def attach(child: int) -> None:
+        if not select.select([pipes[0][0]], [], [], START_LIMIT_S)[0]:
+            return  # it ended before; its exit code says how
+        if traced:
+            faults.kill_at_syscall(child, number)
+        os.write(pipes[1][1], b"g")
+
+    ended = attempt(folder, lab.config, meddle=save_only, when_forked=attach)
+    for descriptor in (*pipes[0], *pipes[1]):
+        os.close(descriptor)
+    outcome = Outcome(count=int(ended.code == -signal.SIGKILL))
+    if ended.code not in (0, -signal.SIGKILL):
+        outcome.failures.append(f"{folder}: ended with {ended.code} in the save: {ended.said[-500:]}")
+    if outcome.count:
+        lab.compare(folder, attempt(folder, lab.config), outcome)
+    return _cleared(lab, folder, outcome)
+
+
+def damaged(lab: Lab, seed: int) -> Outcome:
+    """A file of the newest checkpoint spoiled: found, set aside, and the one before used."""
+    rng, outcome, folder = random.Random(seed), Outcome(count=1), _copy(lab)  # noqa: S311 - chance
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    what = faults.damage(newest, rng)
+    ended = attempt(folder, lab.config)
+    if not any(p.suffix == ".corrupt" for p in (folder / "checkpoints").iterdir()):
+        outcome.failures.append(f"{folder}: {what}, and nothing was set aside")
+    lab.compare(folder, ended, outcome)
+    return _cleared(lab, folder, outcome)
+
+
+def disk_full(lab: Lab, seed: int) -> Outcome:
+    """The disk fills up at some step, for some steps or until the run gives up; then there is space again."""
+    rng = random.Random(seed)  # noqa: S311 - chance, not secrets
+    folder = lab.folder(lab.mounted)
+    start, steps = rng.randrange(0, 4), rng.choice([1, 2, 9])
+    leave = rng.choice([0, 3_000, 200_000, 600_000])
+    undo: list[Callable[[], None]] = []
+
+    def meddle(run: Run) -> None:
+        seen = 0
+
+        def step(_: dict[str, Any]) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == start + 1:
+                undo.append(faults.fill_disk(folder, leave, lab.mounted is not None))
+            elif seen == start + 1 + steps and undo:
+                undo.pop()()
+
+        run.observer.step = step  # type: ignore[method-assign]
+
+    outcome = Outcome(count=1)
+    ended = attempt(folder, lab.config, meddle=meddle, notes=lab.root)
+    (folder.parent / "ballast").unlink(missing_ok=True)
+    if ended.code not in (0, STOPPED):
+        return lab.compare(folder, ended, outcome)
+    outcome.places[f"exit code {ended.code}"] = 1
+    if ended.code == STOPPED:
+        ended = attempt(folder, lab.config)
+    # rollouts are for people to read; a step whose file found no room is left out, and an event says so
+    lab.compare(folder, ended, outcome, without="rollouts/")
+    return _cleared(lab, folder, outcome)
+
+
+def bad_number(lab: Lab, learner: str, number: int, what: str, value: str) -> Outcome:
+    """One number that is not finite in one gradient step: the step is skipped, told, and nothing else changes."""
+    folder = lab.folder()
+    spoil = partial(faults.spoil_gradient_step, learner_name=learner, number=number, what=what, value=float(value))
+    ended = attempt(folder, lab.config, meddle=spoil)
+    outcome = Outcome(count=1)
+    if ended.code != 0:
+        return lab.compare(folder, ended, outcome)
+    found = fingerprint(folder)
+    outcome.digest = sha256(repr(sorted(found.items())).encode()).hexdigest()
+    if not differences(lab.expected, found):
+        outcome.failures.append(f"{folder}: {value} in the {what} changed nothing: it was not where it was aimed at")
+    skipped = list((folder / "skipped").glob("*.safetensors")) if (folder / "skipped").exists() else []
+    if len(skipped) != 1:
+        outcome.failures.append(f"{folder}: {len(skipped)} gradient steps were skipped instead of 1")
+    if "nan" in str(found["metrics.jsonl"]) or "inf" in str(found["metrics.jsonl"]):
+        outcome.failures.append(f"{folder}: a number that is not finite stands in metrics.jsonl")
+    return _cleared(lab, folder, outcome)
+
+
+def bad_for_good(lab: Lab, learner: str, what: str) -> Outcome:
+    """Numbers that are never finite again: the run stops with exit code 3, all weights finite."""
+    folder = lab.folder()
+    spoil = partial(
+        faults.spoil_gradient_step, learner_name=learner, number=1, what=what, value=float("nan"), times=10**6
+    )
+    ended = attempt(folder, lab.config, meddle=spoil)
+    outcome = Outcome(count=1)
+    if ended.code != DIVERGED:
+        outcome.failures.append(f"{folder}: ended with {ended.code} instead of {DIVERGED}: {ended.said[-500:]}")
+    return _cleared(lab, folder, outcome)
+
+
+TRIALS: dict[str, Callable[..., Outcome]] = {
+    "interrupted": interrupted,
+    "killed_in_save": killed_in_save,
+    "damaged": damaged,
+    "disk_full": disk_full,
+    "bad_number": bad_number,
+    "bad_for_good": bad_for_good,
+}
+
+
+def _copy(lab: Lab, drop: int = 0) -> Path:
+    """The finished run once more, without its newest checkpoints."""
+    folder = lab.folder()
+    shutil.copytree(lab.reference, folder)
+    for checkpoint in sorted((folder / "checkpoints").iterdir())[::-1][:drop]:
+        shutil.rmtree(checkpoint)
+    return folder
+
+
+def _cleared(lab: Lab, folder: Path, outcome: Outcome) -> Outcome:
+    if not outcome.failures:
+        lab.clear(folder)
+    return outcome

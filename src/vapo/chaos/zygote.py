@@ -1,0 +1,52 @@
+"""The process that forks runs: JSON in, one trial a line; JSON out, one outcome a line.
+
+python -m vapo.chaos.zygote FOLDER [MOUNT]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from vapo import build
+from vapo.chaos.small import small_config
+from vapo.chaos.trials import TRIALS, Lab
+from vapo.reports.live import SilentView
+
+DISK_MB = 64
+
+
+def main(root: Path, mount: bool) -> None:
+    """Prepare, say so, then do trials until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints is no answer
+    torch.set_num_threads(1)  # a process with threads cannot be forked safely
+    mounted = None
+    if mount:
+        mounted = root / "disk"
+        mounted.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "disk", mounted], check=True)  # noqa: S603, S607
+    _warm_up(root)
+    lab = Lab(root, mounted)
+    answers.write(json.dumps({"ready": lab.seconds}) + "\n")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        outcome = TRIALS[asked.pop("trial")](lab, **asked)
+        answers.write(json.dumps(outcome.to_json()) + "\n")
+
+
+def _warm_up(root: Path) -> None:
+    """Build a run once, so that what is imported and compiled on the way is there in every child."""
+    run = build.build(small_config(), root / "warm", SilentView())
+    run.engine.close()
+    run.folder.close()
+    build.close(run.task)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), len(sys.argv) > 2)

@@ -1,0 +1,82 @@
+"""How work on a run ends: in order on a signal, with words and an exit code on an error."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from vapo.errors import StoppedError, VapoError
+
+if TYPE_CHECKING:
+    from vapo.trainer.run import Run
+
+INTERRUPTED = 130
+
+
+class InterruptedRunError(StoppedError):
+    """Ctrl-C: the run saved and stopped."""
+
+    exit_code = INTERRUPTED
+
+
+def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
+    """Do the work; errors become one line on stderr and their exit code. SIGTERM ends it like a stop in order."""
+
+    def stop(*_: Any) -> None:
+        raise StoppedError("Stopped by SIGTERM.")
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        work()
+    except VapoError as error:
+        if debug:
+            raise
+        label = "" if isinstance(error, StoppedError) else "[bold red]error:[/bold red] "
+        _say(f"{label}{escape(str(error))}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("Interrupted. A run goes on from its last checkpoint with: vapo resume RUN")
+        return INTERRUPTED
+    return 0
+
+
+def _say(text: str) -> None:
+    # stderr may be a file on the very disk that is full; the exit code must come through all the same
+    with contextlib.suppress(OSError):
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+def carry_out(prepare: Callable[[], Run], finish: Callable[[Run], object]) -> None:
+    """Prepare a run and take it to the end; SIGTERM and the first Ctrl-C save and stop, the second quits."""
+    interrupted, run = False, None
+
+    def stop(number: int, _: Any) -> None:
+        nonlocal interrupted
+        interrupted = interrupted or number == signal.SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if run is None:
+            raise StoppedError("Stopped before the run went on; nothing is lost. Give the same command again.")
+        run.stop_requested = True
+        run.observer.note("saving, then stopping; Ctrl-C again quits at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        run = prepare()
+        finish(run)
+    except StoppedError as error:
+        raise InterruptedRunError(str(error)) if interrupted else error from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main_exit(app: Callable[[], object]) -> None:
+    """The process's end: `app` under `exit_code_of`, with a traceback where `--debug` asks for one."""
+    if code := exit_code_of(app, debug="--debug" in sys.argv):
+        sys.exit(code)
