@@ -161,7 +161,7 @@ class Zygote:
     def close(self) -> None:
         """End it."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()  # and close the pipes
         self._log.close()
 
     def _answer(self) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""The durability suite finds nothing where nothing is wrong, and something where something is."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vapo.chaos import faults
+from vapo.chaos.suite import Zygote, plan, upper_bound
+from vapo.trainer import checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    zygote = Zygote(tmp_path_factory.mktemp("chaos") / "zygote", mount=False)
+    yield zygote
+    zygote.close()
+
+
+TRIALS = [
+    {"trial": "interrupted", "seed": 1, "end": int(signal.SIGKILL)},
+    {"trial": "interrupted", "seed": 2, "end": int(signal.SIGTERM)},
+    {"trial": "killed_in_save", "number": 9, "traced": False},
+    {"trial": "killed_in_save", "number": 30, "traced": False},
+    {"trial": "damaged", "seed": 3},
+    {"trial": "disk_full", "seed": 1},
+    {"trial": "bad_number", "learner": "policy", "number": 2, "what": "advantages", "value": "inf"},
+    {"trial": "bad_for_good", "learner": "critic", "what": "loss"},
+]
+
+
+@pytest.mark.parametrize("asked", TRIALS, ids=lambda asked: f"{asked['trial']}-{list(asked.values())[1]}")
+def test_a_trial_of_each_kind_strikes_and_harms_nothing(zygote: Zygote, asked: dict):
+    outcome = zygote.ask(asked)
+    assert outcome["failures"] == []
+    assert outcome["count"] >= 1
+
+
+def test_tracing_kills_at_the_very_call(zygote: Zygote):
+    if not faults.strace_works():
+        pytest.skip("needs strace and leave to trace")
+    outcome = zygote.ask({"trial": "killed_in_save", "number": 40, "traced": True})
+    assert (outcome["count"], outcome["failures"]) == (1, [])
+    assert zygote.ask({"trial": "killed_in_save", "number": 9999, "traced": True})["count"] == 0
+
+
+BROKEN = """
+import sys
+from vapo.trainer import {module}
+{change}
+from vapo.chaos import zygote
+from pathlib import Path
+zygote.main(Path(sys.argv[1]), False)
+"""
+FLAWS = {
+    "the optimizer is forgotten": (
+        "snapshot",
+        "snapshot.load_optimizer = lambda optimizer, path: None",
+        {"trial": "interrupted", "end": int(signal.SIGKILL)},
+    ),
+    "damage is overlooked": (
+        "checkpoint",
+        "checkpoint.problems = lambda folder: []",
+        {"trial": "damaged", "seed": 3},
+    ),
+    "lines of lost attempts stay": (
+        "record",
+        "record.RunFolder.cut_logs = lambda self, lengths: None",
+        {"trial": "damaged", "seed": 3},
+    ),
+    "numbers are not looked at": (
+        "learner",
+        "learner.math.isfinite = lambda x: True",
+        {"trial": "bad_number", "learner": "critic", "number": 2, "what": "loss", "value": "nan"},
+    ),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_trainer_with_a_flaw_fails(tmp_path: Path, flaw: str):
+    module, change, asked = FLAWS[flaw]
+    process = subprocess.Popen(
+        [sys.executable, "-c", BROKEN.format(module=module, change=change), str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    process.stdout.readline()
+    # a kill before the first save does no harm; so many random ones do not all come so early
+    tries = [asked] if "seed" in asked or "number" in asked else [{**asked, "seed": seed} for seed in range(8)]
+    failures: list[str] = []
+    for trial in tries:
+        process.stdin.write(json.dumps(trial) + "\n")
+        process.stdin.flush()
+        failures = json.loads(process.stdout.readline())["failures"]
+        if failures:
+            break
+    process.kill()
+    process.communicate()
+    assert failures != []
+
+
+def test_the_bound_is_clopper_and_pearsons():
+    # zero failures: 1 - 0.05^(1/n); one in ten: the root of P(X <= 1) = 0.05, from tables
+    assert upper_bound(0, 120) == pytest.approx(1 - 0.05 ** (1 / 120), rel=1e-6)
+    assert upper_bound(1, 10) == pytest.approx(0.3942, abs=1e-4)
+    assert upper_bound(0, 0) == upper_bound(3, 3) == 1.0
+
+
+def test_the_plan_has_what_the_suite_promises():
+    rows = {row.name: row for row in plan(quick=False, seed=0, traced=True)}
+    wanted = [rows[name].wanted for name in ("killed at a random moment", "SIGTERM at a random moment")]
+    assert wanted == [120, 100]
+    assert rows["a checkpoint's file damaged"].wanted == 50
+    assert rows["disk full"].wanted == 30
+    assert rows["one number not finite"].wanted >= 120
+
+
+def test_every_kind_of_damage_is_found(tmp_path: Path):
+    def write(folder: Path) -> None:
+        for name in "abc":
+            (folder / name).write_text(name * 20)
+
+    for seed in range(60):
+        folder = checkpoint.save(tmp_path / str(seed), "step_000001", write, serial=1, keep=1)
+        what = faults.damage(folder, random.Random(seed))
+        spoiled = checkpoint.problems(folder)
+        assert spoiled or "manifest.json" in what, what  # white space of a manifest does not count
+        shutil.rmtree(tmp_path / str(seed))
+
+
+COMMAND = ["--set", "trainer.steps=3", "--set", "evaluation.prompts=20", "--set", "scale.threads=1"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_the_command_saves_and_stops_with_its_exit_code(tmp_path: Path, number: signal.Signals, code: int):
+    run = tmp_path / "run"
+    train = [sys.executable, "-m", "vapo", "train", *COMMAND, "--run-dir", str(run)]
+    process = subprocess.Popen(train, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "evaluations.jsonl").exists():  # value pretraining has begun
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    started = time.monotonic()
+    os.kill(process.pid, number)
+    said = process.communicate()[1]
+    assert process.returncode == code
+    assert time.monotonic() - started < 10 * float(os.environ.get("SLOW_MACHINE", "3"))
+    assert f"vapo resume {run}" in said
+    assert "Traceback" not in said
+    assert checkpoint.newest(run / "checkpoints", print) is not None

@@ -1,0 +1,279 @@
+"""Checkpoint folders: whole or not there, damage found and named, old formats read, full disks survived."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toys
+from vapo import build
+from vapo.config import Layer
+from vapo.errors import CheckpointError, ConfigError, StoppedError
+from vapo.reports.live import SilentView
+from vapo.trainer import checkpoint
+from vapo.trainer.run import Run
+
+GOLDEN = Path(__file__).parent / "golden" / "format-1"
+
+
+def write(folder: Path) -> None:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "a.json").write_text('{"a": 1}')
+    (folder / "b.bin").write_bytes(bytes(range(256)))
+
+
+def saved(root: Path, *serials: int, keep: int = 100) -> list[Path]:
+    return [checkpoint.save(root, f"step_{i:06d}", write, serial=i, keep=keep) for i in serials]
+
+
+def test_a_saved_folder_is_healthy_and_the_newest_counts(tmp_path: Path):
+    first, second = saved(tmp_path, 1, 2)
+    assert checkpoint.problems(first) == []
+    assert checkpoint.newest(tmp_path, print) == second
+    assert sorted(json.loads((second / "manifest.json").read_text())["files"]) == ["b.bin", "inner/a.json"]
+
+
+@pytest.mark.parametrize("name", ["b.bin", "inner/a.json", "manifest.json"])
+def test_every_bit_of_every_file_counts(tmp_path: Path, name: str):
+    _, folder = saved(tmp_path, 1, 2)
+    data = (folder / name).read_bytes()
+    content = json.loads(data) if name == "manifest.json" else None
+    for at in range(len(data)):
+        spoiled = bytearray(data)
+        spoiled[at] ^= 1 << (at % 8)
+        (folder / name).write_bytes(spoiled)
+        try:
+            same = content is not None and json.loads(spoiled) == content  # white space between the words
+        except ValueError:
+            same = False
+        assert bool(checkpoint.problems(folder)) != same, at
+    (folder / name).write_bytes(data)
+    assert checkpoint.problems(folder) == []
+
+
+def test_what_is_damaged_is_named_and_kept_and_the_one_before_is_used(tmp_path: Path):
+    first, second = saved(tmp_path, 1, 2)
+    said: list[str] = []
+    for _ in range(2):  # damaged again after it was saved again
+        (second / "b.bin").write_bytes(b"short")
+        assert checkpoint.newest(tmp_path, said.append) == first
+        saved(tmp_path, 2)
+    assert "step_000002 is damaged (b.bin has 5 bytes instead of 256)" in said[0]
+    assert {p.name for p in tmp_path.glob("*.corrupt")} == {"step_000002.corrupt", "step_000002-2.corrupt"}
+
+
+def test_a_damaged_one_does_not_push_out_the_last_healthy_one(tmp_path: Path):
+    _, second = saved(tmp_path, 1, 2, keep=1)
+    (second / "manifest.json").write_text("{")
+    (third,) = saved(tmp_path, 3, keep=1)
+    assert checkpoint.problems(third) == []
+    assert checkpoint.newest(tmp_path, lambda _: None) == third
+
+
+def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path):
+    (first,) = saved(tmp_path, 1)
+
+    def fails(folder: Path) -> None:
+        write(folder)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, "step_000002", fails, serial=2, keep=1)
+    assert list(tmp_path.iterdir()) == [first]
+    assert checkpoint.problems(first) == []
+
+
+def test_a_newer_format_is_refused_and_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    (folder,) = saved(tmp_path, 1)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format 3; this version of vapo reads up to 2"):
+        checkpoint.newest(tmp_path, print)
+    assert folder.exists()
+
+
+# --------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return toys.toy_base(tmp_path / "base")
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_checkpoint_of_format_1_goes_on(tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(GOLDEN, folder)
+    run = build.resume(folder, SilentView(), task=toys.EchoTask())
+    assert (run.state.step, run.state.evaluated, run.state.gradient_steps) == (1, 1, 2)
+    build.finish(run, report=False)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(m["phase"], m["step"]) for m in lines] == [
+        ("pretrain", 1),
+        ("pretrain", 2),
+        *(("train", i) for i in (1, 2, 3)),
+    ]
+    newest = checkpoint.newest(folder / "checkpoints", print)
+    assert newest is not None
+    assert json.loads((newest / "manifest.json").read_text())["format"] == 2
+
+
+def refusing(run: Run, times: int, patch: pytest.MonkeyPatch) -> None:
+    """From the second save on, the disk refuses so many saves."""
+    real, seen = checkpoint._fill, 0
+
+    def fill(*arguments: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if 1 < seen <= 1 + times:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments)
+
+    patch.setattr(checkpoint, "_fill", fill)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_goes_on(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = toys.toy_run(base, tmp_path / "run", {"checkpoint": {"every": 2}})
+    refusing(run, 2, monkeypatch)
+    build.finish(run, report=False)
+    alarms = [e["message"] for e in events(tmp_path / "run") if e["event"] == "alarm"]
+    assert len(alarms) == 2
+    assert "No space left" in alarms[0]
+    assert "pretrain_000000 stays the newest checkpoint" in alarms[0]
+    # tried again after the very next step, not two later
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} >= {"step_000002", "step_000003"}
+
+
+def test_after_three_refusals_the_run_stops_and_can_be_resumed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = toys.toy_run(base, tmp_path / "run")
+    refusing(run, 10**9, monkeypatch)
+    with pytest.raises(StoppedError, match=r"refused 3 saves in a row.*vapo resume") as stop:
+        build.finish(run, report=False)
+    assert stop.value.exit_code == 75
+    monkeypatch.undo()
+    build.finish(build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()), report=False)
+    build.finish(toys.toy_run(base, tmp_path / "whole"), report=False)
+    one, other = (checkpoint.sha256(tmp_path / n / "policy" / "model.safetensors") for n in ("run", "whole"))
+    assert one == other
+
+
+def test_a_run_that_would_not_fit_is_refused_before_it_begins(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"The run needs about .* GB .* lower checkpoint.keep"):
+        toys.toy_run(base, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_left_by_a_run_that_was_killed_before_it_began_is_as_good_as_new(base: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.lock").touch()
+    (tmp_path / "run" / ".config.yaml.tmp").write_text("half")
+    run = toys.toy_run(base, tmp_path / "run")
+    run.folder.close()
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+# --------------------------------------------------------------------------- settings
+
+
+def stopped(base: Path, folder: Path) -> None:
+    run = toys.toy_run(base, folder)
+    run.observer.step = lambda m: setattr(run, "stop_requested", m["phase"] == "train")
+    with pytest.raises(StoppedError):
+        build.finish(run)
+
+
+def resume(folder: Path, values: dict[str, Any], **options: Any) -> Run:
+    return build.resume(
+        folder, SilentView(), task=toys.EchoTask(), changes=[Layer("--set", values)] if values else [], **options
+    )
+
+
+def test_settings_that_alter_results_are_not_changed_unseen(base: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    stopped(base, folder)
+    lower = {"algorithm": {"optimization": {"actor_lr": 1e-4}}}
+    with pytest.raises(ConfigError, match=r"algorithm.optimization.actor_lr: 0.003 -> 0.0001.*--allow-change"):
+        resume(folder, lower)
+    # nor by an editor
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("max_grad_norm: 1.0", "max_grad_norm: 2.0"))
+    with pytest.raises(ConfigError, match=r"trainer.max_grad_norm: 1.0 -> 2.0"):
+        resume(folder, {})
+    (folder / "config.yaml").write_text(text)
+    run = resume(folder, lower, allow_change=True)
+    build.finish(run, report=False)
+    (told,) = [e["changes"] for e in events(folder) if e["event"] == "settings changed"]
+    assert told == ["algorithm.optimization.actor_lr: 0.003 -> 0.0001"]
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["lr/actor"] == 1e-4
+    resume(folder, {}).folder.close()  # and it is the run's setting from now on
+
+
+def test_a_run_can_be_made_longer_even_when_it_is_done(base: Path, tmp_path: Path):
+    build.finish(toys.toy_run(base, tmp_path / "run"), report=False)
+    build.finish(resume(tmp_path / "run", {"trainer": {"steps": 5}}), report=False)
+    build.finish(toys.toy_run(base, tmp_path / "long", {"trainer": {"steps": 5}}), report=False)
+    one, other = (checkpoint.sha256(tmp_path / n / "policy" / "model.safetensors") for n in ("run", "long"))
+    assert one == other
+
+
+def test_a_setting_that_only_sizes_new_runs_is_answered_with_the_one_that_works(base: Path, tmp_path: Path):
+    stopped(base, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"--set algorithm.optimization.actor_lr=X"):
+        resume(tmp_path / "run", {"trainer": {"actor_lr": 1.0}})
+
+
+# --------------------------------------------------------------------------- no pickles
+
+NO_PICKLES = """
+import sys
+from pathlib import Path
+seen = []
+sys.addaudithook(lambda event, args: seen.append((event, args)) if event.startswith("pickle.") else None)
+sys.path.insert(0, sys.argv[1])
+import toys
+from vapo import build
+from vapo.reports.live import SilentView
+from vapo.errors import StoppedError
+root = Path(sys.argv[2])
+before = len(seen)  # what importing libraries does is theirs
+run = toys.toy_run(toys.toy_base(root / "base"), root / "run")
+run.observer.step = lambda m: setattr(run, "stop_requested", m["phase"] == "train")
+try:
+    build.finish(run)
+except StoppedError:
+    pass
+build.finish(build.resume(root / "run", SilentView(), task=toys.EchoTask()))
+print(len(seen) - before)
+import pickle
+pickle.loads(pickle.dumps(sys.exit))
+print(len(seen) - before)
+"""
+
+
+def test_no_pickle_is_read_in_training_saving_and_resuming(tmp_path: Path):
+    command = [sys.executable, "-c", NO_PICKLES, str(Path(__file__).parents[1]), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    none, one = done.stdout.split()[-2:]
+    assert int(none) == 0
+    assert int(one) > 0  # the hook does see them
+    files = {p.suffix for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
+    assert files <= {".safetensors", ".json", ".jinja"}

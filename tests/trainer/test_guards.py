@@ -1,0 +1,275 @@
+"""Bad numbers, alarms, rollbacks, lack of memory, and the watch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import toys
+from vapo import build
+from vapo.errors import DivergedError, VapoError
+from vapo.trainer.batch import Batch
+from vapo.trainer.guards import new_alarms
+from vapo.trainer.run import Run
+from vapo.trainer.settings import GuardSettings
+from vapo.trainer.state import State
+from vapo.trainer.watch import Watchdog
+from vapo.trainer.watchdog import Deadlines
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return toys.toy_base(tmp_path / "base")
+
+
+# --------------------------------------------------------------------------- alarms
+
+
+HEALTHY = {
+    "entropy": 0.5,
+    "value/explained_variance": 0.3,
+    "completions/clipped_ratio": 0.1,
+    "grad_norm/policy": 0.5,
+    "grad_norm/critic": 1.0,
+}
+NAMES = {
+    "entropy": "entropy collapse",
+    "value/explained_variance": "critic worse than none",
+    "completions/clipped_ratio": "length at the limit",
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "bad", "words"),
+    [
+        ("entropy", 0.001, "0.0010 nats a token"),
+        ("value/explained_variance", -0.2, "explained variance is -0.20"),
+        ("completions/clipped_ratio", 0.9, "90% of the responses are cut off"),
+    ],
+)
+def test_an_alarm_begins_after_enough_bad_steps_in_a_row_and_is_told_once(metric: str, bad: float, words: str):
+    state, settings = State(), GuardSettings(patience=3)
+    values = [bad, bad, 0.4, bad, bad, bad, bad, bad]
+    told = [new_alarms({**HEALTHY, metric: value}, state, settings) for value in values]
+    assert [bool(t) for t in told] == [False] * 5 + [True] + [False] * 2
+    assert words in told[5][NAMES[metric]]
+
+
+def test_a_gradient_spike_is_told_at_once_against_the_median_of_the_steps_before():
+    state, settings = State(), GuardSettings(grad_norm_above=10.0)
+    norms = [0.5, 0.6, 0.4, 0.5, 4.9, 5.1, 0.5]
+    told = [new_alarms({**HEALTHY, "grad_norm/policy": n}, state, settings) for n in norms]
+    assert [list(t) for t in told] == [[]] * 5 + [["gradient spike of the policy"]] + [[]]
+    assert "5.1, 10 times the median of the last 5 steps" in told[5]["gradient spike of the policy"]
+
+
+def test_figures_that_a_method_does_not_have_raise_no_alarm():
+    state = State()
+    for _ in range(10):
+        assert new_alarms({"value/explained_variance": float("nan"), "entropy": None}, state, GuardSettings()) == {}
+
+
+def always(action: str, **more: Any) -> dict[str, Any]:
+    """An alarm in the second joint step, whatever happens."""
+    return {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": action, **more}}
+
+
+def test_an_alarm_can_stop_a_run(base: Path, tmp_path: Path):
+    with pytest.raises(DivergedError, match="Stopped by an alarm") as stop:
+        build.finish(toys.toy_run(base, tmp_path / "run", always("stop")))
+    assert stop.value.exit_code == 3
+
+
+def test_an_alarm_can_roll_a_run_back_to_draw_other_responses(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", always("rollback"), {"trainer": {"save_rollouts_every": 1}})
+    seen: list[tuple[int, float]] = []
+    run.observer.step = lambda m: seen.append((m["step"], m["reward"])) if m["phase"] == "train" else None
+    with pytest.raises(DivergedError, match="3 rollbacks did not help"):
+        build.finish(run)
+    assert [step for step, _ in seen] == [1, 2, 2, 2, 2]
+    assert len({reward for step, reward in seen if step == 2}) > 1
+    back = [e for e in events(tmp_path / "run") if e["event"] == "rolled back"]
+    # the log keeps the last one; earlier ones were taken back with the steps they belonged to
+    assert back[-1]["rollbacks"] == 3
+    assert (back[-1]["from_step"], back[-1]["to_step"]) == (2, 1)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in lines if m["phase"] == "train"] == [1, 2]
+
+
+# --------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("learner", "what"),
+    [("policy", x) for x in ("loss", "gradient", "advantages", "old_logp")]
+    + [("critic", x) for x in ("loss", "gradient", "returns")],
+)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, learner: str, what: str, value: str):
+    from vapo.chaos.faults import spoil_gradient_step
+
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}, "evaluation": {"prompts": 1}})
+    spoil_gradient_step(run, learner, 1, what, float(value), times=10**6)  # every gradient step there is
+    chosen = run.policy_learner if learner == "policy" else run.critic_learner
+    before = [p.clone() for p in chosen.parameters]
+    three_in_a_row = learner == "critic"  # two steps of pretraining, one joint one
+    with pytest.raises(DivergedError) if three_in_a_row else contextlib.nullcontext():
+        build.finish(run, report=False)
+    assert all(torch.equal(b, p) for b, p in zip(before, chosen.parameters, strict=True))
+    assert not chosen.optimizer.state
+    kept = sorted((tmp_path / "run" / "skipped").glob("*.safetensors"))
+    batch = Batch.from_tensors(load_file(kept[0]))
+    if what in ("loss", "gradient"):  # what was kept can be learned from again
+        figures = type(chosen).accumulate(chosen, batch)
+        assert all(torch.isfinite(torch.as_tensor(v)) for v in figures.values())
+    assert len(batch) == 8
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def little_memory(run: Run, tokens: int, *, cpu: bool = False) -> list[int]:
+    """Let the policy's loss fail above so many tokens; the sizes that were tried."""
+    tried: list[int] = []
+    objective = run.policy_learner.objective
+
+    class Little(type(objective)):
+        def loss(self, micro, weights):
+            size = sum(len(t) for t in micro.tokens)
+            tried.append(size)
+            if size > tokens:
+                if cpu:
+                    raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().loss(micro, weights)
+
+    run.policy_learner.objective = Little(objective.policy, objective.algorithm)
+    return tried
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_out_of_memory_halves_the_micro_batch_and_redoes_the_same_step(base: Path, tmp_path: Path, cpu: bool):
+    small = {"trainer": {"micro_batch_tokens": 160}}
+    run = toys.toy_run(base, tmp_path / "run", small)
+    tried = little_memory(run, 50, cpu=cpu)
+    build.finish(run, report=False)
+    whole = toys.toy_run(base, tmp_path / "whole", small)
+    build.finish(whole, report=False)
+    assert max(tried) > 50
+    assert run.state.micro_batch_tokens == {"policy": 40}
+    for one, other in zip(run.policy_learner.parameters, whole.policy_learner.parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    alarms = [e["message"] for e in events(tmp_path / "run") if e["event"] == "alarm"]
+    assert "Out of memory in policy with 160 tokens at once" in alarms[0]
+    assert len(alarms) == 2
+
+
+def test_too_little_memory_for_one_response_says_what_to_do(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run")
+    little_memory(run, 0)
+    with pytest.raises(VapoError, match=r"single response at a time.*gradient_checkpointing"):
+        build.finish(run)
+
+
+def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run")
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    object.__setattr__(run.policy_learner.objective, "loss", fails)
+    with pytest.raises(RuntimeError, match="shapes"):
+        build.finish(run)
+
+
+# --------------------------------------------------------------------------- the watch
+
+
+def test_deadlines_are_learned_from_the_pauses_that_ended():
+    deadlines = Deadlines(factor=10.0, floor_s=30.0)
+    assert deadlines.of("rollout") == 30.0
+    for pause in (1.0, 8.0, 2.0):
+        deadlines.learn("rollout", pause)
+    assert deadlines.of("rollout") == 80.0
+    assert deadlines.of("update") == 30.0
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from vapo.trainer.watch import Watchdog
+def waits_for_ever():
+    time.sleep(float(sys.argv[2]))
+watch = Watchdog(Path(sys.argv[1]), factor=5.0, floor_s=0.4)
+for _ in range(4):
+    watch.beat("rollout"); time.sleep(0.1)
+watch.beat("verifying")
+waits_for_ever()
+watch.beat("update")
+watch.close()
+"""
+
+
+def test_what_is_stuck_is_named_with_its_stack_and_left_alone(tmp_path: Path):
+    done = subprocess.run([sys.executable, "-c", STUCK, str(tmp_path), "2"], capture_output=True, text=True, check=True)
+    assert done.stderr.count("no sign of life for") == 1
+    assert "while verifying (never done before)" in done.stderr
+    assert "waits_for_ever" in (tmp_path / "stacks.txt").read_text()
+    assert "verifying went on after 2 s" in (tmp_path / "watchdog.log").read_text()
+
+
+def test_nothing_is_said_while_there_are_signs_of_life(tmp_path: Path):
+    done = subprocess.run([sys.executable, "-c", STUCK, str(tmp_path), "0"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert not (tmp_path / "watchdog.log").exists()
+
+
+def test_the_watch_ends_with_its_run_even_if_that_is_killed(tmp_path: Path):
+    trainer = subprocess.Popen([sys.executable, "-c", STUCK, str(tmp_path), "60"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "watchdog.log").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    trainer.kill()
+    trainer.wait()
+    while _watchdogs_of(trainer.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _watchdogs_of(pid: int) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(pid).encode() in words and any(word.endswith(b"watchdog.py") for word in words):
+            found.append(process.name)
+    return found
+
+
+def test_a_full_pipe_does_not_hold_up_the_run(tmp_path: Path):
+    watch = Watchdog(tmp_path, factor=10.0, floor_s=60.0)
+    os.kill(watch._process.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    for i in range(30_000):
+        watch.beat(f"work {i}")
+    assert time.monotonic() - started < 20
+    os.kill(watch._process.pid, signal.SIGKILL)
+    watch.close()
