@@ -47,6 +47,14 @@ def test_the_written_configuration_reads_back_to_itself(preset: str, removed: li
     assert again.sections.task.options == {"side": 7}
 
 
+def test_a_text_of_many_lines_is_written_on_one():
+    text = 'Problem: 3 + 5\n\nSolution: it\'s "8" # sure\n\nProblem: {problem}'
+    config = resolve([Layer("file", {"task": {"name": "math", "template": text}})])
+    assert sum("Solution" in line and line.endswith("# file") for line in config.to_yaml().splitlines()) == 1
+    assert "  Solution" not in config.to_yaml()
+    assert resolve([Layer("file", yaml.safe_load(config.to_yaml()))]) == config
+
+
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_without_a_technique_is_the_same_at_every_size(technique: str):
     config, plain = of(f"algorithm.without=[{technique}]"), of()

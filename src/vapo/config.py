@@ -419,6 +419,8 @@ def _yaml_lines(values: Mapping[str, Any], origins: Mapping[str, str], prefix: s
             yield f"{indent}{key}:"
             yield from _yaml_lines(value, origins, f"{prefix}{key}.")
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
+            style = '"' if isinstance(value, str) and "\n" in value else None  # one line for a text of many, too
+            text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=10**6)
+            text = text.strip().removesuffix("...").strip()
             origin = origins.get(f"{prefix}{key}")
             yield f"{indent}{key}: {text}".ljust(48) + (f"  # {origin}" if origin else "")
