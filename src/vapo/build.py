@@ -436,8 +436,9 @@ def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
 
 def set_threads(wanted: int | None, model: PreTrainedModel) -> None:
     """CPU threads for the model: the products of a tiny one are too small to share, and sharing costs more."""
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(wanted or (1 if model.num_parameters() < TINY else cores))
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(given) if given.isdecimal() and int(given) > 0 else os.cpu_count() or 1
+    torch.set_num_threads(wanted or (1 if model.num_parameters() < TINY else most))
 
 
 def best_device() -> torch.device:

@@ -148,7 +148,8 @@ class ScaleConfig:
 
     backend: Literal["local"] = "local"
     threads: int | None = None
-    """CPU threads; null takes all cores, or one for models under 10 million parameters, where one is faster."""
+    """CPU threads; null takes OMP_NUM_THREADS if it is set, else all cores, and one for models under 10 million
+    parameters, where one is faster."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
