@@ -73,6 +73,10 @@ def test_eval_takes_a_trained_policy_a_checkpoint_and_the_builtin_model(trained:
         assert vapo("eval", str(model), *few, monkeypatch=monkeypatch) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert results[0]["per_prompt"] == results[1]["per_prompt"]
+    setup = ("--task", str(trained / "config.yaml"))
+    assert vapo("eval", str(trained / "policy"), *few[:4], "--json", *setup, monkeypatch=monkeypatch) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["task"], again["per_prompt"]) == ("maze", results[0]["per_prompt"])
     assert {"avg", "low", "high", "pass", "maj", "k", "prompts"} <= set(results[2])
     assert results[2]["top_p"] == 0.7  # the paper's protocol is the default
     assert vapo("eval", "builtin", *few[:-1], "--per-problem", monkeypatch=monkeypatch) == 0

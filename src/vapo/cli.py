@@ -139,7 +139,13 @@ def evaluate(
         str,
         typer.Argument(help="A run's policy/ folder, a checkpoint's, a hub id, a .gguf file, or `builtin`."),
     ],
-    task: Annotated[str, typer.Option(help="The task whose held-out prompts are used (see `vapo tasks`).")] = "maze",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="The task whose held-out prompts are used (see `vapo tasks`), or a .yaml file that sets it up: yours, "
+            "or a run's config.yaml."
+        ),
+    ] = "maze",
     k: Annotated[int, typer.Option("-k", "--samples", help="Samples per prompt, 1 or more.", min=1)] = 32,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.", min=0.0)] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling in (0, 1]; 0.7 is the paper's.")] = 0.7,
@@ -171,7 +177,7 @@ def evaluate(
     samples adds to one sample and to the majority.
     """
     from vapo import build
-    from vapo.config import Layer, resolve, set_layer
+    from vapo.config import Layer, resolve, set_layer, source_layers
     from vapo.evals.evaluate import RANKS
     from vapo.reports.tables import evaluation_table
 
@@ -180,15 +186,18 @@ def evaluate(
         raise ConfigError("--rank needs the critic that is to pick: --critic runs/NAME/critic.")
     if unknown := [name for name in ranks if name not in RANKS]:
         raise ConfigError(f"--rank takes {' and '.join(RANKS)}, got {unknown[0]!r}.")
+    in_file = task.endswith((".yaml", ".yml"))
     settings = {
         "seed": seed,
         "model": {"policy": model, "critic": critic},
-        "task": {"name": task, **({} if data is None else {"eval_data": data})},
+        "task": {**({} if in_file else {"name": task}), **({} if data is None else {"eval_data": data})},
         "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
     }
-    config = resolve([Layer("eval", settings), *map(set_layer, set_ or [])])
+    layers = source_layers(task) if in_file else []
+    config = resolve([*layers, Layer("eval", settings), *map(set_layer, set_ or [])])
     with _view(as_json) as view:
         result = build.evaluate_model(config, prompts, view, out=out, ranks=ranks)
+    task = config.sections.task.name
     summary = {"model": model, "task": task, "temperature": temperature, "top_p": top_p, **result.summary()}
     if as_json:
         print(json.dumps(_without_nan({**summary, "per_prompt": result.per_prompt})))
