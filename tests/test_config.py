@@ -47,6 +47,11 @@ def test_the_written_configuration_reads_back_to_itself(preset: str, removed: li
     assert again.sections.task.options == {"side": 7}
 
 
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_examples_are_valid(file: Path):
+    assert resolve(source_layers(str(file))).preset == "vapo"
+
+
 def test_a_text_of_many_lines_is_written_on_one():
     text = 'Problem: 3 + 5\n\nSolution: it\'s "8" # sure\n\nProblem: {problem}'
     config = resolve([Layer("file", {"task": {"name": "math", "template": text}})])
