@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -345,9 +346,9 @@ def tell(base: Ground, observer: Observer) -> None:
 
 
 def default_run_dir(config: Config) -> Path:
-    """runs/<task>-<method>-seed<n>, with a number behind it if that is taken."""
+    """runs/<task>-<method>-seed<n>, with a number behind it if that is taken; never outside of runs/."""
     method = "-without-".join([config.preset, *config.without])
-    stem = f"{config.sections.task.name}-{method}-seed{config.sections.seed}".replace("/", "-")
+    stem = re.sub(r"[^\w.-]+", "-", f"{config.sections.task.name}-{method}-seed{config.sections.seed}").lstrip(".-")
     path, number = Path("runs") / stem, 1
     while path.exists():
         number += 1

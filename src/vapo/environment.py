@@ -42,8 +42,8 @@ def _source() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     here = Path(__file__).parent
     try:
-        done = subprocess.run(  # noqa: S603
-            ["git", "-C", str(here), *arguments],  # noqa: S607
+        done = subprocess.run(  # noqa: S603 - fixed words
+            ["git", "-C", str(here), *arguments],  # noqa: S607 - whichever git the user has
             capture_output=True, text=True, timeout=5, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -140,7 +140,7 @@ class Zygote:
         prefix = ["unshare", "-rm"] if mount else []
         command = [*prefix, sys.executable, "-m", "vapo.chaos.zygote", str(root), *(["mount"] if mount else [])]
         self._log = (root / "zygote.log").open("w")
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -176,11 +176,8 @@ def mounts_work() -> bool:
     """Whether a process may mount a small disk of its own here."""
     if not shutil.which("unshare"):
         return False
-    tried = subprocess.run(  # noqa: S603
-        ["unshare", "-rm", "mount", "-t", "tmpfs", "vapo", tempfile.gettempdir()],  # noqa: S607
-        capture_output=True,
-        check=False,
-    )
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "vapo", tempfile.gettempdir()]
+    tried = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - fixed words
     return tried.returncode == 0
 
 

@@ -139,7 +139,7 @@ def killed_in_save(lab: Lab, number: int, traced: bool) -> Outcome:
 
 def damaged(lab: Lab, seed: int) -> Outcome:
     """A file of the newest checkpoint spoiled: found, set aside, and the one before used."""
-    rng, outcome, folder = random.Random(seed), Outcome(count=1), _copy(lab)  # noqa: S311 - chance
+    rng, outcome, folder = random.Random(seed), Outcome(count=1), _copy(lab)  # noqa: S311 - chance, not secrets
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     what = faults.damage(newest, rng)
     ended = attempt(folder, lab.config)

@@ -155,7 +155,7 @@ class Worker:
     def _start(self) -> None:
         command = [sys.executable, "-m", "vapo.tasks.verifiers.worker", self._spec]
         try:
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(  # noqa: S603 - our own module
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 bufsize=0, start_new_session=True,  # Ctrl-C is for the trainer, which then ends its workers
             )  # fmt: skip
