@@ -31,6 +31,11 @@ def judge(response, answer):
         ctypes.string_at(0)
     if response == "leave":
         os._exit(0)
+    if response == "once":
+        if not os.path.exists(answer):
+            open(answer, "w").close()
+            os.kill(os.getpid(), 9)
+        return True
     if response == "print":
         print('{"number": 1, "verdict": ["right", ""]}', flush=True)
         os.write(1, b'{"number": 2, "verdict": ["right", ""]}\\n')
@@ -82,6 +87,10 @@ def test_an_attack_is_invalid_with_its_reason_and_the_next_verdict_is_sound(pool
 
 def test_what_a_verifier_prints_is_not_taken_for_a_verdict(pool):
     assert judge(pool, "print", "print") == [("wrong", "score 0")] * 2
+
+
+def test_a_process_that_was_killed_by_somebody_else_is_asked_again(pool, tmp_path):
+    assert judge(pool, "once", answer=str(tmp_path / "seen")) == [RIGHT]
 
 
 def test_what_a_killed_verifier_had_started_dies_with_it(pool, tmp_path):

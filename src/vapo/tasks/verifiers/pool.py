@@ -122,30 +122,42 @@ class Worker:
             raise ConfigError("Cannot load the verifier: its process ended before it said why.") from error
 
     def ask(self, request: dict[str, Any], limit_s: float) -> Verdict:
-        """The verdict on one request, or an invalid one after `limit_s` seconds."""
+        """The verdict on one request, or an invalid one after `limit_s` seconds.
+
+        A process that dies over a request may have been killed by somebody else: it is asked once more, in the time left.
+        """
         self._number += 1
         try:
             line = json.dumps({"number": self._number, **request}).encode() + b"\n"
         except (TypeError, ValueError) as error:
             return Verdict("invalid", f"this prompt cannot be handed to a verifier: {error}")
+        started = time.monotonic()
+        verdict, died = self._try(line, limit_s)
+        left = limit_s - (time.monotonic() - started)
+        if died and left > limit_s / 2:
+            verdict, _ = self._try(line, left)
+        return verdict
+
+    def _try(self, line: bytes, limit_s: float) -> tuple[Verdict, bool]:
+        """The verdict, and whether the process died over it."""
         try:
             self._ready()
             deadline = time.monotonic() + limit_s
             if not self._send(line, deadline):
                 self._restart()  # half a request is in the pipe
-                return Verdict("invalid", "the verifier's process did not read its request")
+                return Verdict("invalid", "the verifier's process did not read its request"), False
             while (message := self._receive(deadline)) is not None:
                 if "died" in message:
                     self._child = None
-                    return Verdict("invalid", _cause(message["died"]))
+                    return Verdict("invalid", _cause(message["died"])), True
                 if message.get("number") == self._number:
                     self._child = None if message.get("last") else self._child
-                    return _read_verdict(message)
+                    return _read_verdict(message), False
             self._kill_child()
-            return Verdict("invalid", f"no verdict within {limit_s:g} s")
+            return Verdict("invalid", f"no verdict within {limit_s:.3g} s"), False
         except (BrokenPipeError, EOFError):
             self._restart()
-            return Verdict("invalid", "the verifier's process died")
+            return Verdict("invalid", "the verifier's process died"), False  # loading again would take too long
 
     def close(self) -> None:
         """End the process, at once and for good."""
