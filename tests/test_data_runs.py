@@ -14,6 +14,7 @@ import pytest
 import toys
 from vapo import cli
 from vapo.config import Layer, resolve
+from vapo.config import set_layer as config_layer
 from vapo.errors import ConfigError
 from vapo.ground import RenderedPrompts, with_whole_paths
 from vapo.models.loading import plain_text, render
@@ -185,3 +186,33 @@ def test_messages_become_a_plain_text_for_a_base_model_or_the_chat_template():
     words.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}x"
     assert render(words, prompt).token_ids != plain.token_ids
     assert render(words, prompt, "plain").token_ids == plain.token_ids
+
+
+def test_a_verifier_can_be_a_plain_function_in_python(place: Path, monkeypatch):
+    import importlib.util
+
+    import vapo
+
+    spec = importlib.util.spec_from_file_location("mine", place / "mine.py")
+    mine = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mine)
+    options = {"verifier": mine.names_the_digit, "template": "{problem}", "max_response_tokens": 8}
+    settings = resolve([Layer("test", _assigned(SMALL))]).as_dict()
+    settings = {key: settings[key] for key in ("trainer", "evaluation", "checkpoint", "scale")}
+    data = {"data": str(place / "train.jsonl"), "eval_data": str(place / "test.jsonl")}
+    config = {**settings, "model": {"policy": str(place / "base")}, "task": {"name": "math", **options, **data}}
+    run = vapo.train({**config, "algorithm": {"alpha": 2.0}}, place / "run")
+    assert "mine.py:names_the_digit" in (run / "config.yaml").read_text()
+    result = vapo.evaluate(run / "policy", "math", k=2, task_options={**options, **data})
+    assert result.prompts == 4
+    assert result.invalid_ratio == 0
+    with pytest.raises(ConfigError, match="plain function at the top"):
+        vapo.train({**config, "task": {"name": "math", "verifier": lambda response, answer: True, **data}})
+
+
+def _assigned(assignments: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        (section, rest), *_ = config_layer(assignment).values.items()
+        values.setdefault(section, {}).update(rest)
+    return values

@@ -17,10 +17,10 @@ FLOORS = [
     {"rollout"},
     {"trainer", "evals"},
     {"reports", "scale"},
-    {"config", "environment"},
+    {"config", "environment", "orderly"},
     {"ground"},
     {"build"},
-    {"api", "study"},
+    {"api", "study", "chaos"},
     {"cli"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

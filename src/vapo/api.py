@@ -10,6 +10,7 @@ from vapo import build
 from vapo.config import Config, Layer, recipe_layer, resolve, source_layers
 from vapo.evals.evaluate import RANKS, EvaluationResult
 from vapo.reports.live import SilentView
+from vapo.tasks.verifiers.functions import name_of
 from vapo.trainer.observer import Observer
 from vapo.types import Task
 
@@ -25,14 +26,17 @@ def train(
 
     `config` is a recipe's name, a YAML file, a mapping of settings laid over the default recipe, a resolved
     `Config`, or None for the default recipe. `task` is a task of your own, in place of the configured one;
-    then name its model in `config` (`{"model": {"policy": ...}}`).
+    then name its model in `config` (`{"model": {"policy": ...}}`). `{"task": {"verifier": function}}` takes a plain
+    function at the top of a file; keep what the file runs under `if __name__ == "__main__":`, since the workers
+    import it.
 
     Raises ConfigError, DataError, ModelError before weights load; DivergedError, VerifierBrokenError,
     StoppedError from the loop.
     """
     if not isinstance(config, Config):
         if isinstance(config, Mapping):
-            layers = [recipe_layer("maze"), Layer("argument", config)]
+            task_options = {"task": _named(config["task"])} if isinstance(config.get("task"), Mapping) else {}
+            layers = [recipe_layer("maze"), Layer("argument", {**config, **task_options})]
         else:
             layers = source_layers(None if config is None else str(config))
         config = resolve(layers)
@@ -85,7 +89,7 @@ def evaluate(
     settings: dict[str, Any] = {
         "seed": seed,
         "model": {"policy": str(model), "critic": None if critic is None else str(critic)},
-        "task": {"name": task, **(task_options or {})},
+        "task": {"name": task, **_named(task_options or {})},
         "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
     }
     if max_response_tokens is not None:
@@ -98,3 +102,9 @@ def evaluate(
         out=None if out is None else Path(out),
         ranks=ranks if critic is not None else (),
     )
+
+
+def _named(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Task options with a verifier that is a function by its file and name: settings are plain data."""
+    verifier = task.get("verifier")
+    return {**task, "verifier": name_of(verifier)} if callable(verifier) else dict(task)

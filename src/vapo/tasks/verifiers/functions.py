@@ -43,6 +43,20 @@ def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> V
     return adapted(import_function(points.get(name, name), "task.verifier"), right_at)
 
 
+def name_of(function: Callable[..., Any]) -> str:
+    """`path/to/file.py:function`, under which a worker process finds a function that was handed over in Python.
+
+    Raises ConfigError for one that no other process could find: a lambda, a method, or one inside of another.
+    """
+    file = inspect.getsourcefile(function) if inspect.isfunction(function) else None
+    if file is None or not Path(file).exists() or not function.__qualname__.isidentifier():
+        raise ConfigError(
+            f"The verifier {getattr(function, '__qualname__', function)!r} must be a plain function at the top of a "
+            ".py file: worker processes import it from there. Move it into one."
+        )
+    return f"{Path(file).resolve()}:{function.__qualname__}"
+
+
 def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifier:
     """Any of the signatures and results that `load_verifier` tells of, as a verifier."""
     parameters = inspect.signature(function).parameters

@@ -124,7 +124,7 @@ class Worker:
     def ask(self, request: dict[str, Any], limit_s: float) -> Verdict:
         """The verdict on one request, or an invalid one after `limit_s` seconds.
 
-        A process that dies over a request may have been killed by somebody else: it is asked once more, in the time left.
+        A process that dies over a request may have been killed by somebody else: it is asked again, in the time left.
         """
         self._number += 1
         try:
