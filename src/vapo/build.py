@@ -49,7 +49,7 @@ from vapo.types import Progress, Task, stable_hash
 
 TOKENS_AT_ONCE = 16_384
 """Tokens of one forward pass where a critic reads samples."""
-LEFTOVERS = (LOCK, ".config.yaml.tmp")
+LEFTOVERS = (LOCK, "environment.json", ".environment.json.tmp", ".config.yaml.tmp")
 """What a run leaves that was killed before it began."""
 TINY = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
@@ -98,8 +98,9 @@ def build(
         run = _assemble(config, None, observer, task)
         check_disk(run, run_dir, run.saving.keep + 1)
         run.folder = RunFolder(run_dir)
+        check_folder(run_dir)  # loading takes a while; somebody else may have been here
         run.folder.write_text("environment.json", json.dumps(environment(), indent=1))
-        run.folder.write_text("config.yaml", config.to_yaml())
+        run.folder.write_text("config.yaml", config.to_yaml())  # last: from here on it is a run
     else:
         folder = RunFolder(run_dir)
         try:
@@ -117,6 +118,7 @@ def build(
             folder.write_text("config.yaml", config.to_yaml())
             if changed:
                 folder.event("settings changed", changes=changed)
+                snapshot.save(run)  # under the new settings, so that the next resume need not be told again
                 observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
         except BaseException:
             folder.close()
@@ -387,6 +389,8 @@ def finish(run: Run, *, report: bool = True) -> Run:
         run.folder.event("diverged", message=str(error))  # a comparison counts it
         raise
     except (OSError, SafetensorError) as error:
+        if not checkpoint.refused(error):
+            raise
         raise StoppedError(
             f"Cannot write to {path}: {error}. Free space or mend its permissions, then: vapo resume {path}"
         ) from error

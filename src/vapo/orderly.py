@@ -35,6 +35,7 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
     try:
         work()
     except VapoError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is decided; a second one must not spoil its words
         if debug:
             raise
         label = "" if isinstance(error, StoppedError) else "[bold red]error:[/bold red] "
@@ -54,20 +55,24 @@ def _say(text: str) -> None:
 
 def carry_out(prepare: Callable[[], Run], finish: Callable[[Run], object]) -> None:
     """Prepare a run and take it to the end; SIGTERM and the first Ctrl-C save and stop, the second quits."""
-    interrupted, run = False, None
+    interrupted, asked, run = False, False, None
+    early = StoppedError(
+        "Stopped before the run went on; nothing is lost. Start it again, or resume it if it has a folder."
+    )
 
     def stop(number: int, _: Any) -> None:
-        nonlocal interrupted
-        interrupted = interrupted or number == signal.SIGINT
+        nonlocal interrupted, asked
+        interrupted, asked = interrupted or number == signal.SIGINT, True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if run is None:
-            raise StoppedError("Stopped before the run went on; nothing is lost. Give the same command again.")
+            raise early
         run.stop_requested = True
         run.observer.note("saving, then stopping; Ctrl-C again quits at once")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         run = prepare()
+        run.stop_requested = asked  # a library may have swallowed what the handler raised
         finish(run)
     except StoppedError as error:
         raise InterruptedRunError(str(error)) if interrupted else error from None

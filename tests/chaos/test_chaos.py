@@ -31,8 +31,8 @@ def zygote(tmp_path_factory):
 TRIALS = [
     {"trial": "interrupted", "seed": 1, "end": int(signal.SIGKILL)},
     {"trial": "interrupted", "seed": 2, "end": int(signal.SIGTERM)},
-    {"trial": "killed_in_save", "number": 9, "traced": False},
-    {"trial": "killed_in_save", "number": 30, "traced": False},
+    {"trial": "killed_in_save", "number": 9, "traced": False, "again": False},
+    {"trial": "killed_in_save", "number": 30, "traced": False, "again": True},
     {"trial": "damaged", "seed": 3},
     {"trial": "disk_full", "seed": 1},
     {"trial": "bad_number", "learner": "policy", "number": 2, "what": "advantages", "value": "inf"},
@@ -43,6 +43,11 @@ TRIALS = [
 @pytest.mark.parametrize("asked", TRIALS, ids=lambda asked: f"{asked['trial']}-{list(asked.values())[1]}")
 def test_a_trial_of_each_kind_strikes_and_harms_nothing(zygote: Zygote, asked: dict):
     outcome = zygote.ask(asked)
+    for _ in range(8):
+        if outcome["count"] or "seed" not in asked:
+            break
+        asked = {**asked, "seed": asked["seed"] + 100}  # it struck before the work began, or room was left on the disk
+        outcome = zygote.ask(asked)
     assert outcome["failures"] == []
     assert outcome["count"] >= 1
 
@@ -50,9 +55,26 @@ def test_a_trial_of_each_kind_strikes_and_harms_nothing(zygote: Zygote, asked: d
 def test_tracing_kills_at_the_very_call(zygote: Zygote):
     if not faults.strace_works():
         pytest.skip("needs strace and leave to trace")
-    outcome = zygote.ask({"trial": "killed_in_save", "number": 40, "traced": True})
-    assert (outcome["count"], outcome["failures"]) == (1, [])
-    assert zygote.ask({"trial": "killed_in_save", "number": 9999, "traced": True})["count"] == 0
+    asked = {"trial": "killed_in_save", "traced": True, "again": False}
+    beyond = zygote.ask({**asked, "number": 9999})
+    assert beyond["count"] == 0
+    size, struck = beyond["size"], {}
+    assert size > 50
+    for number in (3, size - 20, size - 10, size):
+        outcome = zygote.ask({**asked, "number": number})
+        assert (outcome["count"], outcome["failures"]) == (1, [])
+        struck |= outcome["places"]
+    # the end of a save: the new folder takes its place, the oldest is deleted
+    assert struck.keys() & {"rename", "renameat", "renameat2", "unlinkat", "rmdir"}
+
+
+def test_recorded_calls_are_counted_name_by_name(tmp_path: Path):
+    log = tmp_path / "log"
+    calls = ['7 openat(3, "a", O_WRONLY) = 4', '7 write(4, "x", 1) = 1', '8 openat(3, "c", O_RDONLY) = 5']
+    log.write_text("\n".join([*calls, '8 openat(3, "b", O_RDWR) = 5', "+++ exited with 0 +++"]))
+        '7 openat(3, "a", O_WRONLY) = 4\n7 write(4, "x", 1) = 1\n8 openat(3, "c", O_RDONLY) = 5\n8 openat(3, "b", O_RDWR) = 5\n+++ exited with 0 +++\n'
+    )
+    assert faults.syscalls_in(log) == [("openat", 1), ("write", 1), ("openat", 3)]
 
 
 BROKEN = """

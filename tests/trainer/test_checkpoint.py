@@ -183,8 +183,8 @@ def test_a_run_that_would_not_fit_is_refused_before_it_begins(
 
 def test_a_folder_left_by_a_run_that_was_killed_before_it_began_is_as_good_as_new(base: Path, tmp_path: Path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.lock").touch()
-    (tmp_path / "run" / ".config.yaml.tmp").write_text("half")
+    for name in ("run.lock", ".environment.json.tmp", "environment.json", ".config.yaml.tmp"):
+        (tmp_path / "run" / name).write_text("half")
     run = toys.toy_run(base, tmp_path / "run")
     run.folder.close()
     assert (tmp_path / "run" / "config.yaml").exists()
@@ -218,7 +218,8 @@ def test_settings_that_alter_results_are_not_changed_unseen(base: Path, tmp_path
     with pytest.raises(ConfigError, match=r"trainer.max_grad_norm: 1.0 -> 2.0"):
         resume(folder, {})
     (folder / "config.yaml").write_text(text)
-    run = resume(folder, lower, allow_change=True)
+    resume(folder, lower, allow_change=True).folder.close()  # killed before its first step
+    run = resume(folder, {})
     build.finish(run, report=False)
     (told,) = [e["changes"] for e in events(folder) if e["event"] == "settings changed"]
     assert told == ["algorithm.optimization.actor_lr: 0.003 -> 0.0001"]

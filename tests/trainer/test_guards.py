@@ -86,7 +86,7 @@ def test_figures_that_a_method_does_not_have_raise_no_alarm():
 
 def always(action: str, **more: Any) -> dict[str, Any]:
     """An alarm in the second joint step, whatever happens."""
-    return {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": action, **more}}
+    return {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": action} | more}
 
 
 def test_an_alarm_can_stop_a_run(base: Path, tmp_path: Path):
@@ -96,19 +96,24 @@ def test_an_alarm_can_stop_a_run(base: Path, tmp_path: Path):
 
 
 def test_an_alarm_can_roll_a_run_back_to_draw_other_responses(base: Path, tmp_path: Path):
-    run = toys.toy_run(base, tmp_path / "run", always("rollback"), {"trainer": {"save_rollouts_every": 1}})
+    run = toys.toy_run(base, tmp_path / "run", always("rollback", patience=1))
     seen: list[tuple[int, float]] = []
     run.observer.step = lambda m: seen.append((m["step"], m["reward"])) if m["phase"] == "train" else None
     with pytest.raises(DivergedError, match="3 rollbacks did not help"):
         build.finish(run)
-    assert [step for step, _ in seen] == [1, 2, 2, 2, 2]
-    assert len({reward for step, reward in seen if step == 2}) > 1
+    assert [step for step, _ in seen] == [1, 1, 1, 1]
+    assert len({reward for _, reward in seen}) > 1
     back = [e for e in events(tmp_path / "run") if e["event"] == "rolled back"]
-    # the log keeps the last one; earlier ones were taken back with the steps they belonged to
-    assert back[-1]["rollbacks"] == 3
-    assert (back[-1]["from_step"], back[-1]["to_step"]) == (2, 1)
+    assert [e["rollbacks"] for e in back] == [1, 2, 3]
+    assert {(e["from_step"], e["to_step"]) for e in back} == {(1, 0)}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [m["step"] for m in lines if m["phase"] == "train"] == [1, 2]
+    assert [m["step"] for m in lines if m["phase"] == "train"] == [1]
+
+
+def test_after_a_rollback_the_checkpoints_own_bad_steps_do_not_count(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", always("rollback"))
+    build.finish(run, report=False)  # back from step 2 to 1, and from step 3 to 2
+    assert run.state.rollbacks == 2
 
 
 # --------------------------------------------------------------------------- numbers

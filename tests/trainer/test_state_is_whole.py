@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
+import random
 import re
 import shutil
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +55,7 @@ MADE_AGAIN = {
     "critic_learner.optimizer.param_groups": "the learning rate",
     "folder._waiting": "log lines on their way to the disk",
     "watch.": "when the last sign of life was",
+    "train_prompts._rendered": "prompts as tokens, kept so that they are made once",
 }
 
 
@@ -63,6 +66,10 @@ def leaves(value: Any, path: str = "", seen: dict[int, str] | None = None) -> di
         return {path: value}
     if isinstance(value, torch.Tensor):
         return {path: value.detach().clone()}
+    if isinstance(value, torch.Generator):
+        return {path: value.get_state()}
+    if isinstance(value, random.Random):
+        return {path: repr(value.getstate())}
     if id(value) in seen or (callable(value) and not hasattr(value, "__dict__")):
         return {}
     seen[id(value)] = path
@@ -70,7 +77,7 @@ def leaves(value: Any, path: str = "", seen: dict[int, str] | None = None) -> di
     if isinstance(value, dict):
         # parameters as keys (the optimizer's state) by their place, not by their address
         items = [(str(i) if isinstance(k, torch.Tensor) else str(k), v) for i, (k, v) in enumerate(value.items())]
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple | set | frozenset | deque):
         items = [(str(i), v) for i, v in enumerate(value)]
     elif hasattr(value, "__dict__") and not isinstance(value, type):
         items = list(vars(value).items())
@@ -119,12 +126,33 @@ def test_whatever_changes_over_a_step_is_saved_or_made_again(base: Path, tmp_pat
     assert {path for path in changed if not path.startswith(known)} == set()
 
 
-def test_the_walk_would_notice_something_new(base: Path, tmp_path: Path):
+NEW = {
+    "a list": ([1], lambda x: x.append(2)),
+    "a queue": (deque([1]), lambda x: x.append(2)),
+    "a dictionary": ({}, lambda x: x.update(a=1)),
+    "a tensor": (torch.zeros(2), lambda x: x.add_(1)),
+    "chance": (random.Random(0), lambda x: x.random()),
+    "torch's chance": (torch.Generator(), lambda x: torch.rand(1, generator=x)),
+}
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_the_walk_would_notice_something_new(base: Path, tmp_path: Path, kind: str):
+    value, change = NEW[kind]
     run = toys.toy_run(base, tmp_path / "run")
-    run.forgotten = {"counter": [1]}
-    changed = changed_over(lambda: run.forgotten["counter"].append(2), run)
+    run.forgotten = {"deep": [value]}
+    changed = changed_over(lambda: change(value), run)
     run.folder.close()
-    assert changed == {"forgotten.counter#", "forgotten.counter.1"}
+    assert changed
+    assert all(path.startswith("forgotten.deep.0") for path in changed)
+
+
+def test_a_step_touches_no_global_chance(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"pretraining_steps": 1}})
+    before = torch.get_rng_state(), repr(random.getstate()), repr(np.random.get_state())
+    build.finish(run, report=False)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (repr(random.getstate()), repr(np.random.get_state()))
 
 
 # --------------------------------------------------------------------------- nothing is idle
@@ -151,7 +179,7 @@ def signature(folder: Path) -> dict[str, Any]:
     return found
 
 
-def spoiled_rewards(run: Run) -> None:
+def spoiled_losses(run: Run) -> None:
     """Numbers that are never finite from the second joint step on."""
     real = run.policy_learner.accumulate
 
@@ -163,7 +191,7 @@ def spoiled_rewards(run: Run) -> None:
 
 
 def small_memory(run: Run) -> None:
-    """Memory for 150 tokens."""
+    """Memory for 60 tokens."""
     real = run.policy_learner.objective.loss
 
     class Small(type(run.policy_learner.objective)):
@@ -191,7 +219,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any], Callable[[Run], None] | None]] = {
     "prompts_seen": ("step_000001", {}, None),
     "num_samples": ("step_000001", {}, None),
     "num_tokens": ("step_000001", {}, None),
-    "skipped_in_a_row": ("step_000002", {"trainer": {"steps": 5}}, spoiled_rewards),
+    "skipped_in_a_row": ("step_000002", {"trainer": {"steps": 5}}, spoiled_losses),
     "explained_variance": ("pretrain_000002", {}, None),
     "best_explained_variance": ("pretrain_000002", LONG_PATIENCE, None),
     "best_pretrain_step": ("pretrain_000002", LONG_PATIENCE, None),
@@ -293,4 +321,3 @@ def copy_of(folder: Path, to: Path) -> None:
 
 def test_the_list_of_pieces_is_whole():
     assert set(FIELDS) >= {f.name for f in dataclasses.fields(State)}
-    assert copy.deepcopy(State()) == State().copy()

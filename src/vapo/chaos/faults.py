@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from vapo.trainer.learner import Learner
 from vapo.trainer.run import Run
 
 MUTATING = (
-    "write,pwrite64,writev,openat,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,rmdir,fsync,fdatasync,"
-    "ftruncate,truncate,fallocate,copy_file_range,sendfile"
+    *("write", "pwrite64", "writev", "openat", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "unlink"),
+    *("unlinkat", "rmdir", "fsync", "fdatasync", "ftruncate", "truncate", "fallocate", "copy_file_range", "sendfile"),
 )
 
 
@@ -35,13 +37,38 @@ def strace_works() -> bool:
     return tried.returncode == 0
 
 
-def kill_at_syscall(child: int, number: int) -> None:
-    """Have the kernel kill a process as it enters its `number`-th system call that changes files."""
-    command = ["strace", "-f", "-o", os.devnull, "-e", f"trace={MUTATING}"]
-    command += ["-e", f"inject={MUTATING}:signal=SIGKILL:when={number}", "-p", str(child)]
+def record_syscalls(child: int, log: Path) -> subprocess.Popen[str]:
+    """Have every system call of a process that changes files written to a log, in order."""
+    return _trace(child, ["-o", str(log), "-e", f"trace={','.join(MUTATING)}"])
+
+
+def kill_at_syscall(child: int, name: str, number: int) -> subprocess.Popen[str]:
+    """Have the kernel kill a process as it enters its `number`-th system call of that name (strace counts each name
+    by itself)."""
+    return _trace(child, ["-o", os.devnull, "-e", f"trace={name}", "-e", f"inject={name}:signal=SIGKILL:when={number}"])
+
+
+def _trace(child: int, options: list[str]) -> subprocess.Popen[str]:
+    command = ["strace", "-f", *options, "-p", str(child)]
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603 - numbers and our own words
     assert tracer.stderr is not None
-    tracer.stderr.readline()  # "attached"
+    said = tracer.stderr.readline()
+    if "attached" not in said:
+        raise RuntimeError(f"strace did not attach: {said}")
+    return tracer
+
+
+def syscalls_in(log: Path) -> list[tuple[str, int]]:
+    """(name, how many of that name so far) of each call that a recording holds, in order."""
+    seen: Counter[str] = Counter()
+    calls = []
+    for line in log.read_text(errors="replace").splitlines():
+        found = re.match(r"(?:\d+ +)?([a-z0-9_]+)\(", line)
+        if found and found[1] in MUTATING:
+            seen[found[1]] += 1
+            if "O_RDONLY" not in line:  # opening for reading changes nothing, but strace counts it
+                calls.append((found[1], seen[found[1]]))
+    return calls
 
 
 def kill_at_operation(number: int) -> None:

@@ -24,6 +24,8 @@ from vapo.chaos import faults
 from vapo.errors import VapoError
 
 CONFIDENCE = 0.95
+ALL = 10_000
+"""More than any save has system calls."""
 WHERE = ("critic", "policy")
 GRADIENT_STEPS = {"critic": 10, "policy": 6}
 """Gradient steps of the small run, by network, in which a bad number may turn up (it has a few more)."""
@@ -43,12 +45,23 @@ class Fault:
     places: Counter[str] = field(default_factory=Counter)
     longest_s: float = 0.0
     agree: dict[str, set[str]] = field(default_factory=dict)
+    calls: int = 0
     ended: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many faults will have struck in the end, as far as is known."""
+        return self.calls or (self.wanted if self.wanted < ALL else self.count + 1)
 
     @property
     def bound(self) -> float:
         """95 % upper bound of the chance that one such fault does harm (Clopper-Pearson)."""
-        return upper_bound(len(self.failures), self.count)
+        return upper_bound(len(self.details), self.count)
+
+    @property
+    def details(self) -> list[str]:
+        """What went wrong, in words."""
+        return [*self.failures, *self.disagreements()]
 
     def add(self, asked: dict[str, Any], outcome: dict[str, Any]) -> None:
         """Count a trial's outcome."""
@@ -59,7 +72,9 @@ class Fault:
         if digest := outcome["digest"]:
             self.agree.setdefault(f"{asked['learner']} {asked['number']}", set()).add(digest)
         # a save has as many system calls as it has: the first number beyond them strikes nothing
-        self.ended = self.ended or (asked["trial"] == "killed_in_save" and not outcome["count"])
+        if asked["trial"] == "killed_in_save":
+            self.calls = max(self.calls, outcome["size"])
+            self.ended = self.ended or (asked["number"] >= self.calls if self.calls else not outcome["count"])
 
     def disagreements(self) -> list[str]:
         """Places where different bad numbers led to different runs."""
@@ -70,11 +85,11 @@ class Fault:
         return {
             "fault": self.name,
             "trials": self.count,
-            "failures": len(self.failures) + len(self.disagreements()),
+            "failures": len(self.details),
             "bound": self.bound,
             "places": dict(self.places.most_common()),
             "longest_s": round(self.longest_s, 2),
-            "details": [*self.failures, *self.disagreements()],
+            "details": self.details,
         }
 
 
@@ -111,19 +126,23 @@ def plan(*, quick: bool, seed: int, traced: bool) -> list[Fault]:
     ]
     if quick:
         numbers = [n for n in numbers if n["number"] == 3]
-    every_call = (
-        {"trial": "killed_in_save", "number": i, "traced": traced} for i in itertools.count(1, 17 if quick else 1)
-    )
+    stride = 17 if quick else 1
+
+    def every_call(again: bool) -> Iterator[dict[str, Any]]:
+        return (
+            {"trial": "killed_in_save", "number": i, "traced": traced, "again": again}
+            for i in itertools.count(1, stride)
+        )
+
     for_good = [
         {"trial": "bad_for_good", "learner": x, "what": what}
         for x, what in (("critic", "loss"), ("policy", "gradient"))
     ]
-    in_save = "killed at every system call of a save that changes files"
-    if not traced:
-        in_save = "killed at every file operation of a save that Python sees"
+    what = "system call" if traced else "file operation that Python sees"
     return [
         Fault("killed at a random moment", 120 // share, seeds("interrupted", end=int(signal.SIGKILL))),
-        Fault(in_save, 10_000, every_call),
+        Fault(f"killed at every {what} of a save", ALL, every_call(False)),
+        Fault("the same, of a step saved again", ALL, every_call(True)),
         Fault("a checkpoint's file damaged", 50 // share, seeds("damaged")),
         Fault("disk full", 30 // share, seeds("disk_full")),
         Fault("SIGTERM at a random moment", 100 // share, seeds("interrupted", end=int(signal.SIGTERM))),
@@ -195,10 +214,11 @@ def run_suite(
     rows = plan(quick=quick, seed=seed, traced=traced)
     on_progress("starting", 0, 1)
     zygotes: SimpleQueue[Zygote] = SimpleQueue()
-    alive = [Zygote(folder / f"zygote-{i}", mounted) for i in range(jobs)]
-    for zygote in alive:
-        zygotes.put(zygote)
+    alive: list[Zygote] = []
     try:
+        for i in range(jobs):
+            alive.append(Zygote(folder / f"zygote-{i}", mounted))
+            zygotes.put(alive[-1])
         for row in rows:
             _work_off(row, zygotes, jobs, on_progress)
     finally:
@@ -232,7 +252,7 @@ def _work_off(
                 outcome = zygote.ask(asked)
                 with lock:
                     row.add(asked, outcome)
-                    on_progress(row.name, row.count, row.wanted if row.wanted < 10_000 else row.count + 1)
+                    on_progress(row.name, row.count, row.size)
         except Exception as error:
             errors.append(error)
         finally:
@@ -249,9 +269,10 @@ def _work_off(
 
 def markdown(result: dict[str, Any]) -> str:
     """The table for people."""
-    lines = ["| fault | trials | failures | 95 % bound |", "|---|--:|--:|--:|"]
+    lines = ["| fault | trials | failures | 95 % bound | struck while |", "|---|--:|--:|--:|---|"]
     for row in result["rows"]:
-        lines.append(f"| {row['fault']} | {row['trials']} | {row['failures']} | {row['bound']:.1%} |")
+        places = ", ".join(f"{place} {count}" for place, count in row["places"].items())
+        lines.append(f"| {row['fault']} | {row['trials']} | {row['failures']} | {row['bound']:.1%} | {places} |")
     return "\n".join(lines)
 
 

@@ -9,18 +9,22 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 from vapo.chaos import faults
 from vapo.chaos.children import Ended, attempt
 from vapo.chaos.small import differences, fingerprint, small_config
 from vapo.errors import DivergedError, StoppedError
+from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
+from vapo.trainer.loop import train_step
 from vapo.trainer.run import Run
+from vapo.trainer.watch import Watch
 
 SIGTERM_LIMIT_S = 10.0
 STOPPED = StoppedError.exit_code
@@ -32,13 +36,15 @@ INTERRUPTIONS = 2
 
 @dataclass
 class Outcome:
-    """`count` faults struck; `failures` says in words what did not come out right; `places` counts what the run was
-    doing when it was struck."""
+    """`count` faults struck a run at work; `failures` says in words what did not come out right; `places` counts what
+    was being done then."""
 
     count: int = 0
     failures: list[str] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)
     longest_s: float = 0.0
+    size: int = 0
+    """How many places there are to strike, where that is known."""
     digest: str = ""
     """Of the run's fingerprint, where several trials must agree."""
 
@@ -53,12 +59,23 @@ class Lab:
     def __init__(self, root: Path, mounted: Path | None) -> None:
         self.root, self.mounted, self.config = root, mounted, small_config()
         self._number = 0
+        self._calls: dict[bool, list[tuple[str, int]]] = {}
         self.reference = root / "reference"
         started = time.monotonic()
         if attempt(self.reference, self.config).code != 0:
             raise RuntimeError(f"the small run does not work: see {self.reference}.said")
         self.seconds = time.monotonic() - started
         self.expected = fingerprint(self.reference)
+
+    def calls(self, again: bool) -> list[tuple[str, int]]:
+        """The system calls of one save that change files, recorded once."""
+        if again not in self._calls:
+            log = self.root / f"calls-{again}.txt"
+            folder = _copy(self, drop=1)
+            _save_only(self, folder, again, lambda child: faults.record_syscalls(child, log))
+            self.clear(folder)
+            self._calls[again] = faults.syscalls_in(log)
+        return self._calls[again]
 
     def folder(self, root: Path | None = None) -> Path:
         """A new name for a run."""
@@ -86,14 +103,15 @@ class Lab:
 def interrupted(lab: Lab, seed: int, end: int) -> Outcome:
     """Two signals at random moments, a resume after each; then to the end."""
     rng, outcome, folder = random.Random(seed), Outcome(), lab.folder()  # noqa: S311 - chance, not secrets
-    expected = -end if end == signal.SIGKILL else STOPPED
-    while outcome.count < INTERRUPTIONS:
+    expected, struck = -end if end == signal.SIGKILL else STOPPED, 0
+    while struck < INTERRUPTIONS:
         ended = attempt(folder, lab.config, end=signal.Signals(end), after_s=rng.uniform(0, lab.seconds))
         if ended.code == 0:
             break
         if ended.code != expected:
             return lab.compare(folder, ended, outcome)
-        outcome.count += 1
+        struck += 1
+        outcome.count += ended.doing != "starting"
         outcome.places[ended.doing] = outcome.places.get(ended.doing, 0) + 1
         outcome.longest_s = max(outcome.longest_s, ended.seconds)
         if end == signal.SIGTERM and ended.seconds > SIGTERM_LIMIT_S:
@@ -104,37 +122,72 @@ def interrupted(lab: Lab, seed: int, end: int) -> Outcome:
     return _cleared(lab, folder, outcome)
 
 
-def killed_in_save(lab: Lab, number: int, traced: bool) -> Outcome:
-    """Killed at the `number`-th system call of one save that changes files; count 0 when the save has fewer."""
-    folder = _copy(lab, drop=1)
+def killed_in_save(lab: Lab, number: int, traced: bool, again: bool) -> Outcome:
+    """Killed at the `number`-th change to the disk of one save; count 0 when the save has fewer, `size` says how many.
+
+    The save is that of a new step, which pushes out the checkpoint before; or with `again` of the same step once
+    more.
+    """
+    folder, outcome = _copy(lab, drop=1), Outcome()
+    calls = lab.calls(again) if traced else None
+    if calls is not None:
+        outcome.size = len(calls)
+        if number > len(calls):
+            return _cleared(lab, folder, outcome)
+
+    def strike(child: int) -> Popen[str] | None:
+        return faults.kill_at_syscall(child, *calls[number - 1]) if calls else None
+
+    ended = _save_only(lab, folder, again, strike, None if traced else number)
+    outcome.count = int(ended.code == -signal.SIGKILL)
+    if calls is not None and not outcome.count:
+        outcome.failures.append(f"{folder}: call {number}, {calls[number - 1]}, struck nothing")
+    if ended.code not in (0, -signal.SIGKILL):
+        outcome.failures.append(f"{folder}: ended with {ended.code} in the save: {ended.said[-500:]}")
+    if outcome.count:
+        outcome.places[calls[number - 1][0] if calls else "file operation"] = 1
+        lab.compare(folder, attempt(folder, lab.config), outcome)
+    return _cleared(lab, folder, outcome)
+
+
+def _save_only(
+    lab: Lab,
+    folder: Path,
+    again: bool,
+    strike: Callable[[int], Popen[str] | None],
+    number: int | None = None,
+) -> Ended:
+    """Resume, take a step unless the same one is to be saved `again`, save and end; `strike` comes just before the
+    save."""
+    ready, go = os.pipe(), os.pipe()
+    tracers: list[Popen[str]] = []
 
     def save_only(run: Run) -> None:
-        ready, go = pipes
+        run.watch = Watch()  # a pencil writes, too
+        if not again:
+            run.saving = replace(run.saving, every=0, keep=1)
+            run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
+            train_step(run)
         os.write(ready[1], b"r")
         os.read(go[0], 1)
-        if not traced:
+        if number is not None:
             faults.kill_at_operation(number)
         snapshot.save(run)
         os._exit(0)
 
-    pipes = os.pipe(), os.pipe()
-
-    def attach(child: int) -> None:
-        if not select.select([pipes[0][0]], [], [], START_LIMIT_S)[0]:
+    def when_forked(child: int) -> None:
+        if not select.select([ready[0]], [], [], START_LIMIT_S)[0]:
             return  # it ended before; its exit code says how
-        if traced:
-            faults.kill_at_syscall(child, number)
-        os.write(pipes[1][1], b"g")
+        if (tracer := strike(child)) is not None:
+            tracers.append(tracer)
+        os.write(go[1], b"g")
 
-    ended = attempt(folder, lab.config, meddle=save_only, when_forked=attach)
-    for descriptor in (*pipes[0], *pipes[1]):
+    ended = attempt(folder, lab.config, meddle=save_only, when_forked=when_forked)
+    for descriptor in (*ready, *go):
         os.close(descriptor)
-    outcome = Outcome(count=int(ended.code == -signal.SIGKILL))
-    if ended.code not in (0, -signal.SIGKILL):
-        outcome.failures.append(f"{folder}: ended with {ended.code} in the save: {ended.said[-500:]}")
-    if outcome.count:
-        lab.compare(folder, attempt(folder, lab.config), outcome)
-    return _cleared(lab, folder, outcome)
+    for tracer in tracers:
+        tracer.communicate()
+    return ended
 
 
 def damaged(lab: Lab, seed: int) -> Outcome:
@@ -170,9 +223,11 @@ def disk_full(lab: Lab, seed: int) -> Outcome:
 
         run.observer.step = step  # type: ignore[method-assign]
 
-    outcome = Outcome(count=1)
+    outcome = Outcome()
     ended = attempt(folder, lab.config, meddle=meddle, notes=lab.root)
     (folder.parent / "ballast").unlink(missing_ok=True)
+    events = (folder / "events.jsonl").read_text()
+    outcome.count = int(ended.code == STOPPED or "Could not save" in events or "not written" in events)
     if ended.code not in (0, STOPPED):
         return lab.compare(folder, ended, outcome)
     outcome.places[f"exit code {ended.code}"] = 1

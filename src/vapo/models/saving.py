@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -26,10 +27,20 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         merged = dict(plain_weights(model)) if has_lora(model) else None
         model.save_pretrained(folder, max_shard_size="1000GB", state_dict=merged)
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            _save_tokenizer(tokenizer, folder)
     finally:
         transformers_logging.enable_progress_bar()
         transformers_logging.set_verbosity(verbosity)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    # a full disk makes the tokenizers library raise a bare Exception, which nothing could tell from a bug
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), str(error)) from error
 
 
 def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:

@@ -79,6 +79,8 @@ def _one_by_one(
 def _verdict(task: Task, prompt: Prompt, response: str) -> Verdict:
     try:
         return task.verify(prompt, response)
+    except VapoError:  # a stop, above all
+        raise
     except Exception as error:  # somebody else's code: whatever it raises, the answer is "cannot tell"
         return _raised(error)
 

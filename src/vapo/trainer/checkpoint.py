@@ -6,9 +6,11 @@ Only safetensors and JSON go in. A folder whose content does not match its manif
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,19 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 """1 (vapo 0.1): no settings and alarms in the state, no hash of the manifest. Both are read."""
 OWN = "manifest_sha256"
+REFUSALS = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ENODEV,
+        errno.ESTALE,
+    )
+)
 
 
 def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, keep: int) -> Path:
@@ -49,6 +64,13 @@ def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, k
         if surplus != final:
             _remove(surplus)
     return final
+
+
+def refused(error: BaseException) -> bool:
+    """Whether an exception means that the disk takes no more: full, read-only, no permission, broken."""
+    number = error.errno if isinstance(error, OSError) else None
+    found = re.search(r"os error (\d+)", str(error))  # libraries written in Rust say it in words only
+    return number in REFUSALS or (found is not None and int(found[1]) in REFUSALS)
 
 
 def names(root: Path) -> list[str]:

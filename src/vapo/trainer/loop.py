@@ -30,6 +30,8 @@ def train(run: Run) -> None:
     Raises StoppedError after an orderly stop, DivergedError, VerifierBrokenError.
     """
     run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
+    if run.state.phase == "train":
+        run.observer.phase("training", run.state.step, run.settings.steps)
     while run.state.phase != "done":
         with snapshot.droppable(run):
             advance(run)

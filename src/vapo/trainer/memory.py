@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from vapo.errors import VapoError
 from vapo.trainer.run import Run
 
 T = TypeVar("T")
+ALL = sys.maxsize
 
 
 def within_memory(run: Run, what: str, work: Callable[..., T]) -> T:
@@ -22,7 +24,7 @@ def within_memory(run: Run, what: str, work: Callable[..., T]) -> T:
     """
     budgets = run.state.micro_batch_tokens
     while True:
-        tokens = budgets.get(what, run.settings.micro_batch_tokens)
+        tokens = min(budgets.get(what, ALL), run.settings.micro_batch_tokens)
         run.watch.beat(what)
         try:
             return work(micro_batch_tokens=tokens)

@@ -24,7 +24,8 @@ FREE_TO_CHANGE = (
     "trainer.steps",
     "trainer.save_rollouts_every",
     "evaluation.every",
-    "checkpoint.",
+    "checkpoint.keep",
+    "checkpoint.every",
     "rollout.slots",
     "guards.watchdog",
     "guards.stuck_",
@@ -57,6 +58,8 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
     try:
         checkpoint.save(run.folder.checkpoints, name, write, serial=state.serial, keep=run.saving.keep)
     except (OSError, SafetensorError) as error:
+        if not checkpoint.refused(error):
+            raise
         run.failed_saves += 1
         kept = checkpoint.names(run.folder.checkpoints)
         run.alarm(
@@ -118,6 +121,7 @@ def roll_back(run: Run, reason: str) -> None:
         raise DivergedError(f"An alarm ({reason}) asked to roll back, but there is no checkpoint yet.")
     restore(run, newest)
     run.state.rollbacks = count
+    run.state.streaks.clear()  # or the checkpoint's own bad steps would sound the alarm again at once
     run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
     run.folder.event("rolled back", reason=reason, from_step=failed_at, to_step=run.state.step, rollbacks=count)
     run.observer.alarm(f"Rolled back from step {failed_at} to {newest.name}; other responses are drawn from here.")
@@ -135,6 +139,9 @@ def restore(run: Run, folder: Path | None) -> None:
     run.state = State.from_json(checkpoint.read_json(folder, "state.json"))
     if run.state.phase == "done" and run.state.step < run.settings.steps:
         run.state.phase = "train"  # the run was given more steps
+    elif run.state.phase != "done" and run.state.step == run.settings.steps:
+        # nothing is saved between the last evaluation and the end; format 1 did not count evaluations
+        run.state.evaluated = min(run.state.evaluated, run.state.step - 1)
     load_trained(run.policy.model, folder / "policy")
     load_optimizer(run.policy_learner.optimizer, folder / "policy_optimizer.safetensors")
     if run.critic is not None and run.critic_learner is not None:
@@ -150,7 +157,8 @@ def changes(settings: dict[str, Any], folder: Path) -> list[str]:
     if not (folder / SETTINGS).exists():  # format 1 did not keep them
         return []
     old, new = (dict(_flat(data)) for data in (checkpoint.read_json(folder, SETTINGS), settings))
-    found = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    # a setting that the checkpoint's version did not know is no change
+    found = [key for key in sorted(old) if old[key] != new.get(key)]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in found if not key.startswith(FREE_TO_CHANGE)]
 
 

@@ -82,7 +82,7 @@ class State:
 
 
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 (0.1) saved after every evaluation that was due, and knew no alarms."""
+    """Format 1 (0.1) saved after evaluations that were due, but for the last, and knew no alarms."""
     later: dict[str, Any] = {"recent": {}, "streaks": {}, "rollbacks": 0, "micro_batch_tokens": {}}
     data = {**data, **later, "evaluated": data["step"] if data["started"] else -1}
     del data["started"]

@@ -19,6 +19,7 @@ from vapo.trainer import watchdog
 
 STACKS = "stacks.txt"
 LOG = "watchdog.log"
+CLOSE_S = 5.0
 _QUIET_S = 0.05
 """Signs of life about the same thing come no closer than this: they are cheap, not free."""
 
@@ -67,6 +68,10 @@ class Watchdog(Watch):
     def close(self) -> None:
         """End the process and take the signal handler back."""
         self._pipe.close()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=CLOSE_S)
+        except subprocess.TimeoutExpired:  # it hangs itself, perhaps on a full stderr
+            self._process.kill()
+            self._process.wait()
         faulthandler.unregister(signal.SIGUSR1)
         self._stacks.close()
