@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,41 +238,3 @@ def test_a_setting_that_only_sizes_new_runs_is_answered_with_the_one_that_works(
     stopped(base, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--set algorithm.optimization.actor_lr=X"):
         resume(tmp_path / "run", {"trainer": {"actor_lr": 1.0}})
-
-
-# --------------------------------------------------------------------------- no pickles
-
-NO_PICKLES = """
-import sys
-from pathlib import Path
-seen = []
-sys.addaudithook(lambda event, args: seen.append((event, args)) if event.startswith("pickle.") else None)
-sys.path.insert(0, sys.argv[1])
-import toys
-from vapo import build
-from vapo.reports.live import SilentView
-from vapo.errors import StoppedError
-root = Path(sys.argv[2])
-before = len(seen)  # what importing libraries does is theirs
-run = toys.toy_run(toys.toy_base(root / "base"), root / "run")
-run.observer.step = lambda m: setattr(run, "stop_requested", m["phase"] == "train")
-try:
-    build.finish(run)
-except StoppedError:
-    pass
-build.finish(build.resume(root / "run", SilentView(), task=toys.EchoTask()))
-print(len(seen) - before)
-import pickle
-pickle.loads(pickle.dumps(sys.exit))
-print(len(seen) - before)
-"""
-
-
-def test_no_pickle_is_read_in_training_saving_and_resuming(tmp_path: Path):
-    command = [sys.executable, "-c", NO_PICKLES, str(Path(__file__).parents[1]), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    none, one = done.stdout.split()[-2:]
-    assert int(none) == 0
-    assert int(one) > 0  # the hook does see them
-    files = {p.suffix for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
-    assert files <= {".safetensors", ".json", ".jinja"}
