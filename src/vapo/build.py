@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 from vapo.algo.presets import Gae, LengthAdaptive
 from vapo.config import SIZED_BY, Config, Layer, TaskConfig, flatten, read_yaml, resolve
 from vapo.environment import environment
-from vapo.errors import ConfigError, DivergedError, ModelError, StoppedError, VerifierBrokenError
+from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, VerifierBrokenError
 from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
@@ -92,43 +93,75 @@ def build(
 ) -> Run:
     """All objects of a run. A fresh one begins its folder once everything has loaded; otherwise the newest
     healthy checkpoint is restored; with settings other than the checkpoint's only if `allow_change`."""
-    if fresh:
-        check_folder(run_dir)
-        config = config if task else with_whole_paths(config)
-        run = _assemble(config, None, observer, task)
-        check_disk(run, run_dir, run.saving.keep + 1)
-        run.folder = RunFolder(run_dir)
-        check_folder(run_dir)  # loading takes a while; somebody else may have been here
-        run.folder.write_text("environment.json", json.dumps(environment(), indent=1))
-        run.folder.write_text("config.yaml", config.to_yaml())  # last: from here on it is a run
-    else:
-        folder = RunFolder(run_dir)
-        try:
-            saved = checkpoint.newest(folder.checkpoints, observer.alarm)
-            changed = snapshot.changes(config.as_dict(), saved) if saved else []
-            if changed and not allow_change:
-                raise ConfigError(
-                    f"These settings are not those of {saved}, and they alter results: {'; '.join(changed)}. "
-                    "Set them back, or mean it: vapo resume --allow-change."
-                )
-            run = _assemble(config, saved, observer, task)
-            check_disk(run, run_dir, 1)
-            run.folder = folder
-            snapshot.restore(run, saved)
-            folder.write_text("config.yaml", config.to_yaml())
-            if changed:
-                folder.event("settings changed", changes=changed)
-                snapshot.save(run)  # under the new settings, so that the next resume need not be told again
-                observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
-        except BaseException:
-            folder.close()
-            raise
-        observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
+    run = _begun(config, run_dir, observer, task) if fresh else _restored(config, run_dir, observer, task, allow_change)
     if run.critic is not None:
         run.folder.event("critic loaded", origin=run.critic.origin)
         observer.note(f"critic: {run.critic.origin}")
     _warn_about_lambda(run)
     return run
+
+
+def _begun(config: Config, run_dir: Path, observer: Observer, task: Task | None) -> Run:
+    """A new run, its folder begun."""
+    check_folder(run_dir)
+    config = config if task else with_whole_paths(config)
+    run = _assemble(config, None, observer, task)
+    with _let_go_on_error(run, run_dir):
+        check_disk(run, run_dir, run.saving.keep + 1)
+        run.folder = RunFolder(run_dir)
+        check_folder(run_dir)  # loading takes a while; somebody else may have been here
+        run.folder.write_text("environment.json", json.dumps(environment(), indent=1))
+        run.folder.write_text("config.yaml", config.to_yaml())  # last: from here on it is a run
+    return run
+
+
+def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | None, allow_change: bool) -> Run:
+    """A run as its newest healthy checkpoint has it, or as it began if there is none."""
+    folder = RunFolder(run_dir)
+    try:
+        saved = checkpoint.newest(folder.checkpoints, observer.alarm)
+        damaged = sorted(path.name for path in folder.checkpoints.glob("*.corrupt"))
+        if saved is None and damaged:
+            raise CheckpointError(
+                f"No checkpoint of {run_dir} is healthy ({', '.join(damaged)}). Start a new run elsewhere, or remove "
+                f"{folder.checkpoints} to start this one over, logs included."
+            )
+        changed = snapshot.changes(config.as_dict(), saved) if saved else []
+        if changed and not allow_change:
+            raise ConfigError(
+                f"These settings are not those of {saved}, and they alter results: {'; '.join(changed)}. "
+                "Set them back, or mean it: vapo resume --allow-change."
+            )
+        run = _assemble(config, saved, observer, task)
+    except BaseException:
+        folder.close()
+        raise
+    run.folder = folder
+    with _let_go_on_error(run, run_dir):
+        check_disk(run, run_dir, 1)
+        snapshot.restore(run, saved)
+        folder.write_text("config.yaml", config.to_yaml())
+        if changed:
+            folder.event("settings changed", changes=changed)
+            snapshot.save(run)  # under the new settings, so that the next resume need not be told again
+            observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
+    observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
+    return run
+
+
+@contextmanager
+def _let_go_on_error(run: Run, run_dir: Path) -> Iterator[None]:
+    """Close what the run holds if it cannot begin; a disk that refuses becomes words."""
+    try:
+        yield
+    except BaseException as error:
+        run.engine.close()
+        if hasattr(run, "folder"):
+            run.folder.close()
+        close(run.task)
+        if isinstance(error, OSError) and checkpoint.refused(error):
+            raise ConfigError(f"Cannot write to {run_dir}: {error}. Free space, or mend its permissions.") from error
+        raise
 
 
 def _assemble(config: Config, saved: Path | None, observer: Observer, task: Task | None) -> Run:

@@ -33,9 +33,11 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        work()
+        try:
+            work()
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # how it ends is decided; a late one must not spoil that
     except VapoError as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is decided; a second one must not spoil its words
         if debug:
             raise
         label = "" if isinstance(error, StoppedError) else "[bold red]error:[/bold red] "

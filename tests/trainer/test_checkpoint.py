@@ -14,6 +14,7 @@ import toys
 from vapo import build
 from vapo.config import Layer
 from vapo.errors import CheckpointError, ConfigError, StoppedError
+from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.trainer import checkpoint
 from vapo.trainer.run import Run
@@ -238,3 +239,45 @@ def test_a_setting_that_only_sizes_new_runs_is_answered_with_the_one_that_works(
     stopped(base, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--set algorithm.optimization.actor_lr=X"):
         resume(tmp_path / "run", {"trainer": {"actor_lr": 1.0}})
+
+
+def test_a_run_all_of_whose_checkpoints_are_damaged_is_not_started_over_unasked(base: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    build.finish(toys.toy_run(base, folder, {"checkpoint": {"keep": 1}}), report=False)
+    (only,) = (folder / "checkpoints").iterdir()
+    (only / "state.json").write_text("{}")
+    lines = (folder / "metrics.jsonl").read_text()
+    with pytest.raises(CheckpointError, match=r"No checkpoint .* healthy \(step_000003.corrupt\)"):
+        resume(folder, {})
+    assert (folder / "metrics.jsonl").read_text() == lines
+
+
+def test_a_folder_that_cannot_be_written_is_named(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuses(self, name: str, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vapo.trainer.record.RunFolder.write_text", refuses)
+    with pytest.raises(ConfigError, match=r"Cannot write to .*run: .*No space left"):
+        toys.toy_run(base, tmp_path / "run")
+
+
+def test_other_errors_of_the_system_are_not_called_a_full_disk(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run")
+
+    def fails(_: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "somewhere else")
+
+    run.observer.step = fails
+    with pytest.raises(FileNotFoundError):
+        build.finish(run)
+
+
+def test_a_library_that_says_it_in_words_only_is_understood(tmp_path: Path):
+    assert checkpoint.refused(Exception("No space left on device (os error 28)"))
+    assert checkpoint.refused(OSError(errno.EROFS, "Read-only file system"))
+    assert not checkpoint.refused(OSError(errno.EMFILE, "Too many open files"))
+    if Path("/dev/full").exists():
+        (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+        with pytest.raises(OSError, match="os error 28") as full:
+            save_model(toys.tiny_llama(), toys.tokenizer(), tmp_path)
+        assert full.value.errno == errno.ENOSPC
