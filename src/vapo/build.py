@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vapo.algo.presets import Gae, LengthAdaptive
 from vapo.config import SIZED_BY, Config, Layer, TaskConfig, flatten, read_yaml, resolve
@@ -140,6 +140,11 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
     with _let_go_on_error(run, run_dir):
         check_disk(run, run_dir, 1)
         snapshot.restore(run, saved)
+        if run.state.step > run.settings.steps:
+            raise ConfigError(
+                f"{run_dir} has done {run.state.step} steps, so trainer.steps={run.settings.steps} is behind it. "
+                f"Set trainer.steps to {run.state.step} or more."
+            )
         folder.write_text("config.yaml", config.to_yaml())
         if changed:
             folder.event("settings changed", changes=changed)
@@ -412,9 +417,9 @@ def finish(run: Run, *, report: bool = True) -> Run:
             run.watch = Watchdog(path, factor=guards.stuck_factor, floor_s=guards.stuck_floor_s)
         run_loop(run)
         run.watch.beat("writing the models and the report")
-        save_model(run.policy.model, run.tokenizer, path / "policy")
+        _publish(run.policy.model, run.tokenizer, path / "policy")
         if run.critic is not None:
-            save_model(run.critic.model, run.tokenizer, path / "critic")
+            _publish(run.critic.model, run.tokenizer, path / "critic")
         if report:
             curves_png(path, path / "curves.png")
             write_report(path)
@@ -433,6 +438,15 @@ def finish(run: Run, *, report: bool = True) -> Run:
         run.folder.close()
         close(run.task)
     return run
+
+
+def _publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A finished model under its name, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_model(model, tokenizer, temporary)
+    checkpoint.remove(folder)
+    temporary.rename(folder)
 
 
 def resume(

@@ -235,6 +235,32 @@ def test_a_run_can_be_made_longer_even_when_it_is_done(base: Path, tmp_path: Pat
     assert one == other
 
 
+def test_a_run_cannot_be_made_shorter_than_it_is(base: Path, tmp_path: Path):
+    build.finish(toys.toy_run(base, tmp_path / "run"), report=False)
+    with pytest.raises(ConfigError, match=r"has done 3 steps, so trainer.steps=2 is behind it"):
+        resume(tmp_path / "run", {"trainer": {"steps": 2}})
+
+
+def test_a_kill_while_the_finished_models_are_written_leaves_none_that_is_torn(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = build.save_model
+
+    def killed(model, tokenizer, folder: Path) -> None:
+        real(model, tokenizer, folder)
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "save_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build.finish(toys.toy_run(base, tmp_path / "run"), report=False)
+    assert not (tmp_path / "run" / "policy").exists()
+    monkeypatch.undo()
+    build.finish(build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()), report=False)
+    assert (tmp_path / "run" / "policy" / "model.safetensors").stat().st_size > 4
+    assert not list((tmp_path / "run").glob(".policy*"))
+
+
 def test_a_setting_that_only_sizes_new_runs_is_answered_with_the_one_that_works(base: Path, tmp_path: Path):
     stopped(base, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--set algorithm.optimization.actor_lr=X"):

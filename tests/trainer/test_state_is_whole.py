@@ -19,7 +19,7 @@ import torch
 
 import toys
 from vapo import build
-from vapo.errors import DivergedError
+from vapo.errors import DivergedError, VapoError
 from vapo.models.lora import plain_weights
 from vapo.reports.live import SilentView
 from vapo.trainer import checkpoint, loop
@@ -310,7 +310,7 @@ def test_leaving_out_any_piece_of_the_state_shows(killed: Killed, tmp_path: Path
     copy_of(folder, tmp_path / "without")
     try:
         found = resumed(tmp_path / "without", piece, meddle, fresh)
-    except Exception as error:  # not going on at all shows, too
+    except VapoError as error:  # not going on at all shows, too
         found = error
     assert found != expected
 

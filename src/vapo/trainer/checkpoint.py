@@ -42,7 +42,9 @@ def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, k
 
     After a crash at any moment there is either no `root/name` or a complete one.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    if not root.exists():
+        root.mkdir(parents=True)
+        _sync(root.parent)
     for leftover in root.glob(".*"):  # of attempts that were killed
         shutil.rmtree(leftover, ignore_errors=True)
     final, temporary = root / name, root / f".{name}.tmp"
@@ -54,15 +56,15 @@ def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, k
         raise
     old = root / f"{name}.old"
     if final.exists():  # the same step again; until the new one is in place the old one can be found as `.old`
-        _remove(old)
+        remove(old)
         final.rename(old)
     temporary.rename(final)
     _sync(root)
-    _remove(old)
+    remove(old)
     healthy = [folder for _, folder in _finished(root) if _serial(folder) is not None]
     for surplus in healthy[keep:]:
         if surplus != final:
-            _remove(surplus)
+            remove(surplus)
     return final
 
 
@@ -193,7 +195,7 @@ def _check_format(folder: Path) -> None:
         )
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Delete a folder so that a crash on the way leaves none that looks damaged."""
     if folder.exists():
         gone = folder.with_name(f".{folder.name}.gone")

@@ -19,13 +19,12 @@ ENOUGH = 5
 
 @dataclass(frozen=True)
 class Alarm:
-    """A figure, when it is bad, and what to say then. `patience`: whether it must stay bad for some steps."""
+    """A figure of a step, when it is bad, and what to say once it has been so for some steps."""
 
     name: str
     metric: str
     bad: Callable[[float, GuardSettings], bool]
     words: str
-    patience: bool = True
 
 
 ALARMS = (

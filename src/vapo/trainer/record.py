@@ -40,16 +40,24 @@ class RunFolder:
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._lock.close()
             raise ConfigError(
                 f"Another process is working on {path}. Wait for it, or choose another --run-dir."
+            ) from error
+        except OSError as error:
+            self._lock.close()
+            raise ConfigError(
+                f"Cannot lock {path / LOCK}: {error.strerror}. Choose a --run-dir on a file system with locks."
             ) from error
 
     def write_text(self, name: str, text: str) -> None:
         """A file of the folder, whole or not at all."""
         temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text)
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.rename(self.path / name)
 
     @property
