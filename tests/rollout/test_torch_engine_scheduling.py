@@ -187,7 +187,7 @@ def test_logits_that_are_not_numbers_stop_the_rollout_and_do_not_outlive_the_wei
 def test_models_without_plain_attention_are_refused():
     from transformers import LlamaConfig, MambaConfig, MambaForCausalLM, Qwen3NextConfig
 
-    from vapo.rollout.torch_engine import _layer_windows
+    from vapo.rollout.decoder import _layer_windows
 
     mamba = MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4))
     with pytest.raises(ModelError, match="MambaForCausalLM is recurrent or hybrid"):

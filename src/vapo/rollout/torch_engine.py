@@ -16,21 +16,18 @@ about 1e-6 in float32, and a token could differ only if its uniform fell that cl
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vapo.errors import ConfigError, DataError, DivergedError, ModelError
-from vapo.rollout.kv_cache import SlotCache, StepMasks, attention_width, round_up
+from vapo.errors import ConfigError, DivergedError
+from vapo.rollout.decoder import ROW_BUCKET, Decoder, copy_weights, padded_length
+from vapo.rollout.kv_cache import attention_width, round_up
 from vapo.rollout.sampling import sample, uniforms
 from vapo.types import Completion, Decoding, Prompt
 
-_ROW_BUCKET = 16
 _FIRST_RESPONSE_CAPACITY = 256  # columns reserved for responses at first; doubled when a row needs more
 _PROGRESS_STEPS = 64
 
@@ -64,7 +61,7 @@ class TorchEngine:
         self.prefill_tokens = prefill_tokens
         self.num_prefilled_tokens = 0
         """Prompt tokens that went through the model's prefill so far, padding not counted."""
-        self._decoder = _Decoder(model if device is None else model.to(device), rows=round_up(slots, _ROW_BUCKET))
+        self._decoder = Decoder(model if device is None else model.to(device), rows=round_up(slots, ROW_BUCKET))
         self._version = 0
         self._decoder.check_against_full_forward()
 
@@ -79,7 +76,7 @@ class TorchEngine:
         All of them or none: names and shapes are checked before the first copy. One name of each set of tied
         tensors is enough. Other dtypes and devices are converted. Raises `ModelError`.
         """
-        _copy_weights(self._decoder.model, list(weights))
+        copy_weights(self._decoder.model, list(weights))
         self._version = version
 
     def generate(
@@ -117,179 +114,6 @@ class TorchEngine:
         self._decoder.release()
 
 
-class _Decoder:
-    """The model with its cache and masks: runs prompts and steps, knows nothing of samples."""
-
-    def __init__(self, model: nn.Module, rows: int) -> None:
-        self.model = model
-        self.rows = rows
-        self.parking = rows
-        """A cache row that never decodes; it keeps the prompt of a group that is admitted in parts."""
-        self.config = _text_config(model)
-        self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
-        self.context = _context(self.config)
-        self._layer_windows = _layer_windows(self.config)
-        self._keep_last = "logits_to_keep" in inspect.signature(model.forward).parameters
-        embeddings = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-        self.vocab_size: int = embeddings.weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
-        self._cache: SlotCache | None = None
-        self._masks: dict[int | None, StepMasks] = {}
-        self._prefilled = 0
-
-    @property
-    def cache(self) -> SlotCache:
-        """The cache that `reserve` made."""
-        assert self._cache is not None
-        return self._cache
-
-    def release(self) -> None:
-        """Forget the cache and the masks."""
-        self._cache = None
-        self._masks = {}
-
-    def take_prefilled_count(self) -> int:
-        """Prompt tokens prefilled since the last call."""
-        count, self._prefilled = self._prefilled, 0
-        return count
-
-    @contextmanager
-    def borrowed_model(self) -> Iterator[None]:
-        """Eval mode, no graph, an attention that takes 4-D masks; everything as it was afterwards."""
-        flags = [(module, module.training) for module in self.model.modules()]
-        attention = self.config._attn_implementation
-        try:
-            self.model.eval()
-            if attention not in ("sdpa", "eager"):
-                self.config._attn_implementation = "sdpa"
-            # Against no_grad, inference_mode saves 8 % of a small model's step.
-            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                yield
-        finally:
-            self.config._attn_implementation = attention
-            for module, training in flags:
-                module.training = training
-                _drop_inference_tensors(module)
-
-    def check_prompt(self, prompt: Prompt, max_tokens: int) -> None:
-        """Raise if the prompt cannot be completed by `max_tokens` tokens."""
-        if not prompt.token_ids:
-            raise DataError(
-                f"Prompt {prompt.id!r} has no token_ids. Render it with a tokenizer first; a model without a "
-                "BOS token cannot continue an empty text."
-            )
-        if not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < self.vocab_size:
-            raise DataError(
-                f"Prompt {prompt.id!r} has token ids from {min(prompt.token_ids)} to {max(prompt.token_ids)}, "
-                f"but the model knows 0 to {self.vocab_size - 1}. Was it rendered with another tokenizer?"
-            )
-        room = self.context - len(prompt.token_ids)
-        if max_tokens > room:
-            fix = f"Lower rollout.max_response_tokens to at most {room}, or" if room > 0 else "Shorten it,"
-            raise ConfigError(
-                f"Prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with max_tokens={max_tokens} that is "
-                f"more than the {self.context} positions of the model's context. {fix} leave out such prompts, "
-                "or take a model with a longer context."
-            )
-
-    def reserve(self, length: int) -> None:
-        """Have a cache for sequences of `length` tokens; what is stored stays."""
-        width = attention_width(length)
-        if self._cache is None:
-            self._cache = SlotCache(self.rows + 1, width)
-        elif self._cache.capacity < width:
-            self._cache.grow(width)
-        elif self._masks:
-            return
-        self._masks = {
-            window: StepMasks(self.rows, self.cache.capacity, window, self.dtype, self.device)
-            for window in set(self._layer_windows.values())
-        }
-
-    def prefill(self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> None:
-        """Run prompts (without their last tokens) of one padded length; store prompt i in rows targets[i]."""
-        length = _padded_length(len(prompts[0]))
-        # Right padding: a causal query never looks at it, and decode steps overwrite its columns. A copy of a
-        # real token, because models warn about padding tokens that come without a mask.
-        ids = torch.tensor([[*p, *[p[-1]] * (length - len(p))] for p in prompts], device=self.device)
-        source = [i for i, rows in enumerate(targets) for _ in rows]
-        target = [row for rows in targets for row in rows]
-        self.cache.begin_prefill(self.indices(source), self.indices(target))
-        # Padding may reach beyond the last position of a model that looks positions up in a table.
-        positions = torch.arange(length, device=self.device).clamp_(max=self.context - 1)
-        positions = positions.expand(len(prompts), length)
-        self._forward(ids, positions, None)
-        self._prefilled += sum(len(p) for p in prompts)
-
-    def step(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
-        """Feed row i the token ids[i] at positions[i]; logits for the next tokens, (B, V). B = len(ids)."""
-        masks = {window: masks.step(positions, width) for window, masks in self._masks.items()}
-        self.cache.begin_step(positions, width)
-        by_kind = {kind: masks[window] for kind, window in self._layer_windows.items()}
-        # Models with layers of one kind take the mask itself, the others build or take one per kind.
-        mask = by_kind if len(by_kind) > 1 else next(iter(by_kind.values()))
-        return self._forward(ids[:, None], positions[:, None], mask)
-
-    def reset_rows(self, rows: Tensor, positions: Tensor) -> None:
-        """Start `rows` anew: their next tokens go to `positions`, and what stands before is theirs."""
-        for masks in self._masks.values():
-            masks.reset(rows, positions)
-
-    def check_against_full_forward(self) -> None:
-        """Refuse a model that this way of decoding would sample from wrongly, whatever the reason."""
-        lengths = (3, 7)
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.vocab_size, (2, max(lengths) + 1), generator=generator)
-        rows, name = self.indices([0, 1]), type(self.model).__name__
-        with self.borrowed_model():
-            try:
-                expected = torch.stack(
-                    [
-                        self.model(ids[i : i + 1, : n + 1].to(self.device), use_cache=False).logits[0, -1]
-                        for i, n in enumerate(lengths)
-                    ]
-                ).float()
-                self.reserve(max(lengths) + 1)
-                for i, n in enumerate(lengths):
-                    self.prefill([ids[i, :n].tolist()], [[i]])
-                positions = torch.zeros(_ROW_BUCKET, dtype=torch.int64, device=self.device)
-                last = torch.zeros_like(positions)
-                positions[:2], last[:2] = self.indices(lengths), ids[[0, 1], list(lengths)].to(self.device)
-                self.reset_rows(rows, positions[:2])
-                got = self.step(last, positions, attention_width(max(lengths) + 1))[:2].float()
-            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
-                raise ModelError(
-                    f"TorchEngine cannot decode {name} with its cache ({type(error).__name__}: {error}). Use "
-                    "another rollout.engine for this model."
-                ) from error
-            finally:
-                self.release()
-                self.take_prefilled_count()
-        tolerance = (1e-3 if self.dtype == torch.float32 else 0.1) * max(1.0, expected.abs().max().item())
-        gap = (got - expected).abs().max().item()
-        if gap > tolerance:  # a NaN passes: weights that are not loaded yet are no reason to refuse
-            raise ModelError(
-                f"TorchEngine's cached decoding of {name} differs from a full forward pass by {gap:.2g} in the "
-                f"logits (allowed: {tolerance:.2g}), so its samples would be wrong. Use another rollout.engine."
-            )
-
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
-        extra = {"logits_to_keep": 1} if self._keep_last else {}
-        output = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            **extra,
-        )
-        return output.logits[:, -1]
-
-    def indices(self, values: Sequence[int]) -> Tensor:
-        """An int64 tensor on the model's device."""
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
-
-
 @dataclass
 class _Sample:
     """A sample in a row of the batch. `lane` is its row in the output buffers, which never moves."""
@@ -312,7 +136,7 @@ class _Run:
 
     def __init__(
         self,
-        decoder: _Decoder,
+        decoder: Decoder,
         prompts: Sequence[Prompt],
         how: Decoding,
         seeds: Sequence[int],
@@ -330,7 +154,7 @@ class _Run:
         rows, device = decoder.rows, decoder.device
         longest = max(len(prompt.token_ids) for prompt in prompts)
         self._limit = longest + how.max_tokens
-        prompt_columns = _padded_length(longest)
+        prompt_columns = padded_length(longest)
         decoder.reserve(max(prompt_columns, min(self._limit, prompt_columns + _FIRST_RESPONSE_CAPACITY)))
         self._stops = torch.tensor(how.stop_token_ids, dtype=torch.int64, device=device)
         self._state = torch.zeros(4, rows, dtype=torch.int64, device=device)
@@ -446,7 +270,7 @@ class _Run:
         by_length: dict[int, list[tuple[tuple[int, ...], list[int]]]] = {}
         for prompt, targets in groups:
             if len(prompt) > 1:  # else there is nothing before the token that the first step feeds
-                by_length.setdefault(_padded_length(len(prompt) - 1), []).append((prompt[:-1], targets))
+                by_length.setdefault(padded_length(len(prompt) - 1), []).append((prompt[:-1], targets))
         for length, same in sorted(by_length.items()):
             count = max(1, self._prefill_tokens // length)
             for i in range(0, len(same), count):
@@ -484,7 +308,7 @@ class _Run:
     def _close_ranks(self) -> None:
         """Move the last rows into holes, if the batch then needs fewer buckets."""
         count = len(self._rows)
-        if round_up(count, _ROW_BUCKET) >= self._batch:
+        if round_up(count, ROW_BUCKET) >= self._batch:
             return
         movers = [row for row in sorted(self._rows) if row >= count]
         holes = [row for row in range(count) if row not in self._rows]
@@ -513,72 +337,9 @@ class _Run:
         """Work out once what the steps until the next change of rows have in common."""
         if not self._rows:
             return
-        self._batch = round_up(max(self._rows) + 1, _ROW_BUCKET)
+        self._batch = round_up(max(self._rows) + 1, ROW_BUCKET)
         self._reach = max(s.prefix - s.born for s in self._rows.values())
         self._deadline = min(s.born for s in self._rows.values()) + self._how.max_tokens
-
-
-def _padded_length(length: int) -> int:
-    """What a prompt is padded to, decided by its own length alone: coarser for longer ones."""
-    return round_up(length, 16 if length <= 64 else 64)
-
-
-def _text_config(model: nn.Module) -> Any:
-    """The language model's config; `ModelError` if the engine cannot handle the architecture."""
-    config = getattr(model, "config", None)
-    name = type(model).__name__
-    if config is None or not hasattr(config, "get_text_config"):
-        raise ModelError(f"TorchEngine samples from transformers models; {name} has no transformers config.")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{name} is an encoder-decoder; TorchEngine samples from decoder-only models.")
-    if getattr(model, "_is_stateful", False):
-        raise ModelError(
-            f"{name} is recurrent or hybrid: it keeps a state that cannot be cut back to a prefix or moved by "
-            "column. TorchEngine needs attention in every layer; take another model."
-        )
-    return config.get_text_config()
-
-
-def _layer_windows(config: Any) -> dict[str, int | None]:
-    """Attention kinds of the model's layers, each with its window (None: sees everything).
-
-    The same reading of a config as `transformers.masking_utils.create_masks_for_generate`.
-    """
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if not kinds:
-        if getattr(config, "attention_chunk_size", None) is not None:
-            kinds = {"chunked_attention"}
-        else:
-            kinds = {"full_attention" if window is None else "sliding_attention"}
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise ModelError(
-            f"TorchEngine knows layers with full and sliding attention; this {config.model_type} model also has "
-            f"{', '.join(sorted(unknown))} (recurrent, hybrid or chunked layers). Take a model with plain attention."
-        )
-    if window is not None and window >= _context(config):
-        window = None  # it never leaves a column behind
-    return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
-
-
-def _context(config: Any) -> int:
-    """Positions a sequence may have."""
-    context = getattr(config, "max_position_embeddings", None) or 2**31
-    ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in [ropes] if "rope_type" in ropes else ropes.values():
-        # Beyond its original context such a model turns all keys differently, those of shorter neighbours in
-        # the batch and those already cached included.
-        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
-            context = min(context, rope.get("original_max_position_embeddings") or context)
-    return context
-
-
-def _drop_inference_tensors(module: nn.Module) -> None:
-    """Replace what a forward pass left in the module: its next backward could not use an inference tensor."""
-    for store in (module._buffers, module.__dict__):
-        for name, value in store.items():
-            if isinstance(value, Tensor) and value.is_inference():
-                store[name] = value.clone()
 
 
 def _check_decoding(how: Decoding) -> None:
@@ -588,28 +349,3 @@ def _check_decoding(how: Decoding) -> None:
         raise ConfigError(f"rollout.temperature must be 0 (greedy) or positive, got {how.temperature}.")
     if not 0.0 < how.top_p <= 1.0:
         raise ConfigError(f"rollout.top_p must be above 0 and at most 1, got {how.top_p}.")
-
-
-@torch.no_grad()
-def _copy_weights(model: nn.Module, weights: Sequence[tuple[str, Tensor]]) -> None:
-    """Copy named tensors into the model's own; nothing is changed if any name or shape is wrong."""
-    own = model.state_dict()
-    given = dict(weights)
-    provided = {own[name].data_ptr() for name in given if name in own}
-    unknown = sorted(given.keys() - own.keys())
-    missing = sorted(name for name, tensor in own.items() if tensor.data_ptr() not in provided)
-    wrong = [
-        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
-        for name, tensor in given.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    for what, names in (("unknown", unknown), ("missing", missing), ("of the wrong shape", wrong)):
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise ModelError(
-                f"Weights for {type(model).__name__} do not fit; {what}: {shown}. Give all tensors of the "
-                "policy's state_dict under its names; nothing was loaded."
-            )
-    for name, tensor in given.items():
-        if tensor.data_ptr() != own[name].data_ptr():
-            own[name].copy_(tensor)
