@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vapo import build
+from vapo import runs
 from vapo.chaos.small import small_config
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
@@ -35,7 +35,7 @@ ROUNDS = 5
 
 def sized_run(root: Path, hidden: int, layers: int) -> Run:
     """The small run with other networks, all moments there."""
-    small = build.build(small_config(), root / "small", SilentView())
+    small = runs.begin(small_config(), root / "small", SilentView())
     vocabulary = small.policy.model.config.vocab_size
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -52,7 +52,7 @@ def sized_run(root: Path, hidden: int, layers: int) -> Run:
     save_model(LlamaForCausalLM(config), small.tokenizer, root / "base")
     small.folder.close()
     no_reference = {"algorithm": {"kl": {"coef": 0.0, "refresh_every": 0}}}
-    run = build.build(small_config({"model": {"policy": str(root / "base")}}, no_reference), root / "run", SilentView())
+    run = runs.begin(small_config({"model": {"policy": str(root / "base")}}, no_reference), root / "run", SilentView())
     for learner in run.learners:
         for parameter in learner.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -108,8 +108,8 @@ def per_step(root: Path) -> list[str]:
     for number in range(ROUNDS):
         for kind, settings in kinds.items():
             folder = root / f"{kind}-{number}"
-            run = build.build(small_config(longer, settings, {"evaluation": {"every": 0}}), folder, SilentView())
-            found[kind].append(seconds(lambda run=run: build.finish(run, report=False)))
+            run = runs.begin(small_config(longer, settings, {"evaluation": {"every": 0}}), folder, SilentView())
+            found[kind].append(seconds(lambda run=run: runs.finish(run, report=False)))
             shutil.rmtree(folder)
     base = statistics.median(found["no saves, no watchdog"])
     return [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from vapo import build
+from vapo import runs
 from vapo.algo.presets import Gae
 from vapo.config import recipe_layer, resolve, set_layer
 from vapo.models.networks import value_head
@@ -40,7 +40,7 @@ def gradient(objective: Objective, batch: Batch, tokens: int) -> torch.Tensor:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = resolve([recipe_layer("maze"), set_layer("scale.threads=1")])
-        run = build.build(config, Path(folder) / "run", SilentView())
+        run = runs.begin(config, Path(folder) / "run", SilentView())
         assert run.critic is not None
         torch.manual_seed(0)
         torch.nn.init.normal_(value_head(run.critic.model).weight, std=0.1)  # a head at 0 gives the backbone nothing

@@ -19,7 +19,9 @@ FLOORS = [
     {"reports", "scale"},
     {"config", "environment", "orderly"},
     {"ground"},
+    {"scoring"},
     {"build"},
+    {"runs"},
     {"api", "study", "chaos"},
     {"cli"},
 ]

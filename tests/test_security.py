@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vapo import build
+from vapo import runs
 from vapo.config import Layer, resolve
 
 SECRET = "hf_thisIsASecret0123456789"
@@ -21,7 +21,7 @@ watched = ("pickle.", "socket.")
 sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(watched) else None)
 sys.path.insert(0, sys.argv[1])
 import toys
-from vapo import build
+from vapo import runs
 from vapo.reports.live import SilentView
 from vapo.errors import StoppedError
 root = Path(sys.argv[2])
@@ -29,10 +29,10 @@ before = len(seen)  # what importing libraries does is theirs
 run = toys.toy_run(toys.toy_base(root / "base"), root / "run")
 run.observer.step = lambda m: setattr(run, "stop_requested", m["phase"] == "train")
 try:
-    build.finish(run)
+    runs.finish(run)
 except StoppedError:
     pass
-build.finish(build.resume(root / "run", SilentView(), task=toys.EchoTask()))
+runs.finish(runs.resume(root / "run", SilentView(), task=toys.EchoTask()))
 print(seen[before:])
 import pickle, socket
 pickle.loads(pickle.dumps(sys.exit))
@@ -59,7 +59,7 @@ def test_a_run_reads_no_pickle_opens_no_socket_and_writes_no_secret(tmp_path: Pa
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "a/b.py:make", "a\\b", "x\ny", ".hidden"])
 def test_no_task_can_name_a_run_out_of_its_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    path = build.default_run_dir(resolve([Layer("test", {"task": {"name": name}})]))
+    path = runs.default_run_dir(resolve([Layer("test", {"task": {"name": name}})]))
     assert path.parent == Path("runs")
     assert path.name not in ("", ".", "..")
     assert not path.name.startswith(".")

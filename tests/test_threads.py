@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vapo.build import set_threads
+from vapo.models.placing import set_threads
 
 
 @pytest.mark.parametrize(

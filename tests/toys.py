@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from vapo import build
+from vapo import runs
 from vapo.config import Config, Layer, resolve
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
@@ -85,5 +85,5 @@ def toy_run(
 ) -> Run:
     """A run on the echo task, built and not yet started."""
     task = task or EchoTask()
-    config = build.with_task(toy_config(base, *layers, preset=preset), task)
-    return build.build(config, folder, SilentView(), task=task)
+    config = runs.with_task(toy_config(base, *layers, preset=preset), task)
+    return runs.begin(config, folder, SilentView(), task=task)

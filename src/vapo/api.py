@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vapo import build
+from vapo import runs
 from vapo.config import Config, Layer, recipe_layer, resolve, source_layers
 from vapo.evals.evaluate import RANKS, EvaluationResult
 from vapo.reports.live import SilentView
+from vapo.scoring import evaluate_model
 from vapo.tasks.verifiers.functions import name_of
 from vapo.trainer.observer import Observer
 from vapo.types import Task
@@ -40,9 +41,9 @@ def train(
         else:
             layers = source_layers(None if config is None else str(config))
         config = resolve(layers)
-    config = build.with_task(config, task)
-    path = Path(run_dir) if run_dir is not None else build.default_run_dir(config)
-    return build.train(config, path, observer or SilentView(), task).folder.path
+    config = runs.with_task(config, task)
+    path = Path(run_dir) if run_dir is not None else runs.default_run_dir(config)
+    return runs.train(config, path, observer or SilentView(), task).folder.path
 
 
 def resume(
@@ -59,8 +60,8 @@ def resume(
     need `allow_change`.
     """
     layers = [Layer("resume", changes)] if changes else []
-    run = build.resume(Path(run_dir), observer or SilentView(), task, changes=layers, allow_change=allow_change)
-    return build.finish(run).folder.path
+    run = runs.resume(Path(run_dir), observer or SilentView(), task, changes=layers, allow_change=allow_change)
+    return runs.finish(run).folder.path
 
 
 def evaluate(
@@ -95,7 +96,7 @@ def evaluate(
     if max_response_tokens is not None:
         settings["rollout"] = {"max_response_tokens": max_response_tokens}
     config = resolve([Layer("argument", settings)])
-    return build.evaluate_model(
+    return evaluate_model(
         config,
         prompts,
         observer or SilentView(),

@@ -18,6 +18,7 @@ from vapo.models.gguf import is_gguf, place
 from vapo.models.loading import context_length, load_config, load_tokenizer, render, stop_token_ids
 from vapo.tasks.catalog import find_task
 from vapo.tasks.problems import MAX_DROPPED
+from vapo.trainer.observer import Observer
 from vapo.types import Decoding, Progress, Prompt, PromptSet, Task
 
 TRIES = 1000
@@ -190,6 +191,15 @@ def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_
         heldout_prompts=heldout,
         decoding=Decoding(limit, stop_token_ids(tokenizer, source), sections.rollout.temperature),
     )
+
+
+def tell(base: Ground, observer: Observer) -> None:
+    """What the task has to say about its problems, and which prompts were left out."""
+    for note in getattr(base.task, "notes", []):
+        observer.note(note)
+    for name, prompts in (("training", base.train_prompts), ("held-out", base.heldout_prompts)):
+        if prompts.too_long:
+            observer.note(f"{prompts.too_long} {name} prompts are too long and left out")
 
 
 def model_source(policy: str, task: Task) -> str:

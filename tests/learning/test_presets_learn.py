@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import toys
-from vapo import build
+from vapo import runs
 from vapo.algo.presets import PRESETS
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ LONGER = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_held_out_accuracy_rises_under(preset: str, tmp_path: Path):
-    build.finish(toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", LONGER, preset=preset))
+    runs.finish(toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", LONGER, preset=preset))
     lines = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
     before, after = (json.loads(line) for line in lines)
     # chance alone would leave the two intervals overlapping

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import toys
-from vapo import build
+from vapo import runs
 from vapo.config import Layer
 from vapo.errors import CheckpointError, ConfigError, StoppedError
 from vapo.models.saving import save_model
@@ -113,9 +113,9 @@ def events(folder: Path) -> list[dict[str, Any]]:
 def test_a_checkpoint_of_format_1_goes_on(tmp_path: Path):
     folder = tmp_path / "run"
     shutil.copytree(GOLDEN, folder)
-    run = build.resume(folder, SilentView(), task=toys.EchoTask())
+    run = runs.resume(folder, SilentView(), task=toys.EchoTask())
     assert (run.state.step, run.state.evaluated, run.state.gradient_steps) == (1, 1, 2)
-    build.finish(run, report=False)
+    runs.finish(run, report=False)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(m["phase"], m["step"]) for m in lines] == [
         ("pretrain", 1),
@@ -146,7 +146,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_goes_on(
 ):
     run = toys.toy_run(base, tmp_path / "run", {"checkpoint": {"every": 2}})
     refusing(run, 2, monkeypatch)
-    build.finish(run, report=False)
+    runs.finish(run, report=False)
     alarms = [e["message"] for e in events(tmp_path / "run") if e["event"] == "alarm"]
     assert len(alarms) == 2
     assert "No space left" in alarms[0]
@@ -161,11 +161,11 @@ def test_after_three_refusals_the_run_stops_and_can_be_resumed(
     run = toys.toy_run(base, tmp_path / "run")
     refusing(run, 10**9, monkeypatch)
     with pytest.raises(StoppedError, match=r"refused 3 saves in a row.*vapo resume") as stop:
-        build.finish(run, report=False)
+        runs.finish(run, report=False)
     assert stop.value.exit_code == 75
     monkeypatch.undo()
-    build.finish(build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()), report=False)
-    build.finish(toys.toy_run(base, tmp_path / "whole"), report=False)
+    runs.finish(runs.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()), report=False)
+    runs.finish(toys.toy_run(base, tmp_path / "whole"), report=False)
     one, other = (checkpoint.sha256(tmp_path / n / "policy" / "model.safetensors") for n in ("run", "whole"))
     assert one == other
 
@@ -196,11 +196,11 @@ def stopped(base: Path, folder: Path) -> None:
     run = toys.toy_run(base, folder)
     run.observer.step = lambda m: setattr(run, "stop_requested", m["phase"] == "train")
     with pytest.raises(StoppedError):
-        build.finish(run)
+        runs.finish(run)
 
 
 def resume(folder: Path, values: dict[str, Any], **options: Any) -> Run:
-    return build.resume(
+    return runs.resume(
         folder, SilentView(), task=toys.EchoTask(), changes=[Layer("--set", values)] if values else [], **options
     )
 
@@ -219,7 +219,7 @@ def test_settings_that_alter_results_are_not_changed_unseen(base: Path, tmp_path
     (folder / "config.yaml").write_text(text)
     resume(folder, lower, allow_change=True).folder.close()  # killed before its first step
     run = resume(folder, {})
-    build.finish(run, report=False)
+    runs.finish(run, report=False)
     (told,) = [e["changes"] for e in events(folder) if e["event"] == "settings changed"]
     assert told == ["algorithm.optimization.actor_lr: 0.003 -> 0.0001"]
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
@@ -228,15 +228,15 @@ def test_settings_that_alter_results_are_not_changed_unseen(base: Path, tmp_path
 
 
 def test_a_run_can_be_made_longer_even_when_it_is_done(base: Path, tmp_path: Path):
-    build.finish(toys.toy_run(base, tmp_path / "run"), report=False)
-    build.finish(resume(tmp_path / "run", {"trainer": {"steps": 5}}), report=False)
-    build.finish(toys.toy_run(base, tmp_path / "long", {"trainer": {"steps": 5}}), report=False)
+    runs.finish(toys.toy_run(base, tmp_path / "run"), report=False)
+    runs.finish(resume(tmp_path / "run", {"trainer": {"steps": 5}}), report=False)
+    runs.finish(toys.toy_run(base, tmp_path / "long", {"trainer": {"steps": 5}}), report=False)
     one, other = (checkpoint.sha256(tmp_path / n / "policy" / "model.safetensors") for n in ("run", "long"))
     assert one == other
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(base: Path, tmp_path: Path):
-    build.finish(toys.toy_run(base, tmp_path / "run"), report=False)
+    runs.finish(toys.toy_run(base, tmp_path / "run"), report=False)
     with pytest.raises(ConfigError, match=r"has done 3 steps, so trainer.steps=2 is behind it"):
         resume(tmp_path / "run", {"trainer": {"steps": 2}})
 
@@ -244,19 +244,19 @@ def test_a_run_cannot_be_made_shorter_than_it_is(base: Path, tmp_path: Path):
 def test_a_kill_while_the_finished_models_are_written_leaves_none_that_is_torn(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = build.save_model
+    real = runs.save_model
 
     def killed(model, tokenizer, folder: Path) -> None:
         real(model, tokenizer, folder)
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "save_model", killed)
+    monkeypatch.setattr(runs, "save_model", killed)
     with pytest.raises(KeyboardInterrupt):
-        build.finish(toys.toy_run(base, tmp_path / "run"), report=False)
+        runs.finish(toys.toy_run(base, tmp_path / "run"), report=False)
     assert not (tmp_path / "run" / "policy").exists()
     monkeypatch.undo()
-    build.finish(build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()), report=False)
+    runs.finish(runs.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()), report=False)
     assert (tmp_path / "run" / "policy" / "model.safetensors").stat().st_size > 4
     assert not list((tmp_path / "run").glob(".policy*"))
 
@@ -269,7 +269,7 @@ def test_a_setting_that_only_sizes_new_runs_is_answered_with_the_one_that_works(
 
 def test_a_run_all_of_whose_checkpoints_are_damaged_is_not_started_over_unasked(base: Path, tmp_path: Path):
     folder = tmp_path / "run"
-    build.finish(toys.toy_run(base, folder, {"checkpoint": {"keep": 1}}), report=False)
+    runs.finish(toys.toy_run(base, folder, {"checkpoint": {"keep": 1}}), report=False)
     (only,) = (folder / "checkpoints").iterdir()
     (only / "state.json").write_text("{}")
     lines = (folder / "metrics.jsonl").read_text()
@@ -295,7 +295,7 @@ def test_other_errors_of_the_system_are_not_called_a_full_disk(base: Path, tmp_p
 
     run.observer.step = fails
     with pytest.raises(FileNotFoundError):
-        build.finish(run)
+        runs.finish(run)
 
 
 def test_a_library_that_says_it_in_words_only_is_understood(tmp_path: Path):

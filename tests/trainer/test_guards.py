@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import toys
-from vapo import build
+from vapo import runs
 from vapo.errors import DivergedError, VapoError
 from vapo.trainer.batch import Batch
 from vapo.trainer.guards import new_alarms
@@ -91,7 +91,7 @@ def always(action: str, **more: Any) -> dict[str, Any]:
 
 def test_an_alarm_can_stop_a_run(base: Path, tmp_path: Path):
     with pytest.raises(DivergedError, match="Stopped by an alarm") as stop:
-        build.finish(toys.toy_run(base, tmp_path / "run", always("stop")))
+        runs.finish(toys.toy_run(base, tmp_path / "run", always("stop")))
     assert stop.value.exit_code == 3
 
 
@@ -100,7 +100,7 @@ def test_an_alarm_can_roll_a_run_back_to_draw_other_responses(base: Path, tmp_pa
     seen: list[tuple[int, float]] = []
     run.observer.step = lambda m: seen.append((m["step"], m["reward"])) if m["phase"] == "train" else None
     with pytest.raises(DivergedError, match="3 rollbacks did not help"):
-        build.finish(run)
+        runs.finish(run)
     assert [step for step, _ in seen] == [1, 1, 1, 1]
     assert len({reward for _, reward in seen}) > 1
     back = [e for e in events(tmp_path / "run") if e["event"] == "rolled back"]
@@ -112,7 +112,7 @@ def test_an_alarm_can_roll_a_run_back_to_draw_other_responses(base: Path, tmp_pa
 
 def test_after_a_rollback_the_checkpoints_own_bad_steps_do_not_count(base: Path, tmp_path: Path):
     run = toys.toy_run(base, tmp_path / "run", always("rollback"))
-    build.finish(run, report=False)  # back from step 2 to 1, and from step 3 to 2
+    runs.finish(run, report=False)  # back from step 2 to 1, and from step 3 to 2
     assert run.state.rollbacks == 2
 
 
@@ -134,7 +134,7 @@ def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, l
     before = [p.clone() for p in chosen.parameters]
     three_in_a_row = learner == "critic"  # two steps of pretraining, one joint one
     with pytest.raises(DivergedError) if three_in_a_row else contextlib.nullcontext():
-        build.finish(run, report=False)
+        runs.finish(run, report=False)
     assert all(torch.equal(b, p) for b, p in zip(before, chosen.parameters, strict=True))
     assert not chosen.optimizer.state
     kept = sorted((tmp_path / "run" / "skipped").glob("*.safetensors"))
@@ -172,9 +172,9 @@ def test_out_of_memory_halves_the_micro_batch_and_redoes_the_same_step(base: Pat
     small = {"trainer": {"micro_batch_tokens": 160}}
     run = toys.toy_run(base, tmp_path / "run", small)
     tried = little_memory(run, 50, cpu=cpu)
-    build.finish(run, report=False)
+    runs.finish(run, report=False)
     whole = toys.toy_run(base, tmp_path / "whole", small)
-    build.finish(whole, report=False)
+    runs.finish(whole, report=False)
     assert max(tried) > 50
     assert run.state.micro_batch_tokens == {"policy": 40}
     for one, other in zip(run.policy_learner.parameters, whole.policy_learner.parameters, strict=True):
@@ -188,7 +188,7 @@ def test_too_little_memory_for_one_response_says_what_to_do(base: Path, tmp_path
     run = toys.toy_run(base, tmp_path / "run")
     little_memory(run, 0)
     with pytest.raises(VapoError, match=r"single response at a time.*gradient_checkpointing"):
-        build.finish(run)
+        runs.finish(run)
 
 
 def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(base: Path, tmp_path: Path):
@@ -199,7 +199,7 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(base: Path, tmp
 
     object.__setattr__(run.policy_learner.objective, "loss", fails)
     with pytest.raises(RuntimeError, match="shapes"):
-        build.finish(run)
+        runs.finish(run)
 
 
 # --------------------------------------------------------------------------- the watch

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 import toys
-from vapo import build
+from vapo import runs
 from vapo.errors import ConfigError, DivergedError, ModelError, StoppedError, VerifierBrokenError
 from vapo.reports.live import SilentView
 from vapo.trainer.loop import train_step
@@ -35,7 +35,7 @@ def metrics(folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def vapo_run(base: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vapo") / "run"
-    build.finish(toys.toy_run(base, folder, {"trainer": {"save_rollouts_every": 2}}))
+    runs.finish(toys.toy_run(base, folder, {"trainer": {"save_rollouts_every": 2}}))
     return folder
 
 
@@ -98,7 +98,7 @@ def test_pretraining_stops_when_patience_runs_out(base: Path, tmp_path: Path):
 
 def test_a_critic_that_is_not_ready_raises_an_alarm(base: Path, tmp_path: Path):
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"pretraining_ready": 0.99, "steps": 1}})
-    build.finish(run)
+    runs.finish(run)
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert any("critic is not ready" in e.get("message", "") for e in events if e["event"] == "alarm")
 
@@ -107,7 +107,7 @@ def test_a_method_with_a_group_baseline_builds_no_critic(base: Path, tmp_path: P
     run = toys.toy_run(base, tmp_path / "run", preset="dapo")
     assert run.critic is None
     assert [learner.name for learner in run.learners] == ["policy"]
-    build.finish(run)
+    runs.finish(run)
     assert not (tmp_path / "run" / "critic").exists()
     assert all("value/loss" not in m for m in metrics(tmp_path / "run"))
 
@@ -128,7 +128,7 @@ def test_head_and_backbone_share_one_scheduled_optimizer(base: Path, tmp_path: P
 def test_the_kl_penalty_is_a_loss_term_and_never_part_of_the_reward(base: Path, tmp_path: Path):
     # bug 12 (NeMo PR 2530): counted in both
     run = toys.toy_run(base, tmp_path / "run", {"algorithm": {"kl": {"coef": 5.0}}}, preset="grpo")
-    build.finish(run)
+    runs.finish(run)
     for line in metrics(tmp_path / "run"):
         assert line["reward"] == pytest.approx(line["accuracy"])
     assert metrics(tmp_path / "run")[0]["loss/kl"] < metrics(tmp_path / "run")[-1]["loss/kl"]
@@ -138,13 +138,13 @@ def test_too_many_invalid_verdicts_stop_the_run(base: Path, tmp_path: Path):
     broken = toys.EchoTask({f"train-{i}": Verdict("invalid", "no gold answer") for i in range(4)})
     run = toys.toy_run(base, tmp_path / "run", preset="grpo", task=broken)
     with pytest.raises(VerifierBrokenError, match="no gold answer"):
-        build.finish(run)
+        runs.finish(run)
     assert VerifierBrokenError.exit_code == 4
 
 
 def test_a_few_invalid_verdicts_are_left_out_and_counted(base: Path, tmp_path: Path):
     broken = toys.EchoTask({"train-3": Verdict("invalid", "no gold answer")})
-    build.finish(toys.toy_run(base, tmp_path / "run", task=broken))
+    runs.finish(toys.toy_run(base, tmp_path / "run", task=broken))
     assert {m["verdict/invalid_ratio"] for m in metrics(tmp_path / "run")} == {4 / 32}
 
 
@@ -152,7 +152,7 @@ def test_a_verifier_that_raises_gives_an_invalid_verdict_and_no_crash(base: Path
     task = toys.EchoTask()
     honest = task.verify
     task.verify = lambda prompt, response: 1 / 0 if prompt.id == "train-3" else honest(prompt, response)
-    build.finish(toys.toy_run(base, tmp_path / "run", task=task))
+    runs.finish(toys.toy_run(base, tmp_path / "run", task=task))
     assert {m["verdict/invalid_ratio"] for m in metrics(tmp_path / "run")} == {4 / 32}
 
 
@@ -164,7 +164,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_three_steps_in_a_row_stop
         run.policy_learner.objective, "loss", lambda m, w: (honest(m, w)[0] * float("nan"), honest(m, w)[1])
     )
     with pytest.raises(DivergedError, match="actor_lr"):
-        build.finish(run)
+        runs.finish(run)
     assert DivergedError.exit_code == 3
     last_event = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])
     assert last_event["event"] == "diverged"
@@ -188,7 +188,7 @@ def test_dynamic_sampling_keeps_mixed_groups_only_and_gives_up_in_time(base: Pat
     assert len({(e.prompt.id, e.sample) for e in kept}) == 32
     none = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(8)})
     run2 = toys.toy_run(base, tmp_path / "run2", preset="dapo", task=none)
-    build.finish(run2)
+    runs.finish(run2)
     assert run2.state.num_samples == 3 * 10 * 32  # 3 steps of 1 + 9 rounds
     assert run2.state.gradient_steps == 0
     run.folder.close()
@@ -208,7 +208,7 @@ def test_one_broken_prompt_does_not_stop_a_step_of_dynamic_sampling(base: Path, 
 def test_fewer_responses_make_fewer_gradient_steps_not_smaller_minibatches(base: Path, tmp_path: Path):
     # only prompt 5 can be right: whatever is left after the refills is one or few groups of 4
     task = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(8) if i != 5})
-    build.finish(toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="dapo", task=task))
+    runs.finish(toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="dapo", task=task))
     line = metrics(tmp_path / "run")[0]
     kept = round(line["sampling/kept_ratio"] * line["num_samples"])
     assert kept < 32
@@ -218,14 +218,14 @@ def test_fewer_responses_make_fewer_gradient_steps_not_smaller_minibatches(base:
 
 
 def test_a_run_on_an_own_task_names_it_and_cannot_be_resumed_on_another(base: Path, tmp_path: Path):
-    build.finish(toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="grpo"))
+    runs.finish(toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="grpo"))
     assert "name: echo" in (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(ConfigError, match=r"vapo\.resume"):
-        build.resume(tmp_path / "run", SilentView())
+        runs.resume(tmp_path / "run", SilentView())
     other = toys.EchoTask()
     other.name = "other"
     with pytest.raises(ConfigError, match="'echo', not on 'other'"):
-        build.resume(tmp_path / "run", SilentView(), task=other)
+        runs.resume(tmp_path / "run", SilentView(), task=other)
 
 
 def test_a_run_goes_on_without_the_model_it_started_from(tmp_path: Path):
@@ -233,9 +233,9 @@ def test_a_run_goes_on_without_the_model_it_started_from(tmp_path: Path):
     run = toys.toy_run(start, tmp_path / "run")
     run.stop_requested = True
     with pytest.raises(StoppedError):
-        build.finish(run)
+        runs.finish(run)
     shutil.rmtree(start)
-    build.finish(build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()))
+    runs.finish(runs.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()))
     assert len(metrics(tmp_path / "run")) == 5
 
 

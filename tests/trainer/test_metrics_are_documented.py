@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import toys
-from vapo import build
+from vapo import runs
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 @pytest.mark.parametrize("preset", ["vapo", "grpo"])
 def test_every_metric_is_documented(preset: str, tmp_path: Path):
-    build.finish(toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", preset=preset))
+    runs.finish(toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", preset=preset))
     named = set(re.findall(r"`([a-z_/]+)`", DOCS.read_text()))
     short = {f"completions/{name}" for name in ("min_length", "max_length")}
     written = {

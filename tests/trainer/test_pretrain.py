@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import toys
-from vapo import build
+from vapo import runs
 from vapo.errors import ConfigError, StoppedError
 from vapo.models.backbone import hidden_states
 from vapo.trainer.batch import Batch, concatenate
@@ -79,15 +79,15 @@ def test_pretraining_that_is_resumed_between_its_steps_samples_the_lost_response
     # the responses of earlier steps are not saved: a resumed run must draw the same ones to learn from
     base = toys.toy_base(tmp_path / "base")
     replays = {"trainer": {"pretraining_steps": 4, "pretraining_passes": 3, "steps": 1}}
-    build.finish(toys.toy_run(base, tmp_path / "whole", replays))
+    runs.finish(toys.toy_run(base, tmp_path / "whole", replays))
     run = toys.toy_run(base, tmp_path / "stopped", replays)
     for _ in range(2):  # stops after the first step, then after the second
         stopping(run)
         with pytest.raises(StoppedError):
-            build.finish(run)
-        run = build.resume(tmp_path / "stopped", toys.SilentView(), task=toys.EchoTask())
+            runs.finish(run)
+        run = runs.resume(tmp_path / "stopped", toys.SilentView(), task=toys.EchoTask())
     assert run.state.pretrain_step == 2
-    build.finish(run)
+    runs.finish(run)
     for file in ("policy/model.safetensors", "critic/model.safetensors"):
         assert sha256(tmp_path / "whole" / file) == sha256(tmp_path / "stopped" / file)
     last = [json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[-1]) for n in ("whole", "stopped")]
@@ -97,7 +97,7 @@ def test_pretraining_that_is_resumed_between_its_steps_samples_the_lost_response
 def test_zero_steps_pretrain_a_critic_and_leave_the_policy_unevaluated(tmp_path: Path):
     run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", {"trainer": {"steps": 0}})
     before = {k: v.clone() for k, v in run.policy.model.state_dict().items()}
-    build.finish(run)
+    runs.finish(run)
     assert all(torch.equal(v, before[k]) for k, v in run.policy.model.state_dict().items())
     assert (tmp_path / "run" / "critic" / "model.safetensors").is_file()
     assert not (tmp_path / "run" / "evaluations.jsonl").exists()

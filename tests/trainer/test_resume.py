@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import toys
-from vapo import build
+from vapo import runs
 from vapo.errors import CheckpointError, ConfigError, StoppedError
 from vapo.reports.live import SilentView
 from vapo.trainer import checkpoint
@@ -37,7 +37,7 @@ def finished(request, tmp_path_factory) -> tuple[Path, Path, str]:
     """A run that was never stopped, with a checkpoint after every step."""
     root = tmp_path_factory.mktemp(request.param)
     base = toys.toy_base(root / "base")
-    build.finish(start(base, root / "whole", request.param))
+    runs.finish(start(base, root / "whole", request.param))
     return base, root / "whole", request.param
 
 
@@ -68,7 +68,7 @@ def test_resuming_at_every_edge_gives_the_same_lines_and_the_same_bytes(finished
         # what a lost attempt wrote after the checkpoint must not stay
         with (copy / "metrics.jsonl").open("a") as file:
             file.write('{"phase": "train", "step": 99}\n{"torn')
-        build.finish(build.resume(copy, SilentView(), task=toys.EchoTask()))
+        runs.finish(runs.resume(copy, SilentView(), task=toys.EchoTask()))
         assert timeless(copy, "metrics.jsonl") == timeless(whole, "metrics.jsonl"), name
         assert timeless(copy, "evaluations.jsonl") == timeless(whole, "evaluations.jsonl"), name
         last = max(names, key=lambda n: (serials[n], n))
@@ -81,7 +81,7 @@ def test_a_run_without_any_checkpoint_starts_over(finished, tmp_path: Path):
     _, whole, _ = finished
     shutil.copytree(whole, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "checkpoints")
-    build.finish(build.resume(tmp_path / "copy", SilentView(), task=toys.EchoTask()))
+    runs.finish(runs.resume(tmp_path / "copy", SilentView(), task=toys.EchoTask()))
     assert timeless(tmp_path / "copy", "metrics.jsonl") == timeless(whole, "metrics.jsonl")
 
 
@@ -95,11 +95,11 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_used(fini
     said: list[str] = []
     view = SilentView()
     view.alarm = said.append
-    run = build.resume(tmp_path / "copy", view, task=toys.EchoTask())
+    run = runs.resume(tmp_path / "copy", view, task=toys.EchoTask())
     assert run.state.step == 2
     assert "step_000003 is damaged (policy/model.safetensors has another SHA-256" in said[0]
     assert (tmp_path / "copy" / "checkpoints" / "step_000003.corrupt").is_dir()
-    build.finish(run)
+    runs.finish(run)
     assert timeless(tmp_path / "copy", "metrics.jsonl") == timeless(whole, "metrics.jsonl")
 
 
@@ -115,21 +115,21 @@ def test_a_stop_request_saves_at_the_next_edge_and_the_run_goes_on_as_if_never_s
     run = start(base, tmp_path / "run", preset, {"checkpoint": {"every": 0}})
     run.stop_requested = True
     with pytest.raises(StoppedError, match="vapo resume"):
-        build.finish(run)
-    build.finish(build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()))
+        runs.finish(run)
+    runs.finish(runs.resume(tmp_path / "run", SilentView(), task=toys.EchoTask()))
     assert timeless(tmp_path / "run", "metrics.jsonl") == timeless(whole, "metrics.jsonl")
 
 
 def test_a_second_process_on_the_folder_is_refused(tmp_path: Path):
     run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run")
     with pytest.raises(ConfigError, match="Another process"):
-        build.resume(tmp_path / "run", SilentView(), task=toys.EchoTask())
+        runs.resume(tmp_path / "run", SilentView(), task=toys.EchoTask())
     run.folder.close()
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
     few = {"checkpoint": {"every": 1, "keep": 2}}
-    build.finish(toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", few))
+    runs.finish(toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", few))
     assert edges(tmp_path / "run") == ["step_000002", "step_000003"]
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import toys
-from vapo import build
+from vapo import runs
 from vapo.errors import DivergedError, VapoError
 from vapo.models.lora import plain_weights
 from vapo.reports.live import SilentView
@@ -150,7 +150,7 @@ def test_the_walk_would_notice_something_new(base: Path, tmp_path: Path, kind: s
 def test_a_step_touches_no_global_chance(base: Path, tmp_path: Path):
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"pretraining_steps": 1}})
     before = torch.get_rng_state(), repr(random.getstate()), repr(np.random.get_state())
-    build.finish(run, report=False)
+    runs.finish(run, report=False)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (repr(random.getstate()), repr(np.random.get_state()))
 
@@ -237,7 +237,7 @@ def finish(run: Run, meddle: Callable[[Run], None] | None) -> None:
     if meddle:
         meddle(run)
     try:
-        build.finish(run, report=False)
+        runs.finish(run, report=False)
     except DivergedError as error:  # some of these runs are meant to
         with (run.folder.path / "events.jsonl").open("a") as file:
             file.write(json.dumps({"event": "ended", "message": str(error)}) + "\n")
@@ -245,7 +245,7 @@ def finish(run: Run, meddle: Callable[[Run], None] | None) -> None:
 
 def resumed(folder: Path, piece: str | None, meddle: Callable[[Run], None] | None, fresh: Run | None) -> Any:
     """What the run leaves when it goes on from the folder's newest checkpoint without one piece of its state."""
-    run = build.resume(folder, SilentView(), task=toys.EchoTask())
+    run = runs.resume(folder, SilentView(), task=toys.EchoTask())
     if piece == "log_bytes":
         run.folder.cut_logs({})
     elif piece is not None and hasattr(run.state, piece):

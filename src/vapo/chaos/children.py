@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vapo import build
+from vapo import runs
 from vapo.config import Config
 from vapo.orderly import carry_out, exit_code_of
 from vapo.reports.live import SilentView
@@ -99,15 +99,15 @@ def _be_the_run(folder: Path, config: Config, meddle: Meddle | None, pencil: Pat
 
         def prepare() -> Run:
             if (folder / "config.yaml").exists():
-                run = build.resume(folder, SilentView())
+                run = runs.resume(folder, SilentView())
             else:
-                run = build.build(config, folder, SilentView())
+                run = runs.begin(config, folder, SilentView())
             run.watch = Pencil(pencil)
             if meddle:
                 meddle(run)
             return run
 
-        code = exit_code_of(lambda: carry_out(prepare, partial(build.finish, report=False)))
+        code = exit_code_of(lambda: carry_out(prepare, partial(runs.finish, report=False)))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from vapo import build
+from vapo import runs
 from vapo.chaos.small import small_config
 from vapo.chaos.trials import TRIALS, Lab
+from vapo.ground import close
 from vapo.reports.live import SilentView
 
 DISK_MB = 64
@@ -43,10 +44,10 @@ def main(root: Path, mount: bool) -> None:
 
 def _warm_up(root: Path) -> None:
     """Build a run once, so that what is imported and compiled on the way is there in every child."""
-    run = build.build(small_config(), root / "warm", SilentView())
+    run = runs.begin(small_config(), root / "warm", SilentView())
     run.engine.close()
     run.folder.close()
-    build.close(run.task)
+    close(run.task)
 
 
 if __name__ == "__main__":

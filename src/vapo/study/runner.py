@@ -22,12 +22,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from vapo.build import load_run_config
 from vapo.config import flatten
 from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
 from vapo.ground import close, ground
 from vapo.reports.comparison import compare
 from vapo.reports.runfiles import number, read_jsonl, read_run
+from vapo.runs import load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.study import Study, frozen
 

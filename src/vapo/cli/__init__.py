@@ -1,0 +1,30 @@
+"""The command line: parse, build, call. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import typer
+
+from vapo.cli.breaking import chaos
+from vapo.cli.comparing import ablate, compare
+from vapo.cli.evaluating import evaluate
+from vapo.cli.listing import recipes, tasks
+from vapo.cli.training import make_base, report, resume, train
+from vapo.orderly import main_exit
+
+app = typer.Typer(
+    help="Reinforcement learning with a critic for reasoning language models: VAPO, PPO, VC-PPO, GRPO, DAPO.\n\n"
+    "Start with [bold]vapo train[/bold]: it learns on a laptop in minutes, without a download.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+for command in (train, resume, evaluate, report, compare, ablate, recipes, tasks, make_base, chaos):
+    app.command("eval" if command is evaluate else None)(command)
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code."""
+    main_exit(app)

@@ -1,0 +1,63 @@
+"""Break runs on purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from vapo.cli.common import DebugOption, JsonOption, view_for
+from vapo.errors import VapoError
+
+
+def chaos(
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the trials, in about 3 minutes.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", help="Trials at the same time. Default: one per core.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of moments, files and bits.", min=0)] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="New or empty folder for chaos.json and chaos.md. Default: they are only shown.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Break small runs in every way we could think of and count those that did not come out bit for bit the same.
+
+    Kills at random moments and at every step of a save, damaged checkpoints, full disks, SIGTERM, numbers that are not
+    finite. About 20 minutes on two cores. Exit code 1 if anything failed; such runs are kept.
+    """
+    import tempfile
+
+    from vapo.chaos.suite import markdown, run_suite
+    from vapo.runs import check_folder
+
+    if out:
+        check_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="vapo-chaos-"))
+    with view_for(as_json) as view:
+        result = run_suite(work, quick=quick, jobs=jobs or os.cpu_count() or 1, seed=seed, on_progress=view.progress)
+    failed = [detail for row in result["rows"] for detail in row["details"]]
+    if out:
+        (out / "chaos.json").write_text(json.dumps(result, indent=1) + "\n")
+        (out / "chaos.md").write_text(markdown(result) + "\n")
+    if as_json:
+        print(json.dumps(result))
+    else:
+        console = Console()
+        table = Table("fault", *(Column(name, justify="right") for name in ("trials", "failures", "95 % bound")))
+        for row in result["rows"]:
+            table.add_row(row["fault"], str(row["trials"]), str(row["failures"]), f"{row['bound']:.1%}")
+        console.print(table)
+        for detail in failed:
+            console.print(detail, style="red", markup=False)
+    if failed:
+        raise VapoError(f"{len(failed)} trials failed; their runs are kept in {work}. The same again: --seed {seed}")
+    shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,155 @@
+"""Many runs side by side."""
+
+from __future__ import annotations
+
+import json
+import signal
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vapo.cli.common import DebugOption, JsonOption
+from vapo.errors import ConfigError
+from vapo.orderly import InterruptedRunError
+
+if TYPE_CHECKING:
+    from vapo.study.study import Study
+
+
+def ablate(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STUDY|FILE.yaml]",
+            help="What to compare: a shipped study (maze, walk, chain, ...) or your own file. Default: maze.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="smoke: one seed, 3 steps, no tuning; standard: at most 3 seeds on one base; full: all of the study."
+        ),
+    ] = "standard",
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            metavar="METHOD",
+            help="Only this row, like ppo or 'vapo without clip-higher'; repeatable. Default: all of the study.",
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds, 1 or more. Default: the budget's.", min=1)] = None,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", help="Runs at the same time. Default: one per core.", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; give it again to go on. Default: ablation/RECIPE-BUDGET.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what is done of them, and stop.")] = (
+        False
+    ),
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run the paper's ladder and ablation table: methods x seeds x base models, and one page that compares them.
+
+    Every cell is an ordinary run directory. Give the same command again to go on: finished cells are skipped,
+    killed ones resume where they stopped.
+    """
+    from vapo.study.study import DEFAULT_STUDY, only_methods, read_study, with_seeds, within
+
+    study = with_seeds(only_methods(within(read_study(source), budget), methods or []), seeds)
+    name = Path(source or DEFAULT_STUDY).stem + ("-selection" if methods else "")
+    folder = out or Path("ablation") / f"{study.recipe}-{budget}"
+    if dry_run:
+        _list_cells(study, folder, as_json)
+        return
+    from vapo.reports.study_view import study_view
+    from vapo.study.runner import run_study
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # every way to stop lets the running cells save
+    with study_view(silent=as_json) as view:
+        try:
+            results = run_study(
+                study,
+                folder,
+                name=name,
+                jobs=jobs,
+                say=view.say,
+                on_progress=view.progress,
+                notes=[f"vapo ablate {source or DEFAULT_STUDY} --budget {budget}, ended {date.today()}"],
+            )
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                "Stopped; the running cells saved. Give the same command again to go on."
+            ) from None
+    if as_json:
+        print(json.dumps(results))
+        return
+    from vapo.reports.comparison import terminal_table
+
+    table_console = Console()
+    table_console.print(terminal_table(results, table_console.width))
+    Console(soft_wrap=True).print(f"\nTable, figure, page and numbers: {folder / name}")
+
+
+def compare(
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN...", help="Run directories, finished ones.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for results.json, table.md, curves.png and comparison.html.")
+    ] = Path("comparison"),
+    reference: Annotated[
+        str, typer.Option(help="The method that differences are taken to; without any vapo, the first in the table.")
+    ] = "vapo",
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="results.json", help="Make table and page again from this, without the runs."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Put runs side by side: scores, paired differences and curves, with 95 % intervals over runs and prompts.
+
+    Runs are compared by method, base and seed; they must share the task and the held-out evaluation.
+    """
+    from vapo.reports.comparison import compare as compare_runs
+    from vapo.reports.comparison import read_results, terminal_table, write
+
+    if bool(runs) == bool(from_):
+        raise ConfigError(
+            "vapo compare takes run directories, or --from results.json instead of them: give one of both."
+        )
+    if from_:
+        results = read_results(from_)
+        write(results, out)
+    else:
+        results = compare_runs(runs or [], out, reference=reference)
+    if as_json:
+        print(json.dumps(results))
+        return
+    console = Console(soft_wrap=True)
+    table_console = Console()
+    table_console.print(terminal_table(results, table_console.width))
+    console.print(f"Page      {out / 'comparison.html'}\nTable     {out / 'table.md'}\nFigure    {out / 'curves.png'}")
+
+
+def _list_cells(study: Study, folder: Path, as_json: bool) -> None:
+    """Check the study and list its cells."""
+    from vapo.study.cells import critic_cells, describe, run_cells, tuning_cells
+    from vapo.study.runner import check, chosen_before, ended
+
+    check(study, folder)
+    trials = [cell for cells in tuning_cells(study, folder).values() for cell in cells]
+    cells = [*critic_cells(study, folder), *trials, *run_cells(study, folder, chosen_before(folder))]
+    if as_json:
+        print(json.dumps([{**cell.card(), "folder": str(cell.folder), "ended": ended(cell)} for cell in cells]))
+        return
+    table = Table("cell", "kind", "ended", title=f"{len(cells)} cells in {folder}")
+    for cell in cells:
+        table.add_row(describe(cell), cell.kind, "yes" if ended(cell) else "")
+    Console().print(table)

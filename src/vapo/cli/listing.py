@@ -1,0 +1,54 @@
+"""What ships."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from vapo.cli.common import DebugOption, JsonOption, print_names
+
+
+def recipes(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """What ships: one configuration per result we stand behind."""
+    from vapo.config import recipes as shipped
+
+    entries = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in shipped().items()}
+    print_names(entries, as_json, "recipe", "vapo train RECIPE")
+
+
+def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """What can be trained on, with an example of each."""
+    from vapo.tasks.catalog import DATA_TASKS, installed
+    from vapo.tasks.gym import dataset_names
+    from vapo.tasks.registry import BUILTIN, make_task
+
+    console = Console()
+    found: list[dict[str, Any]] = []
+    for name in BUILTIN:
+        task = make_task(name)
+        prompt, response = task.example()
+        found.append(
+            {"task": name, "about": task.description, "train": len(task.train), "heldout": len(task.heldout),
+             "prompt": prompt.text, "right response": response}
+        )  # fmt: skip
+    data = [{"task": name, "about": about} for name, (about, _) in DATA_TASKS.items()]
+    plugins = [{"task": name, "about": f"installed, from {where}"} for name, where in installed().items()]
+    gyms = dataset_names()
+    if as_json:
+        print(json.dumps([*found, *data, *plugins, *({"task": name} for name in gyms)]))
+        return
+    for entry in found:
+        console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")
+        console.print(f"  {entry['train']:,} training prompts, {entry['heldout']:,} held out")
+        console.print(f"  prompt    [cyan]{escape(str(entry['prompt']))}[/cyan]")
+        console.print(f"  response  {escape(entry['right response'])}\n")
+    for entry in [*data, *plugins]:
+        console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")
+    if gyms:
+        console.print(f"\n[bold]{len(gyms)} of reasoning-gym[/bold]  {escape(', '.join(gyms))}")
+    else:
+        console.print("\n[bold]reasoning-gym/...[/bold]  a hundred more, once installed: pip install 'vapo\\[tasks]'")
+    console.print("\nTrain on one with: vapo train --set task.name=NAME --set model.policy=MODEL", soft_wrap=True)

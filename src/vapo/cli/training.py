@@ -1,0 +1,180 @@
+"""Make a base, train, resume, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vapo.cli.common import DebugOption, JsonOption, SetOption, layer, view_for
+from vapo.errors import ConfigError
+from vapo.orderly import carry_out
+
+
+def train(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE|FILE.yaml]",
+            help="What to train: a recipe (see `vapo recipes`) or your own file. Default: maze.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="The method: ppo, vc-ppo, grpo, dapo or vapo. Default: the recipe's.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TECHNIQUE",
+            help="Put one of VAPO's seven techniques back to plain PPO; repeatable: value-pretraining, decoupled-gae, "
+            "length-adaptive-gae, token-level-loss, clip-higher, positive-lm, group-sampling.",
+        ),
+    ] = None,
+    set_: SetOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw, 0 or more. Default: 0.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Rollout steps of joint training. Default: the recipe's.")] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where everything is written; must be new or empty. Default: runs/<task>-<method>-seed<n>."),
+    ] = None,
+    critic: Annotated[
+        str | None,
+        typer.Option(help="Start from this saved critic (a run's critic/ folder) and skip value pretraining."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, print the resolved settings and their origins, and stop."),
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a policy, and a critic where the method has one, and show accuracy before and after."""
+    from vapo import runs
+    from vapo.config import Layer, resolve, set_layer, source_layers
+    from vapo.ground import close, ground
+
+    layers = source_layers(source)
+    options: list[tuple[str, str, Any]] = [
+        ("--preset", "algorithm.preset", preset),
+        ("--without", "algorithm.without", without),
+        ("--seed", "seed", seed),
+        ("--steps", "trainer.steps", steps),
+    ]
+    layers += [layer(key, value, option) for option, key, value in options if value is not None]
+    if critic is not None:
+        layers.append(Layer("--critic", {"model": {"critic": critic}, "trainer": {"pretraining_steps": 0}}))
+    layers += [set_layer(text) for text in set_ or []]
+    config = resolve(layers)
+    if critic is not None and config.algorithm.credit.kind != "gae":
+        raise ConfigError(f"--critic has no use with the preset {config.preset}, which has no critic. Leave it out.")
+    path = run_dir or runs.default_run_dir(config)
+    if dry_run:
+        close(ground(config).task)
+        runs.check_folder(path)
+        print(json.dumps(config.as_dict(), indent=1) if as_json else config.to_yaml(), end="")
+        return
+    with view_for(as_json) as view:
+        view.note(f"run directory: {path}")
+        carry_out(lambda: runs.begin(config, path, view), runs.finish)
+    _closing_words(path, as_json)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    set_: SetOption = None,
+    allow_change: Annotated[
+        bool,
+        typer.Option("--allow-change", help="Accept settings that alter what a step does."),
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Go on where a run stopped, exactly: same metrics, same weights as if it had never stopped.
+
+    `--set trainer.steps=200` makes it longer.
+    """
+    from vapo import runs
+    from vapo.config import set_layer
+
+    changes = [set_layer(text) for text in set_ or []]
+    with view_for(as_json) as view:
+        carry_out(lambda: runs.resume(run, view, changes=changes, allow_change=allow_change), runs.finish)
+    _closing_words(run, as_json)
+
+
+def make_base(
+    task: Annotated[str, typer.Argument(help="A built-in task (see `vapo tasks`).")] = "maze",
+    out: Annotated[Path, typer.Option(help="New or empty folder for the model.")] = Path("base"),
+    seed: Annotated[int, typer.Option(help="Seed of weights and traces; 0 made the shipped one.", min=0)] = 0,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="A task option, like --set side=7; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make a built-in task's base model again, from noisy traces and a seed (about 4 minutes on one core)."""
+    from vapo.config import set_layer
+    from vapo.models.base import make_base as make
+    from vapo.runs import check_folder
+    from vapo.tasks.registry import make_task
+
+    check_folder(out)
+    chosen: dict[str, Any] = {}
+    for text in options or []:
+        chosen |= set_layer(text).values
+    with view_for(as_json) as view:
+        made = make(
+            make_task(task, **chosen),
+            seed,
+            out,
+            on_progress=lambda phase, done, total, _: view.progress(phase, done, total),
+            threads=1,  # other numbers of threads give other weights
+        )
+    if as_json:
+        print(json.dumps(made))
+        return
+    measured = made["measured"]
+    Console(soft_wrap=True).print(
+        f"{made['parameters']:,} parameters in {out}; right on {measured['success']:.1%} of {measured['prompts']} "
+        f"held-out prompts x {measured['samples_per_prompt']} samples, mean length {measured['mean_length']:.0f}.\n"
+        f"Train on it with: vapo train --set task.name={task} --set model.policy={out}"
+    )
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], debug: DebugOption = False
+) -> None:
+    """Write RUN/report.html again: curves, settings, evaluations, and the rollouts token by token."""
+    from vapo.reports.page import write_report
+
+    Console().print(f"Report: {write_report(run)}")
+
+
+def _closing_words(path: Path, as_json: bool) -> None:
+    """Accuracy before and after, where everything is, what to try next."""
+    from vapo.reports.runfiles import read_run
+    from vapo.reports.tables import before_after_table
+
+    run = read_run(path)
+    evaluations = run.evaluations
+    preset = run.preset
+    task = str(run.config.get("task", {}).get("name", "maze"))
+    if as_json:
+        told = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
+        print(json.dumps({"run": str(path), "evaluations": told}))
+        return
+    console = Console(soft_wrap=True)
+    console.print(before_after_table(evaluations))
+    console.print(
+        f"Curves    {path / 'curves.png'}\nReport    {path / 'report.html'}  (open it: every token, coloured by value)"
+    )
+    console.print(f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)\n")
+    again = "vapo train" if task == "maze" else f"vapo train --set task.name={task}"
+    console.print("Next, see what the critic is worth:", style="dim")
+    console.print(f"  {again} --preset {'grpo' if preset != 'grpo' else 'vapo'}")
+    if preset == "vapo":
+        console.print(f"  {again} --without value-pretraining")

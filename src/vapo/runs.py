@@ -1,0 +1,242 @@
+"""A run from its folder's first file to its last: begin, resume, finish.
+
+Everything cheap is checked before any weights load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vapo.build import assemble
+from vapo.config import SIZED_BY, Config, Layer, TaskConfig, flatten, read_yaml, resolve
+from vapo.environment import environment
+from vapo.errors import CheckpointError, ConfigError, DivergedError, StoppedError
+from vapo.ground import close, with_whole_paths
+from vapo.models.saving import save_model
+from vapo.reports.curves import curves_png
+from vapo.reports.page import write_report
+from vapo.tasks.catalog import is_known
+from vapo.trainer import checkpoint, snapshot
+from vapo.trainer.loop import train as run_loop
+from vapo.trainer.observer import Observer
+from vapo.trainer.record import LOCK, RunFolder
+from vapo.trainer.run import Run
+from vapo.trainer.watch import Watchdog
+from vapo.types import Task
+
+LEFTOVERS = (LOCK, "environment.json", ".environment.json.tmp", ".config.yaml.tmp")
+"""What a run leaves that was killed before it began."""
+
+
+def check_folder(path: Path) -> None:
+    """Raise ConfigError unless `path` is a new or empty folder that can be written; leaves nothing behind."""
+    if path.exists() and (not path.is_dir() or any(p.name not in LEFTOVERS for p in path.iterdir())):
+        raise ConfigError(
+            f"The run directory {path} is not empty. Choose another --run-dir, or go on with: vapo resume {path}"
+        )
+    parent = next(p for p in [path, *path.parents] if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"Cannot write to {parent}, where the run directory {path} would be. Choose another --run-dir."
+        )
+
+
+def check_disk(run: Run, path: Path, checkpoints: int) -> None:
+    """Raise ConfigError unless so many checkpoints, and the finished models, have room where `path` is or will be."""
+    needed = checkpoints * snapshot.size(run) + sum(
+        4 * n.model.num_parameters() for n in (run.policy, run.critic) if n is not None
+    )
+    free = shutil.disk_usage(next(p for p in [path, *path.absolute().parents] if p.exists())).free
+    if free < needed:
+        raise ConfigError(
+            f"The run needs about {needed / 1e9:.1f} GB for checkpoints and models, and {path} has {free / 1e9:.1f} GB "
+            "free. Free space, lower checkpoint.keep, or choose another --run-dir."
+        )
+
+
+def default_run_dir(config: Config) -> Path:
+    """runs/<task>-<method>-seed<n>, with a number behind it if that is taken; never outside of runs/."""
+    method = "-without-".join([config.preset, *config.without])
+    stem = re.sub(r"[^\w.-]+", "-", f"{config.sections.task.name}-{method}-seed{config.sections.seed}").lstrip(".-")
+    path, number = Path("runs") / stem, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{stem}-{number}"
+    return path
+
+
+def with_task(config: Config, task: Task | None) -> Config:
+    """The configuration under the name of the task that is really used."""
+    if task is None:
+        return config
+    sections = config.sections.model_copy(update={"task": TaskConfig(name=task.name)})
+    return replace(config, sections=sections, origins={**config.origins, "task.name": "task object"})
+
+
+def train(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
+    """Build and carry out a new run; ends with policy/, critic/, report.html and curves.png in its folder."""
+    return finish(begin(with_task(config, task), run_dir, observer, task))
+
+
+def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
+    """A new run, ready for `finish`; its folder begins once everything has loaded."""
+    check_folder(run_dir)
+    config = config if task else with_whole_paths(config)
+    run = assemble(config, None, observer, task)
+    with _let_go_on_error(run, run_dir):
+        check_disk(run, run_dir, run.saving.keep + 1)
+        run.folder = RunFolder(run_dir)
+        check_folder(run_dir)  # loading takes a while; somebody else may have been here
+        run.folder.write_text("environment.json", json.dumps(environment(), indent=1))
+        run.folder.write_text("config.yaml", config.to_yaml())  # last: from here on it is a run
+    _tell_of_critic(run)
+    return run
+
+
+def resume(
+    run_dir: Path,
+    observer: Observer,
+    task: Task | None = None,
+    *,
+    changes: Sequence[Layer] = (),
+    allow_change: bool = False,
+) -> Run:
+    """A run as it stood at its newest checkpoint (or at its start, if it has none), ready for `finish`.
+
+    `changes` are laid over its settings. Raises ConfigError if the folder is no run, a run on another task than the one
+    given, or if settings that alter results have changed without `allow_change`.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
+    config = load_run_config(run_dir, changes)
+    name = config.sections.task.name
+    if task is None and not is_known(name):
+        raise ConfigError(
+            f"{run_dir} was trained on a task of your own, {name!r}. "
+            "Resume it from Python: vapo.resume(run_dir, task=...)."
+        )
+    if task is not None and task.name != name:
+        raise ConfigError(f"{run_dir} was trained on the task {name!r}, not on {task.name!r}. Give it that one.")
+    run = _restored(config, run_dir, observer, task, allow_change)
+    _tell_of_critic(run)
+    return run
+
+
+def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | None, allow_change: bool) -> Run:
+    """A run as its newest healthy checkpoint has it, or as it began if there is none."""
+    folder = RunFolder(run_dir)
+    try:
+        saved = checkpoint.newest(folder.checkpoints, observer.alarm)
+        damaged = sorted(path.name for path in folder.checkpoints.glob("*.corrupt"))
+        if saved is None and damaged:
+            raise CheckpointError(
+                f"No checkpoint of {run_dir} is healthy ({', '.join(damaged)}). Start a new run elsewhere, or remove "
+                f"{folder.checkpoints} to start this one over, logs included."
+            )
+        changed = snapshot.changes(config.as_dict(), saved) if saved else []
+        if changed and not allow_change:
+            raise ConfigError(
+                f"These settings are not those of {saved}, and they alter results: {'; '.join(changed)}. "
+                "Set them back, or mean it: vapo resume --allow-change."
+            )
+        run = assemble(config, saved, observer, task)
+    except BaseException:
+        folder.close()
+        raise
+    run.folder = folder
+    with _let_go_on_error(run, run_dir):
+        check_disk(run, run_dir, 1)
+        snapshot.restore(run, saved)
+        if run.state.step > run.settings.steps:
+            raise ConfigError(
+                f"{run_dir} has done {run.state.step} steps, so trainer.steps={run.settings.steps} is behind it. "
+                f"Set trainer.steps to {run.state.step} or more."
+            )
+        folder.write_text("config.yaml", config.to_yaml())
+        if changed:
+            folder.event("settings changed", changes=changed)
+            snapshot.save(run)  # under the new settings, so that the next resume need not be told again
+            observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
+    observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
+    return run
+
+
+def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
+    """The configuration a run was started with, and what is laid over it."""
+    path = run_dir / "config.yaml"
+    for layer in changes:
+        for key, _ in flatten(layer.values):
+            if key in SIZED_BY:
+                raise ConfigError(f"{key} only sizes a new run's method. To change this run's: {SIZED_BY[key]}.")
+    return resolve([Layer("run", read_yaml(path)), *changes])
+
+
+def _tell_of_critic(run: Run) -> None:
+    if run.critic is not None:
+        run.folder.event("critic loaded", origin=run.critic.origin)
+        run.observer.note(f"critic: {run.critic.origin}")
+
+
+@contextmanager
+def _let_go_on_error(run: Run, run_dir: Path) -> Iterator[None]:
+    """Close what the run holds if it cannot begin; a disk that refuses becomes words."""
+    try:
+        yield
+    except BaseException as error:
+        run.engine.close()
+        if hasattr(run, "folder"):
+            run.folder.close()
+        close(run.task)
+        if isinstance(error, OSError) and checkpoint.refused(error):
+            raise ConfigError(f"Cannot write to {run_dir}: {error}. Free space, or mend its permissions.") from error
+        raise
+
+
+def finish(run: Run, *, report: bool = True) -> Run:
+    """Train to the end and write what the user takes away: models, and the report unless told otherwise."""
+    guards, path = run.guards, run.folder.path
+    try:
+        if guards.watchdog:
+            run.watch = Watchdog(path, factor=guards.stuck_factor, floor_s=guards.stuck_floor_s)
+        run_loop(run)
+        run.watch.beat("writing the models and the report")
+        _publish(run.policy.model, run.tokenizer, path / "policy")
+        if run.critic is not None:
+            _publish(run.critic.model, run.tokenizer, path / "critic")
+        if report:
+            curves_png(path, path / "curves.png")
+            write_report(path)
+    except DivergedError as error:
+        run.folder.event("diverged", message=str(error))  # a comparison counts it
+        raise
+    except (OSError, SafetensorError) as error:
+        if not checkpoint.refused(error):
+            raise
+        raise StoppedError(
+            f"Cannot write to {path}: {error}. Free space or mend its permissions, then: vapo resume {path}"
+        ) from error
+    finally:
+        run.watch.close()
+        run.engine.close()
+        run.folder.close()
+        close(run.task)
+    return run
+
+
+def _publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A finished model under its name, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_model(model, tokenizer, temporary)
+    checkpoint.remove(folder)
+    temporary.rename(folder)

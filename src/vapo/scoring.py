@@ -1,0 +1,138 @@
+"""Evaluations on a run's ground: those in the loop and those of `vapo eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vapo.config import Config
+from vapo.errors import ModelError, VerifierBrokenError
+from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
+from vapo.evals.ranking import last_values
+from vapo.evals.samples import SampleFile
+from vapo.ground import Ground, close, ground, tell
+from vapo.models.loading import load_critic, load_policy
+from vapo.models.networks import Critic, choose_layout
+from vapo.models.placing import best_device, moved, set_threads
+from vapo.rollout.torch_engine import TorchEngine
+from vapo.trainer.observer import Observer
+from vapo.types import Progress, stable_hash
+
+TOKENS_AT_ONCE = 16_384
+"""Tokens of one forward pass where a critic reads samples."""
+
+
+def fingerprint(base: Ground, num_prompts: int, temperature: float, top_p: float) -> str:
+    """A short hash of what a score was measured on; scores with different ones cannot be compared."""
+    prompts = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
+    how = (base.task.name, base.decoding.max_tokens, temperature, top_p)
+    return f"{stable_hash(*how, *(part for p in prompts for part in (p.id, p.text))):016x}"
+
+
+def evaluate_prompts(
+    base: Ground,
+    engine: TorchEngine,
+    num_prompts: int,
+    k: int,
+    *,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    on_progress: Progress,
+    kept: SampleFile | None = None,
+    critic: Critic | None = None,
+    ranks: Sequence[str] = RANKS,
+) -> EvaluationResult:
+    """avg@k and companions on the first held-out prompts of the task; with a critic, what its ranking adds."""
+    chosen = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
+    prompts = list({prompt.id: prompt for prompt in chosen}.values())  # a neighbour of one too long may come twice
+    episodes = evaluate(
+        engine,
+        prompts,
+        base.task,
+        k=k,
+        how=replace(base.decoding, temperature=temperature, top_p=top_p),
+        decode=lambda ids: str(base.tokenizer.decode(list(ids), skip_special_tokens=True)),
+        seed=seed,
+        kept=kept,
+        on_progress=partial(on_progress, "evaluating"),
+    )
+    values = None if critic is None else last_values(critic, episodes, tokens_at_once=TOKENS_AT_ONCE)
+    return count(episodes, k=k, answer_of=getattr(base.task, "final_answer", None), values=values, ranks=ranks)
+
+
+def evaluate_model(
+    config: Config, num_prompts: int | None, observer: Observer, out: Path | None = None, ranks: Sequence[str] = ()
+) -> EvaluationResult:
+    """The evaluation that the configuration's model, task and evaluation sections describe.
+
+    Samples are kept in the folder `out`, and taken from there if they are. With `ranks`, model.critic picks among
+    the samples.
+    """
+    sections, evaluation = config.sections, config.sections.evaluation
+    k, trust = evaluation.samples_per_prompt, sections.model.trust_remote_code
+    base = ground(config, to_train=False, on_progress=observer.progress)
+    engine = None
+    try:
+        tell(base, observer)
+        kept = SampleFile(out, _about(config, base)) if out else None
+        model = moved(load_policy(base.policy_source, trust_remote_code=trust), best_device())
+        set_threads(sections.scale.threads, model)
+        critic = None
+        if ranks:
+            network, origin = load_critic(base.critic_source, trust_remote_code=trust)
+            observer.note(f"critic: {origin}")
+            if "value head set to 0" in origin:
+                raise ModelError(f"{base.critic_source} is no trained critic. Give the critic/ folder of a run.")
+            if "weighted-vote" in ranks and not hasattr(base.task, "final_answer"):
+                observer.note(f"{base.task.name} has no short final answers, so there is no vote to weigh")
+            network = moved(network, best_device()).requires_grad_(False)
+            critic = Critic(network, choose_layout(network, sections.trainer.layout), origin=origin)
+        engine = TorchEngine(model.requires_grad_(False), slots=sections.rollout.slots)
+        observer.phase("evaluating", 0, 1)
+        result = evaluate_prompts(
+            base,
+            engine,
+            num_prompts or len(base.heldout_prompts),
+            k,
+            temperature=evaluation.temperature,
+            top_p=evaluation.top_p,
+            seed=sections.seed,
+            on_progress=observer.progress,
+            kept=kept,
+            critic=critic,
+            ranks=ranks,
+        )
+        if result.invalid_ratio > sections.trainer.max_invalid_ratio:
+            raise VerifierBrokenError(
+                f"The verifier could not judge {result.invalid_ratio:.0%} of the responses; the limit is "
+                f"trainer.max_invalid_ratio={sections.trainer.max_invalid_ratio}. With --out, samples.jsonl has the "
+                "reasons."
+            )
+        return result
+    finally:
+        if engine:
+            engine.close()
+        close(base.task)
+
+
+def _about(config: Config, base: Ground) -> dict[str, Any]:
+    """What samples that are kept depend on; of anything else they are none."""
+    evaluation, folder = config.sections.evaluation, Path(base.policy_source)
+    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    prompts = [base.heldout_prompts[i] for i in range(len(base.heldout_prompts))]
+    return {
+        "model": base.policy_source,
+        "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+        "task": base.task.name,
+        "task options": {key: str(value) for key, value in config.sections.task.options.items()},
+        "prompts and gold answers": f"{stable_hash(*((p.id, p.token_ids, p.answer) for p in prompts)):016x}",
+        "samples": evaluation.samples_per_prompt,
+        "temperature": evaluation.temperature,
+        "top-p": evaluation.top_p,
+        "max_response_tokens": base.decoding.max_tokens,
+        "seed": config.sections.seed,
+    }
