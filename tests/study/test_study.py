@@ -162,6 +162,7 @@ def test_budgets_and_options_choose_seeds_and_methods(tmp_path: Path):
         ("methods: []", "methods"),
         ("methods: [vapo]\nseeds: []", "seeds"),
         ("methods: [vapo]\ncritics: {pretrained: {start: pretrained}}", "not listed before"),
+        ("methods: [vapo]\nreference: grpo", "reference: 'grpo' is not among the methods"),
         ("methods: [vapo]\ntuning: {methods: [grpo], grid: [{}]}", "tuning names 'grpo'"),
         ("methods: [vapo]\ntuning: {methods: [vapo], grid: []}", "tuning.grid"),
         ("methods: [{vapo: {}}]", "methods: must be a list of names, or a mapping"),
@@ -244,9 +245,9 @@ def test_a_damaged_cell_card_leaves_the_cell_to_be_gone_on_with(tmp_path: Path):
         (3, "diverged"),
         (2, "failed"),
         (1, "failed"),
-        (75, "stopped"),
-        (130, "stopped"),
-        (-9, "stopped"),
+        (75, "unfinished"),
+        (130, "unfinished"),
+        (-9, "unfinished"),
     ],
 )
 def test_exit_codes_say_how_a_cell_ended(code: int, outcome: str):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,7 +81,7 @@ def ablate(
                 jobs=jobs,
                 say=view.say,
                 on_progress=view.progress,
-                notes=[f"vapo ablate {source or DEFAULT_STUDY} --budget {budget}, ended {date.today()}"],
+                command=f"vapo ablate {source or DEFAULT_STUDY} --budget {budget}",
             )
         except KeyboardInterrupt:
             raise InterruptedRunError(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -37,7 +38,7 @@ STOP_GRACE_S = 60.0
 """How long a cell may take to save after Ctrl-C."""
 
 Report = Callable[[str], None]
-Outcome = Literal["finished", "diverged", "failed", "stopped"]
+Outcome = Literal["finished", "diverged", "failed", "unfinished"]
 
 
 class StudyError(VapoError):
@@ -77,7 +78,7 @@ class Runner:
     def run(self, cells: Sequence[Cell]) -> list[Cell]:
         """Carry out all cells that have not ended; the ones that failed. (To diverge is an end, too.)"""
         outcomes = self._map(self._carry_out, [cell for cell in cells if not ended(cell)])
-        return [cell for cell, outcome in outcomes if outcome in ("failed", "stopped")]
+        return [cell for cell, outcome in outcomes if outcome in ("failed", "unfinished")]
 
     def make_bases(self, study: Study) -> None:
         """Make the base models that the study names by seed and that are not there yet."""
@@ -147,11 +148,11 @@ class Runner:
         finally:
             self.running.pop(label, None)
         outcome = outcome_of(code)
-        if outcome == "stopped":
-            return outcome
         if folder.is_dir():
             card = {**cell.card(), "outcome": outcome, "critic": critic_card(cell)}
             write_json(folder / "cell.json", card)
+        if outcome == "unfinished":
+            return outcome
         seconds = time.monotonic() - started
         self.done += 1
         self._seconds.append(seconds)
@@ -184,11 +185,12 @@ def run_study(
     jobs: int | None = None,
     say: Report = print,
     on_progress: Callable[[Runner], None] = lambda runner: None,
-    notes: Sequence[str] = (),
+    command: str = "vapo ablate",
 ) -> dict[str, Any]:
     """Everything the study names, in `out`; the comparison in `out/name`, and its results returned.
 
-    Call it again to go on, or with another study of the same settings, which then shares the runs.
+    `command` stands on the page, with the date of the end. Call it again to go on, or with another study of the same
+    settings, which then shares the runs.
 
     Raises ConfigError before anything starts if a folder holds a run with other settings or another process
     works in `out`; StudyError if cells failed (not for ones that diverged: those are a result), after comparing
@@ -223,7 +225,12 @@ def run_study(
         for cell in cells:
             check_same(cell)
         failed = runner.run(cells)
-        results = compare([c.folder for c in cells if _card(c.folder)], out / name, heading=study.about, notes=notes)
+        begun = [cell.folder for cell in cells if _card(cell.folder)]
+        note = f"{command}, ended {date.today()}"
+        if not failed or any(_card(folder).get("outcome") == "finished" for folder in begun):
+            results = compare(begun, out / name, reference=study.reference, heading=study.about, notes=[note])
+        else:
+            results = {}
     if failed:
         raise StudyError(
             f"{len(failed)} cells failed (first: {describe(failed[0])}); what finished is compared in {out / name}. "
@@ -302,7 +309,7 @@ def ended(cell: Cell) -> bool:
 def outcome_of(code: int) -> Outcome:
     """How a run ended, from its exit code; a signal from outside stopped it."""
     if code in (StoppedError.exit_code, 130) or code < 0:
-        return "stopped"
+        return "unfinished"
     if code == 0:
         return "finished"
     return "diverged" if code == DivergedError.exit_code else "failed"

@@ -87,6 +87,8 @@ class Study(BaseModel):
     bases: list[Seed | str] = Field(default=["builtin"], min_length=1)
     """`builtin`, the seed of a base model to make, or the folder of one."""
     methods: dict[str, Method] = Field(min_length=1)
+    reference: str = "vapo"
+    """The method that differences are taken to; if it is no row, the first row is."""
     critics: dict[str, CriticPlan] = {PRETRAINED: CriticPlan()}
     tuning: Tuning | None = None
     untabled: dict[str, Method] = {}
@@ -118,6 +120,8 @@ def read_study(source: str | None) -> Study:
         known = "" if problem["type"] != "extra_forbidden" else f" Known here: {', '.join(Study.model_fields)}."
         raise ConfigError(f"{path}: {where}: {problem['msg']}, got {problem.get('input')!r}.{known}") from error
     check_names(study, str(path))
+    if "reference" in values and study.reference not in study.methods:
+        raise ConfigError(f"{path}: reference: {study.reference!r} is not among the methods.")
     return study
 
 
