@@ -147,17 +147,17 @@ def _critic_folder(out: Path, name: str, base: int | str) -> Path:
 
 
 def _critic_cell(study: Study, out: Path, name: str, base: int | str) -> Cell:
-    plan, seed = study.critics[name], study.seeds[0]
+    plan = study.critics[name]
     start = None if plan.start is None else _critic_folder(out, plan.start, base)
     layers = [
-        *_common(study, out, base, seed),
+        *_common(study, out, base, study.seeds[0]),
         Layer("study: critic", {"algorithm": {"preset": "vapo"}, "trainer": {"steps": 0}}),
         Layer(f"study: critic {name}", plan.settings),
     ]
     if start is not None:
         layers.append(Layer("study: critic", {"model": {"critic": str(start / "critic")}}))
-    folder = _critic_folder(out, name, base)
-    return Cell("critic", folder, f"critic {name}", base_name(base), seed, resolve(layers), start)
+    config, folder = resolve(layers), _critic_folder(out, name, base)
+    return Cell("critic", folder, f"critic {name}", base_name(base), config.sections.seed, config, start)
 
 
 def _cell(
