@@ -89,10 +89,28 @@ def always(action: str, **more: Any) -> dict[str, Any]:
     return {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": action} | more}
 
 
-def test_an_alarm_can_stop_a_run(base: Path, tmp_path: Path):
+@pytest.mark.parametrize(("preset", "phase"), [("vapo", "pretrain"), ("grpo", "train")])
+def test_an_alarm_can_stop_a_run_in_either_phase(base: Path, tmp_path: Path, preset: str, phase: str):
     with pytest.raises(DivergedError, match="Stopped by an alarm") as stop:
-        runs.finish(toys.toy_run(base, tmp_path / "run", always("stop")))
+        runs.finish(toys.toy_run(base, tmp_path / "run", always("stop"), preset=preset))
     assert stop.value.exit_code == 3
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(m["phase"], m["step"]) for m in lines] == [(phase, 1), (phase, 2)]
+
+
+def test_alarms_of_value_pretraining_are_told_and_joint_training_is_judged_by_its_own_steps(base: Path, tmp_path: Path):
+    runs.finish(toys.toy_run(base, tmp_path / "run", always("warn")), report=False)
+    told = [e["event"] if e["event"] != "alarm" else e.get("name") for e in events(tmp_path / "run")]
+    told = [name for name in told if name in ("length at the limit", "pretraining finished")]
+    assert told == ["length at the limit", "pretraining finished", "length at the limit"]
+
+
+def test_a_critics_first_joint_gradients_are_no_spike_after_smaller_ones_in_pretraining(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"pretraining_steps": 6}})
+    seen: list[int] = []
+    run.observer.step = lambda m: seen.append(len(run.state.recent.get("critic", [])))
+    runs.finish(run, report=False)
+    assert seen == [0, 1, 2, 3, 4, 5, 0, 1, 2]
 
 
 def test_an_alarm_can_roll_a_run_back_to_draw_other_responses(base: Path, tmp_path: Path):

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vapo.errors import DivergedError
+from vapo.trainer import snapshot
+from vapo.trainer.run import Run
 from vapo.trainer.settings import GuardSettings
 from vapo.trainer.state import State
 
@@ -84,3 +87,23 @@ def new_alarms(figures: Mapping[str, Any], state: State, settings: GuardSettings
             )
         state.recent[name] = [*earlier, norm][-HISTORY:]
     return begun
+
+
+def heed(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = True) -> bool:
+    """Tell the alarms and do what `guards.action` says; True if the run went back to a checkpoint.
+
+    Raises DivergedError where it says to stop, or where so many rollbacks have not helped.
+    """
+    for name, message in alarms.items():
+        run.alarm(message, name=name)
+    if not alarms or run.guards.action == "warn":
+        return False
+    first = next(iter(alarms.values()))
+    if run.guards.action == "stop":
+        raise DivergedError(f"Stopped by an alarm (guards.action=stop). {first}")
+    if not may_roll_back:
+        return False
+    if run.state.rollbacks >= run.guards.max_rollbacks:
+        raise DivergedError(f"{run.state.rollbacks} rollbacks did not help (guards.max_rollbacks). {first}")
+    snapshot.roll_back(run, ", ".join(alarms))
+    return True

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from vapo.algo.presets import Gae
-from vapo.errors import DivergedError, VapoError
+from vapo.errors import VapoError
 from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
 from vapo.trainer.credit import assign_credit
-from vapo.trainer.guards import new_alarms
+from vapo.trainer.guards import heed, new_alarms
 from vapo.trainer.learner import Learner
 from vapo.trainer.measure import rollout_figures, scoring_figures
 from vapo.trainer.memory import within_memory
@@ -164,21 +164,6 @@ def evaluate(run: Run) -> None:
     state.evaluated = state.step
     run.folder.evaluation(result)
     run.observer.evaluation(result)
-
-
-def heed(run: Run, alarms: dict[str, str]) -> bool:
-    """Tell the alarms and do what `guards.action` says; True if the run went back to a checkpoint."""
-    for name, message in alarms.items():
-        run.alarm(message, name=name)
-    if not alarms or run.guards.action == "warn":
-        return False
-    first = next(iter(alarms.values()))
-    if run.guards.action == "stop":
-        raise DivergedError(f"Stopped by an alarm (guards.action=stop). {first}")
-    if run.state.rollbacks >= run.guards.max_rollbacks:
-        raise DivergedError(f"{run.state.rollbacks} rollbacks did not help (guards.max_rollbacks). {first}")
-    snapshot.roll_back(run, ", ".join(alarms))
-    return True
 
 
 def refresh_reference_if_due(run: Run) -> None:

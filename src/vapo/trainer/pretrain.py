@@ -22,6 +22,7 @@ from vapo.algo.presets import Gae
 from vapo.errors import DivergedError
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
+from vapo.trainer.guards import heed, new_alarms
 from vapo.trainer.measure import rollout_figures, value_figures
 from vapo.trainer.memory import within_memory
 from vapo.trainer.run import Clock, Run
@@ -60,6 +61,8 @@ def pretrain_critic(run: Run) -> None:
         )
         run.alarm(message)
     state.phase = "train"
+    state.recent.clear()  # joint training is judged by its own steps
+    state.streaks.clear()
     if run.critic_learner is not None:
         run.folder.event("pretraining finished", steps=state.pretrain_step, explained_variance=reached)
     snapshot.save(run)
@@ -135,6 +138,8 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
     metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
     run.folder.metrics(metrics)
     run.observer.step(metrics)
+    # a rollback would lead to the same responses again: the policy is fixed and cannot have come to harm
+    heed(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
     snapshot.save_if_due(run, state.pretrain_step)
     return batch
 
