@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -138,3 +140,34 @@ def test_a_state_of_another_version_is_refused_in_words():
     assert State.from_json(data) == State()
     with pytest.raises(CheckpointError, match="unknown \\['colour'\\]"):
         State.from_json({**data, "colour": 1})
+
+
+def test_prompts_are_trained_exactly_once_an_epoch_through_kills(tmp_path: Path):
+    # 6 prompts a step of 8 training prompts: epochs end within steps 2, 3 and 4, and again in 6, 7 and 8
+    steps, every = 8, {"checkpoint": {"every": 3}, "evaluation": {"every": 4}}
+    sizes = {"trainer": {"steps": steps, "samples_per_step": 24, "save_rollouts_every": 1}}
+    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", sizes, every)
+    struck = []
+    for moment in (0, 1, 3, 2, 4, 1, 2, 0, 3):
+
+        def die(metrics: dict[str, Any], left: list[int] = [moment]) -> None:  # noqa: B006  counts down
+            left[0] -= 1
+            if left[0] < 0:
+                struck.append((metrics["phase"], metrics["step"]))
+                raise KeyboardInterrupt  # what was done since the checkpoint is lost
+
+        run.observer.step = die
+        with contextlib.suppress(KeyboardInterrupt):
+            runs.finish(run, report=False)
+        run = runs.resume(tmp_path / "run", SilentView(), task=toys.EchoTask())
+    runs.finish(run, report=False)
+    assert len(set(struck)) >= 5  # not the same moment again and again
+    trained = []
+    for step in range(1, steps + 1):
+        lines = gzip.decompress((tmp_path / "run" / "rollouts" / f"step_{step:06d}.jsonl.gz").read_bytes()).splitlines()
+        ids = [json.loads(line)["prompt_id"] for line in lines]
+        assert ids == [prompt for prompt in ids[::4] for _ in range(4)]  # groups are neighbours
+        trained += ids[::4]
+    assert len(trained) == steps * 6
+    for epoch in range(len(trained) // 8):
+        assert sorted(trained[8 * epoch : 8 * epoch + 8]) == sorted(p.id for p in toys.EchoTask().train)
