@@ -56,7 +56,7 @@ def _say(text: str) -> None:
 
 
 def carry_out(prepare: Callable[[], Run], finish: Callable[[Run], object]) -> None:
-    """Prepare a run and take it to the end; SIGTERM and the first Ctrl-C save and stop, the second quits."""
+    """Prepare a run and take it to the end; SIGTERM, SIGHUP and the first Ctrl-C save and stop, the second quits."""
     interrupted, asked, run = False, False, None
     early = StoppedError(
         "Stopped before the run went on; nothing is lost. Start it again, or resume it if it has a folder."
@@ -71,7 +71,10 @@ def carry_out(prepare: Callable[[], Run], finish: Callable[[Run], object]) -> No
         run.stop_requested = True
         run.observer.note("saving, then stopping; Ctrl-C again quits at once")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup asked to outlive the terminal
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         run = prepare()
         run.stop_requested = asked  # a library may have swallowed what the handler raised

@@ -99,6 +99,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
         check_folder(run_dir)  # loading takes a while; somebody else may have been here
         run.folder.write_text("environment.json", json.dumps(environment(), indent=1))
         run.folder.write_text("config.yaml", config.to_yaml())  # last: from here on it is a run
+    observer.note(f"run directory: {run_dir}")
     _tell_of_critic(run)
     return run
 
@@ -167,7 +168,10 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
             folder.event("settings changed", changes=changed)
             snapshot.save(run)  # under the new settings, so that the next resume need not be told again
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
-    observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
+    if run.state.phase == "done":
+        observer.note("this run has ended; to make it longer: vapo resume RUN --set trainer.steps=N")
+    else:
+        observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
     return run
 
 

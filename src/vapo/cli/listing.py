@@ -50,5 +50,5 @@ def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     if gyms:
         console.print(f"\n[bold]{len(gyms)} of reasoning-gym[/bold]  {escape(', '.join(gyms))}")
     else:
-        console.print("\n[bold]reasoning-gym/...[/bold]  a hundred more, once installed: pip install 'vapo\\[tasks]'")
+        console.print("\n[bold]reasoning-gym/...[/bold]  a hundred more, once installed: pip install reasoning-gym")
     console.print("\nTrain on one with: vapo train --set task.name=NAME --set model.policy=MODEL", soft_wrap=True)

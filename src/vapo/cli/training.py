@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,9 +79,12 @@ def train(
         print(json.dumps(config.as_dict(), indent=1) if as_json else config.to_yaml(), end="")
         return
     with view_for(as_json) as view:
-        view.note(f"run directory: {path}")
         carry_out(lambda: runs.begin(config, path, view), runs.finish)
-    _closing_words(path, as_json)
+    again = ["vapo", "train", *([source] if source else [])]
+    again += [part for text in set_ or [] for part in ("--set", text)]
+    again += [part for option, value in (("--seed", seed), ("--steps", steps)) if value is not None
+              for part in (option, str(value))]  # fmt: skip
+    _closing_words(path, as_json, again)
 
 
 def resume(
@@ -154,27 +159,29 @@ def report(
     Console().print(f"Report: {write_report(run)}")
 
 
-def _closing_words(path: Path, as_json: bool) -> None:
-    """Accuracy before and after, where everything is, what to try next."""
+def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None:
+    """Accuracy before and after, where everything is, and other methods to try with the command `again`."""
+    from vapo.reports.live import lenient_console
     from vapo.reports.runfiles import read_run
     from vapo.reports.tables import before_after_table
 
     run = read_run(path)
     evaluations = run.evaluations
-    preset = run.preset
-    task = str(run.config.get("task", {}).get("name", "maze"))
+    preset, critic = run.preset, (path / "critic").is_dir()
     if as_json:
         told = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
         print(json.dumps({"run": str(path), "evaluations": told}))
         return
-    console = Console(soft_wrap=True)
+    lines = [
+        f"Curves    {path / 'curves.png'}",
+        f"Report    {path / 'report.html'}  (open it: every token, coloured by {'value' if critic else 'advantage'})",
+        f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)",
+    ]
+    if again:
+        whole = run.config.get("algorithm", {}).get("without") == []
+        others = ["--preset grpo" if critic else "--preset vapo"]
+        others += ["--without value-pretraining"] if preset == "vapo" and whole else []
+        lines += ["", "Next, see what the critic is worth:", *(f"  {shlex.join(again)} {other}" for other in others)]
+    console = lenient_console()
     console.print(before_after_table(evaluations))
-    console.print(
-        f"Curves    {path / 'curves.png'}\nReport    {path / 'report.html'}  (open it: every token, coloured by value)"
-    )
-    console.print(f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)\n")
-    again = "vapo train" if task == "maze" else f"vapo train --set task.name={task}"
-    console.print("Next, see what the critic is worth:", style="dim")
-    console.print(f"  {again} --preset {'grpo' if preset != 'grpo' else 'vapo'}")
-    if preset == "vapo":
-        console.print(f"  {again} --without value-pretraining")
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)

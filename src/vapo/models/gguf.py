@@ -30,10 +30,11 @@ def converted(path: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
+        import accelerate  # noqa: F401  transformers asks for both
         import gguf  # noqa: F401
         from transformers import GgufConfig
     except ImportError as error:
-        raise ModelError(f"Reading {path} needs the gguf package: pip install 'vapo[gguf]'.") from error
+        raise ModelError(f"Reading {path} needs two packages: pip install gguf accelerate.") from error
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     with redirect_stderr(io.StringIO()):  # it draws a bar that no setting turns off
         tokenizer = AutoTokenizer.from_pretrained(**where)

@@ -29,7 +29,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: to
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ConfigError("Low-rank adapters need peft: pip install 'vapo[lora]'.") from error
+        raise ConfigError("Low-rank adapters need peft: pip install peft.") from error
     backbone = f"{model.base_model_prefix}."
     targets = [n for n, m in model.named_modules() if n.startswith(backbone) and isinstance(m, torch.nn.Linear)]
     if not targets:

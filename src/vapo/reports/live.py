@@ -7,12 +7,15 @@ step, or per few seconds where steps are quicker, without control codes. `Silent
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import sys
 import time
 from collections.abc import Callable
 from threading import RLock
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -28,6 +31,43 @@ from vapo.reports.words import NOTHING, count, duration, figure, interval, one_l
 _QUIET_S = 2.0  # plain lines for steps come no closer than this
 _PROGRESS_QUIET_S = 15.0  # and for what happens within a step, than this
 _SPARK_WIDTH = 28
+
+
+class Lenient:
+    """A stream that goes quiet when nobody reads it any more or its disk is full: a run outlives its words."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write, or be quiet from now on."""
+        try:
+            return self._file.write(text)
+        except OSError:
+            self._be_quiet()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or be quiet from now on."""
+        try:
+            self._file.flush()
+        except OSError:
+            self._be_quiet()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def _be_quiet(self) -> None:
+        # what the stream still holds goes nowhere, too, or the interpreter would fail on it at its end
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._file.fileno())
+            os.close(nowhere)
+
+
+def lenient_console() -> Console:
+    """stdout for people, which may go away before the work ends."""
+    return Console(file=cast(TextIO, Lenient(sys.stdout)))
 
 
 class SilentView:
@@ -74,7 +114,7 @@ class LiveView:
         title: str = "vapo",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        console = console or Console()
+        console = console or lenient_console()
         # With FORCE_COLOR rich calls any file a terminal; only a real one can show a panel.
         live = console.file.isatty() and console.is_interactive and not console.is_jupyter
         self._state = Progress(clock)

@@ -111,7 +111,7 @@ class Progress:
             ("reward", figure(number(m.get("reward")))),
             ("accuracy", figure(number(m.get("accuracy")))),
             ("length", figure(number(m.get("completions/mean_length")))),
-            ("clipped", percent(number(m.get("completions/clipped_ratio")))),
+            ("cut off", percent(number(m.get("completions/clipped_ratio")))),
             ("entropy", figure(number(m.get("entropy")))),
             ("EV", figure(explained)),
             ("value loss", figure(value_loss)),

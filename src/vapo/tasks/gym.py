@@ -141,7 +141,7 @@ def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) 
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise ConfigError("reasoning-gym tasks need its package: pip install 'vapo[tasks]'.") from error
+        raise ConfigError("reasoning-gym tasks need its package: pip install reasoning-gym.") from error
     if dataset == COMPOSITE:
         raise ConfigError(
             "reasoning-gym's composite mixes other data sets by objects no YAML can hold. Take one of them."

@@ -145,7 +145,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
         try:
             import pyarrow.parquet as parquet
         except ImportError as error:
-            raise DataError(f"Reading {path} needs pyarrow: pip install 'vapo[tasks]'.") from error
+            raise DataError(f"Reading {path} needs pyarrow: pip install pyarrow.") from error
         try:
             rows = parquet.read_table(path).to_pylist()
         except (OSError, ValueError) as error:
@@ -179,7 +179,7 @@ def _from_datasets(source: str, subset: str | None, split: str) -> Iterator[tupl
         import datasets
     except ImportError as error:
         raise DataError(
-            f"Reading {source} needs the datasets library: pip install 'vapo[tasks]'. "
+            f"Reading {source} needs the datasets library: pip install datasets. "
             "(If a file was meant, there is none of that name.)"
         ) from error
     try:

@@ -36,7 +36,7 @@ def make_verifier() -> Verifier:
     try:
         import math_verify  # noqa: F401
     except ImportError as error:
-        raise ConfigError("The math verifier needs math-verify: pip install 'vapo[tasks]'.") from error
+        raise ConfigError("The math verifier needs math-verify: pip install math-verify.") from error
     for gold, answer in WARM_UP:
         expressions_equal(gold, answer)
     return verify_maths
