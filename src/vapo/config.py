@@ -141,6 +141,15 @@ class TrainerConfig(TrainerSettings):
     pretraining_steps: int | None = None
     """Value-pretraining steps, for methods that pretrain (the paper's 50)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples_per_step", "group_size", "minibatch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"trainer.{name} must be at least 1, got {value}.")
+        for name in ("actor_lr", "critic_lr", "warmup_steps", "pretraining_steps"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ConfigError(f"trainer.{name} must not be negative, got {value}.")
+
 
 @dataclass(frozen=True)
 class ScaleConfig:
@@ -409,6 +418,9 @@ def _explain(error: ValidationError, known: Mapping[str, Any], prefix: str = "")
         for part in path[:-1]:
             near = near.get(part, {}) if isinstance(near, Mapping) else {}
         names = list(near) if isinstance(near, Mapping) else []
+        elsewhere = [k for k, _ in flatten(known) if len(path) < 3 and k.rpartition(".")[2] == path[-1]]
+        if elsewhere:
+            return ConfigError(f"Unknown setting {key}; did you mean {' or '.join(map(repr, elsewhere))}?")
         return ConfigError(f"Unknown setting {key}{_suggestion(path[-1], names)} Known here: {', '.join(names)}.")
     return ConfigError(f"{key}: {problem['msg']}, got {problem.get('input')!r}.")
 

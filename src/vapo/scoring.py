@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vapo.config import Config
-from vapo.errors import ModelError, VerifierBrokenError
+from vapo.errors import ConfigError, ModelError, VerifierBrokenError
 from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
@@ -88,6 +88,11 @@ def evaluate_model(
             if "value head set to 0" in origin:
                 raise ModelError(f"{base.critic_source} is no trained critic. Give the critic/ folder of a run.")
             if "weighted-vote" in ranks and not hasattr(base.task, "final_answer"):
+                if len(ranks) == 1:
+                    raise ConfigError(
+                        f"{base.task.name} has no short final answers, so there is no vote to weigh. Take "
+                        "--rank best-of-n."
+                    )
                 observer.note(f"{base.task.name} has no short final answers, so there is no vote to weigh")
             network = moved(network, best_device()).requires_grad_(False)
             critic = Critic(network, choose_layout(network, sections.trainer.layout), origin=origin)

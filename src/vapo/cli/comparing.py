@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -90,10 +90,9 @@ def ablate(
     if as_json:
         print(json.dumps(results))
         return
-    from vapo.reports.comparison import terminal_table
-
-    table_console = Console()
-    table_console.print(terminal_table(results, table_console.width))
+    _print_comparison(results)
+    if budget == "smoke":
+        Console(soft_wrap=True).print("\nThree steps of training: this shows that everything runs, and nothing else.")
     Console(soft_wrap=True).print(f"\nTable, figure, page and numbers: {folder / name}")
 
 
@@ -117,7 +116,7 @@ def compare(
     Runs are compared by method, base and seed; they must share the task and the held-out evaluation.
     """
     from vapo.reports.comparison import compare as compare_runs
-    from vapo.reports.comparison import read_results, terminal_table, write
+    from vapo.reports.comparison import read_results, write
 
     if bool(runs) == bool(from_):
         raise ConfigError(
@@ -131,10 +130,20 @@ def compare(
     if as_json:
         print(json.dumps(results))
         return
-    console = Console(soft_wrap=True)
-    table_console = Console()
-    table_console.print(terminal_table(results, table_console.width))
-    console.print(f"Page      {out / 'comparison.html'}\nTable     {out / 'table.md'}\nFigure    {out / 'curves.png'}")
+    _print_comparison(results)
+    Console(soft_wrap=True).print(
+        f"Page      {out / 'comparison.html'}\nTable     {out / 'table.md'}\nFigure    {out / 'curves.png'}"
+    )
+
+
+def _print_comparison(results: dict[str, Any]) -> None:
+    """The table, and below it the runs that are not in it."""
+    from vapo.reports.comparison import left_out, terminal_table
+
+    console = Console()
+    console.print(terminal_table(results, console.width))
+    if absent := left_out(results):
+        console.print("Left out of the scores:", *absent, sep="\n  ", style="yellow", markup=False, soft_wrap=True)
 
 
 def _list_cells(study: Study, folder: Path, as_json: bool) -> None:

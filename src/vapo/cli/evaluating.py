@@ -84,6 +84,8 @@ def evaluate(
         return
     console = Console()
     console.print(evaluation_table(summary))
+    if top_p != 1.0:
+        console.print(f"top-p {top_p:g}; training evaluates the plain policy (--top-p 1.0).", style="dim")
     if per_problem:
         table = Table("prompt", "right", "of", "mean length", title="Per prompt")
         for row in result.per_prompt:

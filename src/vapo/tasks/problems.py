@@ -58,8 +58,9 @@ class ProblemOptions:
     def __post_init__(self) -> None:
         if "{problem}" not in self.template:
             raise ConfigError(f"task.template must hold {{problem}}, where the problem goes; got {self.template!r}.")
-        if self.heldout < 1 or self.max_response_tokens < 1:
-            raise ConfigError("task.heldout and task.max_response_tokens must be at least 1.")
+        for name in ("heldout", "max_response_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
         if self.data is None and self.eval_data is None:
             raise ConfigError(
                 "This task has no problems of its own: give them with --set task.data=FILE (or a hub data set)."
@@ -224,6 +225,11 @@ class Reader:
         verdicts = pool.judge(
             stated, lambda done, of: on_progress("checking gold answers", done, of) if on_progress else None
         )
+        if verdicts and not any(verdict.valid for verdict in verdicts):
+            raise ConfigError(
+                f"The verifier {verifier} could judge none of the {len(verdicts)} gold answers. The first, "
+                f"{prompts[0].answer[:40]!r} of {self.where[prompts[0].id]}: {verdicts[0].reason}. Mend the verifier."
+            )
         kept = []
         for prompt, verdict in zip(prompts, verdicts, strict=True):
             if verdict.right or (verdict.valid and verifier not in CHECKABLE):

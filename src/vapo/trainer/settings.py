@@ -138,11 +138,9 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ConfigError(f"evaluation.every must not be negative, got {self.every}.")
-        if self.prompts < 1 or self.samples_per_prompt < 1:
-            raise ConfigError(
-                "evaluation.prompts and evaluation.samples_per_prompt must be at least 1, "
-                f"got {self.prompts} and {self.samples_per_prompt}."
-            )
+        for name in ("prompts", "samples_per_prompt"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}.")
         if self.final_samples_per_prompt is not None and self.final_samples_per_prompt < 1:
             raise ConfigError(
                 f"evaluation.final_samples_per_prompt must be at least 1, got {self.final_samples_per_prompt}."

@@ -7,6 +7,7 @@ It reads files only. Everything it says is in `results.json`, from which table, 
 
 from vapo.reports.comparison.compare import compare, read_results, write
 from vapo.reports.comparison.page import page
+from vapo.reports.comparison.rows import left_out
 from vapo.reports.comparison.terminal import terminal_table
 
-__all__ = ["compare", "page", "read_results", "terminal_table", "write"]
+__all__ = ["compare", "left_out", "page", "read_results", "terminal_table", "write"]

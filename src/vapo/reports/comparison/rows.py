@@ -147,6 +147,9 @@ def sentences(results: Record) -> list[str]:
             "Noise lets a first crossing come early, for each "
             f"method: {target['method']}'s own figure shows by how much. An interval that ends in ∞ means that some "
             "resamples never reach it."
+            if any(method["steps_to_target"] for method in results["methods"])
+            else f"Steps to {target['method']}'s score: {target['method']} ended no better than it began, so there is "
+            "nothing to reach."
         )
     said += [
         "Samples and minutes: median over runs; what the critic's pretraining took stands behind the plus. Minutes "

@@ -193,7 +193,7 @@ def _difference(group: list[Cell], reference: list[Cell], reading: Reading) -> R
 
 
 def _steps_to_target(group: list[Cell], target: list[Cell] | None) -> Record | None:
-    if not target or not group:
+    if not target or not group or not _has_improved(target):
         return None
     total = _gradient_steps(target)
     found = arrival(
@@ -210,6 +210,11 @@ def _steps_to_target(group: list[Cell], target: list[Cell] | None) -> Record | N
         "high": found.high / total if total else math.nan,
         "reached_in": found.reached,
     }
+
+
+def _has_improved(group: list[Cell]) -> bool:
+    """Whether the method ended above where it began; a score that it had from the start is no aim."""
+    return _score(group) > float(np.mean([np.nanmean(cell.evaluations[0].rates) for cell in group]))
 
 
 def _mean_curve(group: list[Cell], axis: Callable[[Cell, Evaluation], int]) -> Record | None:
