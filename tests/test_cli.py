@@ -171,3 +171,19 @@ def test_a_run_directory_that_is_in_use_or_cannot_be_written_is_refused(tmp_path
 def test_resume_of_something_else_is_refused(tmp_path: Path, monkeypatch, capsys):
     assert vapo("resume", str(tmp_path), monkeypatch=monkeypatch) == 2
     assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path):
+    # what `| head` and a closed pager do: the pipe is closed after the first line
+    settings = ["trainer.steps=2", "trainer.pretraining_steps=1", "trainer.samples_per_step=16",
+                "trainer.minibatch_size=8", "rollout.max_response_tokens=16", "evaluation.prompts=4",
+                "trainer.pretraining_heldout=8"]  # fmt: skip
+    command = [sys.executable, "-m", "vapo", "train", "--run-dir", str(tmp_path / "run")]
+    command += [part for setting in settings for part in ("--set", setting)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "vapo"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "policy" / "model.safetensors").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from vapo.cli.breaking import chaos
@@ -11,6 +13,15 @@ from vapo.cli.listing import recipes, tasks
 from vapo.cli.training import make_base, report, resume, train
 from vapo.orderly import main_exit
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import vapo
+
+        print(f"vapo {vapo.__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     help="Reinforcement learning with a critic for reasoning language models: VAPO, PPO, VC-PPO, GRPO, DAPO.\n\n"
     "Start with [bold]vapo train[/bold]: it learns on a laptop in minutes, without a download.",
@@ -19,6 +30,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options of `vapo` itself."""
 
 
 for command in (train, resume, evaluate, report, compare, ablate, recipes, tasks, make_base, chaos):

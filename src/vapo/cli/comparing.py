@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +32,8 @@ def ablate(
     budget: Annotated[
         str,
         typer.Option(
-            help="smoke: one seed, 3 steps, no tuning; standard: at most 3 seeds on one base; full: all of the study."
+            help="smoke: one seed, 3 steps, no tuning, some 5 minutes; standard: at most 3 seeds on one base; "
+            "full: all of the study, an hour or two. (Times of the maze on two cores.)"
         ),
     ] = "standard",
     methods: Annotated[
@@ -46,7 +49,10 @@ def ablate(
         int | None, typer.Option("-j", "--jobs", help="Runs at the same time. Default: one per core.", min=1)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the runs; give it again to go on. Default: ablation/RECIPE-BUDGET.")
+        Path | None,
+        typer.Option(
+            help="Folder of the runs; give it again to go on. Default: ablation/ and the study's recipe and budget."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what is done of them, and stop.")] = (
         False
@@ -73,6 +79,7 @@ def ablate(
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # every way to stop lets the running cells save
     with study_view(silent=as_json) as view:
+        view.say(f"runs and their logs: {folder}")
         try:
             results = run_study(
                 study,
@@ -85,7 +92,7 @@ def ablate(
             )
         except KeyboardInterrupt:
             raise InterruptedRunError(
-                "Stopped; the running cells saved. Give the same command again to go on."
+                f"Stopped; the running cells saved. Go on with: vapo {shlex.join(sys.argv[1:])}"
             ) from None
     if as_json:
         print(json.dumps(results))

@@ -40,7 +40,10 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Rollout steps of joint training. Default: the recipe's.")] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Where everything is written; must be new or empty. Default: runs/<task>-<method>-seed<n>."),
+        typer.Option(
+            help="Where everything is written; must be new or empty. Default: runs/<task>-<method>-seed<n>, with -2, "
+            "-3, ... behind it if that is there."
+        ),
     ] = None,
     critic: Annotated[
         str | None,

@@ -252,10 +252,10 @@ def panel(state: Progress, title: str) -> Panel:
     """The live panel: phase and time, then one row per thing worth watching, as far as it is known."""
     m = state.metrics
     explained, value_loss = state.value_figures
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(style="dim", no_wrap=True)
+    rows = Table.grid(padding=(0, 2), expand=True)
+    rows.add_column(style="dim", no_wrap=True, min_width=14)
     rows.add_column(justify="right", style="bold", no_wrap=True, min_width=7)
-    rows.add_column(no_wrap=True, overflow="ellipsis")
+    rows.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
 
     def row(label: str, value: str, more: str | Text = "") -> None:
         if value != NOTHING:
@@ -282,10 +282,11 @@ def panel(state: Progress, title: str) -> Panel:
     row("tokens/s", count(state.tokens_per_second), beside(("samples", count(number(m.get("num_samples"))))))
     if state.last_evaluation:
         row("held-out", figure(number(state.last_evaluation.get("avg"))), _held_out(state))
+    alarm = Text()
     if state.num_alarms:
-        row("alarms", str(state.num_alarms), Text(state.last_alarm, style="yellow"))
+        alarm = Text(f"alarm {state.num_alarms}: {state.last_alarm}", style="yellow")
     now = Text(state.doing_text() or " ", style="dim", no_wrap=True, overflow="ellipsis")
-    body = Group(_clockwork(state), rows, now) if rows.row_count else Group(_clockwork(state), now)
+    body = Group(_clockwork(state), *([rows] if rows.row_count else []), *([alarm] if alarm else []), now)
     return Panel(body, title=Text(title), title_align="left", border_style="dim", padding=(0, 1))
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from vapo.reports.words import duration
 
@@ -31,7 +32,7 @@ class StudyView:
 
     def __init__(self, console: Console, bar: Progress | None, silent: bool) -> None:
         self._console, self._bar, self._silent = console, bar, silent
-        self._task: TaskID | None = bar.add_task("starting", total=None) if bar else None
+        self._task: TaskID | None = bar.add_task("starting", total=None, left="") if bar else None
 
     def say(self, line: str) -> None:
         """One line about something that happened."""
@@ -43,8 +44,9 @@ class StudyView:
         if self._bar is None or self._task is None:
             return
         left = runner.seconds_left
-        words = f"{len(runner.running)} running" + (f", about {duration(left)} left" if left is not None else "")
-        self._bar.update(self._task, completed=runner.done, total=max(1, runner.total), description=words)
+        words = "; ".join(runner.running) or "comparing"
+        after = f"about {duration(left)} left" if left else ""
+        self._bar.update(self._task, completed=runner.done, total=max(1, runner.total), description=words, left=after)
 
 
 @contextmanager
@@ -54,6 +56,8 @@ def study_view(silent: bool) -> Iterator[StudyView]:
     if silent or not console.is_terminal:
         yield StudyView(console, None, silent)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
+    words = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    left = TextColumn("{task.fields[left]}")
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), left, words)
+    with Progress(*columns, console=console, expand=True) as bar:
         yield StudyView(console, bar, silent)

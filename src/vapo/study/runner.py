@@ -59,6 +59,7 @@ class Runner:
     total: int = 0
     running: dict[str, Path] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
+    _last_ended_at: float = 0.0
     _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _stopping: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -73,7 +74,8 @@ class Runner:
         """An estimate from the cells that have ended; None before the first."""
         if not self._seconds:
             return None
-        return (self.total - self.done) * fmean(self._seconds) / self.jobs
+        left = (self.total - self.done) * fmean(self._seconds) / self.jobs
+        return max(0.0, left - (time.monotonic() - self._last_ended_at))
 
     def run(self, cells: Sequence[Cell]) -> list[Cell]:
         """Carry out all cells that have not ended; the ones that failed. (To diverge is an end, too.)"""
@@ -156,6 +158,7 @@ class Runner:
         seconds = time.monotonic() - started
         self.done += 1
         self._seconds.append(seconds)
+        self._last_ended_at = time.monotonic()
         self.say(f"[{self.done}/{self.total}] {label}: {_score(folder) if code == 0 else outcome}, {seconds:.0f} s")
         if outcome == "failed":
             last = (self.logs / f"{name}.log").read_text(errors="replace")[-LAST_WORDS:]

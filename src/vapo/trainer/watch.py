@@ -43,7 +43,7 @@ class Watchdog(Watch):
     """
 
     def __init__(self, folder: Path, *, factor: float, floor_s: float) -> None:
-        self._stacks = (folder / STACKS).open("w")
+        self._stacks = (folder / STACKS).open("a")  # what an earlier attempt hung in stays
         # from C, so it works while Python is stuck; before the process starts, or its signal would end the trainer
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
         command = [sys.executable, "-I", "-S", watchdog.__file__]
@@ -75,3 +75,6 @@ class Watchdog(Watch):
             self._process.wait()
         faulthandler.unregister(signal.SIGUSR1)
         self._stacks.close()
+        with contextlib.suppress(OSError):
+            if (path := Path(self._stacks.name)).stat().st_size == 0:
+                path.unlink()  # an empty one looks like a crash
