@@ -216,3 +216,20 @@ def _assigned(assignments: list[str]) -> dict[str, Any]:
         (section, rest), *_ = config_layer(assignment).values.items()
         values.setdefault(section, {}).update(rest)
     return values
+
+
+@pytest.mark.parametrize("other", ["answer", "verifier", "nothing"])
+def test_scores_against_other_answers_or_by_another_verifier_are_not_compared(place: Path, monkeypatch, capsys, other):
+    files = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
+    small = sets(*SMALL, *TASK, *files)
+    assert vapo(monkeypatch, "train", *small, "--run-dir", "one") == 0
+    if other == "answer":
+        rows = (place / "test.jsonl").read_text().replace('"answer": "9"', '"answer": "8"')
+        (place / "test.jsonl").write_text(rows)
+    if other == "verifier":
+        (place / "mine.py").write_text(VERIFIER.replace("names_the_digit", "names_it"))
+        small += sets("task.verifier=mine.py:names_it")
+    assert vapo(monkeypatch, "train", *small, "--run-dir", "two", "--seed", "1") == 0
+    code = vapo(monkeypatch, "compare", "one", "two")
+    assert code == (0 if other == "nothing" else 2)
+    assert ("not evaluated on the same held-out prompts" in capsys.readouterr().err) == (other != "nothing")

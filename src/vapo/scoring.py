@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,8 +29,12 @@ TOKENS_AT_ONCE = 16_384
 def fingerprint(base: Ground, num_prompts: int, temperature: float, top_p: float) -> str:
     """A short hash of what a score was measured on; scores with different ones cannot be compared."""
     prompts = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
-    how = (base.task.name, base.decoding.max_tokens, temperature, top_p)
-    return f"{stable_hash(*how, *(part for p in prompts for part in (p.id, p.text))):016x}"
+    options = getattr(base.task, "options", None)
+    judge = [getattr(options, name, None) for name in ("verifier", "right_at")]
+    how = (base.task.name, *judge, base.decoding.max_tokens, temperature, top_p)
+    # of an answer that is an object of the task's own only the type counts: its repr may hold an address
+    answers = (json.dumps(p.answer, sort_keys=True, default=lambda answer: type(answer).__name__) for p in prompts)
+    return f"{stable_hash(*how, *answers, *(part for p in prompts for part in (p.id, p.text))):016x}"
 
 
 def evaluate_prompts(
