@@ -43,7 +43,7 @@ class Elements(HTMLParser):
 def report(path):
     page = write_report(path).read_text(encoding="utf-8")
     samples = re.search(r'<script type="application/json" id="samples">(.*?)</script>', page, re.S)
-    return page, Elements(page), json.loads(samples[1]) if samples else None
+    return page, Elements(page.replace("<wbr>", "")), json.loads(samples[1]) if samples else None
 
 
 def add_samples(path, records, name="step_000099.jsonl.gz"):
