@@ -43,6 +43,19 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
         label = "" if isinstance(error, StoppedError) else "[bold red]error:[/bold red] "
         _say(f"{label}{escape(str(error))}")
         return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        from vapo.trainer.memory import out_of_memory  # torch waits until something needs it
+
+        if debug or not out_of_memory(error):
+            raise
+        reason = str(error).split("\n")[0] or "no words"
+        _say(
+            f"[bold red]error:[/bold red] Out of memory ({escape(reason)}). Sampling takes less with a lower "
+            "rollout.slots or rollout.max_response_tokens, training with adapters (model.policy_lora, "
+            "model.critic_lora) or model.dtype=bfloat16. A run goes on from its last "
+            "checkpoint with: vapo resume RUN --set ..."
+        )
+        return VapoError.exit_code
     except KeyboardInterrupt:
         _say("Interrupted. A run goes on from its last checkpoint with: vapo resume RUN")
         return INTERRUPTED

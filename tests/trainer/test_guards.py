@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import toys
 from vapo import runs
 from vapo.errors import DivergedError, VapoError
+from vapo.orderly import exit_code_of
 from vapo.trainer.batch import Batch
 from vapo.trainer.guards import new_alarms
 from vapo.trainer.run import Run
@@ -296,3 +297,21 @@ def test_a_full_pipe_does_not_hold_up_the_run(tmp_path: Path):
     assert time.monotonic() - started < 20
     os.kill(watch._process.pid, signal.SIGKILL)
     watch.close()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("x")]
+)
+def test_no_memory_where_nothing_can_be_halved_is_one_line(capsys, error: Exception):
+    def sampling() -> None:
+        raise error
+
+    if type(error) is RuntimeError:  # another mistake keeps its traceback
+        with pytest.raises(RuntimeError):
+            exit_code_of(sampling)
+        return
+    assert exit_code_of(sampling) == 1
+    told = capsys.readouterr().err
+    assert "Out of memory" in told
+    assert "rollout.slots" in told
+    assert "vapo resume RUN" in told
