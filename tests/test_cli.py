@@ -187,3 +187,25 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path):
     process.stderr.close()
     assert process.wait(timeout=120) == 0
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
+
+
+def test_exit_codes_come_through_a_closed_stderr(tmp_path: Path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "vapo", "resume", str(tmp_path)], stderr=write)
+    os.close(write)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "setting", "words"),
+    [
+        ("math", "task.max_response_tokens=1e3", "task.max_response_tokens: Input should be a valid integer"),
+        ("math", "task.eval_data=5", "task.eval_data: Input should be a valid string"),
+        ("reasoning-gym/chain_sum", "task.config=5", "task.config: Input should be a valid dictionary"),
+        ("maze", "task.side=abc", "task.side: Input should be a valid integer"),
+    ],
+)
+def test_a_task_option_of_another_type_is_one_line(monkeypatch, capsys, task: str, setting: str, words: str):
+    assert vapo("train", "--set", f"task.name={task}", "--set", setting, "--dry-run", monkeypatch=monkeypatch) == 2
+    assert words in capsys.readouterr().err

@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import toys
 from vapo import runs
 from vapo.config import Layer, resolve
+from vapo.errors import ModelError
+from vapo.models.loading import load_critic, load_policy
 
 SECRET = "hf_thisIsASecret0123456789"
 A_RUN = """
@@ -64,3 +68,13 @@ def test_no_task_can_name_a_run_out_of_its_folder(name: str, tmp_path: Path, mon
     assert path.name not in ("", ".", "..")
     assert not path.name.startswith(".")
     assert path.resolve().is_relative_to(tmp_path / "runs")
+
+
+def test_weights_that_are_pickled_are_not_read(tmp_path: Path):
+    model = toys.tiny_llama()
+    model.config.save_pretrained(tmp_path)
+    toys.tokenizer().save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for load in (load_policy, load_critic):
+        with pytest.raises(ModelError, match=r"no file named model\.safetensors"):
+            load(tmp_path)

@@ -258,13 +258,19 @@ def source_layers(source: str | None) -> list[Layer]:
         return [recipe_layer(source)]
     values = dict(read_yaml(path))
     base = values.pop("recipe", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f"{path}: recipe: must be the name of a recipe, got {base!r}.")
     return [*([recipe_layer(base)] if base else []), Layer(f"file {path.name}", values)]
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The mapping in a YAML file; raises ConfigError naming file and line."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
     except yaml.YAMLError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from vapo.errors import StoppedError, VapoError
+from vapo.errors import ConfigError, StoppedError, VapoError
 
 if TYPE_CHECKING:
     from vapo.trainer.run import Run
@@ -55,7 +55,7 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
             "model.critic_lora) or model.dtype=bfloat16. A run goes on from its last "
             "checkpoint with: vapo resume RUN --set ..."
         )
-        return VapoError.exit_code
+        return ConfigError.exit_code
     except KeyboardInterrupt:
         _say("Interrupted. A run goes on from its last checkpoint with: vapo resume RUN")
         return INTERRUPTED
@@ -63,8 +63,9 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
 
 
 def _say(text: str) -> None:
-    # stderr may be a file on the very disk that is full; the exit code must come through all the same
-    with contextlib.suppress(OSError):
+    # stderr may be a file on the very disk that is full, or a closed pipe, over which rich exits; the exit code must
+    # come through all the same
+    with contextlib.suppress(OSError, SystemExit):
         Console(stderr=True, highlight=False, soft_wrap=True).print(text)
 
 

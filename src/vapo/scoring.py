@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vapo.config import Config
 from vapo.errors import ConfigError, ModelError, VerifierBrokenError
@@ -29,12 +30,15 @@ TOKENS_AT_ONCE = 16_384
 def fingerprint(base: Ground, num_prompts: int, temperature: float, top_p: float) -> str:
     """A short hash of what a score was measured on; scores with different ones cannot be compared."""
     prompts = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
-    options = getattr(base.task, "options", None)
-    judge = [getattr(options, name, None) for name in ("verifier", "right_at")]
-    how = (base.task.name, *judge, base.decoding.max_tokens, temperature, top_p)
-    # of an answer that is an object of the task's own only the type counts: its repr may hold an address
-    answers = (json.dumps(p.answer, sort_keys=True, default=lambda answer: type(answer).__name__) for p in prompts)
-    return f"{stable_hash(*how, *answers, *(part for p in prompts for part in (p.id, p.text))):016x}"
+    how = [base.task.name, base.decoding.max_tokens, temperature, top_p]
+    asked = [part for prompt in prompts for part in (prompt.id, prompt.text)]
+    # a family's name and prompts say how it judges; where problems and verifier are the user's, they count, too
+    options: Any = getattr(base.task, "options", None)
+    if (verifier := getattr(options, "verifier", None)) is not None:
+        file, _, function = verifier.rpartition(":")
+        source = Path(file).read_bytes() if Path(file).is_file() else file
+        how += [source, function, options.right_at, *(prompt.answer for prompt in prompts)]
+    return f"{stable_hash(*how, *asked):016x}"
 
 
 def evaluate_prompts(
@@ -85,6 +89,8 @@ def evaluate_model(
         tell(base, observer)
         kept = SampleFile(out, _about(config, base)) if out else None
         model = moved(load_policy(base.policy_source, trust_remote_code=trust), best_device())
+        if sections.model.dtype == "bfloat16":  # as a run's sampler
+            model = moved(model, torch.bfloat16)
         set_threads(sections.scale.threads, model)
         critic = None
         if ranks:

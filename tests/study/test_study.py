@@ -13,6 +13,7 @@ from vapo.algo.presets import TECHNIQUES, Gae, GroupBaseline, Relative
 from vapo.cli import app
 from vapo.config import flatten
 from vapo.errors import ConfigError, ModelError
+from vapo.ground import with_whole_paths
 from vapo.study.cells import base_folder, critic_cells, run_cells, tuning_cells
 from vapo.study.runner import check_same, choose, chosen_before, ended, locked, outcome_of
 from vapo.study.study import method_called, only_methods, read_study, studies, with_seeds, within
@@ -294,3 +295,14 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path: Path):
     other = run_cells(read_study("maze"), tmp_path, {"ppo": {"trainer": {"actor_lr": 1e-5}}})[0]
     with pytest.raises(ConfigError, match=r"other settings.*actor_lr"):
         check_same(other)
+
+
+def test_a_study_told_by_a_relative_path_knows_its_runs_which_keep_whole_ones(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (cell,) = run_cells(only_methods(with_seeds(read_study("maze"), 1), ["vapo"]), Path("out"), {})
+    critic = Path(cell.config.sections.model.critic or "")
+    critic.mkdir(parents=True)
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "config.yaml").write_text(with_whole_paths(cell.config).to_yaml())
+    assert str(critic.resolve()) in (cell.folder / "config.yaml").read_text()
+    check_same(cell)

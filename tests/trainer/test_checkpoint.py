@@ -16,7 +16,7 @@ from vapo.config import Layer
 from vapo.errors import CheckpointError, ConfigError, StoppedError
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
-from vapo.trainer import checkpoint
+from vapo.trainer import checkpoint, snapshot
 from vapo.trainer.run import Run
 
 GOLDEN = Path(__file__).parent / "golden" / "format-1"
@@ -203,6 +203,12 @@ def resume(folder: Path, values: dict[str, Any], **options: Any) -> Run:
     return runs.resume(
         folder, SilentView(), task=toys.EchoTask(), changes=[Layer("--set", values)] if values else [], **options
     )
+
+
+def test_a_task_option_left_at_its_default_is_not_changed_unseen(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"task": {"name": "maze"}, "trainer": {"steps": 3}}))
+    now = {"task": {"name": "maze", "side": 7}, "trainer": {"steps": 3, "new_in_this_version": 1}}
+    assert snapshot.changes(now, tmp_path) == ["task.side: None -> 7"]
 
 
 def test_settings_that_alter_results_are_not_changed_unseen(base: Path, tmp_path: Path):

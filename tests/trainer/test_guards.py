@@ -257,6 +257,15 @@ def test_what_is_stuck_is_named_with_its_stack_and_left_alone(tmp_path: Path):
     assert "verifying went on after 2 s" in (tmp_path / "watchdog.log").read_text()
 
 
+def test_what_is_stuck_is_written_down_even_if_nobody_reads_stderr(tmp_path: Path):
+    read, write = os.pipe()
+    os.close(read)
+    subprocess.run([sys.executable, "-c", STUCK, str(tmp_path), "2"], stderr=write, check=True)
+    os.close(write)
+    assert "waits_for_ever" in (tmp_path / "stacks.txt").read_text()
+    assert "verifying went on after 2 s" in (tmp_path / "watchdog.log").read_text()
+
+
 def test_nothing_is_said_while_there_are_signs_of_life(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", STUCK, str(tmp_path), "0"], capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -310,7 +319,7 @@ def test_no_memory_where_nothing_can_be_halved_is_one_line(capsys, error: Except
         with pytest.raises(RuntimeError):
             exit_code_of(sampling)
         return
-    assert exit_code_of(sampling) == 1
+    assert exit_code_of(sampling) == 2
     told = capsys.readouterr().err
     assert "Out of memory" in told
     assert "rollout.slots" in told

@@ -77,7 +77,8 @@ def ablate(
     from vapo.study.runner import run_study
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # every way to stop lets the running cells save
+        if signal.getsignal(number) != signal.SIG_IGN:  # else nohup asked to outlive the terminal
+            signal.signal(number, signal.default_int_handler)  # every way to stop lets the running cells save
     with study_view(silent=as_json) as view:
         view.say(f"runs and their logs: {folder}")
         try:

@@ -24,8 +24,13 @@ class SampleFile:
         if self.path.exists():
             self._read(about)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._append({"about": about})
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._append({"about": about})
+            except OSError as error:
+                raise ConfigError(
+                    f"Cannot keep samples in {folder}: {error.strerror}. Give --out another folder."
+                ) from error
 
     def get(self, prompt: Prompt) -> list[Episode] | None:
         """The samples of a problem if they are there."""

@@ -58,7 +58,7 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
         raise ModelError(f"{source} holds a {architecture}, a critic or reward model. Give a policy/ folder.")
     with _explained(source, "policy"):
         model = AutoModelForCausalLM.from_pretrained(
-            _folder(source), dtype=torch.float32, trust_remote_code=trust_remote_code
+            _folder(source), dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
         )
     return _without_dropout(model)
 
@@ -81,6 +81,7 @@ def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple
             label2id={CRITIC_LABEL: 0},
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,  # never a pickle
             output_loading_info=True,
         )
     head_names = {f"{name}.{p}" for name, module in _heads(model) for p, _ in module.named_parameters()}

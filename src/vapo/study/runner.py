@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from vapo.config import flatten
 from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
-from vapo.ground import close, ground
+from vapo.ground import close, ground, with_whole_paths
 from vapo.reports.comparison import compare
 from vapo.reports.runfiles import number, read_jsonl, read_run
 from vapo.runs import load_run_config
@@ -322,7 +322,8 @@ def check_same(cell: Cell) -> None:
     """Raise ConfigError if the cell's folder holds a run with other settings than the study wants."""
     if not (cell.folder / "config.yaml").is_file():
         return
-    different = list(config_differences(cell.config, load_run_config(cell.folder)))
+    # a run keeps its files by whole paths, the study says them as it was told
+    different = list(config_differences(with_whole_paths(cell.config), with_whole_paths(load_run_config(cell.folder))))
     if different:
         shown = "; ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
         raise ConfigError(

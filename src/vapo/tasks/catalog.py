@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from vapo.errors import ConfigError
+from vapo.tasks.common import read_options
 from vapo.tasks.gym import PREFIX, Gym, GymOptions
 from vapo.tasks.problems import make_problems
 from vapo.tasks.registry import BUILTIN, make_task
@@ -54,7 +55,7 @@ def find_task(
                 f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(known)}. "
                 "Settings of the data set itself go into task.config."
             )
-        return Gym(name.removeprefix(PREFIX), GymOptions(**options))
+        return Gym(name.removeprefix(PREFIX), read_options(GymOptions, options))
     plugins = installed()
     if name in plugins or ":" in name:
         return import_function(plugins.get(name, name), "task.name")(**options)

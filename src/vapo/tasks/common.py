@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from vapo.errors import ConfigError
 from vapo.tasks.words import DONE, FILLERS, LOST
 from vapo.types import Prompt, Task, Verdict, stable_hash
 
 T = TypeVar("T")
+Options = TypeVar("Options")
 
 # Far above any real response, and small enough that judging it takes milliseconds.
 MAX_RESPONSE_CHARACTERS = 1_000_000
@@ -172,3 +175,13 @@ def wrong(reason: str) -> Verdict:
 def quote(word: str) -> str:
     """A word as a reason shows it: quoted, unprintable characters escaped, never long."""
     return ascii(word if len(word) <= 20 else word[:20] + "...")
+
+
+def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
+    """A task's options from what stood in a file or on the command line; ConfigError for a value of another type."""
+    try:
+        return TypeAdapter(kind).validate_python(dict(options))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"task.{key}: {problem['msg']}, got {problem.get('input')!r}.") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vapo.errors import ConfigError, DataError
-from vapo.tasks.common import split
+from vapo.tasks.common import read_options, split
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.notation import MAX_ANSWER, tidy
@@ -263,7 +263,7 @@ def make_problems(name: str, options: Mapping[str, Any], on_progress: Progress |
     names = [f.name for f in fields(ProblemOptions)]
     if unknown := sorted(set(options) - set(names)):
         raise ConfigError(f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(names)}.")
-    return Problems(name, ProblemOptions(**options), on_progress)
+    return Problems(name, read_options(ProblemOptions, options), on_progress)
 
 
 def _plain(value: Any) -> bool:

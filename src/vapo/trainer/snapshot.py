@@ -157,8 +157,10 @@ def changes(settings: dict[str, Any], folder: Path) -> list[str]:
     if not (folder / SETTINGS).exists():  # format 1 did not keep them
         return []
     old, new = (dict(_flat(data)) for data in (checkpoint.read_json(folder, SETTINGS), settings))
-    # a setting that the checkpoint's version did not know is no change
+    # a task's options are kept as they were given, so a new one is a change; of the other sections all settings are
+    # kept, and one that is new was not known to the checkpoint's version
     found = [key for key in sorted(old) if old[key] != new.get(key)]
+    found += [key for key in sorted(new) if key not in old and key.startswith("task.")]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in found if not key.startswith(FREE_TO_CHANGE)]
 
 

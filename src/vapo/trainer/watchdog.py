@@ -65,14 +65,17 @@ def _tell(pid: int, log: str, stacks: str, doing: str, pause_s: float, longest: 
 
 def _write(log: str, text: str, *, loud: bool = False) -> None:
     line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n"
-    if loud:
-        sys.stderr.write(line)
-        sys.stderr.flush()
     try:
         with open(log, "a") as file:
             file.write(line)
     except OSError:
         pass  # a full disk is not this process's to report
+    if loud:
+        try:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+        except OSError:  # nobody reads it any more; the stacks are written all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 if __name__ == "__main__":
