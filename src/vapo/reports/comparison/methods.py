@@ -28,6 +28,7 @@ LADDER = ("ppo", "vc-ppo", "grpo", "dapo", "vapo")
 
 COSMETIC = {
     "checkpoint",
+    "guards",
     "evaluation",  # what it means for the score is in `set` and k, which are checked apart
     "scale",
     "seed",
@@ -99,7 +100,9 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def _differing_keys(group: Sequence[Mapping[str, str]]) -> list[str]:
+    # a setting that some of the runs do not name was not known to their version; a task names what it was given only
     keys = sorted({key for settings in group for key in settings})
+    keys = [key for key in keys if key.startswith("task.") or all(key in settings for settings in group)]
     differing = {key for key in keys if len({settings.get(key) for settings in group}) > 1}
     told_twice = {key for key, sources in _RESOLVED_FROM.items() if differing.intersection(sources)}
     return [key for key in keys if key in differing - told_twice]
