@@ -83,7 +83,8 @@ def carry_out(prepare: Callable[[], Run], finish: Callable[[Run], object]) -> No
         if run is None:
             raise early
         run.stop_requested = True
-        run.observer.note("saving, then stopping; Ctrl-C again quits at once")
+        with contextlib.suppress(RuntimeError):  # a signal in the middle of a print may not print
+            run.observer.note("saving, then stopping; Ctrl-C again quits at once")
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup asked to outlive the terminal

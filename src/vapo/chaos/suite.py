@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from vapo.chaos import faults
+from vapo.environment import environment
 from vapo.errors import VapoError
 
 CONFIDENCE = 0.95
@@ -231,6 +232,7 @@ def run_suite(
         "quick": quick,
         "traced": traced,
         "real disk": mounted,
+        "environment": environment(),
         "one run takes s": round(max(z.seconds for z in alive), 2),
     }
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+from safetensors.torch import load_file
+
 from vapo.chaos import faults
 from vapo.chaos.children import Ended, attempt
 from vapo.chaos.small import differences, fingerprint, small_config
@@ -253,8 +255,10 @@ def bad_number(lab: Lab, learner: str, number: int, what: str, value: str) -> Ou
     skipped = list((folder / "skipped").glob("*.safetensors")) if (folder / "skipped").exists() else []
     if len(skipped) != 1:
         outcome.failures.append(f"{folder}: {len(skipped)} gradient steps were skipped instead of 1")
-    if "nan" in str(found["metrics.jsonl"]) or "inf" in str(found["metrics.jsonl"]):
-        outcome.failures.append(f"{folder}: a number that is not finite stands in metrics.jsonl")
+    for name in ("policy", "critic"):
+        weights = load_file(folder / name / "model.safetensors")
+        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+            outcome.failures.append(f"{folder}: the {name} holds a number that is not finite")
     return _cleared(lab, folder, outcome)
 
 
