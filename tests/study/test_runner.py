@@ -143,7 +143,7 @@ def test_a_study_that_is_stopped_and_whose_cells_are_killed_ends_as_if_nothing_h
     study.send_signal(signal.SIGTERM)
     said, _ = study.communicate(timeout=120)
     assert study.returncode == 130
-    assert "Give the same command again" in said
+    assert f"Go on with: vapo ablate {whole.parent}" in said
     assert "Traceback" not in said
     assert not cells_at_work(out)
 
