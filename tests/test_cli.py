@@ -203,7 +203,7 @@ def test_exit_codes_come_through_a_closed_stderr(tmp_path: Path):
         ("math", "task.max_response_tokens=1e3", "task.max_response_tokens: Input should be a valid integer"),
         ("math", "task.eval_data=5", "task.eval_data: Input should be a valid string"),
         ("reasoning-gym/chain_sum", "task.config=5", "task.config: Input should be a valid dictionary"),
-        ("maze", "task.side=abc", "task.side: Input should be a valid integer"),
+        ("maze", "task.side=abc", "task.side must be a whole number from 4 to 9"),
     ],
 )
 def test_a_task_option_of_another_type_is_one_line(monkeypatch, capsys, task: str, setting: str, words: str):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vapo.errors import ConfigError
 from vapo.tasks.chain import Chain, ChainOptions
-from vapo.tasks.common import BuiltinTask, read_options
+from vapo.tasks.common import BuiltinTask
 from vapo.tasks.maze import Maze, MazeOptions
 from vapo.tasks.walk import Walk, WalkOptions
 
@@ -38,7 +38,7 @@ def make_task(name: str, **options: Any) -> BuiltinTask:
     for option in options:
         if option not in known:
             raise ConfigError(f"The task {name!r} has no option {option!r}; {_choices(option, known)}")
-    return family.make(read_options(family.options, options))
+    return family.make(family.options(**options))
 
 
 def _choices(asked: str, known: Iterable[str]) -> str:
