@@ -166,7 +166,7 @@ def test_every_kind_of_damage_is_found(tmp_path: Path):
 COMMAND = ["--set", "trainer.steps=3", "--set", "evaluation.prompts=20", "--set", "scale.threads=1"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
 def test_the_command_saves_and_stops_with_its_exit_code(tmp_path: Path, number: signal.Signals, code: int):
     run = tmp_path / "run"
     train = [sys.executable, "-m", "vapo", "train", *COMMAND, "--run-dir", str(run)]
