@@ -15,7 +15,16 @@ from vapo.config import flatten
 from vapo.errors import ConfigError, ModelError
 from vapo.ground import with_whole_paths
 from vapo.study.cells import base_folder, critic_cells, run_cells, tuning_cells
-from vapo.study.runner import check_same, choose, chosen_before, ended, locked, outcome_of
+from vapo.study.runner import (
+    check_same,
+    choose,
+    chosen_before,
+    ended,
+    finished_methods,
+    locked,
+    outcome_of,
+    reference_among,
+)
 from vapo.study.study import method_called, only_methods, read_study, studies, with_seeds, within
 
 OUT = Path("somewhere")
@@ -306,3 +315,13 @@ def test_a_study_told_by_a_relative_path_knows_its_runs_which_keep_whole_ones(tm
     (cell.folder / "config.yaml").write_text(with_whole_paths(cell.config).to_yaml())
     assert str(critic.resolve()) in (cell.folder / "config.yaml").read_text()
     check_same(cell)
+
+
+def test_differences_are_taken_to_a_method_that_finished(tmp_path: Path):
+    for name, method, outcome in (("a", "grpo", "finished"), ("b", "mine", "failed")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cell.json").write_text(json.dumps({"method": method, "outcome": outcome}))
+    finished = finished_methods([tmp_path / "a", tmp_path / "b"])
+    assert finished == {"grpo"}
+    assert reference_among(finished, "grpo") == "grpo"
+    assert reference_among(finished, "mine") == "vapo"  # chosen for the table, but there is nothing to subtract

@@ -18,11 +18,7 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Change one setting, like --set trainer.actor_lr=1e-4; repeatable."
     ),
 ]
-
-
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
 

@@ -32,7 +32,7 @@ def ablate(
     budget: Annotated[
         str,
         typer.Option(
-            help="smoke: one seed, 3 steps, no tuning, some 5 minutes; standard: at most 3 seeds on one base; "
+            help="smoke: one seed, 3 steps, no tuning, some minutes; standard: at most 3 seeds on one base; "
             "full: all of the study, an hour or two. (Times of the maze on two cores.)"
         ),
     ] = "standard",

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from vapo.reports.live import lenient_console
 from vapo.reports.words import duration
 
 
@@ -52,7 +53,7 @@ class StudyView:
 @contextmanager
 def study_view(silent: bool) -> Iterator[StudyView]:
     """A bar on a terminal, plain lines elsewhere, nothing if silent."""
-    console = Console(stderr=silent)
+    console = lenient_console()
     if silent or not console.is_terminal:
         yield StudyView(console, None, silent)
         return

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -230,8 +230,9 @@ def run_study(
         failed = runner.run(cells)
         begun = [cell.folder for cell in cells if _card(cell.folder)]
         note = f"{command}, ended {date.today()}"
-        if not failed or any(_card(folder).get("outcome") == "finished" for folder in begun):
-            results = compare(begun, out / name, reference=study.reference, heading=study.about, notes=[note])
+        if not failed or finished_methods(begun):
+            reference = reference_among(finished_methods(begun), study.reference)
+            results = compare(begun, out / name, reference=reference, heading=study.about, notes=[note])
         else:
             results = {}
     if failed:
@@ -240,6 +241,16 @@ def run_study(
             f"Look into {runner.logs}, then give the same command again."
         )
     return results
+
+
+def finished_methods(folders: Sequence[Path]) -> set[str]:
+    """The methods that have a finished run among these."""
+    return {card["method"] for card in map(_card, folders) if card.get("outcome") == "finished"}
+
+
+def reference_among(methods: Collection[str], wanted: str) -> str:
+    """The study's reference if it can be one; else the default, in whose place a comparison takes the first row."""
+    return wanted if wanted in methods else "vapo"
 
 
 def check(study: Study, out: Path) -> None:

@@ -88,7 +88,7 @@ class Study(BaseModel):
     """`builtin`, the seed of a base model to make, or the folder of one."""
     methods: dict[str, Method] = Field(min_length=1)
     reference: str = "vapo"
-    """The method that differences are taken to; if it is no row, the first row is."""
+    """The method that differences are taken to; if it has no finished run, vapo is, or else the first row."""
     critics: dict[str, CriticPlan] = {PRETRAINED: CriticPlan()}
     tuning: Tuning | None = None
     untabled: dict[str, Method] = {}
