@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vapo.reports.comparison.bootstrap import paired_estimate
+from vapo.study.comparison.bootstrap import paired_estimate
 
 STUDIES, PROMPTS, SAMPLES = 400, 200, 16
 

@@ -1,10 +1,11 @@
-"""Imports point down: style.md section 2. So `algo` serves in anyone's trainer."""
+"""Imports point down, so `algo` serves in anyone's trainer; and one file name means one thing."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import vapo
@@ -53,6 +54,15 @@ def test_every_room_imports_only_from_the_floors_below_it():
             if FLOOR[other] >= FLOOR[room]:
                 offences.append(f"{path.relative_to(ROOT)} imports {other}")
     assert not offences
+
+
+# to be emptied: cli/ and tasks/, rollout/ and trainer/, the top level and trainer/
+SHARED_NAMES = {"common", "sampling", "scoring"}
+
+
+def test_each_file_name_stands_once_in_the_package():
+    names = Counter(path.stem for path in ROOT.rglob("*.py") if path.stem != "__init__")
+    assert {name for name, count in names.items() if count > 1} <= SHARED_NAMES
 
 
 def test_the_package_and_the_command_line_load_without_torch_or_optional_packages():

@@ -12,7 +12,7 @@ import torch
 
 from vapo.config import Config
 from vapo.errors import ConfigError, ModelError, VerifierBrokenError
-from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
+from vapo.evals.evaluate import RANKS, EvaluationResult, sample_and_judge, score_episodes
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.ground import Ground, close, ground, tell
@@ -58,7 +58,7 @@ def evaluate_prompts(
     """avg@k and companions on the first held-out prompts of the task; with a critic, what its ranking adds."""
     chosen = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
     prompts = list({prompt.id: prompt for prompt in chosen}.values())  # a neighbour of one too long may come twice
-    episodes = evaluate(
+    episodes = sample_and_judge(
         engine,
         prompts,
         base.task,
@@ -70,7 +70,7 @@ def evaluate_prompts(
         on_progress=partial(on_progress, "evaluating"),
     )
     values = None if critic is None else last_values(critic, episodes, tokens_at_once=TOKENS_AT_ONCE)
-    return count(episodes, k=k, answer_of=getattr(base.task, "final_answer", None), values=values, ranks=ranks)
+    return score_episodes(episodes, k=k, answer_of=getattr(base.task, "final_answer", None), values=values, ranks=ranks)
 
 
 def evaluate_model(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import toys
-from vapo.evals.evaluate import count, evaluate
+from vapo.evals.evaluate import sample_and_judge, score_episodes
 from vapo.models.loading import render
 from vapo.rollout.collect import judge, sample
 from vapo.rollout.torch_engine import TorchEngine
@@ -26,7 +26,7 @@ def test_scores_of_two_prompts_with_four_samples_each_counted_by_hand():
     # a: 2 of 4 right; b: 1 of 3 valid. avg = (1/2 + 1/3)/2; pass@2: a 1 - C(2,2)/C(4,2) = 5/6, b 1 - 1/3 = 2/3
     verdicts = {"a": ["right", "wrong", "right", "wrong"], "b": ["wrong", "invalid", "right", "wrong"]}
     episodes = [episode(p, j, status) for p, row in verdicts.items() for j, status in enumerate(row)]
-    result = count(episodes, k=4)
+    result = score_episodes(episodes, k=4)
     assert result.avg == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert result.pass_at[2] == pytest.approx((5 / 6 + 2 / 3) / 2)
     assert result.pass_at[4] == pytest.approx(1.0)  # b has 3 valid samples: it cannot tell, a is certain
@@ -38,11 +38,11 @@ def test_scores_of_two_prompts_with_four_samples_each_counted_by_hand():
 
 def test_majority_votes_where_the_task_has_a_final_answer():
     episodes = [episode("a", j, s) for j, s in enumerate(["right", "wrong", "right"])]
-    assert count(episodes, k=3, answer_of=lambda text: text).maj == 1.0
+    assert score_episodes(episodes, k=3, answer_of=lambda text: text).maj == 1.0
 
 
 def test_lengths_and_cuts_are_the_samplers_own():
-    result = count([episode("a", 0, "right", 3), episode("a", 1, "wrong", 5, "length")], k=2)
+    result = score_episodes([episode("a", 0, "right", 3), episode("a", 1, "wrong", 5, "length")], k=2)
     assert (result.mean_length, result.clipped_ratio) == (4.0, 0.5)
 
 
@@ -50,10 +50,10 @@ def test_equal_policies_meet_the_same_luck_and_a_sample_does_not_depend_on_its_c
     task, words, engine = toys.EchoTask(), toys.tokenizer(), TorchEngine(toys.tiny_llama(), slots=16)
     prompts = [render(words, p) for p in task.heldout]
     decode = lambda ids: words.decode(list(ids))  # noqa: E731
-    whole = count(evaluate(engine, prompts, task, k=4, how=HOW, decode=decode, seed=3), k=4)
-    again = count(evaluate(engine, prompts[::-1], task, k=4, how=HOW, decode=decode, seed=3), k=4)
+    whole = score_episodes(sample_and_judge(engine, prompts, task, k=4, how=HOW, decode=decode, seed=3), k=4)
+    again = score_episodes(sample_and_judge(engine, prompts[::-1], task, k=4, how=HOW, decode=decode, seed=3), k=4)
     assert whole.per_prompt == again.per_prompt[::-1]
-    other = count(evaluate(engine, prompts, task, k=4, how=HOW, decode=decode, seed=4), k=4)
+    other = score_episodes(sample_and_judge(engine, prompts, task, k=4, how=HOW, decode=decode, seed=4), k=4)
     assert other.per_prompt != whole.per_prompt
 
 

@@ -11,7 +11,7 @@ from transformers import LlamaForTokenClassification
 
 import toys
 from vapo.errors import ModelError
-from vapo.evals.evaluate import count
+from vapo.evals.evaluate import score_episodes
 from vapo.evals.ranking import best_of_n, last_values, weighted_vote
 from vapo.models.networks import Critic, Sequences
 from vapo.types import Completion, Episode, Prompt, Verdict
@@ -100,11 +100,11 @@ def test_an_evaluation_tells_what_the_critic_adds():
         for i, v in enumerate(verdicts)
     ]  # fmt: skip
     values = [0.9, 0.8, 0.1, 0.2, 0.1, 0.9]
-    result = count(episodes, k=3, answer_of=lambda text: text, values=values)
+    result = score_episodes(episodes, k=3, answer_of=lambda text: text, values=values)
     assert (result.avg, result.maj) == (0.5, 0.5)
     best, vote = result.ranking["best-of-n"], result.ranking["weighted-vote"]
     assert (best["score"], best["over_maj"][0], best["over_avg"][0]) == (1.0, 0.5, 0.5)
     assert best["best_of"] == pytest.approx({1: 0.5, 2: (1 + 2 / 3) / 2, 3: 1.0})
     assert vote["score"] == 1.0
     assert result.intervals["maj"] == (0.0, 1.0)
-    assert count(episodes, k=3, values=values, ranks=["best-of-n"]).ranking.keys() == {"best-of-n"}
+    assert score_episodes(episodes, k=3, values=values, ranks=["best-of-n"]).ranking.keys() == {"best-of-n"}

@@ -6,7 +6,7 @@ import pytest
 
 import toys
 from vapo.errors import ConfigError
-from vapo.evals.evaluate import count, evaluate
+from vapo.evals.evaluate import sample_and_judge, score_episodes
 from vapo.evals.samples import SampleFile
 from vapo.models.loading import render
 from vapo.rollout.torch_engine import TorchEngine
@@ -32,7 +32,9 @@ class Stopping:
 def run(engine, kept):
     task, words = toys.EchoTask(), toys.tokenizer()
     prompts = [render(words, p) for p in task.heldout]
-    return evaluate(engine, prompts, task, k=2, how=HOW, decode=lambda ids: words.decode(list(ids)), seed=3, kept=kept)
+    return sample_and_judge(
+        engine, prompts, task, k=2, how=HOW, decode=lambda ids: words.decode(list(ids)), seed=3, kept=kept
+    )
 
 
 def test_a_stopped_evaluation_goes_on_and_equals_one_that_was_not(tmp_path, monkeypatch):
@@ -43,9 +45,11 @@ def test_a_stopped_evaluation_goes_on_and_equals_one_that_was_not(tmp_path, monk
     rest = Stopping(8)  # 4 of 8 problems are left: no more than their 8 samples are drawn again
     resumed = run(rest, SampleFile(tmp_path, ABOUT))
     assert rest.left == 0
-    assert count(resumed, k=2) == count(whole, k=2)
+    assert score_episodes(resumed, k=2) == score_episodes(whole, k=2)
     assert [e.response for e in resumed] == [e.response for e in whole]
-    assert count(run(Stopping(0), SampleFile(tmp_path, ABOUT)), k=2) == count(whole, k=2)  # all of it is there
+    assert score_episodes(run(Stopping(0), SampleFile(tmp_path, ABOUT)), k=2) == score_episodes(
+        whole, k=2
+    )  # all of it is there
 
 
 def test_half_a_line_is_dropped_and_its_problem_sampled_again(tmp_path):
@@ -53,7 +57,7 @@ def test_half_a_line_is_dropped_and_its_problem_sampled_again(tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
     engine = Stopping(2)
-    assert count(run(engine, SampleFile(tmp_path, ABOUT)), k=2) == count(whole, k=2)
+    assert score_episodes(run(engine, SampleFile(tmp_path, ABOUT)), k=2) == score_episodes(whole, k=2)
     assert engine.left == 0
 
 
@@ -62,7 +66,7 @@ def test_invalid_samples_are_drawn_again(tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_text(path.read_text().replace('"verdict": "wrong"', '"verdict": "invalid"', 1))
     engine = Stopping(2)
-    assert count(run(engine, SampleFile(tmp_path, ABOUT)), k=2) == count(whole, k=2)
+    assert score_episodes(run(engine, SampleFile(tmp_path, ABOUT)), k=2) == score_episodes(whole, k=2)
     assert engine.left == 0
 
 

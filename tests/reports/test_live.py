@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from vapo.reports import live, progress, words
+from vapo.reports import formatting, live, progress
 from vapo.reports.live import LiveView, SilentView, panel
 from vapo.reports.progress import Progress, sparkline
 
@@ -56,7 +56,7 @@ def ten_steps(view, clock, seconds):
         view.step(with_critic(step))
 
 
-@pytest.mark.parametrize("module", [words, progress])
+@pytest.mark.parametrize("module", [formatting, progress])
 def test_examples_in_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0
 

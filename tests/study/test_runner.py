@@ -17,7 +17,7 @@ import pytest
 from vapo.config import merge
 from vapo.errors import ConfigError
 from vapo.study.cells import run_cells, tuning_cells
-from vapo.study.runner import choose, critic_card, run_study
+from vapo.study.runner import choose_settings, critic_card, run_study
 from vapo.study.study import read_study
 from vapo.trainer.checkpoint import sha256
 
@@ -87,7 +87,7 @@ def test_tuning_takes_the_better_point_by_training_accuracy(carried_out: tuple[P
     entry = json.loads((out / "tuning.json").read_text())["grpo"]
     assert len(entry["late_accuracy"]) == 2
     assert entry["chosen"] == entry["grid"][entry["late_accuracy"].index(max(entry["late_accuracy"]))]
-    assert choose(study, tuning_cells(study, out), out) == {"grpo": entry["chosen"]}
+    assert choose_settings(study, tuning_cells(study, out), out) == {"grpo": entry["chosen"]}
 
 
 def test_the_same_command_again_runs_nothing_and_compares_again(carried_out: tuple[Path, dict]):

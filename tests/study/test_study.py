@@ -17,7 +17,7 @@ from vapo.ground import with_whole_paths
 from vapo.study.cells import base_folder, critic_cells, run_cells, tuning_cells
 from vapo.study.runner import (
     check_same,
-    choose,
+    choose_settings,
     chosen_before,
     ended,
     finished_methods,
@@ -226,7 +226,7 @@ def test_a_method_asked_for_by_name_needs_the_studys_critics(tmp_path: Path):
 def test_studies_in_one_folder_keep_each_others_tuning(tmp_path: Path):
     (tmp_path / "tuning.json").write_text(json.dumps({"grpo": {"chosen": {"trainer": {"actor_lr": 1e-5}}}}))
     study = read_study("alpha")
-    tuned = choose(study, tuning_cells(study, tmp_path), tmp_path)  # no trial ended: all 0, the first is taken
+    tuned = choose_settings(study, tuning_cells(study, tmp_path), tmp_path)  # no trial ended: all 0, the first is taken
     assert tuned["grpo"] == {"trainer": {"actor_lr": 1e-5}}
     assert chosen_before(tmp_path) == tuned
     assert tuned["vapo"]["trainer"]["actor_lr"] == 1.5e-4

@@ -269,7 +269,7 @@ def _work_off(
         raise errors[0]
 
 
-def markdown(result: dict[str, Any]) -> str:
+def faults_table(result: dict[str, Any]) -> str:
     """The table for people."""
     lines = ["| fault | trials | failures | 95 % bound | struck while |", "|---|--:|--:|--:|---|"]
     for row in result["rows"]:

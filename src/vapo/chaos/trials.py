@@ -90,7 +90,7 @@ class Lab:
         for path in self.root.glob(folder.name + ".*"):
             path.unlink()
 
-    def compare(self, folder: Path, ended: Ended, outcome: Outcome, *, without: str | None = None) -> Outcome:
+    def add_differences(self, folder: Path, ended: Ended, outcome: Outcome, *, without: str | None = None) -> Outcome:
         """Add to the outcome what differs from the run to which nothing happened."""
         if ended.code != 0:
             outcome.failures.append(f"{folder}: ended with {ended.code} while {ended.doing}: {ended.said[-500:]}")
@@ -111,7 +111,7 @@ def interrupted(lab: Lab, seed: int, end: int) -> Outcome:
         if ended.code == 0:
             break
         if ended.code != expected:
-            return lab.compare(folder, ended, outcome)
+            return lab.add_differences(folder, ended, outcome)
         struck += 1
         outcome.count += ended.doing != "starting"
         outcome.places[ended.doing] = outcome.places.get(ended.doing, 0) + 1
@@ -120,7 +120,7 @@ def interrupted(lab: Lab, seed: int, end: int) -> Outcome:
             outcome.failures.append(f"{folder}: stopped {ended.seconds:.1f} s after SIGTERM, while {ended.doing}")
     else:
         ended = attempt(folder, lab.config)
-    lab.compare(folder, ended, outcome)
+    lab.add_differences(folder, ended, outcome)
     return _cleared(lab, folder, outcome)
 
 
@@ -148,7 +148,7 @@ def killed_in_save(lab: Lab, number: int, traced: bool, again: bool) -> Outcome:
         outcome.failures.append(f"{folder}: ended with {ended.code} in the save: {ended.said[-500:]}")
     if outcome.count:
         outcome.places[calls[number - 1][0] if calls else "file operation"] = 1
-        lab.compare(folder, attempt(folder, lab.config), outcome)
+        lab.add_differences(folder, attempt(folder, lab.config), outcome)
     return _cleared(lab, folder, outcome)
 
 
@@ -200,7 +200,7 @@ def damaged(lab: Lab, seed: int) -> Outcome:
     ended = attempt(folder, lab.config)
     if not any(p.suffix == ".corrupt" for p in (folder / "checkpoints").iterdir()):
         outcome.failures.append(f"{folder}: {what}, and nothing was set aside")
-    lab.compare(folder, ended, outcome)
+    lab.add_differences(folder, ended, outcome)
     return _cleared(lab, folder, outcome)
 
 
@@ -231,12 +231,12 @@ def disk_full(lab: Lab, seed: int) -> Outcome:
     events = (folder / "events.jsonl").read_text()
     outcome.count = int(ended.code == STOPPED or "Could not save" in events or "not written" in events)
     if ended.code not in (0, STOPPED):
-        return lab.compare(folder, ended, outcome)
+        return lab.add_differences(folder, ended, outcome)
     outcome.places[f"exit code {ended.code}"] = 1
     if ended.code == STOPPED:
         ended = attempt(folder, lab.config)
     # rollouts are for people to read; a step whose file found no room is left out, and an event says so
-    lab.compare(folder, ended, outcome, without="rollouts/")
+    lab.add_differences(folder, ended, outcome, without="rollouts/")
     return _cleared(lab, folder, outcome)
 
 
@@ -247,7 +247,7 @@ def bad_number(lab: Lab, learner: str, number: int, what: str, value: str) -> Ou
     ended = attempt(folder, lab.config, meddle=spoil)
     outcome = Outcome(count=1)
     if ended.code != 0:
-        return lab.compare(folder, ended, outcome)
+        return lab.add_differences(folder, ended, outcome)
     found = fingerprint(folder)
     outcome.digest = sha256(repr(sorted(found.items())).encode()).hexdigest()
     if not differences(lab.expected, found):

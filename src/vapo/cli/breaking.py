@@ -35,7 +35,7 @@ def chaos(
     """
     import tempfile
 
-    from vapo.chaos.suite import markdown, run_suite
+    from vapo.chaos.suite import faults_table, run_suite
     from vapo.runs import check_folder
 
     if out:
@@ -47,7 +47,7 @@ def chaos(
     failed = [detail for row in result["rows"] for detail in row["details"]]
     if out:
         (out / "chaos.json").write_text(json.dumps(result, indent=1) + "\n")
-        (out / "chaos.md").write_text(markdown(result) + "\n")
+        (out / "chaos.md").write_text(faults_table(result) + "\n")
     if as_json:
         print(json.dumps(result))
     else:

@@ -73,8 +73,8 @@ def ablate(
     if dry_run:
         _list_cells(study, folder, as_json)
         return
-    from vapo.reports.study_view import study_view
     from vapo.study.runner import run_study
+    from vapo.study.study_view import study_view
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # else nohup asked to outlive the terminal
@@ -123,8 +123,7 @@ def compare(
 
     Runs are compared by method, base and seed; they must share the task and the held-out evaluation.
     """
-    from vapo.reports.comparison import compare as compare_runs
-    from vapo.reports.comparison import read_results, write
+    from vapo.study.comparison import compare_runs, read_results, write_comparison
 
     if bool(runs) == bool(from_):
         raise ConfigError(
@@ -132,7 +131,7 @@ def compare(
         )
     if from_:
         results = read_results(from_)
-        write(results, out)
+        write_comparison(results, out)
     else:
         results = compare_runs(runs or [], out, reference=reference)
     if as_json:
@@ -146,20 +145,20 @@ def compare(
 
 def _print_comparison(results: dict[str, Any]) -> None:
     """The table, and below it the runs that are not in it."""
-    from vapo.reports.comparison import left_out, terminal_table
+    from vapo.study.comparison import runs_left_out, terminal_table
 
     console = Console()
     console.print(terminal_table(results, console.width))
-    if absent := left_out(results):
+    if absent := runs_left_out(results):
         console.print("Left out of the scores:", *absent, sep="\n  ", style="yellow", markup=False, soft_wrap=True)
 
 
 def _list_cells(study: Study, folder: Path, as_json: bool) -> None:
     """Check the study and list its cells."""
     from vapo.study.cells import critic_cells, describe, run_cells, tuning_cells
-    from vapo.study.runner import check, chosen_before, ended
+    from vapo.study.runner import check_study, chosen_before, ended
 
-    check(study, folder)
+    check_study(study, folder)
     trials = [cell for cells in tuning_cells(study, folder).values() for cell in cells]
     cells = [*critic_cells(study, folder), *trials, *run_cells(study, folder, chosen_before(folder))]
     if as_json:

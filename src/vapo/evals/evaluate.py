@@ -65,7 +65,7 @@ class EvaluationResult:
         return {name: [row[name] for row in self.per_prompt] for name in ("right", "valid")}
 
 
-def evaluate(
+def sample_and_judge(
     engine: RolloutEngine,
     prompts: Sequence[Prompt],
     task: Task,
@@ -114,7 +114,7 @@ def evaluate(
     return [episode for prompt in prompts for episode in found[prompt.id] or ()]
 
 
-def count(
+def score_episodes(
     episodes: Sequence[Episode],
     *,
     k: int,
@@ -163,11 +163,13 @@ def count(
             for row in range(len(scores))
         ],
         intervals=intervals,
-        ranking={} if values is None else ranked(correct, np.reshape(values, (-1, k)), answers, majority, ranks),
+        ranking={}
+        if values is None
+        else critic_ranking(correct, np.reshape(values, (-1, k)), answers, majority, ranks),
     )
 
 
-def ranked(
+def critic_ranking(
     correct: Scores,
     values: Scores,
     answers: Sequence[Sequence[str | None]] | None,

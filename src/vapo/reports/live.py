@@ -24,9 +24,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vapo.reports.formatting import NOTHING, duration, figure, interval, one_line, percent, short_count
 from vapo.reports.progress import Progress, evaluation_line, sparkline
 from vapo.reports.runfiles import Record, number
-from vapo.reports.words import NOTHING, count, duration, figure, interval, one_line, percent
 
 _QUIET_S = 2.0  # plain lines for steps come no closer than this
 _PROGRESS_QUIET_S = 15.0  # and for what happens within a step, than this
@@ -279,7 +279,9 @@ def panel(state: Progress, title: str) -> Panel:
             ("entropy", figure(number(m.get("entropy")))),
         ),
     )
-    row("tokens/s", count(state.tokens_per_second), beside(("samples", count(number(m.get("num_samples"))))))
+    row(
+        "tokens/s", short_count(state.tokens_per_second), beside(("samples", short_count(number(m.get("num_samples")))))
+    )
     if state.last_evaluation:
         row("held-out", figure(number(state.last_evaluation.get("avg"))), _held_out(state))
     alarm = Text()

@@ -17,7 +17,7 @@ from statistics import median
 import yaml
 from markupsafe import Markup
 
-from vapo.reports import words
+from vapo.reports import formatting
 from vapo.reports.curves import curves_svg
 from vapo.reports.runfiles import Record, RunFiles, column, flatten, number, read_run
 from vapo.reports.style import asset, page_templates, palette_css, themed
@@ -39,7 +39,7 @@ def report_html(run_dir: str | Path) -> str:
     samples, notes = viewer_data(run_dir)
     script = asset("report.js")
     environment = page_templates()
-    environment.filters.update(figure=words.figure, percent=words.percent, number=number)
+    environment.filters.update(figure=formatting.figure, percent=formatting.percent, number=number)
     return environment.get_template("report.html.j2").render(
         run=run,
         headline=headline(run.evaluations),
@@ -72,11 +72,11 @@ def _totals(run: RunFiles) -> list[tuple[str, str]]:
         totals.append(("pretraining steps", str(len(pretraining))))
     for label, key in (("samples", "num_samples"), ("tokens", "num_tokens")):
         if values := column(train, key)[1]:
-            totals.append((label, words.count(values[-1])))
+            totals.append((label, formatting.short_count(values[-1])))
     if seconds:
-        totals.append(("time in steps", words.duration(sum(seconds))))
+        totals.append(("time in steps", formatting.duration(sum(seconds))))
     if step_seconds:
-        totals.append(("typical step", words.duration(median(step_seconds))))
+        totals.append(("typical step", formatting.duration(median(step_seconds))))
     return totals
 
 

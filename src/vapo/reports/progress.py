@@ -11,8 +11,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from statistics import fmean
 
+from vapo.reports.formatting import NOTHING, duration, figure, interval, one_line, percent, short_count
 from vapo.reports.runfiles import Record, number
-from vapo.reports.words import NOTHING, count, duration, figure, interval, one_line, percent
 
 _RECENT_STEPS = 10
 _BARS = "▁▂▃▄▅▆▇█"
@@ -115,7 +115,7 @@ class Progress:
             ("entropy", figure(number(m.get("entropy")))),
             ("EV", figure(explained)),
             ("value loss", figure(value_loss)),
-            ("tok/s", count(self.tokens_per_second)),
+            ("tok/s", short_count(self.tokens_per_second)),
         ]
         return [(label, text) for label, text in pairs if text != NOTHING]
 

@@ -66,10 +66,10 @@ def frame(
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
-def page_templates() -> Environment:
-    """The page templates; whatever comes from files is escaped."""
+def page_templates(package: str = "vapo.reports") -> Environment:
+    """The page templates in a package's `assets`; whatever comes from files is escaped."""
     return Environment(
-        loader=PackageLoader("vapo.reports", "assets"),
+        loader=PackageLoader(package, "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -77,9 +77,9 @@ def page_templates() -> Environment:
     )
 
 
-def asset(name: str) -> str:
-    """The text of one of our own page files."""
-    return (resources.files("vapo.reports") / "assets" / name).read_text(encoding="utf-8")
+def asset(name: str, package: str = "vapo.reports") -> str:
+    """The text of a file in a package's `assets`."""
+    return (resources.files(package) / "assets" / name).read_text(encoding="utf-8")
 
 
 def palette_css() -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
+from vapo.reports.formatting import NOTHING, figure, interval, percent, signed
 from vapo.reports.runfiles import Record, number
-from vapo.reports.words import NOTHING, figure, interval, percent, signed
 
 
 @dataclass(frozen=True)

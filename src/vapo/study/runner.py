@@ -26,10 +26,10 @@ from typing import Any, Literal
 from vapo.config import flatten
 from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
 from vapo.ground import close, ground, with_whole_paths
-from vapo.reports.comparison import compare
 from vapo.reports.runfiles import number, read_jsonl, read_run
 from vapo.runs import load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
+from vapo.study.comparison import compare_runs
 from vapo.study.study import Study, frozen
 
 LAST_WORDS = 1500
@@ -203,7 +203,7 @@ def run_study(
     critics, trials = critic_cells(study, out), tuning_cells(study, out)
     tried = [cell for cells in trials.values() for cell in cells]
     first_guess = run_cells(study, out, chosen_before(out))
-    check(study, out)
+    check_study(study, out)
     with locked(out):
         (out / name).mkdir(parents=True, exist_ok=True)
         (out / name / "study.yaml").write_text(frozen(study))
@@ -221,7 +221,7 @@ def run_study(
                 f"{len(failed)} trials of tuning failed (first: {describe(failed[0])}), and without all of them no "
                 f"learning rate can be chosen. Look into {runner.logs}, then give the same command again."
             )
-        tuned = choose(study, trials, out)
+        tuned = choose_settings(study, trials, out)
         for method in study.tuning.methods if study.tuning else []:
             say(f"tuning chose for {method}: {_flat(tuned.get(method, {}))}")
         cells = run_cells(study, out, tuned)
@@ -232,7 +232,7 @@ def run_study(
         note = f"{command}, ended {date.today()}"
         if not failed or finished_methods(begun):
             reference = reference_among(finished_methods(begun), study.reference)
-            results = compare(begun, out / name, reference=reference, heading=study.about, notes=[note])
+            results = compare_runs(begun, out / name, reference=reference, heading=study.about, notes=[note])
         else:
             results = {}
     if failed:
@@ -253,7 +253,7 @@ def reference_among(methods: Collection[str], wanted: str) -> str:
     return wanted if wanted in methods else "vapo"
 
 
-def check(study: Study, out: Path) -> None:
+def check_study(study: Study, out: Path) -> None:
     """Raise ConfigError, DataError or ModelError for what can be known before anything runs."""
     cells = [*critic_cells(study, out), *run_cells(study, out, chosen_before(out))]
     for cell in [*cells, *(cell for trials in tuning_cells(study, out).values() for cell in trials)]:
@@ -262,7 +262,9 @@ def check(study: Study, out: Path) -> None:
     _ground([cell for cell in cells if cell.config.sections.model.policy not in made_here])
 
 
-def choose(study: Study, trials: Mapping[tuple[str, int], Sequence[Cell]], out: Path) -> dict[str, dict[str, Any]]:
+def choose_settings(
+    study: Study, trials: Mapping[tuple[str, int], Sequence[Cell]], out: Path
+) -> dict[str, dict[str, Any]]:
     """For each tuned method the grid point with the best training accuracy over the last quarter of the steps.
 
     Judged on training prompts, so that the held-out ones stay unseen; a diverged trial counts as 0; of equals

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from vapo.reports.formatting import duration
 from vapo.reports.live import lenient_console
-from vapo.reports.words import duration
 
 
 class Counted(Protocol):

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from vapo.reports.comparison import compare
-from vapo.reports.comparison.drawing import colours, spread_out
+from vapo.study.comparison import compare_runs
+from vapo.study.comparison.drawing import colours, spread_out
 
 EVIL = "<script>alert(1)</script><img src=x>$x$"
 
@@ -56,7 +56,7 @@ def test_the_page_has_all_that_the_results_say(written):
 def test_hostile_labels_are_text(make_cell, tmp_path):
     told = {"method": EVIL, "base": EVIL, "seed": 0, "outcome": "finished", "critic": None}
     runs = [make_cell("a"), make_cell("b", cell=told)]
-    compare(runs, tmp_path / "out", heading=EVIL, notes=[EVIL])
+    compare_runs(runs, tmp_path / "out", heading=EVIL, notes=[EVIL])
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     tags = Tags(page)
     assert not {"script", "img"} & {tag for tag, _ in tags.found}

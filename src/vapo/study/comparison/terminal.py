@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from vapo.reports.comparison.rows import headings, rows, title
+from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record
-from vapo.reports.words import one_line
+from vapo.study.comparison.table_rows import comparison_title, main_headings, main_rows
 
 _NEVER = ("paper ",)
 _WIDE_ONLY = ("at equal samples", "steps to", "samples", "minutes")
@@ -17,17 +17,17 @@ _WIDE = 130
 def terminal_table(results: Record, width: int = _WIDE) -> Table:
     """The table without the paper's column, and below 130 characters with the main columns only; print it with
     rich. `table.md` has them all."""
-    heads = headings(results)
+    heads = main_headings(results)
     left_out = _NEVER if width >= _WIDE else _NEVER + _WIDE_ONLY
     kept = [i for i, head in enumerate(heads) if not head.startswith(left_out)]
     table = Table(
-        title=f"{escape(one_line(title(results)))}: {results['prompts']} held-out prompts, 95 % intervals",
+        title=f"{escape(one_line(comparison_title(results)))}: {results['prompts']} held-out prompts, 95 % intervals",
         title_justify="left",
         title_style="bold",
         border_style="dim",
     )
     for i in kept:
         table.add_column(escape(heads[i]), justify="right" if i else "left")
-    for row in rows(results):
+    for row in main_rows(results):
         table.add_row(*(escape(one_line(row[i])) for i in kept))
     return table

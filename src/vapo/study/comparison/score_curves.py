@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vapo.evals.statistics import Scores
-from vapo.reports.comparison.bootstrap import LEVEL, draws, resampled_means
+from vapo.study.comparison.bootstrap import LEVEL, draws, resampled_means
 
 MOST_POINTS = 41
 """Points of a mean curve where its runs have no common x."""

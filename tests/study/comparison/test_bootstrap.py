@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vapo.evals.statistics import bootstrap_interval
-from vapo.reports.comparison.bootstrap import (
+from vapo.study.comparison.bootstrap import (
     band,
     degrees_of_freedom,
     draws,

@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from vapo.reports.comparison.methods import LADDER
+from vapo.reports.formatting import one_line, short_count
 from vapo.reports.palette import LIGHT, Palette
 from vapo.reports.runfiles import Record
-from vapo.reports.words import count, one_line
+from vapo.study.comparison.methods import LADDER
 
 WIDTH = 10.0  # inches; at 120 dots each, 1200 pixels
 _COLOURS = {"ppo": "fourth", "vc-ppo": "fifth", "grpo": "third", "dapo": "second", "vapo": "first"}
-AS_COUNT = FuncFormatter(lambda value, _: count(value) if value else "0")
+AS_COUNT = FuncFormatter(lambda value, _: short_count(value) if value else "0")
 
 
 def new_figure(height: float) -> Figure:

@@ -43,10 +43,10 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.1f} %" if 0 < abs(value) < 0.0995 else f"{100 * value:.0f} %"
 
 
-def count(value: float | None) -> str:
+def short_count(value: float | None) -> str:
     """A large number in three digits and a letter.
 
-    >>> count(950), count(41234), count(3.2e6)
+    >>> short_count(950), short_count(41234), short_count(3.2e6)
     ('950', '41.2k', '3.20M')
     """
     if value is None or not math.isfinite(value):

@@ -14,12 +14,12 @@ import numpy as np
 
 from vapo.errors import DataError
 from vapo.evals.statistics import Scores
-from vapo.reports.comparison import dynamics
-from vapo.reports.comparison.bootstrap import LEVEL, RESAMPLES, Estimate, band, estimate, paired_estimate, run_means
-from vapo.reports.comparison.methods import PAPER, short_names
-from vapo.reports.comparison.progress import RunCurve, arrival, mean_curves, rates_at
-from vapo.reports.comparison.runs import Cell, Evaluation, task_of
 from vapo.reports.runfiles import Record, number
+from vapo.study.comparison import dynamics
+from vapo.study.comparison.bootstrap import LEVEL, RESAMPLES, Estimate, band, estimate, paired_estimate, run_means
+from vapo.study.comparison.compared_runs import ComparedRun, Evaluation, task_of
+from vapo.study.comparison.methods import PAPER, short_names
+from vapo.study.comparison.score_curves import RunCurve, arrival, mean_curves, rates_at
 
 FORMAT = 1
 TARGET = "dapo"
@@ -30,45 +30,45 @@ ROUNDING = 1e-12
 FALL = 0.15
 """How far below its own best evaluation a run ends to be called fallen; an avg@1 of 200 prompts errs by 0.035."""
 
-Reading = Callable[[Cell], Scores]
+Reading = Callable[[ComparedRun], Scores]
 """How a run is scored: its success rate on each held-out prompt (P,), at some place in training."""
 
 
 def summarise(
-    cells: Sequence[Cell], *, reference: str = "vapo", heading: str | None = None, notes: Sequence[str] = ()
+    runs: Sequence[ComparedRun], *, reference: str = "vapo", heading: str | None = None, notes: Sequence[str] = ()
 ) -> Record:
-    """The content of `results.json` for cells in the order of `read_cells`.
+    """The content of `results.json` for runs in the order of `read_compared_runs`.
 
     Raises DataError if no run of the `reference` method has finished; without any "vapo", the default
     reference, the first method takes its place.
     """
-    finished = [cell for cell in cells if cell.outcome == "finished"]
-    groups = {method: [c for c in finished if c.method == method] for method in _in_order(c.method for c in cells)}
+    finished = [run for run in runs if run.outcome == "finished"]
+    groups = {method: [c for c in finished if c.method == method] for method in _in_order(c.method for c in runs)}
     reference = _reference(reference, groups)
     reached = {
         "samples": min(c.final.samples for c in finished),
         "samples_with_pretraining": min(c.final.samples + c.pretraining.samples for c in finished),
     }
     readings: dict[str, Reading] = {
-        "final": lambda cell: cell.final.rates,
-        "equal_samples": lambda cell: rates_at(_curve(cell, _samples), reached["samples"]),
-        "equal_samples_with_pretraining": lambda cell: rates_at(
-            _curve(cell, _all_samples), reached["samples_with_pretraining"]
+        "final": lambda run: run.final.rates,
+        "equal_samples": lambda run: rates_at(_curve(run, _samples), reached["samples"]),
+        "equal_samples_with_pretraining": lambda run: rates_at(
+            _curve(run, _all_samples), reached["samples_with_pretraining"]
         ),
     }
-    names = short_names([cell.path for cell in cells])
-    bases = _base_names(cells)
+    names = short_names([run.path for run in runs])
+    bases = _base_names(runs)
     gradient_steps = {c.final.gradient_steps for c in finished}
     target = groups.get(TARGET) or None
     results = {
         "format": FORMAT,
         "heading": heading,
         "notes": list(notes),
-        "task": task_of(cells[0]),
+        "task": task_of(runs[0]),
         "k": finished[0].final.k,
         "prompts": len(finished[0].final.rates),
         "set": finished[0].set,
-        "bases": _in_order(bases[cell.base] for cell in finished),
+        "bases": _in_order(bases[run.base] for run in finished),
         "reference": reference,
         "level": LEVEL,
         "resamples": RESAMPLES,
@@ -78,10 +78,10 @@ def summarise(
         "equal": {"gradient_steps": gradient_steps.pop() if len(gradient_steps) == 1 else None, **reached},
         "target": target and {"method": TARGET, "score": _score(target), "gradient_steps": _gradient_steps(target)},
         "methods": [
-            _method(method, group, [c for c in cells if c.method == method], groups[reference], target, readings)
+            _method(method, group, [c for c in runs if c.method == method], groups[reference], target, readings)
             for method, group in groups.items()
         ],
-        "runs": [_run(cell, name, bases[cell.base]) for cell, name in zip(cells, names, strict=True)],
+        "runs": [_run(run, name, bases[run.base]) for run, name in zip(runs, names, strict=True)],
     }
     return rounded(results)
 
@@ -101,74 +101,74 @@ def rounded(tree: Any) -> Any:
 
 def _method(
     method: str,
-    group: list[Cell],
-    everyone: list[Cell],
-    reference: list[Cell],
-    target: list[Cell] | None,
+    group: list[ComparedRun],
+    everyone: list[ComparedRun],
+    reference: list[ComparedRun],
+    target: list[ComparedRun] | None,
     readings: dict[str, Reading],
 ) -> Record:
-    scores = [_score([cell]) for cell in group]
+    scores = [_score([run]) for run in group]
     return {
         "method": method,
         "paper": PAPER.get(method),
-        "fell": sum(_fell(cell) for cell in group),
-        "crashes": sum(cell.outcome == "diverged" for cell in everyone),
-        "left_out": sum(cell.outcome in ("failed", "unfinished") for cell in everyone),
+        "fell": sum(_fell(run) for run in group),
+        "crashes": sum(run.outcome == "diverged" for run in everyone),
+        "left_out": sum(run.outcome in ("failed", "unfinished") for run in everyone),
         **{name: _estimate_of(group, reading) for name, reading in readings.items()},
         "spread": stdev(scores) if len(scores) > 1 else None,
         "difference": None
         if group == reference or not group
         else {name: _difference(group, reference, reading) for name, reading in readings.items()},
         "steps_to_target": _steps_to_target(group, target),
-        "gradient_steps": [cell.final.gradient_steps for cell in group],
-        "samples": _median(cell.final.samples for cell in group),
-        "pretraining_samples": _median(cell.pretraining.samples for cell in group),
-        "seconds": _median(_seconds(cell) for cell in group),
-        "pretraining_seconds": _median(cell.pretraining.seconds for cell in group),
+        "gradient_steps": [run.final.gradient_steps for run in group],
+        "samples": _median(run.final.samples for run in group),
+        "pretraining_samples": _median(run.pretraining.samples for run in group),
+        "seconds": _median(_seconds(run) for run in group),
+        "pretraining_seconds": _median(run.pretraining.seconds for run in group),
         "curves": {"gradient_steps": _mean_curve(group, _gradient), "samples": _mean_curve(group, _all_samples)},
         "dynamics": {key: dynamics.metric_curve([c.files for c in group], key) for key in dynamics.CURVES},
         "bias_by_position": dynamics.bias_by_position([c.files for c in group]),
     }
 
 
-def _run(cell: Cell, name: str, base: str) -> Record:
-    evaluations, packages = cell.evaluations, cell.files.environment.get("packages") or {}
+def _run(run: ComparedRun, name: str, base: str) -> Record:
+    evaluations, packages = run.evaluations, run.files.environment.get("packages") or {}
     return {
         "run": name,
-        "method": cell.method,
+        "method": run.method,
         "base": base,
-        "seed": cell.seed,
-        "outcome": cell.outcome,
-        "score": _score([cell]) if evaluations else None,
+        "seed": run.seed,
+        "outcome": run.outcome,
+        "score": _score([run]) if evaluations else None,
         "evaluations": {
             "step": [e.step for e in evaluations],
             "k": [e.k for e in evaluations],
             "gradient_steps": [e.gradient_steps for e in evaluations],
             "samples": [e.samples for e in evaluations],
-            "samples_with_pretraining": [e.samples + cell.pretraining.samples for e in evaluations],
-            "score": _curve(cell, _gradient).means.tolist() if evaluations else [],
+            "samples_with_pretraining": [e.samples + run.pretraining.samples for e in evaluations],
+            "score": _curve(run, _gradient).means.tolist() if evaluations else [],
         },
         "pretraining": {
-            "samples": cell.pretraining.samples,
-            "tokens": cell.pretraining.tokens,
-            "seconds": cell.pretraining.seconds,
-            "steps": cell.pretraining.steps,
-            "shared_critic": cell.pretraining.critic,
+            "samples": run.pretraining.samples,
+            "tokens": run.pretraining.tokens,
+            "seconds": run.pretraining.seconds,
+            "steps": run.pretraining.steps,
+            "shared_critic": run.pretraining.critic,
         },
-        "seconds": _seconds(cell),
-        "seconds_in_evaluation": _sum(cell.files.phase("train"), "time/evaluate")
-        + _sum([e for e in cell.files.evaluations if e.get("label") == "during"], "time/evaluate"),
+        "seconds": _seconds(run),
+        "seconds_in_evaluation": _sum(run.files.phase("train"), "time/evaluate")
+        + _sum([e for e in run.files.evaluations if e.get("label") == "during"], "time/evaluate"),
         "versions": {
             **{package: packages.get(package) for package in ("vapo", "torch", "transformers")},
-            "commit": cell.files.environment.get("commit"),
+            "commit": run.files.environment.get("commit"),
         },
     }
 
 
-def _estimate_of(group: list[Cell], reading: Reading) -> Record:
+def _estimate_of(group: list[ComparedRun], reading: Reading) -> Record:
     if not group:
         return _as_json(Estimate(math.nan, math.nan, math.nan, 0))
-    found = estimate(np.array([reading(cell) for cell in group]), [cell.base for cell in group])
+    found = estimate(np.array([reading(run) for run in group]), [run.base for run in group])
     return _as_json(found._replace(low=_share(found.low), high=_share(found.high)))
 
 
@@ -177,10 +177,10 @@ def _share(value: float) -> float:
     return value if math.isnan(value) else min(1.0, max(0.0, value))
 
 
-def _difference(group: list[Cell], reference: list[Cell], reading: Reading) -> Record:
+def _difference(group: list[ComparedRun], reference: list[ComparedRun], reading: Reading) -> Record:
     """The paired difference to the reference over runs of equal base and seed."""
-    partner = {(cell.base, cell.seed): cell for cell in reference}
-    pairs = [(cell, partner[cell.base, cell.seed]) for cell in group if (cell.base, cell.seed) in partner]
+    partner = {(run.base, run.seed): run for run in reference}
+    pairs = [(run, partner[run.base, run.seed]) for run in group if (run.base, run.seed) in partner]
     if not pairs:
         return {**_as_json(Estimate(math.nan, math.nan, math.nan, 0)), "excludes_zero": None}
     gap = paired_estimate(
@@ -192,15 +192,15 @@ def _difference(group: list[Cell], reference: list[Cell], reading: Reading) -> R
     return {**_as_json(gap), "excludes_zero": (gap.low > 0 or gap.high < 0) if known else None}
 
 
-def _steps_to_target(group: list[Cell], target: list[Cell] | None) -> Record | None:
+def _steps_to_target(group: list[ComparedRun], target: list[ComparedRun] | None) -> Record | None:
     if not target or not group or not _has_improved(target):
         return None
     total = _gradient_steps(target)
     found = arrival(
-        [_curve(cell, _gradient) for cell in group],
-        [cell.base for cell in group],
-        np.array([cell.final.rates for cell in target]),
-        [cell.base for cell in target],
+        [_curve(run, _gradient) for run in group],
+        [run.base for run in group],
+        np.array([run.final.rates for run in target]),
+        [run.base for run in target],
         paired=[(c.base, c.seed) for c in group] == [(c.base, c.seed) for c in target],
     )
     return {
@@ -212,38 +212,38 @@ def _steps_to_target(group: list[Cell], target: list[Cell] | None) -> Record | N
     }
 
 
-def _has_improved(group: list[Cell]) -> bool:
+def _has_improved(group: list[ComparedRun]) -> bool:
     """Whether the method ended above where it began; a score that it had from the start is no aim."""
-    return _score(group) > float(np.mean([np.nanmean(cell.evaluations[0].rates) for cell in group]))
+    return _score(group) > float(np.mean([np.nanmean(run.evaluations[0].rates) for run in group]))
 
 
-def _mean_curve(group: list[Cell], axis: Callable[[Cell, Evaluation], int]) -> Record | None:
+def _mean_curve(group: list[ComparedRun], axis: Callable[[ComparedRun, Evaluation], int]) -> Record | None:
     if not group:
         return None
-    x, means = mean_curves([_curve(cell, axis) for cell in group])
-    low, high = band(means, [cell.base for cell in group])
+    x, means = mean_curves([_curve(run, axis) for run in group])
+    low, high = band(means, [run.base for run in group])
     low, high = np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)  # nan stays
     return {"x": x.tolist(), "mean": means.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()}
 
 
-def _curve(cell: Cell, axis: Callable[[Cell, Evaluation], int]) -> RunCurve:
-    x = np.array([axis(cell, e) for e in cell.evaluations], dtype=np.float64)
-    return RunCurve(x, np.array([e.rates for e in cell.evaluations]))
+def _curve(run: ComparedRun, axis: Callable[[ComparedRun, Evaluation], int]) -> RunCurve:
+    x = np.array([axis(run, e) for e in run.evaluations], dtype=np.float64)
+    return RunCurve(x, np.array([e.rates for e in run.evaluations]))
 
 
-def _gradient(_: Cell, evaluation: Evaluation) -> int:
+def _gradient(_: ComparedRun, evaluation: Evaluation) -> int:
     return evaluation.gradient_steps
 
 
-def _samples(_: Cell, evaluation: Evaluation) -> int:
+def _samples(_: ComparedRun, evaluation: Evaluation) -> int:
     return evaluation.samples
 
 
-def _all_samples(cell: Cell, evaluation: Evaluation) -> int:
-    return evaluation.samples + cell.pretraining.samples
+def _all_samples(run: ComparedRun, evaluation: Evaluation) -> int:
+    return evaluation.samples + run.pretraining.samples
 
 
-def _reference(wanted: str, groups: dict[str, list[Cell]]) -> str:
+def _reference(wanted: str, groups: dict[str, list[ComparedRun]]) -> str:
     if groups.get(wanted):
         return wanted
     with_runs = [method for method, group in groups.items() if group]
@@ -255,37 +255,37 @@ def _reference(wanted: str, groups: dict[str, list[Cell]]) -> str:
     )
 
 
-def _base_names(cells: Sequence[Cell]) -> dict[str, str]:
+def _base_names(runs: Sequence[ComparedRun]) -> dict[str, str]:
     """What a page calls each base: a folder by its own name, without where it lies."""
-    folders = _in_order(cell.base for cell in cells if "/" in cell.base)
-    return {cell.base: cell.base for cell in cells} | dict(zip(folders, short_names(folders), strict=True))
+    folders = _in_order(run.base for run in runs if "/" in run.base)
+    return {run.base: run.base for run in runs} | dict(zip(folders, short_names(folders), strict=True))
 
 
-def _score(cells: Sequence[Cell]) -> float:
-    return float(run_means(np.array([cell.final.rates for cell in cells])).mean())
+def _score(runs: Sequence[ComparedRun]) -> float:
+    return float(run_means(np.array([run.final.rates for run in runs])).mean())
 
 
-def _gradient_steps(cells: Sequence[Cell]) -> float:
-    return float(np.mean([cell.final.gradient_steps for cell in cells]))
+def _gradient_steps(runs: Sequence[ComparedRun]) -> float:
+    return float(np.mean([run.final.gradient_steps for run in runs]))
 
 
-def _seconds(cell: Cell) -> float:
+def _seconds(run: ComparedRun) -> float:
     """Seconds of all joint steps, without the held-out evaluations between them (which runs of vapo 0.1 counted in)."""
-    rows = cell.files.phase("train")
+    rows = run.files.phase("train")
     return _sum(rows, "step_time") - _sum(rows, "time/evaluate")
 
 
-def _fell(cell: Cell) -> bool:
+def _fell(run: ComparedRun) -> bool:
     """Whether the run ended far below its own best evaluation: a collapse that no exit code tells."""
-    return float(_curve(cell, _gradient).means.max()) - _score([cell]) > FALL
+    return float(_curve(run, _gradient).means.max()) - _score([run]) > FALL
 
 
-def _critics(cells: Sequence[Cell], bases: dict[str, str]) -> list[Record]:
+def _critics(runs: Sequence[ComparedRun], bases: dict[str, str]) -> list[Record]:
     """The critics that several runs start from, each once, with what making it cost."""
-    users: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        if cell.pretraining.critic is not None:
-            users.setdefault((cell.pretraining.critic, cell.base), []).append(cell)
+    users: dict[tuple[str, str], list[ComparedRun]] = {}
+    for run in runs:
+        if run.pretraining.critic is not None:
+            users.setdefault((run.pretraining.critic, run.base), []).append(run)
     return [
         {
             "critic": name,

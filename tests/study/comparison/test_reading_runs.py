@@ -6,8 +6,8 @@ import re
 import pytest
 
 from vapo.errors import DataError
-from vapo.reports.comparison.methods import PAPER, distinct_labels, short_names, table_order
-from vapo.reports.comparison.runs import read_cells
+from vapo.study.comparison.compared_runs import read_compared_runs
+from vapo.study.comparison.methods import PAPER, distinct_labels, short_names, table_order
 
 
 def change_evaluations(path, change):
@@ -17,7 +17,7 @@ def change_evaluations(path, change):
 
 def refused(*runs):
     with pytest.raises(DataError) as caught:
-        read_cells(runs)
+        read_compared_runs(runs)
     return str(caught.value)
 
 
@@ -31,7 +31,9 @@ def test_the_table_has_every_technique_in_the_order_of_the_presets():
 
 
 def test_runs_are_sorted_and_read_without_cell_json(make_cell):
-    cells = read_cells([make_cell("b", seed=1, pretraining=400), make_cell("a", preset="grpo"), make_cell("c", seed=0)])
+    cells = read_compared_runs(
+        [make_cell("b", seed=1, pretraining=400), make_cell("a", preset="grpo"), make_cell("c", seed=0)]
+    )
     assert [(c.method, c.seed) for c in cells] == [("grpo", 0), ("vapo", 0), ("vapo", 1)]
     pretrained = cells[2]
     assert (pretrained.pretraining.samples, pretrained.pretraining.seconds) == (400, 12.0)
@@ -44,7 +46,7 @@ def test_runs_are_sorted_and_read_without_cell_json(make_cell):
 def test_cell_json_names_the_cell_and_its_share_of_the_critic(make_cell):
     critic = {"name": "rm", "samples": 600, "tokens": 90, "seconds": 30.0, "gradient_steps": 80}
     told = {"method": "vapo + filter", "base": "b1", "seed": 7, "outcome": None, "critic": critic}
-    (cell,) = read_cells([make_cell(pretraining=400, cell=told)])
+    (cell,) = read_compared_runs([make_cell(pretraining=400, cell=told)])
     assert (cell.method, cell.base, cell.seed, cell.outcome) == ("vapo + filter", "b1", 7, "finished")
     assert (cell.pretraining.samples, cell.pretraining.seconds, cell.pretraining.critic) == (1000, 42.0, "rm")
 
@@ -52,7 +54,7 @@ def test_cell_json_names_the_cell_and_its_share_of_the_critic(make_cell):
 def test_equal_labels_with_other_settings_are_told_apart(make_cell):
     low = make_cell("low")
     high = make_cell("high", settings={"trainer.actor_lr": 0.0003, "trainer.save_rollouts_every": 5})
-    assert {c.method for c in read_cells([low, high])} == {
+    assert {c.method for c in read_compared_runs([low, high])} == {
         "vapo (trainer.actor_lr=0.0001)",
         "vapo (trainer.actor_lr=0.0003)",
     }
@@ -76,16 +78,16 @@ def test_names_lose_the_folders_that_all_share():
 @pytest.mark.parametrize("outcome", ["diverged", "failed"])
 def test_runs_that_did_not_finish_are_kept_apart(make_cell, outcome):
     told = {"method": "ppo", "base": "b", "seed": 0, "outcome": outcome, "critic": None}
-    cells = read_cells([make_cell("a"), make_cell("b", cell=told), make_cell("c", seed=2, finished=False)])
+    cells = read_compared_runs([make_cell("a"), make_cell("b", cell=told), make_cell("c", seed=2, finished=False)])
     assert [c.outcome for c in cells] == [outcome, "finished", "unfinished"]
 
 
 def test_a_run_whose_events_say_so_diverged(make_cell):
     stopped = make_cell("b", seed=1, finished=False)
-    assert [c.outcome for c in read_cells([make_cell("a"), stopped])] == ["finished", "unfinished"]
+    assert [c.outcome for c in read_compared_runs([make_cell("a"), stopped])] == ["finished", "unfinished"]
     with (stopped / "events.jsonl").open("a") as file:
         file.write(json.dumps({"event": "diverged", "message": "Gradients were not finite."}) + "\n")
-    assert [c.outcome for c in read_cells([make_cell("c"), stopped])] == ["finished", "diverged"]
+    assert [c.outcome for c in read_compared_runs([make_cell("c"), stopped])] == ["finished", "diverged"]
 
 
 @pytest.mark.parametrize("missing", ["set", "right", "valid"])

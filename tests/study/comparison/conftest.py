@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from vapo.reports.comparison import compare
+from vapo.study.comparison import compare_runs
 
 MakeCell = Callable[..., Path]
 STEPS = 40
@@ -188,7 +188,7 @@ def make_grid(root: Path, *, seeds: int = 3, ablations: bool = True, num_prompts
 def written(grid: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the comparison of the whole grid."""
     folder = tmp_path_factory.mktemp("written")
-    compare(grid, folder, heading="The whole table", notes=["vapo ablate, three seeds"])
+    compare_runs(grid, folder, heading="The whole table", notes=["vapo ablate, three seeds"])
     return folder
 
 

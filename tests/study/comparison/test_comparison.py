@@ -8,11 +8,17 @@ import pytest
 from rich.console import Console
 
 from vapo.errors import DataError
-from vapo.reports.comparison import compare, read_results, terminal_table, write
-from vapo.reports.comparison.markdown import markdown
-from vapo.reports.comparison.rows import headings, headline, left_out, rows, sentences
-from vapo.reports.comparison.runs import read_cells
-from vapo.reports.comparison.summary import rounded, summarise
+from vapo.study.comparison import compare_runs, read_results, terminal_table, write_comparison
+from vapo.study.comparison.compared_runs import read_compared_runs
+from vapo.study.comparison.markdown import comparison_markdown
+from vapo.study.comparison.summary import rounded, summarise
+from vapo.study.comparison.table_rows import (
+    column_explanations,
+    comparison_headline,
+    main_headings,
+    main_rows,
+    runs_left_out,
+)
 
 
 def of(results, method):
@@ -34,7 +40,7 @@ def small(make_cell, tmp_path):
         add("grpo", 0, [[0, 0], [1, 1], [2, 2]]),
         add("grpo", 1, [[0, 0], [1, 0], [2, 0]]),
     ]
-    return compare(runs, tmp_path / "out", heading="Two <methods>", notes=["by hand"])
+    return compare_runs(runs, tmp_path / "out", heading="Two <methods>", notes=["by hand"])
 
 
 def test_means_and_paired_differences_are_those_worked_by_hand(small):
@@ -62,16 +68,16 @@ def test_equal_samples_are_read_with_and_without_pretraining(small):
 def test_a_run_that_ends_far_below_its_best_evaluation_has_fallen_and_counts(make_cell, tmp_path):
     up = make_cell("up", k=4, seed=0, right=[[0, 0], [2, 2], [4, 4]])
     down = make_cell("down", k=4, seed=1, right=[[0, 0], [4, 4], [2, 2]])
-    results = compare([up, down], tmp_path / "out")
+    results = compare_runs([up, down], tmp_path / "out")
     method = of(results, "vapo")
     assert (method["fell"], method["crashes"], method["final"]["mean"]) == (1, 0, 0.75)
-    assert rows(results)[0][-1] == "0, 1 fell"
+    assert main_rows(results)[0][-1] == "0, 1 fell"
 
 
 def test_a_shared_critic_is_told_once_with_its_cost_and_its_users(make_cell, tmp_path):
     critic = {"name": "pretrained", "samples": 600, "tokens": 9, "seconds": 30.0, "gradient_steps": 80}
     told = {"method": "vapo", "base": "b", "outcome": "finished", "critic": {**critic, "explained_variance": 0.25}}
-    results = compare([make_cell(str(s), cell={**told, "seed": s}) for s in (0, 1)], tmp_path / "out")
+    results = compare_runs([make_cell(str(s), cell={**told, "seed": s}) for s in (0, 1)], tmp_path / "out")
     assert results["critics"] == [
         {
             "critic": "pretrained",
@@ -83,16 +89,18 @@ def test_a_shared_critic_is_told_once_with_its_cost_and_its_users(make_cell, tmp
             "explained_variance": 0.25,
         }
     ]
-    said = " ".join(sentences(results))
+    said = " ".join(column_explanations(results))
     assert "pretrained on base b (600 samples, 80 gradient steps, 0.5 minutes" in said
     assert "do not hold the luck of making it" in said
 
 
 def test_runs_of_several_versions_of_the_code_are_named(make_cell, tmp_path):
     runs = [make_cell(str(seed), seed=seed) for seed in (0, 1)]
-    assert "versions of the code" not in " ".join(sentences(compare(runs, tmp_path / "one")))
+    assert "versions of the code" not in " ".join(column_explanations(compare_runs(runs, tmp_path / "one")))
     (runs[1] / "environment.json").write_text(json.dumps({"commit": "cd"}))
-    assert "made by 2 versions of the code: ab, cd" in " ".join(sentences(compare(runs, tmp_path / "two")))
+    assert "made by 2 versions of the code: ab, cd" in " ".join(
+        column_explanations(compare_runs(runs, tmp_path / "two"))
+    )
 
 
 def test_a_run_lists_its_evaluations_on_all_axes(small):
@@ -115,14 +123,14 @@ def test_steps_to_the_score_of_dapo(make_cell, tmp_path):
         make_cell("vapo", preset="vapo", right=[[0] * 4, [3] * 4, [4] * 4], k=4),
         make_cell("ppo", preset="ppo", right=[[0] * 4, [1] * 4, [1] * 4], k=4),
     ]
-    results = compare(runs, tmp_path / "out")
+    results = compare_runs(runs, tmp_path / "out")
     assert results["target"] == {"method": "dapo", "score": 0.5, "gradient_steps": 160.0}
     # VAPO is at 3/4 after 80 gradient steps, so at 1/2 after 53.3: a third of DAPO's 160
     assert of(results, "vapo")["steps_to_target"]["share"] == pytest.approx(1 / 3, abs=1e-4)
     assert of(results, "dapo")["steps_to_target"]["share"] == 1.0
     assert of(results, "ppo")["steps_to_target"]["share"] is None
-    table = {row[0]: row for row in rows(results)}
-    at = headings(results).index("steps to dapo's score")
+    table = {row[0]: row for row in main_rows(results)}
+    at = main_headings(results).index("steps to dapo's score")
     assert [table[m][at] for m in ("vapo", "dapo", "ppo")] == ["33 %", "100 %", "not reached"]
     assert "n = 1, no interval" in table["vapo"][2]
 
@@ -139,7 +147,7 @@ def test_a_narrow_terminal_has_the_main_columns_uncut(small):
 
 def test_the_order_of_the_runs_changes_nothing(grid):
     shuffled = random.Random(1).sample(grid, len(grid))
-    assert summarise(read_cells(shuffled)) == summarise(read_cells(grid))
+    assert summarise(read_compared_runs(shuffled)) == summarise(read_compared_runs(grid))
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +171,8 @@ def test_a_crash_is_counted_and_left_out_of_the_mean(whole):
     results, _ = whole
     broken = of(results, "vapo without value-pretraining")
     assert (broken["crashes"], broken["final"]["n"], broken["difference"]["final"]["n"]) == (1, 2, 2)
-    assert [row[-1] for row in rows(results) if row[0] == broken["method"]] == ["1"]
-    assert left_out(results) == [
+    assert [row[-1] for row in main_rows(results) if row[0] == broken["method"]] == ["1"]
+    assert runs_left_out(results) == [
         "vapo-without-value-pretraining-1 (vapo without value-pretraining, base base-a, seed 1): "
         "diverged: counted as a crash"
     ]
@@ -172,15 +180,15 @@ def test_a_crash_is_counted_and_left_out_of_the_mean(whole):
 
 def test_a_method_whose_runs_all_crashed_keeps_its_row(make_cell, tmp_path):
     told = {"method": "ppo", "base": "builtin", "seed": 0, "outcome": "diverged", "critic": None}
-    results = compare([make_cell("a"), make_cell("b", cell=told, finished=False)], tmp_path / "out")
+    results = compare_runs([make_cell("a"), make_cell("b", cell=told, finished=False)], tmp_path / "out")
     assert of(results, "ppo")["final"] == {"mean": None, "low": None, "high": None, "n": 0}
-    row = next(row for row in rows(results) if row[0] == "ppo")
+    row = next(row for row in main_rows(results) if row[0] == "ppo")
     assert (row[2], row[3], row[-1]) == ("–", "0", "1")
 
 
 def test_all_files_are_made_from_the_results_alone(whole, tmp_path):
     results, folder = whole
-    write(results, tmp_path)
+    write_comparison(results, tmp_path)
     names = ["comparison.html", "curves.png", "results.json", "table.md"]
     assert sorted(f.name for f in tmp_path.iterdir()) == names
     for name in names:
@@ -202,7 +210,7 @@ def test_numbers_are_rounded_and_those_json_lacks_are_null():
 
 
 def test_the_reference_can_be_chosen_and_must_have_a_run(grid):
-    cells = read_cells([run for run in grid if run.name in ("dapo-0", "grpo-0")])
+    cells = read_compared_runs([run for run in grid if run.name in ("dapo-0", "grpo-0")])
     assert summarise(cells)["reference"] == "grpo"  # without vapo the first
     assert summarise(cells, reference="dapo")["reference"] == "dapo"
     with pytest.raises(DataError, match="Choose --reference from: grpo, dapo"):
@@ -210,22 +218,22 @@ def test_the_reference_can_be_chosen_and_must_have_a_run(grid):
 
 
 def test_unequal_gradient_steps_are_said(make_cell, tmp_path):
-    results = compare([make_cell("a", steps=40), make_cell("b", preset="grpo", steps=20)], tmp_path / "out")
+    results = compare_runs([make_cell("a", steps=40), make_cell("b", preset="grpo", steps=20)], tmp_path / "out")
     assert results["equal"]["gradient_steps"] is None
-    assert any("grpo 80, vapo 160" in sentence for sentence in sentences(results))
+    assert any("grpo 80, vapo 160" in sentence for sentence in column_explanations(results))
 
 
 def test_the_headline_claims_no_more_than_the_intervals(make_cell, tmp_path):
     same = {"right": [[1] * 6, [4, 2, 6, 3, 5, 1]], "k": 8}
     runs = [make_cell(f"{p}{s}", preset=p, seed=s, **same) for p in ("vapo", "grpo") for s in (0, 1)]
-    results = compare(runs, tmp_path / "out")
+    results = compare_runs(runs, tmp_path / "out")
     assert of(results, "grpo")["difference"]["final"]["excludes_zero"] is False
-    assert headline(results).endswith("in 2 runs. Against it, not told apart: grpo (0).")
+    assert comparison_headline(results).endswith("in 2 runs. Against it, not told apart: grpo (0).")
 
 
 def test_a_table_shows_hostile_labels_as_text(make_cell, tmp_path):
     told = {"method": "a|b <script>`", "base": "b", "seed": 0, "outcome": "finished", "critic": None}
-    text = markdown(compare([make_cell(cell=told)], tmp_path / "out"))
+    text = comparison_markdown(compare_runs([make_cell(cell=told)], tmp_path / "out"))
     assert "a\\|b &lt;script&gt;\\`" in text
     assert "<script" not in text
 

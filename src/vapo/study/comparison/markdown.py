@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import re
 
-from vapo.reports.comparison.rows import (
-    Row,
-    headings,
-    headline,
-    left_out,
-    reading_headings,
-    reading_rows,
-    rows,
-    sentences,
-    title,
-)
+from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record
-from vapo.reports.words import one_line
+from vapo.study.comparison.table_rows import (
+    Row,
+    column_explanations,
+    comparison_headline,
+    comparison_title,
+    equal_samples_headings,
+    equal_samples_rows,
+    main_headings,
+    main_rows,
+    runs_left_out,
+)
 
 
-def markdown(results: Record) -> str:
+def comparison_markdown(results: Record) -> str:
     """The text of `table.md`."""
-    parts = [f"# {_safe(title(results))}", _safe(headline(results)), _table(headings(results), rows(results))]
-    parts += [_list(sentences(results))]
-    parts += ["## At equal samples, and run by run", _table(reading_headings(results), reading_rows(results))]
-    if absent := left_out(results):
+    parts = [
+        f"# {_safe(comparison_title(results))}",
+        _safe(comparison_headline(results)),
+        _table(main_headings(results), main_rows(results)),
+    ]
+    parts += [_list(column_explanations(results))]
+    parts += [
+        "## At equal samples, and run by run",
+        _table(equal_samples_headings(results), equal_samples_rows(results)),
+    ]
+    if absent := runs_left_out(results):
         parts += ["## Left out of the scores", _list(absent)]
     if results["notes"]:
         parts += ["## Notes", _list(results["notes"])]

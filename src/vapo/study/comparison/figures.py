@@ -10,14 +10,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vapo.reports.comparison import drawing
-from vapo.reports.comparison.dynamics import CURVES
-from vapo.reports.comparison.rows import title
+from vapo.reports.formatting import figure as in_words
+from vapo.reports.formatting import one_line, signed
 from vapo.reports.palette import LIGHT
 from vapo.reports.runfiles import Record, number
 from vapo.reports.style import as_png, as_svg, frame, themed
-from vapo.reports.words import figure as in_words
-from vapo.reports.words import one_line, signed
+from vapo.study.comparison import drawing
+from vapo.study.comparison.dynamics import CURVES
+from vapo.study.comparison.table_rows import comparison_title
 
 AXES = {"gradient_steps": "gradient steps", "samples": "training samples, value pretraining counted"}
 _ROW = 0.31  # inches of a forest's row
@@ -69,7 +69,13 @@ def main_figure(results: Record, *, heading: bool = False) -> Figure:
     figure = drawing.new_figure(height)
     if heading:
         figure.text(
-            0.022, 1 - 0.2 / height, one_line(title(results)), color=LIGHT.ink, va="top", fontsize=14, weight="bold"
+            0.022,
+            1 - 0.2 / height,
+            one_line(comparison_title(results)),
+            color=LIGHT.ink,
+            va="top",
+            fontsize=14,
+            weight="bold",
         )
     drawing.legend(figure, key, 1 - over_key / height)
     for column, (axis, words) in enumerate(AXES.items()):

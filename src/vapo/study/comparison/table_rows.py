@@ -1,24 +1,24 @@
-"""The tables of a comparison in words, and the sentences that explain them; shared by page, file and terminal."""
+"""The cells of a comparison's tables as text, and a sentence for every column; page, file and terminal share them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
-from vapo.reports.comparison.methods import LADDER
+from vapo.reports.formatting import NOTHING, figure, interval, percent, short_count, signed
 from vapo.reports.runfiles import Record, number
-from vapo.reports.words import NOTHING, count, figure, interval, percent, signed
+from vapo.study.comparison.methods import LADDER
 
 Row = list[str]
 _FEW = 6  # so many methods fit into one sentence by name
 
 
-def title(results: Record) -> str:
+def comparison_title(results: Record) -> str:
     """The heading, or what it is a comparison of."""
     return str(results["heading"] or f"Methods compared on {results['task']}")
 
 
-def headings(results: Record) -> Row:
+def main_headings(results: Record) -> Row:
     """The columns of the main table."""
     return [
         "method",
@@ -34,27 +34,27 @@ def headings(results: Record) -> Row:
     ]
 
 
-def rows(results: Record) -> list[Row]:
+def main_rows(results: Record) -> list[Row]:
     """The main table: one row per method."""
     return [_row(method, results) for method in results["methods"]]
 
 
-def reading_headings(results: Record) -> Row:
+def equal_samples_headings(results: Record) -> Row:
     """The columns of the second table."""
     to = f"difference to {results['reference']}"
     equal = results["equal"]
     return [
         "method",
-        f"at {count(equal['samples'])} samples, pretraining not counted",
+        f"at {short_count(equal['samples'])} samples, pretraining not counted",
         to,
-        f"at {count(equal['samples_with_pretraining'])} samples, pretraining counted",
+        f"at {short_count(equal['samples_with_pretraining'])} samples, pretraining counted",
         to,
         "each run's final score",
         "their standard deviation",
     ]
 
 
-def reading_rows(results: Record) -> list[Row]:
+def equal_samples_rows(results: Record) -> list[Row]:
     """The second table: the same methods at equal samples, and every run's score."""
     table = []
     for method in results["methods"]:
@@ -68,7 +68,7 @@ def reading_rows(results: Record) -> list[Row]:
     return table
 
 
-def headline(results: Record) -> str:
+def comparison_headline(results: Record) -> str:
     """The main result in one paragraph that claims no more than the intervals do."""
     reference = next(method for method in results["methods"] if method["method"] == results["reference"])
     verdicts: dict[str, list[tuple[str, str]]] = {"better": [], "worse": [], "not told apart": [], "one pair only": []}
@@ -97,7 +97,7 @@ def headline(results: Record) -> str:
     return " ".join(part for part in parts if part)
 
 
-def left_out(results: Record) -> list[str]:
+def runs_left_out(results: Record) -> list[str]:
     """The runs that are in no score, and why."""
     said = {
         "diverged": "diverged: counted as a crash",
@@ -111,7 +111,7 @@ def left_out(results: Record) -> list[str]:
     ]
 
 
-def sentences(results: Record) -> list[str]:
+def column_explanations(results: Record) -> list[str]:
     """Every column, explained in plain words."""
     k, reference = results["k"], results["reference"]
     count_intervals = sum(method["difference"] is not None for method in results["methods"])
@@ -195,7 +195,7 @@ def _row(method: Record, results: Record) -> Row:
         "reference" if method["method"] == results["reference"] else _difference(method, "final"),
         _estimate(method["equal_samples_with_pretraining"]),
         *([_arrival(method["steps_to_target"])] if results["target"] else []),
-        _with_pretraining(method["samples"], method["pretraining_samples"], count),
+        _with_pretraining(method["samples"], method["pretraining_samples"], short_count),
         _with_pretraining(method["seconds"], method["pretraining_seconds"], _minutes),
         _crashes(method),
     ]

@@ -12,9 +12,9 @@ import numpy as np
 
 from vapo.errors import DataError
 from vapo.evals.statistics import Scores
-from vapo.reports.comparison.methods import distinct_labels, method_settings, table_order
+from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record, RunFiles, flatten, number, read_run
-from vapo.reports.words import one_line
+from vapo.study.comparison.methods import distinct_labels, method_settings, table_order
 
 Outcome = Literal["finished", "diverged", "failed", "unfinished"]
 
@@ -49,7 +49,7 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparedRun:
     """One run with its place in the comparison. `evaluations` are in order, and empty unless it finished."""
 
     files: RunFiles
@@ -72,41 +72,41 @@ class Cell:
         return self.evaluations[-1]
 
 
-def read_cells(run_dirs: Sequence[str | Path]) -> list[Cell]:
+def read_compared_runs(run_dirs: Sequence[str | Path]) -> list[ComparedRun]:
     """The runs, sorted by method, base and seed, so that the order they are given in changes nothing.
 
     Raises DataError if a folder is not a run, if a run was made by a version that did not write down what a
     paired comparison needs, if runs are of different tasks, held-out sets or k, if one method has a base and
     seed twice, or if no run has finished.
     """
-    cells = [_read_cell(Path(path)) for path in run_dirs]
-    labels = distinct_labels([c.method for c in cells], [method_settings(dict(flatten(c.files.config))) for c in cells])
-    cells = [replace(cell, method=label) for cell, label in zip(cells, labels, strict=True)]
-    cells.sort(key=lambda cell: (table_order(cell.method), cell.base, cell.seed))
-    _check_one_task(cells)
-    _check_no_repetition(cells)
-    finished = [cell for cell in cells if cell.outcome == "finished"]
+    runs = [_read_run(Path(path)) for path in run_dirs]
+    labels = distinct_labels([c.method for c in runs], [method_settings(dict(flatten(c.files.config))) for c in runs])
+    runs = [replace(run, method=label) for run, label in zip(runs, labels, strict=True)]
+    runs.sort(key=lambda run: (table_order(run.method), run.base, run.seed))
+    _check_one_task(runs)
+    _check_no_repetition(runs)
+    finished = [run for run in runs if run.outcome == "finished"]
     if not finished:
         raise DataError(
-            f"None of the {len(cells)} runs has finished, so there is no score to compare. "
+            f"None of the {len(runs)} runs has finished, so there is no score to compare. "
             "Finish one with: vapo resume RUN"
         )
     _check_one_evaluation(finished)
-    return cells
+    return runs
 
 
-def task_of(cell: Cell) -> str:
+def task_of(run: ComparedRun) -> str:
     """The name of the task a run was trained on."""
-    task = cell.files.config.get("task")
+    task = run.files.config.get("task")
     return str(task.get("name") if isinstance(task, dict) else task)
 
 
-def _read_cell(path: Path) -> Cell:
+def _read_run(path: Path) -> ComparedRun:
     files = read_run(path)
     told = _cell_json(path)
     outcome = _outcome(files, told)
     model = files.config.get("model") or {}
-    cell = Cell(
+    run = ComparedRun(
         files=files,
         method=one_line(told.get("method") or files.preset),
         base=one_line(told.get("base") or model.get("policy") or "unknown"),
@@ -115,14 +115,14 @@ def _read_cell(path: Path) -> Cell:
         pretraining=_pretraining(files, told.get("critic")),
     )
     if outcome != "finished":
-        return cell
+        return run
     records = _in_order(files)
     evaluations = tuple(_evaluation(files, record) for record in records)
-    return replace(cell, set=str(records[-1]["set"]), evaluations=evaluations)
+    return replace(run, set=str(records[-1]["set"]), evaluations=evaluations)
 
 
 def _cell_json(path: Path) -> Record:
-    """What a grid of runs wrote about its cell; empty for a run of its own."""
+    """What a study wrote about the run; empty for a run outside of studies."""
     file = path / "cell.json"
     if not file.exists():
         return {}
@@ -211,41 +211,41 @@ def _evaluation(files: RunFiles, record: Record) -> Evaluation:
     )
 
 
-def _check_one_task(cells: Sequence[Cell]) -> None:
-    first = cells[0] if cells else None
-    for cell in cells:
-        if first is not None and task_of(cell) != task_of(first):
+def _check_one_task(runs: Sequence[ComparedRun]) -> None:
+    first = runs[0] if runs else None
+    for run in runs:
+        if first is not None and task_of(run) != task_of(first):
             raise DataError(
-                f"{first.path} was trained on the task {task_of(first)!r}, {cell.path} on {task_of(cell)!r}: their "
+                f"{first.path} was trained on the task {task_of(first)!r}, {run.path} on {task_of(run)!r}: their "
                 "scores say nothing about each other. Compare each task's runs on their own."
             )
 
 
-def _check_no_repetition(cells: Sequence[Cell]) -> None:
-    seen: dict[tuple[str, str, int], Cell] = {}
-    for cell in cells:
-        key = (cell.method, cell.base, cell.seed)
+def _check_no_repetition(runs: Sequence[ComparedRun]) -> None:
+    seen: dict[tuple[str, str, int], ComparedRun] = {}
+    for run in runs:
+        key = (run.method, run.base, run.seed)
         if key in seen:
             raise DataError(
-                f"{seen[key].path} and {cell.path} are both {cell.method} with base {cell.base} and seed {cell.seed}: "
+                f"{seen[key].path} and {run.path} are both {run.method} with base {run.base} and seed {run.seed}: "
                 "the same run twice is no evidence. Leave one out, or train it with another seed."
             )
-        seen[key] = cell
+        seen[key] = run
 
 
-def _check_one_evaluation(finished: Sequence[Cell]) -> None:
+def _check_one_evaluation(finished: Sequence[ComparedRun]) -> None:
     first = finished[0]
-    for cell in finished:
-        sets = {str(e["set"]) for e in _in_order(cell.files)}
-        if len(sets) > 1 or cell.set != first.set or len(cell.final.rates) != len(first.final.rates):
+    for run in finished:
+        sets = {str(e["set"]) for e in _in_order(run.files)}
+        if len(sets) > 1 or run.set != first.set or len(run.final.rates) != len(first.final.rates):
             raise DataError(
-                f"{first.path} and {cell.path} were not evaluated on the same held-out prompts with the same decoding "
+                f"{first.path} and {run.path} were not evaluated on the same held-out prompts with the same decoding "
                 f"(sets {first.set} and {', '.join(sorted(sets))}). Train them with equal task and evaluation "
                 "settings (prompts, temperature, top_p), or compare them apart."
             )
-        if cell.final.k != first.final.k:
+        if run.final.k != first.final.k:
             raise DataError(
-                f"The final evaluation of {first.path} has {first.final.k} samples per prompt, that of {cell.path} "
-                f"{cell.final.k}: avg@{first.final.k} and avg@{cell.final.k} are not one score. Train one of them "
+                f"The final evaluation of {first.path} has {first.final.k} samples per prompt, that of {run.path} "
+                f"{run.final.k}: avg@{first.final.k} and avg@{run.final.k} are not one score. Train one of them "
                 "again with the other's evaluation settings."
             )

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vapo.errors import DataError
-from vapo.reports.comparison.figures import main_png
-from vapo.reports.comparison.markdown import markdown
-from vapo.reports.comparison.page import page
-from vapo.reports.comparison.runs import read_cells
-from vapo.reports.comparison.summary import FORMAT, summarise
 from vapo.reports.runfiles import Record
+from vapo.study.comparison.compared_runs import read_compared_runs
+from vapo.study.comparison.comparison_page import comparison_html
+from vapo.study.comparison.figures import main_png
+from vapo.study.comparison.markdown import comparison_markdown
+from vapo.study.comparison.summary import FORMAT, summarise
 
 
-def compare(
+def compare_runs(
     run_dirs: Sequence[str | Path],
     out: str | Path,
     *,
@@ -26,21 +26,21 @@ def compare(
     """Compare finished runs, write the comparison into `out`, and return the content of its `results.json`.
 
     `reference` is the method that differences are taken to; `heading` and `notes` (the regime, the command,
-    the date) stand on page and table. Raises DataError where comparing the runs would mislead (`read_cells`).
+    the date) stand on page and table. Raises DataError where comparing the runs would mislead (`read_compared_runs`).
     """
-    results = summarise(read_cells(run_dirs), reference=reference, heading=heading, notes=notes)
-    write(results, out)
+    results = summarise(read_compared_runs(run_dirs), reference=reference, heading=heading, notes=notes)
+    write_comparison(results, out)
     return results
 
 
-def write(results: Record, out: str | Path) -> None:
+def write_comparison(results: Record, out: str | Path) -> None:
     """Write `results.json`, `table.md`, `curves.png` and `comparison.html` into the folder."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "results.json": json.dumps(results, allow_nan=False) + "\n",
-        "table.md": markdown(results),
-        "comparison.html": page(results),
+        "table.md": comparison_markdown(results),
+        "comparison.html": comparison_html(results),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", errors="replace")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vapo.reports.comparison.progress import RunCurve, arrival, first_reach, mean_curves, rates_at
+from vapo.study.comparison.score_curves import RunCurve, arrival, first_reach, mean_curves, rates_at
 
 
 def curve(x, *rates):

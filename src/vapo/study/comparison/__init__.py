@@ -1,0 +1,13 @@
+"""Finished runs side by side: one table, curves with bands, paired differences, and a page that explains itself.
+
+    results = compare_runs(["runs/vapo-0", "runs/dapo-0", ...], "comparison")
+
+It reads files only. Everything it says is in `results.json`, from which table, figures and page are made.
+"""
+
+from vapo.study.comparison.comparison_files import compare_runs, read_results, write_comparison
+from vapo.study.comparison.comparison_page import comparison_html
+from vapo.study.comparison.table_rows import runs_left_out
+from vapo.study.comparison.terminal import terminal_table
+
+__all__ = ["compare_runs", "comparison_html", "read_results", "runs_left_out", "terminal_table", "write_comparison"]
