@@ -13,7 +13,7 @@ import vapo
 ROOT = Path(vapo.__file__).parent
 FLOORS = [
     {"types", "errors"},
-    {"algo"},
+    {"algo", "json_text", "metrics"},
     {"models", "tasks"},
     {"rollout"},
     {"trainer", "evals"},

@@ -23,6 +23,7 @@ from typing import Any
 from vapo.chaos import faults
 from vapo.environment import environment
 from vapo.errors import VapoError
+from vapo.json_text import json_text
 
 CONFIDENCE = 0.95
 ALL = 10_000
@@ -174,7 +175,7 @@ class Zygote:
     def ask(self, trial: dict[str, Any]) -> dict[str, Any]:
         """Do one trial."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(trial) + "\n")
+        self._process.stdin.write(json_text(trial) + "\n")
         self._process.stdin.flush()
         return self._answer()
 

@@ -17,6 +17,7 @@ from vapo import runs
 from vapo.chaos.small import small_config
 from vapo.chaos.trials import TRIALS, Lab
 from vapo.ground import close
+from vapo.json_text import json_text
 from vapo.reports.live import SilentView
 
 DISK_MB = 64
@@ -35,11 +36,11 @@ def main(root: Path, mount: bool) -> None:
         subprocess.run(command, check=True)  # noqa: S603 - a folder of ours, in a name space of our own
     _warm_up(root)
     lab = Lab(root, mounted)
-    answers.write(json.dumps({"ready": lab.seconds}) + "\n")
+    answers.write(json_text({"ready": lab.seconds}) + "\n")
     for line in sys.stdin:
         asked = json.loads(line)
         outcome = TRIALS[asked.pop("trial")](lab, **asked)
-        answers.write(json.dumps(outcome.to_json()) + "\n")
+        answers.write(json_text(outcome.to_json()) + "\n")
 
 
 def _warm_up(root: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vapo.errors import ConfigError
+from vapo.json_text import json_text
 from vapo.types import Completion, Episode, Prompt, Verdict
 
 
@@ -19,7 +20,7 @@ class SampleFile:
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.path = folder / "samples.jsonl"
-        about = json.loads(json.dumps(about))
+        about = json.loads(json_text(about))
         self._lines: dict[str, list[dict[str, Any]]] = {}
         if self.path.exists():
             self._read(about)
@@ -45,7 +46,7 @@ class SampleFile:
 
     def _append(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json_text(record) + "\n")
 
     def _read(self, about: Mapping[str, Any]) -> None:
         lines = self.path.read_bytes().split(b"\n")

@@ -15,25 +15,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from vapo.metrics import SHARE, Phase, metric_called
 from vapo.reports.palette import LIGHT, Palette
 from vapo.reports.runfiles import RunFiles, column, number, read_run
 from vapo.reports.style import as_png, as_svg, frame
 
-TIMES = {
-    "time/rollout": "rollout",
-    "time/verify": "verify",
-    "time/score": "score",
-    "time/update": "update",
-    "time/save": "save",
-}
+TIMES = ("time/rollout", "time/verify", "time/score", "time/update")
 _COLUMNS = 3
 _SMALL_PANELS = 7  # beside accuracy, which takes two of the nine places
 
 
 class Panel(NamedTuple):
-    """A small panel: its title, whether a run has data for it, and how to draw it."""
+    """A small panel: the metrics it shows, of which the first gives the title, and how to draw them."""
 
-    title: str
     keys: tuple[str, ...]
     draw: Callable[[Axes, RunFiles, Palette], None]
 
@@ -72,13 +66,13 @@ def curves_figure(run: RunFiles, palette: Palette = LIGHT, *, heading: bool = Tr
         _heading(figure, run.name, 0.2 / height, palette.ink, fontsize=14, weight="bold")
         _heading(figure, _subtitle(run), 0.48 / height, palette.quiet, fontsize=9.5)
     places = [(place // _COLUMNS, place % _COLUMNS) for place in range(2, 2 + len(panels))]
-    last_step = max([1, *(int(row.get("step", 1)) for row in run.phase("train"))])
+    last_step = max([1, *(int(row.get("step", 1)) for row in run.phase(Phase.TRAIN))])
     hero = figure.add_subplot(grid[0, :2])
-    frame(hero, "Accuracy", palette, whole=True)
+    frame(hero, metric_called("accuracy").heading, palette, whole=True)
     _accuracy(hero, run, palette)
     for panel, (row, place) in zip(panels, places, strict=True):
         axes = figure.add_subplot(grid[row, place])
-        frame(axes, panel.title, palette, whole=True)
+        frame(axes, metric_called(panel.keys[0]).heading, palette, whole=True)
         axes.set_xlim(0, 1.02 * last_step)
         panel.draw(axes, run, palette)
     return figure
@@ -101,7 +95,7 @@ def _has_any(run: RunFiles, keys: tuple[str, ...]) -> bool:
 def _subtitle(run: RunFiles) -> str:
     task = run.config.get("task")
     name = task.get("name") if isinstance(task, dict) else task
-    num_pretraining, num_steps = len(run.phase("pretrain")), len(run.phase("train"))
+    num_pretraining, num_steps = len(run.phase(Phase.PRETRAIN)), len(run.phase(Phase.TRAIN))
     parts = [f"preset {run.preset}"]
     if name:
         parts.append(f"task {name}")
@@ -146,7 +140,7 @@ def _window(num_steps: int) -> int:
 
 
 def _accuracy(axes: Axes, run: RunFiles, palette: Palette) -> None:
-    rows = run.phase("train")
+    rows = run.phase(Phase.TRAIN)
     window = _window(len(column(rows, "accuracy")[0]))
     label = "training batches" + (f", mean of {window} steps" if window > 1 else "")
     _curve(axes, rows, "accuracy", palette.first, label)
@@ -186,16 +180,16 @@ def _accuracy(axes: Axes, run: RunFiles, palette: Palette) -> None:
     if axes.get_legend_handles_labels()[0]:
         _legend(axes, palette, loc="lower right")
     else:
-        _silence(axes, "no training step yet", palette)
+        _say_why_empty(axes, "no training step yet", palette)
 
 
-def _silence(axes: Axes, why: str, palette: Palette) -> None:
+def _say_why_empty(axes: Axes, why: str, palette: Palette) -> None:
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color=palette.quiet, fontsize=10)
 
 
 def _length(axes: Axes, run: RunFiles, palette: Palette) -> None:
     """The mean length and, in a strip below on its own scale, the share that was cut off at the limit."""
-    rows = run.phase("train")
+    rows = run.phase(Phase.TRAIN)
     _curve(axes, rows, "completions/mean_length", palette.first)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
     if not column(rows, "completions/clipped_ratio")[0]:
@@ -205,7 +199,9 @@ def _length(axes: Axes, run: RunFiles, palette: Palette) -> None:
     axes.tick_params(labelbottom=False)
     strip = axes.figure.add_axes((left, bottom, width, 0.27 * height))
     frame(strip, "", palette, whole=True)
-    strip.set_title("cut off at the limit", loc="left", fontsize=8, color=palette.quiet, pad=3)
+    strip.set_title(
+        metric_called("completions/clipped_ratio").heading, loc="left", fontsize=8, color=palette.quiet, pad=3
+    )
     _curve(strip, rows, "completions/clipped_ratio", palette.second)
     strip.set_ylim(0, max(0.05, strip.get_ylim()[1]))
     strip.set_xlim(axes.get_xlim())
@@ -227,9 +223,9 @@ def _value_loss(axes: Axes, run: RunFiles, palette: Palette) -> None:
 
 def _two_phases(axes: Axes, run: RunFiles, palette: Palette, before_key: str, train_key: str) -> None:
     """Pretraining in a shaded strip of fixed width on the left, training on its own steps beside it."""
-    train = run.phase("train")
+    train = run.phase(Phase.TRAIN)
     _curve(axes, train, train_key, palette.first, "training")
-    steps, values = column(run.phase("pretrain"), before_key)
+    steps, values = column(run.phase(Phase.PRETRAIN), before_key)
     if not steps:
         return
     num_train = max([1, *(int(row.get("step", 1)) for row in train)])
@@ -261,46 +257,42 @@ def _two_phases(axes: Axes, run: RunFiles, palette: Palette, before_key: str, tr
 
 
 def _clip_ratios(axes: Axes, run: RunFiles, palette: Palette) -> None:
-    rows = run.phase("train")
-    _curve(axes, rows, "clip_ratio/high_mean", palette.second, "above 1 + ε high")
-    _curve(axes, rows, "clip_ratio/low_mean", palette.first, "below 1 − ε low")
+    rows = run.phase(Phase.TRAIN)
+    _curve(axes, rows, "clip_ratio/high_mean", palette.second, metric_called("clip_ratio/high_mean").short)
+    _curve(axes, rows, "clip_ratio/low_mean", palette.first, metric_called("clip_ratio/low_mean").short)
     axes.set_ylim(0, max(0.001, axes.get_ylim()[1] * 1.45))
     axes.yaxis.set_major_formatter(_AS_PERCENT)
     _legend(axes, palette, loc="upper center", ncols=2, columnspacing=1.2)
 
 
-def _simple(key: str, from_zero: bool = True) -> Callable[[Axes, RunFiles, Palette], None]:
+def _one_metric(key: str, from_zero: bool = True) -> Callable[[Axes, RunFiles, Palette], None]:
     """How to draw a panel that shows one metric and nothing else."""
 
     def draw(axes: Axes, run: RunFiles, palette: Palette) -> None:
-        _curve(axes, run.phase("train"), key, palette.first)
+        _curve(axes, run.phase(Phase.TRAIN), key, palette.first)
         low, high = axes.get_ylim()
-        if from_zero and low < 0 <= min(column(run.phase("train"), key)[1]):
+        if from_zero and low < 0 <= min(column(run.phase(Phase.TRAIN), key)[1]):
             axes.set_ylim(0, high)
         elif from_zero and low > 0:
             axes.set_ylim(0, high * 1.05)
+        if metric_called(key).unit == SHARE:
+            axes.yaxis.set_major_formatter(_AS_PERCENT)
 
     return draw
 
 
 def _time(axes: Axes, run: RunFiles, palette: Palette) -> None:
     """Seconds per step, stacked; a mean over the window, so that one save does not make a needle."""
-    rows = run.phase("train")
-    colours = dict(
-        zip(
-            TIMES,
-            [palette.first, palette.quiet, palette.fifth, palette.second, palette.fourth],
-            strict=True,
-        )
-    )
+    rows = run.phase(Phase.TRAIN)
+    colours = dict(zip(TIMES, [palette.first, palette.quiet, palette.fifth, palette.second], strict=True))
     steps = [int(row.get("step", at)) for at, row in enumerate(rows, start=1)]
     window = max(1, min(10, len(steps) // 5))
     layers, names, shades = [], [], []
-    for key, name in TIMES.items():
+    for key in TIMES:
         seconds = [number(row.get(key)) for row in rows]
         if any(s > 0 for s in seconds):
             layers.append(trailing_mean([0.0 if math.isnan(s) else s for s in seconds], window))
-            names.append(name)
+            names.append(metric_called(key).short)
             shades.append(colours[key])
     if layers:
         axes.stackplot(steps, layers, labels=names, colors=shades, alpha=0.85, linewidth=0)
@@ -309,17 +301,16 @@ def _time(axes: Axes, run: RunFiles, palette: Palette) -> None:
 
 
 _AS_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
-_EXPLAINED = ("value/explained_variance", "pretrain/explained_variance")
 _PANELS = (
-    Panel("Response length (tokens)", ("completions/mean_length",), _length),
-    Panel("Explained variance", _EXPLAINED, _explained_variance),
-    Panel("Value loss", ("value/loss", "pretrain/value_loss"), _value_loss),
-    Panel("Entropy (nats per token)", ("entropy",), _simple("entropy")),
-    Panel("Clipped tokens", ("clip_ratio/high_mean", "clip_ratio/low_mean"), _clip_ratios),
-    Panel("Positive LM loss", ("loss/positive_lm",), _simple("loss/positive_lm")),
-    Panel("Time per step (s)", tuple(TIMES), _time),
-    Panel("Groups with right and wrong", ("groups/mixed_ratio",), _simple("groups/mixed_ratio")),
-    Panel("Policy gradient norm", ("grad_norm/policy",), _simple("grad_norm/policy")),
-    Panel("KL to the reference", ("kl",), _simple("kl")),
-    Panel("Reward", ("reward",), _simple("reward", from_zero=False)),
+    Panel(("completions/mean_length",), _length),
+    Panel(("value/explained_variance", "pretrain/explained_variance"), _explained_variance),
+    Panel(("value/loss", "pretrain/value_loss"), _value_loss),
+    Panel(("entropy",), _one_metric("entropy")),
+    Panel(("clip_ratio/high_mean", "clip_ratio/low_mean"), _clip_ratios),
+    Panel(("loss/positive_lm",), _one_metric("loss/positive_lm")),
+    Panel(("step_time", *TIMES), _time),
+    Panel(("groups/mixed_ratio",), _one_metric("groups/mixed_ratio")),
+    Panel(("grad_norm/policy",), _one_metric("grad_norm/policy")),
+    Panel(("kl",), _one_metric("kl")),
+    Panel(("reward",), _one_metric("reward", from_zero=False)),
 )

@@ -24,8 +24,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vapo.metrics import metric_called
 from vapo.reports.formatting import NOTHING, duration, figure, interval, one_line, percent, short_count
-from vapo.reports.progress import Progress, evaluation_line, sparkline
+from vapo.reports.progress import SPEED, Progress, evaluation_line, sparkline
 from vapo.reports.runfiles import Record, number
 
 _QUIET_S = 2.0  # plain lines for steps come no closer than this
@@ -132,12 +133,12 @@ class LiveView:
         self._screen.close()
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """The phase `name` ("pretrain", "train") begins, or goes on after `done` of `total` steps."""
+        """The phase `name` (a Phase, or any words) begins, or goes on after `done` of `total` steps."""
         with self._screen.lock:
             new = name != self._state.name
             self._state.enter(name, done, total)
         if new:
-            self._screen.say(f"{one_line(name)}: {total} steps" + (f", {done} done before" if done else ""), "")
+            self._screen.say(f"{self._state.title}: {total} steps" + (f", {done} done before" if done else ""), "")
 
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Within a step: `done` of `total` (None: nobody knows) of "rollout", "verify" …"""
@@ -215,7 +216,7 @@ class _LineScreen:
         if now - self._last_line_at >= _PROGRESS_QUIET_S:
             self._last_line_at = now
             state = self._state
-            where = f"{state.name} {state.done}/{state.total}  " if state.total > 1 else ""  # no phase of steps yet
+            where = f"{state.title} {state.done}/{state.total}  " if state.total > 1 else ""  # no phase of steps yet
             self.say(f"{where}{state.doing_text()}", "")
 
 
@@ -257,33 +258,31 @@ def panel(state: Progress, title: str) -> Panel:
     rows.add_column(justify="right", style="bold", no_wrap=True, min_width=7)
     rows.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
 
-    def row(label: str, value: str, more: str | Text = "") -> None:
+    def row(metric: str, value: str, more: str | Text = "") -> None:
         if value != NOTHING:
-            rows.add_row(label, value, more)
+            rows.add_row(metric_called(metric).short, value, more)
 
     def beside(*parts: tuple[str, str]) -> Text:
-        known = [(label, text) for label, text in parts if text != NOTHING]
+        known = [(metric_called(metric).short, text) for metric, text in parts if text != NOTHING]
         return Text("   ").join(Text.assemble((f"{label} ", "dim"), text) for label, text in known)
 
     spark = sparkline(state.accuracy, _SPARK_WIDTH)
     reward = beside(("reward", figure(number(m.get("reward")))))
     row("accuracy", figure(number(m.get("accuracy"))), Text.assemble((spark, "blue"), "  ", reward))
     spark = sparkline(state.explained_variance, _SPARK_WIDTH)
-    loss = beside(("value loss", figure(value_loss)))
-    row("expl. variance", figure(explained), Text.assemble((spark, "green"), "  ", loss))
+    loss = beside(("value/loss", figure(value_loss)))
+    row("value/explained_variance", figure(explained), Text.assemble((spark, "green"), "  ", loss))
     row(
-        "length",
+        "completions/mean_length",
         figure(number(m.get("completions/mean_length"))),
         beside(
-            ("cut off", percent(number(m.get("completions/clipped_ratio")))),
+            ("completions/clipped_ratio", percent(number(m.get("completions/clipped_ratio")))),
             ("entropy", figure(number(m.get("entropy")))),
         ),
     )
-    row(
-        "tokens/s", short_count(state.tokens_per_second), beside(("samples", short_count(number(m.get("num_samples")))))
-    )
+    row(SPEED, short_count(state.tokens_per_second), beside(("num_samples", short_count(number(m.get("num_samples"))))))
     if state.last_evaluation:
-        row("held-out", figure(number(state.last_evaluation.get("avg"))), _held_out(state))
+        rows.add_row("held-out", figure(number(state.last_evaluation.get("avg"))), _held_out(state))
     alarm = Text()
     if state.num_alarms:
         alarm = Text(f"alarm {state.num_alarms}: {state.last_alarm}", style="yellow")
@@ -301,7 +300,7 @@ def _clockwork(state: Progress) -> Table:
     if not math.isnan(state.seconds_per_step):
         times.append(f"{duration(state.seconds_per_step)}/step")
     line.add_row(
-        Text(state.name or "starting", style="bold"),
+        Text(state.title or "starting", style="bold"),
         f"{state.done}/{state.total}" if state.total else "",
         ProgressBar(total=max(1, state.total), completed=state.done, width=18),
         Text(" · ".join(times), style="dim", no_wrap=True, overflow="ellipsis"),

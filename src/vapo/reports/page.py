@@ -17,6 +17,7 @@ from statistics import median
 import yaml
 from markupsafe import Markup
 
+from vapo.metrics import Phase, metric_called
 from vapo.reports import formatting
 from vapo.reports.curves import curves_svg
 from vapo.reports.runfiles import Record, RunFiles, column, flatten, number, read_run
@@ -63,16 +64,16 @@ def report_html(run_dir: str | Path) -> str:
 
 def _totals(run: RunFiles) -> list[tuple[str, str]]:
     """What the run took, as label and figure."""
-    train = run.phase("train")
+    train = run.phase(Phase.TRAIN)
     seconds = [s for s in (number(row.get("step_time")) for row in run.metrics) if math.isfinite(s)]
     step_seconds = column(train, "step_time")[1]
     planned = (run.config.get("trainer") or {}).get("steps")
     totals = [("training steps", f"{len(train)} of {planned}" if planned else str(len(train)))]
-    if pretraining := run.phase("pretrain"):
+    if pretraining := run.phase(Phase.PRETRAIN):
         totals.append(("pretraining steps", str(len(pretraining))))
-    for label, key in (("samples", "num_samples"), ("tokens", "num_tokens")):
+    for key in ("num_samples", "num_tokens"):
         if values := column(train, key)[1]:
-            totals.append((label, formatting.short_count(values[-1])))
+            totals.append((metric_called(key).short, formatting.short_count(values[-1])))
     if seconds:
         totals.append(("time in steps", formatting.duration(sum(seconds))))
     if step_seconds:

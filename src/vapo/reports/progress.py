@@ -11,13 +11,14 @@ from collections.abc import Callable
 from itertools import pairwise
 from statistics import fmean
 
+from vapo.metrics import Phase, metric_called
 from vapo.reports.formatting import NOTHING, duration, figure, interval, one_line, percent, short_count
 from vapo.reports.runfiles import Record, number
 
 _RECENT_STEPS = 10
+SPEED = "throughput/rollout_tokens_per_s"
 _BARS = "▁▂▃▄▅▆▇█"
-_EXPLAINED = {"pretrain": "pretrain/explained_variance"}
-_VALUE_LOSS = {"pretrain": "pretrain/value_loss"}
+_PHASES = {phase.value: phase for phase in Phase}
 
 
 class Progress:
@@ -48,7 +49,7 @@ class Progress:
             self.accuracy.clear()
             self.metrics = {}
             self._last_step_at = self._clock()
-        self.name, self.done, self.total = one_line(name), done, total
+        self.name, self.done, self.total = name, done, total
         self.doing = None
 
     def step(self, metrics: Record) -> None:
@@ -78,6 +79,11 @@ class Progress:
         self.last_alarm = one_line(message)
 
     @property
+    def title(self) -> str:
+        """The phase in words."""
+        return _PHASES[self.name].words if self.name in _PHASES else one_line(self.name)
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the view began."""
         return self._clock() - self._started
@@ -100,29 +106,27 @@ class Progress:
     @property
     def value_figures(self) -> tuple[float, float]:
         """Explained variance and value loss of the phase at hand; nan without a critic."""
-        loss = number(self.metrics.get(_VALUE_LOSS.get(self.name, "value/loss")))
-        return number(self.metrics.get(self._explained_key)), loss
+        return number(self.metrics.get(self._explained_key)), number(self.metrics.get(self._value_loss_key))
 
     def figures(self) -> list[tuple[str, str]]:
         """The last step's figures in words, those it has: what a plain line says."""
         m = self.metrics
-        explained, value_loss = self.value_figures
-        pairs = [
-            ("reward", figure(number(m.get("reward")))),
-            ("accuracy", figure(number(m.get("accuracy")))),
-            ("length", figure(number(m.get("completions/mean_length")))),
-            ("cut off", percent(number(m.get("completions/clipped_ratio")))),
-            ("entropy", figure(number(m.get("entropy")))),
-            ("EV", figure(explained)),
-            ("value loss", figure(value_loss)),
-            ("tok/s", short_count(self.tokens_per_second)),
-        ]
-        return [(label, text) for label, text in pairs if text != NOTHING]
+        texts = {
+            "reward": figure(number(m.get("reward"))),
+            "accuracy": figure(number(m.get("accuracy"))),
+            "completions/mean_length": figure(number(m.get("completions/mean_length"))),
+            "completions/clipped_ratio": percent(number(m.get("completions/clipped_ratio"))),
+            "entropy": figure(number(m.get("entropy"))),
+            self._explained_key: figure(self.value_figures[0]),
+            self._value_loss_key: figure(self.value_figures[1]),
+            SPEED: short_count(self.tokens_per_second),
+        }
+        return [(metric_called(key).short, text) for key, text in texts.items() if text != NOTHING]
 
     @property
     def tokens_per_second(self) -> float:
         """Sampling speed of the last step."""
-        return number(self.metrics.get("throughput/rollout_tokens_per_s"))
+        return number(self.metrics.get(SPEED))
 
     def doing_text(self) -> str:
         """What is being done within the step."""
@@ -137,11 +141,15 @@ class Progress:
         timing = f"{duration(self.seconds_per_step)}/step"
         if not math.isnan(self.seconds_left):
             timing += f"  left {duration(self.seconds_left)}"
-        return f"{self.name} {self.done}/{self.total}  {figures}  {timing}"
+        return f"{self.title} {self.done}/{self.total}  {figures}  {timing}"
 
     @property
     def _explained_key(self) -> str:
-        return _EXPLAINED.get(self.name, "value/explained_variance")
+        return "pretrain/explained_variance" if self.name == Phase.PRETRAIN else "value/explained_variance"
+
+    @property
+    def _value_loss_key(self) -> str:
+        return "pretrain/value_loss" if self.name == Phase.PRETRAIN else "value/loss"
 
     def _remember(self, series: list[float], key: str) -> None:
         value = number(self.metrics.get(key))

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from vapo.errors import DataError
+from vapo.metrics import EventName, Phase
 
 Record = dict[str, Any]
 
@@ -52,11 +53,11 @@ class RunFiles:
     @property
     def alarms(self) -> list[Record]:
         """The events that somebody should look at."""
-        return [event for event in self.events if event.get("event") == "alarm"]
+        return [event for event in self.events if event.get("event") == EventName.ALARM]
 
-    def phase(self, name: str) -> list[Record]:
-        """The metrics of "pretrain" or "train", one record per step."""
-        return [row for row in self.metrics if row.get("phase", "train") == name]
+    def phase(self, phase: Phase) -> list[Record]:
+        """The metrics of one phase, one record per step."""
+        return [row for row in self.metrics if row.get("phase", Phase.TRAIN) == phase]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class RolloutFile:
     """Where the samples of one step lie."""
 
     path: Path
-    phase: str
+    phase: Phase
     step: int
 
 
@@ -103,9 +104,9 @@ def rollout_files(path: str | Path) -> list[RolloutFile]:
     for file in (Path(path) / "rollouts").glob("*.jsonl.gz"):
         match = re.fullmatch(r"(step|pretrain)_(\d+)\.jsonl\.gz", file.name)
         if match:
-            phase = "train" if match[1] == "step" else "pretrain"
+            phase = Phase.TRAIN if match[1] == "step" else Phase.PRETRAIN
             found.append(RolloutFile(path=file, phase=phase, step=int(match[2])))
-    return sorted(found, key=lambda file: (file.phase != "pretrain", file.step))
+    return sorted(found, key=lambda file: (file.phase != Phase.PRETRAIN, file.step))
 
 
 def read_rollouts(path: Path) -> list[Record]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
+from vapo.metrics import EvaluationLabel
 from vapo.reports.formatting import NOTHING, figure, interval, percent, signed
 from vapo.reports.runfiles import Record, number
 
@@ -31,9 +32,9 @@ class Row:
 
 def first_and_last(evaluations: list[Record]) -> tuple[Record | None, Record | None]:
     """The evaluation before training and the newest one that saw training; None where there is none."""
-    before = [e for e in evaluations if e.get("label") == "before"]
-    later = [e for e in evaluations if e.get("label") != "before"]
-    after = [e for e in later if e.get("label") == "after"]
+    before = [e for e in evaluations if e.get("label") == EvaluationLabel.BEFORE]
+    later = [e for e in evaluations if e.get("label") != EvaluationLabel.BEFORE]
+    after = [e for e in later if e.get("label") == EvaluationLabel.AFTER]
     return (before[-1] if before else None), (after or later or [None])[-1]
 
 
@@ -71,14 +72,14 @@ def headline(evaluations: list[Record]) -> str:
 def headings(evaluations: list[Record]) -> tuple[str, str]:
     """The names of the two columns; "after" only if training has ended."""
     _, after = first_and_last(evaluations)
-    if after is None or after.get("label") == "after":
-        return "before", "after"
-    return "before", f"step {after.get('step', '?')}"
+    if after is None or after.get("label") == EvaluationLabel.AFTER:
+        return EvaluationLabel.BEFORE, EvaluationLabel.AFTER
+    return EvaluationLabel.BEFORE, f"step {after.get('step', '?')}"
 
 
 def evaluation_table(result: Record) -> Table:
     """One evaluation (a line of `evaluations.jsonl`, or what `vapo eval --json` prints) as a table."""
-    rows = before_after_rows([{**result, "label": "after"}])
+    rows = before_after_rows([{**result, "label": EvaluationLabel.AFTER}])
     title = f"{result.get('prompts')} held-out prompts, {result.get('k')} samples each"
     if "top_p" in result:
         title += f", temperature {result.get('temperature')}, top-p {result.get('top_p')}"
@@ -92,7 +93,7 @@ def evaluation_table(result: Record) -> Table:
         table.add_row(f"{rank}, by the critic", figure(told["score"]), _ends((told["low"], told["high"])))
         for other, name in (("over_maj", "the majority"), ("over_avg", "one sample")):
             if other in told:
-                mean, low, high = told[other]
+                mean, low, high = map(number, told[other])
                 table.add_row(f"  over {name}", f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}")
     table.add_row("verifier could not tell", percent(number(result.get("invalid_ratio"))), "")
     return table

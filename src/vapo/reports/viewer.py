@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from vapo.errors import DataError
+from vapo.json_text import json_text
+from vapo.metrics import Phase
 from vapo.reports.runfiles import Record, RolloutFile, number, read_rollouts, rollout_files
 
 VERDICTS = ("right", "wrong", "invalid")
@@ -48,8 +49,8 @@ def viewer_data(
 
 def chosen_steps(files: list[RolloutFile]) -> list[RolloutFile]:
     """The last pretraining step, and the first, middle and last training step."""
-    pretraining = [file for file in files if file.phase == "pretrain"]
-    training = [file for file in files if file.phase == "train"]
+    pretraining = [file for file in files if file.phase == Phase.PRETRAIN]
+    training = [file for file in files if file.phase == Phase.TRAIN]
     picked = {0, len(training) // 2, len(training) - 1} if training else set()
     return pretraining[-1:] + [training[at] for at in sorted(picked)]
 
@@ -77,14 +78,14 @@ def without_middle(sample: Record, limit: int) -> Record:
 
 def script_json(data: object) -> str:
     """JSON that may stand inside a `<script>` element: pure ASCII, and nothing in it can end the element."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    text = json_text(data, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _step(file: RolloutFile, records: list[Record], limit: int) -> Record:
     tally = Counter(map(_verdict, records))
     return {
-        "label": f"{'pretraining ' if file.phase == 'pretrain' else ''}step {file.step}",
+        "label": ("pretraining " if file.phase == Phase.PRETRAIN else "") + f"step {file.step}",
         "phase": file.phase,
         "total": len(records),
         "counts": {verdict: tally[verdict] for verdict in VERDICTS},
@@ -119,7 +120,7 @@ def _sample(record: Record) -> Record:
 
 
 def _prompt(prompt: Any) -> str:
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+    text = prompt if isinstance(prompt, str) else json_text(prompt, ensure_ascii=False)
     if len(text) <= _PROMPT_CHARACTERS:
         return text
     half = _PROMPT_CHARACTERS // 2

@@ -26,6 +26,8 @@ from typing import Any, Literal
 from vapo.config import flatten
 from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
 from vapo.ground import close, ground, with_whole_paths
+from vapo.json_text import json_text
+from vapo.metrics import EvaluationLabel, Phase
 from vapo.reports.runfiles import number, read_jsonl, read_run
 from vapo.runs import load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
@@ -293,7 +295,7 @@ def late_accuracy(folder: Path) -> float | None:
     """Mean training accuracy over the last quarter of a run's steps; None for a run that did not end well."""
     if _card(folder).get("outcome") != "finished":
         return None
-    rows = read_run(folder).phase("train")
+    rows = read_run(folder).phase(Phase.TRAIN)
     late = [number(row.get("accuracy")) for row in rows[len(rows) * 3 // 4 :]]
     return fmean(late) if late else None
 
@@ -347,7 +349,7 @@ def check_same(cell: Cell) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write a small file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.write_text(json_text(data, indent=1) + "\n")
     temporary.replace(path)
 
 
@@ -404,10 +406,10 @@ def _read_tuning(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _score(folder: Path) -> str:
-    after = [e for e in read_jsonl(folder / "evaluations.jsonl") if e.get("label") == "after"]
+    after = [e for e in read_jsonl(folder / "evaluations.jsonl") if e.get("label") == EvaluationLabel.AFTER]
     if after:
         return f"avg@{after[-1]['k']} {number(after[-1]['avg']):.3f}"
-    rows = [r for r in read_jsonl(folder / "metrics.jsonl") if r.get("phase") == "pretrain"]
+    rows = [r for r in read_jsonl(folder / "metrics.jsonl") if r.get("phase") == Phase.PRETRAIN]
     return f"explained variance {number(rows[-1].get('pretrain/explained_variance')):.2f}" if rows else "finished"
 
 

@@ -9,6 +9,7 @@ import torch
 
 from vapo.algo.presets import Gae
 from vapo.errors import VapoError
+from vapo.metrics import EvaluationLabel, Phase
 from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
@@ -30,9 +31,9 @@ def train(run: Run) -> None:
     Raises StoppedError after an orderly stop, DivergedError, VerifierBrokenError.
     """
     run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
-    if run.state.phase == "train":
-        run.observer.phase("training", run.state.step, run.settings.steps)
-    while run.state.phase != "done":
+    if run.state.phase == Phase.TRAIN:
+        run.observer.phase(Phase.TRAIN, run.state.step, run.settings.steps)
+    while run.state.phase != Phase.DONE:
         with snapshot.droppable(run):
             advance(run)
 
@@ -44,13 +45,13 @@ def advance(run: Run) -> None:
         evaluate(run)
         if state.step == 0:
             snapshot.save(run)
-    elif state.phase == "pretrain":
+    elif state.phase == Phase.PRETRAIN:
         pretrain_critic(run)
-        run.observer.phase("training", state.step, steps)
+        run.observer.phase(Phase.TRAIN, state.step, steps)
     elif state.step < steps:
         train_step(run)
     else:
-        state.phase = "done"
+        state.phase = Phase.DONE
         snapshot.save(run, at_the_end=True)
 
 
@@ -109,7 +110,7 @@ def train_step(run: Run) -> None:
     figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
     figures |= {"gradient_steps": state.gradient_steps}
     figures |= clock.figures(sampled_tokens=state.num_tokens - tokens_before, learned_tokens=learned)
-    metrics = {"phase": "train", "step": state.step, **figures}
+    metrics = {"phase": Phase.TRAIN, "step": state.step, **figures}
     run.folder.metrics(metrics)
     run.observer.step(metrics)
     if heed(run, new_alarms(figures, state, run.guards)):
@@ -156,8 +157,10 @@ def evaluation_is_due(run: Run) -> bool:
 def evaluate(run: Run) -> None:
     """Held-out evaluation of the engine's policy; into evaluations.jsonl."""
     state, settings, clock = run.state, run.evaluation, run.clock()
-    label = {0: "before", run.settings.steps: "after"}.get(state.step, "during")
-    k = (settings.final_samples_per_prompt if label == "after" else None) or settings.samples_per_prompt
+    label = {0: EvaluationLabel.BEFORE, run.settings.steps: EvaluationLabel.AFTER}.get(
+        state.step, EvaluationLabel.DURING
+    )
+    k = (settings.final_samples_per_prompt if label == EvaluationLabel.AFTER else None) or settings.samples_per_prompt
     with clock.time("evaluate"):
         result = {"step": state.step, "label": label, **run.evaluate(k, run.progress)}
     result["time/evaluate"] = clock.seconds["evaluate"]

@@ -20,6 +20,7 @@ import torch
 from vapo.algo import explained_variance, masked
 from vapo.algo.presets import Gae
 from vapo.errors import DivergedError
+from vapo.metrics import EventName, Phase
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
 from vapo.trainer.guards import heed, new_alarms
@@ -35,15 +36,15 @@ BAD_STEPS_TO_STOP = 3
 
 
 def pretrain_critic(run: Run) -> None:
-    """Run what is left of value pretraining; returns at once if the method has none. Ends in phase "train".
+    """Run what is left of value pretraining; returns at once if the method has none. Ends in Phase.TRAIN.
 
     Exactly `pretraining_steps` steps, unless `pretraining_patience` says to stop sooner.
     """
     state, credit = run.state, run.algorithm.credit
     if not isinstance(credit, Gae) or credit.pretraining_steps == 0 or run.critic is None:
-        state.phase = "train"
+        state.phase = Phase.TRAIN
         return
-    run.observer.phase("value pretraining", state.pretrain_step, credit.pretraining_steps)
+    run.observer.phase(Phase.PRETRAIN, state.pretrain_step, credit.pretraining_steps)
     heldout = _heldout_batch(run)
     earlier = _sampled_before(run)
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
@@ -60,11 +61,11 @@ def pretrain_critic(run: Run) -> None:
             "trainer.pretraining_passes), raise trainer.pretraining_lr, or check that success can be foreseen."
         )
         run.alarm(message)
-    state.phase = "train"
+    state.phase = Phase.TRAIN
     state.recent.clear()  # joint training is judged by its own steps
     state.streaks.clear()
     if run.critic_learner is not None:
-        run.folder.event("pretraining finished", steps=state.pretrain_step, explained_variance=reached)
+        run.folder.event(EventName.PRETRAINING_FINISHED, steps=state.pretrain_step, explained_variance=reached)
     snapshot.save(run)
 
 
@@ -120,7 +121,7 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
         state.best_explained_variance, state.best_pretrain_step = explained, state.pretrain_step
     count_skips(run, update.skipped)
     metrics = {
-        "phase": "pretrain",
+        "phase": Phase.PRETRAIN,
         "step": state.pretrain_step,
         **rollout_figures(batch),
         **update.figures,

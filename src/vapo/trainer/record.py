@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gzip
-import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from vapo.errors import ConfigError
+from vapo.json_text import json_text, null_for_nan
+from vapo.metrics import EventName
 from vapo.trainer.batch import Batch
 from vapo.types import Episode
 
@@ -108,11 +108,11 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
             with gzip.open(temporary, "wt", compresslevel=5) as file:
                 for row, episode in enumerate(episodes):
-                    file.write(json.dumps(_rollout_line(row, episode, batch, decode)) + "\n")
+                    file.write(json_text(_rollout_line(row, episode, batch, decode)) + "\n")
             temporary.rename(folder / f"{name}.jsonl.gz")
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            self.event("alarm", message=f"rollouts of {name} were not written: {error}")
+            self.event(EventName.ALARM, message=f"rollouts of {name} were not written: {error}")
 
     def keep_skipped(self, name: str, batches: Sequence[Batch]) -> None:
         """Minibatches whose gradient steps were skipped, as safetensors, to look at and to try again."""
@@ -122,14 +122,14 @@ class RunFolder:
                 folder.mkdir(exist_ok=True)
                 save_file(batch.tensors(), folder / f"{name}_{number}.safetensors")
         except (OSError, SafetensorError) as error:
-            self.event("alarm", message=f"the skipped minibatches of {name} were not written: {error}")
+            self.event(EventName.ALARM, message=f"the skipped minibatches of {name} were not written: {error}")
 
     def close(self) -> None:
         """Release the lock."""
         self._lock.close()
 
     def _append(self, name: str, data: dict[str, Any]) -> None:
-        line = json.dumps({k: plain(v) for k, v in data.items()}) + "\n"
+        line = json_text(data) + "\n"
         self._waiting[name] = self._waiting.get(name, "") + line
         # on a full disk the lines wait, and the next save says so
         with contextlib.suppress(OSError), (self.path / name).open("ab", buffering=0) as file:
@@ -148,15 +148,6 @@ class RunFolder:
         self._waiting.pop(name, None)
 
 
-def plain(value: Any) -> Any:
-    """A JSON value: numbers that are not finite become null, since JSON has none of them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return value
-
-
 def _rollout_line(
     row: int, episode: Episode, batch: Batch, decode: Callable[[Sequence[int]], list[str]]
 ) -> dict[str, Any]:
@@ -165,7 +156,7 @@ def _rollout_line(
     def numbers(tensor: Any) -> list[float | None] | None:
         if tensor is None:
             return None
-        return [plain(round(x, 4)) for x in tensor[row, :length].tolist()]
+        return [null_for_nan(round(x, 4)) for x in tensor[row, :length].tolist()]
 
     return {
         "prompt_id": episode.prompt.id,

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.presets import Algorithm
 from vapo.errors import AbandonedError
+from vapo.metrics import EventName
 from vapo.models.networks import Critic, Policy
 from vapo.rollout.engine import RolloutEngine
 from vapo.trainer.learner import Learner
@@ -92,7 +93,7 @@ class Run:
 
     def alarm(self, message: str, **details: Any) -> None:
         """Something is probably wrong: into events.jsonl and before the user's eyes."""
-        self.folder.event("alarm", message=message, **details)
+        self.folder.event(EventName.ALARM, message=message, **details)
         self.observer.alarm(message)
 
 

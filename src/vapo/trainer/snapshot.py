@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from vapo.errors import AbandonedError, DivergedError, StoppedError
+from vapo.metrics import EventName, Phase
 from vapo.models.lora import plain_weights
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
 from vapo.trainer import checkpoint
@@ -123,7 +124,7 @@ def roll_back(run: Run, reason: str) -> None:
     run.state.rollbacks = count
     run.state.streaks.clear()  # or the checkpoint's own bad steps would sound the alarm again at once
     run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
-    run.folder.event("rolled back", reason=reason, from_step=failed_at, to_step=run.state.step, rollbacks=count)
+    run.folder.event(EventName.ROLLED_BACK, reason=reason, from_step=failed_at, to_step=run.state.step, rollbacks=count)
     run.observer.alarm(f"Rolled back from step {failed_at} to {newest.name}; other responses are drawn from here.")
     save(run)
 
@@ -137,9 +138,9 @@ def restore(run: Run, folder: Path | None) -> None:
         run.folder.cut_logs({})
         return
     run.state = State.from_json(checkpoint.read_json(folder, "state.json"))
-    if run.state.phase == "done" and run.state.step < run.settings.steps:
-        run.state.phase = "train"  # the run was given more steps
-    elif run.state.phase != "done" and run.state.step == run.settings.steps:
+    if run.state.phase == Phase.DONE and run.state.step < run.settings.steps:
+        run.state.phase = Phase.TRAIN  # the run was given more steps
+    elif run.state.phase != Phase.DONE and run.state.step == run.settings.steps:
         # nothing is saved between the last evaluation and the end; format 1 did not count evaluations
         run.state.evaluated = min(run.state.evaluated, run.state.step - 1)
     load_trained(run.policy.model, folder / "policy")

@@ -9,18 +9,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from vapo.errors import CheckpointError
-
-Phase = Literal["pretrain", "train", "done"]
+from vapo.metrics import Phase
 
 
 @dataclass
 class State:
     """The run's counters. Mutable on purpose: it is the one object that changes."""
 
-    phase: Phase = "pretrain"
+    phase: Phase = Phase.PRETRAIN
     evaluated: int = -1
     """The joint step after which the policy was last evaluated; -1 for never, 0 is before training."""
     pretrain_step: int = 0
@@ -78,7 +77,7 @@ class State:
                 f"state.json does not fit this version: missing {sorted(names - set(data))}, "
                 f"unknown {sorted(set(data) - names)}. Resume with the version that wrote it."
             )
-        return cls(**data)
+        return cls(**{**data, "phase": Phase(data["phase"])})
 
 
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vapo.errors import DataError
+from vapo.json_text import json_text
 from vapo.reports.runfiles import Record
 from vapo.study.comparison.compared_runs import read_compared_runs
 from vapo.study.comparison.comparison_page import comparison_html
@@ -38,7 +39,7 @@ def write_comparison(results: Record, out: str | Path) -> None:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "results.json": json.dumps(results, allow_nan=False) + "\n",
+        "results.json": json_text(results) + "\n",
         "table.md": comparison_markdown(results),
         "comparison.html": comparison_html(results),
     }

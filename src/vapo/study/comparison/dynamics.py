@@ -7,15 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from vapo.evals.statistics import Scores
+from vapo.metrics import Phase
 from vapo.reports.runfiles import Record, RunFiles, number
 
-CURVES = {
-    "entropy": "Entropy (nats per token)",
-    "completions/mean_length": "Response length (tokens)",
-    "gae/lambda_mean": "Effective λ",
-    "value/explained_variance": "Explained variance of the critic",
-}
-"""The metrics shown as curves, by their names in docs/metrics.md, with the titles of their panels."""
+CURVES = ("entropy", "completions/mean_length", "gae/lambda_mean", "value/explained_variance")
+"""The metrics shown as curves."""
+BIAS = "value/bias_by_position"
 MOST_POINTS = 50
 DECILES = 10
 _LAST_PART = 0.25
@@ -26,7 +23,7 @@ def metric_curve(runs: Sequence[RunFiles], key: str) -> dict[str, list[float]] |
 
     A step that only some runs have is their mean; `step` is the middle of a bin. None if no run has it.
     """
-    rows = [row for run in runs for row in run.phase("train")]
+    rows = [row for run in runs for row in run.phase(Phase.TRAIN)]
     steps = np.array([number(row.get("step")) for row in rows])
     values = np.array([number(row.get(key)) for row in rows])
     known = np.isfinite(values) & np.isfinite(steps)
@@ -42,8 +39,8 @@ def metric_curve(runs: Sequence[RunFiles], key: str) -> dict[str, list[float]] |
 def bias_by_position(runs: Sequence[RunFiles]) -> list[float] | None:
     """Mean of V minus the outcome in each tenth of the response, over the last quarter of training; None
     for methods without a critic, nan for a tenth that was never measured."""
-    rows = [row for run in runs for row in _last_quarter(run.phase("train"))]
-    table = np.array([[number(row.get(f"value/bias_by_position/{d}")) for d in range(DECILES)] for row in rows])
+    rows = [row for run in runs for row in _last_quarter(run.phase(Phase.TRAIN))]
+    table = np.array([[number(row.get(f"{BIAS}/{d}")) for d in range(DECILES)] for row in rows])
     if not table.size or np.isnan(table).all():
         return None
     return [

@@ -10,13 +10,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vapo.metrics import metric_called
 from vapo.reports.formatting import figure as in_words
 from vapo.reports.formatting import one_line, signed
 from vapo.reports.palette import LIGHT
 from vapo.reports.runfiles import Record, number
 from vapo.reports.style import as_png, as_svg, frame, themed
 from vapo.study.comparison import drawing
-from vapo.study.comparison.dynamics import CURVES
+from vapo.study.comparison.dynamics import BIAS, CURVES
 from vapo.study.comparison.table_rows import comparison_title
 
 AXES = {"gradient_steps": "gradient steps", "samples": "training samples, value pretraining counted"}
@@ -214,7 +215,8 @@ def _quiet_methods(results: Record) -> list[Record]:
 
 def _panels(results: Record) -> dict[str, str]:
     """The metrics that some method has, with the titles of their panels."""
-    keys = {**CURVES, "bias": "Value bias by position in the response, last quarter of training"}
+    keys = {key: metric_called(key).heading for key in CURVES}
+    keys["bias"] = f"{metric_called(BIAS + '/0').heading}, last quarter of training"
     return {key: words for key, words in keys.items() if any(_points(m, key) for m in _scored(results))}
 
 
