@@ -15,6 +15,7 @@ from vapo.evals.statistics import (
     maj_at_k,
     paired_bootstrap_difference,
     pass_at_k,
+    unanimous_interval,
 )
 
 
@@ -171,3 +172,24 @@ def test_paired_difference_skips_problems_that_one_side_could_not_score():
     assert all(map(isnan, paired_bootstrap_difference([nan], [1])))
     with pytest.raises(ValueError, match="equal problems"):
         paired_bootstrap_difference([1, 0], [1])
+
+
+def test_problems_that_agree_have_the_interval_of_clopper_and_pearson():
+    # 32 problems, none solved: the upper end p has (1 - p)^32 = .025; all solved: the mirror image
+    assert bootstrap_interval([0.0] * 32) == pytest.approx((0.0, 1 - 0.025 ** (1 / 32)))
+    assert bootstrap_interval([1.0] * 32) == pytest.approx((0.025 ** (1 / 32), 1.0))
+    assert bootstrap_interval([0.0] * 32).high == pytest.approx(0.10888, abs=1e-5)
+
+
+def test_a_difference_that_all_problems_share_may_go_either_way():
+    # two problems, both -1/2: reach = 1 - .025^(1/2) = .8419 of the way to -1 and to 1
+    reach = 1 - 0.025**0.5
+    found = paired_bootstrap_difference([0.0, 0.0], [0.5, 0.5])
+    assert found == pytest.approx((-0.5, -0.5 - 0.5 * reach, -0.5 + 1.5 * reach))
+
+
+@given(st.integers(2, 200), st.floats(0, 1))
+def test_the_exact_interval_misses_a_truth_at_most_as_often_as_it_says(n, chance):
+    # n problems of chance `chance` agree on 0 with probability (1 - chance)^n; only then the interval is [0, high]
+    if chance > unanimous_interval(0.0, n).high:
+        assert (1 - chance) ** n <= 0.025 + 1e-12

@@ -145,10 +145,12 @@ def compare(
 
 def _print_comparison(results: dict[str, Any]) -> None:
     """The table, and below it the runs that are not in it."""
-    from vapo.study.comparison import runs_left_out, terminal_table
+    from vapo.study.comparison import runs_left_out, runs_resumed, terminal_table
 
     console = Console()
     console.print(terminal_table(results, console.width))
+    for run in runs_resumed(results):
+        console.print(run, style="yellow", markup=False, soft_wrap=True)
     if absent := runs_left_out(results):
         console.print("Left out of the scores:", *absent, sep="\n  ", style="yellow", markup=False, soft_wrap=True)
 

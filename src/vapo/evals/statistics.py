@@ -89,12 +89,18 @@ def maj_at_k(answers: Sequence[Sequence[Hashable | None]], correct: ArrayLike) -
 
 
 def bootstrap_interval(
-    per_problem_scores: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    per_problem_scores: ArrayLike,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Interval:
     """The percentile bootstrap interval of the mean score, resampling problems with replacement.
 
     The same seed gives the same interval. nan scores are left out; fewer than two problems say nothing
-    about spread, so both ends are nan.
+    about spread, so both ends are nan. Where all problems have the same score there is nothing to resample,
+    and the exact interval of `unanimous_interval` takes its place; `bounds` are the least and the greatest
+    score that there can be.
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
@@ -104,9 +110,30 @@ def bootstrap_interval(
     scores = scores[~np.isnan(scores)]
     if len(scores) < 2:
         return Interval(float("nan"), float("nan"))
+    if (scores == scores[0]).all():
+        return unanimous_interval(float(scores[0]), len(scores), level, bounds)
     means = np.concatenate(list(_resampled_means(scores, resamples, seed)))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def unanimous_interval(
+    score: float, num_problems: int, level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Interval:
+    """The exact interval of a mean score where every one of the problems has the same one.
+
+        reach = 1 - ((1 - level) / 2)^(1/n)        32 problems, none solved: [0, 0.109]
+
+    If a share p of all problems scored higher than c, n random ones would all miss them with probability (1 - p)^n.
+    So p is at most `reach`, and the mean at most c + reach·(high - c); the lower end likewise. For c = 0 and c = 1
+    this is the interval of Clopper and Pearson for 0 and n successes of n.
+
+    Source: Clopper & Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the
+    binomial", Biometrika 26(4).
+    """
+    reach = 1 - ((1 - level) / 2) ** (1 / num_problems)
+    low, high = bounds
+    return Interval(score - reach * (score - low), score + reach * (high - score))
 
 
 def paired_bootstrap_difference(
@@ -125,7 +152,7 @@ def paired_bootstrap_difference(
         raise ValueError(f"Paired scores need equal problems, got {len(left)} and {len(right)}.")
     gaps = left - right
     mean = float(np.nanmean(gaps)) if (~np.isnan(gaps)).any() else float("nan")
-    return Difference(mean, *bootstrap_interval(gaps, level, resamples, seed))
+    return Difference(mean, *bootstrap_interval(gaps, level, resamples, seed, bounds=(-1.0, 1.0)))
 
 
 def _verdicts(correct: ArrayLike) -> Scores:

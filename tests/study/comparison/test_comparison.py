@@ -18,6 +18,7 @@ from vapo.study.comparison.table_rows import (
     main_headings,
     main_rows,
     runs_left_out,
+    runs_resumed,
 )
 
 
@@ -132,7 +133,8 @@ def test_steps_to_the_score_of_dapo(make_cell, tmp_path):
     table = {row[0]: row for row in main_rows(results)}
     at = main_headings(results).index("steps to dapo's score")
     assert [table[m][at] for m in ("vapo", "dapo", "ppo")] == ["33 %", "100 %", "not reached"]
-    assert "n = 1, no interval" in table["vapo"][2]
+    # four prompts, all right: .025^(1/4) = .398
+    assert table["vapo"][2] == "1.00 [0.398, 1.00] over prompts, one seed"
 
 
 def test_a_narrow_terminal_has_the_main_columns_uncut(small):
@@ -236,6 +238,44 @@ def test_a_table_shows_hostile_labels_as_text(make_cell, tmp_path):
     text = comparison_markdown(compare_runs([make_cell(cell=told)], tmp_path / "out"))
     assert "a\\|b &lt;script&gt;\\`" in text
     assert "<script" not in text
+
+
+def test_one_pair_of_runs_has_an_interval_over_prompts_and_says_so(make_cell, tmp_path):
+    vapo = make_cell("a", k=4, right=[[0] * 8, [4, 4, 4, 4, 2, 2, 4, 4]])
+    grpo = make_cell("b", k=4, right=[[0] * 8, [2, 2, 2, 2, 2, 2, 2, 4]], preset="grpo")
+    results = compare_runs([vapo, grpo], tmp_path / "out")
+    gap = of(results, "grpo")["difference"]["final"]
+    # prompt by prompt -1/2 five times and 0 three times
+    assert (gap["mean"], gap["n"], gap["excludes_zero"]) == (-0.3125, 1, None)
+    assert -0.5 < gap["low"] < gap["mean"] < gap["high"] < 0.0
+    cell = next(row for row in main_rows(results) if row[0] == "grpo")[4]
+    assert cell == f"-0.312 [{gap['low']:.3f}, {gap['high']:.3f}] over prompts, one seed"
+    assert "over prompts, one seed" in comparison_markdown(results)
+    assert "one pair only: grpo" in comparison_headline(results)  # nothing is claimed about other seeds
+
+
+def test_runs_that_agree_on_every_outcome_do_not_know_the_score_exactly(make_cell, tmp_path):
+    runs = [make_cell(str(seed), seed=seed, k=4, right=[[0] * 32, [0] * 32]) for seed in (0, 1)]
+    final = of(compare_runs(runs, tmp_path / "out"), "vapo")["final"]
+    # 1 - .025^(1/32) = .109
+    assert (final["mean"], final["low"], final["high"]) == (0.0, 0.0, pytest.approx(0.10888, abs=1e-5))
+
+
+def test_a_run_resumed_under_other_settings_is_marked_in_table_and_page(make_cell, tmp_path):
+    changed, other = make_cell("changed"), make_cell("other", seed=1)
+    events = [
+        {"event": "resumed", "step": 5, "changes": []},
+        {"event": "resumed", "step": 12, "changes": ["trainer.actor_lr: 0.1 -> 0.0001"]},
+    ]
+    (changed / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    results = compare_runs([changed, other], tmp_path / "out")
+    words = (
+        "changed (vapo, base builtin, seed 0): resumed under other settings at step 12: trainer.actor_lr: 0.1 -> 0.0001"
+    )
+    assert runs_resumed(results) == [words]
+    assert main_rows(results)[0][3] == "2, 1 resumed"
+    assert "Resumed under other settings" in comparison_markdown(results)
+    assert words.replace(">", "&gt;") in (tmp_path / "out" / "comparison.html").read_text()
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):

@@ -7,7 +7,15 @@ It reads files only. Everything it says is in `results.json`, from which table, 
 
 from vapo.study.comparison.comparison_files import compare_runs, read_results, write_comparison
 from vapo.study.comparison.comparison_page import comparison_html
-from vapo.study.comparison.table_rows import runs_left_out
+from vapo.study.comparison.table_rows import runs_left_out, runs_resumed
 from vapo.study.comparison.terminal import terminal_table
 
-__all__ = ["compare_runs", "comparison_html", "read_results", "runs_left_out", "terminal_table", "write_comparison"]
+__all__ = [
+    "compare_runs",
+    "comparison_html",
+    "read_results",
+    "runs_left_out",
+    "runs_resumed",
+    "terminal_table",
+    "write_comparison",
+]

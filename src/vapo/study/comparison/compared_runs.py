@@ -6,17 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from vapo.errors import DataError
 from vapo.evals.statistics import Scores
+from vapo.metrics import EvaluationLabel, EventName, Phase
 from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record, RunFiles, flatten, number, read_run
 from vapo.study.comparison.methods import distinct_labels, method_settings, table_order
 
 Outcome = Literal["finished", "diverged", "failed", "unfinished"]
+OLD_RESUMED = "settings changed"
+"""What vapo 0.1 called a resume under other settings; it did not write the step down."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ class Pretraining:
     """Of the shared critic, on held-out prompts when it was done."""
 
 
+class Resume(NamedTuple):
+    """A resume under other settings: after which step (None where it was not written down), and which settings."""
+
+    step: int | None
+    changes: list[str]
+
+
 @dataclass(frozen=True)
 class ComparedRun:
     """One run with its place in the comparison. `evaluations` are in order, and empty unless it finished."""
@@ -58,6 +68,8 @@ class ComparedRun:
     seed: int
     outcome: Outcome
     pretraining: Pretraining
+    resumed: tuple[Resume, ...] = ()
+    """Where the run went on under other settings than before; its config.yaml has the last ones only."""
     set: str = ""
     evaluations: tuple[Evaluation, ...] = ()
 
@@ -113,6 +125,7 @@ def _read_run(path: Path) -> ComparedRun:
         seed=int(told.get("seed", files.config.get("seed", 0))),
         outcome=outcome,
         pretraining=_pretraining(files, told.get("critic")),
+        resumed=_resumes(files),
     )
     if outcome != "finished":
         return run
@@ -141,13 +154,18 @@ def _outcome(files: RunFiles, told: Record) -> Outcome:
         raise DataError(f"{files.path / 'cell.json'}: unknown outcome {outcome!r}; use one of {get_args(Outcome)}.")
     if outcome in ("diverged", "failed"):
         return outcome
-    if any(event.get("event") == "diverged" for event in files.events):
+    if any(event.get("event") == EventName.DIVERGED for event in files.events):
         return "diverged"
-    return "finished" if any(e.get("label") == "after" for e in files.evaluations) else "unfinished"
+    return "finished" if any(e.get("label") == EvaluationLabel.AFTER for e in files.evaluations) else "unfinished"
+
+
+def _resumes(files: RunFiles) -> tuple[Resume, ...]:
+    events = [e for e in files.events if e.get("event") in (EventName.RESUMED, OLD_RESUMED)]
+    return tuple(Resume(e.get("step"), [one_line(c) for c in e["changes"]]) for e in events if e.get("changes"))
 
 
 def _pretraining(files: RunFiles, shared: Any) -> Pretraining:
-    rows = files.phase("pretrain")
+    rows = files.phase(Phase.PRETRAIN)
     own = Pretraining(
         samples=int(_last(rows, "num_samples")),
         tokens=int(_last(rows, "num_tokens")),
@@ -173,8 +191,8 @@ def _last(rows: Sequence[Record], key: str) -> float:
 
 def _in_order(files: RunFiles) -> list[Record]:
     """The evaluations by step, the last one being the one after training."""
-    by_step = {int(e["step"]): e for e in files.evaluations if e.get("label") != "after"}
-    after = [e for e in files.evaluations if e.get("label") == "after"][-1]
+    by_step = {int(e["step"]): e for e in files.evaluations if e.get("label") != EvaluationLabel.AFTER}
+    after = [e for e in files.evaluations if e.get("label") == EvaluationLabel.AFTER][-1]
     by_step[int(after["step"])] = after
     return [by_step[step] for step in sorted(by_step) if step <= int(after["step"])]
 
@@ -194,9 +212,9 @@ def _evaluation(files: RunFiles, record: Record) -> Evaluation:
         )
     gradient_steps = samples = 0.0
     if step:
-        row = next((row for row in files.phase("train") if row.get("step") == step), {})
+        row = next((row for row in files.phase(Phase.TRAIN) if row.get("step") == step), {})
         gradient_steps, total = number(row.get("gradient_steps")), number(row.get("num_samples"))
-        samples = total - _last(files.phase("pretrain"), "num_samples")
+        samples = total - _last(files.phase(Phase.PRETRAIN), "num_samples")
         if np.isnan(gradient_steps) or np.isnan(samples):
             raise DataError(
                 f"{where}: metrics.jsonl has no gradient_steps and num_samples for that step, so the evaluation has "

@@ -30,6 +30,7 @@ def comparison_html(results: Record) -> str:
         reading_rows=table_rows.equal_samples_rows(results),
         sentences=table_rows.column_explanations(results),
         left_out=table_rows.runs_left_out(results),
+        resumed=table_rows.runs_resumed(results),
         main=_drawn(main_svg(results)),
         variations=_drawn(variations_svg(results)),
         dynamics=_drawn(dynamics_svg(results)),

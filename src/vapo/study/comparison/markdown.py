@@ -16,6 +16,7 @@ from vapo.study.comparison.table_rows import (
     main_headings,
     main_rows,
     runs_left_out,
+    runs_resumed,
 )
 
 
@@ -33,6 +34,8 @@ def comparison_markdown(results: Record) -> str:
     ]
     if absent := runs_left_out(results):
         parts += ["## Left out of the scores", _list(absent)]
+    if resumed := runs_resumed(results):
+        parts += ["## Resumed under other settings", _list(resumed)]
     if results["notes"]:
         parts += ["## Notes", _list(results["notes"])]
     return "\n\n".join(parts) + "\n"

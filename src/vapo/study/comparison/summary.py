@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from vapo.errors import DataError
-from vapo.evals.statistics import Scores
+from vapo.evals.statistics import Scores, bootstrap_interval, unanimous_interval
+from vapo.metrics import EvaluationLabel, Phase
 from vapo.reports.runfiles import Record, number
 from vapo.study.comparison import dynamics
 from vapo.study.comparison.bootstrap import LEVEL, RESAMPLES, Estimate, band, estimate, paired_estimate, run_means
@@ -139,6 +140,7 @@ def _run(run: ComparedRun, name: str, base: str) -> Record:
         "base": base,
         "seed": run.seed,
         "outcome": run.outcome,
+        "resumed": [resume._asdict() for resume in run.resumed],
         "score": _score([run]) if evaluations else None,
         "evaluations": {
             "step": [e.step for e in evaluations],
@@ -156,8 +158,8 @@ def _run(run: ComparedRun, name: str, base: str) -> Record:
             "shared_critic": run.pretraining.critic,
         },
         "seconds": _seconds(run),
-        "seconds_in_evaluation": _sum(run.files.phase("train"), "time/evaluate")
-        + _sum([e for e in run.files.evaluations if e.get("label") == "during"], "time/evaluate"),
+        "seconds_in_evaluation": _sum(run.files.phase(Phase.TRAIN), "time/evaluate")
+        + _sum([e for e in run.files.evaluations if e.get("label") == EvaluationLabel.DURING], "time/evaluate"),
         "versions": {
             **{package: packages.get(package) for package in ("vapo", "torch", "transformers")},
             "commit": run.files.environment.get("commit"),
@@ -168,8 +170,20 @@ def _run(run: ComparedRun, name: str, base: str) -> Record:
 def _estimate_of(group: list[ComparedRun], reading: Reading) -> Record:
     if not group:
         return _as_json(Estimate(math.nan, math.nan, math.nan, 0))
-    found = estimate(np.array([reading(run) for run in group]), [run.base for run in group])
+    scores = np.array([reading(run) for run in group])
+    found = _over_prompts(estimate(scores, [run.base for run in group]), scores)
+    known = scores[~np.isnan(scores)]
+    if found.num_runs > 1 and (known == known[0]).all():  # nothing to resample; as many trials as there are prompts
+        found = found._replace(**unanimous_interval(float(known[0]), scores.shape[1], LEVEL)._asdict())
     return _as_json(found._replace(low=_share(found.low), high=_share(found.high)))
+
+
+def _over_prompts(found: Estimate, scores: Scores, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
+    """The estimate; of a single run (or pair) with the interval over its prompts, which knows one seed only."""
+    if found.num_runs != 1:
+        return found
+    (row,) = scores[~np.isnan(run_means(scores))]
+    return found._replace(**bootstrap_interval(row, LEVEL, RESAMPLES, bounds=bounds)._asdict())
 
 
 def _share(value: float) -> float:
@@ -183,13 +197,11 @@ def _difference(group: list[ComparedRun], reference: list[ComparedRun], reading:
     pairs = [(run, partner[run.base, run.seed]) for run in group if (run.base, run.seed) in partner]
     if not pairs:
         return {**_as_json(Estimate(math.nan, math.nan, math.nan, 0)), "excludes_zero": None}
-    gap = paired_estimate(
-        np.array([reading(own) for own, _ in pairs]),
-        np.array([reading(other) for _, other in pairs]),
-        [own.base for own, _ in pairs],
-    )
-    known = not math.isnan(gap.low)
-    return {**_as_json(gap), "excludes_zero": (gap.low > 0 or gap.high < 0) if known else None}
+    own, others = (np.array([reading(run) for run in side]) for side in zip(*pairs, strict=True))
+    gap = paired_estimate(own, others, [run.base for run, _ in pairs])
+    if gap.num_runs < 2:  # one seed cannot tell what another would have done
+        return {**_as_json(_over_prompts(gap, own - others, (-1.0, 1.0))), "excludes_zero": None}
+    return {**_as_json(gap), "excludes_zero": gap.low > 0 or gap.high < 0}
 
 
 def _steps_to_target(group: list[ComparedRun], target: list[ComparedRun] | None) -> Record | None:
@@ -213,7 +225,7 @@ def _steps_to_target(group: list[ComparedRun], target: list[ComparedRun] | None)
 
 
 def _has_improved(group: list[ComparedRun]) -> bool:
-    """Whether the method ended above where it began; a score that it had from the start is no aim."""
+    """Whether the method ended above where it began; a score reached at the start is not a target."""
     return _score(group) > float(np.mean([np.nanmean(run.evaluations[0].rates) for run in group]))
 
 
@@ -271,7 +283,7 @@ def _gradient_steps(runs: Sequence[ComparedRun]) -> float:
 
 def _seconds(run: ComparedRun) -> float:
     """Seconds of all joint steps, without the held-out evaluations between them (which runs of vapo 0.1 counted in)."""
-    rows = run.files.phase("train")
+    rows = run.files.phase(Phase.TRAIN)
     return _sum(rows, "step_time") - _sum(rows, "time/evaluate")
 
 

@@ -10,6 +10,8 @@ from vapo.reports.runfiles import Record, number
 from vapo.study.comparison.methods import LADDER
 
 Row = list[str]
+ONE_SEED = "over prompts, one seed"
+"""What stands behind an interval that a single run, or pair of runs, has."""
 _FEW = 6  # so many methods fit into one sentence by name
 
 
@@ -111,6 +113,28 @@ def runs_left_out(results: Record) -> list[str]:
     ]
 
 
+def runs_resumed(results: Record) -> list[str]:
+    """The runs that went on under other settings than they began with."""
+    return [
+        f"{run['run']} ({run['method']}, base {run['base']}, seed {run['seed']}): {resumed_words(run)}"
+        for run in results["runs"]
+        if run.get("resumed")
+    ]
+
+
+def resumed_words(run: Record) -> str:
+    """Where one run was resumed under other settings, and under which; empty if it was not.
+
+    >>> resumed_words({"resumed": [{"step": 12, "changes": ["trainer.actor_lr: 0.001 -> 0.0005"]}]})
+    'resumed under other settings at step 12: trainer.actor_lr: 0.001 -> 0.0005'
+    """
+    each = [
+        ("" if resume["step"] is None else f" at step {resume['step']}") + f": {', '.join(resume['changes'])}"
+        for resume in run.get("resumed", [])
+    ]
+    return "; ".join(f"resumed under other settings{text}" for text in each)
+
+
 def column_explanations(results: Record) -> list[str]:
     """Every column, explained in plain words."""
     k, reference = results["k"], results["reference"]
@@ -122,8 +146,9 @@ def column_explanations(results: Record) -> list[str]:
         f"model{'s' if len(results['bases']) > 1 else ''}).",
         f"Intervals, 95 %, come from {results['resamples']:,} resamples, each of which draws runs {strata}with "
         "replacement and held-out prompts with replacement, the same prompts for every run; since few runs know their "
-        "spread badly, the ends are moved out as Student's t asks. With one run there is none: a single seed cannot "
-        "tell what another would have done.",
+        "spread badly, the ends are moved out as Student's t asks. A single run, or pair of runs, has an interval over "
+        f"its prompts, which says so ({ONE_SEED}): it cannot tell what another seed does. Where all outcomes "
+        "are equal, the interval is the exact one of Clopper and Pearson, each prompt a trial.",
         f"Difference to {reference}: runs of equal base and seed are paired, prompt by prompt; the interval resamples "
         "pairs and prompts together. An asterisk marks an interval without 0."
         + (
@@ -191,7 +216,7 @@ def _row(method: Record, results: Record) -> Row:
         method["method"],
         NOTHING if method["paper"] is None else str(method["paper"]),
         _estimate(method["final"]),
-        str(method["final"]["n"]),
+        _number_of_runs(method, results),
         "reference" if method["method"] == results["reference"] else _difference(method, "final"),
         _estimate(method["equal_samples_with_pretraining"]),
         *([_arrival(method["steps_to_target"])] if results["target"] else []),
@@ -201,12 +226,18 @@ def _row(method: Record, results: Record) -> Row:
     ]
 
 
+def _number_of_runs(method: Record, results: Record) -> str:
+    resumed = sum(bool(run.get("resumed")) for run in results["runs"] if run["method"] == method["method"])
+    return f"{method['final']['n']}, {resumed} resumed" if resumed else str(method["final"]["n"])
+
+
 def _estimate(found: Record) -> str:
     if found["mean"] is None:
         return NOTHING
     if found["low"] is None:
         return f"{figure(found['mean'])} (n = {found['n']}, no interval)"
-    return f"{figure(found['mean'])} {interval(found['low'], found['high'])}"
+    text = f"{figure(found['mean'])} {interval(found['low'], found['high'])}"
+    return text if found["n"] > 1 else f"{text} {ONE_SEED}"
 
 
 def _difference(method: Record, reading: str) -> str:
@@ -217,6 +248,8 @@ def _difference(method: Record, reading: str) -> str:
         return "no pairs"
     if gap["low"] is None:
         return f"{signed(gap['mean'])} (1 pair, no interval)"
+    if gap["n"] == 1:
+        return f"{signed(gap['mean'])} [{signed(gap['low'])}, {signed(gap['high'])}] {ONE_SEED}"
     star = " *" if gap["excludes_zero"] else ""
     pairs = "" if gap["n"] == method["final"]["n"] else f", {gap['n']} pairs"
     return f"{signed(gap['mean'])} [{signed(gap['low'])}, {signed(gap['high'])}]{star}{pairs}"
