@@ -1,4 +1,4 @@
-"""Golden examples G-11 (explained variance) and G-13 (whitening): statistics over a mask."""
+"""Explained variance and whitening against numbers worked by hand: statistics over a mask."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_explained_variance_of_a_bad_value_that_counts_is_nan():
 
 
 def test_whitening_takes_mean_and_population_variance_over_the_mask():
-    # G-13: mean .425, Var .021875. Bug 6: with the two pads in the mean it would be .2833333.
+    # mean .425, Var .021875. Bug 6: with the two pads in the mean it would be .2833333.
     expected = [0.507092, -0.169031, 1.183216, -1.521277]
     mask = torch.tensor([[True, True, True, True, False, False]])
     for pad in (0.0, 7.0, NAN, float("inf")):

@@ -1,4 +1,4 @@
-"""Golden examples G-1 to G-5; the doubling passes against the loop of the textbook; masks and padding."""
+"""GAE against numbers worked by hand; the doubling passes against the loop of the textbook; masks and padding."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vapo.algo import gae, length_adaptive_lambda, terminal_rewards
 
-# G-1: δ_t = r_t + V_{t+1} - V_t = (.6 - .5, .4 - .6, .8 - .4, 1 - .8) = (.1, -.2, .4, .2)
+# δ_t = r_t + V_{t+1} - V_t = (.6 - .5, .4 - .6, .8 - .4, 1 - .8) = (.1, -.2, .4, .2)
 VALUES = torch.tensor([[0.5, 0.6, 0.4, 0.8]])
 REWARDS = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
 ALL = torch.ones(1, 4, dtype=torch.bool)
@@ -109,7 +109,7 @@ def n_step_average(values: list[float], outcome: float, t: int, lam: float) -> f
 
 
 def test_gae_is_the_average_of_n_step_returns_minus_the_value():
-    # G-3: the n-step returns from token 0 are (.6, .4, .8, 1)
+    # the n-step returns from token 0 are (.6, .4, .8, 1)
     values = VALUES[0].tolist()
     averages = [n_step_average(values, 1.0, t, 0.95) for t in range(4)]
     assert averages == pytest.approx([0.942475, 0.9605, 0.99, 1.0], abs=1e-6)
@@ -117,7 +117,7 @@ def test_gae_is_the_average_of_n_step_returns_minus_the_value():
 
 
 def test_the_outcome_reaches_a_token_n_steps_before_the_end_with_lambda_to_the_n():
-    # G-2: .95^n
+    # .95^n
     mask = torch.ones(1, 201, dtype=torch.bool)
     rewards = terminal_rewards(torch.tensor([1.0]), mask)
     advantages = gae(rewards, torch.zeros(1, 201), mask, lam=0.95).squeeze(0)
@@ -146,11 +146,11 @@ def test_three_tokens_of_bpco_match():
     assert_rows(gae(rewards, values, mask, lam=lam), [0.355556, 0.333333, 0.2])
 
 
-# --------------------------------------------------------------------------- masks (G-4)
+# --------------------------------------------------------------------------- masks
 
 
 def test_a_hole_in_the_mask_is_skipped_as_if_it_were_not_there():
-    # G-4a, bug 2 (tool tokens as transitions). With the hole as a state of value 0, the first two would be
+    # pitfall 2 (tool tokens as transitions). With the hole as a state of value 0, the first two would be
     # .396851 and .312475.
     mask = torch.tensor([[True, True, False, True, True]])
     values = torch.tensor([[0.5, 0.6, 9.0, 0.4, 0.8]])
@@ -159,7 +159,7 @@ def test_a_hole_in_the_mask_is_skipped_as_if_it_were_not_there():
 
 
 def test_values_of_the_padding_do_not_bootstrap_into_the_response():
-    # G-4b, bug 1: two pads on which the critic says .3
+    # pitfall 1: two pads on which the critic says .3
     values, rewards = torch.tensor([[0.5, 0.6, 0.4, 0.8, 0.3, 0.3]]), torch.tensor([[0.0, 0, 0, 1, 0, 0]])
     mask = torch.tensor([[True, True, True, True, False, False]])
     assert_rows(gae(rewards, values, mask, lam=0.95), [0.442475, 0.3605, 0.59, 0.2, 0.0, 0.0])
@@ -169,13 +169,13 @@ def test_values_of_the_padding_do_not_bootstrap_into_the_response():
 
 
 def test_a_wild_value_after_the_last_token_changes_nothing():
-    # G-4 b2, bug 1 as ROLL had it: (5.7, 6.0) came out. A_1 = 1, A_0 = .95·1
+    # pitfall 1 as ROLL had it: (5.7, 6.0) came out. A_1 = 1, A_0 = .95·1
     mask, rewards = torch.tensor([[True, True, False]]), torch.tensor([[0.0, 1.0, 0.0]])
     assert_rows(gae(rewards, torch.tensor([[0.0, 0.0, 100.0]]), mask, lam=0.95), [0.95, 1.0, 0.0])
 
 
 def test_the_outcome_is_not_paid_one_state_late():
-    # G-4c, bug 18: with one more state of V = .9 after the last token, all advantages shrink
+    # pitfall 18: with one more state of V = .9 after the last token, all advantages shrink
     late = gae(
         torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]]),
         torch.tensor([[0.5, 0.6, 0.4, 0.8, 0.9]]),
@@ -190,12 +190,12 @@ def test_the_outcome_is_not_paid_one_state_late():
 
 
 def test_one_step_td_of_the_last_token_sees_the_outcome():
-    # bug 18 as stateset has it: with λ = 0 the last action never learns of R
+    # pitfall 18 as one library has it: with λ = 0 the last action never learns of R
     assert gae(REWARDS, VALUES, ALL, lam=0.0)[0, -1].item() == pytest.approx(1 - 0.8)
 
 
 def test_rows_without_a_trainable_token_get_zeros():
-    # bug 2: a fully masked sample
+    # pitfall 2: a fully masked sample
     mask = torch.stack([torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)])
     advantages = gae(REWARDS.repeat(2, 1), VALUES.repeat(2, 1), mask, lam=0.95)
     torch.testing.assert_close(advantages[0], torch.zeros(4), atol=0, rtol=0)
@@ -210,7 +210,7 @@ def test_empty_batches_give_empty_advantages(shape):
 
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e38])
 def test_garbage_outside_the_mask_reaches_no_advantage(garbage):
-    # bugs 1 and 10, property 3
+    # pitfalls 1 and 10
     rewards, values, mask, lam = random_batch(0, rows=8, width=20)
     dirty_rewards, dirty_values = rewards.masked_fill(~mask, garbage), values.masked_fill(~mask, garbage)
     for bad, good in [
@@ -250,7 +250,7 @@ def test_the_doubling_passes_agree_with_the_backward_loop(seed, rows, width, gam
 
 @given(seeds, widths)
 def test_lambda_one_plus_the_value_is_the_outcome_whatever_the_critic_says(seed, width):
-    _, values, mask, _ = random_batch(seed, 4, width)  # property 1
+    _, values, mask, _ = random_batch(seed, 4, width)
     outcomes = torch.tensor([1.0, 0.0, -1.0, 0.3])
     returns = gae(terminal_rewards(outcomes, mask), values, mask, lam=1.0) + values
     torch.testing.assert_close(returns[mask], outcomes[:, None].expand_as(mask)[mask], atol=1e-5, rtol=0)
@@ -258,14 +258,14 @@ def test_lambda_one_plus_the_value_is_the_outcome_whatever_the_critic_says(seed,
 
 @given(seeds, widths)
 def test_lambda_zero_is_the_one_step_td_error(seed, width):
-    rewards, values, _, _ = random_batch(seed, 4, width)  # property 2
+    rewards, values, _, _ = random_batch(seed, 4, width)
     td = rewards + torch.cat([values[:, 1:], torch.zeros(4, 1)], dim=1) - values
     torch.testing.assert_close(gae(rewards, values, torch.ones_like(values).bool(), lam=0.0), td)
 
 
 @given(seeds, widths, st.integers(0, 5), st.integers(0, 5))
 def test_padding_on_either_side_changes_nothing(seed, width, left, right):
-    rewards, values, mask, lam = random_batch(seed, 4, width)  # property 4; bug 7: width means nothing
+    rewards, values, mask, lam = random_batch(seed, 4, width)  # pitfall 7: width means nothing
 
     def padded(x: Tensor, fill: float) -> Tensor:
         return torch.nn.functional.pad(x, (left, right), value=fill)
@@ -307,7 +307,7 @@ def test_advantages_are_constants_even_if_the_values_have_a_gradient():
     assert not gae(REWARDS, values, ALL, lam=0.95).requires_grad
 
 
-# --------------------------------------------------------------------------- cut-off responses (G-5)
+# --------------------------------------------------------------------------- cut-off responses
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_advantages_are_constants_even_if_the_values_have_a_gradient():
     ],
 )
 def test_bootstrapping_is_a_value_added_to_the_last_reward(bootstrap, lam, expected):
-    # bugs 19 and 20: the value to bootstrap with is that of the state *after* the last token
+    # pitfalls 19 and 20: the value to bootstrap with is that of the state *after* the last token
     rewards = terminal_rewards(torch.tensor([0.0]), ALL, bootstrap=torch.tensor([bootstrap]))
     assert_rows(gae(rewards, VALUES, ALL, lam=lam), expected)
 

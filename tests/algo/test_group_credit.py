@@ -1,4 +1,4 @@
-"""Golden example G-8 and the baseline's bugs: whose rewards enter a group's mean."""
+"""The group baseline worked by hand: whose rewards enter a group's mean."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_equal_rewards_have_exactly_no_advantage(std, reward, size):
 
 
 def test_responses_the_verifier_could_not_judge_stay_out_of_the_baseline():
-    # bug 8: without the two invalid ones this is (1, 0) -> ±1; their rewards may be anything
+    # pitfall 8: without the two invalid ones this is (1, 0) -> ±1; their rewards may be anything
     rewards = torch.tensor([1.0, NAN, 0.0, 1e9])
     valid = torch.tensor([True, False, True, False])
     assert group_advantages(rewards, SAME, valid=valid).tolist() == [1.0, 0.0, -1.0, 0.0]
@@ -80,7 +80,7 @@ def test_responses_the_verifier_could_not_judge_stay_out_of_the_baseline():
 
 
 def test_responses_without_a_trainable_token_do_not_enter_the_group_mean():
-    # bug 9: (1, 0) and an empty response of reward 0. Counted, it would pull the mean to 1/3.
+    # pitfall 9: (1, 0) and an empty response of reward 0. Counted, it would pull the mean to 1/3.
     mask = torch.tensor([[True, True], [True, False], [False, False]])
     advantages = group_advantages(
         torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3, dtype=torch.long), std=None, valid=mask.any(1)

@@ -1,4 +1,4 @@
-"""Golden example G-2: what λ is at each length, and how much of the outcome it leaves for the first token."""
+"""What λ is at each length, and how much of the outcome it leaves for the first token."""
 
 import math
 
@@ -76,7 +76,7 @@ def test_the_weights_of_a_long_responses_td_errors_sum_to_alpha_times_its_length
 
 @given(st.lists(st.integers(0, 30000), min_size=2, max_size=20), st.floats(0.01, 5.0))
 def test_length_adaptive_lambda_never_falls_with_the_length_and_stays_below_one(lengths, alpha):
-    lam = length_adaptive_lambda(torch.tensor(sorted(lengths)), alpha)  # property 9
+    lam = length_adaptive_lambda(torch.tensor(sorted(lengths)), alpha)
     assert ((lam >= 0) & (lam < 1)).all()
     assert (lam.diff() >= 0).all()
 

@@ -1,8 +1,8 @@
-"""Property 8, exactly: in a tabular MDP small enough to enumerate, which estimators point the right way.
+"""In a tabular MDP small enough to enumerate: which estimators point the right way.
 
-With V = V^π the mean policy gradient of GAE is the true one for every λ; with a wrong V only for λ = 1
-(papers.md 2.3). And what no paper says: a λ that depends on the response's length is biased even with the
-exact V, because the length is part of what happened.
+With V = V^π the mean policy gradient of GAE is the true one for every λ; with a wrong V only for λ = 1.
+And what no paper says: a λ that depends on the response's length is biased even with the exact V,
+because the length is part of what happened.
 """
 
 from dataclasses import dataclass

@@ -109,7 +109,6 @@ def test_ppo_carries_the_numbers_of_vapos_baseline():
 
 
 def test_what_vapo_leaves_open_is_off():
-    # papers.md 1.9
     for preset in (PPO, VC_PPO, VAPO):
         credit = critic_of(preset)
         assert not credit.whiten
@@ -153,7 +152,7 @@ def test_grpo_carries_the_numbers_of_r1_zero():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_kl_penalty_has_one_place_only(name):
-    # bug 12: counted in the reward and in the loss
+    # pitfall 12: counted in the reward and in the loss
     assert [path for path in leaves(PRESETS[name]) if path.endswith(".coef")] == ["kl.coef"]
 
 

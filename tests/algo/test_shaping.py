@@ -1,4 +1,4 @@
-"""Golden example G-6, and where the outcome of a response goes."""
+"""The length penalty worked by hand, and where the outcome of a response goes."""
 
 import torch
 
@@ -21,7 +21,7 @@ def test_soft_overlong_punishment_matches_the_toy_numbers():
 
 
 def test_the_outcome_lands_on_the_last_trainable_token():
-    # bug 2: the last token is masked (row 1), there is a hole (row 2)
+    # pitfall 2: the last token is masked (row 1), there is a hole (row 2)
     mask = torch.tensor([[True, True, True, True], [True, True, False, False], [False, True, False, True]])
     rewards = terminal_rewards(torch.tensor([1.0, -1.0, 0.5]), mask)
     assert rewards.tolist() == [[0.0, 0.0, 0.0, 1.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5]]
@@ -34,13 +34,13 @@ def test_a_response_without_trainable_tokens_gets_no_reward():
 
 
 def test_masking_tokens_neither_loses_nor_repeats_the_outcome():
-    # bug 11: the outcome is one number per response, apart from any token mask
+    # pitfall 11: the outcome is one number per response, apart from any token mask
     masks = torch.tensor([[True, True, True], [True, True, False], [False, True, False], [True, False, True]])
     assert terminal_rewards(torch.ones(4), masks).sum(1).tolist() == [1.0, 1.0, 1.0, 1.0]
 
 
 def test_a_bootstrap_of_zero_is_a_finished_response():
-    # bug 20: a response that ended by itself bootstraps nothing, also at the limit; the caller passes 0
+    # pitfall 20: a response that ended by itself bootstraps nothing, also at the limit; the caller passes 0
     mask = torch.ones(2, 3, dtype=torch.bool)
     rewards = terminal_rewards(torch.tensor([1.0, 0.0]), mask, bootstrap=torch.tensor([0.0, 0.7]))
     torch.testing.assert_close(rewards[:, -1], torch.tensor([1.0, 0.7]))

@@ -1,4 +1,4 @@
-"""Golden examples G-7, G-11 and G-14: losses and gradients of single tokens; garbage stays where it is."""
+"""Against numbers worked by hand: losses and gradients of single tokens; garbage stays where it is."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_clip_higher_lifts_the_ceiling_of_an_unlikely_token(high, ceiling):
 
 @given(st.floats(0.01, 10), st.floats(-5, -0.01), st.floats(0.2, 10))
 def test_the_upper_bound_does_nothing_where_the_advantage_is_negative(ratio, advantage, high):
-    narrow = surrogate_and_gradient(ratio, advantage, low=0.2, high=0.2)  # property 7
+    narrow = surrogate_and_gradient(ratio, advantage, low=0.2, high=0.2)
     assert surrogate_and_gradient(ratio, advantage, low=0.2, high=high) == narrow
 
 
@@ -91,7 +91,6 @@ def test_the_lower_bound_does_nothing_where_the_advantage_is_positive(ratio, adv
 
 
 def test_at_ratio_one_the_gradient_is_minus_the_mean_of_advantage_times_grad_logp():
-    # property 6
     logp = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     advantages = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(5) < torch.tensor([[5], [2], [0]])
@@ -136,7 +135,7 @@ def test_dual_clip_leaves_good_tokens_alone_and_bounds_an_infinite_loss():
     torch.testing.assert_close(dual_clip(loss, advantages, c=3.0), torch.tensor([[-1.28, 7.0, 3.0, 2.0]]))
 
 
-# --------------------------------------------------------------------------- the critic's loss (G-11)
+# --------------------------------------------------------------------------- the critic's loss
 
 
 def test_the_value_loss_is_half_the_squared_error():
@@ -166,7 +165,7 @@ def test_the_gradient_of_the_value_loss_is_the_error_and_flows_into_the_values_a
     assert returns.grad is None
 
 
-# --------------------------------------------------------------------------- KL (G-14)
+# --------------------------------------------------------------------------- KL
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_k1_and_k3_are_unbiased_and_k2_has_the_gradient_of_the_kl_divergence():
     assert not torch.allclose(gradients["k3"], kl_gradient, atol=1e-3)
 
 
-# --------------------------------------------------------------------------- garbage, bug 10
+# --------------------------------------------------------------------------- garbage, pitfall 10
 
 LOSSES = {
     "clipped_surrogate": lambda x, a, b: clipped_surrogate(x, a, b, low=0.2, high=0.28),
@@ -224,7 +223,7 @@ MASK = torch.tensor([[True, False, True, False], [False, True, True, True], [Fal
 @pytest.mark.parametrize("dirty", [(0,), (1,), (2,), (0, 1, 2)])
 @pytest.mark.parametrize("cleaned", [True, False])
 def test_garbage_outside_the_mask_reaches_neither_loss_nor_gradient(loss, garbage, dirty, cleaned):
-    # bug 10, property 3: with masked() on the inputs, and even without it
+    # pitfall 10: with masked() on the inputs, and even without it
     rng = torch.Generator().manual_seed(0)
     inputs = list(torch.randn(3, *MASK.shape, generator=rng))
 
@@ -264,7 +263,7 @@ def test_masked_cleans_arithmetic_that_selection_afterwards_cannot():
 
 
 def test_masked_selects_instead_of_multiplying():
-    # bug 10: 0·nan is nan
+    # pitfall 10: 0·nan is nan
     x = torch.tensor([[1.0, NAN, INF]], requires_grad=True)
     clean = masked(x, torch.tensor([[True, False, False]]))
     assert clean.tolist() == [[1.0, 0.0, 0.0]]

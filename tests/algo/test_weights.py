@@ -1,4 +1,4 @@
-"""Golden examples G-9 and G-10, and the promise behind them: however a minibatch is cut, one gradient."""
+"""Weights worked by hand, and the promise behind them: however a minibatch is cut, one gradient."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from vapo.algo import (
     weighted_sum,
 )
 
-# G-9: A has 2 tokens with loss 1, B has 8 with loss .1
+# A has 2 tokens with loss 1, B has 8 with loss .1
 MASK = torch.arange(8) < torch.tensor([[2], [8]])
 LOSS = torch.tensor([[1.0] * 8, [0.1] * 8])
 
@@ -45,13 +45,13 @@ def test_a_long_mild_response_outweighs_a_short_bad_one_only_by_token():
 
 
 def test_micro_batches_add_up_to_the_minibatch():
-    # bug 5: a mean of micro-batch means would be .55
+    # pitfall 5: a mean of micro-batch means would be .55
     weights = token_weights(MASK)
     parts = [weighted_sum(LOSS[[i]], weights[[i]]).item() for i in (0, 1)]
     assert sum(parts) == pytest.approx(0.28)
 
 
-# --------------------------------------------------------------------------- the positive-example loss (G-10)
+# --------------------------------------------------------------------------- the positive-example loss
 
 LOGP = torch.tensor([[-0.1, -0.2, 0.0], [-0.3, -0.1, -0.5], [-2.0, -2.0, 0.0]])
 LOGP_MASK = torch.arange(3) < torch.tensor([[2], [3], [2]])
@@ -67,7 +67,7 @@ def test_the_positive_loss_is_the_mean_over_tokens_of_correct_responses():
 
 
 def test_the_positive_loss_does_not_grow_with_the_number_of_micro_batches():
-    # bug 3: normalised by each micro-batch's own count it would be .15 + .3 = .45
+    # pitfall 3: normalised by each micro-batch's own count it would be .15 + .3 = .45
     weights = positive_weights(LOGP_MASK, CORRECT)
     parts = [weighted_sum(-LOGP[[i]], weights[[i]]).item() for i in range(3)]
     assert sum(parts) == pytest.approx(0.24)
@@ -81,7 +81,7 @@ def test_without_a_correct_response_the_positive_loss_is_zero():
 
 
 def test_rewards_cannot_stand_in_for_verdicts():
-    # bug 4 and its cousin in NeMo RL: a right answer with the full overlong penalty has shaped reward 0
+    # pitfall 4 and its cousin in NeMo RL: a right answer with the full overlong penalty has shaped reward 0
     with pytest.raises(ValueError, match="bool correct"):
         positive_weights(LOGP_MASK, torch.tensor([1.0, 0.0, 0.0]))  # type: ignore[arg-type]
 
@@ -127,14 +127,14 @@ def test_responses_without_trainable_tokens_do_not_thin_out_the_others():
 
 
 def test_padding_does_not_enter_a_sequence_level_average():
-    # bug 21: with two pads of 9 averaged in, a row's mean would move
+    # pitfall 21: with two pads of 9 averaged in, a row's mean would move
     mask = torch.tensor([[True, True, False, False]])
     per_token = torch.tensor([[0.5, 0.7, 9.0, 9.0]])
     assert weighted_sum(per_token, sequence_weights(mask)).item() == pytest.approx(0.6)
 
 
 def test_the_weighted_sum_neither_sees_nor_differentiates_tokens_without_weight():
-    # bug 10: 0·nan is nan, so they are left out by selection
+    # pitfall 10: 0·nan is nan, so they are left out by selection
     per_token = torch.tensor([[1.0, float("nan"), float("inf")]], requires_grad=True)
     total = weighted_sum(per_token, torch.tensor([[0.5, 0.0, 0.0]]))
     total.backward()
@@ -181,7 +181,7 @@ def gradients(rows: list[list[int]], padding: int, packed: bool, seed: int, by: 
 @given(seeds, st.permutations(range(6)), st.integers(1, 5), st.integers(0, 3), st.booleans())
 @pytest.mark.parametrize("by", ["token", "sequence"])
 def test_gradients_do_not_depend_on_micro_batches_padding_packing_or_order(by, seed, order, cut, padding, packed):
-    # property 5, bugs 3 and 5: policy, critic and positive loss together
+    # pitfalls 3 and 5: policy, critic and positive loss together
     whole = gradients([list(range(6))], padding=0, packed=False, seed=seed, by=by)
     parts = gradients([list(order[:cut]), list(order[cut:])], padding=padding, packed=packed, seed=seed, by=by)
     assert len(whole) == 2

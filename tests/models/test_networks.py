@@ -136,7 +136,7 @@ def test_chunking_changes_neither_logps_nor_gradients():
 
 
 def test_values_belong_to_the_state_before_each_token():
-    # bug 18 (VAGEN issues 8 and 33): V for action t is the output at position t-1
+    # pitfall 18: V for action t is the output at position t-1
     critic, sequences = critic_with_random_head(), some_sequences()
     with torch.no_grad():
         values = critic.values(sequences, 8)
@@ -160,7 +160,7 @@ def critic_with_random_head() -> Critic:
 
 
 def test_a_critic_from_a_base_model_is_exactly_0_everywhere(tmp_path: Path):
-    # bugs 14 and 15, property 10: a head that does not start at 0 starts with noise for values
+    # pitfalls 14 and 15: a head that does not start at 0 starts with noise for values
     network, origin = load_critic(toys.toy_base(tmp_path / "base"))
     assert "value head set to 0" in origin
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_a_critic_from_a_base_model_is_exactly_0_everywhere(tmp_path: Path):
 
 
 def test_a_critic_from_a_reward_model_keeps_its_head(tmp_path: Path):
-    # bug 17 (trlX issue 345): claimed to start from a reward model, and did not
+    # pitfall 17: claimed to start from a reward model, and did not
     torch.manual_seed(3)
     sizes = toys.tiny_llama().config.to_dict()
     reward_model = LlamaForSequenceClassification(LlamaConfig(**{**sizes, "num_labels": 1})).eval()

@@ -15,7 +15,7 @@ from vapo.types import Completion, Episode, Prompt, Verdict
 
 RIGHT, WRONG, INVALID = Verdict("right"), Verdict("wrong"), Verdict("invalid", "timed out")
 LONG = replace(VAPO, credit=replace(VAPO.credit, policy_lambda=Fixed(0.95)))
-VALUES = [0.5, 0.6, 0.4, 0.8]  # golden example G-1
+VALUES = [0.5, 0.6, 0.4, 0.8]
 
 
 def episode(verdict: Verdict, length: int = 4, prompt: str = "p", finish: str = "stop") -> Episode:
@@ -30,7 +30,7 @@ def credited(episodes: list[Episode], algorithm=LONG, final: float = 0.7) -> Bat
 
 
 def test_the_critic_learns_the_outcome_and_the_policy_its_own_lambda():
-    # G-1, decoupled: critic target [1,1,1,1], policy advantages with lambda 0.95
+    # decoupled: critic target [1,1,1,1], policy advantages with lambda 0.95
     batch = credited([episode(RIGHT)])
     torch.testing.assert_close(batch.returns, torch.ones(1, 4))
     torch.testing.assert_close(batch.advantages, torch.tensor([[0.442475, 0.3605, 0.59, 0.2]]))
@@ -39,14 +39,14 @@ def test_the_critic_learns_the_outcome_and_the_policy_its_own_lambda():
 
 @pytest.mark.parametrize(
     ("rule", "advantages", "target"),
-    [  # G-5: a truncated response without reward
+    [  # a truncated response without reward
         ("zero", [-0.4149, -0.542, -0.36, -0.8], 0.0),
         ("bootstrap", [0.1852625, 0.08975, 0.305, -0.1], 0.7),
         ("drop", [0.0, 0.0, 0.0, 0.0], 0.0),
     ],
 )
 def test_a_cut_off_response_is_treated_as_the_rule_says(rule: str, advantages: list[float], target: float):
-    # bugs 19 and 20: bootstrap from the state after the last token, and only where the sampler cut
+    # pitfalls 19 and 20: bootstrap from the state after the last token, and only where the sampler cut
     batch = credited([episode(WRONG, finish="length")], replace(LONG, truncated=rule))
     torch.testing.assert_close(batch.advantages, torch.tensor([advantages]))
     torch.testing.assert_close(batch.returns, torch.full((1, 4), target))
@@ -54,14 +54,14 @@ def test_a_cut_off_response_is_treated_as_the_rule_says(rule: str, advantages: l
 
 
 def test_bootstrapping_replaces_the_failure_and_never_adds_to_a_verdict():
-    # papers.md 7.3(c): the target of a cut-off response becomes V_next = 0.7, also where wrong is worth -1
+    # the target of a cut-off response becomes V_next = 0.7, also where wrong is worth -1
     algorithm = replace(LONG, truncated="bootstrap", reward=replace(LONG.reward, wrong=-1.0))
     batch = credited([episode(WRONG, finish="length"), episode(RIGHT, finish="length"), episode(WRONG)], algorithm)
     torch.testing.assert_close(batch.returns[:, 0], torch.tensor([0.7, 1.0, -1.0]))
 
 
 def test_a_finished_response_never_bootstraps_and_length_alone_does_not_make_it_truncated():
-    # bug 7: truncation inferred from the padded width; bug 20: terminal wins over the limit
+    # pitfall 7: truncation inferred from the padded width; pitfall 20: terminal wins over the limit
     batch = credited(
         [episode(WRONG, length=4), episode(WRONG, length=2, finish="length")], replace(LONG, truncated="bootstrap")
     )
@@ -71,7 +71,7 @@ def test_a_finished_response_never_bootstraps_and_length_alone_does_not_make_it_
 
 
 def test_invalid_verdicts_take_no_part_in_losses_baselines_or_figures():
-    # bugs 8 and 9: [1, 0, invalid, 0] must give the advantages of [1, 0, 0]
+    # pitfalls 8 and 9: [1, 0, invalid, 0] must give the advantages of [1, 0, 0]
     episodes = [episode(RIGHT), episode(WRONG), episode(INVALID), episode(WRONG)]
     batch = assign_credit(collate(episodes, GRPO, max_response_tokens=20), GRPO)
     root2 = 2**0.5
@@ -108,7 +108,7 @@ def test_groups_are_prompts():
 
 
 def test_soft_overlong_punishment_lowers_the_outcome_but_not_the_verdict():
-    # G-6 toy: L_max 20, L_cache 4 (0.2 of it): 18 tokens -> -0.5
+    # L_max 20, L_cache 4 (0.2 of it): 18 tokens -> -0.5
     batch = collate([episode(RIGHT, length=18), episode(RIGHT, length=16)], DAPO, max_response_tokens=20)
     assert batch.outcomes.tolist() == [0.5, 1.0]
     assert batch.right.tolist() == [True, True]

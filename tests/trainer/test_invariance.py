@@ -95,7 +95,7 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "algorithm"), CASES)
 def test_the_gradient_is_the_same_for_any_micro_batch_size_and_layout(kind: str, algorithm: Algorithm):
-    # bugs 3 and 5: a loss normalised per micro-batch grows with their number
+    # pitfalls 3 and 5: a loss normalised per micro-batch grows with their number
     batch = batch_of(LENGTHS)
     whole = gradient(kind, batch, tokens=10**6, algorithm=algorithm)
     assert float(whole.norm()) > 0
@@ -115,7 +115,7 @@ def test_the_gradient_does_not_depend_on_the_order_of_the_rows(kind: str, algori
 
 @pytest.mark.parametrize("kind", ["policy", "critic"])
 def test_rubbish_at_masked_positions_reaches_no_gradient(kind: str):
-    # bugs 1 and 10: 0 * nan is nan
+    # pitfalls 1 and 10: 0 * nan is nan
     batch = batch_of(LENGTHS)
     hole = batch.mask.clone()
     hole[3, 4:7] = False
@@ -131,7 +131,7 @@ def test_rubbish_at_masked_positions_reaches_no_gradient(kind: str):
 
 
 def test_the_positive_term_is_divided_by_the_right_tokens_of_the_minibatch_and_logged():
-    # bugs 3 and 4: effective mu grew with the number of micro-batches; the term was silently inactive
+    # pitfalls 3 and 4: effective mu grew with the number of micro-batches; the term was silently inactive
     batch = batch_of(LENGTHS)
     target = PolicyObjective(Policy(toys.tiny_llama()), VAPO)
     weights = target.weights(batch)

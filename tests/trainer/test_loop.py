@@ -78,7 +78,7 @@ def test_pretraining_leaves_the_policy_alone_and_moves_the_critic(base: Path, tm
     from vapo.trainer.pretrain import pretrain_critic
 
     pretrain_critic(run)
-    assert run.state.pretrain_step == 2  # bug 22: N means exactly N
+    assert run.state.pretrain_step == 2  # pitfall 22: N means exactly N
     assert run.state.phase == "train"
     assert run.state.gradient_steps == 0
     assert all(torch.equal(v, before[k]) for k, v in run.policy.model.state_dict().items())
@@ -113,7 +113,7 @@ def test_a_method_with_a_group_baseline_builds_no_critic(base: Path, tmp_path: P
 
 
 def test_head_and_backbone_share_one_scheduled_optimizer(base: Path, tmp_path: Path):
-    # bug 13 (NeMo PR 2530): the value head had an optimizer of its own at peak learning rate
+    # pitfall 13: the value head had an optimizer of its own at peak learning rate
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"warmup_steps": 10}})
     learner = run.critic_learner
     assert {id(p) for p in learner.parameters} == {id(p) for p in run.critic.model.parameters()}
@@ -126,7 +126,7 @@ def test_head_and_backbone_share_one_scheduled_optimizer(base: Path, tmp_path: P
 
 
 def test_the_kl_penalty_is_a_loss_term_and_never_part_of_the_reward(base: Path, tmp_path: Path):
-    # bug 12 (NeMo PR 2530): counted in both
+    # pitfall 12: counted in both
     run = toys.toy_run(base, tmp_path / "run", {"algorithm": {"kl": {"coef": 5.0}}}, preset="grpo")
     runs.finish(run)
     for line in metrics(tmp_path / "run"):

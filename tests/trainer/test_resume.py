@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_used(fini
 def test_every_step_appears_once_and_phases_count_from_1(finished):
     _, whole, preset = finished
     lines = [(m["phase"], m["step"]) for m in timeless(whole, "metrics.jsonl")]
-    pretraining = [("pretrain", 1), ("pretrain", 2)] if preset.startswith("vapo") else []  # bug 22: N means N
+    pretraining = [("pretrain", 1), ("pretrain", 2)] if preset.startswith("vapo") else []  # pitfall 22: N means N
     assert lines == [*pretraining, ("train", 1), ("train", 2), ("train", 3)]
 
 
