@@ -8,9 +8,12 @@ import re
 import pytest
 from rich.console import Console
 
+from vapo.metrics import Phase
 from vapo.reports import formatting, live, progress
+from vapo.reports.formatting import figure
 from vapo.reports.live import LiveView, SilentView, panel
 from vapo.reports.progress import Progress, sparkline
+from vapo.reports.runfiles import read_run
 
 RESULT = {"step": 20, "label": "during", "k": 8, "avg": 0.5, "low": 0.46, "high": 0.54, "pass": {"8": 0.7}}
 
@@ -63,10 +66,10 @@ def test_examples_in_docstrings_hold(module):
 
 def test_a_log_file_gets_one_plain_line_per_step():
     lines = plain(ten_steps).splitlines()
-    assert lines[:2] == ["maze · vapo", "train: 10 steps"]
+    assert lines[:2] == ["maze · vapo", "training: 10 steps"]
     assert len(lines) == 12
     assert lines[2] == (
-        "train 1/10  reward 0.400  accuracy 0.400  length 145  entropy 1.23  EV 0.380  value loss 0.031"
+        "training 1/10  reward 0.400  accuracy 0.400  length 145  entropy 1.23  EV 0.380  value loss 0.031"
         "  3.0s/step  left 27s"
     )
     assert "left" not in lines[-1]
@@ -84,7 +87,7 @@ def test_a_run_stopped_between_lines_still_says_its_last_step():
             clock.now += 0.1
             view.step(train(step))
 
-    assert "train 3/10" in plain(stopped)
+    assert "training 3/10" in plain(stopped)
 
 
 def test_plain_lines_hold_no_control_codes_whoever_sends_them(monkeypatch):
@@ -133,7 +136,7 @@ def test_the_panel_shows_the_run_within_twelve_lines():
     state.doing = ("rollout", 34, 128)
     text = drawn(state)
     assert len(text.splitlines()) <= 12
-    for part in ("train", "37/100", "3m 12s elapsed", "about 5m 28s left", "5.2s/step", "0.925", "0.380", "0.031"):
+    for part in ("training", "37/100", "3m 12s elapsed", "about 5m 28s left", "5.2s/step", "0.925", "0.380", "0.031"):
         assert part in text
     for part in (
         "145",
@@ -155,7 +158,7 @@ def test_the_panel_of_a_run_without_a_critic_has_no_critic_row():
     state.enter("train", 0, 5)
     state.step(train(1, entropy=None))
     text = drawn(state)
-    assert "expl. variance" not in text
+    assert "EV" not in text
     assert "entropy" not in text
     assert "0.400" in text
 
@@ -213,6 +216,25 @@ def test_the_phases_own_explained_variance_is_shown():
     assert explained == 0.21
     assert math.isnan(loss)
     assert ("EV", "0.210") in state.figures()
+
+
+def test_a_recorded_run_shows_its_explained_variance_in_both_phases(make_run):
+    run = read_run(make_run())
+
+    def replay(view, clock, seconds):
+        for phase in (Phase.PRETRAIN, Phase.TRAIN):
+            rows = run.phase(phase)
+            view.phase(phase, 0, len(rows))
+            for row in rows:
+                clock.now += seconds
+                view.step(row)
+
+    lines = plain(replay).splitlines()
+    keys = ("pretrain/explained_variance", "value/explained_variance")
+    explained = [row[key] for row in run.metrics for key in keys if key in row]
+    shown = [line for line in lines if "EV" in line]
+    assert [line.split("EV ")[1].split()[0] for line in shown] == [figure(value) for value in explained]
+    assert shown[0].startswith("value pretraining 1/2")
 
 
 def test_sparklines_show_the_whole_series_and_go_below_zero():

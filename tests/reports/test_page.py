@@ -10,8 +10,9 @@ from importlib import resources
 import pytest
 
 from vapo.errors import DataError
+from vapo.metrics import Phase
 from vapo.reports.page import write_report
-from vapo.reports.runfiles import RolloutFile
+from vapo.reports.runfiles import RolloutFile, read_rollouts, read_run, rollout_files
 from vapo.reports.viewer import chosen_samples, chosen_steps, script_json, viewer_data, without_middle
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- &amp; \u2028 \ud800 \x1b[31m"
@@ -52,20 +53,22 @@ def add_samples(path, records, name="step_000099.jsonl.gz"):
 
 
 def test_the_page_says_the_numbers_of_the_run(make_run):
-    path = make_run(steps=20)
+    path = make_run()
     page, elements, _ = report(path)
-    words = elements.words()
-    assert "Held-out avg@8 rose from 0.102 [0.062, 0.142] to 0.751 [0.711, 0.791] in 20 steps." in words
-    assert "1 alarm , the last: entropy fell by half within 5 steps" in words
-    assert "20 of 20" in words
-    assert "actor_lr 0.00015" in words
-    assert "torch 2.13.0" in words
-    assert "2026-10-03 04:01:00 UTC" in words
+    words, run = elements.words(), read_run(path)
+    first, last = run.evaluations[0], run.evaluations[-1]
+    assert f"Held-out avg@2 went from {first['avg']:.3f} [" in words
+    assert f"to {last['avg']:.3f} [" in words
+    assert "1 alarm , the last: The critic is not ready" in words
+    assert "3 of 3" in words
+    assert f"actor_lr {run.config['trainer']['actor_lr']}" in words
+    assert f"packages.torch {run.environment['packages']['torch']}" in words
+    assert run.events[0]["time"] in words
     assert len(page) < 1_000_000
 
 
 def test_the_page_needs_no_network(make_run):
-    page, elements, _ = report(make_run(steps=2))
+    page, elements, _ = report(make_run())
     for tag, attributes in elements.tags:
         assert tag not in ("link", "iframe", "object", "base"), tag
         assert not attributes.get("src", "").startswith(("http", "//"))
@@ -76,7 +79,7 @@ def test_the_page_needs_no_network(make_run):
 
 
 def test_what_a_model_wrote_never_becomes_html(make_run):
-    path = make_run(steps=1, critic=False)
+    path = make_run("grpo")
     evil = dict.fromkeys(("prompt_id", "prompt", "response", "reason", "sample", "weight_version"), EVIL)
     add_samples(path, [evil | {"verdict": "wrong", "tokens": [EVIL, "ok"], "logp": [-1, -2], "advantage": [0, 1]}])
     (path / "events.jsonl").write_text(json.dumps({"event": "alarm", "time": EVIL, "message": EVIL, EVIL: EVIL}))
@@ -92,7 +95,7 @@ def test_what_a_model_wrote_never_becomes_html(make_run):
 
 
 def test_a_config_or_an_environment_with_html_is_text(make_run):
-    path = make_run(steps=2, config={"task": {"name": "<b>maze</b>"}, "<i>": "<script>alert(3)</script>"})
+    path = make_run(config={"task": {"name": "<b>maze</b>"}, "<i>": "<script>alert(3)</script>"})
     _, elements, _ = report(path)
     tags = [tag for tag, _ in elements.tags]
     assert tags.count("script") == 2
@@ -107,26 +110,28 @@ def test_our_script_writes_text_only_and_is_the_only_one_allowed():
 
 
 def test_the_viewer_has_tokens_with_all_their_numbers(make_run):
-    data, _ = viewer_data(make_run(steps=20, samples=16))
-    assert [step["label"] for step in data["steps"]] == ["pretraining step 3", "step 1", "step 13", "step 19"]
-    step = data["steps"][-1]
-    assert step["counts"] == {"right": 4, "wrong": 8, "invalid": 4}
-    assert {sample["verdict"] for sample in step["samples"]} == {"right", "wrong", "invalid"}
-    assert len(step["samples"]) == 8
-    sample = step["samples"][0]
-    assert all(len(sample[key]) == 60 for key in ("tokens", "logp", "value", "advantage", "return"))
+    path = make_run()
+    data, _ = viewer_data(path)
+    assert [step["label"] for step in data["steps"]] == ["pretraining step 2", "step 1", "step 2", "step 3"]
+    for step, file in zip(data["steps"], chosen_steps(rollout_files(path)), strict=True):
+        records = read_rollouts(file.path)
+        assert step["counts"] == {v: [r["verdict"] for r in records].count(v) for v in ("right", "wrong", "invalid")}
+        assert len(step["samples"]) == len(records) == 4
+    sample = data["steps"][-1]["samples"][0]
+    assert sample["num_tokens"] > 20
+    assert all(len(sample[key]) == sample["num_tokens"] for key in ("tokens", "logp", "value", "advantage", "return"))
     assert data["scale"]["value"][0] <= 0 < 1 <= data["scale"]["value"][1]
 
 
 def test_a_run_without_a_critic_is_coloured_by_advantage(make_run):
-    data, _ = viewer_data(make_run(steps=6, critic=False))
+    data, _ = viewer_data(make_run("grpo"))
     assert data["scale"]["value"] is None
     assert data["scale"]["advantage"] > 0
     assert data["steps"][-1]["samples"][0]["value"] is None
 
 
 def test_nan_and_short_columns_become_gaps(make_run):
-    path = make_run(steps=1, critic=False)
+    path = make_run("grpo")
     record = {"verdict": "odd", "tokens": ["a", "b", "c"], "logp": [-1.0], "advantage": [math.nan, math.inf, 0.5]}
     add_samples(path, [record])
     sample = viewer_data(path)[0]["steps"][-1]["samples"][0]
@@ -136,13 +141,16 @@ def test_nan_and_short_columns_become_gaps(make_run):
 
 
 def test_long_responses_lose_their_middle_until_the_page_is_small(make_run):
-    path = make_run(steps=1, pretraining=0, samples=4, num_tokens=4000)
+    path = make_run()
+    (record, *_) = read_rollouts(rollout_files(path)[-1].path)
+    long = {key: (value * 4000)[:4000] if isinstance(value, list) else value for key, value in record.items()}
+    add_samples(path, [long] * 4)
     page, _, _ = report(path)
     assert len(page) < 5_000_000
     small, notes = viewer_data(path, max_bytes=100_000)
     assert len(script_json(small)) <= 100_000
     assert "without their middle" in notes[0]
-    sample = small["steps"][0]["samples"][0]
+    sample = small["steps"][-1]["samples"][0]
     assert sample["num_tokens"] == 4000
     assert len(sample["tokens"]) + sample["left_out"] == 4000
 
@@ -165,8 +173,8 @@ def test_samples_are_picked_so_that_each_verdict_appears():
 
 
 def test_steps_are_first_middle_and_last(tmp_path):
-    files = [RolloutFile(tmp_path, "pretrain", s) for s in (1, 2)]
-    files += [RolloutFile(tmp_path, "train", s) for s in (1, 10, 20, 30, 40)]
+    files = [RolloutFile(tmp_path, Phase.PRETRAIN, s) for s in (1, 2)]
+    files += [RolloutFile(tmp_path, Phase.TRAIN, s) for s in (1, 10, 20, 30, 40)]
     assert [(f.phase, f.step) for f in chosen_steps(files)] == [
         ("pretrain", 2),
         ("train", 1),
@@ -177,17 +185,17 @@ def test_steps_are_first_middle_and_last(tmp_path):
 
 
 def test_a_run_that_has_only_begun_has_a_page(make_run):
-    _, elements, data = report(make_run(steps=0))
+    _, elements, data = report(make_run(begun=True))
     assert data is None
     assert "There is no evaluation both before and after training yet." in elements.words()
     assert "No alarms." in elements.words()
 
 
 def test_a_damaged_rollout_file_is_named_on_the_page_and_the_rest_is_shown(make_run):
-    path = make_run(steps=13)
-    (path / "rollouts" / "step_000007.jsonl.gz").write_bytes(b"junk")
+    path = make_run()
+    (path / "rollouts" / "step_000002.jsonl.gz").write_bytes(b"junk")
     _, elements, data = report(path)
-    assert "step_000007.jsonl.gz cannot be read" in elements.words()
+    assert "step_000002.jsonl.gz cannot be read" in elements.words()
     assert len(data["steps"]) == 3
 
 

@@ -2,21 +2,24 @@
 
 import gzip
 import math
+import re
 
 import pytest
 
 from vapo.errors import DataError
+from vapo.metrics import EVALUATION, EVENTS, METRICS, PLACE, Phase
 from vapo.reports.runfiles import column, flatten, number, read_rollouts, read_run, rollout_files
 
 
 def test_a_run_comes_back_as_it_was_written(make_run):
-    run = read_run(make_run(steps=12, pretraining=4))
+    run = read_run(make_run())
     assert (run.name, run.preset, run.config["task"]["name"]) == ("maze-vapo-s0", "vapo", "maze")
-    assert len(run.phase("pretrain")) == 4
-    assert [row["step"] for row in run.phase("train")] == list(range(1, 13))
-    assert [e["label"] for e in run.evaluations] == ["before", "during", "after"]
-    assert [alarm["message"] for alarm in run.alarms] == ["entropy fell by half within 5 steps"]
-    assert run.environment["torch"] == "2.13.0"
+    assert len(run.phase(Phase.PRETRAIN)) == 2
+    assert [row["step"] for row in run.phase(Phase.TRAIN)] == [1, 2, 3]
+    assert [e["label"] for e in run.evaluations] == ["before", "during", "during", "after"]
+    (alarm,) = run.alarms
+    assert alarm["message"].startswith("The critic is not ready")
+    assert run.environment["packages"]["torch"].startswith("2.")
 
 
 def test_techniques_taken_away_are_part_of_the_name(make_run):
@@ -26,14 +29,14 @@ def test_techniques_taken_away_are_part_of_the_name(make_run):
 
 @pytest.mark.parametrize("torn", [b'{"step": 13, "rew', b'{"step": 13, "note": "\xe2\x82', b"17", b"\x00\x00"])
 def test_a_torn_last_line_is_left_out(make_run, torn):
-    path = make_run(steps=12, pretraining=0)
+    path = make_run("grpo")
     with (path / "metrics.jsonl").open("ab") as file:
         file.write(torn)
-    assert [row["step"] for row in read_run(path).metrics] == list(range(1, 13))
+    assert [row["step"] for row in read_run(path).metrics] == [1, 2, 3]
 
 
 def test_a_damaged_line_in_the_middle_is_an_error_with_its_place(make_run):
-    path = make_run(steps=12)
+    path = make_run()
     lines = (path / "events.jsonl").read_text().splitlines()
     (path / "events.jsonl").write_text("\n".join([lines[0], "{torn", *lines[1:]]))
     with pytest.raises(DataError, match=r"events\.jsonl, line 2"):
@@ -49,32 +52,34 @@ def test_a_folder_that_is_not_a_run_is_named(tmp_path):
 
 @pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: [1,"), ("environment.json", "{")])
 def test_damaged_settings_are_named(make_run, name, text):
-    path = make_run(steps=2)
+    path = make_run()
     (path / name).write_text(text)
     with pytest.raises(DataError, match=name):
         read_run(path)
 
 
 def test_a_run_that_has_only_begun_is_empty_but_a_run(make_run):
-    run = read_run(make_run(steps=0))
+    run = read_run(make_run(begun=True))
     assert (run.metrics, run.evaluations, run.alarms) == ([], [], [])
 
 
 def test_rollouts_are_listed_by_phase_and_step_and_read_back(make_run):
-    path = make_run(steps=14, samples=6)
+    path = make_run()
     (path / "rollouts" / "step_000001.jsonl.gz.tmp").write_bytes(b"")
     files = rollout_files(path)
-    assert [(f.phase, f.step) for f in files] == [("pretrain", 3), ("train", 1), ("train", 7), ("train", 13)]
-    samples = read_rollouts(files[1].path)
-    assert len(samples) == 6
-    assert len(samples[0]["tokens"]) == len(samples[0]["value"]) == 60
+    assert [(f.phase, f.step) for f in files] == [
+        ("pretrain", 1), ("pretrain", 2), ("train", 1), ("train", 2), ("train", 3)
+    ]  # fmt: skip
+    samples = read_rollouts(files[-1].path)
+    assert len(samples) == 4
+    assert len(samples[0]["tokens"]) == len(samples[0]["value"]) > 20
 
 
 def test_a_rollout_file_cut_short_gives_the_samples_before_the_cut(make_run):
-    path = rollout_files(make_run(steps=1))[1].path
+    path = rollout_files(make_run())[1].path
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    assert 0 < len(read_rollouts(path)) < 16
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    assert 0 < len(read_rollouts(path)) < 4
 
 
 def test_a_rollout_file_of_garbage_is_an_error_with_its_name(tmp_path):
@@ -93,3 +98,16 @@ def test_only_finite_numbers_make_a_curve():
 
 def test_settings_flatten_to_dotted_keys():
     assert dict(flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}})) == {"a.b": 1, "a.c.d": [2], "e": {}}
+
+
+@pytest.mark.parametrize("preset", ["vapo", "grpo"])
+def test_recorded_runs_hold_the_names_that_runs_write_today(make_run, preset):
+    # record them again where this fails: tests/reports/recorded/README.md
+    run = read_run(make_run(preset))
+    for row in run.metrics:
+        names = {re.sub(r"/\d+$", "/*", key) for key in row.keys() - PLACE.keys()}
+        assert names <= {name for name, metric in METRICS.items() if Phase(row["phase"]) in metric.phases}
+        every = {name for name, metric in METRICS.items() if Phase(row["phase"]) in metric.phases and not metric.where}
+        assert every <= names
+    assert all(evaluation.keys() == EVALUATION.keys() for evaluation in run.evaluations)
+    assert {event["event"] for event in run.events} <= EVENTS.keys()

@@ -4,7 +4,8 @@ import io
 
 from rich.console import Console
 
-from vapo.reports.tables import before_after_rows, before_after_table, before_after_text, headline
+from vapo.reports.runfiles import read_run
+from vapo.reports.tables import before_after_rows, before_after_table, headline
 
 
 def result(label, step, avg, spread=0.04, **more):
@@ -20,20 +21,27 @@ def printed(evaluations):
 
 def test_before_and_after_stand_beside_each_other_with_intervals_and_change():
     evaluations = [result("before", 0, 0.1), result("during", 10, 0.3), result("after", 20, 0.75)]
-    for text in (printed(evaluations), before_after_text(evaluations)):
-        line = next(line for line in text.splitlines() if "avg@8" in line)
-        assert "0.100 [0.060, 0.140]" in line
-        assert "0.750 [0.710, 0.790]" in line
-        assert "+0.650" in line
-        assert "pass@8" in text
-        assert "128 held-out prompts" in text
-        assert "0.300" not in text
-        assert "maj" not in text  # null on both sides: no row of dashes
+    text = printed(evaluations)
+    line = next(line for line in text.splitlines() if "avg@8" in line)
+    assert "0.100 [0.060, 0.140]" in line
+    assert "0.750 [0.710, 0.790]" in line
+    assert "+0.650" in line
+    assert "pass@8" in text
+    assert "128 held-out prompts" in text
+    assert "0.300" not in text
+    assert "maj" not in text  # null on both sides: no row of dashes
+
+
+def test_the_recorded_runs_have_a_row_for_every_score_they_write(make_run):
+    for preset in ("vapo", "grpo"):
+        rows = before_after_rows(read_run(make_run(preset)).evaluations)
+        assert [row.name for row in rows] == ["avg@2", "pass@2", "mean length", "cut off at the limit"]
+        assert all("–" not in (row.before, row.after) for row in rows)
 
 
 def test_a_run_that_goes_on_shows_its_newest_evaluation_by_step():
     evaluations = [result("before", 0, 0.1), result("during", 10, 0.3), result("during", 20, 0.4)]
-    assert "step 20" in before_after_text(evaluations)
+    assert "step 20" in printed(evaluations)
     assert before_after_rows(evaluations)[0].after == "0.400"
 
 
@@ -41,7 +49,6 @@ def test_missing_sides_and_missing_numbers_are_dashes():
     only_after = before_after_rows([result("after", 20, 0.5, low=None, high=None)])[0]
     assert (only_after.before, only_after.after, only_after.change) == ("–", "0.500", "–")
     assert only_after.after_interval == ""
-    assert "No evaluation yet" in before_after_text([])
     assert "No evaluation yet" in printed([])
 
 

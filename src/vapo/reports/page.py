@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -100,11 +99,4 @@ def _event(event: Record) -> tuple[str, str, str]:
     details = {key: value for key, value in event.items() if key not in ("event", "time", "message")}
     parts = [str(event["message"])] if event.get("message") else []
     parts += [f"{key} {_plain(value)}" for key, value in details.items()]
-    return _time(event.get("time")), str(event.get("event", "?")), " · ".join(parts)
-
-
-def _time(time: object) -> str:
-    """A moment in UTC, from seconds since 1970 or a text that already says it."""
-    if isinstance(time, int | float) and math.isfinite(time):
-        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return str(time or "")
+    return str(event.get("time", "")), str(event.get("event", "?")), " · ".join(parts)

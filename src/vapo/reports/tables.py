@@ -116,18 +116,6 @@ def before_after_table(evaluations: list[Record]) -> Table:
     return table
 
 
-def before_after_text(evaluations: list[Record]) -> str:
-    """The same table in plain characters, columns aligned; for logs, and for pasting into an issue."""
-    before, after = headings(evaluations)
-    cells = [("held-out score", before, after, "change")]
-    cells += [row.cells() for row in before_after_rows(evaluations)]
-    widths = [max(len(line[i]) for line in cells) for i in range(4)]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in (1, 2, 3))]).rstrip() for line in cells
-    ]
-    return "\n".join([_title(evaluations), *lines])
-
-
 def _title(evaluations: list[Record]) -> str:
     prompts = [e["prompts"] for e in evaluations if e.get("prompts")]
     return f"{prompts[-1]} held-out prompts, 95 % intervals" if prompts else "No evaluation yet"

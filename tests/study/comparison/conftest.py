@@ -41,7 +41,7 @@ def train_row(step: int, pretraining: int, per_step: int, rng: np.random.Generat
         "num_tokens": 150 * (pretraining + per_step * step),
         "gradient_steps": GRADIENT * step,
         "step_time": 6.0,
-        "time/evaluate": 1.0 if step % 10 == 0 else 0.0,
+        "time/evaluate": 1.0 if step % 10 == 0 else 0.0,  # part of the step, as in runs of vapo 0.1
         "entropy": 1.2 - 0.01 * step + 0.02 * rng.standard_normal(),
         "completions/mean_length": 220 - step + 4 * rng.standard_normal(),
     }
@@ -102,7 +102,9 @@ def make_cell_dir(
         ]
     rows += [train_row(s, pretraining, per_step, rng, critic) for s in range(1, steps + 1)]
     write_jsonl(path / "metrics.jsonl", rows)
-    write_jsonl(path / "events.jsonl", [{"event": "phase", "time": "2026-01-01T00:00:00"}])
+    write_jsonl(
+        path / "events.jsonl", [{"event": "critic loaded", "time": "2026-01-01T00:00:00", "origin": "a folder"}]
+    )
     if right is None:
         hard = np.random.default_rng(7).normal(0, 1.0, num_prompts)  # the same prompts are hard for all
         middle = [0.08 + (final - 0.08) / (1 + math.exp(-8 * (x - 0.4))) for x in np.linspace(0, 1, 9)]

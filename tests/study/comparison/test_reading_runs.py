@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from reports.recorded.record import restore
 from vapo.errors import DataError
+from vapo.study.comparison import compare_runs
 from vapo.study.comparison.compared_runs import read_compared_runs
 from vapo.study.comparison.methods import PAPER, distinct_labels, short_names, table_order
 
@@ -41,6 +43,19 @@ def test_runs_are_sorted_and_read_without_cell_json(make_cell):
     assert [pretrained.evaluations[i].samples for i in (0, 1, 8)] == [0, 640, 5120]
     assert [pretrained.evaluations[i].gradient_steps for i in (0, 1, 8)] == [0, 20, 160]
     assert pretrained.final.rates.shape == (20,)
+
+
+def test_recorded_runs_are_compared_as_they_are(tmp_path):
+    # no fixture: whatever the trainer writes today is what a comparison reads
+    runs = [restore(preset, tmp_path / preset) for preset in ("vapo", "grpo")]
+    results = compare_runs(runs, tmp_path / "out")
+    by_name = {method["method"]: method for method in results["methods"]}
+    assert [m["final"]["n"] for m in by_name.values()] == [1, 1]
+    assert by_name["vapo"]["pretraining_samples"] == 32
+    assert by_name["grpo"]["dynamics"]["entropy"]["step"] == [1, 2, 3]
+    assert all(by_name["vapo"]["dynamics"].values())
+    assert len(by_name["vapo"]["bias_by_position"]) == 10
+    assert "over prompts, one seed" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_cell_json_names_the_cell_and_its_share_of_the_critic(make_cell):
