@@ -14,8 +14,8 @@ from vapo.tasks.common import read_options, split
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.notation import MAX_ANSWER, tidy
-from vapo.tasks.verifiers.pool import Limits, VerifierPool
-from vapo.types import Progress, Prompt, Verdict, stable_hash
+from vapo.tasks.verifiers.pool import Group, Limits, VerifierPool
+from vapo.types import Episode, Progress, Prompt, Verdict, stable_hash
 
 INSTRUCTION = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 MAX_DROPPED = 0.01
@@ -138,6 +138,21 @@ class Problems:
         """The verifier's verdicts, all workers at work."""
         return self.pool.judge(items, on_progress)
 
+    def verify_groups(
+        self, groups: Sequence[Sequence[Episode]], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Verdict]:
+        """The verdicts on groups of episodes, each with one prompt, in order: a reward function may compare them."""
+        asked = [
+            Group(
+                group[0].prompt,
+                tuple(episode.response for episode in group),
+                tuple(episode.completion.token_ids for episode in group),
+                group[0].completion.policy_version,
+            )
+            for group in groups
+        ]
+        return self.pool.judge_groups(asked, on_progress)
+
     def final_answer(self, response: str) -> str | None:
         """What a majority votes on: the last marked answer, in one spelling."""
         answer = last_answer(response)
@@ -246,6 +261,8 @@ class Reader:
         self, prompts: list[Prompt], pool: VerifierPool, verifier: str, on_progress: Progress | None
     ) -> list[Prompt]:
         """The prompts whose gold answer, stated as an answer, is right; the verifier has to be able to tell."""
+        if pool.needs_tokens:  # of which a gold answer has none yet
+            return prompts
         stated = [(prompt, f"\\boxed{{{prompt.answer}}}") for prompt in prompts]
         verdicts = pool.judge(
             stated, lambda done, of: on_progress("checking gold answers", done, of) if on_progress else None
