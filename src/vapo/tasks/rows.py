@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from vapo.errors import DataError
+from vapo.hub import asked, not_cached
 from vapo.tasks.verifiers.answers import last_answer
 
 Row = Mapping[str, Any]
@@ -264,12 +265,17 @@ def _from_datasets(source: str, subset: str | None, split: str) -> Iterator[tupl
             f"Reading {source} needs the datasets library: pip install datasets. "
             "(If a file was meant, there is none of that name.)"
         ) from error
+    cut_off = ""
     try:
-        rows = datasets.load_dataset(source, subset, split=split)
+        with asked(source) as cut_off:
+            rows = datasets.load_dataset(source, subset, split=split)
     except Exception as error:  # the library raises a zoo of types, most of them for a wrong name or no network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if cut_off and not_cached(error):
+            reason = f"there is no such file or folder here, it is not in the cache, and {cut_off}"
         raise DataError(
-            f"Cannot load the data set {source}{f', subset {subset}' if subset else ''}, split {split}: "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. Check the name, or give a file."
+            f"Cannot load the data set {source}{f', subset {subset}' if subset else ''}, split {split}: {reason}. "
+            "Check the name, or give a file."
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{source} {split} row {number}", cast(Row, row)
