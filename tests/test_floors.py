@@ -12,7 +12,7 @@ import vapo
 
 ROOT = Path(vapo.__file__).parent
 FLOORS = [
-    {"types", "errors"},
+    {"types", "errors", "hub"},
     {"algo", "json_text", "metrics"},
     {"models", "tasks"},
     {"rollout"},
