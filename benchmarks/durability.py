@@ -23,7 +23,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vapo import runs
-from vapo.chaos.small import small_config
+from vapo.chaos.small_run import small_config
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.trainer import snapshot

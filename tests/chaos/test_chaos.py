@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from vapo.chaos import faults
-from vapo.chaos.suite import Zygote, plan, upper_bound
+from vapo.chaos.suite import ForkServer, plan, upper_bound
 from vapo.trainer import checkpoint
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def zygote(tmp_path_factory):
-    zygote = Zygote(tmp_path_factory.mktemp("chaos") / "zygote", mount=False)
-    yield zygote
-    zygote.close()
+def server(tmp_path_factory):
+    server = ForkServer(tmp_path_factory.mktemp("chaos") / "server", mount=False)
+    yield server
+    server.close()
 
 
 TRIALS = [
@@ -41,27 +41,27 @@ TRIALS = [
 
 
 @pytest.mark.parametrize("asked", TRIALS, ids=lambda asked: f"{asked['trial']}-{list(asked.values())[1]}")
-def test_a_trial_of_each_kind_strikes_and_harms_nothing(zygote: Zygote, asked: dict):
-    outcome = zygote.ask(asked)
+def test_a_trial_of_each_kind_strikes_and_harms_nothing(server: ForkServer, asked: dict):
+    outcome = server.ask(asked)
     for _ in range(8):
         if outcome["count"] or "seed" not in asked:
             break
         asked = {**asked, "seed": asked["seed"] + 100}  # it struck before the work began, or room was left on the disk
-        outcome = zygote.ask(asked)
+        outcome = server.ask(asked)
     assert outcome["failures"] == []
     assert outcome["count"] >= 1
 
 
-def test_tracing_kills_at_the_very_call(zygote: Zygote):
+def test_tracing_kills_at_the_very_call(server: ForkServer):
     if not faults.strace_works():
         pytest.skip("needs strace and leave to trace")
     asked = {"trial": "killed_in_save", "traced": True, "again": False}
-    beyond = zygote.ask({**asked, "number": 9999})
+    beyond = server.ask({**asked, "number": 9999})
     assert beyond["count"] == 0
     size, struck = beyond["size"], {}
     assert size > 50
     for number in (3, size - 20, size - 10, size):
-        outcome = zygote.ask({**asked, "number": number})
+        outcome = server.ask({**asked, "number": number})
         assert (outcome["count"], outcome["failures"]) == (1, [])
         struck |= outcome["places"]
     # the end of a save: the new folder takes its place, the oldest is deleted
@@ -79,9 +79,9 @@ BROKEN = """
 import sys
 from vapo.trainer import {module}
 {change}
-from vapo.chaos import zygote
+from vapo.chaos import fork_server
 from pathlib import Path
-zygote.main(Path(sys.argv[1]), False)
+fork_server.main(Path(sys.argv[1]), False)
 """
 FLAWS = {
     "the optimizer is forgotten": (

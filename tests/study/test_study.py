@@ -25,7 +25,7 @@ from vapo.study.runner import (
     outcome_of,
     reference_among,
 )
-from vapo.study.study import method_called, only_methods, read_study, studies, with_seeds, within
+from vapo.study.study import method_from_name, only_methods, read_study, studies, with_seeds, within
 
 OUT = Path("somewhere")
 
@@ -143,10 +143,10 @@ def test_the_alpha_study_sweeps_the_rule():
 
 
 def test_a_name_says_which_method_it_is():
-    assert method_called("vapo without clip-higher") == {"preset": "vapo", "without": ["clip-higher"]}
-    assert method_called("vapo with dynamic-sampling")["settings"]["algorithm"]["sampling"]["refill_rounds"] == 9
+    assert method_from_name("vapo without clip-higher") == {"preset": "vapo", "without": ["clip-higher"]}
+    assert method_from_name("vapo with dynamic-sampling")["settings"]["algorithm"]["sampling"]["refill_rounds"] == 9
     with pytest.raises(ConfigError, match="Cannot tell which method 'vapo without cliphigher' is"):
-        method_called("vapo without cliphigher")
+        method_from_name("vapo without cliphigher")
 
 
 def test_budgets_and_options_choose_seeds_and_methods(tmp_path: Path):

@@ -1,5 +1,5 @@
-"""Break runs on purpose, thousands of small ones if need be, and count what did not come out the same.
+"""Break small runs on purpose, many times, and count those that do not come out the same.
 
-A zygote (a process that has imported everything and trained nothing) forks a child for every attempt, so a trial takes
-about a second instead of the ten that starting Python and torch takes.
+A fork server imports everything once and forks a process for every attempt. So a trial takes about a second instead of
+the ten that starting Python and torch takes.
 """

@@ -1,4 +1,4 @@
-"""What is done to a run: to its process, its files, its disk, its numbers."""
+"""The faults: in a run's process, its files, its disk and its numbers."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def syscalls_in(log: Path) -> list[tuple[str, int]]:
 
 
 def kill_at_operation(number: int) -> None:
-    """The same from inside, where tracing is not allowed: at the `number`-th operation that Python knows to change
-    files. What safetensors does inside a file is not seen."""
+    """Kill this process at its `number`-th file operation, where tracing is not allowed. Operations inside of
+    safetensors are not seen."""
     left = number
 
     def count() -> None:
@@ -98,7 +98,7 @@ def kill_at_operation(number: int) -> None:
 
 
 def damage(checkpoint: Path, rng: random.Random) -> str:
-    """Spoil one file of a checkpoint; what was done, in words."""
+    """Damage one file of a checkpoint; a description of the damage."""
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.stat().st_size)
     victim, other = rng.sample(files, 2)
     name, size = victim.relative_to(checkpoint), victim.stat().st_size

@@ -1,4 +1,4 @@
-"""The durability suite: which faults, how often, on how many zygotes, and the table that comes out."""
+"""The durability suite: the faults, how often each is tried, and the table of results."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Fault:
 
     @property
     def size(self) -> int:
-        """How many faults will have struck in the end, as far as is known."""
+        """How many faults will be tried, as far as is known."""
         return self.calls or (self.wanted if self.wanted < ALL else self.count + 1)
 
     @property
@@ -62,7 +62,7 @@ class Fault:
 
     @property
     def details(self) -> list[str]:
-        """What went wrong, in words."""
+        """One description per failure."""
         return [*self.failures, *self.disagreements()]
 
     def add(self, asked: dict[str, Any], outcome: dict[str, Any]) -> None:
@@ -153,14 +153,14 @@ def plan(*, quick: bool, seed: int, traced: bool) -> list[Fault]:
     ]
 
 
-class Zygote:
-    """A process that does trials."""
+class ForkServer:
+    """A process that forks trials, asked through pipes."""
 
     def __init__(self, root: Path, mount: bool) -> None:
         root.mkdir(parents=True)
         prefix = ["unshare", "-rm"] if mount else []
-        command = [*prefix, sys.executable, "-m", "vapo.chaos.zygote", str(root), *(["mount"] if mount else [])]
-        self._log = (root / "zygote.log").open("w")
+        command = [*prefix, sys.executable, "-m", "vapo.chaos.fork_server", str(root), *(["mount"] if mount else [])]
+        self._log = (root / "fork_server.log").open("w")
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             command,
             stdin=subprocess.PIPE,
@@ -173,14 +173,14 @@ class Zygote:
         self.seconds = self._answer()["ready"]
 
     def ask(self, trial: dict[str, Any]) -> dict[str, Any]:
-        """Do one trial."""
+        """Run one trial and return its outcome."""
         assert self._process.stdin is not None
         self._process.stdin.write(json_text(trial) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
         self._process.communicate()  # and close the pipes
         self._log.close()
@@ -189,7 +189,7 @@ class Zygote:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise VapoError(f"A process of the suite ended by itself; see {self._root / 'zygote.log'}.")
+            raise VapoError(f"A process of the suite ended by itself; see {self._root / 'fork_server.log'}.")
         return json.loads(line)
 
 
@@ -215,17 +215,17 @@ def run_suite(
     traced, mounted = faults.strace_works(), mounts_work()
     rows = plan(quick=quick, seed=seed, traced=traced)
     on_progress("starting", 0, 1)
-    zygotes: SimpleQueue[Zygote] = SimpleQueue()
-    alive: list[Zygote] = []
+    servers: SimpleQueue[ForkServer] = SimpleQueue()
+    alive: list[ForkServer] = []
     try:
         for i in range(jobs):
-            alive.append(Zygote(folder / f"zygote-{i}", mounted))
-            zygotes.put(alive[-1])
+            alive.append(ForkServer(folder / f"server-{i}", mounted))
+            servers.put(alive[-1])
         for row in rows:
-            _work_off(row, zygotes, jobs, on_progress)
+            _work_off(row, servers, jobs, on_progress)
     finally:
-        for zygote in alive:
-            zygote.close()
+        for server in alive:
+            server.close()
     return {
         "rows": [row.row() for row in rows],
         "seconds": round(time.monotonic() - started),
@@ -239,27 +239,27 @@ def run_suite(
 
 
 def _work_off(
-    row: Fault, zygotes: SimpleQueue[Zygote], jobs: int, on_progress: Callable[[str, int, int], None]
+    row: Fault, servers: SimpleQueue[ForkServer], jobs: int, on_progress: Callable[[str, int, int], None]
 ) -> None:
-    """Trials of one row on all zygotes until as many faults have struck as are wanted."""
+    """Run trials of one row on all servers until enough faults have struck."""
     lock, errors = threading.Lock(), []
 
     def work() -> None:
-        zygote = zygotes.get()
+        server = servers.get()
         try:
             while True:
                 with lock:
                     asked = None if row.ended or row.count >= row.wanted or errors else next(row.trials, None)
                 if asked is None:
                     return
-                outcome = zygote.ask(asked)
+                outcome = server.ask(asked)
                 with lock:
                     row.add(asked, outcome)
                     on_progress(row.name, row.count, row.size)
         except Exception as error:
             errors.append(error)
         finally:
-            zygotes.put(zygote)
+            servers.put(server)
 
     threads = [threading.Thread(target=work) for _ in range(jobs)]
     for thread in threads:
@@ -271,7 +271,7 @@ def _work_off(
 
 
 def faults_table(result: dict[str, Any]) -> str:
-    """The table for people."""
+    """The results as a markdown table."""
     lines = ["| fault | trials | failures | 95 % bound | struck while |", "|---|--:|--:|--:|---|"]
     for row in result["rows"]:
         places = ", ".join(f"{place} {count}" for place, count in row["places"].items())

@@ -1,4 +1,4 @@
-"""One trial each: a run, something done to it, and whether it came out as if nothing had been."""
+"""The trials: each starts a run, applies a fault, resumes, and compares the result with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 from vapo.chaos import faults
-from vapo.chaos.children import Ended, attempt
-from vapo.chaos.small import differences, fingerprint, small_config
+from vapo.chaos.attempts import AttemptResult, attempt
+from vapo.chaos.small_run import differences, fingerprint, small_config
 from vapo.errors import DivergedError, StoppedError
 from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
@@ -38,8 +38,7 @@ INTERRUPTIONS = 2
 
 @dataclass
 class Outcome:
-    """`count` faults struck a run at work; `failures` says in words what did not come out right; `places` counts what
-    was being done then."""
+    """`count`: faults that struck a working run; `failures`: one description each; `places`: what the run did then."""
 
     count: int = 0
     failures: list[str] = field(default_factory=list)
@@ -55,8 +54,8 @@ class Outcome:
         return asdict(self)
 
 
-class Lab:
-    """Where trials happen: a folder, the small run, and how it ends when nothing happens."""
+class TrialContext:
+    """What trials share: a folder, the small run's settings, and the result of an undisturbed run."""
 
     def __init__(self, root: Path, mounted: Path | None) -> None:
         self.root, self.mounted, self.config = root, mounted, small_config()
@@ -90,10 +89,12 @@ class Lab:
         for path in self.root.glob(folder.name + ".*"):
             path.unlink()
 
-    def add_differences(self, folder: Path, ended: Ended, outcome: Outcome, *, without: str | None = None) -> Outcome:
+    def add_differences(
+        self, folder: Path, ended: AttemptResult, outcome: Outcome, *, without: str | None = None
+    ) -> Outcome:
         """Add to the outcome what differs from the run to which nothing happened."""
         if ended.code != 0:
-            outcome.failures.append(f"{folder}: ended with {ended.code} while {ended.doing}: {ended.said[-500:]}")
+            outcome.failures.append(f"{folder}: ended with {ended.code} while {ended.doing}: {ended.output[-500:]}")
             return outcome
         found = differences(self.expected, fingerprint(folder))
         found = [name for name in found if without is None or not name.startswith(without)]
@@ -102,16 +103,16 @@ class Lab:
         return outcome
 
 
-def interrupted(lab: Lab, seed: int, end: int) -> Outcome:
+def interrupted(context: TrialContext, seed: int, end: int) -> Outcome:
     """Two signals at random moments, a resume after each; then to the end."""
-    rng, outcome, folder = random.Random(seed), Outcome(), lab.folder()  # noqa: S311 - chance, not secrets
+    rng, outcome, folder = random.Random(seed), Outcome(), context.folder()  # noqa: S311 - chance, not secrets
     expected, struck = -end if end == signal.SIGKILL else STOPPED, 0
     while struck < INTERRUPTIONS:
-        ended = attempt(folder, lab.config, end=signal.Signals(end), after_s=rng.uniform(0, lab.seconds))
+        ended = attempt(folder, context.config, end=signal.Signals(end), after_s=rng.uniform(0, context.seconds))
         if ended.code == 0:
             break
         if ended.code != expected:
-            return lab.add_differences(folder, ended, outcome)
+            return context.add_differences(folder, ended, outcome)
         struck += 1
         outcome.count += ended.doing != "starting"
         outcome.places[ended.doing] = outcome.places.get(ended.doing, 0) + 1
@@ -119,53 +120,53 @@ def interrupted(lab: Lab, seed: int, end: int) -> Outcome:
         if end == signal.SIGTERM and ended.seconds > SIGTERM_LIMIT_S:
             outcome.failures.append(f"{folder}: stopped {ended.seconds:.1f} s after SIGTERM, while {ended.doing}")
     else:
-        ended = attempt(folder, lab.config)
-    lab.add_differences(folder, ended, outcome)
-    return _cleared(lab, folder, outcome)
+        ended = attempt(folder, context.config)
+    context.add_differences(folder, ended, outcome)
+    return _cleared(context, folder, outcome)
 
 
-def killed_in_save(lab: Lab, number: int, traced: bool, again: bool) -> Outcome:
+def killed_in_save(context: TrialContext, number: int, traced: bool, again: bool) -> Outcome:
     """Killed at the `number`-th change to the disk of one save; count 0 when the save has fewer, `size` says how many.
 
     The save is that of a new step, which pushes out the checkpoint before; or with `again` of the same step once
     more.
     """
-    folder, outcome = _copy(lab, drop=1), Outcome()
-    calls = lab.calls(again) if traced else None
+    folder, outcome = _copy(context, drop=1), Outcome()
+    calls = context.calls(again) if traced else None
     if calls is not None:
         outcome.size = len(calls)
         if number > len(calls):
-            return _cleared(lab, folder, outcome)
+            return _cleared(context, folder, outcome)
 
     def strike(child: int) -> Popen[str] | None:
         return faults.kill_at_syscall(child, *calls[number - 1]) if calls else None
 
-    ended = _save_only(lab, folder, again, strike, None if traced else number)
+    ended = _save_only(context, folder, again, strike, None if traced else number)
     outcome.count = int(ended.code == -signal.SIGKILL)
     if calls is not None and not outcome.count:
         outcome.failures.append(f"{folder}: call {number}, {calls[number - 1]}, struck nothing")
     if ended.code not in (0, -signal.SIGKILL):
-        outcome.failures.append(f"{folder}: ended with {ended.code} in the save: {ended.said[-500:]}")
+        outcome.failures.append(f"{folder}: ended with {ended.code} in the save: {ended.output[-500:]}")
     if outcome.count:
         outcome.places[calls[number - 1][0] if calls else "file operation"] = 1
-        lab.add_differences(folder, attempt(folder, lab.config), outcome)
-    return _cleared(lab, folder, outcome)
+        context.add_differences(folder, attempt(folder, context.config), outcome)
+    return _cleared(context, folder, outcome)
 
 
 def _save_only(
-    lab: Lab,
+    context: TrialContext,
     folder: Path,
     again: bool,
     strike: Callable[[int], Popen[str] | None],
     number: int | None = None,
-) -> Ended:
+) -> AttemptResult:
     """Resume, take a step unless the same one is to be saved `again`, save and end; `strike` comes just before the
     save."""
     ready, go = os.pipe(), os.pipe()
     tracers: list[Popen[str]] = []
 
     def save_only(run: Run) -> None:
-        run.watch = Watch()  # a pencil writes, too
+        run.watch = Watch()  # a doing_file writes, too
         if not again:
             run.saving = replace(run.saving, every=0, keep=1)
             run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
@@ -184,7 +185,7 @@ def _save_only(
             tracers.append(tracer)
         os.write(go[1], b"g")
 
-    ended = attempt(folder, lab.config, meddle=save_only, when_forked=when_forked)
+    ended = attempt(folder, context.config, tamper=save_only, when_forked=when_forked)
     for descriptor in (*ready, *go):
         os.close(descriptor)
     for tracer in tracers:
@@ -192,65 +193,65 @@ def _save_only(
     return ended
 
 
-def damaged(lab: Lab, seed: int) -> Outcome:
+def damaged(context: TrialContext, seed: int) -> Outcome:
     """A file of the newest checkpoint spoiled: found, set aside, and the one before used."""
-    rng, outcome, folder = random.Random(seed), Outcome(count=1), _copy(lab)  # noqa: S311 - chance, not secrets
+    rng, outcome, folder = random.Random(seed), Outcome(count=1), _copy(context)  # noqa: S311 - chance, not secrets
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     what = faults.damage(newest, rng)
-    ended = attempt(folder, lab.config)
+    ended = attempt(folder, context.config)
     if not any(p.suffix == ".corrupt" for p in (folder / "checkpoints").iterdir()):
         outcome.failures.append(f"{folder}: {what}, and nothing was set aside")
-    lab.add_differences(folder, ended, outcome)
-    return _cleared(lab, folder, outcome)
+    context.add_differences(folder, ended, outcome)
+    return _cleared(context, folder, outcome)
 
 
-def disk_full(lab: Lab, seed: int) -> Outcome:
+def disk_full(context: TrialContext, seed: int) -> Outcome:
     """The disk fills up at some step, for some steps or until the run gives up; then there is space again."""
     rng = random.Random(seed)  # noqa: S311 - chance, not secrets
-    folder = lab.folder(lab.mounted)
+    folder = context.folder(context.mounted)
     start, steps = rng.randrange(0, 4), rng.choice([1, 2, 9])
     leave = rng.choice([0, 3_000, 200_000, 600_000])
     undo: list[Callable[[], None]] = []
 
-    def meddle(run: Run) -> None:
+    def tamper(run: Run) -> None:
         seen = 0
 
         def step(_: dict[str, Any]) -> None:
             nonlocal seen
             seen += 1
             if seen == start + 1:
-                undo.append(faults.fill_disk(folder, leave, lab.mounted is not None))
+                undo.append(faults.fill_disk(folder, leave, context.mounted is not None))
             elif seen == start + 1 + steps and undo:
                 undo.pop()()
 
         run.observer.step = step  # type: ignore[method-assign]
 
     outcome = Outcome()
-    ended = attempt(folder, lab.config, meddle=meddle, notes=lab.root)
+    ended = attempt(folder, context.config, tamper=tamper, notes=context.root)
     (folder.parent / "ballast").unlink(missing_ok=True)
     events = (folder / "events.jsonl").read_text()
     outcome.count = int(ended.code == STOPPED or "Could not save" in events or "not written" in events)
     if ended.code not in (0, STOPPED):
-        return lab.add_differences(folder, ended, outcome)
+        return context.add_differences(folder, ended, outcome)
     outcome.places[f"exit code {ended.code}"] = 1
     if ended.code == STOPPED:
-        ended = attempt(folder, lab.config)
+        ended = attempt(folder, context.config)
     # rollouts are for people to read; a step whose file found no room is left out, and an event says so
-    lab.add_differences(folder, ended, outcome, without="rollouts/")
-    return _cleared(lab, folder, outcome)
+    context.add_differences(folder, ended, outcome, without="rollouts/")
+    return _cleared(context, folder, outcome)
 
 
-def bad_number(lab: Lab, learner: str, number: int, what: str, value: str) -> Outcome:
+def bad_number(context: TrialContext, learner: str, number: int, what: str, value: str) -> Outcome:
     """One number that is not finite in one gradient step: the step is skipped, told, and nothing else changes."""
-    folder = lab.folder()
+    folder = context.folder()
     spoil = partial(faults.spoil_gradient_step, learner_name=learner, number=number, what=what, value=float(value))
-    ended = attempt(folder, lab.config, meddle=spoil)
+    ended = attempt(folder, context.config, tamper=spoil)
     outcome = Outcome(count=1)
     if ended.code != 0:
-        return lab.add_differences(folder, ended, outcome)
+        return context.add_differences(folder, ended, outcome)
     found = fingerprint(folder)
     outcome.digest = sha256(repr(sorted(found.items())).encode()).hexdigest()
-    if not differences(lab.expected, found):
+    if not differences(context.expected, found):
         outcome.failures.append(f"{folder}: {value} in the {what} changed nothing: it was not where it was aimed at")
     skipped = list((folder / "skipped").glob("*.safetensors")) if (folder / "skipped").exists() else []
     if len(skipped) != 1:
@@ -259,20 +260,20 @@ def bad_number(lab: Lab, learner: str, number: int, what: str, value: str) -> Ou
         weights = load_file(folder / name / "model.safetensors")
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
             outcome.failures.append(f"{folder}: the {name} holds a number that is not finite")
-    return _cleared(lab, folder, outcome)
+    return _cleared(context, folder, outcome)
 
 
-def bad_for_good(lab: Lab, learner: str, what: str) -> Outcome:
+def bad_for_good(context: TrialContext, learner: str, what: str) -> Outcome:
     """Numbers that are never finite again: the run stops with exit code 3, all weights finite."""
-    folder = lab.folder()
+    folder = context.folder()
     spoil = partial(
         faults.spoil_gradient_step, learner_name=learner, number=1, what=what, value=float("nan"), times=10**6
     )
-    ended = attempt(folder, lab.config, meddle=spoil)
+    ended = attempt(folder, context.config, tamper=spoil)
     outcome = Outcome(count=1)
     if ended.code != DIVERGED:
-        outcome.failures.append(f"{folder}: ended with {ended.code} instead of {DIVERGED}: {ended.said[-500:]}")
-    return _cleared(lab, folder, outcome)
+        outcome.failures.append(f"{folder}: ended with {ended.code} instead of {DIVERGED}: {ended.output[-500:]}")
+    return _cleared(context, folder, outcome)
 
 
 TRIALS: dict[str, Callable[..., Outcome]] = {
@@ -285,16 +286,16 @@ TRIALS: dict[str, Callable[..., Outcome]] = {
 }
 
 
-def _copy(lab: Lab, drop: int = 0) -> Path:
+def _copy(context: TrialContext, drop: int = 0) -> Path:
     """The finished run once more, without its newest checkpoints."""
-    folder = lab.folder()
-    shutil.copytree(lab.reference, folder)
+    folder = context.folder()
+    shutil.copytree(context.reference, folder)
     for checkpoint in sorted((folder / "checkpoints").iterdir())[::-1][:drop]:
         shutil.rmtree(checkpoint)
     return folder
 
 
-def _cleared(lab: Lab, folder: Path, outcome: Outcome) -> Outcome:
+def _cleared(context: TrialContext, folder: Path, outcome: Outcome) -> Outcome:
     if not outcome.failures:
-        lab.clear(folder)
+        context.clear(folder)
     return outcome

@@ -164,7 +164,7 @@ def report(
 
 def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None:
     """Accuracy before and after, where everything is, and other methods to try with the command `again`."""
-    from vapo.reports.live import lenient_console
+    from vapo.reports.live import best_effort_console
     from vapo.reports.runfiles import read_run
     from vapo.reports.tables import before_after_table
 
@@ -185,6 +185,6 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
         others = ["--preset grpo" if critic else "--preset vapo"]
         others += ["--without value-pretraining"] if preset == "vapo" and whole else []
         lines += ["", "Next, see what the critic is worth:", *(f"  {shlex.join(again)} {other}" for other in others)]
-    console = lenient_console()
+    console = best_effort_console()
     console.print(before_after_table(evaluations))
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)

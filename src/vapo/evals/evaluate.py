@@ -26,7 +26,7 @@ from vapo.types import Decoding, Episode, Prompt, Task
 RANKS = ("best-of-n", "weighted-vote")
 """Ways to pick an answer by the critic's values."""
 CHUNK = 512
-"""Responses that are sampled, judged and kept together: what an interrupted evaluation may lose."""
+"""Responses sampled, judged and saved together; an interrupted evaluation loses at most these."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EvaluationResult:
     `avg` is the mean over prompts of the share of right samples, `low`/`high` its 95 % bootstrap interval over
     prompts; `pass_at` maps k to the unbiased chance that one of k samples is right; `maj` is the majority
     vote's accuracy, None where the task has no final answer to vote on. `intervals` are those of `pass@k` and
-    `maj`. `ranking` says what a critic adds that picks among the samples. Invalid verdicts take no part.
+    `maj`. `ranking` says what a critic adds that picks among the samples. Invalid verdicts are left out.
     """
 
     k: int

@@ -1,7 +1,7 @@
-"""Value at test time: a trained critic picks among the samples of a problem, without knowing the answer.
+"""The critic at test time: it picks among the samples of a problem, without knowing the answer.
 
 `values[p][s]` is the critic's value of sample s of problem p, read before its last token, where the whole answer
-stands; `correct` is as in `vapo.evals.statistics`. Invalid samples are not there to be picked.
+stands; `correct` is as in `vapo.evals.statistics`. Invalid samples are never picked.
 """
 
 from __future__ import annotations

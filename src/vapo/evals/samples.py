@@ -1,4 +1,4 @@
-"""Judged samples on disk, so that a long evaluation goes on where it stopped."""
+"""Judged samples on disk, so that a long evaluation resumes where it stopped."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Scores of an evaluation: avg@k, pass@k, maj@k, each one number per problem, and bootstrap intervals.
 
 All scores start from `correct`, a problems × samples matrix of 1 (right), 0 (wrong) and nan (invalid: the
-verifier could not tell). Invalid samples take no part: they are neither right nor wrong, and they do not
+verifier could not tell). Invalid samples are left out: they count neither as right nor as wrong and do not
 vote. A problem without a single valid sample scores nan and is left out of means and intervals.
 
     scores = avg_at_k(correct)                       # (P,)
     np.nanmean(scores), bootstrap_interval(scores)   # the number, and how far to trust it
 
-Problems, not samples, are what an interval resamples: samples of one problem are not independent.
+Intervals resample problems, because samples of one problem are not independent.
 """
 
 from __future__ import annotations

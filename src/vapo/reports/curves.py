@@ -1,6 +1,6 @@
-"""One figure that tells how a run went: accuracy first, then what explains it.
+"""The curves of one run in one figure: accuracy first, then what explains it.
 
-A panel without data (a GRPO run has no critic) gives its place to the next one on the list.
+Only panels with data are drawn: a GRPO run has no critic, so the next panels on the list move up.
 """
 
 from __future__ import annotations

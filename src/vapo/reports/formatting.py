@@ -1,4 +1,4 @@
-"""Numbers, durations and foreign text as people read them; shared by tables, page and terminal."""
+"""Numbers, durations and text from files, formatted for tables, page and terminal."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def short_count(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them.
+    """Seconds in hours, minutes and seconds.
 
     >>> duration(5.2), duration(200), duration(3723), duration(None)
     ('5.2s', '3m 20s', '1h 02m', '–')

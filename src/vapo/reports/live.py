@@ -1,8 +1,8 @@
 """A run in the terminal while it goes on.
 
 The trainer calls `phase`, `progress`, `step`, `note`, `alarm` and `evaluation`; a view shows them. On a
-terminal that is a calm panel at the bottom, with notes scrolling above it; anywhere else one plain line per
-step, or per few seconds where steps are quicker, without control codes. `SilentView` shows nothing.
+terminal that is a panel at the bottom, with notes scrolling above it; anywhere else one plain line per
+step, at most one every two seconds, without control codes. `SilentView` shows nothing.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ from vapo.reports.formatting import NOTHING, duration, figure, interval, one_lin
 from vapo.reports.progress import SPEED, Progress, evaluation_line, sparkline
 from vapo.reports.runfiles import Record, number
 
-_QUIET_S = 2.0  # plain lines for steps come no closer than this
-_PROGRESS_QUIET_S = 15.0  # and for what happens within a step, than this
+_STEP_LINE_EVERY_S = 2.0  # at most one plain line for steps in this time
+_PROGRESS_LINE_EVERY_S = 15.0  # and one for progress within a step in this time
 _SPARK_WIDTH = 28
 
 
-class Lenient:
-    """A stream that goes quiet when nobody reads it any more or its disk is full: a run outlives its words."""
+class BestEffortStream:
+    """A stream that ignores write errors: the run goes on when nobody reads its output or the disk is full."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def write(self, text: str) -> int:
-        """Write, or be quiet from now on."""
+        """Write; after an error, discard this and all later output."""
         try:
             return self._file.write(text)
         except OSError:
-            self._be_quiet()
+            self._discard_output()
             return len(text)
 
     def flush(self) -> None:
-        """Flush, or be quiet from now on."""
+        """Flush; after an error, discard all later output."""
         try:
             self._file.flush()
         except OSError:
-            self._be_quiet()
+            self._discard_output()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
-    def _be_quiet(self) -> None:
-        # what the stream still holds goes nowhere, too, or the interpreter would fail on it at its end
+    def _discard_output(self) -> None:
+        # also what the stream still buffers: the interpreter would fail to flush it at exit
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._file.fileno())
             os.close(nowhere)
 
 
-def lenient_console() -> Console:
-    """stdout for people, which may go away before the work ends."""
-    return Console(file=cast(TextIO, Lenient(sys.stdout)))
+def best_effort_console() -> Console:
+    """A console on stdout that survives a closed pipe or a full disk."""
+    return Console(file=cast(TextIO, BestEffortStream(sys.stdout)))
 
 
 class SilentView:
@@ -115,7 +115,7 @@ class LiveView:
         title: str = "vapo",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        console = console or lenient_console()
+        console = console or best_effort_console()
         # With FORCE_COLOR rich calls any file a terminal; only a real one can show a panel.
         live = console.file.isatty() and console.is_interactive and not console.is_jupyter
         self._state = Progress(clock)
@@ -204,7 +204,7 @@ class _LineScreen:
     def stepped(self, due: bool = False) -> None:
         first_or_last = self._state.done <= 1 or self._state.done >= self._state.total
         now = self._clock()
-        if due or first_or_last or now - self._last_line_at >= _QUIET_S:
+        if due or first_or_last or now - self._last_line_at >= _STEP_LINE_EVERY_S:
             self._last_line_at = now
             self.say(self._state.step_line(), "")
             self._unsaid_step = False
@@ -213,7 +213,7 @@ class _LineScreen:
 
     def progressed(self) -> None:
         now = self._clock()
-        if now - self._last_line_at >= _PROGRESS_QUIET_S:
+        if now - self._last_line_at >= _PROGRESS_LINE_EVERY_S:
             self._last_line_at = now
             state = self._state
             where = f"{state.title} {state.done}/{state.total}  " if state.total > 1 else ""  # no phase of steps yet
@@ -250,7 +250,7 @@ class _PanelScreen:
 
 
 def panel(state: Progress, title: str) -> Panel:
-    """The live panel: phase and time, then one row per thing worth watching, as far as it is known."""
+    """The live panel: phase and time, then one row per metric that the run has."""
     m = state.metrics
     explained, value_loss = state.value_figures
     rows = Table.grid(padding=(0, 2), expand=True)
@@ -287,11 +287,11 @@ def panel(state: Progress, title: str) -> Panel:
     if state.num_alarms:
         alarm = Text(f"alarm {state.num_alarms}: {state.last_alarm}", style="yellow")
     now = Text(state.doing_text() or " ", style="dim", no_wrap=True, overflow="ellipsis")
-    body = Group(_clockwork(state), *([rows] if rows.row_count else []), *([alarm] if alarm else []), now)
+    body = Group(_times(state), *([rows] if rows.row_count else []), *([alarm] if alarm else []), now)
     return Panel(body, title=Text(title), title_align="left", border_style="dim", padding=(0, 1))
 
 
-def _clockwork(state: Progress) -> Table:
+def _times(state: Progress) -> Table:
     """Phase, step, bar, and the times."""
     line = Table.grid(padding=(0, 2), expand=False)
     times = [f"{duration(state.elapsed)} elapsed"]

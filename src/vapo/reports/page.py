@@ -1,8 +1,8 @@
 """One self-contained page about a run: it opens without a network, in light and in dark.
 
-What a model wrote reaches the page only as JSON inside a data block that the script shows as text; all
-else goes through jinja2 with autoescape. A content security policy allows our own script, by its hash, and
-no other.
+Text that a model wrote stands on the page as JSON in a data block, and the script shows it as text.
+Everything else goes through jinja2 with autoescape. A content security policy allows our own script, by its
+hash, and no other.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def report_html(run_dir: str | Path) -> str:
 
 
 def _totals(run: RunFiles) -> list[tuple[str, str]]:
-    """What the run took, as label and figure."""
+    """Steps, samples, tokens and time, as label and value."""
     train = run.phase(Phase.TRAIN)
     seconds = [s for s in (number(row.get("step_time")) for row in run.metrics) if math.isfinite(s)]
     step_seconds = column(train, "step_time")[1]
@@ -95,7 +95,7 @@ def _plain(value: object) -> str:
 
 
 def _event(event: Record) -> tuple[str, str, str]:
-    """When, what, and the rest in words."""
+    """Time, name and details of an event."""
     details = {key: value for key, value in event.items() if key not in ("event", "time", "message")}
     parts = [str(event["message"])] if event.get("message") else []
     parts += [f"{key} {_plain(value)}" for key, value in details.items()]

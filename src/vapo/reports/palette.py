@@ -1,4 +1,4 @@
-"""Colours, each with one job, for a light and a dark page. Told apart also by the colour-blind."""
+"""Colours for a light and a dark page, one per role; colour-blind readers can tell them apart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Palette:
-    """One scheme. `first` is the main curve, `second` its companion, `third` a rarer guest."""
+    """One scheme. `first` is the main curve, `second` the one beside it, `third` to `fifth` the others."""
 
     paper: str
     ink: str

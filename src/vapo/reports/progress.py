@@ -1,6 +1,6 @@
-"""How far a run is and how it is doing: what the live view knows, apart from how it draws.
+"""The state that the live view shows: steps done, time left, the last metrics.
 
-Fed by the trainer's calls, read by the panel and by the plain lines. Nothing here prints.
+The trainer's calls fill it; the panel and the plain lines read it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Progress:
         self.doing = None
 
     def alarm(self, message: str) -> None:
-        """Something needs attention."""
+        """An alarm was raised."""
         self.num_alarms += 1
         self.last_alarm = one_line(message)
 

@@ -1,4 +1,4 @@
-"""The looks that all figures and pages share."""
+"""The style that all figures and pages share."""
 
 from __future__ import annotations
 

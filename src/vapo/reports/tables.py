@@ -1,4 +1,4 @@
-"""What training changed on held-out prompts: one table, for the terminal, a log file, or a page."""
+"""Held-out scores before and after training: one table, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def before_after_rows(evaluations: list[Record]) -> list[Row]:
 
 
 def headline(evaluations: list[Record]) -> str:
-    """What training did to held-out accuracy, in one sentence that claims no more than the intervals do."""
+    """The change of held-out accuracy in one sentence; a rise or fall only where the intervals are apart."""
     before, after = first_and_last(evaluations)
     if before is None or after is None:
         return "There is no evaluation both before and after training yet."

@@ -1,4 +1,4 @@
-"""The samples a page shows: a few of a few steps, cut to a size that any browser opens at once."""
+"""The samples on the page: a few responses of a few steps, small enough for any browser."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _short(value: float) -> float | None:
 
 
 def _scale(steps: list[Record]) -> Record:
-    """What the ends of each colour scale mean, the same for all samples so that they can be compared."""
+    """The ends of each colour scale, equal for all samples so that they can be compared."""
 
     def all_of(key: str) -> list[float]:
         samples = [sample for step in steps for sample in step["samples"]]

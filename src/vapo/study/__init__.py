@@ -1,1 +1,1 @@
-"""A grid of methods, seeds and base models as ordinary runs, and the page that compares them."""
+"""A grid of methods, seeds and base models, run as ordinary runs and compared."""

@@ -50,7 +50,7 @@ def critic_cells(study: Study, out: Path) -> list[Cell]:
 
 
 def tuning_cells(study: Study, out: Path) -> dict[tuple[str, int], list[Cell]]:
-    """By (method, number of the grid point): a run per tuning seed on the first base, hardly evaluated."""
+    """By (method, number of the grid point): one run per tuning seed on the first base, with the least evaluation."""
     if study.tuning is None:
         return {}
     quiet = {"evaluation": {"every": 0, "samples_per_prompt": 1, "final_samples_per_prompt": None, "prompts": 8}}
@@ -108,7 +108,7 @@ def critic_of(study: Study, method: Method) -> str | None:
 
 
 def base_name(base: int | str) -> str:
-    """How tables call a base model."""
+    """The name of a base model in tables."""
     if isinstance(base, int):
         return f"seed {base}"
     return "shipped" if base == "builtin" else Path(base).name

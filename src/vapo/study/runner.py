@@ -1,4 +1,4 @@
-"""Carry out a study: each cell an ordinary run in a process of its own, finished ones skipped, killed ones resumed.
+"""Run a study: every cell is an ordinary run in its own process; finished ones are skipped, killed ones resumed.
 
 A cell's folder is a run directory with `cell.json`, which says which cell it is and how it ended.
 """
@@ -32,9 +32,9 @@ from vapo.reports.runfiles import number, read_jsonl, read_run
 from vapo.runs import load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
-from vapo.study.study import Study, frozen
+from vapo.study.study import Study, study_yaml
 
-LAST_WORDS = 1500
+LOG_TAIL = 1500
 """Characters of a failed cell's log that are shown."""
 STOP_GRACE_S = 60.0
 """How long a cell may take to save after Ctrl-C."""
@@ -163,12 +163,12 @@ class Runner:
         self._last_ended_at = time.monotonic()
         self.say(f"[{self.done}/{self.total}] {label}: {_score(folder) if code == 0 else outcome}, {seconds:.0f} s")
         if outcome == "failed":
-            last = (self.logs / f"{name}.log").read_text(errors="replace")[-LAST_WORDS:]
+            last = (self.logs / f"{name}.log").read_text(errors="replace")[-LOG_TAIL:]
             self.say(f"  exit code {code}; the log ends:\n{last}")
         return outcome
 
     def _stop(self) -> None:
-        """Let every running process save and stop; kill what does not in time."""
+        """Ask every running process to save and stop; kill those that take too long."""
         with self._lock:
             self._stopping = True
             children = list(self._children)
@@ -204,19 +204,19 @@ def run_study(
     runner = Runner(out, jobs or len(os.sched_getaffinity(0)), say, on_progress)
     critics, trials = critic_cells(study, out), tuning_cells(study, out)
     tried = [cell for cells in trials.values() for cell in cells]
-    first_guess = run_cells(study, out, chosen_before(out))
+    planned = run_cells(study, out, chosen_before(out))
     check_study(study, out)
     with locked(out):
         (out / name).mkdir(parents=True, exist_ok=True)
-        (out / name / "study.yaml").write_text(frozen(study))
-        runner.total = sum(not ended(cell) for cell in [*critics, *tried, *first_guess])
+        (out / name / "study.yaml").write_text(study_yaml(study))
+        runner.total = sum(not ended(cell) for cell in [*critics, *tried, *planned])
         runner.make_bases(study)
-        _ground([*critics, *first_guess])
+        _check_inputs([*critics, *planned])
         for depth in sorted({_depth(cell, critics) for cell in critics}):  # one may start from another
             level = [cell for cell in critics if _depth(cell, critics) == depth]
             runner.run(level)
             for cell in level:
-                if _card(cell.folder).get("outcome") != "finished":
+                if _read_card(cell.folder).get("outcome") != "finished":
                     raise StudyError(f"{describe(cell)} did not finish, and runs start from it; see {runner.logs}.")
         if failed := runner.run(tried):
             raise StudyError(
@@ -230,7 +230,7 @@ def run_study(
         for cell in cells:
             check_same(cell)
         failed = runner.run(cells)
-        begun = [cell.folder for cell in cells if _card(cell.folder)]
+        begun = [cell.folder for cell in cells if _read_card(cell.folder)]
         note = f"{command}, ended {date.today()}"
         if not failed or finished_methods(begun):
             reference = reference_among(finished_methods(begun), study.reference)
@@ -247,7 +247,7 @@ def run_study(
 
 def finished_methods(folders: Sequence[Path]) -> set[str]:
     """The methods that have a finished run among these."""
-    return {card["method"] for card in map(_card, folders) if card.get("outcome") == "finished"}
+    return {card["method"] for card in map(_read_card, folders) if card.get("outcome") == "finished"}
 
 
 def reference_among(methods: Collection[str], wanted: str) -> str:
@@ -261,7 +261,7 @@ def check_study(study: Study, out: Path) -> None:
     for cell in [*cells, *(cell for trials in tuning_cells(study, out).values() for cell in trials)]:
         check_same(cell)
     made_here = {base_folder(study, out, base) for base in study.bases if isinstance(base, int)}
-    _ground([cell for cell in cells if cell.config.sections.model.policy not in made_here])
+    _check_inputs([cell for cell in cells if cell.config.sections.model.policy not in made_here])
 
 
 def choose_settings(
@@ -293,7 +293,7 @@ def chosen_before(out: Path) -> dict[str, dict[str, Any]]:
 
 def late_accuracy(folder: Path) -> float | None:
     """Mean training accuracy over the last quarter of a run's steps; None for a run that did not end well."""
-    if _card(folder).get("outcome") != "finished":
+    if _read_card(folder).get("outcome") != "finished":
         return None
     rows = read_run(folder).phase(Phase.TRAIN)
     late = [number(row.get("accuracy")) for row in rows[len(rows) * 3 // 4 :]]
@@ -304,7 +304,7 @@ def critic_card(cell: Cell) -> dict[str, Any] | None:
     """What the cell's shared critic cost, with what it started from, which is not in the cell's own counts."""
     if cell.critic is None:
         return None
-    rows, before = read_run(cell.critic).metrics, _card(cell.critic).get("critic") or {}
+    rows, before = read_run(cell.critic).metrics, _read_card(cell.critic).get("critic") or {}
     last = rows[-1] if rows else {}
     own = {
         "samples": int(last.get("num_samples", 0)),
@@ -313,7 +313,7 @@ def critic_card(cell: Cell) -> dict[str, Any] | None:
         "gradient_steps": sum(int(row.get("pretrain/gradient_steps", 0)) for row in rows),
     }
     return {
-        "name": _card(cell.critic).get("method", cell.critic.name),
+        "name": _read_card(cell.critic).get("method", cell.critic.name),
         **{key: value + before.get(key, 0) for key, value in own.items()},
         "explained_variance": last.get("pretrain/explained_variance"),
     }
@@ -321,7 +321,7 @@ def critic_card(cell: Cell) -> dict[str, Any] | None:
 
 def ended(cell: Cell) -> bool:
     """Whether the cell's run came to an end of its own, good or bad."""
-    return _card(cell.folder).get("outcome") in ("finished", "diverged")
+    return _read_card(cell.folder).get("outcome") in ("finished", "diverged")
 
 
 def outcome_of(code: int) -> Outcome:
@@ -369,8 +369,8 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _ground(cells: Sequence[Cell]) -> None:
-    """Check tasks, prompts and models of the cells that wait for no critic; the others have the same ones."""
+def _check_inputs(cells: Sequence[Cell]) -> None:
+    """Check tasks, prompts and models of the cells that start from no critic; the others use the same ones."""
     seen = []
     for cell in cells:
         sections = cell.config.sections
@@ -385,8 +385,8 @@ def _depth(cell: Cell, critics: Sequence[Cell]) -> int:
     return 0 if start is None else 1 + _depth(start, critics)
 
 
-def _card(folder: Path) -> dict[str, Any]:
-    """A cell.json; empty if there is none or it cannot be read, so that the cell is gone on with."""
+def _read_card(folder: Path) -> dict[str, Any]:
+    """The content of cell.json; empty where it is missing or damaged, so that the cell is resumed."""
     try:
         card = json.loads((folder / "cell.json").read_bytes())
     except (OSError, ValueError):

@@ -137,7 +137,7 @@ def study_file(source: str) -> Path:
     return studies()[source]
 
 
-def method_called(name: str) -> dict[str, Any]:
+def method_from_name(name: str) -> dict[str, Any]:
     """The method that a name says: a preset, `PRESET without TECHNIQUE`, or `PRESET with dynamic-sampling`."""
     preset, _, rest = name.partition(" ")
     how, _, what = rest.partition(" ")
@@ -188,7 +188,7 @@ def only_methods(study: Study, names: Sequence[str]) -> Study:
     if not names:
         return study
     chosen = {
-        name: study.methods[name] if name in study.methods else Method.model_validate(method_called(name))
+        name: study.methods[name] if name in study.methods else Method.model_validate(method_from_name(name))
         for name in names
     }
     tuning, untabled = study.tuning, {}
@@ -222,7 +222,7 @@ def check_names(study: Study, where: str) -> None:
             raise ConfigError(f"{where}: tuning names {name!r}, which is not among the methods.")
 
 
-def frozen(study: Study) -> str:
+def study_yaml(study: Study) -> str:
     """The study as YAML, as it was carried out."""
     return yaml.safe_dump(json.loads(study.model_dump_json()), sort_keys=False, width=100)
 
@@ -243,12 +243,12 @@ def _entries(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _named_methods(methods: Any, path: Path) -> dict[str, Any]:
-    """Methods by name; a name alone, or an entry without a preset, is read by `method_called`."""
+    """Methods by name; a name alone, or an entry without a preset, is read by `method_from_name`."""
     if isinstance(methods, list) and all(isinstance(name, str) for name in methods):
-        return {name: method_called(name) for name in methods}
+        return {name: method_from_name(name) for name in methods}
     if isinstance(methods, Mapping) and all(entry is None or isinstance(entry, Mapping) for entry in methods.values()):
         return {
-            str(name): dict(entry) if entry and "preset" in entry else merge(method_called(str(name)), entry or {})
+            str(name): dict(entry) if entry and "preset" in entry else merge(method_from_name(str(name)), entry or {})
             for name, entry in methods.items()
         }
     raise ConfigError(

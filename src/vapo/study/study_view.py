@@ -1,4 +1,4 @@
-"""What a running study shows: a bar with an estimate of the time left, and a line per finished cell."""
+"""The terminal view of a running study: a progress bar with the time left, and a line per finished cell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from vapo.reports.formatting import duration
-from vapo.reports.live import lenient_console
+from vapo.reports.live import best_effort_console
 
 
 class Counted(Protocol):
@@ -53,7 +53,7 @@ class StudyView:
 @contextmanager
 def study_view(silent: bool) -> Iterator[StudyView]:
     """A bar on a terminal, plain lines elsewhere, nothing if silent."""
-    console = lenient_console()
+    console = best_effort_console()
     if silent or not console.is_terminal:
         yield StudyView(console, None, silent)
         return

@@ -13,7 +13,7 @@ from vapo.study.comparison.bootstrap import (
     estimate,
     paired_estimate,
     run_means,
-    stretch,
+    t_over_normal,
 )
 
 
@@ -71,10 +71,10 @@ def test_degrees_of_freedom_are_those_of_what_varies():
 
 
 def test_few_degrees_of_freedom_move_the_ends_out_as_student_says():
-    assert stretch(float("inf")) == 1.0
-    assert stretch(2) * 1.96 == pytest.approx(4.303)
-    assert stretch(7) * 1.96 == pytest.approx(2.365, abs=0.02)  # between two places of the table
-    assert stretch(0.5) == stretch(1)
+    assert t_over_normal(float("inf")) == 1.0
+    assert t_over_normal(2) * 1.96 == pytest.approx(4.303)
+    assert t_over_normal(7) * 1.96 == pytest.approx(2.365, abs=0.02)  # between two places of the table
+    assert t_over_normal(0.5) == t_over_normal(1)
 
 
 def test_intervals_of_three_lucky_or_unlucky_pairs_hold_the_truth_nineteen_times_of_twenty():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vapo.study.comparison.score_curves import RunCurve, arrival, first_reach, mean_curves, rates_at
+from vapo.study.comparison.score_curves import RunCurve, first_reach, mean_curves, rates_at, steps_until_target
 
 
 def curve(x, *rates):
@@ -58,13 +58,13 @@ def test_first_reach_is_the_first_crossing_and_not_the_last():
 
 def test_a_curve_twice_as_steep_arrives_after_half_the_steps():
     steep = [curve([0, 100], [0.0] * 3, [1.0] * 3)] * 2
-    found = arrival(steep, ["a"] * 2, np.full((2, 3), 0.5), ["a"] * 2, paired=False)
+    found = steps_until_target(steep, ["a"] * 2, np.full((2, 3), 0.5), ["a"] * 2, paired=False)
     assert found == (50.0, 50.0, 50.0, 1.0)
 
 
 def test_an_arrival_that_some_resamples_miss_has_an_open_end():
     runs = [curve([0, 100], [0.0] * 2, [0.4] * 2), curve([0, 100], [0.0] * 2, [0.8] * 2)]
-    found = arrival(runs, ["a"] * 2, np.full((2, 2), 0.5), ["a"] * 2, paired=False)
+    found = steps_until_target(runs, ["a"] * 2, np.full((2, 2), 0.5), ["a"] * 2, paired=False)
     # the mean ends at .6: 500/6; of one run drawn, .4 never arrives and .8 at 62.5
     assert found.x == pytest.approx(250 / 3)
     assert (found.low, found.high) == (62.5, np.inf)
@@ -74,11 +74,13 @@ def test_an_arrival_that_some_resamples_miss_has_an_open_end():
 def test_what_is_to_be_reached_arrives_at_itself_in_every_resample():
     # rising curves of unlike runs: drawn together with their own ends, each resample reaches its end at the end
     runs = [curve([0, 100], [0.0] * 2, [0.4] * 2), curve([0, 100], [0.0] * 2, [0.8] * 2)]
-    found = arrival(runs, ["a"] * 2, np.array([[0.4] * 2, [0.8] * 2]), ["a"] * 2, paired=True)
+    found = steps_until_target(runs, ["a"] * 2, np.array([[0.4] * 2, [0.8] * 2]), ["a"] * 2, paired=True)
     assert found == (100.0, 100.0, 100.0, 1.0)
 
 
 def test_one_run_arrives_without_an_interval():
-    found = arrival([curve([0, 10], [0.0], [1.0])], ["a"], np.array([[0.3], [0.5]]), ["a", "a"], paired=False)
+    found = steps_until_target(
+        [curve([0, 10], [0.0], [1.0])], ["a"], np.array([[0.3], [0.5]]), ["a", "a"], paired=False
+    )
     assert found.x == pytest.approx(4.0)
     assert np.isnan([found.low, found.high, found.reached]).all()

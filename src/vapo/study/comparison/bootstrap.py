@@ -1,13 +1,13 @@
-"""Intervals for several runs scored on the same prompts: both could have been others.
+"""Intervals for several runs scored on the same prompts, over the choice of runs and of prompts.
 
-A run's score depends on its seed and base, and on which prompts happen to be held out. So one resample
+A run's score depends on its seed and base, and on the prompts that are held out. So one resample
 draws runs with replacement *and* prompts with replacement. Prompts are crossed with runs: every run meets
 the same ones, and a resample gives every run the same resampled prompts.
 
     scores: (R, P) runs × prompts, success rates in [0, 1] or their differences, nan where not judged
 
 With several bases, runs are resampled within each base (stratified): which bases are studied is a choice,
-not luck. A base with a single run has nothing to resample; as soon as there is one, runs are drawn from all
+not drawn. A base with a single run has nothing to resample; as soon as there is one, runs are drawn from all
 bases together, which counts the difference between bases as noise and so errs on the wide side.
 
 Of n runs of a stratum n - 1 are drawn, each then counting n/(n - 1): with n draws the variance between runs
@@ -88,7 +88,7 @@ def estimate(scores: Scores, strata: Sequence[Hashable], *, resamples: int = RES
         total = np.maximum(weights.sum(axis=1), 1.0)
         means.append((weights * np.nan_to_num(of_runs)).sum(axis=1) / total)
     low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    wider = stretch(degrees_of_freedom(scores, strata))
+    wider = t_over_normal(degrees_of_freedom(scores, strata))
     return Estimate(mean, float(mean - wider * (mean - low)), float(mean + wider * (high - mean)), len(scores))
 
 
@@ -113,7 +113,7 @@ def _variances_of_runs(means: Scores, strata: Sequence[Hashable]) -> list[tuple[
     return [(len(g) * float(means[g].var(ddof=1)) / len(means) ** 2, len(g) - 1) for g in groups]
 
 
-def stretch(df: float) -> float:
+def t_over_normal(df: float) -> float:
     """Student's 97.5 % quantile at `df` degrees of freedom, at least 1, over the normal one."""
     place = 1 / max(1.0, df)
     return float(np.interp(place, _T_PLACES, _T_QUANTILES)) / _T_QUANTILES[0]
@@ -144,7 +144,7 @@ def band(curves: Scores, strata: Sequence[Hashable], *, resamples: int = 2_000, 
     low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     centre = curves.mean(axis=0)
     # a band has one width per place, and the fewest degrees of freedom that a stratum has
-    wider = stretch(min(len(group) for group in _strata(strata)) - 1)
+    wider = t_over_normal(min(len(group) for group in _strata(strata)) - 1)
     return centre - wider * (centre - low), centre + wider * (high - centre)
 
 
@@ -174,19 +174,19 @@ def resampled_means(scores: Scores, prompts: Scores) -> Scores:
 
 
 def _run_draws(strata: Sequence[Hashable], resamples: int, seed: int, stream: int) -> Iterator[Scores]:
-    groups, luck = _strata(strata), np.random.default_rng([seed, stream])
+    groups, rng = _strata(strata), np.random.default_rng([seed, stream])
     for rows in _blocks(resamples):
         runs = np.zeros((rows, len(strata)))
         for group in groups:
             drawn = len(group) - 1  # unbiased variance, see above; scaled so that each stratum keeps its weight
-            runs[:, group] = _counts(luck, rows, len(group), drawn) * len(group) / drawn
+            runs[:, group] = _counts(rng, rows, len(group), drawn) * len(group) / drawn
         yield runs
 
 
 @lru_cache(maxsize=2)  # a comparison asks for the same ones a hundred times
 def _prompt_draws(num_prompts: int, resamples: int, seed: int) -> tuple[Scores, ...]:
-    luck = np.random.default_rng([seed, 0])
-    return tuple(_counts(luck, rows, num_prompts) for rows in _blocks(resamples))
+    rng = np.random.default_rng([seed, 0])
+    return tuple(_counts(rng, rows, num_prompts) for rows in _blocks(resamples))
 
 
 def _blocks(resamples: int) -> list[int]:
@@ -203,7 +203,7 @@ def _strata(strata: Sequence[Hashable]) -> list[NDArray[np.int64]]:
     return [np.array(rows) for rows in members.values()]
 
 
-def _counts(luck: np.random.Generator, rows: int, size: int, drawn: int | None = None) -> Scores:
+def _counts(rng: np.random.Generator, rows: int, size: int, drawn: int | None = None) -> Scores:
     """(rows, size) how often each of `size` things comes up in `drawn` draws (default: `size`) with replacement."""
-    draws = luck.integers(size, size=(rows, size if drawn is None else drawn)) + size * np.arange(rows)[:, None]
+    draws = rng.integers(size, size=(rows, size if drawn is None else drawn)) + size * np.arange(rows)[:, None]
     return np.bincount(draws.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Run directories read for a comparison, and refused where comparing them would mislead."""
+"""Read run directories for a comparison; refuse those whose comparison would mislead."""
 
 from __future__ import annotations
 
@@ -115,16 +115,16 @@ def task_of(run: ComparedRun) -> str:
 
 def _read_run(path: Path) -> ComparedRun:
     files = read_run(path)
-    told = _cell_json(path)
-    outcome = _outcome(files, told)
+    card = _cell_json(path)
+    outcome = _outcome(files, card)
     model = files.config.get("model") or {}
     run = ComparedRun(
         files=files,
-        method=one_line(told.get("method") or files.preset),
-        base=one_line(told.get("base") or model.get("policy") or "unknown"),
-        seed=int(told.get("seed", files.config.get("seed", 0))),
+        method=one_line(card.get("method") or files.preset),
+        base=one_line(card.get("base") or model.get("policy") or "unknown"),
+        seed=int(card.get("seed", files.config.get("seed", 0))),
         outcome=outcome,
-        pretraining=_pretraining(files, told.get("critic")),
+        pretraining=_pretraining(files, card.get("critic")),
         resumed=_resumes(files),
     )
     if outcome != "finished":
@@ -148,8 +148,8 @@ def _cell_json(path: Path) -> Record:
     return content
 
 
-def _outcome(files: RunFiles, told: Record) -> Outcome:
-    outcome = told.get("outcome")
+def _outcome(files: RunFiles, card: Record) -> Outcome:
+    outcome = card.get("outcome")
     if outcome is not None and outcome not in get_args(Outcome):
         raise DataError(f"{files.path / 'cell.json'}: unknown outcome {outcome!r}; use one of {get_args(Outcome)}.")
     if outcome in ("diverged", "failed"):

@@ -1,4 +1,4 @@
-"""The comparison as one self-contained page: it opens without a network, in light and in dark, without a script.
+"""The comparison as one self-contained page: no network, no script, light and dark.
 
 Whatever comes from files (labels, notes) goes through jinja2 with autoescape; figures draw text as shapes.
 """

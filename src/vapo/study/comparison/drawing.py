@@ -1,4 +1,4 @@
-"""The looks that all figures of a comparison share."""
+"""The style that all figures of a comparison share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def new_figure(height: float) -> Figure:
 
 def colours(methods: list[str], palette: Palette = LIGHT) -> dict[str, str]:
     """The methods that have a colour of their own: those of the paper's comparison, always the same; if
-    there are no more than five methods, or none of those, also the first others. All else is drawn quietly."""
+    there are no more than five methods, or none of those, also the first others. All others are drawn in grey."""
     chosen = {method: _COLOURS[method] for method in methods if method in LADDER}
     if len(methods) <= len(_COLOURS) or not chosen:
         free = [hue for hue in ("first", "second", "third", "fourth", "fifth") if hue not in chosen.values()]

@@ -1,4 +1,4 @@
-"""What happened inside training, averaged over a method's runs: from metrics.jsonl to a few short curves."""
+"""Training metrics averaged over a method's runs, as a few short curves."""
 
 from __future__ import annotations
 

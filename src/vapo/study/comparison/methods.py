@@ -1,4 +1,4 @@
-"""The methods of the paper's table, in its order, and how a method is named when its name alone will not do."""
+"""The methods of the paper's table in its order, and names for runs of one method under different settings."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class RunCurve(NamedTuple):
         return np.array([np.nanmean(row) if (~np.isnan(row)).any() else np.nan for row in self.rates])
 
 
-class Arrival(NamedTuple):
+class TargetReached(NamedTuple):
     """Where a mean curve first reaches a target, in units of x, and its 95 % interval.
 
     `inf` means that it is not reached; `reached` is the share of resamples in which it was.
@@ -88,7 +88,7 @@ def first_reach(x: Scores, curves: Scores, targets: Scores) -> Scores:
     return np.where(above.any(axis=1), crossing, np.inf)
 
 
-def arrival(
+def steps_until_target(
     curves: Sequence[RunCurve],
     strata: Sequence[Hashable],
     target_scores: Scores,
@@ -97,7 +97,7 @@ def arrival(
     paired: bool,
     resamples: int = 2_000,
     seed: int = 0,
-) -> Arrival:
+) -> TargetReached:
     """Where the mean curve of some runs first reaches the mean final score of others.
 
     `target_scores` (R', P) are the final success rates of the runs to be reached, `strata` the base of each
@@ -110,7 +110,7 @@ def arrival(
     target = np.nanmean(np.nanmean(target_scores, axis=1))
     point = float(first_reach(x, means.mean(axis=0)[None], np.array([target]))[0])
     if len(curves) < 2 or len(target_scores) < 2:
-        return Arrival(point, float("nan"), float("nan"), float("nan"))
+        return TargetReached(point, float("nan"), float("nan"), float("nan"))
     rates = np.array([[rates_at(curve, at) for at in x] for curve in curves])  # (R, G, P)
     num_prompts, found = rates.shape[2], []
     own = draws(strata, num_prompts, resamples=resamples, seed=seed, stream=1)
@@ -123,7 +123,7 @@ def arrival(
     places = np.concatenate(found)
     # of the sorted places themselves: between a number and inf nothing can be interpolated
     low, high = np.quantile(places, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
-    return Arrival(point, float(low), float(high), float(np.isfinite(places).mean()))
+    return TargetReached(point, float(low), float(high), float(np.isfinite(places).mean()))
 
 
 def _last_of_each(curve: RunCurve) -> RunCurve:

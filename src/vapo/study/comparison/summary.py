@@ -1,4 +1,4 @@
-"""From runs to `results.json`: everything a comparison says, as plain data.
+"""Everything in `results.json`, computed from the runs.
 
 docs/compare.md explains each entry; page, table and figures are made from it alone.
 """
@@ -20,14 +20,14 @@ from vapo.study.comparison import dynamics
 from vapo.study.comparison.bootstrap import LEVEL, RESAMPLES, Estimate, band, estimate, paired_estimate, run_means
 from vapo.study.comparison.compared_runs import ComparedRun, Evaluation, task_of
 from vapo.study.comparison.methods import PAPER, short_names
-from vapo.study.comparison.score_curves import RunCurve, arrival, mean_curves, rates_at
+from vapo.study.comparison.score_curves import RunCurve, mean_curves, rates_at, steps_until_target
 
 FORMAT = 1
 TARGET = "dapo"
 """The method whose final score the others are timed to; the paper: "50 in 60 % of DAPO's steps"."""
 DIGITS = 5
 ROUNDING = 1e-12
-"""Smaller numbers are what is left of 0 after floating-point sums."""
+"""Smaller numbers are rounding errors of 0."""
 FALL = 0.15
 """How far below its own best evaluation a run ends to be called fallen; an avg@1 of 200 prompts errs by 0.035."""
 
@@ -208,7 +208,7 @@ def _steps_to_target(group: list[ComparedRun], target: list[ComparedRun] | None)
     if not target or not group or not _has_improved(target):
         return None
     total = _gradient_steps(target)
-    found = arrival(
+    found = steps_until_target(
         [_curve(run, _gradient) for run in group],
         [run.base for run in group],
         np.array([run.final.rates for run in target]),
@@ -288,7 +288,7 @@ def _seconds(run: ComparedRun) -> float:
 
 
 def _fell(run: ComparedRun) -> bool:
-    """Whether the run ended far below its own best evaluation: a collapse that no exit code tells."""
+    """Whether the run ended far below its own best evaluation: a collapse without an error."""
     return float(_curve(run, _gradient).means.max()) - _score([run]) > FALL
 
 

@@ -1,4 +1,4 @@
-"""The run that is broken: the built-in maze, both phases, every kind of step, in about a second."""
+"""The run that trials break: the built-in maze, both phases, every kind of step, in about a second."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def small_config(*layers: dict[str, Any]) -> Config:
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
-    """All that must be the same however often the run was killed.
+    """What must be the same however often the run was killed.
 
     The lines of its logs without times, the counters, the SHA-256 of both networks, both optimizers, the reference
     and the finished models, and the rollouts' text.
@@ -60,7 +60,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of what is not the same."""
+    """Names of the entries that differ."""
     return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 

@@ -1,6 +1,6 @@
 """The process that forks runs: JSON in, one trial a line; JSON out, one outcome a line.
 
-python -m vapo.chaos.zygote FOLDER [MOUNT]
+python -m vapo.chaos.fork_server FOLDER [MOUNT]
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from vapo import runs
-from vapo.chaos.small import small_config
-from vapo.chaos.trials import TRIALS, Lab
+from vapo.chaos.small_run import small_config
+from vapo.chaos.trials import TRIALS, TrialContext
 from vapo.ground import close
 from vapo.json_text import json_text
 from vapo.reports.live import SilentView
@@ -35,11 +35,11 @@ def main(root: Path, mount: bool) -> None:
         command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "disk", str(mounted)]
         subprocess.run(command, check=True)  # noqa: S603 - a folder of ours, in a name space of our own
     _warm_up(root)
-    lab = Lab(root, mounted)
-    answers.write(json_text({"ready": lab.seconds}) + "\n")
+    context = TrialContext(root, mounted)
+    answers.write(json_text({"ready": context.seconds}) + "\n")
     for line in sys.stdin:
         asked = json.loads(line)
-        outcome = TRIALS[asked.pop("trial")](lab, **asked)
+        outcome = TRIALS[asked.pop("trial")](context, **asked)
         answers.write(json_text(outcome.to_json()) + "\n")
 
 

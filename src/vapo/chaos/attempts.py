@@ -21,25 +21,25 @@ from vapo.trainer.run import Run
 from vapo.trainer.watch import Watch
 
 LIMIT_S = 120.0
-"""An attempt that takes longer hangs."""
-LOST = 70
-"""Exit code of a child that raised what no user should see."""
+"""Seconds after which an attempt counts as hanging."""
+CRASHED = 70
+"""Exit code of a child that ended with a traceback."""
 
-Meddle = Callable[[Run], None]
+Tamper = Callable[[Run], None]
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How an attempt ended: exit code (negative for a signal), its last sign of life, seconds from the signal on."""
+class AttemptResult:
+    """Exit code of an attempt (negative for a signal), what it did last, seconds since the signal, and its output."""
 
     code: int
     doing: str
     seconds: float
-    said: str = ""
+    output: str = ""
 
 
-class Pencil(Watch):
-    """Writes the last sign of life where a reader finds it after a kill."""
+class LastDoing(Watch):
+    """Keeps what the run does in a file, which outlives a kill."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY)
@@ -53,23 +53,23 @@ def attempt(
     folder: Path,
     config: Config,
     *,
-    meddle: Meddle | None = None,
+    tamper: Tamper | None = None,
     end: signal.Signals | None = None,
     after_s: float = 0.0,
     when_forked: Callable[[int], None] | None = None,
     notes: Path | None = None,
-) -> Ended:
+) -> AttemptResult:
     """Start the run, or resume it, in a child; `end` is sent `after_s` seconds after it began to work.
 
-    `meddle` may change the run's objects before it begins; `when_forked` is given the child's number. What the child
-    does and says goes into the folder `notes`, by default beside the run.
+    `tamper` may change the run's objects before it begins; `when_forked` gets the child's process id. What the child
+    does and prints is written into the folder `notes`, by default beside the run.
     """
     notes = notes or folder.parent  # not on a disk that is to be full
-    pencil, said = notes / f"{folder.name}.doing", notes / f"{folder.name}.said"
-    pencil.unlink(missing_ok=True)
+    doing_file, said = notes / f"{folder.name}.doing", notes / f"{folder.name}.said"
+    doing_file.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
-        _be_the_run(folder, config, meddle, pencil, said)
+        _run_in_child(folder, config, tamper, doing_file, said)
     if when_forked:
         when_forked(child)
     started = time.monotonic()
@@ -85,13 +85,13 @@ def attempt(
     if status is None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        return Ended(LOST, "hung: " + _read(pencil), seconds)
-    return Ended(os.waitstatus_to_exitcode(status), _read(pencil), seconds, _read(said))
+        return AttemptResult(CRASHED, "hung: " + _read(doing_file), seconds)
+    return AttemptResult(os.waitstatus_to_exitcode(status), _read(doing_file), seconds, _read(said))
 
 
-def _be_the_run(folder: Path, config: Config, meddle: Meddle | None, pencil: Path, said: Path) -> None:
+def _run_in_child(folder: Path, config: Config, tamper: Tamper | None, doing_file: Path, said: Path) -> None:
     """What the child does; never returns."""
-    code = LOST
+    code = CRASHED
     with said.open("w") as words:
         os.dup2(words.fileno(), 1)
         os.dup2(words.fileno(), 2)
@@ -102,9 +102,9 @@ def _be_the_run(folder: Path, config: Config, meddle: Meddle | None, pencil: Pat
                 run = runs.resume(folder, SilentView())
             else:
                 run = runs.begin(config, folder, SilentView())
-            run.watch = Pencil(pencil)
-            if meddle:
-                meddle(run)
+            run.watch = LastDoing(doing_file)
+            if tamper:
+                tamper(run)
             return run
 
         code = exit_code_of(lambda: carry_out(prepare, partial(runs.finish, report=False)))
