@@ -6,7 +6,9 @@ from fractions import Fraction
 
 import pytest
 
-from vapo.tasks.verifiers.notation import number, split_unit, tidy, too_wild
+from vapo.tasks.verifiers.notation import number, tidy
+from vapo.tasks.verifiers.units import split_unit
+from vapo.tasks.verifiers.wild import too_wild
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_plain_numbers_are_exact(text, value):
     [
         ("12\\text{ cm}^2", "12", "cm^2"),
         ("12 centimeters", "12", "cm"),
-        ("80 \\text{ km/h}", "80", "km h"),
+        ("80 \\text{ km/h}", "80", "km h^-1"),  # not km h
         *(
             (text, text, "")
             for text in (
