@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from vapo.tasks.verifiers.notation import number
 from vapo.tasks.verifiers.parts import bracket, listing, split
 
 _RELATION = re.compile(r"(<|>|\\(?:le|leq|ge|geq|lt|gt)(?![a-z]))")
+_TURN = {  # a < b is b > a
+    "<": ">", ">": "<", "\\lt": "\\gt", "\\gt": "\\lt",
+    "\\le": "\\ge", "\\ge": "\\le", "\\leq": "\\geq", "\\geq": "\\leq",
+}  # fmt: skip
 _VARIABLE = re.compile(r"[A-Za-z](?:_\{?\w\}?)?|\\(?!pi|infty)[a-z]+")
 _REALS = re.compile(r"\\mathbb ?(?:\{ ?R ?\}|R)(?: ?(?:\\setminus|-|\\backslash) ?(\\\{.*\\\}))?")
 _UNEQUAL = re.compile(r"(.+?) ?\\(?:ne|neq)(?![a-z]) ?(.+)")
@@ -48,7 +53,7 @@ def _without(name: str, points: list[str]) -> tuple[str, str] | None:
         return None
     inner = sorted(points, key=lambda point: values[point] or 0)
     edges = ["-\\infty", *inner, "\\infty"]
-    return name, " \\cup ".join(f"({low},{high})" for low, high in zip(edges, edges[1:], strict=False))
+    return name, " \\cup ".join(f"({low},{high})" for low, high in pairwise(edges))
 
 
 def _inequality(text: str) -> tuple[str, str] | None:
@@ -59,9 +64,9 @@ def _inequality(text: str) -> tuple[str, str] | None:
         if len(sides) == 3 and _VARIABLE.fullmatch(sides[2]) and not _VARIABLE.fullmatch(sides[0]):
             bounds = [(sides[0], sides[1], sides[2])]
         elif len(sides) == 3:
-            bounds = [(sides[2], _turned(sides[1]), sides[0])]
+            bounds = [(sides[2], _TURN[sides[1]], sides[0])]
         elif len(sides) == 5:
-            bounds = [(sides[0], sides[1], sides[2]), (sides[4], _turned(sides[3]), sides[2])]
+            bounds = [(sides[0], sides[1], sides[2]), (sides[4], _TURN[sides[3]], sides[2])]
         else:
             return None
         for bound, relation, name in bounds:
@@ -76,8 +81,3 @@ def _inequality(text: str) -> tuple[str, str] | None:
             if given:
                 return None  # bounded twice from one side
     return (names.pop(), f"{low},{high}") if len(names) == 1 else None
-
-
-def _turned(relation: str) -> str:
-    """Of b > a for a < b."""
-    return relation.translate(str.maketrans("<>lg", "><gl")) if len(relation) < 4 else {"\\leq": "\\geq"}.get(relation, "\\leq")

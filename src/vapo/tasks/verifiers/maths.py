@@ -14,7 +14,7 @@ from vapo.errors import ConfigError
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.intervals import region
 from vapo.tasks.verifiers.notation import MAX_ANSWER, number, squeezed, tidy, word_in
-from vapo.tasks.verifiers.numerals import numeral, residue, spelled
+from vapo.tasks.verifiers.numerals import numeral, residue
 from vapo.tasks.verifiers.parts import NAME, bracket, column, coordinates, listing, matrix, named, split, union
 from vapo.tasks.verifiers.units import conversion, split_unit
 from vapo.tasks.verifiers.wild import too_wild
@@ -67,9 +67,11 @@ def compare(gold: str, answer: str) -> Verdict:
     if not gold.strip():
         return Verdict("invalid", "the gold answer is empty")
     asked, given = tidy(gold), tidy(answer)
-    if same_words(gold, answer) or same_time(asked, given) or same_figure(asked, given):
+    if same_words(gold, answer) or same_figure(asked, given):
         return Verdict("right")
-    if _letters(asked) and spelled(asked) is None:
+    if (same := same_time(asked, given)) is not None:
+        return Verdict("right") if same else Verdict("wrong", "another time")
+    if _letters(asked) and plainly(asked) == asked:
         return Verdict("wrong", "another word")
     moduli = [left[1] for text in (asked, given) if (left := residue(text))]
     if len(set(moduli)) > 1:
@@ -102,16 +104,18 @@ def _readings(answer: str) -> list[str]:
 
 
 def _rounded(text: str) -> list[str]:
-    """The exact and the rounded value of `4\pi \\approx 12.57`; nothing if the one is not the other, rounded."""
+    """The exact and the rounded value of `4\\pi \\approx 12.57`; nothing if the one is not the other, rounded."""
     sides = split(text, "\\approx")
     exact = split(sides[0], "=")[-1]
     digits = sides[-1].replace(" ", "")
     if len(sides) != 2 or not re.fullmatch(r"-?\d{1,15}(?:\.\d{1,15})?", digits) or word_in(exact) or too_wild(exact):
         return []
     value = approximation(exact)
+    if value is None or (value < 0) != digits.startswith("-"):
+        return []
     places = len(digits.partition(".")[2])
-    near = value is not None and abs(value - float(digits)) < (10.0**-places if places else 0.5)
-    return [sides[0], digits] if near else []
+    cut = (abs(value) - abs(float(digits))) * 10.0**places  # in units of the last place
+    return [sides[0], digits] if -0.5 <= cut < (1 if places else 0.5) else []
 
 
 def _same_percentage(gold: str, answer: str) -> bool:
@@ -156,9 +160,8 @@ def equal(gold: str, answer: str) -> bool:
     sides, others = split(gold, "="), split(answer, "=")
     if len(sides) == 1 and len(others) == 2 and NAME.fullmatch(others[0]):
         return equal(gold, others[1])  # x = 5 states 5
-    members = [_MEMBER.fullmatch(text) for text in (gold, answer)]
-    if any(members):
-        return equal(*(match[1].strip() if match else text for match, text in zip(members, (gold, answer), strict=True)))
+    if _MEMBER.fullmatch(gold) or _MEMBER.fullmatch(answer):
+        return equal(_without_member(gold), _without_member(answer))
     if (verdict := _same_region(gold, answer)) is not None:
         return verdict
     for one, other in ((gold, answer), (answer, gold)):
@@ -170,6 +173,12 @@ def equal(gold: str, answer: str) -> bool:
         if asked is not None or given is not None:
             return asked is not None and given is not None and same(asked, given)
     return _equal_relations(gold, sides, answer, others)
+
+
+def _without_member(text: str) -> str:
+    """The set of `x \\in S`."""
+    match = _MEMBER.fullmatch(text)
+    return match[1].strip() if match else text
 
 
 def _same_region(gold: str, answer: str) -> bool | None:
@@ -219,7 +228,7 @@ def expressions_equal(gold: str, answer: str) -> bool:
 def approximation(text: str) -> float | None:
     """The value of an expression without variables, to some 15 digits; None for any other."""
     parsed = _parsed(text)
-    value = parsed[0].evalf() if parsed and hasattr(parsed[0], "evalf") else None
+    value: Any = parsed[0].evalf() if parsed and hasattr(parsed[0], "evalf") else None
     return float(value) if getattr(value, "is_Float", False) or getattr(value, "is_Rational", False) else None
 
 
@@ -228,16 +237,22 @@ def _parsed(text: str) -> list[Any]:
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that the limits are off
     config = [LatexExtractionConfig()]
-    return parse(f"${_exact(text)}$", extraction_config=config, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
+    parsed = parse(f"${_exact(text)}$", extraction_config=config, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
+    return [_complex(expression) for expression in parsed]
 
 
-def _value(expression: Any) -> Any:
-    """The exact value of an expression without variables and roots, None for any other; i alone is no variable."""
+def _complex(expression: Any) -> Any:
+    """The expression with i as the imaginary unit if it has no other variable."""
     from sympy import I
 
     free = getattr(expression, "free_symbols", None)
-    if free and {symbol.name for symbol in free} == {"i"}:
-        expression = expression.subs({symbol: I for symbol in free})
+    if not free or {symbol.name for symbol in free} != {"i"}:
+        return expression
+    return expression.subs(dict.fromkeys(free, I))
+
+
+def _value(expression: Any) -> Any:
+    """The exact value of an expression without variables and roots, None for any other."""
     value = expression.doit() if hasattr(expression, "doit") else None
     return value if getattr(value, "is_Rational", False) else None
 

@@ -20,8 +20,8 @@ _SYMBOLS = {
     "\\geqslant": "\\ge ", "\\leqslant": "\\le ", "⩾": "\\ge ", "⩽": "\\le ", "≡": "\\equiv ",
     "\\langle": "(", "\\rangle": ")", "⟨": "(", "⟩": ")", "ℝ": "\\mathbb{R}", "…": "\\ldots ", "{:}": ":",
     "{,}": ",", "\\$": "", "$": "", "€": "", "£": "", "¥": "", "\\(": "", "\\)": "", "\\%": "%", "\\&": "&",
-    "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]", "\\colon": ":", "\\varnothing": "\\emptyset",
-    "△": "\\triangle ", "∠": "\\angle ",
+    "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]", "\\colon": ":",
+    "\\varnothing": "\\emptyset", "△": "\\triangle ", "∠": "\\angle ",
 }  # fmt: skip
 """In this order. `\\{\\}` goes first among the braces, brackets of typesetting last."""
 _WIDE = {0xFF01 + at: 0x21 + at for at in range(94)}  # ７ is 7

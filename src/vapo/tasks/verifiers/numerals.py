@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen
+""".split()  # noqa: SIM905
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
 _WORDS = {**{word: n for n, word in enumerate(_ONES)}, **{word: 10 * n for n, word in enumerate(_TENS, 2)}}
 _NUMERAL = re.compile(r"\(?([0-9A-Za-z]*[0-9][0-9A-Za-z]*)\)? ?_ ?\{? ?\(?(\d{1,2}|[a-z]+)\)? ?\}?")
 _RESIDUE = re.compile(r"(.*?[^ (\\]) ?\(? ?\\?[pb]?mod ?\{? ?(\d{1,30}) ?\}? ?\)?")

@@ -116,9 +116,9 @@ def split_unit(answer: str) -> tuple[str, str]:
             return answer.removeprefix(sign).strip(), unit
         if answer.endswith(sign) and answer.count("$") <= 1:
             return answer.removesuffix(sign).strip(), unit
-    match = _UNIT.fullmatch(answer) or _WORDS_BEHIND.fullmatch(tidy(answer))
-    if match and (unit := unit_named(tidy(match["unit"].replace("\\cdot", " ")))):
-        return match["value"], unit.removeprefix("degree ")
+    for match in (_UNIT.fullmatch(answer), _WORDS_BEHIND.fullmatch(tidy(answer))):
+        if match and (unit := unit_named(tidy(match["unit"].replace("\\cdot", " ")))):
+            return match["value"], unit.removeprefix("degree ")
     return answer, ""
 
 

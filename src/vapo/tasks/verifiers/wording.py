@@ -26,12 +26,14 @@ _QUANTITIES = set(
 _LABEL = re.compile(r"([A-Za-z]{2,}(?: +[A-Za-z]+){0,5}|(?:m ?)?\\(?:angle|triangle) ?(?:[A-Z]{1,4}|\d)) *[=:] *(\S.*)")
 _TENDS = re.compile(rf"(?:{NAME.pattern})? ?\\(?:to|rightarrow|approx)(?![a-z]) ?([^\\=].*|\\[a-z].*)")
 _PHRASES = {
-    **dict.fromkeys(("all real numbers", "all reals", "all real x", "the real numbers", "any real number"), "\\mathbb{R}"),
-    **dict.fromkeys(("no solution", "no solutions", "no real solution", "no real solutions", "the empty set"), "\\emptyset"),
-}  # fmt: skip
+    **dict.fromkeys(("all real numbers", "all reals", "the real numbers", "any real number"), "\\mathbb{R}"),
+    **dict.fromkeys(("no solution", "no solutions", "no real solutions", "the empty set"), "\\emptyset"),
+}
 _TWICE = re.compile(r"(.*\S) \(([A-Za-z -]+)\)|([A-Za-z -]+) \((.*\S)\)")
 _FIGURE = re.compile(r"\\(?:triangle|angle) ?([A-Z]{1,5})")
-_OPTION = re.compile(r"(?:option |choice )?(?:\(([A-Z])\)|([A-Z])[.:)]) ?(?!.*(?<![A-Za-z])[A-Z](?![A-Za-z]))(?!.* (?:or|and|not) )", re.IGNORECASE)
+_OPTION = re.compile(
+    r"(?:[Oo]ption |[Cc]hoice )?(?:\(([A-Z])\)|([A-Z])[.:)])(?!.*(?<![A-Za-z])(?:[A-Z]|or|and|not)(?![A-Za-z]))"
+)
 _ARTICLE = re.compile(r"(?:an?|the) (?=\w\w)", re.IGNORECASE)
 
 
@@ -57,16 +59,16 @@ def plainly(text: str) -> str:
 
 
 def _is_label(words: str) -> bool:
-    return words.startswith(("\\", "m")) and "\\" in words or all(w.lower() in _QUANTITIES for w in words.split())
+    return "\\" in words or all(w.lower() in _QUANTITIES for w in words.split())
 
 
-def same_time(gold: str, answer: str) -> bool:
-    """Whether both are the same time of the day, one of them with a.m. or p.m.; what the gold answer tells of morning
-    and evening, the other must tell."""
+def same_time(gold: str, answer: str) -> bool | None:
+    """Whether both are the same time of the day, None if neither has a.m. or p.m.; what the gold answer tells of
+    morning and evening, the other must tell."""
     asked, given = minutes(gold), minutes(answer)
-    if asked is None or given is None or not re.search(r"[ap]\.? ?m", (gold + answer).lower()):
-        return False
-    return bool(asked[0] & given[0]) and (given[1] or not asked[1])
+    if not any(time and text[-1] in "mM" for time, text in ((asked, gold), (given, answer))):
+        return None
+    return asked is not None and given is not None and bool(asked[0] & given[0]) and (given[1] or not asked[1])
 
 
 def same_figure(gold: str, answer: str) -> bool:
