@@ -65,7 +65,8 @@ def test_a_reward_function_of_trl_works_unchanged():
 @pytest.mark.parametrize(
     ("result", "status"),
     [(True, "right"), (False, "wrong"), (1.0, "right"), (0.98, "wrong"), ([1], "right"), (None, "invalid"),
-     (float("nan"), "invalid"), (float("inf"), "invalid"), (-float("inf"), "invalid"), (0.3, "wrong"), (-1, "wrong"), ("right", "invalid"), ([1, 0], "invalid"), (Verdict("invalid", "x"), "invalid")],
+     (float("nan"), "invalid"), (float("inf"), "invalid"), (-float("inf"), "invalid"), (0.3, "wrong"),
+     (-1, "wrong"), ("right", "invalid"), ([1, 0], "invalid"), (Verdict("invalid", "x"), "invalid")],
 )  # fmt: skip
 def test_what_a_result_means(result, status):
     assert to_verdict(result).status == status

@@ -47,7 +47,7 @@ class FirstScores:
         self.scores += [score for score in scores if score is not None]
         if not self.passed and len(self.scores) >= FEWEST:
             raise ConfigError(
-                f"The verifier {self.verifier} gave none of the first {len(self.scores)} responses a score of 0 or 1; the "
-                f"first was {self.scores[0]}. Such scores all count as wrong. Give 1 or True for a right answer and 0 or "
-                f"False for a wrong one, or set task.right_at (now {self.right_at:g}) to the score that is right."
+                f"The verifier {self.verifier} gave none of the first {len(self.scores)} responses a score of 0 or 1; "
+                f"the first was {self.scores[0]}. They all count as wrong. Give 1 or True for a right answer and 0 "
+                f"or False for a wrong one, or set task.right_at (now {self.right_at:g}) to the score that is right."
             )

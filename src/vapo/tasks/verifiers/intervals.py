@@ -15,6 +15,9 @@ _TURN = {  # a < b is b > a
 }  # fmt: skip
 _VARIABLE = re.compile(r"[A-Za-z](?:_\{?\w\}?)?|\\(?!pi|infty)[a-z]+")
 _REALS = re.compile(r"\\mathbb ?(?:\{ ?R ?\}|R)(?: ?(?:\\setminus|-|\\backslash) ?(\\\{.*\\\}))?")
+_BUILT = re.compile(
+    r"\\\{ ?([A-Za-z])(?: ?\\in ?\\mathbb ?\{? ?R ?\}?)? ?(?:\\mid|\\vert|:|\|) ?(.*)\\\}"
+)  # {x | x > 2}
 _UNEQUAL = re.compile(r"(.+?) ?\\(?:ne|neq)(?![a-z]) ?(.+)")
 _TURNED = re.compile(r"[\[\]][^\[\]()]*,[^\[\]()]*[\[\]]")
 
@@ -28,6 +31,9 @@ def region(text: str) -> tuple[str, str] | None:
     >>> region("]-2,1["), region("\\\\mathbb{R}\\\\setminus\\\\{0\\\\}"), region("x+y<3")
     (('', '(-2,1)'), ('', '(-\\\\infty,0) \\\\cup (0,\\\\infty)'), None)
     """
+    if match := _BUILT.fullmatch(text):
+        found = region(match[2].strip())
+        return found if found and found[0] == match[1] else None
     for separator in (" or ", "\\lor", "\\cup"):
         if len(parts := split(text, separator)) > 1:
             found = [region(part) for part in parts]

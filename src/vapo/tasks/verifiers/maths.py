@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from fractions import Fraction
 from typing import Any
 
 from vapo.errors import ConfigError
@@ -81,9 +82,11 @@ def compare(gold: str, answer: str) -> Verdict:
     if ratio is None:
         return Verdict("wrong", f"another unit, {unit[:20]}")
     if ratio != 1:
-        amounts = number(tidy(value)), number(tidy(asked_value))
-        same = amounts[0] is not None and amounts[0] * ratio == amounts[1]
+        converted = _times(tidy(value), ratio)
+        same = not _unfit(converted, "") and equal(tidy(asked_value), converted)
         return Verdict("right") if same else Verdict("wrong", f"another value in {unit[:20]}")
+    if (asked_unit and given.endswith("%")) or (unit and asked.endswith("%")):
+        return Verdict("wrong", "a percentage, and a unit")
     golds, reasons = _distinct(*_readings(gold), *_readings(asked_value)), []
     for text in _distinct(*_readings(answer), *_readings(value)):
         if squeezed(text) != squeezed(asked) and number(text) is None and (reason := _unfit(text, asked)):
@@ -116,6 +119,12 @@ def _rounded(text: str) -> list[str]:
     places = len(digits.partition(".")[2])
     cut = (abs(value) - abs(float(digits))) * 10.0**places  # in units of the last place
     return [sides[0], digits] if -0.5 <= cut < (1 if places else 0.5) else []
+
+
+def _times(text: str, ratio: Fraction) -> str:
+    """A value in another unit."""
+    value = number(text)
+    return f"{value * ratio}" if value is not None else f"\\frac{{{ratio.numerator}}}{{{ratio.denominator}}}({text})"
 
 
 def _same_percentage(gold: str, answer: str) -> bool:

@@ -20,11 +20,14 @@ _DAY = 24 * 60
 
 
 def spelled(text: str) -> int | None:
-    """The value of a number in words below a thousand.
+    """The value of a number in words between -1000 and 1000.
 
-    >>> spelled("seven"), spelled("Forty-two"), spelled("one hundred and five"), spelled("several")
-    (7, 42, 105, None)
+    >>> spelled("seven"), spelled("Forty-two"), spelled("one hundred and five"), spelled("minus six"), spelled("some")
+    (7, 42, 105, -6, None)
     """
+    if match := re.match(r"(?:minus|negative) ", text, re.IGNORECASE):
+        value = spelled(text[match.end() :])
+        return -value if value is not None and value > 0 else None
     words = re.findall(r"[a-z]+", text.lower())
     if len(words) > 5 or not re.fullmatch(r"[A-Za-z -]+", text):
         return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?: ?\([^()=]*\))?|\([A-Za-z](?:, ?[A-Za-z])+\)")
+NAME = re.compile(
+    r"(?!\\(?:pi|infty)(?![a-z]))\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?: ?\([^()=]*\))?|\([A-Za-z](?:, ?[A-Za-z])+\)"
+)
 """What may stand before `=` in the statement of a value: x, x_1, f(2), (x, y)."""
 _LETTER = re.compile(r"[A-Za-z](?:_\{?\d\}?)?")
 _MATRIX = re.compile(r"[(\[]? ?\\begin\{([pb]?matrix)\}(.*?)\\end\{\1\} ?[)\]]?")

@@ -89,8 +89,8 @@ def unit_named(words: str) -> str | None:
                 return None
             powers[last] = powers.get(last, 0) + sign * ahead
             ahead = 1
-    if ahead != 1:
-        powers["unit"] = powers.get("unit", 0) + ahead  # 12 sq
+    if ahead != 1 or not last:
+        return None  # square, or per, of nothing
     return " ".join(f"{name}^{power}" if power != 1 else name for name, power in powers.items() if power) or None
 
 
