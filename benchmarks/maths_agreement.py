@@ -18,19 +18,20 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from math_verify import parse, verify
+
 from vapo.tasks.verifiers.pool import Limits, VerifierPool
 from vapo.types import Prompt
 
 CORPORA = Path(__file__).parents[1] / "tests" / "tasks" / "corpora"
 LABELS = {"equivalent": True, "tricks": False, "hostile": False, "decided": None}
 LIMITS = Limits(time_s=2.0)
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+assert verify(parse("$x^2$"), parse("$x*x$"))  # the first parse takes long
 
 
 def math_verify_alone(response: str, answer: str) -> bool:
     """math-verify's verdict on a whole response."""
-    from math_verify import parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     return bool(verify(parse(f"${answer}$"), parse(response)))
 
 
@@ -60,7 +61,7 @@ def main() -> None:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     verifiers = "math", f"{Path(__file__).resolve()}:math_verify_alone"
-    for name, items in corpora:
+    for name, items in sorted(corpora, key=lambda corpus: corpus[0] == "hostile"):  # the slow one last
         counts = []
         for verifier in verifiers:
             with VerifierPool(verifier, workers=1, limits=LIMITS) as pool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 from fractions import Fraction
+from types import ModuleType
 
 import pytest
 
+from vapo.tasks.verifiers import answers, intervals, numerals, units, wording
 from vapo.tasks.verifiers.notation import number, tidy
 from vapo.tasks.verifiers.units import split_unit
 from vapo.tasks.verifiers.wild import too_wild
@@ -120,3 +123,10 @@ def test_what_might_take_for_ever_is_not_evaluated(text):
 )
 def test_real_answers_are(text):
     assert too_wild(text) == ""
+
+
+@pytest.mark.parametrize("module", [answers, intervals, numerals, units, wording])
+def test_the_examples_in_docstrings_hold(module: ModuleType):
+    result = doctest.testmod(module)
+    assert result.failed == 0
+    assert result.attempted > 0
