@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
 from vapo.errors import ConfigError, VapoError
+from vapo.tasks.verifiers.graded import GRADED
 from vapo.types import Prompt, Verdict, Verifier
 
 GROUP = "vapo.verifiers"
@@ -36,7 +37,7 @@ def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> V
     `package.module:function` or `path/to/file.py:function`. The function takes what it names among `prompt` (a
     `vapo.types.Prompt`), `response`, `answer` and the columns of the data set; or two unnamed things, prompt and
     response; or what a `RewardFunction` gets, if it is one of TRL's. It gives a `Verdict`, a bool, or a score (right
-    from `right_at` on); None or nan means that it cannot tell.
+    from `right_at` on); None, nan or infinity means that it cannot tell.
 
     Raises ConfigError if there is no such function.
     """
@@ -101,10 +102,17 @@ def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
         return Verdict("invalid", "the verifier gave None")
     if not isinstance(result, SupportsFloat):
         return Verdict("invalid", f"the verifier gave a {type(result).__name__}, not a verdict, a bool or a score")
-    score = float(result)
-    if math.isnan(score):
-        return Verdict("invalid", "the verifier gave nan")
-    return Verdict("right") if score >= right_at else Verdict("wrong", f"score {score:g}")
+    return verdict_of_score(float(result), right_at)
+
+
+def verdict_of_score(score: float, right_at: float = RIGHT_AT) -> Verdict:
+    """Right from `right_at` on, else wrong, with a reason that tells a graded score from 0; nan and infinity are no
+    scores."""
+    if not math.isfinite(score):
+        return Verdict("invalid", f"the verifier gave {score}, not a finite score")
+    if score >= right_at:
+        return Verdict("right")
+    return Verdict("wrong", f"{GRADED}{score:g}" if score else "score 0")
 
 
 def verify_exact(response: str, answer: Any) -> bool:
