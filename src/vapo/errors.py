@@ -16,6 +16,10 @@ class ConfigError(VapoError):
     exit_code = 2
 
 
+class UnguardedError(ConfigError):
+    """A file starts a run or an evaluation as soon as it is imported, and it is imported for a function in it."""
+
+
 class DataError(VapoError):
     """A data set, a prompt or a gold answer is wrong."""
 

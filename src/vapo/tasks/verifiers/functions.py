@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, UnguardedError
 from vapo.types import Prompt, Verdict, Verifier
 
 GROUP = "vapo.verifiers"
@@ -24,6 +25,8 @@ FACTORIES = {
 EXACT = "vapo.tasks.verifiers.functions:verify_exact"
 RIGHT_AT = 0.99
 """A score counts as right from here on: rewards are outcomes, so partial credit is none."""
+
+MEMORY_LIMIT = "the limit is task.verifier_memory_mb={mb}; raise it if the verifier needs more"
 
 
 def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> Verifier:
@@ -130,14 +133,19 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
             "path/to/file.py:function. Check the name."
         )
     try:
-        module = (
-            _from_file(module_name, setting) if module_name.endswith(".py") else importlib.import_module(module_name)
-        )
+        with _importing(name):
+            module = (
+                _from_file(module_name, setting)
+                if module_name.endswith(".py")
+                else importlib.import_module(module_name)
+            )
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{setting} {name}: there is no module {error.name!r}. Run from the folder it lies in, install it, or "
             "give the file: path/to/file.py:function."
         ) from error
+    except SystemExit as error:
+        raise UnguardedError(f"{module_name} ends the process ({error.code}) {guard_advice(name)}") from error
     function: Any = module
     for part in attribute.split("."):
         function = getattr(function, part, None)
@@ -157,3 +165,39 @@ def _from_file(name: str, setting: str) -> Any:
     sys.modules[f"vapo_user_{path.stem}"] = module
     spec.loader.exec_module(module)
     return module
+
+
+_wanted: list[str] = []
+"""Functions for whose sake a module is being imported right now."""
+
+
+@contextlib.contextmanager
+def _importing(function: str) -> Iterator[None]:
+    _wanted.append(function)
+    try:
+        yield
+    finally:
+        _wanted.pop()
+
+
+def refuse_while_importing(call: str) -> None:
+    """Raise UnguardedError if a module that is being imported for a function in it has come to `call`.
+
+    Otherwise each worker process would start a run whose workers start a run, and so on.
+    """
+    if not _wanted:
+        return
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    raise UnguardedError(
+        f"{frame.f_code.co_filename}, line {frame.f_lineno}, comes to {call} {guard_advice(_wanted[-1])}"
+    )
+
+
+def guard_advice(function: str) -> str:
+    """What is wrong with a file that acts as soon as it is imported, and what to do."""
+    return (
+        f"as soon as the file is imported, and it is imported by other processes to find {function}. "
+        'Put what the script does under `if __name__ == "__main__":`.'
+    )
