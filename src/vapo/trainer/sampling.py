@@ -75,7 +75,7 @@ def rollout(
             on_progress=lambda done, _: run.progress("sampling", done, total),
         )
     with clock.time("verify"):
-        episodes = judge(episodes, run.task, partial(run.progress, "verifying"))
+        episodes = judge(episodes, run.task, partial(run.progress, "verifying"), per_prompt=per_prompt)
     run.state.num_samples += len(episodes)
     run.state.num_tokens += sum(len(e.completion.token_ids) for e in episodes)
     return episodes
