@@ -19,6 +19,7 @@ from vapo.models.gguf import is_gguf, place
 from vapo.models.loading import context_length, load_config, load_tokenizer, render, stop_token_ids
 from vapo.tasks.catalog import check_prompt, check_task, find_task
 from vapo.tasks.problems import MAX_DROPPED
+from vapo.tasks.verifiers.functions import refuse_while_importing
 from vapo.trainer.observer import Observer
 from vapo.types import Decoding, Progress, Prompt, PromptSet, Task
 
@@ -117,6 +118,7 @@ def ground(
     checkpoint `saved` if there is one, so that a run can go on without the models it started from. Without
     `to_train` no training prompts are needed. The task may hold processes: `close` it in the end.
     """
+    refuse_while_importing("a run or an evaluation")
     sections = config.sections
     made = task is None
     task = task or find_task(sections.task.name, sections.task.options, on_progress, to_train=to_train)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 
 from vapo.cli.common import DebugOption, JsonOption, SetOption, layer, view_for
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, command
 from vapo.orderly import carry_out
 
 
@@ -83,7 +82,7 @@ def train(
         return
     with view_for(as_json) as view:
         carry_out(lambda: runs.begin(config, path, view), runs.finish)
-    again = ["vapo", "train", *([source] if source else [])]
+    again = ["train", *([source] if source else [])]
     again += [part for text in set_ or [] for part in ("--set", text)]
     again += [part for option, value in (("--seed", seed), ("--steps", steps)) if value is not None
               for part in (option, str(value))]  # fmt: skip
@@ -149,7 +148,7 @@ def make_base(
     Console(soft_wrap=True).print(
         f"{made['parameters']:,} parameters in {out}; right on {measured['success']:.1%} of {measured['prompts']} "
         f"held-out prompts x {measured['samples_per_prompt']} samples, mean length {measured['mean_length']:.0f}.\n"
-        f"Train on it with: vapo train --set task.name={task} --set model.policy={out}"
+        f"Train on it with: {command('train', '--set', f'task.name={task}', '--set', f'model.policy={out}')}"
     )
 
 
@@ -184,7 +183,7 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
         whole = run.config.get("algorithm", {}).get("without") == []
         others = ["--preset grpo" if critic else "--preset vapo"]
         others += ["--without value-pretraining"] if preset == "vapo" and whole else []
-        lines += ["", "Next, see what the critic is worth:", *(f"  {shlex.join(again)} {other}" for other in others)]
+        lines += ["", "Next, see what the critic is worth:", *(f"  {command(*again)} {other}" for other in others)]
     console = lenient_console()
     console.print(before_after_table(evaluations))
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)

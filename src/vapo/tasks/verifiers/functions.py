@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
-from vapo.errors import ConfigError, VapoError
+from vapo.errors import ConfigError, UnguardedError, VapoError
 from vapo.tasks.verifiers.graded import GRADED
 from vapo.types import Prompt, Verdict, Verifier
 
@@ -28,6 +28,8 @@ FACTORIES = {
 EXACT = "vapo.tasks.verifiers.functions:verify_exact"
 RIGHT_AT = 0.99
 """A score counts as right from here on: rewards are outcomes, so partial credit is none."""
+
+MEMORY_LIMIT = "the limit is task.verifier_memory_mb={mb}; raise it if the verifier needs more"
 
 
 def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> Verifier:
@@ -216,11 +218,12 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
             "path/to/file.py:function. Check the name."
         )
     try:
-        if module_name.endswith(".py"):
-            module = _from_file(module_name, setting)
-        else:
-            with _importable(Path.cwd(), first=False):
-                module = importlib.import_module(module_name)
+        with _importing(name):
+            if module_name.endswith(".py"):
+                module = _from_file(module_name, setting)
+            else:
+                with _importable(Path.cwd(), first=False):
+                    module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         asked = error.name is not None and (module_name + ".").startswith(error.name + ".")
         raise ConfigError(
@@ -233,7 +236,12 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
         ) from error
     except VapoError:
         raise
-    except (Exception, SystemExit) as error:  # somebody else's code
+    except SystemExit as error:
+        raise UnguardedError(
+            f"{setting} {name}: {module_name} cannot be imported: SystemExit: {error}. It ends the process "
+            f"{guard_advice(name)}"
+        ) from error
+    except Exception as error:  # somebody else's code
         raise ConfigError(
             f"{setting} {name}: {module_name} cannot be imported: {type(error).__name__}: {error}. Mend it."
         ) from error
@@ -257,6 +265,42 @@ def _from_file(name: str, setting: str) -> Any:
     with _importable(path.resolve().parent, first=True):
         spec.loader.exec_module(module)
     return module
+
+
+_wanted: list[str] = []
+"""Functions for whose sake a module is being imported right now."""
+
+
+@contextlib.contextmanager
+def _importing(function: str) -> Iterator[None]:
+    _wanted.append(function)
+    try:
+        yield
+    finally:
+        _wanted.pop()
+
+
+def refuse_while_importing(call: str) -> None:
+    """Raise UnguardedError if a module that is being imported for a function in it has come to `call`.
+
+    Otherwise each worker process would start a run whose workers start a run, and so on.
+    """
+    if not _wanted:
+        return
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    raise UnguardedError(
+        f"{frame.f_code.co_filename}, line {frame.f_lineno}, comes to {call} {guard_advice(_wanted[-1])}"
+    )
+
+
+def guard_advice(function: str) -> str:
+    """What is wrong with a file that acts as soon as it is imported, and what to do."""
+    return (
+        f"as soon as the file is imported, and it is imported by other processes to find {function}. "
+        'Put what the script does under `if __name__ == "__main__":`.'
+    )
 
 
 @contextlib.contextmanager
