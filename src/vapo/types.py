@@ -116,7 +116,7 @@ class Task(Protocol):
     def max_response_tokens(self) -> int: ...
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
-        """Judge the decoded response text (special tokens removed). Never raises on any text."""
+        """Judge the decoded response text (end tokens and padding removed). Never raises on any text."""
         ...
 
 
