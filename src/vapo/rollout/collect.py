@@ -9,7 +9,7 @@ from functools import partial
 
 from vapo.errors import VapoError
 from vapo.rollout.engine import RolloutEngine
-from vapo.types import Decoding, Episode, Prompt, Task, Verdict, sample_seed
+from vapo.types import KINDS, Decoding, Episode, Prompt, Task, Verdict, sample_seed
 
 VerifyAll = Callable[[Sequence[tuple[Prompt, str]], Callable[[int, int], None]], list[Verdict]]
 
@@ -60,6 +60,22 @@ def judge(
     except Exception as error:
         verdicts = [_raised(error)] * len(items)
     return [replace(e, verdict=verdict) for e, verdict in zip(episodes, verdicts, strict=True)]
+
+
+def tally(episodes: Sequence[Episode]) -> dict[str, int]:
+    """How judged responses came out: `responses` with a valid verdict, `right` ones, and wrong ones by their kind.
+
+    `cut_off` are the wrong ones that the sampler cut off at the length limit, whatever their kind.
+    """
+    valid = [e for e in episodes if e.verdict.valid]
+    wrong = [e for e in valid if not e.verdict.right]
+    kinds = Counter(e.verdict.kind if e.verdict.kind in KINDS else "unspecified" for e in wrong)
+    return {
+        "responses": len(valid),
+        "right": len(valid) - len(wrong),
+        **{kind: kinds[kind] for kind in KINDS},
+        "cut_off": sum(e.truncated for e in wrong),
+    }
 
 
 def _silent(done: int, total: int) -> None:

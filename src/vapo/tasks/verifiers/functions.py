@@ -21,7 +21,7 @@ FACTORIES = {
     "math": "vapo.tasks.verifiers.maths:make_verifier",
     "reasoning-gym": "vapo.tasks.gym:make_verifier",
 }
-EXACT = "vapo.tasks.verifiers.functions:verify_exact"
+EXACT = "vapo.tasks.verifiers.functions:judge_exact"
 RIGHT_AT = 0.99
 """A score counts as right from here on: rewards are outcomes, so partial credit is none."""
 
@@ -99,6 +99,17 @@ def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
     if math.isnan(score):
         return Verdict("invalid", "the verifier gave nan")
     return Verdict("right") if score >= right_at else Verdict("wrong", f"score {score:g}")
+
+
+def judge_exact(response: str, answer: Any) -> Verdict:
+    """`verify_exact`, with why a response is wrong."""
+    from vapo.tasks.verifiers.answers import last_answer
+
+    if verify_exact(response, answer):
+        return Verdict("right")
+    if last_answer(response) is None:
+        return Verdict("wrong", "no marked answer", "no_answer")
+    return Verdict("wrong", "another answer", "wrong_answer")
 
 
 def verify_exact(response: str, answer: Any) -> bool:

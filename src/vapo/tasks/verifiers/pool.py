@@ -19,7 +19,7 @@ from typing import Any
 
 from vapo.errors import ConfigError, VerifierBrokenError
 from vapo.tasks.common import MAX_RESPONSE_CHARACTERS
-from vapo.types import Prompt, Verdict
+from vapo.types import KINDS, Prompt, Verdict
 
 START_LIMIT_S = 120.0
 """Seconds for a worker to import its verifier."""
@@ -99,7 +99,7 @@ class VerifierPool:
     def _judge_one(self, item: tuple[Prompt, str]) -> Verdict:
         prompt, response = item
         if len(response) > MAX_RESPONSE_CHARACTERS:
-            return Verdict("wrong", f"a response of {len(response)} characters")
+            return Verdict("wrong", f"a response of {len(response)} characters", "unreadable")
         fields = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "columns": prompt.columns}
         worker = self._idle.get()
         try:
@@ -288,8 +288,8 @@ def _cause(died: str) -> str:
 
 def _read_verdict(message: dict[str, Any]) -> Verdict:
     match message.get("verdict"):
-        case ["right" | "wrong" | "invalid" as status, str(reason)]:
-            return Verdict(status, reason)
+        case ["right" | "wrong" | "invalid" as status, str(reason), kind]:
+            return Verdict(status, reason, kind if kind in KINDS else "unspecified")
     return Verdict("invalid", "the verifier wrote no verdict")
 
 

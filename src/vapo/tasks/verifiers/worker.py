@@ -5,7 +5,8 @@ It loads the verifier once and then forks a child that does the judging, so that
 verifier that was taken over by what it reads can send nothing but words back.
 
     to it      {"number": 7, "prompt": {"id", "text", "answer", "columns"}, "response": "..."}
-    from it    {"ready": pid}   {"number": 7, "verdict": ["right", ""], "last": false}   {"died": "SIGKILL"}
+    from it    {"ready": pid}   {"died": "SIGKILL"}
+               {"number": 7, "verdict": ["wrong", "no marked answer", "no_answer"], "last": false}
                {"failed": "why the verifier cannot be loaded"}
 """
 
@@ -85,7 +86,8 @@ def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, me
         verdict = judge(verify, prompt, response)
         signal.setitimer(signal.ITIMER_REAL, 0)
         last = judged == RECYCLE_AFTER
-        send(replies, {"number": number, "verdict": [verdict.status, verdict.reason[:300]], "last": last})
+        told = [verdict.status, verdict.reason[:300], verdict.kind]
+        send(replies, {"number": number, "verdict": told, "last": last})
     return RECYCLED
 
 
