@@ -233,6 +233,20 @@ def test_messages_that_become_plain_text_for_want_of_a_template_are_mentioned_on
     assert told.count("the tokenizer has no chat template: messages become plain text") == times
 
 
+@pytest.mark.parametrize("preset", ["vapo", "grpo"])
+def test_a_run_in_which_nothing_was_right_ends_with_what_to_do_about_it(place, monkeypatch, capsys, preset):
+    (place / "mine.py").write_text("def names_the_digit(response, answer):\n    return False\n")
+    data = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
+    assert vapo(monkeypatch, "train", "--run-dir", "run", "--preset", preset, *sets(*TASK, *data, *SMALL)) == 0
+    told = capsys.readouterr().out
+    assert "ALARM 0 of 8 responses before training are right: nothing to learn" in told
+    assert "0 of 32 responses in all 2 steps are right: nothing to learn" in told
+    assert "see what the critic is worth" not in told
+    assert "retrain longer" not in told
+    assert vapo(monkeypatch, "resume", "run") == 0
+    assert "0 of 32 responses in all 2 steps are right: nothing to learn" in capsys.readouterr().out
+
+
 def test_a_verifier_can_be_a_plain_function_in_python(place: Path, monkeypatch):
     import importlib.util
 

@@ -73,7 +73,7 @@ class Verdict:
 
     status: Literal["right", "wrong", "invalid"]
     reason: str = ""
-    kind: WrongKind = "unspecified"
+    kind: WrongKind = field(default="unspecified", compare=False)  # equal words are equal verdicts
 
     @property
     def right(self) -> bool:
