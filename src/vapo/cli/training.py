@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.console import Console
 from vapo.cli.common import DebugOption, JsonOption, SetOption, layer, view_for
 from vapo.errors import ConfigError, command
 from vapo.orderly import carry_out
+
+if TYPE_CHECKING:
+    from vapo.reports.runfiles import RunFiles
 
 
 def train(
@@ -161,6 +165,18 @@ def report(
     Console().print(f"Report: {write_report(run)}")
 
 
+def _nothing_to_learn(run: RunFiles) -> str:
+    """Why the run's methods cannot be compared, if its responses were all wrong or all right from the first step on."""
+    from vapo.trainer import outcomes
+
+    steps = run.phase("train") or run.phase("pretrain")
+    verdicts = Counter[str]()
+    for figures in steps:
+        verdicts.update(outcomes.tally_of(figures))
+    whole = f"in all {len(steps)} steps" if len(steps) > 1 else "in the only step"
+    return outcomes.lesson(verdicts, whole) if outcomes.sameness(verdicts) else ""
+
+
 def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None:
     """Accuracy before and after, where everything is, and other methods to try with the command `again`."""
     from vapo.reports.live import lenient_console
@@ -179,7 +195,9 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
         f"Report    {path / 'report.html'}  (open it: every token, coloured by {'value' if critic else 'advantage'})",
         f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)",
     ]
-    if again:
+    if lesson := _nothing_to_learn(run):
+        lines += ["", lesson]
+    elif again:
         whole = run.config.get("algorithm", {}).get("without") == []
         others = ["--preset grpo" if critic else "--preset vapo"]
         others += ["--without value-pretraining"] if preset == "vapo" and whole else []

@@ -25,7 +25,7 @@ FACTORIES = {
     "math": "vapo.tasks.verifiers.maths:make_verifier",
     "reasoning-gym": "vapo.tasks.gym:make_verifier",
 }
-EXACT = "vapo.tasks.verifiers.functions:verify_exact"
+EXACT = "vapo.tasks.verifiers.functions:judge_exact"
 RIGHT_AT = 0.99
 """A score counts as right from here on: rewards are outcomes, so partial credit is none."""
 
@@ -115,6 +115,17 @@ def verdict_of_score(score: float, right_at: float = RIGHT_AT) -> Verdict:
     if score >= right_at:
         return Verdict("right")
     return Verdict("wrong", f"{GRADED}{score:g}" if score else "score 0")
+
+
+def judge_exact(response: str, answer: Any) -> Verdict:
+    """`verify_exact`, with why a response is wrong."""
+    from vapo.tasks.verifiers.answers import last_answer
+
+    if verify_exact(response, answer):
+        return Verdict("right")
+    if last_answer(response) is None:
+        return Verdict("wrong", "no marked answer", "no_answer")
+    return Verdict("wrong", "another answer", "wrong_answer")
 
 
 def verify_exact(response: str, answer: Any) -> bool:

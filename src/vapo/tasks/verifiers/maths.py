@@ -55,45 +55,45 @@ def verify_maths(prompt: Prompt, response: str) -> Verdict:
     """
     answer = last_answer(response)
     if answer is None:
-        return Verdict("wrong", "no marked answer")
+        return Verdict("wrong", "no marked answer", "no_answer")
     if not answer.strip():
-        return Verdict("wrong", "empty answer")
+        return Verdict("wrong", "empty answer", "no_answer")
     return compare(str(prompt.answer), answer)
 
 
 def compare(gold: str, answer: str) -> Verdict:
     """The verdict on an answer that was found."""
     if len(answer) > MAX_ANSWER:
-        return Verdict("wrong", f"an answer of {len(answer)} characters")
+        return Verdict("wrong", f"an answer of {len(answer)} characters", "unreadable")
     if not gold.strip():
         return Verdict("invalid", "the gold answer is empty")
     asked, given = tidy(gold), tidy(answer)
     if same_words(gold, answer) or same_figure(asked, given):
         return Verdict("right")
     if (same := same_time(asked, given)) is not None:
-        return Verdict("right") if same else Verdict("wrong", "another time")
+        return Verdict("right") if same else Verdict("wrong", "another time", "wrong_answer")
     if _letters(asked) and plainly(asked) == asked:
-        return Verdict("wrong", "another word")
+        return Verdict("wrong", "another word", "wrong_answer")
     moduli = [left[1] for text in (asked, given) if (left := residue(text))]
     if len(set(moduli)) > 1:
-        return Verdict("wrong", "another modulus")
+        return Verdict("wrong", "another modulus", "wrong_answer")
     (asked_value, asked_unit), (value, unit) = split_unit(gold), split_unit(answer)
     ratio = conversion(unit, asked_unit)
     if ratio is None:
-        return Verdict("wrong", f"another unit, {unit[:20]}")
+        return Verdict("wrong", f"another unit, {unit[:20]}", "wrong_answer")
     if ratio != 1:
         converted = _times(tidy(value), ratio)
         same = not _unfit(converted, "") and equal(tidy(asked_value), converted)
-        return Verdict("right") if same else Verdict("wrong", f"another value in {unit[:20]}")
+        return Verdict("right") if same else Verdict("wrong", f"another value in {unit[:20]}", "wrong_answer")
     if (asked_unit and given.endswith("%")) or (unit and asked.endswith("%")):
-        return Verdict("wrong", "a percentage, and a unit")
+        return Verdict("wrong", "a percentage, and a unit", "wrong_answer")
     golds, reasons = _distinct(*_readings(gold), *_readings(asked_value)), []
     for text in _distinct(*_readings(answer), *_readings(value)):
         if squeezed(text) != squeezed(asked) and number(text) is None and (reason := _unfit(text, asked)):
             reasons.append(reason)
         elif any(equal(one, text) or _same_percentage(one, text) for one in golds):
             return Verdict("right")
-    return Verdict("wrong", reasons[0] if reasons else "another value")
+    return Verdict("wrong", reasons[0], "unreadable") if reasons else Verdict("wrong", "another value", "wrong_answer")
 
 
 def _readings(answer: str) -> list[str]:

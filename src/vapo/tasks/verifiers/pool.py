@@ -20,7 +20,7 @@ from typing import Any
 from vapo.errors import ConfigError, UnguardedError, VerifierBrokenError
 from vapo.tasks.common import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.verifiers.functions import MEMORY_LIMIT, refuse_while_importing
-from vapo.types import Prompt, Verdict
+from vapo.types import KINDS, Prompt, Verdict
 
 START_LIMIT_S = 120.0
 """Seconds for a worker to import its verifier."""
@@ -149,7 +149,9 @@ class VerifierPool:
 
     def _judge_group(self, group: Group) -> list[Verdict]:
         sizes = [len(response) for response in group.responses]
-        verdicts = {at: Verdict("wrong", f"a response of {size} characters") for at, size in enumerate(sizes)}
+        verdicts = {
+            at: Verdict("wrong", f"a response of {size} characters", "unreadable") for at, size in enumerate(sizes)
+        }
         left = [at for at, size in enumerate(sizes) if size <= MAX_RESPONSE_CHARACTERS]
         worker = self._idle.get()
         try:
@@ -385,8 +387,8 @@ def _read_verdicts(message: dict[str, Any]) -> Reply:
 
 def _read_verdict(told: Any) -> Verdict | None:
     match told:
-        case ["right" | "wrong" | "invalid" as status, str(reason)]:
-            return Verdict(status, reason)
+        case ["right" | "wrong" | "invalid" as status, str(reason), kind]:
+            return Verdict(status, reason, kind if kind in KINDS else "unspecified")
     return None
 
 

@@ -7,7 +7,7 @@ verifier that was taken over by what it reads can send nothing but words back.
     to it      {"number": 7, "prompt": {"id", "text", "answer", "columns"}, "responses": ["..."],
                 "token_ids": [[5, 2]] or null, "step": 0}
     from it    {"ready": pid, "together": false, "needs_tokens": false}   {"died": "SIGKILL"}
-               {"number": 7, "verdicts": [["right", ""]], "raised": false, "last": false}
+               {"number": 7, "verdicts": [["right", "", "unspecified"]], "raised": false, "last": false}
                {"failed": "why the verifier cannot be loaded", "unguarded": false}
 
 It ends with its trainer, however that ended and whatever it is doing then: the pipe it reads requests from closes.
@@ -151,7 +151,7 @@ def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, me
         signal.setitimer(signal.ITIMER_REAL, 3 * allowed_s + 1)
         verdicts, raised = judge(verify, prompt, responses, token_ids, step)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        told = [[verdict.status, verdict.reason[:300]] for verdict in verdicts]
+        told = [[verdict.status, verdict.reason[:300], verdict.kind] for verdict in verdicts]
         send(replies, {"number": number, "verdicts": told, "raised": raised, "last": judged >= RECYCLE_AFTER})
     return RECYCLED
 
