@@ -17,7 +17,7 @@ from vapo.models.loading import load_critic, load_policy, value_head
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
-from vapo.rollout.torch_engine import TorchEngine
+from vapo.rollout.engines import make_engine
 from vapo.scoring import evaluate_prompts, fingerprint
 from vapo.trainer.learner import Learner
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
@@ -81,7 +81,7 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
         objective = RewardModelObjective(critic) if at_end else CriticObjective(critic, algorithm.credit)
         critic_learner = learner("critic", objective, optimization.critic_lr)
 
-    engine = TorchEngine(sampler, slots=sections.rollout.slots)
+    engine = make_engine(sections.rollout.engine, sampler, slots=sections.rollout.slots)
     evaluation = sections.evaluation
     evaluation_set = fingerprint(base, evaluation.prompts, evaluation.temperature, evaluation.top_p)
 

@@ -19,7 +19,8 @@ from vapo.ground import Ground, close, ground, tell
 from vapo.models.loading import load_critic, load_policy
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
-from vapo.rollout.torch_engine import TorchEngine
+from vapo.rollout.engine import RolloutEngine
+from vapo.rollout.engines import make_engine
 from vapo.trainer.observer import Observer
 from vapo.types import Progress, stable_hash
 
@@ -43,7 +44,7 @@ def fingerprint(base: Ground, num_prompts: int, temperature: float, top_p: float
 
 def evaluate_prompts(
     base: Ground,
-    engine: TorchEngine,
+    engine: RolloutEngine,
     num_prompts: int,
     k: int,
     *,
@@ -107,7 +108,7 @@ def evaluate_model(
                 observer.note(f"{base.task.name} has no short final answers, so there is no vote to weigh")
             network = moved(network, best_device()).requires_grad_(False)
             critic = Critic(network, choose_layout(network, sections.trainer.layout), origin=origin)
-        engine = TorchEngine(model.requires_grad_(False), slots=sections.rollout.slots)
+        engine = make_engine(sections.rollout.engine, model.requires_grad_(False), slots=sections.rollout.slots)
         observer.phase("evaluating", 0, 1)
         result = evaluate_prompts(
             base,
