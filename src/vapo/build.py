@@ -13,6 +13,7 @@ from vapo.algo.presets import Gae, LengthAdaptive
 from vapo.config import Config
 from vapo.ground import Ground, close, ground, tell
 from vapo.models.backbone import checkpoint_gradients
+from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy, value_head
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, choose_layout
@@ -70,7 +71,7 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
 
     critic = critic_learner = None
     if isinstance(algorithm.credit, Gae):
-        network, origin = load_critic(base.critic_source, trust_remote_code=trust)
+        network, origin = load_critic(base.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
         network = moved(network, device)
         if sections.model.critic_lora:
             add_lora(network, sections.model.critic_lora, sections.model.lora_alpha, keep=value_head(network))

@@ -16,6 +16,7 @@ from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.ground import Ground, close, ground, tell
+from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
@@ -95,7 +96,7 @@ def evaluate_model(
         set_threads(sections.scale.threads, model)
         critic = None
         if ranks:
-            network, origin = load_critic(base.critic_source, trust_remote_code=trust)
+            network, origin = load_critic(base.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
             observer.note(f"critic: {origin}")
             if "value head set to 0" in origin:
                 raise ModelError(f"{base.critic_source} is no trained critic. Give the critic/ folder of a run.")
