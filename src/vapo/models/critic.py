@@ -42,7 +42,7 @@ def classifier_of(config: PreTrainedConfig) -> Any | None:
 
 def known_ids(model: PreTrainedModel) -> int:
     """How many token ids the model has an embedding for: 0 up to, not including, this number."""
-    return int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportArgumentType]
+    return len(cast(nn.Embedding, model.get_input_embeddings()).weight)
 
 
 @torch.no_grad()
