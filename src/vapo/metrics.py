@@ -126,6 +126,24 @@ _SAMPLED = (
         "raise `rollout.max_response_tokens`, or set `algorithm.truncated: drop`",
         title="Cut off at the limit", short="cut off", phases=BOTH,
     ),
+    Metric("verdict/judged", "responses with a valid verdict, right or wrong", "responses", phases=BOTH),
+    Metric(
+        "verdict/reason/wrong_answer", "share of them that are wrong because the answer is another one. With "
+        "`accuracy` and the next three it adds up to 1", SHARE, "what training is for", phases=BOTH,
+    ),
+    Metric(
+        "verdict/reason/no_answer", "share of them without a marked answer", SHARE, "falls",
+        "show the model the form of an answer; raise the length limit", phases=BOTH,
+    ),
+    Metric(
+        "verdict/reason/unreadable", "share of them with an answer that could not be read", SHARE, "falls",
+        "show the model the form of an answer", phases=BOTH,
+    ),
+    Metric("verdict/reason/unspecified", "share of them that are wrong without a reason given", SHARE, phases=BOTH),
+    Metric(
+        "verdict/reason/cut_off", "share of them that are wrong and were cut off at the length limit, whatever else is "
+        "said of them", SHARE, "below 0.1", "raise `rollout.max_response_tokens`", phases=BOTH,
+    ),
     Metric(
         "verdict/invalid_ratio", "share of responses the verifier could not judge", SHARE, "0",
         "read `reason` in the rollouts; above `trainer.max_invalid_ratio` the run stops (code 4)", phases=BOTH,
@@ -162,8 +180,9 @@ _POLICY = (
         title="KL to the reference", where=KL,
     ),
     Metric(
-        "kl/update", "how far the step's updates moved π from the policy that sampled (k3)", "nats per token",
-        "below 0.05", "lower `trainer.actor_lr`, take fewer minibatches",
+        "kl/update", "how far the step's updates moved π from the policy that sampled (k3), mean over its gradient "
+        "steps", "nats per token", "below 0.05; above `guards.kl_update_above` an alarm at once",
+        "lower `trainer.actor_lr`, take fewer minibatches",
     ),
     Metric(
         "clip_ratio/high_mean", "weight of the tokens above 1 + ε_high with A > 0", SHARE, "below 0.05",
@@ -336,6 +355,7 @@ EVALUATION = {
     "mean_length": "mean response tokens",
     "clipped_ratio": "share cut off at the length limit",
     "invalid_ratio": "share the verifier could not judge",
+    "verdicts": "valid responses, right ones, and wrong ones by reason",
     "right": "right samples of each prompt, in order",
     "valid": "valid samples of each prompt, in order",
     "time/evaluate": "seconds it took",
@@ -343,7 +363,7 @@ EVALUATION = {
 """The entries of a line of evaluations.jsonl."""
 
 EVENTS = {
-    EventName.ALARM: "`message`: something is probably wrong; `name` where it is one of `guards`",
+    EventName.ALARM: "`message`: something is probably wrong; `name` where it is one of `guards` or of equal outcomes",
     EventName.CRITIC_LOADED: "`origin`: what the critic's weights come from",
     EventName.PRETRAINING_FINISHED: "`steps`, and the held-out `explained_variance` reached",
     EventName.RESUMED: "went on after `step`; `changes` lists settings that differ from before: `key: old -> new`",

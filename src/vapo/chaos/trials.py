@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from subprocess import Popen
@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from vapo.chaos import faults
 from vapo.chaos.attempts import AttemptResult, attempt
-from vapo.chaos.small_run import differences, fingerprint, small_config
+from vapo.chaos.small_run import differences, fingerprint, long_config, small_config
+from vapo.config import Config
 from vapo.errors import DivergedError, StoppedError
 from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
@@ -55,18 +56,25 @@ class Outcome:
 
 
 class TrialContext:
-    """What trials share: a folder, the small run's settings, and the result of an undisturbed run."""
+    """What trials share: a folder, the settings of the small run or another, and the result of an undisturbed run."""
 
-    def __init__(self, root: Path, mounted: Path | None) -> None:
-        self.root, self.mounted, self.config = root, mounted, small_config()
+    def __init__(self, root: Path, mounted: Path | None, config: Config | None = None) -> None:
+        self.root, self.mounted, self.config = root, mounted, config or small_config()
         self._number = 0
         self._calls: dict[bool, list[tuple[str, int]]] = {}
         self.reference = root / "reference"
         started = time.monotonic()
         if attempt(self.reference, self.config).code != 0:
-            raise RuntimeError(f"the small run does not work: see {self.reference}.said")
+            raise RuntimeError(f"the run to compare with does not work: see {self.reference}.said")
         self.seconds = time.monotonic() - started
         self.expected = fingerprint(self.reference)
+
+    @cached_property
+    def long(self) -> TrialContext:
+        """The same with the long run."""
+        root = self.root / "long"
+        root.mkdir()
+        return TrialContext(root, None, long_config())
 
     def calls(self, again: bool) -> list[tuple[str, int]]:
         """The system calls of one save that change files, recorded once."""
@@ -103,8 +111,16 @@ class TrialContext:
         return outcome
 
 
-def interrupted(context: TrialContext, seed: int, end: int) -> Outcome:
+def undisturbed(context: TrialContext, long: bool) -> Outcome:
+    """Nothing happens. A difference here is the machine's, and says nothing about a resume."""
+    context = context.long if long else context
+    folder = context.folder()
+    return _cleared(context, folder, context.add_differences(folder, attempt(folder, context.config), Outcome(count=1)))
+
+
+def interrupted(context: TrialContext, seed: int, end: int, long: bool = False) -> Outcome:
     """Two signals at random moments, a resume after each; then to the end."""
+    context = context.long if long else context
     rng, outcome, folder = random.Random(seed), Outcome(), context.folder()  # noqa: S311 - chance, not secrets
     expected, struck = -end if end == signal.SIGKILL else STOPPED, 0
     while struck < INTERRUPTIONS:
@@ -277,6 +293,7 @@ def bad_for_good(context: TrialContext, learner: str, what: str) -> Outcome:
 
 
 TRIALS: dict[str, Callable[..., Outcome]] = {
+    "undisturbed": undisturbed,
     "interrupted": interrupted,
     "killed_in_save": killed_in_save,
     "damaged": damaged,

@@ -74,6 +74,7 @@ def _record(episode: Episode) -> dict[str, Any]:
         "response": episode.response,
         "verdict": verdict.status,
         "reason": verdict.reason,
+        "kind": verdict.kind,
         "finish": completion.finish_reason,
         "tokens": list(completion.token_ids),
     }
@@ -83,4 +84,10 @@ def _episode(prompt: Prompt, number: int, line: Mapping[str, Any]) -> Episode:
     tokens = tuple(line["tokens"])
     unknown = (float("nan"),) * len(tokens)  # no score needs the log-probabilities, so they are not kept
     completion = Completion(tokens, unknown, line["finish"], 0)
-    return Episode(prompt, number, completion, line["response"], Verdict(line["verdict"], line["reason"]))
+    return Episode(
+        prompt,
+        number,
+        completion,
+        line["response"],
+        Verdict(line["verdict"], line["reason"], line.get("kind", "unspecified")),
+    )

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AddedToken,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -27,17 +25,25 @@ from transformers.utils import logging as transformers_logging
 
 from vapo.errors import ConfigError, ModelError
 from vapo.hub import asked, not_cached
+from vapo.models.critic import classifier_of, made_critic, with_ids
 from vapo.models.gguf import converted, is_gguf
 from vapo.types import Prompt
 
 CRITIC_LABEL = "value"
 """The label of our critics' one output; by it a saved critic is told from a reward model."""
+_SAID = "Forty-two it is"
+"""What an assistant says where only the end of its turn is of interest."""
+
+
+def read_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, whatever it lacks; raises ModelError if it is missing."""
+    with _explained(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(_folder(source), trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; raises ModelError if it is missing or has no end-of-sequence token."""
-    with _explained(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(_folder(source), trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(source, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of {source} has no EOS token, so a response could never end. "
@@ -64,26 +70,32 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
     return _without_dropout(model)
 
 
-def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, str]:
+def load_critic(
+    source: str | Path, *, num_ids: int = 0, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, str]:
     """A token-classification model with one output per token, and what it was loaded from, in words.
+
+    It has embeddings for at least `num_ids` token ids; those that its folder lacks start as the mean of the others.
 
     From a base model: the backbone's weights and a head that is exactly 0. From a reward model
     (sequence classification with one label): backbone and head. From a saved critic: everything.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
     architectures = getattr(config, "architectures", None) or [""]
-    # a few architectures (Gemma 3) come with a sequence classifier only; its head is per token all the same
-    per_token = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
-    auto = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
     with _explained(source, "critic"):
-        model, info = auto.from_pretrained(
+        own: dict[str, Any] = {}
+        kind = classifier_of(config)
+        if kind is None:
+            kind, own["config"] = made_critic(config, CRITIC_LABEL, trust_remote_code=trust_remote_code)
+        else:
+            own |= {"id2label": {0: CRITIC_LABEL}, "label2id": {CRITIC_LABEL: 0}}
+            own |= {"trust_remote_code": trust_remote_code}
+        model, info = cast(Any, kind).from_pretrained(
             _folder(source),
-            id2label={0: CRITIC_LABEL},
-            label2id={CRITIC_LABEL: 0},
             dtype=torch.float32,
-            trust_remote_code=trust_remote_code,
             use_safetensors=True,  # never a pickle
             output_loading_info=True,
+            **own,
         )
     head_names = {f"{name}.{p}" for name, module in _heads(model) for p, _ in module.named_parameters()}
     missing = set(info["missing_keys"])
@@ -105,7 +117,7 @@ def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple
         origin = f"reward model {architectures[0]} in {source}, head included"
     else:
         origin = f"saved critic {architectures[0]} in {source}"
-    return _without_dropout(model), origin
+    return _without_dropout(with_ids(model, num_ids)), origin
 
 
 def value_head(model: PreTrainedModel) -> torch.nn.Linear:
@@ -129,7 +141,8 @@ def render(
 ) -> Prompt:
     """The prompt with its token ids: a text as it is, messages through the chat template or plainly.
 
-    `auto` takes the template where the tokenizer has one; without one, `chat` is a ConfigError.
+    `auto` takes the template where the tokenizer has one; without one, `chat` is a ConfigError, and so are messages
+    that a template refuses. A text that begins with a special token gets no BOS before it.
     """
     if isinstance(prompt.text, str):
         return replace(prompt, token_ids=_text_ids(tokenizer, prompt.text))
@@ -140,8 +153,7 @@ def render(
             f"Prompt {prompt.id} is a list of messages, but the tokenizer has no chat template. "
             "Set model.prompt_format=plain, or take a model with a chat template."
         )
-    ids = tokenizer.apply_chat_template(list(prompt.text), add_generation_prompt=True, tokenize=True, return_dict=False)
-    return replace(prompt, token_ids=tuple(cast(list[int], ids)))
+    return replace(prompt, token_ids=_templated(tokenizer, prompt))
 
 
 def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
@@ -150,24 +162,89 @@ def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join([*(names.get(m["role"], "") + m["content"] for m in messages), "Solution:"])
 
 
+def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop_ids: Collection[int]) -> str:
+    """The text of a response: its tokens without the end tokens that close it and without padding.
+
+    Other special tokens stay as they are written: where `<think>` or `<answer>` are tokens of that kind, they are
+    what a verifier looks for.
+    """
+    kept = [token for token in token_ids if token != tokenizer.pad_token_id]
+    while kept and kept[-1] in stop_ids:
+        kept.pop()
+    return str(tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, source: str | Path, config: PreTrainedConfig | None = None
+) -> tuple[int, ...]:
+    """Every token that ends a response, in ascending order.
+
+    These are the tokenizer's EOS; those of the model's generation_config.json, and of its config.json, also for the
+    text part of a composite model (chat models name their end-of-turn token only there, converted and merged ones
+    only in the latter); and the special token with which the chat template closes an assistant's turn. An id that is
+    ordinary text to the tokenizer is none, whatever the files say: classes of configurations have defaults of their
+    own. `config` is the model's if it has been loaded.
+    """
+    config = load_config(source) if config is None else config
+    try:
+        with asked(source):
+            generation = GenerationConfig.from_pretrained(_folder(source))
+    except OSError:  # a folder without generation_config.json
+        generation = None
+    named = [getattr(told, "eos_token_id", None) for told in (generation, config, config.get_text_config())]
+    ids = {int(i) for eos in named for i in (eos if isinstance(eos, (list, tuple)) else [eos]) if i is not None}
+    ids &= {*_added_tokens(tokenizer), *_special_tokens(tokenizer).values()}
+    return tuple(sorted({int(cast(int, tokenizer.eos_token_id)), *ids, *_turn_ends(tokenizer)}))
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
+    """The token ids of messages through the chat template; ConfigError, with its own words, if it refuses them."""
+    messages = [dict(message) for message in prompt.text if not isinstance(message, str)]
+    try:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except Exception as error:  # a template is somebody else's program and may raise anything
+        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        system = any(message.get("role") == "system" for message in messages)
+        advice = "Leave out the system message (task.system, or the one in the data), or set" if system else "Set"
+        raise ConfigError(
+            f"The tokenizer's chat template refuses prompt {prompt.id}: {said}. {advice} model.prompt_format=plain."
+        ) from error
+    return tuple(cast(list[int], ids))
+
+
 def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    ids = tokenizer(text)["input_ids"]
+    # a text that begins with a special token has been through a template: another BOS would be one too many
+    rendered = text.startswith(tuple(_special_tokens(tokenizer)))
+    ids = tokenizer(text, add_special_tokens=not rendered)["input_ids"]
     # some tokenizers close every text with EOS; a prompt that is already over teaches nothing
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     return tuple(ids)
 
 
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> tuple[int, ...]:
-    """Every token that ends a response: the tokenizer's EOS and those of the model's generation config (chat
-    models name their end-of-turn token only there)."""
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
+    return getattr(tokenizer, "added_tokens_decoder", {})
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Every special token and its id, whether it has a role (BOS, EOS, ...) or not."""
+    added = {str(token): i for i, token in _added_tokens(tokenizer).items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
+def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The special token that the chat template puts right behind what an assistant said, if it does."""
+    if tokenizer.chat_template is None:
+        return set()
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": _SAID}]
     try:
-        with asked(source):
-            eos = GenerationConfig.from_pretrained(_folder(source)).eos_token_id
-    except OSError:  # a folder without generation_config.json
-        eos = None
-    more = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
-    return tuple(sorted({int(cast(int, tokenizer.eos_token_id)), *map(int, more)}))
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # it says what it dislikes as soon as it has a prompt to render
+        return set()
+    after = text.rpartition(_SAID)[2].lstrip() if _SAID in text else ""
+    special = _special_tokens(tokenizer)
+    ends = [token for token in special if after.startswith(token) and token != tokenizer.bos_token]
+    return {special[max(ends, key=len)]} if ends else set()
 
 
 def _heads(model: PreTrainedModel) -> list[tuple[str, torch.nn.Linear]]:

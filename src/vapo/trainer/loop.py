@@ -11,7 +11,8 @@ from vapo.algo.presets import Gae
 from vapo.errors import VapoError
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.models.lora import plain_weights
-from vapo.trainer import snapshot
+from vapo.rollout.collect import tally
+from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
 from vapo.trainer.credit import assign_credit
 from vapo.trainer.guards import heed, new_alarms
@@ -69,6 +70,7 @@ def train_step(run: Run) -> None:
         )
     limit = run.decoding.max_tokens
     figures: dict[str, Any] = rollout_figures(collate(drawn, algorithm, max_response_tokens=limit))
+    figures |= outcomes.figures_of(tally(drawn))
     figures["sampling/kept_ratio"] = len(episodes) / len(drawn)
     if len(episodes) < algorithm.sampling.samples:
         run.alarm(
@@ -167,6 +169,8 @@ def evaluate(run: Run) -> None:
     state.evaluated = state.step
     run.folder.evaluation(result)
     run.observer.evaluation(result)
+    if label == "before" and (same := outcomes.sameness(result["verdicts"])):
+        run.alarm(outcomes.lesson(result["verdicts"], "before training"), name=same)
 
 
 def refresh_reference_if_due(run: Run) -> None:

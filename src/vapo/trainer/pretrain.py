@@ -21,7 +21,8 @@ from vapo.algo import explained_variance, masked
 from vapo.algo.presets import Gae
 from vapo.errors import DivergedError
 from vapo.metrics import EventName, Phase
-from vapo.trainer import snapshot
+from vapo.rollout.collect import tally
+from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
 from vapo.trainer.guards import heed, new_alarms
 from vapo.trainer.measure import rollout_figures, value_figures
@@ -45,7 +46,10 @@ def pretrain_critic(run: Run) -> None:
         state.phase = Phase.TRAIN
         return
     run.observer.phase(Phase.PRETRAIN, state.pretrain_step, credit.pretraining_steps)
-    heldout = _heldout_batch(run)
+    heldout, verdicts = _heldout_batch(run)
+    same = outcomes.sameness(verdicts)
+    if same and state.pretrain_step == 0 and run.settings.steps == 0:  # no evaluation has said so
+        run.alarm(outcomes.lesson(verdicts, "to held-out prompts"), name=same)
     earlier = _sampled_before(run)
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
         with snapshot.droppable(run):
@@ -54,13 +58,15 @@ def pretrain_critic(run: Run) -> None:
             earlier.append(batch)
     ready, reached = run.settings.pretraining_ready, state.explained_variance
     if reached is None or reached < ready:
-        message = (
-            "The critic is not ready: held-out explained variance ended "
-            f"{'undefined (equal outcomes)' if reached is None else f'at {reached:.2f}'}, "
-            f"wanted {ready:.2f}. Pretrain longer (trainer.pretraining_steps, "
-            "trainer.pretraining_passes), raise trainer.pretraining_lr, or check that success can be foreseen."
-        )
-        run.alarm(message)
+        if same:
+            advice = f"No outcome differs from another. {outcomes.lesson(verdicts, 'to held-out prompts')}"
+        else:
+            advice = (
+                f"Held-out explained variance ended {'undefined' if reached is None else f'at {reached:.2f}'}, wanted "
+                f"{ready:.2f}. Pretrain longer (trainer.pretraining_steps, trainer.pretraining_passes), raise "
+                "trainer.pretraining_lr, or check that success can be foreseen."
+            )
+        run.alarm(f"The critic is not ready. {advice}")
     state.phase = Phase.TRAIN
     state.recent.clear()  # joint training is judged by its own steps
     state.streaks.clear()
@@ -124,6 +130,7 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
         "phase": Phase.PRETRAIN,
         "step": state.pretrain_step,
         **rollout_figures(batch),
+        **outcomes.figures_of(tally(episodes)),
         **update.figures,
         "pretrain/value_loss": update.figures.get("value/loss"),
         **{name.replace("value/", "pretrain/"): value for name, value in heldout_figures.items()},
@@ -198,8 +205,9 @@ def count_skips(run: Run, skipped: int) -> None:
         )
 
 
-def _heldout_batch(run: Run) -> Batch:
-    """Judged responses of the fixed policy to held-out prompts; drawn again, identically, after a resume."""
+def _heldout_batch(run: Run) -> tuple[Batch, dict[str, int]]:
+    """Responses of the fixed policy to held-out prompts, and how they came out; drawn again, identically, after a
+    resume."""
     count = min(run.settings.pretraining_heldout, len(run.heldout_prompts))
     prompts = [run.heldout_prompts[i] for i in range(count)]
     per_prompt = max(1, run.settings.pretraining_heldout // count)
@@ -207,7 +215,7 @@ def _heldout_batch(run: Run) -> Batch:
     episodes = rollout(run, prompts, per_prompt=per_prompt, step="pretrain held-out", clock=run.clock())
     run.state.num_samples, run.state.num_tokens = samples, tokens  # they are not trained on
     check_verdicts(episodes, run.settings.max_invalid_ratio)
-    return collate(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens)
+    return collate(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens), tally(episodes)
 
 
 def _out_of_patience(run: Run) -> bool:

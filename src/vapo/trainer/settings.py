@@ -73,7 +73,7 @@ class GuardSettings:
     max_rollbacks: int = 3
     """Stop with exit code 3 when so many rollbacks were not enough."""
     patience: int = 5
-    """Steps in a row that a figure must be bad; a gradient spike tells at once."""
+    """Steps in a row that a figure must be bad; a gradient spike and a step that went too far are told at once."""
     entropy_below: float = 0.005
     """Entropy of the policy, in nats a token."""
     explained_variance_below: float = 0.0
@@ -82,6 +82,11 @@ class GuardSettings:
     """Share of responses cut off at the length limit."""
     grad_norm_above: float = 20.0
     """A step's gradient norm, in medians of the last 20 steps."""
+    kl_update_above: float = 0.2
+    """How far one step's updates moved the policy (`kl/update`), in nats a token; told at once. Steps that train are
+    near 0.001, and one of 0.7 was seen to destroy a model."""
+    same_outcome_steps: int = 5
+    """Steps in a row in which no response is right, or every one: nothing is learned from them; 0 never tells."""
     watchdog: bool = True
     """A process that tells what is stuck, with stacks, when a run shows no sign of life."""
     stuck_factor: float = 10.0
@@ -90,7 +95,7 @@ class GuardSettings:
     """And never before so many seconds."""
 
     def __post_init__(self) -> None:
-        for name in ("max_rollbacks", "entropy_below"):
+        for name in ("max_rollbacks", "entropy_below", "same_outcome_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"guards.{name} must not be negative, got {getattr(self, name)}.")
         if self.patience < 1:
@@ -100,8 +105,9 @@ class GuardSettings:
         for name in ("grad_norm_above", "stuck_factor"):
             if not getattr(self, name) > 1:
                 raise ConfigError(f"guards.{name} must be above 1, got {getattr(self, name)}.")
-        if not self.stuck_floor_s > 0:
-            raise ConfigError(f"guards.stuck_floor_s must be positive, got {self.stuck_floor_s}.")
+        for name in ("kl_update_above", "stuck_floor_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"guards.{name} must be positive, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

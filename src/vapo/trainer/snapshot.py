@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from vapo.errors import AbandonedError, DivergedError, StoppedError
+from vapo.errors import AbandonedError, DivergedError, StoppedError, command
 from vapo.metrics import EventName, Phase
 from vapo.models.lora import plain_weights
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
@@ -71,7 +71,7 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
         if at_the_end or run.failed_saves >= FAILURES_TO_STOP:
             raise StoppedError(
                 f"The disk refused {run.failed_saves} saves in a row ({error}). Free space, then go on from the newest "
-                f"checkpoint with: vapo resume {run.folder.path}"
+                f"checkpoint with: {command('resume', run.folder.path)}"
             ) from error
         return False
     run.failed_saves = 0
@@ -110,7 +110,7 @@ def droppable(run: Run) -> Iterator[None]:
 def leave(run: Run) -> None:
     """Raise StoppedError in words; call after a save."""
     saved = "saved" if not run.failed_saves else "but the last save failed, so it goes on from the one before"
-    raise StoppedError(f"Stopped in order, {saved}. Go on with: vapo resume {run.folder.path}")
+    raise StoppedError(f"Stopped in order, {saved}. Go on with: {command('resume', run.folder.path)}")
 
 
 def roll_back(run: Run, reason: str) -> None:
