@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from vapo.errors import ConfigError, ModelError
 from vapo.models.gguf import converted, is_gguf
+from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.types import Prompt
 
 CRITIC_LABEL = "value"
@@ -57,10 +58,15 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
     if "Classification" in architecture:
         raise ModelError(f"{source} holds a {architecture}, a critic or reward model. Give a policy/ folder.")
     with _explained(source, "policy"):
-        model = AutoModelForCausalLM.from_pretrained(
-            _folder(source), dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
+        model, info = read_model(
+            AutoModelForCausalLM,
+            _folder(source),
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         )
-    return _without_dropout(model)
+    check_complete(model, info, source, "policy")
+    return _without_dropout(own_memory(model))
 
 
 def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, str]:
@@ -75,22 +81,20 @@ def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple
     per_token = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     auto = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
     with _explained(source, "critic"):
-        model, info = auto.from_pretrained(
+        model, info = read_model(
+            auto,
             _folder(source),
             id2label={0: CRITIC_LABEL},
             label2id={CRITIC_LABEL: 0},
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,  # never a pickle
-            output_loading_info=True,
         )
     head_names = {f"{name}.{p}" for name, module in _heads(model) for p, _ in module.named_parameters()}
+    if "Classification" in architectures[0]:  # it has a head of its own, perhaps without a bias
+        head_names = {name for name in head_names if name.endswith(".bias")}
+    check_complete(model, info, source, "critic", may_lack=head_names)
     missing = set(info["missing_keys"])
-    if lost := missing - head_names:
-        raise ModelError(
-            f"The critic's weights in {source} lack {len(lost)} tensors of the backbone (first: {min(lost)}). "
-            "The folder is damaged or holds another architecture."
-        )
     head = value_head(model)
     weight_missing = any(name.endswith(".weight") for name in missing)
     with torch.no_grad():
@@ -104,7 +108,7 @@ def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple
         origin = f"reward model {architectures[0]} in {source}, head included"
     else:
         origin = f"saved critic {architectures[0]} in {source}"
-    return _without_dropout(model), origin
+    return _without_dropout(own_memory(model)), origin
 
 
 def value_head(model: PreTrainedModel) -> torch.nn.Linear:
