@@ -27,6 +27,7 @@ from vapo.errors import ConfigError, ModelError
 from vapo.hub import asked, not_cached
 from vapo.models.critic import classifier_of, made_critic, with_ids
 from vapo.models.gguf import converted, is_gguf
+from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.types import Prompt
 
 CRITIC_LABEL = "value"
@@ -64,10 +65,15 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
     if "Classification" in architecture:
         raise ModelError(f"{source} holds a {architecture}, a critic or reward model. Give a policy/ folder.")
     with _explained(source, "policy"):
-        model = AutoModelForCausalLM.from_pretrained(
-            _folder(source), dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
+        model, info = read_model(
+            AutoModelForCausalLM,
+            _folder(source),
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         )
-    return _without_dropout(model)
+    check_complete(model, info, source, "policy")
+    return _without_dropout(own_memory(model))
 
 
 def load_critic(
@@ -90,20 +96,18 @@ def load_critic(
         else:
             own |= {"id2label": {0: CRITIC_LABEL}, "label2id": {CRITIC_LABEL: 0}}
             own |= {"trust_remote_code": trust_remote_code}
-        model, info = cast(Any, kind).from_pretrained(
+        model, info = read_model(
+            kind,
             _folder(source),
             dtype=torch.float32,
             use_safetensors=True,  # never a pickle
-            output_loading_info=True,
             **own,
         )
     head_names = {f"{name}.{p}" for name, module in _heads(model) for p, _ in module.named_parameters()}
+    if "Classification" in architectures[0]:  # it has a head of its own, perhaps without a bias
+        head_names = {name for name in head_names if name.endswith(".bias")}
+    check_complete(model, info, source, "critic", may_lack=head_names)
     missing = set(info["missing_keys"])
-    if lost := missing - head_names:
-        raise ModelError(
-            f"The critic's weights in {source} lack {len(lost)} tensors of the backbone (first: {min(lost)}). "
-            "The folder is damaged or holds another architecture."
-        )
     head = value_head(model)
     weight_missing = any(name.endswith(".weight") for name in missing)
     with torch.no_grad():
@@ -117,7 +121,7 @@ def load_critic(
         origin = f"reward model {architectures[0]} in {source}, head included"
     else:
         origin = f"saved critic {architectures[0]} in {source}"
-    return _without_dropout(with_ids(model, num_ids)), origin
+    return _without_dropout(own_memory(with_ids(model, num_ids))), origin
 
 
 def value_head(model: PreTrainedModel) -> torch.nn.Linear:
