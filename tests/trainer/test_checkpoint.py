@@ -16,7 +16,7 @@ from vapo.config import Layer
 from vapo.errors import CheckpointError, ConfigError, StoppedError
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
-from vapo.trainer import checkpoint, snapshot
+from vapo.trainer import checkpoint, local_network, snapshot
 from vapo.trainer.run import Run
 
 GOLDEN = Path(__file__).parent / "golden" / "format-1"
@@ -250,14 +250,14 @@ def test_a_run_cannot_be_made_shorter_than_it_is(base: Path, tmp_path: Path):
 def test_a_kill_while_the_finished_models_are_written_leaves_none_that_is_torn(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = runs.save_model
+    real = local_network.save_model
 
     def killed(model, tokenizer, folder: Path) -> None:
         real(model, tokenizer, folder)
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "save_model", killed)
+    monkeypatch.setattr(local_network, "save_model", killed)
     with pytest.raises(KeyboardInterrupt):
         runs.finish(toys.toy_run(base, tmp_path / "run"), report=False)
     assert not (tmp_path / "run" / "policy").exists()

@@ -139,19 +139,19 @@ def test_after_a_rollback_the_checkpoints_own_bad_steps_do_not_count(base: Path,
 
 
 @pytest.mark.parametrize(
-    ("learner", "what"),
+    ("network", "what"),
     [("policy", x) for x in ("loss", "gradient", "advantages", "old_logp")]
     + [("critic", x) for x in ("loss", "gradient", "returns")],
 )
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, learner: str, what: str, value: str):
+def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, network: str, what: str, value: str):
     from vapo.chaos.faults import spoil_gradient_step
 
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}, "evaluation": {"prompts": 1}})
-    spoil_gradient_step(run, learner, 1, what, float(value), times=10**6)  # every gradient step there is
-    chosen = run.policy_learner if learner == "policy" else run.critic_learner
+    spoil_gradient_step(run, network, 1, what, float(value), times=10**6)  # every gradient step there is
+    chosen = run.policy if network == "policy" else run.critic
     before = [p.clone() for p in chosen.parameters]
-    three_in_a_row = learner == "critic"  # two steps of pretraining, one joint one
+    three_in_a_row = network == "critic"  # two steps of pretraining, one joint one
     with pytest.raises(DivergedError) if three_in_a_row else contextlib.nullcontext():
         runs.finish(run, report=False)
     assert all(torch.equal(b, p) for b, p in zip(before, chosen.parameters, strict=True))
@@ -159,7 +159,7 @@ def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, l
     kept = sorted((tmp_path / "run" / "skipped").glob("*.safetensors"))
     batch = Batch.from_tensors(load_file(kept[0]))
     if what in ("loss", "gradient"):  # what was kept can be learned from again
-        figures = type(chosen).accumulate(chosen, batch)
+        figures = type(chosen).accumulate(chosen, batch, micro_batch_tokens=1000)
         assert all(torch.isfinite(torch.as_tensor(v)) for v in figures.values())
     assert len(batch) == 8
 
@@ -170,7 +170,7 @@ def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, l
 def little_memory(run: Run, tokens: int, *, cpu: bool = False) -> list[int]:
     """Let the policy's loss fail above so many tokens; the sizes that were tried."""
     tried: list[int] = []
-    objective = run.policy_learner.objective
+    objective = run.policy.objective
 
     class Little(type(objective)):
         def loss(self, micro, weights):
@@ -182,7 +182,7 @@ def little_memory(run: Run, tokens: int, *, cpu: bool = False) -> list[int]:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().loss(micro, weights)
 
-    run.policy_learner.objective = Little(objective.policy, objective.algorithm)
+    run.policy.objective = Little(objective.policy, objective.algorithm)
     return tried
 
 
@@ -196,7 +196,7 @@ def test_out_of_memory_halves_the_micro_batch_and_redoes_the_same_step(base: Pat
     runs.finish(whole, report=False)
     assert max(tried) > 50
     assert run.state.micro_batch_tokens == {"policy": 40}
-    for one, other in zip(run.policy_learner.parameters, whole.policy_learner.parameters, strict=True):
+    for one, other in zip(run.policy.parameters, whole.policy.parameters, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     alarms = [e["message"] for e in events(tmp_path / "run") if e["event"] == "alarm"]
     assert "Out of memory in policy with 160 tokens at once" in alarms[0]
@@ -216,7 +216,7 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(base: Path, tmp
     def fails(*_: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    object.__setattr__(run.policy_learner.objective, "loss", fails)
+    object.__setattr__(run.policy.objective, "loss", fails)
     with pytest.raises(RuntimeError, match="shapes"):
         runs.finish(run)
 

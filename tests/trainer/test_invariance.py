@@ -12,8 +12,8 @@ import toys
 from vapo.algo.presets import DAPO, GRPO, PPO, VAPO, Algorithm, Clip, Gae, Kl
 from vapo.models.networks import Critic, Policy
 from vapo.trainer.batch import Batch, micro_batches, minibatches
-from vapo.trainer.learner import Learner
-from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective
+from vapo.trainer.local_network import LocalNetwork
+from vapo.trainer.objectives import CriticObjective, PolicyObjective
 
 EVERYTHING = replace(
     VAPO, clip=Clip(low=0.2, high=0.28, dual=3.0), kl=Kl(coef=0.5), credit=replace(VAPO.credit, value_clip=0.2)
@@ -52,29 +52,24 @@ def batch_of(lengths: list[int], seed: int = 0) -> Batch:
 LENGTHS = [2, 11, 5, 17, 1, 8, 30, 3]
 
 
-def objective(kind: str, algorithm: Algorithm, layout: str) -> Objective:
+def local(kind: str, algorithm: Algorithm, layout: str = "packed") -> LocalNetwork:
     if kind == "policy":
-        return PolicyObjective(Policy(toys.tiny_llama(), layout), algorithm)
+        policy = Policy(toys.tiny_llama(), layout)
+        return LocalNetwork(kind, policy, objective=PolicyObjective(policy, algorithm))
     from transformers import LlamaForTokenClassification
 
     torch.manual_seed(0)
     config = toys.tiny_llama().config
     config.num_labels = 1
     assert isinstance(algorithm.credit, Gae)
-    return CriticObjective(Critic(LlamaForTokenClassification(config).eval(), layout), algorithm.credit)
+    critic = Critic(LlamaForTokenClassification(config).eval(), layout)
+    return LocalNetwork(kind, critic, objective=CriticObjective(critic, algorithm.credit))
 
 
 def gradient(kind: str, batch: Batch, *, tokens: int, layout: str = "packed", algorithm: Algorithm) -> Tensor:
-    learner = Learner(
-        kind,
-        objective(kind, algorithm, layout),
-        lr=0.0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        micro_batch_tokens=tokens,
-    )
-    learner.accumulate(batch)
-    return torch.cat([p.grad.flatten() for p in learner.parameters if p.grad is not None])
+    network = local(kind, algorithm, layout)
+    network.accumulate(batch, micro_batch_tokens=tokens)
+    return torch.cat([p.grad.flatten() for p in network.parameters if p.grad is not None])
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -139,8 +134,7 @@ def test_the_positive_term_is_divided_by_the_right_tokens_of_the_minibatch_and_l
     assert float(weights["positive"].max()) == pytest.approx(1 / num_right)
     logp, _ = target.policy.logp(batch.sequences, batch.width)
     expected = -(logp[1].sum() + logp[-1].sum()) / num_right
-    learner = Learner("policy", target, lr=0.0, weight_decay=0.0, max_grad_norm=1.0, micro_batch_tokens=20)
-    figures = learner.accumulate(batch)
+    figures = LocalNetwork("policy", target.policy, objective=target).accumulate(batch, micro_batch_tokens=20)
     assert float(figures["loss/positive_lm"]) == pytest.approx(float(expected.detach()), rel=1e-5)
     loss, _ = target.loss(batch, weights)
     without, _ = PolicyObjective(target.policy, replace(VAPO, positive_lm=0.0)).loss(batch, weights)

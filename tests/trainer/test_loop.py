@@ -106,7 +106,7 @@ def test_a_critic_that_is_not_ready_raises_an_alarm(base: Path, tmp_path: Path):
 def test_a_method_with_a_group_baseline_builds_no_critic(base: Path, tmp_path: Path):
     run = toys.toy_run(base, tmp_path / "run", preset="dapo")
     assert run.critic is None
-    assert [learner.name for learner in run.learners] == ["policy"]
+    assert [network.name for network in run.learners] == ["policy"]
     runs.finish(run)
     assert not (tmp_path / "run" / "critic").exists()
     assert all("value/loss" not in m for m in metrics(tmp_path / "run"))
@@ -115,13 +115,13 @@ def test_a_method_with_a_group_baseline_builds_no_critic(base: Path, tmp_path: P
 def test_head_and_backbone_share_one_scheduled_optimizer(base: Path, tmp_path: Path):
     # bug 13 (NeMo PR 2530): the value head had an optimizer of its own at peak learning rate
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"warmup_steps": 10}})
-    learner = run.critic_learner
-    assert {id(p) for p in learner.parameters} == {id(p) for p in run.critic.model.parameters()}
+    assert {id(p) for p in run.critic.parameters} == {id(p) for p in run.critic.model.parameters()}
     run.state.phase = "train"
-    run.engine.load_weights(run.policy.model.state_dict().items(), version=0)
+    run.hand_over()
     train_step(run)
-    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(learner.lr / 10)
-    assert run.policy_learner.optimizer.param_groups[0]["lr"] == pytest.approx(run.policy_learner.lr / 10)
+    peak = run.algorithm.optimization
+    assert run.critic.optimizer.param_groups[0]["lr"] == pytest.approx(peak.critic_lr / 10)
+    assert run.policy.optimizer.param_groups[0]["lr"] == pytest.approx(peak.actor_lr / 10)
     run.folder.close()
 
 
@@ -159,10 +159,8 @@ def test_a_verifier_that_raises_gives_an_invalid_verdict_and_no_crash(base: Path
 def test_gradients_that_are_not_finite_are_skipped_and_three_steps_in_a_row_stop_the_run(base: Path, tmp_path: Path):
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 9}}, preset="grpo")
     weights = {k: v.clone() for k, v in run.policy.model.state_dict().items()}
-    honest = run.policy_learner.objective.loss
-    object.__setattr__(
-        run.policy_learner.objective, "loss", lambda m, w: (honest(m, w)[0] * float("nan"), honest(m, w)[1])
-    )
+    honest = run.policy.objective.loss
+    object.__setattr__(run.policy.objective, "loss", lambda m, w: (honest(m, w)[0] * float("nan"), honest(m, w)[1]))
     with pytest.raises(DivergedError, match="actor_lr"):
         runs.finish(run)
     assert DivergedError.exit_code == 3
@@ -177,7 +175,7 @@ def test_dynamic_sampling_keeps_mixed_groups_only_and_gives_up_in_time(base: Pat
     # prompts 0..3 can never be right: their groups carry no signal
     hopeless = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(4)})
     run = toys.toy_run(base, tmp_path / "run", preset="dapo", task=hopeless)
-    run.engine.load_weights(run.policy.model.state_dict().items(), version=0)
+    run.hand_over()
     kept, drawn = sample_step(run, Clock())
     assert len(kept) == 32
     assert run.state.num_samples == len(drawn) > 32
@@ -199,7 +197,7 @@ def test_one_broken_prompt_does_not_stop_a_step_of_dynamic_sampling(base: Path, 
     for seed in range(4):
         task = toys.EchoTask({"train-3": Verdict("invalid", "no gold answer")})
         run = toys.toy_run(base, tmp_path / f"run{seed}", {"seed": seed}, preset="dapo", task=task)
-        run.engine.load_weights(run.policy.model.state_dict().items(), version=0)
+        run.hand_over()
         kept, drawn = sample_step(run, Clock())
         assert all(e.verdict.valid for e in kept) or any(not e.verdict.valid for e in drawn)
         run.folder.close()

@@ -111,22 +111,21 @@ def test_zero_steps_without_a_critic_to_pretrain_are_refused(tmp_path: Path):
 def test_a_reward_model_learns_from_the_state_after_the_last_token_only(tmp_path: Path):
     reward_model = {"trainer": {"steps": 0, "pretraining_at": "end", "pretraining_steps": 3, "pretraining_passes": 2}}
     run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", reward_model)
-    learner, critic = run.critic_learner, run.critic
-    assert learner is not None
+    critic = run.critic
     assert critic is not None
     batch = batch_of([2, 3], [1.0, 0.0])
     batch = replace(batch, tokens=tuple(t % 12 + 2 for t in batch.tokens))  # the toy knows 16 tokens
-    learner.accumulate(batch)
+    critic.accumulate(batch, micro_batch_tokens=1000)
     head = next(p for name, p in critic.model.named_parameters() if name.endswith("score.weight"))
     assert head.grad is not None
     # by hand: L = ½·½·Σ(V - R)², V = w·h + b = 0 at the start, so dL/dw = -½·Σ R·h(end) = -½·h(end of the first)
     with torch.no_grad():
-        hidden = hidden_states(critic.model, batch.tokens, critic.layout)
+        hidden = hidden_states(critic.model, batch.tokens, critic.network.layout)
     end = len(batch.tokens[0]) - 1
     torch.testing.assert_close(head.grad[0], -0.5 * hidden[end])
     cut_off = replace(batch, truncated=torch.tensor([False, True]))
-    assert learner.objective.weights(cut_off)["value"].tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
-    learner.optimizer.zero_grad()
+    assert critic.objective.weights(cut_off)["value"].tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    critic.optimizer.zero_grad()
     pretrain_critic(run)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "pretrain/end_explained_variance" in row

@@ -164,14 +164,14 @@ def num_minibatches(batch: Batch, algorithm: Algorithm) -> int:
     return max(1, -(-len(batch) // algorithm.optimization.minibatch))
 
 
-def micro_batches(batch: Batch, tokens: int) -> Iterator[Tensor]:
-    """Row indices of parts that hold at most `tokens` tokens each (a longer single response stands alone).
+def micro_batches(batch: Batch, tokens: int, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """Indices of the given rows (None: all) in parts of at most `tokens` tokens; a longer single response stands alone.
 
     Rows without a trainable token are left out: they cost a forward pass and teach nothing. Rows of like
     length go together, so that the padded layout wastes little.
     """
     sizes = torch.tensor([len(t) for t in batch.tokens])
-    useful = batch.mask.any(-1).nonzero()[:, 0]
+    useful = batch.mask.any(-1).nonzero()[:, 0] if rows is None else rows[batch.mask[rows].any(-1)]
     part: list[int] = []
     used = 0
     for row in useful[sizes[useful].argsort(stable=True)].tolist():

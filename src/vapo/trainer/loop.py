@@ -9,14 +9,14 @@ import torch
 
 from vapo.algo.presets import Gae
 from vapo.errors import VapoError
-from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
 from vapo.trainer.credit import assign_credit
 from vapo.trainer.guards import heed, new_alarms
-from vapo.trainer.learner import Learner
+from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, scoring_figures
 from vapo.trainer.memory import within_memory
+from vapo.trainer.network import Network
 from vapo.trainer.pretrain import count_skips, pretrain_critic
 from vapo.trainer.run import Run
 from vapo.trainer.sampling import sample_step
@@ -29,7 +29,7 @@ def train(run: Run) -> None:
 
     Raises StoppedError after an orderly stop, DivergedError, VerifierBrokenError.
     """
-    run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
+    run.hand_over()
     if run.state.phase == "train":
         run.observer.phase("training", run.state.step, run.settings.steps)
     while run.state.phase != "done":
@@ -97,15 +97,15 @@ def train_step(run: Run) -> None:
 
         # 3. One optimizer step per minibatch, for each network.
         with clock.time("update"):
-            for learner in run.learners:
-                figures |= update(run, learner, batch)
-        count_skips(run, sum(figures[f"skipped/{learner.name}"] for learner in run.learners))
+            for network in run.learners:
+                figures |= update(run, network, batch)
+        count_skips(run, sum(figures[f"skipped/{network.name}"] for network in run.learners))
         save_rollouts_if_due(run, episodes, batch)
 
     # 4. Hand over the new policy and write down what happened.
     state.step += 1
     refresh_reference_if_due(run)
-    run.engine.load_weights(plain_weights(run.policy.model), version=state.step)
+    run.hand_over()
     figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
     figures |= {"gradient_steps": state.gradient_steps}
     figures |= clock.figures(sampled_tokens=state.num_tokens - tokens_before, learned_tokens=learned)
@@ -117,33 +117,35 @@ def train_step(run: Run) -> None:
     snapshot.save_if_due(run, state.step)
 
 
-def update(run: Run, learner: Learner, batch: Batch) -> dict[str, float]:
+def update(run: Run, network: Network, batch: Batch) -> dict[str, float]:
     """Let one network learn from the batch; its figures, learning rate and skipped steps."""
     state, optimization = run.state, run.algorithm.optimization
-    is_policy = learner is run.policy_learner
+    is_policy = network is run.policy
     # a critic that was pretrained (at a constant rate) needs no warm-up any more; the policy's starts here
     rounds = (state.step if is_policy else state.serial) + 1
-    lr = learner.lr * min(1.0, rounds / max(1, optimization.warmup_steps))
+    peak = optimization.actor_lr if is_policy else optimization.critic_lr
+    lr = peak * min(1.0, rounds / max(1, optimization.warmup_steps))
     passes = optimization.epochs
     if not is_policy:
         assert isinstance(run.algorithm.credit, Gae)
         passes *= run.algorithm.credit.critic_updates
-    result = learner.learn(
+    result = learn(
+        network,
         batch,
         parts=num_minibatches(batch, run.algorithm),
         passes=passes,
         lr=lr,
         generator=lambda i: torch.Generator().manual_seed(
-            stable_hash(run.seed, "shuffle", learner.name, state.step, i)
+            stable_hash(run.seed, "shuffle", network.name, state.step, i)
         ),
-        attempt=partial(within_memory, run, learner.name),
+        attempt=partial(within_memory, run, network.name),
     )
-    run.folder.keep_skipped(f"step_{state.step + 1:06d}_{learner.name}", result.bad)
+    run.folder.keep_skipped(f"step_{state.step + 1:06d}_{network.name}", result.bad)
     if is_policy:
         state.gradient_steps += result.gradient_steps
         state.reference_age += result.gradient_steps
     name = "actor" if is_policy else "critic"
-    return {**result.figures, f"lr/{name}": lr, f"skipped/{learner.name}": result.skipped}
+    return {**result.figures, f"lr/{name}": lr, f"skipped/{network.name}": result.skipped}
 
 
 def evaluation_is_due(run: Run) -> bool:
@@ -170,7 +172,7 @@ def refresh_reference_if_due(run: Run) -> None:
     """The KL reference becomes the current policy every so many gradient steps (R1-Zero: 400)."""
     every = run.algorithm.kl.refresh_every
     if run.reference is not None and every and run.state.reference_age >= every:
-        run.reference.model.load_state_dict(dict(plain_weights(run.policy.model)))
+        run.reference.copy_weights(run.policy.weights())
         run.state.reference_age = 0
 
 

@@ -23,6 +23,7 @@ from vapo.errors import DivergedError
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
 from vapo.trainer.guards import heed, new_alarms
+from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, value_figures
 from vapo.trainer.memory import within_memory
 from vapo.trainer.run import Clock, Run
@@ -63,8 +64,7 @@ def pretrain_critic(run: Run) -> None:
     state.phase = "train"
     state.recent.clear()  # joint training is judged by its own steps
     state.streaks.clear()
-    if run.critic_learner is not None:
-        run.folder.event("pretraining finished", steps=state.pretrain_step, explained_variance=reached)
+    run.folder.event("pretraining finished", steps=state.pretrain_step, explained_variance=reached)
     snapshot.save(run)
 
 
@@ -87,7 +87,6 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
     state, credit, clock = run.state, run.algorithm.credit, run.clock()
     assert isinstance(credit, Gae)
     assert run.critic is not None
-    assert run.critic_learner is not None
     step = state.pretrain_step
     episodes, batch = _sampled(run, step, clock)
 
@@ -96,10 +95,11 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
 
     with clock.time("update"):
         wanted = run.settings.pretraining_lr
-        lr = run.critic_learner.lr if wanted is None else wanted
+        lr = run.algorithm.optimization.critic_lr if wanted is None else wanted
         count = (run.settings.pretraining_passes - 1) * len(batch)
         learned = replayed(batch, earlier, count, shuffle("replay"))
-        update = run.critic_learner.learn(
+        update = learn(
+            run.critic,
             learned,
             parts=num_minibatches(learned, run.algorithm),
             passes=1,
@@ -133,7 +133,7 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
         "num_tokens": state.num_tokens,
     }
     if (every := run.settings.save_rollouts_every) and step % every == 0:
-        scored = within_memory(run, "score", partial(score, batch, policy=None, critic=run.critic))
+        scored = within_memory(run, "score", partial(score, batch, critic=run.critic))
         run.folder.rollouts(f"pretrain_{state.pretrain_step:06d}", episodes, scored, run.token_texts)
     metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
     run.folder.metrics(metrics)
@@ -147,7 +147,7 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
 def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     """How well the critic foresees held-out outcomes; for a reward model also how well it sees them at the end."""
     at_end = run.settings.pretraining_at == "end"
-    judged = within_memory(run, "score", partial(score, heldout, policy=None, critic=run.critic, final_values=at_end))
+    judged = within_memory(run, "score", partial(score, heldout, critic=run.critic, final_values=at_end))
     assert judged.old_values is not None
     figures = value_figures(judged.old_values, judged.outcomes, judged.mask, gamma)
     if judged.final_values is not None:

@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.presets import Algorithm
 from vapo.errors import AbandonedError
-from vapo.models.networks import Critic, Policy
 from vapo.rollout.engine import RolloutEngine
-from vapo.trainer.learner import Learner
+from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.record import RunFolder
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
@@ -40,11 +39,9 @@ class Run:
     train_prompts: PromptSet
     heldout_prompts: PromptSet
     tokenizer: PreTrainedTokenizerBase
-    policy: Policy
-    critic: Critic | None
-    reference: Policy | None
-    policy_learner: Learner
-    critic_learner: Learner | None
+    policy: Network
+    critic: Network | None
+    reference: Network | None
     engine: RolloutEngine
     evaluate: Callable[[int, Progress], dict[str, Any]]
     """Held-out evaluation of the engine's policy with k samples a prompt: what goes into evaluations.jsonl."""
@@ -60,9 +57,18 @@ class Run:
     """Saves in a row that the disk refused."""
 
     @property
-    def learners(self) -> list[Learner]:
-        """Critic first, then policy (papers.md 7.3); a method with a group baseline has the policy only."""
-        return [learner for learner in (self.critic_learner, self.policy_learner) if learner is not None]
+    def learners(self) -> list[Network]:
+        """The networks that learn, in this order: the critic (where there is one), then the policy."""
+        return [network for network in (self.critic, self.policy) if network is not None]
+
+    @property
+    def networks(self) -> list[Network]:
+        """All networks whose weights belong to the run's state."""
+        return [*self.learners, *([] if self.reference is None else [self.reference])]
+
+    def hand_over(self) -> None:
+        """Give the policy's weights to the rollout engine, as the version of the present step."""
+        self.engine.load_weights(self.policy.weights(), version=self.state.step)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Response text without special tokens."""
