@@ -23,8 +23,7 @@ from vapo.trainer.batch import Batch, collate
 from vapo.trainer.credit import assign_credit
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, PolicyObjective
-from vapo.trainer.run import Clock
-from vapo.trainer.sampling import sample_step
+from vapo.trainer.pricing import price
 from vapo.trainer.scoring import score
 
 BUDGETS = (256, 1000, 4096)
@@ -44,7 +43,8 @@ def main() -> None:
         assert run.critic is not None
         torch.manual_seed(0)
         torch.nn.init.normal_(value_head(run.critic.model).weight, std=0.1)  # a head at 0 gives the backbone nothing
-        batch = collate(sample_step(run, Clock())[0], run.algorithm, max_response_tokens=run.decoding.max_tokens)
+        episodes = run.source.next(run.state).episodes
+        batch = collate(episodes, price(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens))
         batch = score(batch, policy=run.policy, critic=run.critic, micro_batch_tokens=16384)
         batch = assign_credit(batch, run.algorithm)
         assert batch.advantages is not None

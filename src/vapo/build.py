@@ -23,6 +23,7 @@ from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
 from vapo.trainer.run import Run
+from vapo.trainer.sampling import SynchronousSource
 from vapo.types import Progress, Task
 
 
@@ -99,7 +100,7 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
         )
         return {**result.summary(), "set": evaluation_set, **result.tallies()}
 
-    return Run(
+    run = Run(
         config=config.as_dict(),
         seed=sections.seed,
         algorithm=algorithm,
@@ -119,6 +120,8 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
         evaluate=evaluate_now,
         observer=observer,
     )
+    run.source = SynchronousSource(run)
+    return run
 
 
 def _warn_about_lambda(run: Run) -> None:

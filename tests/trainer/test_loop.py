@@ -16,8 +16,8 @@ from vapo import runs
 from vapo.errors import ConfigError, DivergedError, ModelError, StoppedError, VerifierBrokenError
 from vapo.reports.live import SilentView
 from vapo.trainer.loop import train_step
-from vapo.trainer.run import Clock
-from vapo.trainer.sampling import sample_step, stream
+from vapo.trainer.rollouts import consume
+from vapo.trainer.sampling import stream
 from vapo.types import Verdict
 
 pytestmark = pytest.mark.slow
@@ -176,8 +176,12 @@ def test_dynamic_sampling_keeps_mixed_groups_only_and_gives_up_in_time(base: Pat
     hopeless = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(4)})
     run = toys.toy_run(base, tmp_path / "run", preset="dapo", task=hopeless)
     run.hand_over()
-    kept, drawn = sample_step(run, Clock())
+    before = run.state.copy()
+    rollout = run.source.next(run.state)
+    assert run.state == before  # drawn, not consumed: nothing to undo if it is dropped
+    kept, drawn = rollout.episodes, rollout.drawn
     assert len(kept) == 32
+    consume(run.state, rollout)
     assert run.state.num_samples == len(drawn) > 32
     for start in range(0, 32, 4):
         assert len({e.prompt.id for e in kept[start : start + 4]}) == 1
@@ -198,7 +202,8 @@ def test_one_broken_prompt_does_not_stop_a_step_of_dynamic_sampling(base: Path, 
         task = toys.EchoTask({"train-3": Verdict("invalid", "no gold answer")})
         run = toys.toy_run(base, tmp_path / f"run{seed}", {"seed": seed}, preset="dapo", task=task)
         run.hand_over()
-        kept, drawn = sample_step(run, Clock())
+        rollout = run.source.next(run.state)
+        kept, drawn = rollout.episodes, rollout.drawn
         assert all(e.verdict.valid for e in kept) or any(not e.verdict.valid for e in drawn)
         run.folder.close()
 

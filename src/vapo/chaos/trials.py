@@ -264,9 +264,7 @@ def bad_number(lab: Lab, learner: str, number: int, what: str, value: str) -> Ou
 def bad_for_good(lab: Lab, learner: str, what: str) -> Outcome:
     """Numbers that are never finite again: the run stops with exit code 3, all weights finite."""
     folder = lab.folder()
-    spoil = partial(
-        faults.spoil_gradient_step, name=learner, number=1, what=what, value=float("nan"), times=10**6
-    )
+    spoil = partial(faults.spoil_gradient_step, name=learner, number=1, what=what, value=float("nan"), times=10**6)
     ended = attempt(folder, lab.config, meddle=spoil)
     outcome = Outcome(count=1)
     if ended.code != DIVERGED:

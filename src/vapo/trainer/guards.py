@@ -1,4 +1,4 @@
-"""Alarms: what a run's figures say when it goes wrong, in words, before the score shows it."""
+"""Alarms: figures that show early that a run is going wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENOUGH = 5
 
 @dataclass(frozen=True)
 class Alarm:
-    """A figure of a step, when it is bad, and what to say once it has been so for some steps."""
+    """A figure of a step, when it is bad, and the message after some bad steps in a row."""
 
     name: str
     metric: str
@@ -64,9 +64,10 @@ _RATES = {"policy": "actor_lr", "critic": "critic_lr"}
 
 
 def new_alarms(figures: Mapping[str, Any], state: State, settings: GuardSettings) -> dict[str, str]:
-    """Alarms that begin with this step, by name, in words; the state remembers streaks and gradient norms.
+    """The messages of alarms that begin with this step, by name; updates streaks and gradient norms in the state.
 
-    A figure must be bad for `patience` steps in a row; a spike tells at once. An alarm that lasts is told once.
+    A figure must be bad for `patience` steps in a row; a gradient spike raises an alarm at once. An alarm that lasts is
+    raised once.
     """
     begun = {}
     for alarm in ALARMS:
@@ -77,7 +78,7 @@ def new_alarms(figures: Mapping[str, Any], state: State, settings: GuardSettings
             begun[alarm.name] = alarm.words.format(value=value, s=settings)
     for name, rate in _RATES.items():
         norm = figures.get(f"grad_norm/{name}")
-        if norm is None:  # all its gradient steps were skipped, which is told elsewhere
+        if norm is None:  # all its gradient steps were skipped; count_skips raises that alarm
             continue
         earlier = state.recent.get(name, [])
         usual = statistics.median(earlier) if len(earlier) >= ENOUGH else math.inf
@@ -89,10 +90,10 @@ def new_alarms(figures: Mapping[str, Any], state: State, settings: GuardSettings
     return begun
 
 
-def heed(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = True) -> bool:
-    """Tell the alarms and do what `guards.action` says; True if the run went back to a checkpoint.
+def apply_alarms(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = True) -> bool:
+    """Log the alarms, then warn, stop or roll back as `guards.action` says; True if the run was rolled back.
 
-    Raises DivergedError where it says to stop, or where so many rollbacks have not helped.
+    Raises DivergedError to stop: on action=stop, or when `guards.max_rollbacks` rollbacks have not helped.
     """
     for name, message in alarms.items():
         run.alarm(message, name=name)

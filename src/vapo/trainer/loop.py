@@ -8,18 +8,19 @@ from typing import Any
 import torch
 
 from vapo.algo.presets import Gae
-from vapo.errors import VapoError
+from vapo.errors import AbandonedError
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
 from vapo.trainer.credit import assign_credit
-from vapo.trainer.guards import heed, new_alarms
+from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, scoring_figures
 from vapo.trainer.memory import within_memory
 from vapo.trainer.network import Network
 from vapo.trainer.pretrain import count_skips, pretrain_critic
+from vapo.trainer.pricing import price
+from vapo.trainer.rollouts import check_age, consume
 from vapo.trainer.run import Run
-from vapo.trainer.sampling import sample_step
 from vapo.trainer.scoring import score
 from vapo.types import Episode, stable_hash
 
@@ -32,13 +33,16 @@ def train(run: Run) -> None:
     run.hand_over()
     if run.state.phase == "train":
         run.observer.phase("training", run.state.step, run.settings.steps)
-    while run.state.phase != "done":
-        with snapshot.droppable(run):
+    try:
+        while run.state.phase != "done":
             advance(run)
+    except AbandonedError:  # sampling, judging or evaluation was dropped, before any of the state moved
+        snapshot.save(run)
+        snapshot.raise_stopped(run)
 
 
 def advance(run: Run) -> None:
-    """What comes next: an evaluation that is due, value pretraining, a joint step, or the end."""
+    """Do what comes next: an evaluation that is due, value pretraining, a joint step, or the end."""
     state, steps = run.state, run.settings.steps
     if evaluation_is_due(run):
         evaluate(run)
@@ -59,25 +63,23 @@ def train_step(run: Run) -> None:
     state, algorithm, clock = run.state, run.algorithm, run.clock()
 
     # 1. Sample groups of responses from the current policy; let the verifier judge them.
-    tokens_before = state.num_tokens
-    episodes, drawn = sample_step(run, clock)
-    if any(e.completion.policy_version != state.step for e in episodes):
-        raise VapoError(
-            f"The rollout engine sampled from other weights than those of step {state.step}. "
-            "Its load_weights must take effect before generate; this is a bug of the engine."
-        )
-    limit = run.decoding.max_tokens
-    figures: dict[str, Any] = rollout_figures(collate(drawn, algorithm, max_response_tokens=limit))
-    figures["sampling/kept_ratio"] = len(episodes) / len(drawn)
-    if len(episodes) < algorithm.sampling.samples:
+    rollout = run.source.next(state)
+    check_age(rollout, state, run.source.max_age)
+    consume(state, rollout)
+    clock.add(rollout.seconds)
+    prices = price(rollout.drawn, algorithm, max_response_tokens=run.decoding.max_tokens)
+    drawn = collate(rollout.drawn, prices)
+    figures: dict[str, Any] = rollout_figures(drawn)
+    figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
+    if len(rollout.kept) < algorithm.sampling.samples:
         run.alarm(
-            f"Only {len(episodes)} of {algorithm.sampling.samples} responses carry a signal after all refills. "
+            f"Only {len(rollout.kept)} of {algorithm.sampling.samples} responses carry a signal after all refills. "
             "Use easier or harder prompts, or raise algorithm.sampling.refill_rounds."
         )
     learned = 0
-    if episodes:
+    if rollout.kept:
         # 2. Score every token once, before any update, and hand out credit.
-        batch = collate(episodes, algorithm, max_response_tokens=limit)
+        batch = drawn.select(torch.tensor(rollout.kept))
         learned = batch.num_tokens * algorithm.optimization.epochs
         with clock.time("score"):
             batch = within_memory(
@@ -100,7 +102,7 @@ def train_step(run: Run) -> None:
             for network in run.learners:
                 figures |= update(run, network, batch)
         count_skips(run, sum(figures[f"skipped/{network.name}"] for network in run.learners))
-        save_rollouts_if_due(run, episodes, batch)
+        save_rollouts_if_due(run, rollout.episodes, batch)
 
     # 4. Hand over the new policy and write down what happened.
     state.step += 1
@@ -108,11 +110,11 @@ def train_step(run: Run) -> None:
     run.hand_over()
     figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
     figures |= {"gradient_steps": state.gradient_steps}
-    figures |= clock.figures(sampled_tokens=state.num_tokens - tokens_before, learned_tokens=learned)
+    figures |= clock.figures(sampled_tokens=rollout.num_tokens, learned_tokens=learned)
     metrics = {"phase": "train", "step": state.step, **figures}
     run.folder.metrics(metrics)
     run.observer.step(metrics)
-    if heed(run, new_alarms(figures, state, run.guards)):
+    if apply_alarms(run, new_alarms(figures, state, run.guards)):
         return
     snapshot.save_if_due(run, state.step)
 

@@ -1,11 +1,11 @@
-"""Value pretraining: fit the critic to what the fixed initial policy really earns, before it may judge.
+"""Value pretraining: fit the critic to what the fixed initial policy really earns, before joint training.
 
 VAPO §4.1: keep sampling from a fixed policy, regress the critic onto Monte-Carlo returns, go on until value
 loss and explained variance are good. (The paper says "sufficiently low" of both; explained variance must
 of course become high.)
 
-The policy does not change, so no response grows stale: each step learns from its own and from a draw of the
-earlier ones. A few hundred responses looked at five times in a row would be learned by heart instead.
+The policy does not change, so no response grows stale: each step learns from its own responses and from a draw of the
+earlier ones. A few hundred responses repeated five times in a row would be overfitted.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from vapo.algo.presets import Gae
 from vapo.errors import DivergedError
 from vapo.trainer import snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
-from vapo.trainer.guards import heed, new_alarms
+from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, value_figures
 from vapo.trainer.memory import within_memory
-from vapo.trainer.run import Clock, Run
-from vapo.trainer.sampling import check_verdicts, rollout, stream
+from vapo.trainer.pricing import price
+from vapo.trainer.rollouts import Rollout, consume
+from vapo.trainer.run import Run
+from vapo.trainer.sampling import PretrainingSource
 from vapo.trainer.scoring import score
-from vapo.types import Episode, stable_hash
+from vapo.types import stable_hash
 
 BAD_STEPS_TO_STOP = 3
-"""Steps in a row with numbers that are not finite before a run gives up."""
+"""Steps in a row with skipped gradient steps before a run stops."""
 
 
 def pretrain_critic(run: Run) -> None:
@@ -45,11 +47,13 @@ def pretrain_critic(run: Run) -> None:
         state.phase = "train"
         return
     run.observer.phase("value pretraining", state.pretrain_step, credit.pretraining_steps)
-    heldout = _heldout_batch(run)
-    earlier = _sampled_before(run)
+    source = PretrainingSource(run)
+    # the policy is fixed and each sample has its seed: after a resume these are the same responses as before
+    heldout = _collated(run, source.heldout(state))
+    resampled = range(state.pretrain_step if _replays(run) else 0)
+    earlier = [_collated(run, source.at(step, state)) for step in resampled]
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
-        with snapshot.droppable(run):
-            batch = _pretraining_step(run, heldout, earlier)
+        batch = _pretraining_step(run, source, heldout, earlier)
         if _replays(run):
             earlier.append(batch)
     ready, reached = run.settings.pretraining_ready, state.explained_variance
@@ -82,13 +86,16 @@ def replayed(batch: Batch, earlier: Sequence[Batch], count: int, generator: torc
     return concatenate([batch, pool.select(torch.randperm(len(pool), generator=generator)[:count])])
 
 
-def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Batch:
-    """One step; the batch it sampled."""
+def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, earlier: Sequence[Batch]) -> Batch:
+    """Do one step; the batch it sampled."""
     state, credit, clock = run.state, run.algorithm.credit, run.clock()
     assert isinstance(credit, Gae)
     assert run.critic is not None
     step = state.pretrain_step
-    episodes, batch = _sampled(run, step, clock)
+    rollout = source.next(state)
+    consume(state, rollout)
+    clock.add(rollout.seconds)
+    batch = _collated(run, rollout)
 
     def shuffle(what: str) -> torch.Generator:
         return torch.Generator().manual_seed(stable_hash(run.seed, "pretrain", what, step))
@@ -134,12 +141,12 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
     }
     if (every := run.settings.save_rollouts_every) and step % every == 0:
         scored = within_memory(run, "score", partial(score, batch, critic=run.critic))
-        run.folder.rollouts(f"pretrain_{state.pretrain_step:06d}", episodes, scored, run.token_texts)
+        run.folder.rollouts(f"pretrain_{state.pretrain_step:06d}", rollout.episodes, scored, run.token_texts)
     metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
     run.folder.metrics(metrics)
     run.observer.step(metrics)
     # a rollback would lead to the same responses again: the policy is fixed and cannot have come to harm
-    heed(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
+    apply_alarms(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
     snapshot.save_if_due(run, state.pretrain_step)
     return batch
 
@@ -157,29 +164,16 @@ def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     return figures
 
 
-def _sampled(run: Run, step: int, clock: Clock) -> tuple[list[Episode], Batch]:
-    """The judged responses of one pretraining step, and their batch with returns."""
-    sampling, credit = run.algorithm.sampling, run.algorithm.credit
+def _collated(run: Run, rollout: Rollout) -> Batch:
+    """The rollout's batch with Monte-Carlo returns."""
+    credit = run.algorithm.credit
     assert isinstance(credit, Gae)
-    prompts = stream(
-        run.train_prompts, seed=run.seed, name="pretrain", position=step * sampling.prompts, count=sampling.prompts
-    )
-    episodes = rollout(run, prompts, per_prompt=sampling.per_prompt, step=f"pretrain {step}", clock=clock)
-    check_verdicts(episodes, run.settings.max_invalid_ratio)
-    batch = collate(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens)
-    return episodes, with_returns(batch, credit.gamma)
+    prices = price(rollout.drawn, run.algorithm, max_response_tokens=run.decoding.max_tokens)
+    return with_returns(collate(rollout.drawn, prices), credit.gamma)
 
 
 def _replays(run: Run) -> bool:
     return run.settings.pretraining_passes > 1
-
-
-def _sampled_before(run: Run) -> list[Batch]:
-    """What the steps before a resume sampled, sampled again: the policy is fixed and each sample has its seed."""
-    samples, tokens = run.state.num_samples, run.state.num_tokens
-    batches = [_sampled(run, step, run.clock())[1] for step in range(run.state.pretrain_step if _replays(run) else 0)]
-    run.state.num_samples, run.state.num_tokens = samples, tokens  # they have been counted
-    return batches
 
 
 def count_skips(run: Run, skipped: int) -> None:
@@ -195,18 +189,6 @@ def count_skips(run: Run, skipped: int) -> None:
             f"Gradients were not finite in {BAD_STEPS_TO_STOP} steps in a row. Start again with a lower "
             "trainer.actor_lr and trainer.critic_lr."
         )
-
-
-def _heldout_batch(run: Run) -> Batch:
-    """Judged responses of the fixed policy to held-out prompts; drawn again, identically, after a resume."""
-    count = min(run.settings.pretraining_heldout, len(run.heldout_prompts))
-    prompts = [run.heldout_prompts[i] for i in range(count)]
-    per_prompt = max(1, run.settings.pretraining_heldout // count)
-    samples, tokens = run.state.num_samples, run.state.num_tokens
-    episodes = rollout(run, prompts, per_prompt=per_prompt, step="pretrain held-out", clock=run.clock())
-    run.state.num_samples, run.state.num_tokens = samples, tokens  # they are not trained on
-    check_verdicts(episodes, run.settings.max_invalid_ratio)
-    return collate(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens)
 
 
 def _out_of_patience(run: Run) -> bool:

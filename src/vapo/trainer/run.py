@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from vapo.rollout.engine import RolloutEngine
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.record import RunFolder
+from vapo.trainer.rollouts import RolloutSource
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 from vapo.trainer.state import State
 from vapo.trainer.watch import Watch
@@ -48,11 +49,13 @@ class Run:
     observer: Observer
     folder: RunFolder = field(init=False)
     """Where everything is written; set once the networks have loaded."""
+    source: RolloutSource = field(init=False)
+    """Where the responses of joint training come from."""
     state: State = field(default_factory=State)
     watch: Watch = field(default_factory=Watch)
-    """Is told that the run is alive."""
+    """Gets a sign of life from time to time."""
     stop_requested: bool = False
-    """Set by a signal handler: the run saves and stops as soon as nothing is lost by it."""
+    """Set by a signal handler: the run drops what it is sampling, saves and stops."""
     failed_saves: int = 0
     """Saves in a row that the disk refused."""
 
@@ -86,24 +89,24 @@ class Run:
         return str(self.tokenizer.decode([before, token])).removeprefix(str(self.tokenizer.decode([before])))
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        """Tell that something that can be dropped goes on; raises AbandonedError if the run is to stop."""
+        """Report progress of sampling, judging or evaluation; raises AbandonedError if the run is to stop."""
         self.watch.beat(what)
         self.observer.progress(what, done, total)
         if self.stop_requested:
             raise AbandonedError
 
     def clock(self) -> Clock:
-        """A clock for one step, which also tells the watch what is being done."""
+        """A clock for one step, which also gives the watch signs of life."""
         return Clock(self.watch.beat)
 
     def alarm(self, message: str, **details: Any) -> None:
-        """Something is probably wrong: into events.jsonl and before the user's eyes."""
+        """Write a warning to events.jsonl and show it to the user."""
         self.folder.event("alarm", message=message, **details)
         self.observer.alarm(message)
 
 
 class Clock:
-    """Where a step's seconds went; `on_start` is told what begins."""
+    """Where a step's seconds went; `on_start` is called with the name of what begins."""
 
     def __init__(self, on_start: Callable[[str], None] = lambda _: None) -> None:
         self.started = time.perf_counter()
@@ -119,6 +122,11 @@ class Clock:
             yield
         finally:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds that were measured elsewhere."""
+        for what, amount in seconds.items():
+            self.seconds[what] = self.seconds.get(what, 0.0) + amount
 
     def figures(self, *, sampled_tokens: int, learned_tokens: int) -> dict[str, float]:
         """`time/*`, `step_time` in seconds; `throughput/*` in response tokens per second."""

@@ -1,16 +1,15 @@
-"""A run's whole state to a checkpoint folder and back, and when that happens."""
+"""Save a run's whole state to a checkpoint folder, restore it, and decide when to save."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from vapo.errors import AbandonedError, DivergedError, StoppedError
+from vapo.errors import DivergedError, StoppedError
 from vapo.trainer import checkpoint
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
@@ -77,7 +76,7 @@ def save_if_due(run: Run, step: int) -> None:
     if due or run.failed_saves or run.stop_requested:
         save(run)
     if run.stop_requested:
-        leave(run)
+        raise_stopped(run)
 
 
 def size(run: Run) -> int:
@@ -85,20 +84,8 @@ def size(run: Run) -> int:
     return sum(network.checkpoint_bytes for network in run.networks)
 
 
-@contextmanager
-def droppable(run: Run) -> Iterator[None]:
-    """What begins inside may be dropped as long as nothing was learned from it: counters go back, the run stops."""
-    before = run.state.copy()
-    try:
-        yield
-    except AbandonedError:
-        run.state = before
-        save(run)
-        leave(run)
-
-
-def leave(run: Run) -> None:
-    """Raise StoppedError in words; call after a save."""
+def raise_stopped(run: Run) -> None:
+    """Raise StoppedError with the command that goes on; call it after a save."""
     saved = "saved" if not run.failed_saves else "but the last save failed, so it goes on from the one before"
     raise StoppedError(f"Stopped in order, {saved}. Go on with: vapo resume {run.folder.path}")
 
