@@ -164,6 +164,24 @@ def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, n
     assert len(batch) == 8
 
 
+def test_a_diagnostic_that_is_not_finite_is_logged_as_null_and_cancels_no_step(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="grpo")
+    honest = run.policy.objective.loss
+
+    def with_diverging_diagnostic(micro: Batch, weights: dict[str, torch.Tensor]):
+        loss, figures = honest(micro, weights)
+        return loss, {**figures, "kl/update": torch.tensor(float("inf"))}
+
+    object.__setattr__(run.policy.objective, "loss", with_diverging_diagnostic)
+    runs.finish(run, report=False)
+    whole = toys.toy_run(base, tmp_path / "whole", {"trainer": {"steps": 1}}, preset="grpo")
+    runs.finish(whole, report=False)
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (line["skipped/policy"], line["gradient_steps"], line["kl/update"]) == (0, 4, None)
+    for one, other in zip(run.policy.parameters, whole.policy.parameters, strict=True):
+        assert torch.equal(one, other)
+
+
 # --------------------------------------------------------------------------- memory
 
 

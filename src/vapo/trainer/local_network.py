@@ -39,7 +39,6 @@ class LocalNetwork:
         self._objective = objective
         self._loss: Tensor | None = None
         """Of the accumulated minibatch; None between steps."""
-        self._figures: dict[str, float] = {}
         trained = [p for p in network.model.parameters() if p.requires_grad] if objective else []
         self._optimizer = (
             torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True) if trained else None
@@ -111,21 +110,19 @@ class LocalNetwork:
         self._loss, figures = accumulate_gradient(
             self.objective, minibatch, torch.arange(len(minibatch)), micro_batch_tokens=micro_batch_tokens
         )
-        self._figures = {name: float(value) for name, value in figures.items()}
-        return dict(self._figures)
+        return {name: float(value) for name, value in figures.items()}
 
     def step(self, lr: float) -> StepResult:
         assert self._loss is not None
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         # the loss counts too: a token whose loss is not finite can leave a finite gradient behind
-        decisive = [float(self._loss), float(norm), *self._figures.values()]
-        taken = all(math.isfinite(value) for value in decisive)
+        taken = math.isfinite(float(self._loss)) and math.isfinite(float(norm))
         if taken:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._loss, self._figures = None, {}
+        self._loss = None
         return StepResult(taken, {f"grad_norm/{self.name}": float(norm)})
 
     # ------------------------------------------------------------------ weights

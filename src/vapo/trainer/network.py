@@ -60,8 +60,8 @@ class Network(Protocol):
     def step(self, lr: float) -> StepResult:
         """Clip the gradient and take one optimizer step with this learning rate, or none; drop the gradient.
 
-        The step is taken only if the loss and the gradient are finite. If it is not taken, weights and optimizer stay
-        as they are, in every process.
+        The step is taken if the loss and the gradient are finite, whatever the diagnostics are. If it is not taken,
+        weights and optimizer stay as they are, in every process.
         """
         ...
 
