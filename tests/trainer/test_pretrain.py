@@ -15,6 +15,7 @@ from vapo.errors import ConfigError, StoppedError
 from vapo.models.backbone import hidden_states
 from vapo.trainer.batch import Batch, concatenate
 from vapo.trainer.checkpoint import sha256
+from vapo.trainer.loop import train_step
 from vapo.trainer.pretrain import pretrain_critic, replayed, with_returns
 from vapo.trainer.run import Run
 
@@ -130,6 +131,33 @@ def test_a_reward_model_learns_from_the_state_after_the_last_token_only(tmp_path
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "pretrain/end_explained_variance" in row
     run.folder.close()
+
+
+def test_value_clipping_begins_with_joint_training_since_pretraining_has_no_old_values(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+    rows = []
+    for name, clip in (("clipped", 1e-3), ("free", None)):
+        settings = {"algorithm": {"credit": {"value_clip": clip}}, "trainer": {"steps": 1}}
+        runs.finish(toys.toy_run(base, tmp_path / name, settings), report=False)
+        rows.append([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+    clipped, free = rows
+    assert [row["phase"] for row in clipped] == ["pretrain", "pretrain", "train"]
+    assert [row["value/loss"] for row in clipped[:2]] == [row["value/loss"] for row in free[:2]]
+    assert clipped[2]["value/loss"] > free[2]["value/loss"]
+
+
+def test_the_critic_makes_critic_updates_passes_for_each_pass_of_the_policy(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+    steps: dict[int, dict[str, int]] = {}
+    for passes in (1, 3):
+        settings = {"algorithm": {"credit": {"critic_updates": passes}}, "trainer": {"steps": 1}}
+        run = toys.toy_run(base, tmp_path / str(passes), settings)
+        run.state.phase = "train"
+        run.hand_over()
+        train_step(run)
+        run.folder.close()
+        steps[passes] = {n.name: int(next(iter(n.optimizer.state.values()))["step"]) for n in run.learners}
+    assert steps == {1: {"critic": 4, "policy": 4}, 3: {"critic": 12, "policy": 4}}  # 32 responses, 8 a step
 
 
 def test_a_policy_cannot_be_trained_while_a_reward_model_is_made(tmp_path: Path):

@@ -138,9 +138,9 @@ class CriticObjective:
         """See `Objective.loss`."""
         assert micro.returns is not None
         values = masked(self.critic.values(micro.sequences, micro.width), micro.mask)
-        old = None
-        if self.credit.value_clip is not None and micro.old_values is not None:  # pretraining has no old values
-            old = masked(micro.old_values, micro.mask)
-        per_token = value_loss(values, masked(micro.returns, micro.mask), old_values=old, clip=self.credit.value_clip)
+        # value pretraining has no old values to stay near: its targets are what was really earned, so it is not clipped
+        old = None if micro.old_values is None else masked(micro.old_values, micro.mask)
+        clip = None if old is None else self.credit.value_clip
+        per_token = value_loss(values, masked(micro.returns, micro.mask), old_values=old, clip=clip)
         loss = weighted_sum(per_token, weights["value"])
         return loss, {"value/loss": loss.detach()}
