@@ -142,7 +142,7 @@ def update(run: Run, network: Network, batch: Batch) -> dict[str, float]:
         ),
         attempt=partial(within_memory, run, network.name),
     )
-    run.folder.keep_skipped(f"step_{state.step + 1:06d}_{network.name}", result.bad)
+    run.keep_skipped(f"step_{state.step + 1:06d}_{network.name}", result.bad)
     if is_policy:
         state.gradient_steps += result.gradient_steps
         state.reference_age += result.gradient_steps
@@ -182,4 +182,4 @@ def save_rollouts_if_due(run: Run, episodes: list[Episode], batch: Batch) -> Non
     """Every so many steps, and the first and the last, the step's responses go to disk token by token."""
     step, every = run.state.step + 1, run.settings.save_rollouts_every
     if every and (step == 1 or step % every == 0 or step == run.settings.steps):
-        run.folder.rollouts(f"step_{step:06d}", episodes, batch, run.token_texts)
+        run.save_rollouts(f"step_{step:06d}", episodes, batch)

@@ -114,7 +114,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, earli
             generator=lambda _: shuffle("shuffle"),
             attempt=partial(within_memory, run, "critic"),
         )
-    run.folder.keep_skipped(f"pretrain_{step + 1:06d}_critic", update.bad)
+    run.keep_skipped(f"pretrain_{step + 1:06d}_critic", update.bad)
     with clock.time("evaluate"):
         heldout_figures = _judged(run, heldout, credit.gamma)
 
@@ -141,7 +141,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, earli
     }
     if (every := run.settings.save_rollouts_every) and step % every == 0:
         scored = within_memory(run, "score", partial(score, batch, critic=run.critic))
-        run.folder.rollouts(f"pretrain_{state.pretrain_step:06d}", rollout.episodes, scored, run.token_texts)
+        run.save_rollouts(f"pretrain_{state.pretrain_step:06d}", rollout.episodes, scored)
     metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
     run.folder.metrics(metrics)
     run.observer.step(metrics)

@@ -14,7 +14,6 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from vapo.errors import ConfigError
@@ -101,7 +100,7 @@ class RunFolder:
     def rollouts(
         self, name: str, episodes: Sequence[Episode], batch: Batch, decode: Callable[[Sequence[int]], list[str]]
     ) -> None:
-        """The step's responses, one JSON object a line, every token with its numbers; left out on a full disk."""
+        """Write the step's responses, one JSON object a line, every token with its numbers; raises OSError."""
         folder = self.path / "rollouts"
         temporary = folder / f".{name}.tmp"
         try:
@@ -110,19 +109,17 @@ class RunFolder:
                 for row, episode in enumerate(episodes):
                     file.write(json.dumps(_rollout_line(row, episode, batch, decode)) + "\n")
             temporary.rename(folder / f"{name}.jsonl.gz")
-        except OSError as error:
+        except OSError:
             temporary.unlink(missing_ok=True)
-            self.event("alarm", message=f"rollouts of {name} were not written: {error}")
+            raise
 
     def keep_skipped(self, name: str, batches: Sequence[Batch]) -> None:
-        """Minibatches whose gradient steps were skipped, as safetensors, to look at and to try again."""
+        """Write minibatches whose gradient steps were skipped, to look at and to try again; raises OSError or
+        SafetensorError."""
         folder = self.path / "skipped"
-        try:
-            for number, batch in enumerate(batches):
-                folder.mkdir(exist_ok=True)
-                save_file(batch.tensors(), folder / f"{name}_{number}.safetensors")
-        except (OSError, SafetensorError) as error:
-            self.event("alarm", message=f"the skipped minibatches of {name} were not written: {error}")
+        for number, batch in enumerate(batches):
+            folder.mkdir(exist_ok=True)
+            save_file(batch.tensors(), folder / f"{name}_{number}.safetensors")
 
     def close(self) -> None:
         """Release the lock."""

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.presets import Algorithm
 from vapo.errors import AbandonedError
 from vapo.rollout.engine import RolloutEngine
+from vapo.trainer.batch import Batch
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.record import RunFolder
@@ -20,7 +22,7 @@ from vapo.trainer.rollouts import RolloutSource
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 from vapo.trainer.state import State
 from vapo.trainer.watch import Watch
-from vapo.types import Decoding, Progress, PromptSet, Task
+from vapo.types import Decoding, Episode, Progress, PromptSet, Task
 
 
 @dataclass
@@ -103,6 +105,23 @@ class Run:
         """Write a warning to events.jsonl and show it to the user."""
         self.folder.event("alarm", message=message, **details)
         self.observer.alarm(message)
+
+    def save_rollouts(self, name: str, episodes: Sequence[Episode], batch: Batch) -> None:
+        """Write responses token by token; on a disk that refuses, raise an alarm and go on without them."""
+        try:
+            self.folder.rollouts(name, episodes, batch, self.token_texts)
+        except OSError as error:
+            self.alarm(f"Rollouts of {name} were not written: {error}. Free space on the disk of {self.folder.path}.")
+
+    def keep_skipped(self, name: str, batches: Sequence[Batch]) -> None:
+        """Write minibatches of skipped gradient steps; on a disk that refuses, raise an alarm and go on."""
+        try:
+            self.folder.keep_skipped(name, batches)
+        except (OSError, SafetensorError) as error:
+            self.alarm(
+                f"The skipped minibatches of {name} were not written: {error}. Free space on the disk of "
+                f"{self.folder.path}."
+            )
 
 
 class Clock:
