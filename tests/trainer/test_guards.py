@@ -85,6 +85,14 @@ def test_figures_that_a_method_does_not_have_raise_no_alarm():
         assert new_alarms({"value/explained_variance": float("nan"), "entropy": None}, state, GuardSettings()) == {}
 
 
+def test_too_few_responses_with_a_signal_raise_an_alarm_after_enough_steps_and_once_a_streak():
+    state, settings = State(), GuardSettings(patience=3)
+    kept = [31, 0, 32, 31, 31, 30, 31, 32, 31]
+    raised = [new_alarms(HEALTHY, state, settings, kept=n, wanted=32) for n in kept]
+    assert [list(r) for r in raised] == [[]] * 5 + [["too few with a signal"]] + [[]] * 3
+    assert "Only 30 of 32 responses carry a signal" in raised[5]["too few with a signal"]
+
+
 def always(action: str, **more: Any) -> dict[str, Any]:
     """An alarm in the second joint step, whatever happens."""
     return {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": action} | more}

@@ -211,7 +211,8 @@ def test_one_broken_prompt_does_not_stop_a_step_of_dynamic_sampling(base: Path, 
 def test_fewer_responses_make_fewer_gradient_steps_not_smaller_minibatches(base: Path, tmp_path: Path):
     # only prompt 5 can be right: whatever is left after the refills is one or few groups of 4
     task = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(8) if i != 5})
-    runs.finish(toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="dapo", task=task))
+    at_once = {"trainer": {"steps": 1}, "guards": {"patience": 1}}
+    runs.finish(toys.toy_run(base, tmp_path / "run", at_once, preset="dapo", task=task))
     line = metrics(tmp_path / "run")[0]
     kept = round(line["sampling/kept_ratio"] * line["num_samples"])
     assert kept < 32

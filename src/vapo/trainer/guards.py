@@ -55,6 +55,11 @@ ALARMS = (
         "preset that punishes length (dapo).",
     ),
 )
+TOO_FEW = "too few with a signal"
+TOO_FEW_WORDS = (
+    "Only {kept} of {wanted} responses carry a signal after all refills. Use easier or harder prompts, or raise "
+    "algorithm.sampling.refill_rounds."
+)
 SPIKE = (
     "The gradient norm of the {name} is {value:.3g}, {times:.0f} times the median of the last {count} steps "
     "(guards.grad_norm_above={s.grad_norm_above}). One bad batch does this, or a learning rate that is too high: "
@@ -63,11 +68,13 @@ SPIKE = (
 _RATES = {"policy": "actor_lr", "critic": "critic_lr"}
 
 
-def new_alarms(figures: Mapping[str, Any], state: State, settings: GuardSettings) -> dict[str, str]:
+def new_alarms(
+    figures: Mapping[str, Any], state: State, settings: GuardSettings, *, kept: int = 0, wanted: int = 0
+) -> dict[str, str]:
     """The messages of alarms that begin with this step, by name; updates streaks and gradient norms in the state.
 
     A figure must be bad for `patience` steps in a row; a gradient spike raises an alarm at once. An alarm that lasts is
-    raised once.
+    raised once. `kept` of `wanted` responses of the step carry a signal.
     """
     begun = {}
     for alarm in ALARMS:
@@ -76,6 +83,9 @@ def new_alarms(figures: Mapping[str, Any], state: State, settings: GuardSettings
         state.streaks[alarm.name] = state.streaks.get(alarm.name, 0) + 1 if bad else 0
         if state.streaks[alarm.name] == settings.patience:
             begun[alarm.name] = alarm.words.format(value=value, s=settings)
+    state.streaks[TOO_FEW] = state.streaks.get(TOO_FEW, 0) + 1 if kept < wanted else 0
+    if state.streaks[TOO_FEW] == settings.patience:
+        begun[TOO_FEW] = TOO_FEW_WORDS.format(kept=kept, wanted=wanted)
     for name, rate in _RATES.items():
         norm = figures.get(f"grad_norm/{name}")
         if norm is None:  # all its gradient steps were skipped; count_skips raises that alarm

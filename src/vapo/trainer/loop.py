@@ -71,11 +71,6 @@ def train_step(run: Run) -> None:
     drawn = collate(rollout.drawn, prices)
     figures: dict[str, Any] = rollout_figures(drawn)
     figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
-    if len(rollout.kept) < algorithm.sampling.samples:
-        run.alarm(
-            f"Only {len(rollout.kept)} of {algorithm.sampling.samples} responses carry a signal after all refills. "
-            "Use easier or harder prompts, or raise algorithm.sampling.refill_rounds."
-        )
     learned = 0
     if rollout.kept:
         # 2. Score every token once, before any update, and hand out credit.
@@ -114,7 +109,8 @@ def train_step(run: Run) -> None:
     metrics = {"phase": "train", "step": state.step, **figures}
     run.folder.metrics(metrics)
     run.observer.step(metrics)
-    if apply_alarms(run, new_alarms(figures, state, run.guards)):
+    kept, wanted = len(rollout.kept), algorithm.sampling.samples
+    if apply_alarms(run, new_alarms(figures, state, run.guards, kept=kept, wanted=wanted)):
         return
     snapshot.save_if_due(run, state.step)
 
