@@ -54,7 +54,9 @@ def test_a_run_leaves_everything_the_design_promises(vapo_run: Path):
 
 def test_rollout_files_carry_every_token_with_its_numbers(vapo_run: Path):
     names = sorted(p.name for p in (vapo_run / "rollouts").iterdir())
-    assert names == [f"{n}.jsonl.gz" for n in ("pretrain_000001", "step_000001", "step_000002", "step_000003")]
+    assert names == [
+        f"{n}.jsonl.gz" for n in ("pretrain_000001", "pretrain_000002", "step_000001", "step_000002", "step_000003")
+    ]
     with gzip.open(vapo_run / "rollouts" / "step_000002.jsonl.gz", "rt") as file:
         samples = [json.loads(line) for line in file]
     assert len(samples) == 32

@@ -16,7 +16,7 @@ from vapo.models.backbone import hidden_states
 from vapo.trainer.batch import Batch, concatenate
 from vapo.trainer.checkpoint import sha256
 from vapo.trainer.loop import train_step
-from vapo.trainer.pretrain import pretrain_critic, replayed, with_returns
+from vapo.trainer.pretrain import pretrain_critic, replayed, rollouts_are_due, with_returns
 from vapo.trainer.run import Run
 
 
@@ -131,6 +131,20 @@ def test_a_reward_model_learns_from_the_state_after_the_last_token_only(tmp_path
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "pretrain/end_explained_variance" in row
     run.folder.close()
+
+
+def test_pretraining_saves_the_responses_of_its_first_its_last_and_every_nth_step(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+
+    def saved(name: str, **more: int) -> list[str]:
+        settings = {"trainer": {"steps": 0, "save_rollouts_every": 3, "pretraining_steps": 7} | more}
+        runs.finish(toys.toy_run(base, tmp_path / name, settings), report=False)
+        return sorted(path.name[9:15] for path in (tmp_path / name / "rollouts").iterdir())
+
+    assert saved("whole") == ["000001", "000003", "000006", "000007"]
+    # a critic that cannot learn: the second step is the last
+    assert saved("impatient", pretraining_patience=1, critic_lr=0) == ["000001", "000002"]
+    assert [rollouts_are_due(step, 0, last=step == 2) for step in (1, 2)] == [False, False]
 
 
 def test_value_clipping_begins_with_joint_training_since_pretraining_has_no_old_values(tmp_path: Path):

@@ -17,7 +17,7 @@ from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, scoring_figures
 from vapo.trainer.memory import within_memory
 from vapo.trainer.network import Network
-from vapo.trainer.pretrain import count_skips, pretrain_critic
+from vapo.trainer.pretrain import count_skips, pretrain_critic, rollouts_are_due
 from vapo.trainer.pricing import price
 from vapo.trainer.rollouts import check_age, consume
 from vapo.trainer.run import Run
@@ -176,6 +176,6 @@ def refresh_reference_if_due(run: Run) -> None:
 
 def save_rollouts_if_due(run: Run, episodes: list[Episode], batch: Batch) -> None:
     """Every so many steps, and the first and the last, the step's responses go to disk token by token."""
-    step, every = run.state.step + 1, run.settings.save_rollouts_every
-    if every and (step == 1 or step % every == 0 or step == run.settings.steps):
+    step = run.state.step + 1
+    if rollouts_are_due(step, run.settings.save_rollouts_every, last=step == run.settings.steps):
         run.save_rollouts(f"step_{step:06d}", episodes, batch)

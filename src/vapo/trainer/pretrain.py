@@ -139,7 +139,8 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, earli
         "num_samples": state.num_samples,
         "num_tokens": state.num_tokens,
     }
-    if (every := run.settings.save_rollouts_every) and step % every == 0:
+    last = state.pretrain_step == credit.pretraining_steps or _out_of_patience(run)
+    if rollouts_are_due(state.pretrain_step, run.settings.save_rollouts_every, last=last):
         scored = within_memory(run, "score", partial(score, batch, critic=run.critic))
         run.save_rollouts(f"pretrain_{state.pretrain_step:06d}", rollout.episodes, scored)
     metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
@@ -174,6 +175,11 @@ def _collated(run: Run, rollout: Rollout) -> Batch:
 
 def _replays(run: Run) -> bool:
     return run.settings.pretraining_passes > 1
+
+
+def rollouts_are_due(step: int, every: int, *, last: bool) -> bool:
+    """Whether a step (from 1) of a phase saves its responses: the first, every `every`-th and the last do."""
+    return every > 0 and (step == 1 or step % every == 0 or last)
 
 
 def count_skips(run: Run, skipped: int) -> None:
