@@ -28,6 +28,7 @@ from vapo.trainer import checkpoint, snapshot
 from vapo.trainer.loop import train as run_loop
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
+from vapo.trainer.pretrain import pool_bytes
 from vapo.trainer.record import LOCK, RunFolder
 from vapo.trainer.run import Run
 from vapo.trainer.watch import Watchdog
@@ -50,9 +51,10 @@ def check_folder(path: Path) -> None:
         )
 
 
-def check_disk(run: Run, path: Path, checkpoints: int) -> None:
-    """Raise ConfigError unless so many checkpoints, and the finished models, have room where `path` is or will be."""
-    needed = checkpoints * snapshot.size(run) + sum(network.published_bytes for network in run.learners)
+def check_disk(run: Run, path: Path, checkpoints: int, *, more: int = 0) -> None:
+    """Raise ConfigError unless so many checkpoints, the finished models and `more` bytes have room where `path` is or
+    will be."""
+    needed = checkpoints * snapshot.size(run) + sum(network.published_bytes for network in run.learners) + more
     free = shutil.disk_usage(next(p for p in [path, *path.absolute().parents] if p.exists())).free
     if free < needed:
         raise ConfigError(
@@ -91,7 +93,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
     config = config if task else with_whole_paths(config)
     run = assemble(config, None, observer, task)
     with _let_go_on_error(run, run_dir):
-        check_disk(run, run_dir, run.saving.keep + 1)
+        check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
         run.folder = RunFolder(run_dir)
         check_folder(run_dir)  # loading takes a while; somebody else may have been here
         run.folder.write_text("environment.json", json.dumps(environment(), indent=1))

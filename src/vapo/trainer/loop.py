@@ -19,6 +19,7 @@ from vapo.trainer.memory import within_memory
 from vapo.trainer.network import Network
 from vapo.trainer.pretrain import count_skips, pretrain_critic, rollouts_are_due
 from vapo.trainer.pricing import price
+from vapo.trainer.replay import remove_pool
 from vapo.trainer.rollouts import check_age, consume
 from vapo.trainer.run import Run
 from vapo.trainer.scoring import score
@@ -31,6 +32,8 @@ def train(run: Run) -> None:
     Raises StoppedError after an orderly stop, DivergedError, VerifierBrokenError.
     """
     run.hand_over()
+    if run.state.phase != "pretrain":
+        remove_pool(run.folder.path)  # of a run that was killed right after pretraining
     if run.state.phase == "train":
         run.observer.phase("training", run.state.step, run.settings.steps)
     try:
@@ -56,6 +59,7 @@ def advance(run: Run) -> None:
     else:
         state.phase = "done"
         snapshot.save(run, at_the_end=True)
+        remove_pool(run.folder.path)  # the save after pretraining may have failed
 
 
 def train_step(run: Run) -> None:

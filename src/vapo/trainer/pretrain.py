@@ -27,6 +27,7 @@ from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, value_figures
 from vapo.trainer.memory import within_memory
 from vapo.trainer.pricing import price
+from vapo.trainer.replay import ReplayPool, drawn_from, remove_pool
 from vapo.trainer.rollouts import Rollout, consume
 from vapo.trainer.run import Run
 from vapo.trainer.sampling import PretrainingSource
@@ -50,12 +51,11 @@ def pretrain_critic(run: Run) -> None:
     source = PretrainingSource(run)
     # the policy is fixed and each sample has its seed: after a resume these are the same responses as before
     heldout = _collated(run, source.heldout(state))
-    resampled = range(state.pretrain_step if _replays(run) else 0)
-    earlier = [_collated(run, source.at(step, state)) for step in resampled]
+    pool = ReplayPool(run.folder.path, run.alarm) if run.settings.pretraining_passes > 1 else None
+    if pool is not None:
+        pool.restore(state.pretrain_step, lambda step: _collated(run, source.at(step, state)))
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
-        batch = _pretraining_step(run, source, heldout, earlier)
-        if _replays(run):
-            earlier.append(batch)
+        _pretraining_step(run, source, heldout, pool)
     ready, reached = run.settings.pretraining_ready, state.explained_variance
     if reached is None or reached < ready:
         message = (
@@ -69,7 +69,17 @@ def pretrain_critic(run: Run) -> None:
     state.recent.clear()  # joint training is judged by its own steps
     state.streaks.clear()
     run.folder.event("pretraining finished", steps=state.pretrain_step, explained_variance=reached)
-    snapshot.save(run)
+    if snapshot.save(run):  # if the disk refuses, the newest checkpoint still needs the pool
+        remove_pool(run.folder.path)
+
+
+def pool_bytes(run: Run) -> int:
+    """About the most bytes that the replay pool takes on disk: token ids, mask, log-probabilities and returns."""
+    credit = run.algorithm.credit
+    if not isinstance(credit, Gae) or run.settings.pretraining_passes == 1:
+        return 0
+    prompt, response = len(run.train_prompts[0].token_ids), run.decoding.max_tokens
+    return credit.pretraining_steps * run.algorithm.sampling.samples * (8 * (prompt + response) + 9 * response)
 
 
 def with_returns(batch: Batch, gamma: float) -> Batch:
@@ -80,14 +90,12 @@ def with_returns(batch: Batch, gamma: float) -> Batch:
 
 def replayed(batch: Batch, earlier: Sequence[Batch], count: int, generator: torch.Generator) -> Batch:
     """`batch` with up to `count` responses drawn from `earlier`, none twice."""
-    pool = concatenate(earlier) if earlier and count > 0 else None
-    if pool is None:
-        return batch
-    return concatenate([batch, pool.select(torch.randperm(len(pool), generator=generator)[:count])])
+    drawn = drawn_from(earlier, count, generator)
+    return batch if drawn is None else concatenate([batch, drawn])
 
 
-def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, earlier: Sequence[Batch]) -> Batch:
-    """Do one step; the batch it sampled."""
+def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool: ReplayPool | None) -> None:
+    """Do one step, replay from the pool, and add the step's own responses to it."""
     state, credit, clock = run.state, run.algorithm.credit, run.clock()
     assert isinstance(credit, Gae)
     assert run.critic is not None
@@ -104,7 +112,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, earli
         wanted = run.settings.pretraining_lr
         lr = run.algorithm.optimization.critic_lr if wanted is None else wanted
         count = (run.settings.pretraining_passes - 1) * len(batch)
-        learned = replayed(batch, earlier, count, shuffle("replay"))
+        learned = replayed(batch, pool.batches if pool else [], count, shuffle("replay"))
         update = learn(
             run.critic,
             learned,
@@ -148,8 +156,9 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, earli
     run.observer.step(metrics)
     # a rollback would lead to the same responses again: the policy is fixed and cannot have come to harm
     apply_alarms(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
+    if pool is not None:
+        pool.add(batch)  # before the checkpoint, which counts on it
     snapshot.save_if_due(run, state.pretrain_step)
-    return batch
 
 
 def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
@@ -171,10 +180,6 @@ def _collated(run: Run, rollout: Rollout) -> Batch:
     assert isinstance(credit, Gae)
     prices = price(rollout.drawn, run.algorithm, max_response_tokens=run.decoding.max_tokens)
     return with_returns(collate(rollout.drawn, prices), credit.gamma)
-
-
-def _replays(run: Run) -> bool:
-    return run.settings.pretraining_passes > 1
 
 
 def rollouts_are_due(step: int, every: int, *, last: bool) -> bool:
