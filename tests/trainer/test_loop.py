@@ -13,12 +13,16 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 import toys
 from vapo import runs
-from vapo.errors import ConfigError, DivergedError, ModelError, StoppedError, VerifierBrokenError
+from vapo.algo.presets import GRPO
+from vapo.errors import ConfigError, DataError, DivergedError, ModelError, StoppedError, VerifierBrokenError
 from vapo.reports.live import SilentView
+from vapo.trainer.batch import collate
 from vapo.trainer.loop import train_step
+from vapo.trainer.pricing import price
+from vapo.trainer.record import RunFolder, read_rollouts
 from vapo.trainer.rollouts import consume
 from vapo.trainer.sampling import stream
-from vapo.types import Verdict
+from vapo.types import Episode, Prompt, Turn, Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +70,34 @@ def test_rollout_files_carry_every_token_with_its_numbers(vapo_run: Path):
         assert sample["weight_version"] == 1
         assert sample["reward"] == (1.0 if sample["verdict"] == "right" else 0.0)
         assert all(r == sample["reward"] for r in sample["return"])  # lambda_critic = 1
+
+
+def test_a_saved_rollout_can_be_scored_again(base: Path, vapo_run: Path, tmp_path: Path):
+    episodes = read_rollouts(vapo_run / "rollouts" / "step_000001.jsonl.gz")
+    fresh = toys.toy_run(base, tmp_path / "fresh")  # the policy that sampled the first step
+    batch = collate(episodes, price(episodes, fresh.algorithm, max_response_tokens=8))
+    logp = fresh.policy.score(batch, ("logp",), micro_batch_tokens=1000)["logp"]
+    fresh.folder.close()
+    assert len(episodes) == 32
+    assert int(batch.mask.sum()) > 32
+    torch.testing.assert_close(logp[batch.mask], batch.sampled_logp[batch.mask], rtol=0, atol=2e-4)
+    assert {e.verdict.status for e in episodes} == {"right", "wrong"}
+    assert all(e.prompt.token_ids and e.policy_version == 0 for e in episodes)
+
+
+def test_rollouts_of_several_turns_are_read_back_as_they_were(base: Path, tmp_path: Path):
+    turns = (Turn("policy", (2, 3), (-1.5, -0.25)), Turn("environment", (4,)), Turn("policy", (1,), (-0.5,)))
+    prompt = Prompt("p", ({"role": "user", "content": "?"},), token_ids=(9, 9))
+    episode = Episode(prompt, 3, turns, "text", "length", 7, Verdict("wrong", "digit not named"))
+    batch = collate([episode], price([episode], GRPO, max_response_tokens=8))
+    folder = RunFolder(tmp_path / "run")
+    folder.rollouts("step_000008", [episode], batch, lambda ids: [str(i) for i in ids])
+    folder.close()
+    file = tmp_path / "run" / "rollouts" / "step_000008.jsonl.gz"
+    assert read_rollouts(file) == [episode]
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"step_000008.jsonl.gz cannot be read"):
+        read_rollouts(file)
 
 
 def test_the_sampler_and_the_trainer_agree_on_every_token(vapo_run: Path):

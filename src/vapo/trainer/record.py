@@ -16,9 +16,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, DataError
 from vapo.trainer.batch import Batch
-from vapo.types import Episode
+from vapo.types import Episode, Prompt, Turn, Verdict
 
 LOCK = "run.lock"
 LOGS = ("metrics.jsonl", "events.jsonl", "evaluations.jsonl")
@@ -145,6 +145,40 @@ class RunFolder:
         self._waiting.pop(name, None)
 
 
+def read_rollouts(path: Path) -> list[Episode]:
+    """The episodes of a file that `RunFolder.rollouts` wrote, to be scored or judged again.
+
+    Log-probabilities have 4 decimals. A prompt has its id, text and tokens; what the verifier needs is the task's.
+    Raises DataError for a file that is damaged or older than its token ids.
+    """
+    try:
+        with gzip.open(path, "rt") as file:
+            return [_episode(json.loads(line)) for line in file]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read as rollouts with token ids ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _episode(line: dict[str, Any]) -> Episode:
+    text = line["prompt"] if isinstance(line["prompt"], str) else tuple(line["prompt"])
+    turns, start = [], 0
+    for author, length in line["turns"]:
+        ids = tuple(line["token_ids"][start : start + length])
+        logp = [math.nan if x is None else x for x in line["logp"][start : start + length]]
+        turns.append(Turn(author, ids, tuple(logp) if author == "policy" else ()))
+        start += length
+    return Episode(
+        prompt=Prompt(line["prompt_id"], text, token_ids=tuple(line["prompt_token_ids"])),
+        sample=line["sample"],
+        turns=tuple(turns),
+        response=line["response"],
+        finish_reason="length" if line["truncated"] else "stop",
+        policy_version=line["weight_version"],
+        verdict=Verdict(line["verdict"], line["reason"]),
+    )
+
+
 def plain(value: Any) -> Any:
     """A JSON value: numbers that are not finite become null, since JSON has none of them."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -176,6 +210,9 @@ def _rollout_line(
         "weight_version": episode.policy_version,
         "truncated": episode.truncated,
         "tokens": decode(episode.token_ids),
+        "token_ids": list(episode.token_ids),
+        "prompt_token_ids": list(episode.prompt.token_ids),
+        "turns": [[turn.author, len(turn.token_ids)] for turn in episode.turns],
         "logp": numbers(batch.sampled_logp),
         "value": numbers(batch.old_values),
         "advantage": numbers(batch.advantages),
