@@ -75,7 +75,7 @@ class PolicyObjective:
         if self.algorithm.positive_lm > 0:
             loss = loss + self.algorithm.positive_lm * positive
         figures = {"loss/policy": policy_loss, "loss/positive_lm": positive}
-        loss = _nan_unless_finite(loss, micro.mask, micro.old_logp, micro.advantages)
+        loss = _nan_unless_finite(loss, micro.mask, logp.detach(), micro.old_logp, micro.advantages)
         if kl.coef > 0:
             assert micro.ref_logp is not None
             divergence = kl_divergence(logp, masked(micro.ref_logp, micro.mask), estimator=kl.estimator)
