@@ -60,7 +60,7 @@ def test_a_cut_off_response_is_treated_as_the_rule_says(rule: str, advantages: l
 
 
 def test_bootstrapping_replaces_the_failure_and_never_adds_to_a_verdict():
-    # papers.md 7.3(c): the target of a cut-off response becomes V_next = 0.7, also where wrong is worth -1
+    # the target of a cut-off response becomes V_next = 0.7, also where wrong is worth -1
     algorithm = replace(LONG, truncated="bootstrap", reward=replace(LONG.reward, wrong=-1.0))
     batch = credited([episode(WRONG, finish="length"), episode(RIGHT, finish="length"), episode(WRONG)], algorithm)
     torch.testing.assert_close(batch.returns[:, 0], torch.tensor([0.7, 1.0, -1.0]))

@@ -1,4 +1,4 @@
-"""The loop. Numbers in comments are the steps of the algorithm box; no method is named here."""
+"""The training loop. Numbers in comments are the steps of the paper's algorithm box; no method is named here."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def advance(run: Run) -> None:
 
 
 def train_step(run: Run) -> None:
-    """One joint step: sample, judge, score, hand out credit, update, hand over, write down."""
+    """Do one joint step: sample, judge, score, assign credit, update, hand over the policy, log."""
     state, algorithm, clock = run.state, run.algorithm, run.clock()
 
     # 1. Sample groups of responses from the current policy; let the verifier judge them.
@@ -77,7 +77,7 @@ def train_step(run: Run) -> None:
     figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
     learned = 0
     if rollout.kept:
-        # 2. Score every token once, before any update, and hand out credit.
+        # 2. Score every token once, before any update, and assign credit.
         batch = drawn.select(torch.tensor(rollout.kept))
         learned = batch.num_tokens * algorithm.optimization.epochs
         with clock.time("score"):
@@ -103,7 +103,7 @@ def train_step(run: Run) -> None:
         count_skips(run, sum(figures[f"skipped/{network.name}"] for network in run.learners))
         save_rollouts_if_due(run, rollout.episodes, batch)
 
-    # 4. Hand over the new policy and write down what happened.
+    # 4. Hand over the new policy and log what happened.
     state.step += 1
     refresh_reference_if_due(run)
     run.hand_over()
@@ -120,7 +120,7 @@ def train_step(run: Run) -> None:
 
 
 def update(run: Run, network: Network, batch: Batch) -> dict[str, float]:
-    """Let one network learn from the batch; its figures, learning rate and skipped steps."""
+    """Train one network on the batch; its figures, learning rate and skipped steps."""
     state, optimization = run.state, run.algorithm.optimization
     is_policy = network is run.policy
     # a critic that was pretrained (at a constant rate) needs no warm-up any more; the policy's starts here
@@ -151,14 +151,14 @@ def update(run: Run, network: Network, batch: Batch) -> dict[str, float]:
 
 
 def evaluation_is_due(run: Run) -> bool:
-    """Before the first joint step, after the last, and every so many between; once each."""
+    """Whether to evaluate now: before the first joint step, after the last, and every `evaluation.every`; once each."""
     state, steps, every = run.state, run.settings.steps, run.evaluation.every
     due = state.step in (0, steps) or (every > 0 and state.step % every == 0)
     return steps > 0 and due and state.evaluated < state.step
 
 
 def evaluate(run: Run) -> None:
-    """Held-out evaluation of the engine's policy; into evaluations.jsonl."""
+    """Evaluate the engine's policy on held-out prompts; write the result to evaluations.jsonl."""
     state, settings, clock = run.state, run.evaluation, run.clock()
     label = {0: "before", run.settings.steps: "after"}.get(state.step, "during")
     k = (settings.final_samples_per_prompt if label == "after" else None) or settings.samples_per_prompt
@@ -171,7 +171,7 @@ def evaluate(run: Run) -> None:
 
 
 def refresh_reference_if_due(run: Run) -> None:
-    """The KL reference becomes the current policy every so many gradient steps (R1-Zero: 400)."""
+    """Set the KL reference to the current policy every `kl.refresh_every` gradient steps (R1-Zero: 400)."""
     every = run.algorithm.kl.refresh_every
     if run.reference is not None and every and run.state.reference_age >= every:
         run.reference.copy_weights(run.policy.weights())
@@ -179,7 +179,7 @@ def refresh_reference_if_due(run: Run) -> None:
 
 
 def save_rollouts_if_due(run: Run, episodes: list[Episode], batch: Batch) -> None:
-    """Every so many steps, and the first and the last, the step's responses go to disk token by token."""
+    """Write the step's responses token by token, at the first, every n-th and the last step."""
     step = run.state.step + 1
     if rollouts_are_due(step, run.settings.save_rollouts_every, last=step == run.settings.steps):
         run.save_rollouts(f"step_{step:06d}", episodes, batch)

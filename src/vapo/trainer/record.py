@@ -1,4 +1,4 @@
-"""The run directory: what is written, where, and how an interrupted attempt's lines are taken back."""
+"""The run directory: write logs and rollouts, cut the log lines of an interrupted attempt."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RunFolder:
             ) from error
 
     def write_text(self, name: str, text: str) -> None:
-        """A file of the folder, whole or not at all."""
+        """Write a file of the folder, whole or not at all."""
         temporary = self.path / f".{name}.tmp"
         with temporary.open("w") as file:
             file.write(text)
@@ -65,19 +65,19 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def metrics(self, figures: dict[str, Any]) -> None:
-        """One line of metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         self._append("metrics.jsonl", figures)
 
     def evaluation(self, result: dict[str, Any]) -> None:
-        """One line of evaluations.jsonl."""
+        """Append a line to evaluations.jsonl."""
         self._append("evaluations.jsonl", result)
 
     def event(self, event: str, **details: Any) -> None:
-        """One line of events.jsonl, with the time of day."""
+        """Append a line to events.jsonl, with the time of day."""
         self._append("events.jsonl", {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **details})
 
     def log_bytes(self) -> dict[str, int]:
-        """Length of each log, all lines on the disk; raises OSError if they cannot be brought there."""
+        """Bring all lines to the disk; the length of each log. Raises OSError if the disk refuses."""
         lengths = {}
         for name in LOGS:
             path = self.path / name
@@ -90,7 +90,7 @@ class RunFolder:
         return lengths
 
     def cut_logs(self, lengths: dict[str, int]) -> None:
-        """Take back the lines written after the state that `lengths` belongs to, so each step appears once."""
+        """Cut each log to its length in `lengths`: the lines after a checkpoint go, so each step appears once."""
         self._waiting.clear()
         for name in LOGS:
             path = self.path / name
@@ -133,7 +133,7 @@ class RunFolder:
             self._write(name, file)
 
     def _write(self, name: str, file: FileIO) -> None:
-        """Write the lines that wait, all or none of them."""
+        """Write the waiting lines, all of them or none."""
         before = os.fstat(file.fileno()).st_size
         left = self._waiting.get(name, "").encode()
         try:
@@ -156,7 +156,8 @@ def read_rollouts(path: Path) -> list[Episode]:
             return [_episode(json.loads(line)) for line in file]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} cannot be read as rollouts with token ids ({type(error).__name__}: {error})."
+            f"{path} cannot be read as rollouts with token ids ({type(error).__name__}: {error}). It is cut short, or "
+            "an older version of vapo wrote it: save the rollouts again."
         ) from error
 
 

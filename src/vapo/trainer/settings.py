@@ -68,12 +68,12 @@ class GuardSettings:
     """What counts as going wrong, and what to do then."""
 
     action: Literal["warn", "stop", "rollback"] = "warn"
-    """On an alarm: say so and go on; stop with exit code 3; or go back to the newest checkpoint and draw other
+    """On an alarm: warn and go on, stop with exit code 3, or roll back to the newest checkpoint and sample other
     responses from there."""
     max_rollbacks: int = 3
-    """Stop with exit code 3 when so many rollbacks were not enough."""
+    """Stop with exit code 3 at the next alarm after this many rollbacks."""
     patience: int = 5
-    """Steps in a row that a figure must be bad; a gradient spike tells at once."""
+    """Steps in a row that a figure must be bad to raise an alarm; a gradient spike raises one at once."""
     entropy_below: float = 0.005
     """Entropy of the policy, in nats a token."""
     explained_variance_below: float = 0.0
@@ -81,13 +81,13 @@ class GuardSettings:
     clipped_ratio_above: float = 0.5
     """Share of responses cut off at the length limit."""
     grad_norm_above: float = 20.0
-    """A step's gradient norm, in medians of the last 20 steps."""
+    """Alarm when a step's gradient norm exceeds this multiple of the median of the last 20 steps."""
     watchdog: bool = True
-    """A process that tells what is stuck, with stacks, when a run shows no sign of life."""
+    """Run a watchdog process that logs what hangs, with stack traces."""
     stuck_factor: float = 10.0
-    """A pause is too long at so many times the longest one so far in the same work."""
+    """A pause is too long when it exceeds the longest earlier one in the same work by this factor."""
     stuck_floor_s: float = 300.0
-    """And never before so many seconds."""
+    """A pause is never too long before this many seconds."""
 
     def __post_init__(self) -> None:
         for name in ("max_rollbacks", "entropy_below"):
