@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from itertools import combinations
@@ -21,8 +22,16 @@ from vapo.models.loading import plain_text, render
 from vapo.types import Prompt
 
 VERIFIER = """
+from what_lies_beside import FIRST
+
 def names_the_digit(response, answer):
-    return answer in response.split()[:4]
+    return answer in response.split()[:FIRST]
+
+def the_longest(completions, completion_ids, trainer_state, **kwargs):
+    longest = max(len(ids) for ids in completion_ids)
+    if len(completions) > 2 and trainer_state.global_step > 1:
+        raise RuntimeError("only two steps were asked for")
+    return [float(len(ids) == longest) for ids in completion_ids]
 """
 SMALL = [
     "trainer.steps=2", "trainer.samples_per_step=16", "trainer.group_size=4", "trainer.minibatch_size=8",
@@ -49,6 +58,7 @@ def place(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     toys.toy_base(tmp_path / "base")
     (tmp_path / "mine.py").write_text(VERIFIER)
+    (tmp_path / "what_lies_beside.py").write_text("FIRST = 4\n")
     rows = [{"problem": f"{i} x", "answer": str(i)} for i in range(10)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[6:]))
@@ -85,6 +95,27 @@ def test_own_problems_and_an_own_verifier_train_resume_and_evaluate(place, monke
     assert counted_again(place / "kept" / "samples.jsonl") == pytest.approx((result["avg"], *result["pass"].values()))
     assert vapo(monkeypatch, "eval", "run/policy", *judge, "--out", "kept", *sets(*TASK[1:])) == 0
     assert json.loads(capsys.readouterr().out)["per_prompt"] == result["per_prompt"]
+
+
+def test_a_reward_function_compares_the_responses_to_a_prompt_and_resumes_bit_for_bit(place, monkeypatch, capsys):
+    (place / "train.jsonl").write_text(
+        (place / "train.jsonl").read_text().splitlines()[0]
+    )  # each step has it four times
+    data = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
+    judged = [*TASK, "task.verifier=mine.py:the_longest", "trainer.save_rollouts_every=1"]
+    assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*judged, *data, *SMALL)) == 0
+    assert "math has one problem to train on" in capsys.readouterr().out
+    rollouts = place / "run" / "rollouts" / "step_000002.jsonl.gz"
+    before = gzip.decompress(rollouts.read_bytes())
+    samples = [json.loads(line) for line in before.splitlines()]
+    assert len(samples) == 16
+    for group in (samples[i : i + 4] for i in range(0, 16, 4)):  # by group, though all are of one prompt
+        lengths = [len(sample["tokens"]) for sample in group]
+        assert [sample["verdict"] for sample in group] == ["right" if n == max(lengths) else "wrong" for n in lengths]
+    (place / "run" / "checkpoints" / "step_000002").rename(place / "later")
+    rollouts.unlink()
+    assert vapo(monkeypatch, "resume", "run") == 0
+    assert gzip.decompress(rollouts.read_bytes()) == before
 
 
 def counted_again(samples: Path) -> tuple[float, ...]:
@@ -135,6 +166,15 @@ def test_a_mistake_in_an_evaluation_is_one_line(place, monkeypatch, capsys, argu
     said = capsys.readouterr()
     assert words in said.err
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("key", ["verifier", "eval_data"])
+def test_a_list_in_the_place_of_a_name_is_a_mistake_in_one_line(place, monkeypatch, capsys, key):
+    data = ["task.data=train.jsonl", "model.policy=base", f"task.{key}=[a.py:b, c]"]
+    assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*TASK, *SMALL, *data)) == 2
+    said = capsys.readouterr().err
+    assert f"task.{key}: Input should be a valid string, got ['a.py:b', 'c']" in said
+    assert "Traceback" not in said
 
 
 def test_only_files_become_whole_paths(place):
@@ -193,6 +233,7 @@ def test_a_verifier_can_be_a_plain_function_in_python(place: Path, monkeypatch):
 
     import vapo
 
+    monkeypatch.syspath_prepend(place)
     spec = importlib.util.spec_from_file_location("mine", place / "mine.py")
     mine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mine)

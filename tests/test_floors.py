@@ -11,7 +11,7 @@ import vapo
 
 ROOT = Path(vapo.__file__).parent
 FLOORS = [
-    {"types", "errors"},
+    {"types", "errors", "hub"},
     {"algo"},
     {"models", "tasks"},
     {"rollout"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,11 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from vapo.algo.presets import Gae
 from vapo.config import Config, TaskConfig
-from vapo.errors import ConfigError, DataError
+from vapo.errors import ConfigError, DataError, VapoError
 from vapo.models.base import builtin_model
 from vapo.models.gguf import is_gguf, place
 from vapo.models.loading import context_length, load_config, load_tokenizer, render, stop_token_ids
-from vapo.tasks.catalog import find_task
+from vapo.tasks.catalog import check_prompt, check_task, find_task
 from vapo.tasks.problems import MAX_DROPPED
 from vapo.trainer.observer import Observer
 from vapo.types import Decoding, Progress, Prompt, PromptSet, Task
@@ -50,7 +51,7 @@ class RenderedPrompts:
         return self._rendered[index]
 
     def _leave_out_long(self) -> None:
-        rendered = [self._render(prompt) for prompt in self._prompts]
+        rendered = [self._at(index) for index in range(len(self._prompts))]
         kept = [prompt for prompt in rendered if self._fits(prompt)]
         self.too_long = len(rendered) - len(kept)
         if self.too_long > MAX_DROPPED * len(rendered):
@@ -58,12 +59,25 @@ class RenderedPrompts:
         self._prompts, self._rendered = tuple(kept), dict(enumerate(kept))
 
     def _first_fitting(self, index: int) -> Prompt:
-        prompt = self._render(self._prompts[index])
+        prompt = self._at(index)
         for step in range(1, TRIES):
             if self._fits(prompt):
                 return prompt
-            prompt = self._render(self._prompts[(index + step) % len(self._prompts)])
+            prompt = self._at((index + step) % len(self._prompts))
         self._refuse(prompt, TRIES)
+
+    def _at(self, index: int) -> Prompt:
+        """The rendered prompt of that index; DataError if the task, which may be the user's, has none there."""
+        try:
+            prompt = self._prompts[index]
+        except VapoError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"The task's prompt {index} raised {type(error).__name__}: {error}. Mend the task."
+            ) from error
+        check_prompt(prompt, f"The task's prompt {index}")
+        return self._render(prompt)
 
     def _fits(self, prompt: Prompt) -> bool:
         return self._max_tokens is None or len(prompt.token_ids) <= self._max_tokens
@@ -107,6 +121,7 @@ def ground(
     made = task is None
     task = task or find_task(sections.task.name, sections.task.options, on_progress, to_train=to_train)
     try:
+        check_task(task, ("train", "heldout") if to_train else ("heldout",))
         return _checked(config, task, saved, to_train, on_progress)
     except BaseException:
         if made:
@@ -121,7 +136,10 @@ FILES = ("data", "eval_data", "verifier")
 def with_whole_paths(config: Config) -> Config:
     """The configuration with its files by their whole paths, so that a run resumes from any folder."""
     task, model = config.sections.task, config.sections.model
-    options = {key: _whole(value) if key in FILES and value else value for key, value in task.options.items()}
+    options = {
+        key: _whole(value) if key in FILES and value and isinstance(value, str) else value
+        for key, value in task.options.items()
+    }
     name = _whole(task.name) if ".py:" in task.name else task.name
     sections = config.sections.model_copy(
         update={
@@ -140,8 +158,11 @@ def _whole(value: str) -> str:
 
 
 def close(task: Task) -> None:
-    """End whatever processes the task holds."""
-    getattr(task, "close", lambda: None)()
+    """End whatever processes the task holds; what it raises is told, and must not hide how the work itself ended."""
+    try:
+        getattr(task, "close", lambda: None)()
+    except Exception as error:
+        warnings.warn(f"close of the task raised {type(error).__name__}: {error}", stacklevel=2)
 
 
 def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_progress: Progress | None) -> Ground:
@@ -197,6 +218,11 @@ def tell(base: Ground, observer: Observer) -> None:
     """What the task has to say about its problems, and which prompts were left out."""
     for note in getattr(base.task, "notes", []):
         observer.note(note)
+    if base.train_prompts is not base.heldout_prompts and len(base.train_prompts) == 1:
+        observer.alarm(
+            f"{base.task.name} has one problem to train on: the policy will learn its answer and nothing else. "
+            "Give it more."
+        )
     for name, prompts in (("training", base.train_prompts), ("held-out", base.heldout_prompts)):
         if prompts.too_long:
             observer.note(f"{prompts.too_long} {name} prompts are too long and left out")

@@ -23,7 +23,7 @@ from vapo.errors import CheckpointError, ConfigError, DivergedError, StoppedErro
 from vapo.ground import close, with_whole_paths
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
-from vapo.tasks.catalog import is_known
+from vapo.tasks.catalog import check_task, is_known
 from vapo.trainer import checkpoint, snapshot
 from vapo.trainer.loop import train as run_loop
 from vapo.trainer.network import Network
@@ -78,6 +78,7 @@ def with_task(config: Config, task: Task | None) -> Config:
     """The configuration under the name of the task that is really used."""
     if task is None:
         return config
+    check_task(task)
     sections = config.sections.model_copy(update={"task": TaskConfig(name=task.name)})
     return replace(config, sections=sections, origins={**config.origins, "task.name": "task object"})
 

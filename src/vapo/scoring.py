@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from vapo.models.loading import load_critic, load_policy
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
 from vapo.rollout.torch_engine import TorchEngine
+from vapo.tasks.problems import Problems
 from vapo.trainer.observer import Observer
-from vapo.types import Progress, stable_hash
+from vapo.types import Progress, Task, stable_hash
 
 TOKENS_AT_ONCE = 16_384
 """Tokens of one forward pass where a critic reads samples."""
@@ -33,11 +34,10 @@ def fingerprint(base: Ground, num_prompts: int, temperature: float, top_p: float
     how = [base.task.name, base.decoding.max_tokens, temperature, top_p]
     asked = [part for prompt in prompts for part in (prompt.id, prompt.text)]
     # a family's name and prompts say how it judges; where problems and verifier are the user's, they count, too
-    options: Any = getattr(base.task, "options", None)
-    if (verifier := getattr(options, "verifier", None)) is not None:
-        file, _, function = verifier.rpartition(":")
+    if isinstance(base.task, Problems):
+        file, _, function = base.task.options.verifier.rpartition(":")
         source = Path(file).read_bytes() if Path(file).is_file() else file
-        how += [source, function, options.right_at, *(prompt.answer for prompt in prompts)]
+        how += [source, function, base.task.options.right_at, *(prompt.answer for prompt in prompts)]
     return f"{stable_hash(*how, *asked):016x}"
 
 
@@ -70,7 +70,29 @@ def evaluate_prompts(
         on_progress=partial(on_progress, "evaluating"),
     )
     values = None if critic is None else last_values(critic, episodes, tokens_at_once=TOKENS_AT_ONCE)
-    return count(episodes, k=k, answer_of=getattr(base.task, "final_answer", None), values=values, ranks=ranks)
+    return count(episodes, k=k, answer_of=_answer_of(base.task), values=values, ranks=ranks)
+
+
+def _answer_of(task: Task) -> Callable[[str], str | None] | None:
+    """What a majority votes on, None where there is no such thing; VerifierBrokenError for what a vote cannot count."""
+    final_answer = getattr(task, "final_answer", None)
+    if final_answer is None:
+        return None
+
+    def answer(response: str) -> str | None:
+        try:
+            found = final_answer(response)
+        except Exception as error:
+            raise VerifierBrokenError(
+                f"final_answer of the task {task.name} raised {type(error).__name__}: {error}. It must take any text."
+            ) from error
+        if found is not None and not isinstance(found, str):
+            raise VerifierBrokenError(
+                f"final_answer of the task {task.name} gave a {type(found).__name__}, not a text or None. Mend it."
+            )
+        return found
+
+    return answer
 
 
 def evaluate_model(

@@ -149,8 +149,10 @@ class Task(Protocol):
     their items lazily. `max_response_tokens` is the length the task was designed for. A task whose responses end
     in a short answer may also have `final_answer(response) -> str | None`: maj@k votes on it. One that judges many
     responses faster than one by one may have `verify_all(items, on_progress) -> list[Verdict]` for (prompt,
-    response) pairs, which calls `on_progress(done, total)` now and then; one that holds processes or files, `close()`;
-    one with something to say about its problems, `notes`, a list of sentences.
+    response) pairs, which calls `on_progress(done, total)` now and then; one that compares the responses to a prompt,
+    `verify_groups(groups, on_progress) -> list[Verdict]`, which takes the place of both and is given sequences of
+    `Episode`, each one prompt's, and gives one verdict for each, in order; one that holds processes or files,
+    `close()`; one with something to say about its problems, `notes`, a list of sentences.
     """
 
     @property

@@ -11,8 +11,9 @@ import pytest
 
 from vapo.errors import ConfigError, DataError
 from vapo.tasks.catalog import find_task, is_known
-from vapo.tasks.problems import Problems
+from vapo.tasks.problems import ProblemOptions, Problems, Reader
 from vapo.tasks.rows import read_rows
+from vapo.types import Prompt
 
 
 def jsonl(path: Path, rows: list[Any]) -> str:
@@ -67,6 +68,112 @@ def test_columns_of_ones_own_are_named_and_nested_ones_reached(tmp_path):
         problems(data=jsonl(tmp_path / "e.jsonl", [{"a": 1, "b": 2}]))
 
 
+def read(tmp_path: Path, rows: list[Any], verifier: str = "exact", **options: Any) -> list[Prompt]:
+    """The prompts that stand in such rows; nothing judges them."""
+    data = jsonl(tmp_path / "d.jsonl", rows)
+    chosen = ProblemOptions(data=data, verifier=verifier, template="{problem}", **options)
+    reader = Reader(chosen, "math")
+    prompts = reader.prompts(data, None, "train")
+    reader.check()
+    return prompts
+
+
+def asked(tmp_path: Path, row: dict[str, Any], **options: Any) -> str:
+    """What the problem of such a row asks."""
+    [prompt] = read(tmp_path, [{**row, "answer": "0", "question": "How many?"}], **options)
+    return prompt.text[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("row", "whole"),
+    [
+        ({"input": "3 + 4"}, "How many?\n\n3 + 4"),
+        ({"input": ""}, "How many?"),
+        ({"input": None, "level": "hard"}, "How many?"),
+        ({"Passage": "Ann has 3.", "input": "Count."}, "Ann has 3.\n\nHow many?\n\nCount."),
+        ({"options": "a) 3, b) 4"}, "How many?\n\na) 3, b) 4"),
+        ({"context": "How many"}, "How many?"),  # it says so already
+    ],
+)
+def test_columns_that_belong_to_a_problem_are_put_before_or_behind_it(tmp_path, row, whole):
+    assert asked(tmp_path, row) == whole
+
+
+def test_alpacas_rows_that_share_an_instruction_are_problems_of_their_own_and_a_note_tells_how(tmp_path):
+    rows = [
+        {"instruction": "Add.", "input": f"{i} + 1", "output": str(i + 1), "system": "Be brief.", "hint": "", "id": i}
+        for i in range(40)
+    ]
+    task = problems(data=jsonl(tmp_path / "d.jsonl", rows), verifier="exact", template="{problem}")
+    assert (len(task.train), len(task.heldout), task.drops) == (39, 1, [])
+    assert {p.text[-1]["content"] for p in task.train} < {f"Add.\n\n{i} + 1" for i in range(40)}
+    assert task.notes[1:] == [
+        "each problem is made of the columns instruction, input, with blank lines between",
+        "the column system is not put into the prompt; to have it there, name it in task.columns",
+    ]
+
+
+def test_choices_in_a_list_are_refused_until_it_is_said_where_they_go(tmp_path):
+    row = {"choices": ["three", "four"]}
+    with pytest.raises(DataError, match=r"line 1 has a column 'choices' .* list: .*prompt: \[question, choices\]"):
+        asked(tmp_path, row)
+    whole = asked(tmp_path, row, columns={"prompt": ["question", "choices"], "answer": "answer"})
+    assert whole == "How many?\n\nA. three\nB. four"
+    labelled = {"choices": {"label": ["1", "2"], "text": ["three", "four"]}}
+    whole = asked(tmp_path, labelled, columns={"prompt": ["question", "choices"], "answer": "answer"})
+    assert whole == "How many?\n\n1. three\n2. four"
+    assert asked(tmp_path, row, columns={"prompt": "question", "answer": "answer"}) == "How many?"
+    with pytest.raises(DataError, match="the answer 1 counts choices"):
+        asked(tmp_path, {**row, "gold": 1}, columns={"prompt": ["question", "choices"], "answer": "gold"})
+    with pytest.raises(DataError, match=r"task.columns.answer names one column"):
+        asked(tmp_path, row, columns={"prompt": "question", "answer": ["answer"]})
+
+
+def test_an_own_verifier_gets_the_answer_as_it_stands_there(tmp_path):
+    golds: list[Any] = [["3", "4"], {"3": [4]}, 5, 0.5, True, ["6"], "x" * 500, " 7 "]
+    rows = [{"problem": f"P{i}", "answer": gold} for i, gold in enumerate(golds)]
+    assert [p.answer for p in read(tmp_path, rows, "mine.py:judge")] == [*golds[:-1], "7"]
+    with pytest.raises(DataError, match=r"1 of 2 rows cannot be used .1 no answer."):
+        read(tmp_path, [*sums(1), {"problem": "P", "answer": None}], "mine.py:judge")
+
+
+def test_an_own_verifier_judges_by_a_list(tmp_path):
+    (tmp_path / "mine.py").write_text("def judge(response, answer):\n    return response in answer\n")
+    rows = [{"problem": f"P{i}", "answer": [str(i), "?"]} for i in range(17)]
+    options = {"data": jsonl(tmp_path / "d.jsonl", rows), "verifier": f"{tmp_path / 'mine.py'}:judge", "heldout": 1}
+    task = find_task("math", {**options, "verifier_workers": 1})
+    try:
+        asked, gold = task.train[0], task.train[0].answer[0]
+        statuses = [v.status for v in task.verify_all([(asked, gold), (asked, "?"), (asked, "no")])]
+        assert statuses == ["right", "right", "wrong"]
+    finally:
+        task.close()
+
+
+def test_of_a_list_the_one_answer_it_holds_is_taken_and_of_several_one_is_named(tmp_path):
+    rows = [{"problem": "P", "final_answer": ["7", "or so"], "answer": ["\\boxed{7}"]}]
+    assert [p.answer for p in read(tmp_path, rows)] == ["7"]
+    columns = {"prompt": "problem", "answer": "final_answer.0"}
+    assert [p.answer for p in read(tmp_path, rows, columns=columns)] == ["7"]
+    with pytest.raises(DataError, match=r"has no column 'final_answer.2'"):
+        read(tmp_path, rows, columns={**columns, "answer": "final_answer.2"})
+
+
+@pytest.mark.parametrize("right_at", [1.5, 0, -1, float("nan")])
+def test_a_threshold_that_no_score_or_every_score_reaches_is_refused(right_at):
+    with pytest.raises(ConfigError, match=r"task.right_at must lie in \(0, 1\], got"):
+        ProblemOptions(data="d.jsonl", right_at=right_at)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, name):
+    rows = sums(2)
+    text = json.dumps(rows) if name == "a.json" else "".join(json.dumps(row) + "\r\n" for row in rows)
+    with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb") as file:
+        file.write(b"\xef\xbb\xbf" + text.encode())
+    assert [row for _, row in read_rows(str(tmp_path / name))] == rows
+
+
 def test_every_file_format_holds_the_same_rows(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -96,6 +203,9 @@ def test_a_folder_is_read_by_the_datasets_library(tmp_path, monkeypatch):
     ("content", "message"),
     [
         ("{}\n{bad\n", r"d.jsonl line 2 is not JSON: Expecting property name .* at column 2"),
+        ('{"a": 1}\n\n{"a": 1\n', "d.jsonl line 3 is not JSON: Expecting ',' delimiter at column 8"),
+        ('\ufeff{"a": 1}\r\n\r\n  {"a":\r\n{"a": 2}\r\n', "d.jsonl line 3 is not JSON: Expecting value at column 8"),
+        ('{"a": 1}\n\n  \n"', "d.jsonl line 4 is not JSON"),
         ("[1]\n", r"line 1 holds a list, not a row of columns"),
         ("\n", "is empty"),
         ('{"problem": "\udce9"}\n', "d.jsonl is not UTF-8"),
@@ -121,7 +231,7 @@ def test_a_few_bad_rows_are_dropped_and_counted(tmp_path):
     [
         ({"problem": "P", "answer": None}, "no answer"),
         ({"problem": "P", "answer": float("nan")}, "no answer"),
-        ({"problem": "P", "answer": ["1"]}, "an answer of type list"),
+        ({"problem": "P", "answer": ["1", "2"]}, "a list of 2 answers: name one, as in task.columns="),
         ({"problem": "P", "answer": "  "}, "an empty answer"),
         ({"problem": " ", "answer": "1"}, "an empty problem"),
         ({"problem": 5, "answer": "1"}, "a problem of type int"),

@@ -105,6 +105,7 @@ def evaluate(
             task,
             # nothing is added to the count here; it says that the work goes on
             lambda _, of, before=done: on_progress(before + of, len(prompts) * k) if on_progress else None,
+            per_prompt=k,
         )
         done += len(episodes)
         for at, prompt in enumerate(chunk):

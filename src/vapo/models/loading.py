@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from vapo.errors import ConfigError, ModelError
+from vapo.hub import asked, not_cached
 from vapo.models.gguf import converted, is_gguf
 from vapo.types import Prompt
 
@@ -161,7 +162,8 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> tu
     """Every token that ends a response: the tokenizer's EOS and those of the model's generation config (chat
     models name their end-of-turn token only there)."""
     try:
-        eos = GenerationConfig.from_pretrained(_folder(source)).eos_token_id
+        with asked(source):
+            eos = GenerationConfig.from_pretrained(_folder(source)).eos_token_id
     except OSError:  # a folder without generation_config.json
         eos = None
     more = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
@@ -206,10 +208,14 @@ def _explained(source: str | Path, what: str):
     verbosity, bars = transformers_logging.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    cut_off = ""
     try:
-        yield
+        with asked(source) as cut_off:
+            yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if cut_off and not_cached(error):
+            first = f"there is no such folder here, it is not in the cache, and {cut_off}."
         raise ModelError(
             f"Cannot load the {what} from {source}: {first} "
             "Give a folder written by `save_pretrained`, a .gguf file, or a hub id this machine can reach."

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
-from vapo.errors import VapoError
+from vapo.errors import VapoError, VerifierBrokenError
 from vapo.rollout.engine import RolloutEngine
 from vapo.types import Decoding, Episode, Prompt, Task, Verdict, sample_seed
-
-VerifyAll = Callable[[Sequence[tuple[Prompt, str]], Callable[[int, int], None]], list[Verdict]]
 
 
 def sample(
@@ -47,19 +45,51 @@ def sample(
 
 
 def judge(
-    episodes: Sequence[Episode], task: Task, on_progress: Callable[[int, int], None] | None = None
+    episodes: Sequence[Episode],
+    task: Task,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    per_prompt: int = 1,
 ) -> list[Episode]:
-    """The episodes with the task's verdicts. A verifier that raises could not tell: invalid, with the reason."""
+    """The episodes with the task's verdicts; `per_prompt` neighbours are the responses to one prompt.
+
+    A verifier that raises could not tell: invalid, with the reason. Raises VerifierBrokenError if the task gives
+    another number of verdicts.
+    """
     items = [(e.prompt, e.response) for e in episodes]
-    # a task whose verifier runs in worker processes keeps all of them busy
-    together: VerifyAll = getattr(task, "verify_all", None) or partial(_one_by_one, task)
+    groups = [episodes[at : at + per_prompt] for at in range(0, len(episodes), per_prompt)]
+    tell = on_progress or _silent
     try:
-        verdicts = together(items, on_progress or _silent)
+        if by_group := getattr(task, "verify_groups", None):
+            asked, verdicts = "verify_groups", by_group(groups, tell)
+        elif together := getattr(task, "verify_all", None):  # its verifier may keep many processes busy
+            asked, verdicts = "verify_all", together(items, tell)
+        else:
+            asked, verdicts = "verify", _one_by_one(task, items, tell)
     except VapoError:  # a stop, or a verifier that cannot work at all
         raise
     except Exception as error:
-        verdicts = [_raised(error)] * len(items)
-    return [replace(e, verdict=verdict) for e, verdict in zip(episodes, verdicts, strict=True)]
+        asked, verdicts = "", [_raised(error)] * len(items)
+    return [
+        replace(e, verdict=verdict)
+        for e, verdict in zip(episodes, _told(verdicts, len(items), task, asked), strict=True)
+    ]
+
+
+def _told(verdicts: Any, count: int, task: Task, asked: str) -> list[Verdict]:
+    """The verdicts, checked: somebody else's code gave them."""
+    gave = f"{len(verdicts)} verdicts" if isinstance(verdicts, list | tuple) else f"a {type(verdicts).__name__}"
+    if not isinstance(verdicts, list | tuple) or len(verdicts) != count:
+        raise VerifierBrokenError(
+            f"{asked} of the task {task.name} gave {gave} for {count} responses. It must give a list with one "
+            "vapo.types.Verdict for each, in their order."
+        )
+    return [
+        verdict
+        if isinstance(verdict, Verdict)
+        else Verdict("invalid", f"{asked} gave a {type(verdict).__name__}, not a vapo.types.Verdict")
+        for verdict in verdicts
+    ]
 
 
 def _silent(done: int, total: int) -> None:

@@ -14,8 +14,8 @@ from vapo.tasks.common import read_options, split
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.notation import MAX_ANSWER, tidy
-from vapo.tasks.verifiers.pool import Limits, VerifierPool
-from vapo.types import Progress, Prompt, Verdict, stable_hash
+from vapo.tasks.verifiers.pool import Group, Limits, VerifierPool
+from vapo.types import Episode, Progress, Prompt, Verdict, stable_hash
 
 INSTRUCTION = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 MAX_DROPPED = 0.01
@@ -33,9 +33,10 @@ class ProblemOptions:
 
     `data` and `eval_data` are files (.jsonl, .json, .parquet), folders or hub data sets; without `eval_data`,
     `heldout` problems of `data` are kept for evaluation. `columns` ({prompt: ..., answer: ...}) names columns
-    that no known layout has. `template` puts a problem into words ({problem}), `system` goes before it; rows
-    that hold messages are taken as they are. `verifier` is `math`, `exact`, an installed plug-in,
-    package.module:function or file.py:function; scores count as right from `right_at` on.
+    that no known layout has; a list of them as the prompt is joined, with blank lines. `template` puts a problem
+    into words ({problem}), `system` goes before it; rows that hold messages are taken as they are. `verifier` is
+    `math`, `exact`, an installed plug-in, package.module:function or file.py:function; scores count as right from
+    `right_at` on, in (0, 1].
     """
 
     data: str | None = None
@@ -44,7 +45,7 @@ class ProblemOptions:
     eval_data: str | None = None
     eval_subset: str | None = None
     eval_split: str = "test"
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     heldout: int = 200
     template: str = INSTRUCTION
     system: str | None = None
@@ -61,6 +62,10 @@ class ProblemOptions:
         for name in ("heldout", "max_response_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.right_at <= 1:
+            raise ConfigError(
+                f"task.right_at must lie in (0, 1], got {self.right_at}: a verifier's score is 1 for a right answer."
+            )
         if self.data is None and self.eval_data is None:
             raise ConfigError(
                 "This task has no problems of its own: give them with --set task.data=FILE (or a hub data set)."
@@ -109,7 +114,7 @@ class Problems:
         except BaseException:
             self.close()
             raise
-        self.drops, self.duplicates = read.drops, read.duplicates
+        self.drops, self.duplicates, self.layouts = read.drops, read.duplicates, read.layouts
         self.train, self.heldout = (tuple(train), tuple(heldout)) if heldout else split(train, o.heldout, FEWEST)
 
     @property
@@ -121,7 +126,7 @@ class Problems:
         if self.drops:
             first = self.drops[0]
             text += f", {len(self.drops):,} bad rows dropped (first: {first.where}: {first.reason})"
-        return [text]
+        return [text, *dict.fromkeys(note for layout in self.layouts for note in _about(layout))]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """The verifier's verdict on one response."""
@@ -132,6 +137,21 @@ class Problems:
     ) -> list[Verdict]:
         """The verifier's verdicts, all workers at work."""
         return self.pool.judge(items, on_progress)
+
+    def verify_groups(
+        self, groups: Sequence[Sequence[Episode]], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Verdict]:
+        """The verdicts on groups of episodes, each with one prompt, in order: a reward function may compare them."""
+        asked = [
+            Group(
+                group[0].prompt,
+                tuple(episode.response for episode in group),
+                tuple(episode.token_ids for episode in group),
+                group[0].policy_version,
+            )
+            for group in groups
+        ]
+        return self.pool.judge_groups(asked, on_progress)
 
     def final_answer(self, response: str) -> str | None:
         """What a majority votes on: the last marked answer, in one spelling."""
@@ -152,6 +172,7 @@ class Reader:
         self.duplicates = 0
         self.rows = 0
         self.where: dict[str, str] = {}
+        self.layouts: list[Layout] = []
 
     def prompts(self, source: str, subset: str | None, part: str) -> list[Prompt]:
         """Every well-formed row once; rows that say the same twice are counted, contradictions dropped."""
@@ -159,7 +180,9 @@ class Reader:
         found: dict[str, Prompt] = {}
         for where, row in read_rows(source, subset=subset, split=part):
             self.rows += 1
-            layout = layout or choose_layout(row, self.options.columns, where)
+            if layout is None:
+                layout = choose_layout(row, self.options.columns, where)
+                self.layouts.append(layout)
             prompt = self._prompt(layout, row, where)
             if isinstance(prompt, Drop):
                 self.drops.append(prompt)
@@ -180,24 +203,41 @@ class Reader:
             answer = gold_answer(answer)
         except (KeyError, TypeError, IndexError, AttributeError, DataError):
             return Drop(where, f"not laid out like the first row ({layout.name})")
-        if isinstance(answer, float) and math.isnan(answer):
-            answer = None  # what tables write where nothing is
-        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-            return Drop(
-                where,
-                "no answer" if answer is None else f"an answer of type {type(answer).__name__}, not text or number",
-            )
-        answer = str(answer).strip()
-        if not answer:
-            return Drop(where, "an empty answer")
-        if len(answer) > MAX_ANSWER:
-            return Drop(where, f"a solution, not an answer: {len(answer)} characters")
+        answer, refused = self._answer(answer)
+        if refused:
+            return Drop(where, refused)
         text = self._text(problem)
         if isinstance(text, str):
             return Drop(where, text)
         columns = {key: value for key, value in row.items() if _plain(value)}
         said = "\n".join(message["content"] for message in text)
         return Prompt(f"{self.name}/{stable_hash(_folded(said)):016x}", text, answer, columns=columns)
+
+    def _answer(self, answer: Any) -> tuple[Any, str]:
+        """The gold answer as its verifier gets it, and what is wrong with it, "" if nothing.
+
+        A verifier of the user's own gets whatever JSON stands there; ours get text, and of a list the one it holds.
+        """
+        ours = self.options.verifier in CHECKABLE
+        if ours and isinstance(answer, list) and len(answer) == 1:
+            return self._answer(gold_answer(answer[0]))
+        if answer is None or (isinstance(answer, float) and math.isnan(answer)):  # what tables write for nothing
+            return None, "no answer"
+        if isinstance(answer, str):
+            answer = answer.strip()
+            if ours and len(answer) > MAX_ANSWER:
+                return None, f"a solution, not an answer: {len(answer)} characters"
+            return answer, "" if answer else "an empty answer"
+        if not ours:
+            return answer, "" if _plain(answer) else f"an answer of type {type(answer).__name__}, not JSON"
+        if isinstance(answer, list):
+            return (
+                None,
+                f"a list of {len(answer)} answers: name one, as in task.columns={{prompt: ..., answer: NAME.0}}",
+            )
+        if isinstance(answer, bool) or not isinstance(answer, int | float):
+            return None, f"an answer of type {type(answer).__name__}, not text or number"
+        return str(answer), ""
 
     def _text(self, problem: Any) -> tuple[dict[str, str], ...] | str:
         """The messages of a prompt, or what is wrong with it."""
@@ -221,6 +261,8 @@ class Reader:
         self, prompts: list[Prompt], pool: VerifierPool, verifier: str, on_progress: Progress | None
     ) -> list[Prompt]:
         """The prompts whose gold answer, stated as an answer, is right; the verifier has to be able to tell."""
+        if pool.needs_tokens:  # of which a gold answer has none yet
+            return prompts
         stated = [(prompt, f"\\boxed{{{prompt.answer}}}") for prompt in prompts]
         verdicts = pool.judge(
             stated, lambda done, of: on_progress("checking gold answers", done, of) if on_progress else None
@@ -228,14 +270,14 @@ class Reader:
         if verdicts and not any(verdict.valid for verdict in verdicts):
             raise ConfigError(
                 f"The verifier {verifier} could judge none of the {len(verdicts)} gold answers. The first, "
-                f"{prompts[0].answer[:40]!r} of {self.where[prompts[0].id]}: {verdicts[0].reason}. Mend the verifier."
+                f"{_short(prompts[0].answer)} of {self.where[prompts[0].id]}: {verdicts[0].reason}. Mend the verifier."
             )
         kept = []
         for prompt, verdict in zip(prompts, verdicts, strict=True):
             if verdict.right or (verdict.valid and verifier not in CHECKABLE):
                 kept.append(prompt)
             else:
-                reason = f"its verifier does not accept the gold answer: {prompt.answer[:40]!r}, {verdict.reason}"
+                reason = f"its verifier does not accept the gold answer: {_short(prompt.answer)}, {verdict.reason}"
                 self.drops.append(Drop(self.where[prompt.id], reason))
         return kept
 
@@ -273,6 +315,21 @@ def _plain(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _about(layout: Layout) -> list[str]:
+    """What there is to say about the columns that make a problem, and those that do not."""
+    notes = []
+    if layout.joined:
+        notes.append(f"each problem is made of the columns {', '.join(layout.joined)}, with blank lines between")
+    for name in layout.unread:
+        notes.append(f"the column {name} is not put into the prompt; to have it there, name it in task.columns")
+    return notes
+
+
+def _short(answer: Any) -> str:
+    """A gold answer in a message."""
+    return repr(answer[:40]) if isinstance(answer, str) else repr(answer)[:40]
 
 
 def _folded(text: str) -> str:

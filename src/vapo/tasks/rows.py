@@ -11,11 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from vapo.errors import DataError
+from vapo.hub import asked, not_cached
 from vapo.tasks.verifiers.answers import last_answer
 
 Row = Mapping[str, Any]
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+
+UTF_8 = "utf-8-sig"
+"""With or without the byte-order mark that Windows programs put first."""
+
+BEFORE = ("context", "passage", "article", "paragraph", "document", "story", "background")
+BEHIND = ("input", "inputs", "choices", "options")
+"""Columns that belong to a problem: their text goes before or behind it, with a blank line between."""
+UNREAD = ("system", "system_prompt", "hint", "hints", "starter_code", "image", "images")
+"""Columns that may belong to a problem and are not put into a prompt; a note says so."""
 
 
 class Layout(NamedTuple):
@@ -24,6 +36,10 @@ class Layout(NamedTuple):
     name: str
     columns: tuple[str, ...]
     read: Callable[[Row], tuple[Any, Any]]
+    joined: tuple[str, ...] = ()
+    """The columns whose texts make the problem, in order, where it is more than one."""
+    unread: tuple[str, ...] = ()
+    """Columns that look like a part of the problem and are none."""
 
 
 def gold_answer(answer: Any) -> Any:
@@ -58,30 +74,95 @@ LAYOUTS: tuple[Layout, ...] = (
            lambda row: (row["question"], row["answer"])),
     Layout("messages / answer", ("messages", "answer"), lambda row: (row["messages"], row["answer"])),
     Layout("conversations / answer", ("conversations", "answer"), _conversations),
-    Layout("instruction / output", ("instruction", "output"), lambda row: (row["instruction"], row["output"])),
+    Layout("instruction / output (Alpaca)", ("instruction", "output"), lambda row: (row["instruction"], row["output"])),
 )  # fmt: skip
 """The first whose columns are all there is taken; capital letters in the columns do not matter."""
 
 
-def choose_layout(row: Row, columns: Mapping[str, str], where: str) -> Layout:
+def choose_layout(row: Row, columns: Mapping[str, str | Sequence[str]], where: str) -> Layout:
     """How to read rows like this one. `columns` ({"prompt": ..., "answer": ...}) names the user's own columns, a
-    dot going into nested ones. Raises DataError, naming the columns there are, if nothing fits.
+    dot going into nested ones; the problem may be a list of columns, which are joined.
+
+    Where a known layout is told by its columns, those of `BEFORE` and `BEHIND` are joined to a problem that is text.
+    Raises DataError, naming the columns there are, if nothing fits or it is unclear how a column is to be joined.
     """
     if columns:
         if set(columns) != {"prompt", "answer"}:
             raise DataError(f"task.columns takes the two keys prompt and answer, got {', '.join(columns) or 'none'}.")
-        for name in columns.values():
-            pick(row, name, where)
         problem, answer = columns["prompt"], columns["answer"]
-        return Layout("task.columns", (), lambda row: (pick(row, problem, where), pick(row, answer, where)))
+        if not isinstance(answer, str):
+            raise DataError(f"task.columns.answer names one column, got {answer!r}. Only prompt may be a list.")
+        asked, gold = [pick(row, name, where) for name in _listed(problem)], pick(row, answer, where)
+        if isinstance(gold, int) and not isinstance(problem, str) and any(isinstance(part, list) for part in asked):
+            raise DataError(
+                f"{where}: the answer {gold} counts choices that are put as lettered lines, from 0 or from 1. Give a "
+                "column with the letter or the text."
+            )
+        return Layout("task.columns", (), partial(_read_named, problem, answer, where))
     small = lowered(row)
     for layout in LAYOUTS:
         if all(name in small for name in layout.columns):
-            return layout._replace(read=partial(_read_lowered, layout.read))
+            return _with_companions(layout, small, where)
     raise DataError(
         f"{where} has the columns {', '.join(row)}: none of the known layouts. Name the two that matter: "
         "--set 'task.columns={prompt: ..., answer: ...}'."
     )
+
+
+def _with_companions(layout: Layout, row: Row, where: str) -> Layout:
+    """The layout with whatever other columns belong to the problem; DataError where it is unclear how."""
+    asked, others = layout.columns[0], [name for name in row if name not in layout.columns]
+    if not isinstance(row[asked], str):  # messages hold all there is to say
+        return layout._replace(read=partial(_read_lowered, layout.read))
+    for name in others:
+        if name in (*BEFORE, *BEHIND) and row[name] and not isinstance(row[name], str):
+            raise DataError(
+                f"{where} has a column {name!r} beside {asked!r} that looks like a part of the problem, and holds a "
+                f"{type(row[name]).__name__}: say whether it is one. "
+                f"--set 'task.columns={{prompt: [{asked}, {name}], answer: {layout.columns[1]}}}' puts it behind "
+                f"the problem (a list as lettered lines), prompt: {asked} leaves it out."
+            )
+    before, behind = ([name for name in names if name in others] for names in (BEFORE, BEHIND))
+    unread = tuple(name for name in others if name in UNREAD and row[name])
+    joined = (*before, asked, *behind)
+    read = partial(_read_joined, layout.read, joined) if len(joined) > 1 else layout.read
+    return layout._replace(read=partial(_read_lowered, read), joined=joined if len(joined) > 1 else (), unread=unread)
+
+
+def _read_joined(read: Callable[[Row], tuple[Any, Any]], columns: Sequence[str], row: Row) -> tuple[Any, Any]:
+    problem, answer = read(row)
+    parts = [row.get(name) or "" for name in columns]
+    if not all(isinstance(part, str) for part in (problem, *parts)):
+        raise TypeError("a part of the problem is no text")
+    return _joined([part for part in parts if part is problem or part not in problem]), answer
+
+
+def _read_named(problem: str | Sequence[str], answer: str, where: str, row: Row) -> tuple[Any, Any]:
+    if isinstance(problem, str):
+        return pick(row, problem, where), pick(row, answer, where)
+    parts = [pick(row, name, where) for name in problem]
+    return _joined([_lettered(part) for part in parts if part is not None]), pick(row, answer, where)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """The texts with a blank line between; empty ones are left out."""
+    return "\n\n".join(part.strip() for part in parts if part.strip())
+
+
+def _lettered(part: Any) -> str:
+    """A column as text: a list of texts, or of labels and texts, as lines `A. ...`."""
+    labels: Sequence[Any] = LETTERS
+    if isinstance(part, Mapping) and set(part) == {"label", "text"}:
+        labels, part = part["label"], part["text"]
+    if isinstance(part, list) and part and all(isinstance(text, str) for text in part) and len(part) <= len(labels):
+        return "\n".join(f"{label}. {text}" for label, text in zip(labels, part, strict=False))
+    if not isinstance(part, str):
+        raise TypeError("a part of the problem is no text")
+    return part
+
+
+def _listed(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
 
 
 def _read_lowered(read: Callable[[Row], tuple[Any, Any]], row: Row) -> tuple[Any, Any]:
@@ -89,11 +170,13 @@ def _read_lowered(read: Callable[[Row], tuple[Any, Any]], row: Row) -> tuple[Any
 
 
 def pick(row: Row, name: str, where: str) -> Any:
-    """The value of a column, `a.b` meaning b inside a; DataError if there is none."""
+    """The value of a column, `a.b` meaning b inside a and `a.0` the first of a list; DataError if there is none."""
     value: Any = row
     for part in name.split("."):
         if isinstance(value, Mapping) and part in value:
             value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
         else:
             raise DataError(f"{where} has no column {name!r}. There are: {', '.join(row)}.")
     return value
@@ -130,12 +213,12 @@ def _looks_local(source: str) -> bool:
 
 def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-            yield from _checked(
-                path, "line", ((n, _json(path, n, line)) for n, line in enumerate(lines, 1) if line.strip())
-            )
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding=UTF_8) as lines:
+            # without its end: json counts what breaks off there to the next line
+            stripped = ((number, line.rstrip()) for number, line in enumerate(lines, 1))
+            yield from _checked(path, "line", ((n, _json(path, n, line)) for n, line in stripped if line))
     elif path.suffix == ".json":
-        data = _json(path, 1, path.read_text(encoding="utf-8"), " One row a line? Call it .jsonl.")
+        data = _json(path, 1, path.read_text(encoding=UTF_8), " One row a line? Call it .jsonl.")
         if not isinstance(data, list):
             raise DataError(
                 f"{path} must hold a list of rows, found a {type(data).__name__}. One row a line? Call it .jsonl."
@@ -182,12 +265,17 @@ def _from_datasets(source: str, subset: str | None, split: str) -> Iterator[tupl
             f"Reading {source} needs the datasets library: pip install datasets. "
             "(If a file was meant, there is none of that name.)"
         ) from error
+    cut_off = ""
     try:
-        rows = datasets.load_dataset(source, subset, split=split)
+        with asked(source) as cut_off:
+            rows = datasets.load_dataset(source, subset, split=split)
     except Exception as error:  # the library raises a zoo of types, most of them for a wrong name or no network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if cut_off and not_cached(error):
+            reason = f"there is no such file or folder here, it is not in the cache, and {cut_off}"
         raise DataError(
-            f"Cannot load the data set {source}{f', subset {subset}' if subset else ''}, split {split}: "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. Check the name, or give a file."
+            f"Cannot load the data set {source}{f', subset {subset}' if subset else ''}, split {split}: {reason}. "
+            "Check the name, or give a file."
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{source} {split} row {number}", cast(Row, row)

@@ -120,7 +120,7 @@ def _judged_samples(
             on_progress=lambda done, _: run.progress("sampling", done, total),
         )
     with clock.time("verify"):
-        return judge(episodes, run.task, partial(run.progress, "verifying"))
+        return judge(episodes, run.task, partial(run.progress, "verifying"), per_prompt=per_prompt)
 
 
 def check_verdicts(episodes: Sequence[Episode], limit: float) -> None:

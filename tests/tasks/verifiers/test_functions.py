@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from vapo.tasks.verifiers.functions import adapted, to_verdict, verify_exact
+from vapo.errors import ConfigError
+from vapo.tasks.verifiers.functions import adapted, import_function, to_verdict, verify_exact
 from vapo.types import Prompt, Verdict
 
 PROMPT = Prompt("p", ({"role": "user", "content": "2+2?"},), "4", columns={"solution": "four", "level": 3})
@@ -58,6 +64,112 @@ def test_a_reward_function_of_trl_works_unchanged():
     assert adapted(slow_reward)(PROMPT, "").right
     plain = Prompt("p", "2+2?", "4")
     assert adapted(lambda prompts, completions, answer: [float(completions == answer)])(plain, "4").right
+
+
+def test_a_reward_function_gets_a_whole_group_and_what_trl_gives():
+    seen: dict[str, Any] = {}
+
+    def reward(completions, completion_ids, trainer_state, log_extra, log_metric, **kwargs):
+        seen.update(kwargs, ids=completion_ids, step=trainer_state.global_step)
+        log_extra("length", [len(c) for c in completions])
+        log_metric("mean_length", 1.0)
+        longest = max(len(completion[0]["content"]) for completion in completions)
+        return [float(len(completion[0]["content"]) == longest) for completion in completions]
+
+    row = replace(PROMPT, columns={**PROMPT.columns, "prompt": PROMPT.text, "completion": "x"})
+    judged = adapted(reward).together(row, ["ab", "abc", "c"], [(5, 6), (5, 6, 2), (7,)], 4)
+    assert [verdict.status for verdict in judged] == ["wrong", "right", "wrong"]
+    assert seen == {
+        "prompts": [[{"role": "user", "content": "2+2?"}]] * 3,
+        "ids": [[5, 6], [5, 6, 2], [7]],
+        "step": 4,
+        "answer": ["4"] * 3,
+        "solution": ["four"] * 3,
+        "level": [3] * 3,
+    }
+
+
+def test_none_of_a_group_is_invalid_alone_and_a_wrong_number_of_rewards_is_for_all():
+    some = adapted(lambda completions, **rest: [1.0, None, float("nan"), 0.0])
+    assert [v.status for v in some.together(PROMPT, list("abcd"))] == ["right", "invalid", "invalid", "wrong"]
+    few = adapted(lambda completions, **rest: [1.0])
+    assert (
+        few.together(PROMPT, list("ab"))
+        == [Verdict("invalid", "the reward function gave 1 rewards for 2 completions")] * 2
+    )
+    assert (
+        adapted(lambda prompts, **rest: "good")(PROMPT, "a").reason
+        == "the reward function gave a str for 1 completions"
+    )
+
+
+def test_a_reward_object_that_reads_token_ids_alone_is_one_of_trls():
+    class Overlong:
+        def __call__(self, completion_ids, **kwargs):
+            return [1.0 if len(ids) < 3 else 0.0 for ids in completion_ids]
+
+    verifier = adapted(Overlong())
+    assert [v.right for v in verifier.together(PROMPT, ["a", "b"], [(1, 2), (1, 2, 3)])] == [True, False]
+    assert verifier.needs_tokens
+    assert verifier(PROMPT, "a").reason.startswith("the verifier asks for 'completion_ids'")
+
+
+def test_what_an_async_function_keeps_between_calls_stays_good():
+    kept: dict[str, asyncio.Lock] = {}
+
+    async def reward(completions, **kwargs):
+        lock = kept.setdefault("lock", asyncio.Lock())
+
+        async def one(completion):
+            async with lock:
+                await asyncio.sleep(0)
+                return 1.0
+
+        return await asyncio.gather(*map(one, completions))
+
+    verifier = adapted(reward)
+    for _ in range(2):
+        assert all(v.right for v in verifier.together(PROMPT, ["a", "b"]))
+
+
+def test_a_file_finds_what_lies_beside_it_at_once_and_later(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "judge_beside.py").write_text(
+        "from helper_beside import GOOD\n\n"
+        "def judge(response, answer):\n    from later_beside import BAD\n    return GOOD and not BAD\n"
+    )
+    (tmp_path / "mine" / "helper_beside.py").write_text("GOOD = True\n")
+    (tmp_path / "mine" / "later_beside.py").write_text("BAD = False\n")
+    (tmp_path / "mine" / "wave.py").write_text("raise RuntimeError('this is not the library of that name')\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = sys.path[0]
+    monkeypatch.chdir(tmp_path)
+    function = import_function("mine/judge_beside.py:judge", "task.verifier")
+    monkeypatch.chdir("/")
+    assert adapted(function)(PROMPT, "").right
+    import wave
+
+    assert "this is not" not in str(wave)  # what lies there must not stand in for what the trainer imports
+    assert (sys.path[0], sys.path[-1]) == (before, str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "import nowhere_to_be_found\n",
+            "no module 'nowhere_to_be_found'. .* imports it: install it, or put it beside",
+        ),
+        ("def judge(\n", r"cannot be imported: SyntaxError: .*broken.py, line 1"),
+        ("1 / 0\n", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("raise SystemExit('no')\n", "cannot be imported: SystemExit: no"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_a_mistake_in_one_line(tmp_path, text, said):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        import_function(f"{path}:judge", "task.verifier")
 
 
 @pytest.mark.parametrize(

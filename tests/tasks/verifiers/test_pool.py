@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from vapo.errors import ConfigError
 from vapo.tasks.common import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.verifiers import worker
-from vapo.tasks.verifiers.pool import Limits, VerifierPool
+from vapo.tasks.verifiers.pool import Group, Limits, VerifierPool
 from vapo.types import Prompt
 
 VERIFIER = """
@@ -142,6 +143,83 @@ def test_a_worker_is_replaced_after_so_many_verdicts(tmp_path, monkeypatch):
     assert [len(set(pids[i : i + 3])) for i in (0, 3)] == [1, 1]
     assert len(set(pids)) == 3
     assert worker.RECYCLE_AFTER >= 1000
+
+
+BEST = """
+import os, time
+
+def best(completions, completion_ids, **kwargs):
+    if "sleep" in completions:
+        time.sleep(60)
+    if "crash" in completions:
+        os.kill(os.getpid(), 11)
+    if "raise" in completions:
+        raise ValueError(len(completions))
+    longest = max(map(len, completion_ids))
+    return [float(len(ids) == longest) for ids in completion_ids]
+
+def steps(completions, trainer_state, **kwargs):
+    return [float(len(completions) == trainer_state.global_step)] * len(completions)
+"""
+
+
+def group(*responses: str) -> Group:
+    return Group(Prompt("p", "q", "a"), responses, tuple((7,) * len(response) for response in responses))
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory) -> Iterator[VerifierPool]:
+    path = tmp_path_factory.mktemp("best") / "best.py"
+    path.write_text(BEST)
+    with VerifierPool(f"{path}:best", workers=2, limits=Limits(time_s=0.3)) as pool:
+        yield pool
+
+
+def statuses(pool: VerifierPool, *groups: Group) -> list[str]:
+    return [verdict.status for verdict in pool.judge_groups(groups)]
+
+
+def test_a_reward_function_compares_the_responses_of_a_group_and_no_others(best):
+    assert best.together
+    assert best.needs_tokens
+    assert statuses(best, group("ab", "a", "b"), group("a"), group("a", "abcd")) == [
+        *("right", "wrong", "wrong"),
+        "right",
+        *("wrong", "right"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"),
+    [("sleep", "no verdict within 0.3 s"), ("crash", "died of SIGSEGV"), ("raise", "raised ValueError: 1")],
+)
+def test_a_response_that_breaks_the_verifier_is_invalid_and_the_others_of_its_group_are_compared(best, poison, reason):
+    verdicts = best.judge_groups([group("ab", poison, "abcd", "x"), group("a")])
+    assert [v.status for v in verdicts] == ["wrong", "invalid", "right", "wrong", "right"]
+    assert reason in verdicts[1].reason
+
+
+def test_a_response_longer_than_any_takes_no_part_in_its_group(best):
+    verdicts = best.judge_groups([group("ab", "x" * (MAX_RESPONSE_CHARACTERS + 1), "a")])
+    assert [v.status for v in verdicts] == ["right", "wrong", "wrong"]
+    assert verdicts[1].reason == f"a response of {MAX_RESPONSE_CHARACTERS + 1} characters"
+
+
+def test_progress_counts_responses_and_the_step_is_told(tmp_path):
+    path = tmp_path / "v.py"
+    path.write_text(BEST)
+    told = []
+    with VerifierPool(f"{path}:steps", workers=1) as pool:
+        asked = [replace(group("a", "b"), step=2), replace(group("a"), step=2)]
+        verdicts = pool.judge_groups(asked, lambda done, of: told.append((done, of)))
+    assert [v.right for v in verdicts] == [True, True, False]
+    assert told == [(2, 3), (3, 3)]
+
+
+def test_other_verifiers_are_asked_about_one_response_at_a_time(pool):
+    assert not pool.together
+    verdicts = pool.judge_groups([Group(Prompt("p", "q", "a"), ("a", "raise", "b"))])
+    assert [v.status for v in verdicts] == ["right", "invalid", "wrong"]
 
 
 def test_closing_leaves_no_process_behind(tmp_path):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, VapoError
 from vapo.types import Prompt, Verdict, Verifier
 
 GROUP = "vapo.verifiers"
@@ -32,8 +35,8 @@ def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> V
     `name` is `math`, `reasoning-gym`, `exact`, an entry point of the group `vapo.verifiers`,
     `package.module:function` or `path/to/file.py:function`. The function takes what it names among `prompt` (a
     `vapo.types.Prompt`), `response`, `answer` and the columns of the data set; or two unnamed things, prompt and
-    response; or TRL's `prompts`, `completions` and columns. It gives a `Verdict`, a bool, or a score (right from
-    `right_at` on); None or nan means that it cannot tell.
+    response; or what a `RewardFunction` gets, if it is one of TRL's. It gives a `Verdict`, a bool, or a score (right
+    from `right_at` on); None or nan means that it cannot tell.
 
     Raises ConfigError if there is no such function.
     """
@@ -57,9 +60,15 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{Path(file).resolve()}:{function.__qualname__}"
 
 
+TRL = ("prompts", "completions", "completion_ids")
+"""A function that names one of these is asked as TRL asks its reward functions."""
+
+
 def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifier:
     """Any of the signatures and results that `load_verifier` tells of, as a verifier."""
     parameters = inspect.signature(function).parameters
+    if any(name in parameters for name in TRL):
+        return RewardFunction(function, right_at)
     takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = {p.name for p in parameters.values() if p.default is p.empty and p.name in named}
@@ -69,12 +78,9 @@ def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifie
     unnamed = first is not None and (first.kind is first.POSITIONAL_ONLY or first.name in ("prompt", "p"))
 
     def verify(prompt: Prompt, response: str, /) -> Verdict:
-        if "completions" in parameters:
-            values = _as_trl(prompt, response)
-        else:
-            values = {**prompt.columns, "prompt": prompt, "response": response, "answer": prompt.answer}
-            if unnamed:
-                return to_verdict(function(prompt, response), right_at)
+        if unnamed:
+            return to_verdict(function(prompt, response), right_at)
+        values = {**prompt.columns, "prompt": prompt, "response": response, "answer": prompt.answer}
         if missing := sorted(needed - values.keys()):
             return Verdict("invalid", f"the verifier asks for {missing[0]!r}; there are: {', '.join(sorted(values))}")
         given = values if takes_rest else {key: value for key, value in values.items() if key in parameters}
@@ -109,16 +115,88 @@ def verify_exact(response: str, answer: Any) -> bool:
     return found is not None and found.strip() == str(answer).strip()
 
 
-def _as_trl(prompt: Prompt, response: str) -> dict[str, Any]:
-    """The keyword arguments TRL gives a reward function, for a batch of one."""
+class RewardFunction:
+    """A TRL reward function as a verifier: asked about all responses to a prompt at once, since it may compare them.
+
+    It gets the keyword arguments that TRL 1.16 gives, or those of them that it names: `prompts`, `completions`,
+    `completion_ids` (stop token included), the columns of the row, each as often as there are responses, and
+    `trainer_state`, of which there is `global_step` and nothing else. `log_extra` and `log_metric` may be called; what
+    they are told is dropped.
+    """
+
+    def __init__(self, function: Callable[..., Any], right_at: float = RIGHT_AT) -> None:
+        self.function, self.right_at = function, right_at
+        self._loop: asyncio.AbstractEventLoop | None = None
+        parameters = inspect.signature(function).parameters.values()
+        self._takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self._named, self._needed = {p.name for p in named}, {p.name for p in named if p.default is p.empty}
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether it cannot do without the token ids of the responses."""
+        return "completion_ids" in self._needed
+
+    def __call__(self, prompt: Prompt, response: str, /) -> Verdict:
+        """The verdict on a response that is alone in its group."""
+        return self.together(prompt, [response])[0]
+
+    def together(
+        self,
+        prompt: Prompt,
+        responses: Sequence[str],
+        token_ids: Sequence[Sequence[int]] | None = None,
+        step: int = 0,
+    ) -> list[Verdict]:
+        """Verdicts on the responses to one prompt. `token_ids` are theirs, `step` is the trainer's; raises whatever
+        the function raises."""
+        values = _as_trl(prompt, responses, token_ids, step)
+        if missing := sorted(self._needed - values.keys()):
+            reason = f"the verifier asks for {missing[0]!r}; there are: {', '.join(sorted(values))}"
+            return [Verdict("invalid", reason)] * len(responses)
+        given = values if self._takes_rest else {key: value for key, value in values.items() if key in self._named}
+        result = self.function(**given)
+        if isinstance(result, Awaitable):
+            # one loop for all calls: what a function keeps from one to the next may be bound to it
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                weakref.finalize(self, self._loop.close)
+            result = self._loop.run_until_complete(_awaited(result))
+        rewards = list(result) if isinstance(result, Iterable) and not isinstance(result, str | dict) else None
+        if rewards is None or len(rewards) != len(responses):
+            gave = f"a {type(result).__name__}" if rewards is None else f"{len(rewards)} rewards"
+            return [Verdict("invalid", f"the reward function gave {gave} for {len(responses)} completions")] * len(
+                responses
+            )
+        return [to_verdict(reward, self.right_at) for reward in rewards]
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result
+
+
+def _as_trl(
+    prompt: Prompt, responses: Sequence[str], token_ids: Sequence[Sequence[int]] | None, step: int
+) -> dict[str, Any]:
+    """The keyword arguments TRL gives a reward function for a batch of one prompt."""
     asked = prompt.columns.get("prompt", prompt.text)  # TRL goes by the column; we may have made messages of it
     chat = not isinstance(asked, str)
+    columns = {"answer": prompt.answer, **prompt.columns}  # a column of that name is what TRL would give
+    columns = {key: value for key, value in columns.items() if key not in ("prompt", "completion", "completion_ids")}
+    count = len(responses)
     return {
-        "answer": [prompt.answer],
-        **{key: [value] for key, value in prompt.columns.items()},  # a column of that name is what TRL would give
-        "prompts": [list(asked) if chat else asked],
-        "completions": [[{"role": "assistant", "content": response}] if chat else response],
+        **{key: [value] * count for key, value in columns.items()},
+        "prompts": [list(asked) if chat else asked for _ in range(count)],
+        "completions": [[{"role": "assistant", "content": text}] if chat else text for text in responses],
+        **({} if token_ids is None else {"completion_ids": [list(ids) for ids in token_ids]}),
+        "trainer_state": SimpleNamespace(global_step=step),
+        "log_extra": _drop,
+        "log_metric": _drop,
     }
+
+
+def _drop(name: str, value: Any) -> None:
+    """What a reward function wants logged goes nowhere: words alone come back from its process."""
 
 
 def import_function(name: str, setting: str) -> Callable[..., Any]:
@@ -130,13 +208,26 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
             "path/to/file.py:function. Check the name."
         )
     try:
-        module = (
-            _from_file(module_name, setting) if module_name.endswith(".py") else importlib.import_module(module_name)
-        )
+        if module_name.endswith(".py"):
+            module = _from_file(module_name, setting)
+        else:
+            with _importable(Path.cwd(), first=False):
+                module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        asked = error.name is not None and (module_name + ".").startswith(error.name + ".")
         raise ConfigError(
-            f"{setting} {name}: there is no module {error.name!r}. Run from the folder it lies in, install it, or "
-            "give the file: path/to/file.py:function."
+            f"{setting} {name}: there is no module {error.name!r}. "
+            + (
+                "Run from the folder it lies in, install it, or give the file: path/to/file.py:function."
+                if asked
+                else f"{module_name} imports it: install it, or put it beside that file."
+            )
+        ) from error
+    except VapoError:
+        raise
+    except (Exception, SystemExit) as error:  # somebody else's code
+        raise ConfigError(
+            f"{setting} {name}: {module_name} cannot be imported: {type(error).__name__}: {error}. Mend it."
         ) from error
     function: Any = module
     for part in attribute.split("."):
@@ -155,5 +246,27 @@ def _from_file(name: str, setting: str) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[f"vapo_user_{path.stem}"] = module
-    spec.loader.exec_module(module)
+    with _importable(path.resolve().parent, first=True):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _importable(folder: Path, *, first: bool) -> Iterator[None]:
+    """Modules in the folder can be imported, within before all others if `first`; afterwards others go first.
+
+    They stay importable, for imports inside of functions, and must not stand in for modules of the trainer's.
+    """
+    place = str(folder)
+    if first:
+        sys.path.insert(0, place)
+    elif place not in sys.path:
+        sys.path.append(place)
+    try:
+        yield
+    finally:
+        if first:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(place)
+            if place not in sys.path:
+                sys.path.append(place)

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -40,6 +40,21 @@ class Limits:
             raise ConfigError(f"task.verifier_timeout_s must lie in [0.05, 600] seconds, got {self.time_s}.")
         if not 256 <= self.memory_mb <= 1 << 20:
             raise ConfigError(f"task.verifier_memory_mb must lie in [256, 1048576] MiB, got {self.memory_mb}.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The responses to one prompt, in order, with their token ids where they are known, and the trainer's step."""
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...] | None = None
+    step: int = 0
+
+    def only(self, chosen: Sequence[int]) -> Group:
+        """The group of the chosen responses alone."""
+        ids = None if self.token_ids is None else tuple(self.token_ids[at] for at in chosen)
+        return replace(self, responses=tuple(self.responses[at] for at in chosen), token_ids=ids)
 
 
 class VerifierPool:
@@ -78,13 +93,36 @@ class VerifierPool:
     def judge(
         self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
     ) -> list[Verdict]:
-        """Verdicts on (prompt, response) pairs, in order."""
-        verdicts = []
-        for verdict in self._threads.map(self._judge_one, items):
-            verdicts.append(verdict)
+        """Verdicts on (prompt, response) pairs, in order; a reward function is asked about each alone."""
+        return self.judge_groups([Group(prompt, (response,)) for prompt, response in items], on_progress)
+
+    def judge_groups(
+        self, groups: Sequence[Group], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Verdict]:
+        """Verdicts on all responses, in order. A reward function is asked about a whole group at once.
+
+        Such a call may take the limits' time for each of its responses. Where it fails, each response is tried alone:
+        those that fail alone are invalid, and the others are judged together once more.
+        """
+        total = sum(len(group.responses) for group in groups)
+        if not self.together:  # each by itself: more to share out among the workers
+            groups = [group.only([at]) for group in groups for at in range(len(group.responses))]
+        verdicts: list[Verdict] = []
+        for more in self._threads.map(self._judge_group, groups):
+            verdicts += more
             if on_progress:
-                on_progress(len(verdicts), len(items))
+                on_progress(len(verdicts), total)
         return verdicts
+
+    @property
+    def together(self) -> bool:
+        """Whether the verifier judges all responses to a prompt at once."""
+        return self._all[0].together
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether it judges nothing without the token ids of the responses."""
+        return self._all[0].needs_tokens
 
     def close(self) -> None:
         """End the workers."""
@@ -96,24 +134,54 @@ class VerifierPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _judge_one(self, item: tuple[Prompt, str]) -> Verdict:
-        prompt, response = item
-        if len(response) > MAX_RESPONSE_CHARACTERS:
-            return Verdict("wrong", f"a response of {len(response)} characters")
-        fields = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "columns": prompt.columns}
+    def _judge_group(self, group: Group) -> list[Verdict]:
+        sizes = [len(response) for response in group.responses]
+        verdicts = {at: Verdict("wrong", f"a response of {size} characters") for at, size in enumerate(sizes)}
+        left = [at for at, size in enumerate(sizes) if size <= MAX_RESPONSE_CHARACTERS]
         worker = self._idle.get()
         try:
-            return worker.ask({"prompt": fields, "response": response}, self.limits.time_s)
+            found, failed = self._ask(worker, group.only(left)) if left else ([], False)
+            if failed and len(left) > 1:
+                alone = {at: self._ask(worker, group.only([at])) for at in left}
+                verdicts |= {at: judged[0] for at, (judged, broke) in alone.items() if broke}
+                left = [at for at in left if not alone[at][1]]
+                found = self._ask(worker, group.only(left))[0] if left else []
+            verdicts |= dict(zip(left, found, strict=True))
         finally:
             self._idle.put(worker)
+        return [verdicts[at] for at in range(len(sizes))]
+
+    def _ask(self, worker: Worker, group: Group) -> tuple[list[Verdict], bool]:
+        """Verdicts of one call, and whether it failed; then they all say why."""
+        prompt, count = group.prompt, len(group.responses)
+        fields = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "columns": prompt.columns}
+        request = {
+            "prompt": fields,
+            "responses": group.responses,
+            "token_ids": group.token_ids if self.together else None,
+            "step": group.step,
+        }
+        verdicts, failed = worker.ask(request, self.limits.time_s * count)
+        if isinstance(verdicts, Verdict):
+            return [verdicts] * count, True
+        if len(verdicts) != count:
+            return [
+                Verdict("invalid", f"the verifier wrote {len(verdicts)} verdicts for {count} responses")
+            ] * count, True
+        return verdicts, failed
+
+
+Reply = list[Verdict] | Verdict
+"""Verdicts in order; one alone, which is invalid, says why there are none."""
 
 
 class Worker:
     """One worker process and the pipes to it."""
 
     def __init__(self, spec: str, register: list[Worker]) -> None:
-        self._spec, self._number, self.closed = spec, 0, False
+        self._spec, self._number, self.closed, self._raised = spec, 0, False, False
         self._child: int | None = None
+        self.together = self.needs_tokens = False
         self._start()
         register.append(self)
         try:
@@ -121,8 +189,8 @@ class Worker:
         except EOFError as error:
             raise ConfigError("Cannot load the verifier: its process ended before it said why.") from error
 
-    def ask(self, request: dict[str, Any], limit_s: float) -> Verdict:
-        """The verdict on one request, or an invalid one after `limit_s` seconds.
+    def ask(self, request: dict[str, Any], limit_s: float) -> tuple[Reply, bool]:
+        """The verdicts on one request, or an invalid one after `limit_s` seconds; and whether the verifier raised.
 
         A process that dies over a request may have been killed by somebody else: it is asked again, in the time left.
         """
@@ -130,16 +198,17 @@ class Worker:
         try:
             line = json.dumps({"number": self._number, **request}).encode() + b"\n"
         except (TypeError, ValueError) as error:
-            return Verdict("invalid", f"this prompt cannot be handed to a verifier: {error}")
+            return Verdict("invalid", f"this prompt cannot be handed to a verifier: {error}"), False
         started = time.monotonic()
-        verdict, died = self._try(line, limit_s)
+        self._raised = False
+        verdicts, died = self._try(line, limit_s)
         left = limit_s - (time.monotonic() - started)
         if died and left > limit_s / 2:
-            verdict, _ = self._try(line, left)
-        return verdict
+            verdicts, _ = self._try(line, left)
+        return verdicts, self._raised
 
-    def _try(self, line: bytes, limit_s: float) -> tuple[Verdict, bool]:
-        """The verdict, and whether the process died over it."""
+    def _try(self, line: bytes, limit_s: float) -> tuple[Reply, bool]:
+        """The verdicts, and whether the process died over them."""
         try:
             self._ready()
             deadline = time.monotonic() + limit_s
@@ -152,7 +221,8 @@ class Worker:
                     return Verdict("invalid", _cause(message["died"])), True
                 if message.get("number") == self._number:
                     self._child = None if message.get("last") else self._child
-                    return _read_verdict(message), False
+                    self._raised = bool(message.get("raised"))
+                    return _read_verdicts(message), False
             self._kill_child()
             return Verdict("invalid", f"no verdict within {limit_s:.3g} s"), False
         except (BrokenPipeError, EOFError):
@@ -221,6 +291,7 @@ class Worker:
             if "failed" in message:
                 raise ConfigError(f"Cannot load the verifier: {message['failed']}")
             if "ready" in message:
+                self.together, self.needs_tokens = bool(message.get("together")), bool(message.get("needs_tokens"))
                 return int(message["ready"])
         raise VerifierBrokenError(
             f"The verifier's process was not ready after {START_LIMIT_S:g} s. Does the verifier do much when imported?"
@@ -286,11 +357,17 @@ def _cause(died: str) -> str:
     return f"the verifier's process died of {died}" + (f": {_MEANING[died]}" if died in _MEANING else "")
 
 
-def _read_verdict(message: dict[str, Any]) -> Verdict:
-    match message.get("verdict"):
+def _read_verdicts(message: dict[str, Any]) -> Reply:
+    none = Verdict("invalid", "the verifier wrote no verdict")
+    told = message.get("verdicts")
+    return [_read_verdict(verdict) or none for verdict in told] if isinstance(told, list) else none
+
+
+def _read_verdict(told: Any) -> Verdict | None:
+    match told:
         case ["right" | "wrong" | "invalid" as status, str(reason)]:
             return Verdict(status, reason)
-    return Verdict("invalid", "the verifier wrote no verdict")
+    return None
 
 
 def _close(threads: ThreadPoolExecutor, workers: list[Worker]) -> None:

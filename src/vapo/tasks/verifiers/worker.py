@@ -4,8 +4,10 @@ It loads the verifier once and then forks a child that does the judging, so that
 (too slow, too large) the next one is ready in milliseconds. Requests and verdicts are lines of JSON: a
 verifier that was taken over by what it reads can send nothing but words back.
 
-    to it      {"number": 7, "prompt": {"id", "text", "answer", "columns"}, "response": "..."}
-    from it    {"ready": pid}   {"number": 7, "verdict": ["right", ""], "last": false}   {"died": "SIGKILL"}
+    to it      {"number": 7, "prompt": {"id", "text", "answer", "columns"}, "responses": ["..."],
+                "token_ids": [[5, 2]] or null, "step": 0}
+    from it    {"ready": pid, "together": false, "needs_tokens": false}   {"died": "SIGKILL"}
+               {"number": 7, "verdicts": [["right", ""]], "raised": false, "last": false}
                {"failed": "why the verifier cannot be loaded"}
 """
 
@@ -20,7 +22,7 @@ import sys
 from typing import Any, BinaryIO
 
 from vapo.errors import VapoError
-from vapo.tasks.verifiers.functions import load_verifier
+from vapo.tasks.verifiers.functions import RewardFunction, load_verifier
 from vapo.types import Prompt, Verdict, Verifier
 
 RECYCLE_AFTER = 5000
@@ -67,7 +69,8 @@ def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, me
     except (OSError, ValueError) as error:
         send(replies, {"failed": f"its limits cannot be set here: {error}"})
         return UNFIT
-    send(replies, {"ready": os.getpid()})
+    grouped = isinstance(verify, RewardFunction)
+    send(replies, {"ready": os.getpid(), "together": grouped, "needs_tokens": grouped and verify.needs_tokens})
     judged = 0
     while judged < RECYCLE_AFTER:
         line = requests.readline()
@@ -75,26 +78,32 @@ def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, me
             return 0
         try:
             request = json.loads(line)
-            number, prompt, response = request["number"], Prompt(**request["prompt"]), request["response"]
+            number, prompt, responses = request["number"], Prompt(**request["prompt"]), request["responses"]
+            token_ids, step = request["token_ids"], request["step"]
         except (ValueError, TypeError, KeyError):
             continue  # the rest of what a child before this one was reading when it was killed
-        judged += 1
-        limit_processor_time(limit_s)
+        judged += len(responses)
+        allowed_s = limit_s * len(responses)
+        limit_processor_time(allowed_s)
         # the trainer kills a slow child; this is for children whose trainer is gone
-        signal.setitimer(signal.ITIMER_REAL, 3 * limit_s + 1)
-        verdict = judge(verify, prompt, response)
+        signal.setitimer(signal.ITIMER_REAL, 3 * allowed_s + 1)
+        verdicts, raised = judge(verify, prompt, responses, token_ids, step)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        last = judged == RECYCLE_AFTER
-        send(replies, {"number": number, "verdict": [verdict.status, verdict.reason[:300]], "last": last})
+        told = [[verdict.status, verdict.reason[:300]] for verdict in verdicts]
+        send(replies, {"number": number, "verdicts": told, "raised": raised, "last": judged >= RECYCLE_AFTER})
     return RECYCLED
 
 
-def judge(verify: Verifier, prompt: Prompt, response: str) -> Verdict:
-    """The verifier's verdict; whatever it raises means that it cannot tell."""
+def judge(
+    verify: Verifier, prompt: Prompt, responses: list[str], token_ids: list[list[int]] | None = None, step: int = 0
+) -> tuple[list[Verdict], bool]:
+    """The verdicts, and whether the verifier raised: then none of these responses could be judged."""
     try:
-        return verify(prompt, response)
+        if isinstance(verify, RewardFunction):
+            return verify.together(prompt, responses, token_ids, step), False
+        return [verify(prompt, response) for response in responses], False
     except Exception as error:
-        return Verdict("invalid", f"the verifier raised {type(error).__name__}: {error}")
+        return [Verdict("invalid", f"the verifier raised {type(error).__name__}: {error}")] * len(responses), True
 
 
 def limit_processor_time(limit_s: float) -> None:
