@@ -228,6 +228,65 @@ def test_messages_become_a_plain_text_for_a_base_model_or_the_chat_template():
     assert render(words, prompt, "plain").token_ids == plain.token_ids
 
 
+def given_a_template(base: Path, template: str) -> None:
+    words = toys.tokenizer()
+    words.chat_template = template
+    words.save_pretrained(base)
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (NO_SYSTEM, "System role not supported. Leave out the system message (task.system, or the one in the data)"),
+        ("{{ missing.x }}", "'missing' is undefined."),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_chat_template_that_refuses_a_prompt_ends_in_its_own_words(
+    place, monkeypatch, capsys, template, words, command
+):
+    given_a_template(place / "base", template)
+    (place / "base" / "model.safetensors").write_bytes(b"not weights")  # it is said before they load
+    arguments = sets(*TASK, "task.system=Be brief.")
+    if command == "train":
+        arguments += sets("task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base", *SMALL)
+    else:
+        arguments = ["base", "--task", "math", "--data", "test.jsonl", *arguments]
+    assert vapo(monkeypatch, command, *arguments) == 2
+    told = capsys.readouterr().err
+    assert "refuses prompt math/" in told
+    assert words in told
+    assert "model.prompt_format=plain" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(("more", "times"), [([], 1), (["model.prompt_format=plain"], 0)])
+def test_messages_that_become_plain_text_for_want_of_a_template_are_mentioned_once(
+    place, monkeypatch, capsys, more, times
+):
+    data = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
+    assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*TASK, *data, *SMALL, *more)) == 0
+    told = capsys.readouterr().out
+    assert told.count("the tokenizer has no chat template: messages become plain text") == times
+
+
+@pytest.mark.parametrize("preset", ["vapo", "grpo"])
+def test_a_run_in_which_nothing_was_right_ends_with_what_to_do_about_it(place, monkeypatch, capsys, preset):
+    (place / "mine.py").write_text("def names_the_digit(response, answer):\n    return False\n")
+    data = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
+    assert vapo(monkeypatch, "train", "--run-dir", "run", "--preset", preset, *sets(*TASK, *data, *SMALL)) == 0
+    told = capsys.readouterr().out
+    assert "ALARM 0 of 8 responses before training are right: nothing to learn" in told
+    assert "0 of 32 responses in all 2 steps are right: nothing to learn" in told
+    assert "see what the critic is worth" not in told
+    assert "retrain longer" not in told
+    assert vapo(monkeypatch, "resume", "run") == 0
+    assert "0 of 32 responses in all 2 steps are right: nothing to learn" in capsys.readouterr().out
+
+
 def test_a_verifier_can_be_a_plain_function_in_python(place: Path, monkeypatch):
     import importlib.util
 

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from vapo import runs
 from vapo.config import Config, Layer, recipe_layer, resolve, source_layers
+from vapo.errors import UnguardedError
 from vapo.evals.evaluate import RANKS, EvaluationResult
+from vapo.orderly import end_in_one_line
 from vapo.reports.live import SilentView
 from vapo.scoring import evaluate_model
-from vapo.tasks.verifiers.functions import name_of
+from vapo.tasks.verifiers.functions import name_of, refuse_while_importing
 from vapo.trainer.observer import Observer
 from vapo.types import Task
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _entry(call: Callable[P, R]) -> Callable[P, R]:
+    """A function for scripts, which refuses to run where such a script is only imported for its verifier. A script
+    without a guard ends with that one line."""
+
+    @wraps(call)
+    def entry(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_while_importing(f"vapo.{call.__name__}()")
+        try:
+            return call(*args, **kwargs)
+        except UnguardedError as error:
+            end_in_one_line(error)
+            raise
+
+    return entry
+
+
+@_entry
 def train(
     config: Config | Mapping[str, Any] | str | Path | None = None,
     run_dir: str | Path | None = None,
@@ -46,6 +69,7 @@ def train(
     return runs.train(config, path, observer or SilentView(), task).folder.path
 
 
+@_entry
 def resume(
     run_dir: str | Path,
     *,
@@ -64,6 +88,7 @@ def resume(
     return runs.finish(run).folder.path
 
 
+@_entry
 def evaluate(
     model: str | Path,
     task: str,

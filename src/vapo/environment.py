@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_VECTORS = re.compile(r"avx|fma|amx|asimd|sve|bf16|i8mm")
 
 
 def environment() -> dict[str, Any]:
@@ -24,7 +27,8 @@ def environment() -> dict[str, Any]:
         "packages": packages,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": _cpuinfo("model name") or platform.processor(),
+        "instructions": _instructions(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -51,9 +55,17 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _processor() -> str:
+def _cpuinfo(*names: str) -> str:
+    """The first line of one of these names that Linux has about its processors; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+        return ""
+    named = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in named if name.strip() in names), "")
+
+
+def _instructions() -> str:
+    """What decides how sums are rounded: the vector instructions torch's own kernels use, and those that are there."""
+    there = [flag for flag in _cpuinfo("flags", "Features").split() if _VECTORS.match(flag)]
+    return f"{torch.backends.cpu.get_cpu_capability()} of: {' '.join(there) or 'unknown'}"

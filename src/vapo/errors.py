@@ -3,6 +3,17 @@
 A message names the thing, the place and the fix. `vapo.cli` prints it as one line, without a traceback.
 """
 
+import shlex
+
+
+def command(*words: object) -> str:
+    """A `vapo` command for a message, which can be copied into a shell whatever its words hold.
+
+    >>> command("resume", "my runs/one")
+    "vapo resume 'my runs/one'"
+    """
+    return shlex.join(["vapo", *map(str, words)])
+
 
 class VapoError(Exception):
     """Something the user should read; `exit_code` is what the command line returns."""
@@ -14,6 +25,10 @@ class ConfigError(VapoError):
     """A setting is wrong; found before any weights load."""
 
     exit_code = 2
+
+
+class UnguardedError(ConfigError):
+    """A file starts a run or an evaluation as soon as it is imported, and it is imported for a function in it."""
 
 
 class DataError(VapoError):

@@ -19,6 +19,7 @@ from vapo.models.gguf import is_gguf, place
 from vapo.models.loading import context_length, load_config, load_tokenizer, render, stop_token_ids
 from vapo.tasks.catalog import check_prompt, check_task, find_task
 from vapo.tasks.problems import MAX_DROPPED
+from vapo.tasks.verifiers.functions import refuse_while_importing
 from vapo.trainer.observer import Observer
 from vapo.types import Decoding, Progress, Prompt, PromptSet, Task
 
@@ -101,6 +102,8 @@ class Ground:
     """The held-out ones again where nothing is to be trained."""
     heldout_prompts: RenderedPrompts
     decoding: Decoding
+    notes: tuple[str, ...] = ()
+    """What the user should know about how prompts are rendered."""
 
 
 def ground(
@@ -117,6 +120,7 @@ def ground(
     checkpoint `saved` if there is one, so that a run can go on without the models it started from. Without
     `to_train` no training prompts are needed. The task may hold processes: `close` it in the end.
     """
+    refuse_while_importing("a run or an evaluation")
     sections = config.sections
     made = task is None
     task = task or find_task(sections.task.name, sections.task.options, on_progress, to_train=to_train)
@@ -195,6 +199,7 @@ def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_
             advice=f"with rollout.max_response_tokens={limit} they exceed the model's context of {context}. "
             "Lower the limit or shorten the prompts.",
         )
+        rendered[name][0]  # a template that refuses prompts does so before weights load
     heldout = rendered["heldout"]
     if sections.evaluation.prompts > len(heldout) and "evaluation.prompts" in config.origins:
         asked = config.origins["evaluation.prompts"]
@@ -210,13 +215,24 @@ def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_
         critic_source=critic_source,
         train_prompts=rendered.get("train", heldout),
         heldout_prompts=heldout,
-        decoding=Decoding(limit, stop_token_ids(tokenizer, source), sections.rollout.temperature),
+        decoding=Decoding(limit, stop_token_ids(tokenizer, source, model_config), sections.rollout.temperature),
+        notes=_plainly_rendered(heldout, tokenizer) if model.prompt_format == "auto" else (),
+    )
+
+
+def _plainly_rendered(prompts: RenderedPrompts, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """A note where the prompts are messages and the tokenizer cannot render them as a chat."""
+    if isinstance(prompts[0].text, str) or tokenizer.chat_template is not None:
+        return ()
+    return (
+        "the tokenizer has no chat template: messages become plain text (Problem: ... Solution:), which suits base "
+        "models. model.prompt_format=plain says that it is meant",
     )
 
 
 def tell(base: Ground, observer: Observer) -> None:
     """What the task has to say about its problems, and which prompts were left out."""
-    for note in getattr(base.task, "notes", []):
+    for note in (*getattr(base.task, "notes", []), *base.notes):
         observer.note(note)
     if base.train_prompts is not base.heldout_prompts and len(base.train_prompts) == 1:
         observer.alarm(

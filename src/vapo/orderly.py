@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -40,8 +41,7 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
     except VapoError as error:
         if debug:
             raise
-        label = "" if isinstance(error, StoppedError) else "[bold red]error:[/bold red] "
-        _say(f"{label}{escape(str(error))}")
+        _say_error(error)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
         from vapo.trainer.memory import out_of_memory  # torch waits until something needs it
@@ -60,6 +60,26 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
         _say("Interrupted. A run goes on from its last checkpoint with: vapo resume RUN")
         return INTERRUPTED
     return 0
+
+
+def end_in_one_line(error: VapoError) -> None:
+    """Have the interpreter, if this very error ends it, say one line and exit with the error's code, as the command
+    line does. Other errors are shown as before."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
+        if value is not error:
+            before(kind, value, traceback)
+            return
+        _say_error(error)
+        raise SystemExit(error.exit_code)
+
+    sys.excepthook = hook
+
+
+def _say_error(error: VapoError) -> None:
+    label = "" if isinstance(error, StoppedError) else "[bold red]error:[/bold red] "
+    _say(f"{label}{escape(str(error))}")
 
 
 def _say(text: str) -> None:

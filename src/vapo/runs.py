@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from vapo.build import assemble
 from vapo.config import SIZED_BY, Config, Layer, TaskConfig, flatten, read_yaml, resolve
 from vapo.environment import environment
-from vapo.errors import CheckpointError, ConfigError, DivergedError, StoppedError
+from vapo.errors import CheckpointError, ConfigError, DivergedError, StoppedError, command
 from vapo.ground import close, with_whole_paths
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
@@ -42,7 +42,7 @@ def check_folder(path: Path) -> None:
     """Raise ConfigError unless `path` is a new or empty folder that can be written; leaves nothing behind."""
     if path.exists() and (not path.is_dir() or any(p.name not in LEFTOVERS for p in path.iterdir())):
         raise ConfigError(
-            f"The run directory {path} is not empty. Choose another --run-dir, or go on with: vapo resume {path}"
+            f"The run directory {path} is not empty. Choose another --run-dir, or go on with: {command('resume', path)}"
         )
     parent = next(p for p in [path, *path.parents] if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -148,7 +148,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
         if changed and not allow_change:
             raise ConfigError(
                 f"These settings are not those of {saved}, and they alter results: {'; '.join(changed)}. "
-                "Set them back, or mean it: vapo resume --allow-change."
+                f"Set them back, or mean it: {command('resume', run_dir, '--allow-change')}"
             )
         run = assemble(config, saved, observer, task)
     except BaseException:
@@ -169,7 +169,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
             snapshot.save(run)  # under the new settings, so that the next resume need not be told again
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
     if run.state.phase == "done":
-        observer.note("this run has ended; to make it longer: vapo resume RUN --set trainer.steps=N")
+        observer.note(f"this run has ended; to make it longer: {command('resume', run_dir)} --set trainer.steps=N")
     else:
         observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
     return run
@@ -226,7 +226,7 @@ def finish(run: Run, *, report: bool = True) -> Run:
         if not checkpoint.refused(error):
             raise
         raise StoppedError(
-            f"Cannot write to {path}: {error}. Free space or mend its permissions, then: vapo resume {path}"
+            f"Cannot write to {path}: {error}. Free space or mend its permissions, then: {command('resume', path)}"
         ) from error
     finally:
         run.watch.close()

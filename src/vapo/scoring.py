@@ -16,7 +16,7 @@ from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.ground import Ground, close, ground, tell
-from vapo.models.loading import load_critic, load_policy
+from vapo.models.loading import load_critic, load_policy, response_text
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
 from vapo.rollout.torch_engine import TorchEngine
@@ -64,7 +64,7 @@ def evaluate_prompts(
         base.task,
         k=k,
         how=replace(base.decoding, temperature=temperature, top_p=top_p),
-        decode=lambda ids: str(base.tokenizer.decode(list(ids), skip_special_tokens=True)),
+        decode=lambda ids: response_text(base.tokenizer, ids, base.decoding.stop_token_ids),
         seed=seed,
         kept=kept,
         on_progress=partial(on_progress, "evaluating"),

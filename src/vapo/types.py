@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
+WrongKind = Literal["unspecified", "no_answer", "unreadable", "wrong_answer"]
+KINDS: tuple[WrongKind, ...] = get_args(WrongKind)
 FinishReason = Literal["stop", "length"]
 Progress = Callable[[str, int, int], None]
 """Is told what goes on, how much of it is done, and how much there is. What it raises ends the work."""
@@ -63,10 +65,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says. `invalid` means it cannot tell (timeout, crash, bad gold); never count it as wrong."""
+    """What a verifier says. `invalid` means it cannot tell (timeout, crash, bad gold); never count it as wrong.
+
+    `reason` is for people. `kind` is for counting why responses are wrong: no answer was found, it could not be read,
+    or it is another one; a verifier need not tell.
+    """
 
     status: Literal["right", "wrong", "invalid"]
     reason: str = ""
+    kind: WrongKind = field(default="unspecified", compare=False)  # equal words are equal verdicts
 
     @property
     def right(self) -> bool:
@@ -165,7 +172,7 @@ class Task(Protocol):
     def max_response_tokens(self) -> int: ...
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
-        """Judge the decoded response text (special tokens removed). Never raises on any text."""
+        """Judge the decoded response text (end tokens and padding removed). Never raises on any text."""
         ...
 
 

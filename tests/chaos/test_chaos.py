@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from vapo.chaos import faults
-from vapo.chaos.suite import Zygote, plan, upper_bound
+from vapo.chaos.small import long_config, small_config
+from vapo.chaos.suite import Zygote, markdown, plan, upper_bound
+from vapo.config import recipe_layer, resolve
+from vapo.environment import environment
 from vapo.trainer import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -29,6 +32,8 @@ def zygote(tmp_path_factory):
 
 
 TRIALS = [
+    {"trial": "undisturbed", "long": True},
+    {"trial": "interrupted", "seed": 1, "end": int(signal.SIGKILL), "long": True},
     {"trial": "interrupted", "seed": 1, "end": int(signal.SIGKILL)},
     {"trial": "interrupted", "seed": 2, "end": int(signal.SIGTERM)},
     {"trial": "killed_in_save", "number": 9, "traced": False, "again": False},
@@ -77,6 +82,7 @@ def test_recorded_calls_are_counted_name_by_name(tmp_path: Path):
 
 BROKEN = """
 import sys
+import torch
 from vapo.trainer import {module}
 {change}
 from vapo.chaos import zygote
@@ -88,6 +94,21 @@ FLAWS = {
         "snapshot",
         "snapshot.load_optimizer = lambda optimizer, path: None",
         {"trial": "interrupted", "end": int(signal.SIGKILL)},
+    ),
+    "weights lie elsewhere in memory after a resume": (
+        "snapshot",
+        """
+restore = snapshot.restore
+
+def shifted(run, folder):
+    restore(run, folder)
+    for network in (run.policy, run.critic):
+        for weight in network.model.parameters():
+            weight.data = torch.empty(weight.numel() + 2)[2:].view(weight.shape).copy_(weight.data)
+
+snapshot.restore = shifted
+""",
+        {"trial": "interrupted", "end": int(signal.SIGKILL), "long": True},
     ),
     "damage is overlooked": (
         "checkpoint",
@@ -146,6 +167,29 @@ def test_the_plan_has_what_the_suite_promises():
     assert rows["a checkpoint's file damaged"].wanted == 50
     assert rows["disk full"].wanted == 30
     assert rows["one number not finite"].wanted >= 120
+
+
+def test_kills_of_a_run_of_the_recipes_lengths_are_in_the_plan_and_beside_them_runs_that_nothing_happens_to():
+    for quick, kills in ((False, 30), (True, 3)):
+        control, killed = (row for row in plan(quick=quick, seed=0, traced=True) if "long run" in row.name)
+        assert next(control.trials) == {"trial": "undisturbed", "long": True}
+        asked = next(killed.trials)
+        assert (killed.wanted, asked["trial"], asked["end"], asked["long"]) == (kills, "interrupted", 9, True)
+
+
+def test_the_long_run_is_the_shipped_model_at_the_recipes_lengths():
+    shipped, long, small = resolve([recipe_layer("maze")]).sections, long_config().sections, small_config().sections
+    assert (long.model, long.task) == (shipped.model, shipped.task)
+    assert long.rollout.max_response_tokens is None is shipped.rollout.max_response_tokens
+    assert small.rollout.max_response_tokens == 24
+    assert (long.trainer.steps, small.trainer.steps) == (8, 4)
+
+
+def test_the_table_names_the_machine_that_it_holds_for():
+    machine = {**environment(), "processor": "A Processor", "instructions": "AVX2 of: fma avx avx2", "cores": 2}
+    table = markdown({"rows": [], "environment": machine, "seed": 7})
+    assert "A Processor, 2 cores, AVX2 of: fma avx avx2" in table
+    assert "seed 7" in table
 
 
 def test_every_kind_of_damage_is_found(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,31 @@ def test_an_own_verifier_judges_and_its_gold_answers_must_not_be_invalid(tmp_pat
         ConfigError, match=r"broken could judge none of the 40 gold answers.*raised KeyError.*Mend the verifier"
     ):
         problems(data=data, verifier=f"{path}:broken")
+
+
+def test_a_verifier_with_graded_scores_is_noted_and_one_without_any_verdict_stops(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def penalty(response, answer):\n    return 1 if response else -1\n"
+        "def partial(response, answer):\n    return 0.3\n"
+        "def plain(response, answer):\n    return bool(response)\n"
+    )
+    data = jsonl(tmp_path / "d.jsonl", sums(40))
+
+    def task(name: str) -> Problems:
+        made = find_task("math", {"data": data, "verifier": f"{path}:{name}", "verifier_workers": 1, "heldout": 1})
+        assert isinstance(made, Problems)
+        return made
+
+    with closing(task("plain")) as plain:
+        assert len(plain.notes) == 1
+    with closing(task("penalty")) as penalty:
+        assert f"{path}:penalty gave the score -1, which counts as wrong" in penalty.notes[1]
+        penalty.verify_all([(penalty.train[0], text) for text in ["x"] + [""] * 20])
+    with closing(task("partial")) as partial:
+        assert "partial gave the score 0.3" in partial.notes[1]
+        with pytest.raises(ConfigError, match=r"partial gave none of the first 20 responses a score of 0 or 1"):
+            partial.verify_all([(partial.train[0], "x")] * 20)
 
 
 @pytest.mark.parametrize(

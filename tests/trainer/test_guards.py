@@ -85,6 +85,11 @@ def test_figures_that_a_method_does_not_have_raise_no_alarm():
         assert new_alarms({"value/explained_variance": float("nan"), "entropy": None}, state, GuardSettings()) == {}
 
 
+def test_a_move_of_the_policy_that_overflows_is_a_step_too_far():
+    assert "step too far" in new_alarms({**HEALTHY, "kl/update": float("inf")}, State(), GuardSettings())
+    assert not new_alarms({**HEALTHY, "kl/update": float("nan")}, State(), GuardSettings())
+
+
 def test_too_few_responses_with_a_signal_raise_an_alarm_after_enough_steps_and_once_a_streak():
     state, settings = State(), GuardSettings(patience=3)
     kept = [31, 0, 32, 31, 31, 30, 31, 32, 31]

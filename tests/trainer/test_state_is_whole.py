@@ -24,6 +24,7 @@ from vapo.reports.live import SilentView
 from vapo.trainer import checkpoint, loop
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
+from vapo.types import Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -203,6 +204,11 @@ def small_memory(run: Run) -> None:
     run.policy.objective = Small(run.policy.objective.policy, run.policy.objective.algorithm)
 
 
+def never_right(run: Run) -> None:
+    """A verifier that nothing pleases."""
+    run.task.verify = lambda prompt, response: Verdict("wrong", "no", "no_answer")
+
+
 LONG_PATIENCE = {"trainer": {"pretraining_steps": 6, "pretraining_patience": 2, "pretraining_lr": 0.3}}
 ALWAYS = {"guards": {"clipped_ratio_above": 0.0, "patience": 2}}
 SPIKES = {"guards": {"grad_norm_above": 1.0001}, "trainer": {"steps": 7}}
@@ -225,6 +231,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any], Callable[[Run], None] | None]] = {
     "best_pretrain_step": ("pretrain_000002", LONG_PATIENCE, None),
     "recent": ("step_000005", SPIKES, None),
     "streaks": ("step_000001", ALWAYS, None),
+    "verdicts": ("step_000001", {"guards": {"same_outcome_steps": 2}}, never_right),
     "rollbacks": ("step_000001", ROLLBACK, None),
     "micro_batch_tokens": ("step_000001", {}, small_memory),
     "log_bytes": ("step_000001", {}, None),

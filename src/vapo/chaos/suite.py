@@ -32,6 +32,8 @@ GRADIENT_STEPS = {"critic": 10, "policy": 6}
 """Gradient steps of the small run, by network, in which a bad number may turn up (it has a few more)."""
 KINDS = {"critic": ("loss", "gradient", "returns"), "policy": ("loss", "gradient", "advantages", "old_logp")}
 VALUES = ("nan", "inf", "-inf")
+CONTROLS = 2
+"""Runs that nothing happens to, compared all the same."""
 
 
 @dataclass
@@ -139,9 +141,12 @@ def plan(*, quick: bool, seed: int, traced: bool) -> list[Fault]:
         {"trial": "bad_for_good", "learner": x, "what": what}
         for x, what in (("critic", "loss"), ("policy", "gradient"))
     ]
+    kill = int(signal.SIGKILL)
     what = "system call" if traced else "file operation that Python sees"
     return [
-        Fault("killed at a random moment", 120 // share, seeds("interrupted", end=int(signal.SIGKILL))),
+        Fault("nothing, to compare (long run)", CONTROLS, iter([{"trial": "undisturbed", "long": True}] * CONTROLS)),
+        Fault("killed at a random moment (long run)", 30 // share, seeds("interrupted", end=kill, long=True)),
+        Fault("killed at a random moment", 120 // share, seeds("interrupted", end=kill)),
         Fault(f"killed at every {what} of a save", ALL, every_call(False)),
         Fault("the same, of a step saved again", ALL, every_call(True)),
         Fault("a checkpoint's file damaged", 50 // share, seeds("damaged")),
@@ -270,11 +275,14 @@ def _work_off(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table for people."""
+    """The table for people, and the machine it holds for."""
     lines = ["| fault | trials | failures | 95 % bound | struck while |", "|---|--:|--:|--:|---|"]
     for row in result["rows"]:
         places = ", ".join(f"{place} {count}" for place, count in row["places"].items())
         lines.append(f"| {row['fault']} | {row['trials']} | {row['failures']} | {row['bound']:.1%} | {places} |")
+    machine = result["environment"]
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['instructions']}; torch "
+    lines += ["", f"On {where}{machine['packages']['torch']}, {machine['platform']}; seed {result['seed']}."]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from subprocess import Popen
@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from vapo.chaos import faults
 from vapo.chaos.children import Ended, attempt
-from vapo.chaos.small import differences, fingerprint, small_config
+from vapo.chaos.small import differences, fingerprint, long_config, small_config
+from vapo.config import Config
 from vapo.errors import DivergedError, StoppedError
 from vapo.trainer import snapshot
 from vapo.trainer.loop import train_step
@@ -55,18 +56,25 @@ class Outcome:
 
 
 class Lab:
-    """Where trials happen: a folder, the small run, and how it ends when nothing happens."""
+    """Where trials happen: a folder, the small run (or another), and how it ends when nothing happens."""
 
-    def __init__(self, root: Path, mounted: Path | None) -> None:
-        self.root, self.mounted, self.config = root, mounted, small_config()
+    def __init__(self, root: Path, mounted: Path | None, config: Config | None = None) -> None:
+        self.root, self.mounted, self.config = root, mounted, config or small_config()
         self._number = 0
         self._calls: dict[bool, list[tuple[str, int]]] = {}
         self.reference = root / "reference"
         started = time.monotonic()
         if attempt(self.reference, self.config).code != 0:
-            raise RuntimeError(f"the small run does not work: see {self.reference}.said")
+            raise RuntimeError(f"the run to compare with does not work: see {self.reference}.said")
         self.seconds = time.monotonic() - started
         self.expected = fingerprint(self.reference)
+
+    @cached_property
+    def long(self) -> Lab:
+        """The same with the long run."""
+        root = self.root / "long"
+        root.mkdir()
+        return Lab(root, None, long_config())
 
     def calls(self, again: bool) -> list[tuple[str, int]]:
         """The system calls of one save that change files, recorded once."""
@@ -101,8 +109,16 @@ class Lab:
         return outcome
 
 
-def interrupted(lab: Lab, seed: int, end: int) -> Outcome:
+def undisturbed(lab: Lab, long: bool) -> Outcome:
+    """Nothing happens. A difference here is the machine's, and says nothing about a resume."""
+    lab = lab.long if long else lab
+    folder = lab.folder()
+    return _cleared(lab, folder, lab.compare(folder, attempt(folder, lab.config), Outcome(count=1)))
+
+
+def interrupted(lab: Lab, seed: int, end: int, long: bool = False) -> Outcome:
     """Two signals at random moments, a resume after each; then to the end."""
+    lab = lab.long if long else lab
     rng, outcome, folder = random.Random(seed), Outcome(), lab.folder()  # noqa: S311 - chance, not secrets
     expected, struck = -end if end == signal.SIGKILL else STOPPED, 0
     while struck < INTERRUPTIONS:
@@ -273,6 +289,7 @@ def bad_for_good(lab: Lab, learner: str, what: str) -> Outcome:
 
 
 TRIALS: dict[str, Callable[..., Outcome]] = {
+    "undisturbed": undisturbed,
     "interrupted": interrupted,
     "killed_in_save": killed_in_save,
     "damaged": damaged,

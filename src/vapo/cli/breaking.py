@@ -31,7 +31,8 @@ def chaos(
     """Break small runs in every way we could think of and count those that did not come out bit for bit the same.
 
     Kills at random moments and at every step of a save, damaged checkpoints, full disks, SIGTERM, numbers that are not
-    finite. About 12 minutes on two cores, 2 with --quick. Exit code 1 if anything failed; such runs are kept.
+    finite. About 12 minutes on two cores, 2 with --quick, and a few more for the kills of a longer run. Exit code 1 if
+    anything failed; such runs are kept.
     """
     import tempfile
 

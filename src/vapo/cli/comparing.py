@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vapo.cli.common import DebugOption, JsonOption
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, command
 from vapo.orderly import InterruptedRunError
 
 if TYPE_CHECKING:
@@ -89,11 +88,11 @@ def ablate(
                 jobs=jobs,
                 say=view.say,
                 on_progress=view.progress,
-                command=f"vapo ablate {source or DEFAULT_STUDY} --budget {budget}",
+                command=command("ablate", source or DEFAULT_STUDY, "--budget", budget),
             )
         except KeyboardInterrupt:
             raise InterruptedRunError(
-                f"Stopped; the running cells saved. Go on with: vapo {shlex.join(sys.argv[1:])}"
+                f"Stopped; the running cells saved. Go on with: {command(*sys.argv[1:])}"
             ) from None
     if as_json:
         print(json.dumps(results))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from vapo.cli.common import DebugOption, JsonOption, SetOption, layer, view_for
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, command
 from vapo.orderly import carry_out
+
+if TYPE_CHECKING:
+    from vapo.reports.runfiles import RunFiles
 
 
 def train(
@@ -83,7 +86,7 @@ def train(
         return
     with view_for(as_json) as view:
         carry_out(lambda: runs.begin(config, path, view), runs.finish)
-    again = ["vapo", "train", *([source] if source else [])]
+    again = ["train", *([source] if source else [])]
     again += [part for text in set_ or [] for part in ("--set", text)]
     again += [part for option, value in (("--seed", seed), ("--steps", steps)) if value is not None
               for part in (option, str(value))]  # fmt: skip
@@ -149,7 +152,7 @@ def make_base(
     Console(soft_wrap=True).print(
         f"{made['parameters']:,} parameters in {out}; right on {measured['success']:.1%} of {measured['prompts']} "
         f"held-out prompts x {measured['samples_per_prompt']} samples, mean length {measured['mean_length']:.0f}.\n"
-        f"Train on it with: vapo train --set task.name={task} --set model.policy={out}"
+        f"Train on it with: {command('train', '--set', f'task.name={task}', '--set', f'model.policy={out}')}"
     )
 
 
@@ -160,6 +163,18 @@ def report(
     from vapo.reports.page import write_report
 
     Console().print(f"Report: {write_report(run)}")
+
+
+def _nothing_to_learn(run: RunFiles) -> str:
+    """Why the run's methods cannot be compared, if its responses were all wrong or all right from the first step on."""
+    from vapo.trainer import outcomes
+
+    steps = run.phase("train") or run.phase("pretrain")
+    verdicts = Counter[str]()
+    for figures in steps:
+        verdicts.update(outcomes.tally_of(figures))
+    whole = f"in all {len(steps)} steps" if len(steps) > 1 else "in the only step"
+    return outcomes.lesson(verdicts, whole) if outcomes.sameness(verdicts) else ""
 
 
 def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None:
@@ -180,11 +195,13 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
         f"Report    {path / 'report.html'}  (open it: every token, coloured by {'value' if critic else 'advantage'})",
         f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)",
     ]
-    if again:
+    if lesson := _nothing_to_learn(run):
+        lines += ["", lesson]
+    elif again:
         whole = run.config.get("algorithm", {}).get("without") == []
         others = ["--preset grpo" if critic else "--preset vapo"]
         others += ["--without value-pretraining"] if preset == "vapo" and whole else []
-        lines += ["", "Next, see what the critic is worth:", *(f"  {shlex.join(again)} {other}" for other in others)]
+        lines += ["", "Next, see what the critic is worth:", *(f"  {command(*again)} {other}" for other in others)]
     console = lenient_console()
     console.print(before_after_table(evaluations))
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)

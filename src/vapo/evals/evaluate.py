@@ -19,7 +19,7 @@ from vapo.evals.statistics import (
     paired_bootstrap_difference,
     pass_at_k,
 )
-from vapo.rollout.collect import judge, sample
+from vapo.rollout.collect import judge, sample, tally
 from vapo.rollout.engine import RolloutEngine
 from vapo.types import Decoding, Episode, Prompt, Task
 
@@ -36,7 +36,8 @@ class EvaluationResult:
     `avg` is the mean over prompts of the share of right samples, `low`/`high` its 95 % bootstrap interval over
     prompts; `pass_at` maps k to the unbiased chance that one of k samples is right; `maj` is the majority
     vote's accuracy, None where the task has no final answer to vote on. `intervals` are those of `pass@k` and
-    `maj`. `ranking` says what a critic adds that picks among the samples. Invalid verdicts take no part.
+    `maj`. `ranking` says what a critic adds that picks among the samples. Invalid verdicts take no part. `verdicts`
+    counts the others: right ones, and wrong ones by kind (`vapo.rollout.collect.tally`).
     """
 
     k: int
@@ -52,6 +53,7 @@ class EvaluationResult:
     per_prompt: list[dict[str, Any]]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     ranking: dict[str, dict[str, Any]] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Everything but the per-prompt table, as JSON."""
@@ -165,6 +167,7 @@ def count(
         ],
         intervals=intervals,
         ranking={} if values is None else ranked(correct, np.reshape(values, (-1, k)), answers, majority, ranks),
+        verdicts=tally(episodes),
     )
 
 

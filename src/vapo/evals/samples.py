@@ -72,6 +72,7 @@ def _record(episode: Episode) -> dict[str, Any]:
         "response": episode.response,
         "verdict": episode.verdict.status,
         "reason": episode.verdict.reason,
+        "kind": episode.verdict.kind,
         "finish": episode.finish_reason,
         "tokens": list(episode.token_ids),
     }
@@ -81,4 +82,10 @@ def _episode(prompt: Prompt, number: int, line: Mapping[str, Any]) -> Episode:
     tokens = tuple(line["tokens"])
     unknown = (float("nan"),) * len(tokens)  # no score needs the log-probabilities, so they are not kept
     completion = Completion(tokens, unknown, line["finish"], 0)
-    return Episode.of_completion(prompt, number, completion, line["response"], Verdict(line["verdict"], line["reason"]))
+    return Episode.of_completion(
+        prompt,
+        number,
+        completion,
+        line["response"],
+        Verdict(line["verdict"], line["reason"], line.get("kind", "unspecified")),
+    )

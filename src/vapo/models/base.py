@@ -43,6 +43,7 @@ from transformers import (
 )
 
 from vapo.errors import ConfigError, ModelError
+from vapo.models.loading import response_text
 from vapo.types import Prompt, Task, stable_hash
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -241,7 +242,7 @@ def measure_base(
     asked = [prompt for prompt in prompts for _ in range(samples)]
     responses = sample_responses(model, tokenizer, asked, task.max_response_tokens, seed, on_progress)
     verdicts = [
-        task.verify(prompt, cast(str, tokenizer.decode(tokens, skip_special_tokens=True)))
+        task.verify(prompt, response_text(tokenizer, tokens, (EOS_ID,)))
         for prompt, (tokens, _) in zip(asked, responses, strict=True)
     ]
     lengths = [len(tokens) for tokens, _ in responses]

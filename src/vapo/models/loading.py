@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AddedToken,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -32,6 +33,8 @@ from vapo.types import Prompt
 
 CRITIC_LABEL = "value"
 """The label of our critics' one output; by it a saved critic is told from a reward model."""
+_SAID = "Forty-two it is"
+"""What an assistant says where only the end of its turn is of interest."""
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -129,7 +132,8 @@ def render(
 ) -> Prompt:
     """The prompt with its token ids: a text as it is, messages through the chat template or plainly.
 
-    `auto` takes the template where the tokenizer has one; without one, `chat` is a ConfigError.
+    `auto` takes the template where the tokenizer has one; without one, `chat` is a ConfigError, and so are messages
+    that a template refuses. A text that begins with a special token gets no BOS before it.
     """
     if isinstance(prompt.text, str):
         return replace(prompt, token_ids=_text_ids(tokenizer, prompt.text))
@@ -140,8 +144,7 @@ def render(
             f"Prompt {prompt.id} is a list of messages, but the tokenizer has no chat template. "
             "Set model.prompt_format=plain, or take a model with a chat template."
         )
-    ids = tokenizer.apply_chat_template(list(prompt.text), add_generation_prompt=True, tokenize=True, return_dict=False)
-    return replace(prompt, token_ids=tuple(cast(list[int], ids)))
+    return replace(prompt, token_ids=_templated(tokenizer, prompt))
 
 
 def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
@@ -150,24 +153,89 @@ def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join([*(names.get(m["role"], "") + m["content"] for m in messages), "Solution:"])
 
 
+def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop_ids: Collection[int]) -> str:
+    """The text of a response: its tokens without the end tokens that close it and without padding.
+
+    Other special tokens stay as they are written: where `<think>` or `<answer>` are tokens of that kind, they are
+    what a verifier looks for.
+    """
+    kept = [token for token in token_ids if token != tokenizer.pad_token_id]
+    while kept and kept[-1] in stop_ids:
+        kept.pop()
+    return str(tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, source: str | Path, config: PreTrainedConfig | None = None
+) -> tuple[int, ...]:
+    """Every token that ends a response, in ascending order.
+
+    These are the tokenizer's EOS; those of the model's generation_config.json, and of its config.json, also for the
+    text part of a composite model (chat models name their end-of-turn token only there, converted and merged ones
+    only in the latter); and the special token with which the chat template closes an assistant's turn. An id that is
+    ordinary text to the tokenizer is none, whatever the files say: classes of configurations have defaults of their
+    own. `config` is the model's if it has been loaded.
+    """
+    config = load_config(source) if config is None else config
+    try:
+        with asked(source):
+            generation = GenerationConfig.from_pretrained(_folder(source))
+    except OSError:  # a folder without generation_config.json
+        generation = None
+    named = [getattr(told, "eos_token_id", None) for told in (generation, config, config.get_text_config())]
+    ids = {int(i) for eos in named for i in (eos if isinstance(eos, (list, tuple)) else [eos]) if i is not None}
+    ids &= {*_added_tokens(tokenizer), *_special_tokens(tokenizer).values()}
+    return tuple(sorted({int(cast(int, tokenizer.eos_token_id)), *ids, *_turn_ends(tokenizer)}))
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
+    """The token ids of messages through the chat template; ConfigError, with its own words, if it refuses them."""
+    messages = [dict(message) for message in prompt.text if not isinstance(message, str)]
+    try:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except Exception as error:  # a template is somebody else's program and may raise anything
+        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        system = any(message.get("role") == "system" for message in messages)
+        advice = "Leave out the system message (task.system, or the one in the data), or set" if system else "Set"
+        raise ConfigError(
+            f"The tokenizer's chat template refuses prompt {prompt.id}: {said}. {advice} model.prompt_format=plain."
+        ) from error
+    return tuple(cast(list[int], ids))
+
+
 def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    ids = tokenizer(text)["input_ids"]
+    # a text that begins with a special token has been through a template: another BOS would be one too many
+    rendered = text.startswith(tuple(_special_tokens(tokenizer)))
+    ids = tokenizer(text, add_special_tokens=not rendered)["input_ids"]
     # some tokenizers close every text with EOS; a prompt that is already over teaches nothing
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     return tuple(ids)
 
 
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> tuple[int, ...]:
-    """Every token that ends a response: the tokenizer's EOS and those of the model's generation config (chat
-    models name their end-of-turn token only there)."""
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
+    return getattr(tokenizer, "added_tokens_decoder", {})
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Every special token and its id, whether it has a role (BOS, EOS, ...) or not."""
+    added = {str(token): i for i, token in _added_tokens(tokenizer).items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
+def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The special token that the chat template puts right behind what an assistant said, if it does."""
+    if tokenizer.chat_template is None:
+        return set()
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": _SAID}]
     try:
-        with asked(source):
-            eos = GenerationConfig.from_pretrained(_folder(source)).eos_token_id
-    except OSError:  # a folder without generation_config.json
-        eos = None
-    more = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
-    return tuple(sorted({int(cast(int, tokenizer.eos_token_id)), *map(int, more)}))
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # it says what it dislikes as soon as it has a prompt to render
+        return set()
+    after = text.rpartition(_SAID)[2].lstrip() if _SAID in text else ""
+    special = _special_tokens(tokenizer)
+    ends = [token for token in special if after.startswith(token) and token != tokenizer.bos_token]
+    return {special[max(ends, key=len)]} if ends else set()
 
 
 def _heads(model: PreTrainedModel) -> list[tuple[str, torch.nn.Linear]]:

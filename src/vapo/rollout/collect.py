@@ -9,7 +9,7 @@ from typing import Any
 
 from vapo.errors import VapoError, VerifierBrokenError
 from vapo.rollout.engine import RolloutEngine
-from vapo.types import Decoding, Episode, Prompt, Task, Verdict, sample_seed
+from vapo.types import KINDS, Decoding, Episode, Prompt, Task, Verdict, sample_seed
 
 
 def sample(
@@ -90,6 +90,22 @@ def _told(verdicts: Any, count: int, task: Task, asked: str) -> list[Verdict]:
         else Verdict("invalid", f"{asked} gave a {type(verdict).__name__}, not a vapo.types.Verdict")
         for verdict in verdicts
     ]
+
+
+def tally(episodes: Sequence[Episode]) -> dict[str, int]:
+    """How judged responses came out: `responses` with a valid verdict, `right` ones, and wrong ones by their kind.
+
+    `cut_off` are the wrong ones that the sampler cut off at the length limit, whatever their kind.
+    """
+    valid = [e for e in episodes if e.verdict.valid]
+    wrong = [e for e in valid if not e.verdict.right]
+    kinds = Counter(e.verdict.kind if e.verdict.kind in KINDS else "unspecified" for e in wrong)
+    return {
+        "responses": len(valid),
+        "right": len(valid) - len(wrong),
+        **{kind: kinds[kind] for kind in KINDS},
+        "cut_off": sum(e.truncated for e in wrong),
+    }
 
 
 def _silent(done: int, total: int) -> None:

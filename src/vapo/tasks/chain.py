@@ -133,13 +133,13 @@ class Chain:
             return wrong(f"unknown word {quote(strange)}")
         ends = [at for at, word in enumerate(words) if word in (DONE, LOST)]
         if not ends:
-            return wrong("never stopped")
+            return wrong("never stopped", "no_answer")
         if ends[0] + 1 < len(words):
             return wrong(f"goes on with {quote(words[ends[0] + 1])} after {words[ends[0]]!r}")
         if words[-1] == LOST:
-            return wrong("gave up")
+            return wrong("gave up", "no_answer")
         if len(words) < 3 or words[-3] != ANSWER or words[-2] not in NUMBERS or words.count(ANSWER) > 1:
-            return wrong(f"expected one {ANSWER!r} and a number before {DONE!r}")
+            return wrong(f"expected one {ANSWER!r} and a number before {DONE!r}", "no_answer")
         truth = self.solve(*problem)[-1]
         return Verdict("right") if words[-2] == str(truth) else wrong(f"answered {words[-2]}, it is {truth}")
 

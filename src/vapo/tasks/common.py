@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vapo.errors import ConfigError
 from vapo.tasks.words import DONE, FILLERS, LOST
-from vapo.types import Prompt, Task, Verdict, stable_hash
+from vapo.types import Prompt, Task, Verdict, WrongKind, stable_hash
 
 T = TypeVar("T")
 Options = TypeVar("Options")
@@ -79,12 +79,12 @@ def split(
 def decisive_words(response: str) -> list[str] | Verdict:
     """The words of a response without fillers, or the verdict if it cannot be read at all."""
     if len(response) > MAX_RESPONSE_CHARACTERS:
-        return wrong("too long to judge")
+        return wrong("too long to judge", "unreadable")
     words = response.split()
     if words and words[-1] in FILLERS:
-        return wrong(f"ends with {words[-1]!r}, not with a last word")
+        return wrong(f"ends with {words[-1]!r}, not with a last word", "no_answer")
     words = [word for word in words if word not in FILLERS]
-    return words or wrong("empty response")
+    return words or wrong("empty response", "no_answer")
 
 
 def judge_moves(
@@ -111,7 +111,7 @@ def judge_moves(
             if at + 1 < len(words):
                 return wrong(f"goes on with {quote(words[at + 1])} after {word!r}")
             if word == LOST:
-                return wrong(f"gave up at {place}")
+                return wrong(f"gave up at {place}", "no_answer")
             return Verdict("right") if place == goal else wrong(stopped(place))
         if word not in moves:
             return wrong(f"expected {expected} after move {count}, got {quote(word)}")
@@ -121,7 +121,7 @@ def judge_moves(
         place, error = make(place, word, words[at + 1])
         if error:
             return wrong(f"move {count}: {error}")
-    return wrong(f"never stopped: at {place} after {count} moves")
+    return wrong(f"never stopped: at {place} after {count} moves", "no_answer")
 
 
 class Quitting(Protocol):
@@ -167,9 +167,9 @@ def mumble(rng: random.Random, chance: float) -> list[str]:
     return words
 
 
-def wrong(reason: str) -> Verdict:
+def wrong(reason: str, kind: WrongKind = "wrong_answer") -> Verdict:
     """The verdict for a wrong response."""
-    return Verdict("wrong", reason)
+    return Verdict("wrong", reason, kind)
 
 
 def quote(word: str) -> str:

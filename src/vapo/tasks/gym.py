@@ -170,7 +170,7 @@ def make_verifier(dataset: str, size: int, seed: int, config: Mapping[str, Any])
     def verify(prompt: Prompt, response: str, /) -> Verdict:
         answer = gym_answer(response)
         if answer is None:
-            return Verdict("wrong", "no marked answer")
+            return Verdict("wrong", "no marked answer", "no_answer")
         item = items[prompt.answer["index"]]
         if str(item["answer"]) != prompt.answer["answer"]:
             return Verdict("invalid", "this prompt is not of this data set: check task.seed, task.size and task.config")
@@ -187,12 +187,12 @@ def judge(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict:
     except Exception as error:
         # some scorers raise on what they cannot read; that is the answer's fault if the gold one passes
         if _score(scorer, gold, item) >= FULL:
-            return Verdict("wrong", f"unreadable for the scorer: {type(error).__name__}")
+            return Verdict("wrong", f"unreadable for the scorer: {type(error).__name__}", "unreadable")
         return Verdict("invalid", f"the scorer raised {type(error).__name__}: {error}")
     if score < FULL:
-        return Verdict("wrong", f"score {score:.2g}")
+        return Verdict("wrong", f"score {score:.2g}", "wrong_answer")
     if _score(scorer, NO_ANSWER, item) >= FULL and answer.strip().casefold() != gold.strip().casefold():
-        return Verdict("wrong", "not the gold answer, and the scorer accepts anything here")
+        return Verdict("wrong", "not the gold answer, and the scorer accepts anything here", "wrong_answer")
     return Verdict("right")
 
 

@@ -13,6 +13,7 @@ from vapo.errors import ConfigError, DataError
 from vapo.tasks.common import read_options, split
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
+from vapo.tasks.verifiers.graded import FirstScores, about_graded
 from vapo.tasks.verifiers.notation import MAX_ANSWER, tidy
 from vapo.tasks.verifiers.pool import Group, Limits, VerifierPool
 from vapo.types import Episode, Progress, Prompt, Verdict, stable_hash
@@ -23,6 +24,8 @@ MAX_DROPPED = 0.01
 CHECKABLE = ("math", "exact")
 """Verifiers whose gold answers can be tried on themselves: it is known how to state an answer to them."""
 
+TRIED_EMPTY = 4
+"""Empty responses on which a verifier of the user's own is tried, to tell of graded scores."""
 FEWEST = 16
 """Problems that must be left to train on when some are held out."""
 
@@ -115,6 +118,8 @@ class Problems:
             self.close()
             raise
         self.drops, self.duplicates, self.layouts = read.drops, read.duplicates, read.layouts
+        self.graded = read.graded
+        self.first_scores = FirstScores(o.verifier, o.right_at)
         self.train, self.heldout = (tuple(train), tuple(heldout)) if heldout else split(train, o.heldout, FEWEST)
 
     @property
@@ -126,7 +131,8 @@ class Problems:
         if self.drops:
             first = self.drops[0]
             text += f", {len(self.drops):,} bad rows dropped (first: {first.where}: {first.reason})"
-        return [text, *dict.fromkeys(note for layout in self.layouts for note in _about(layout))]
+        about = dict.fromkeys(note for layout in self.layouts for note in _about(layout))
+        return [text, *about, *self.graded]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """The verifier's verdict on one response."""
@@ -136,7 +142,9 @@ class Problems:
         self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
     ) -> list[Verdict]:
         """The verifier's verdicts, all workers at work."""
-        return self.pool.judge(items, on_progress)
+        verdicts = self.pool.judge(items, on_progress)
+        self.first_scores.check(verdicts)
+        return verdicts
 
     def verify_groups(
         self, groups: Sequence[Sequence[Episode]], on_progress: Callable[[int, int], None] | None = None
@@ -151,7 +159,9 @@ class Problems:
             )
             for group in groups
         ]
-        return self.pool.judge_groups(asked, on_progress)
+        verdicts = self.pool.judge_groups(asked, on_progress)
+        self.first_scores.check(verdicts)
+        return verdicts
 
     def final_answer(self, response: str) -> str | None:
         """What a majority votes on: the last marked answer, in one spelling."""
@@ -173,6 +183,7 @@ class Reader:
         self.rows = 0
         self.where: dict[str, str] = {}
         self.layouts: list[Layout] = []
+        self.graded: list[str] = []
 
     def prompts(self, source: str, subset: str | None, part: str) -> list[Prompt]:
         """Every well-formed row once; rows that say the same twice are counted, contradictions dropped."""
@@ -272,6 +283,9 @@ class Reader:
                 f"The verifier {verifier} could judge none of the {len(verdicts)} gold answers. The first, "
                 f"{_short(prompts[0].answer)} of {self.where[prompts[0].id]}: {verdicts[0].reason}. Mend the verifier."
             )
+        if verifier not in CHECKABLE and not self.graded:  # what it gives to nothing tells how it grades
+            empty = pool.judge([(prompt, "") for prompt in prompts[:TRIED_EMPTY]])
+            self.graded = about_graded(verifier, [*verdicts, *empty], self.options.right_at)
         kept = []
         for prompt, verdict in zip(prompts, verdicts, strict=True):
             if verdict.right or (verdict.valid and verifier not in CHECKABLE):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vapo.errors import DivergedError
-from vapo.trainer import snapshot
+from vapo.trainer import outcomes, snapshot
 from vapo.trainer.run import Run
 from vapo.trainer.settings import GuardSettings
 from vapo.trainer.state import State
@@ -28,6 +28,7 @@ class Alarm:
     metric: str
     bad: Callable[[float, GuardSettings], bool]
     words: str
+    at_once: bool = False
 
 
 ALARMS = (
@@ -54,6 +55,15 @@ ALARMS = (
         "{s.clipped_ratio_above}: they are judged without their ends. Raise rollout.max_response_tokens, or use a "
         "preset that punishes length (dapo).",
     ),
+    Alarm(
+        "step too far",
+        "kl/update",
+        lambda x, s: x > s.kl_update_above,
+        "The updates of one step moved the policy by {value:.2g} nats a token (kl/update), above "
+        "guards.kl_update_above={s.kl_update_above}: it is no longer near the policy that sampled, and a few such "
+        "steps destroy a model. Lower trainer.actor_lr.",
+        at_once=True,
+    ),
 )
 TOO_FEW = "too few with a signal"
 TOO_FEW_WORDS = (
@@ -73,15 +83,15 @@ def new_alarms(
 ) -> dict[str, str]:
     """The messages of alarms that begin with this step, by name; updates streaks and gradient norms in the state.
 
-    A figure must be bad for `patience` steps in a row; a gradient spike raises an alarm at once. An alarm that lasts is
-    raised once. `kept` of `wanted` responses of the step carry a signal.
+    A figure must be bad for `patience` steps in a row, or once for an alarm that is `at_once`; a gradient spike raises
+    an alarm at once, too. An alarm that lasts is raised once. `kept` of `wanted` responses of the step carry a signal.
     """
-    begun = {}
+    begun = _same_outcomes(figures, state, settings)
     for alarm in ALARMS:
         value = figures.get(alarm.metric)
-        bad = value is not None and math.isfinite(value) and alarm.bad(value, settings)
+        bad = value is not None and not math.isnan(value) and alarm.bad(value, settings)
         state.streaks[alarm.name] = state.streaks.get(alarm.name, 0) + 1 if bad else 0
-        if state.streaks[alarm.name] == settings.patience:
+        if state.streaks[alarm.name] == (1 if alarm.at_once else settings.patience):
             begun[alarm.name] = alarm.words.format(value=value, s=settings)
     state.streaks[TOO_FEW] = state.streaks.get(TOO_FEW, 0) + 1 if kept < wanted else 0
     if state.streaks[TOO_FEW] == settings.patience:
@@ -98,6 +108,23 @@ def new_alarms(
             )
         state.recent[name] = [*earlier, norm][-HISTORY:]
     return begun
+
+
+def _same_outcomes(figures: Mapping[str, Any], state: State, settings: GuardSettings) -> dict[str, str]:
+    """The alarm of steps in a row whose responses are all wrong, or all right, if it begins; their counts add up in
+    the state."""
+    step = outcomes.tally_of(figures)
+    same = outcomes.sameness(step)
+    for name in (outcomes.NOTHING_RIGHT, outcomes.NOTHING_WRONG):
+        state.streaks[name] = state.streaks.get(name, 0) + 1 if name == same else 0
+    if same is None:
+        state.verdicts = {}
+        return {}
+    before = state.verdicts if state.streaks[same] > 1 else {}
+    state.verdicts = {key: before.get(key, 0) + count for key, count in step.items()}
+    if state.streaks[same] != settings.same_outcome_steps:
+        return {}
+    return {same: outcomes.lesson(state.verdicts, f"in {settings.same_outcome_steps} steps")}
 
 
 def apply_alarms(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = True) -> bool:

@@ -9,7 +9,8 @@ import torch
 
 from vapo.algo.presets import Gae
 from vapo.errors import AbandonedError
-from vapo.trainer import snapshot
+from vapo.rollout.collect import tally
+from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
 from vapo.trainer.credit import assign_credit
 from vapo.trainer.guards import apply_alarms, new_alarms
@@ -74,6 +75,7 @@ def train_step(run: Run) -> None:
     prices = price(rollout.drawn, algorithm, max_response_tokens=run.decoding.max_tokens)
     drawn = collate(rollout.drawn, prices)
     figures: dict[str, Any] = rollout_figures(drawn)
+    figures |= outcomes.figures_of(tally(rollout.drawn))
     figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
     learned = 0
     if rollout.kept:
@@ -168,6 +170,8 @@ def evaluate(run: Run) -> None:
     state.evaluated = state.step
     run.folder.evaluation(result)
     run.observer.evaluation(result)
+    if label == "before" and (same := outcomes.sameness(result["verdicts"])):
+        run.alarm(outcomes.lesson(result["verdicts"], "before training"), name=same)
 
 
 def refresh_reference_if_due(run: Run) -> None:

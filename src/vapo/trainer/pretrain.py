@@ -20,7 +20,8 @@ import torch
 from vapo.algo import explained_variance, masked
 from vapo.algo.presets import Gae
 from vapo.errors import DivergedError
-from vapo.trainer import snapshot
+from vapo.rollout.collect import tally
+from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
 from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
@@ -50,7 +51,11 @@ def pretrain_critic(run: Run) -> None:
     run.observer.phase("value pretraining", state.pretrain_step, credit.pretraining_steps)
     source = PretrainingSource(run)
     # the policy is fixed and each sample has its seed: after a resume these are the same responses as before
-    heldout = _collated(run, source.heldout(state))
+    judged = source.heldout(state)
+    heldout, verdicts = _collated(run, judged), tally(judged.drawn)
+    same = outcomes.sameness(verdicts)
+    if same and state.pretrain_step == 0 and run.settings.steps == 0:  # no evaluation has said so
+        run.alarm(outcomes.lesson(verdicts, "to held-out prompts"), name=same)
     pool = ReplayPool(run.folder.path, run.alarm) if run.settings.pretraining_passes > 1 else None
     if pool is not None:
         pool.restore(state.pretrain_step, lambda step: _collated(run, source.at(step, state)))
@@ -58,13 +63,15 @@ def pretrain_critic(run: Run) -> None:
         _pretraining_step(run, source, heldout, pool)
     ready, reached = run.settings.pretraining_ready, state.explained_variance
     if reached is None or reached < ready:
-        message = (
-            "The critic is not ready: held-out explained variance ended "
-            f"{'undefined (equal outcomes)' if reached is None else f'at {reached:.2f}'}, "
-            f"wanted {ready:.2f}. Pretrain longer (trainer.pretraining_steps, "
-            "trainer.pretraining_passes), raise trainer.pretraining_lr, or check that success can be foreseen."
-        )
-        run.alarm(message)
+        if same:
+            advice = f"No outcome differs from another. {outcomes.lesson(verdicts, 'to held-out prompts')}"
+        else:
+            advice = (
+                f"Held-out explained variance ended {'undefined' if reached is None else f'at {reached:.2f}'}, wanted "
+                f"{ready:.2f}. Pretrain longer (trainer.pretraining_steps, trainer.pretraining_passes), raise "
+                "trainer.pretraining_lr, or check that success can be foreseen."
+            )
+        run.alarm(f"The critic is not ready. {advice}")
     state.phase = "train"
     state.recent.clear()  # joint training is judged by its own steps
     state.streaks.clear()
@@ -138,6 +145,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
         "phase": "pretrain",
         "step": state.pretrain_step,
         **rollout_figures(batch),
+        **outcomes.figures_of(tally(rollout.drawn)),
         **update.figures,
         "pretrain/value_loss": update.figures.get("value/loss"),
         **{name.replace("value/", "pretrain/"): value for name, value in heldout_figures.items()},

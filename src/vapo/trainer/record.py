@@ -176,7 +176,7 @@ def _episode(line: dict[str, Any]) -> Episode:
         response=line["response"],
         finish_reason="length" if line["truncated"] else "stop",
         policy_version=line["weight_version"],
-        verdict=Verdict(line["verdict"], line["reason"]),
+        verdict=Verdict(line["verdict"], line["reason"], line["kind"]),
     )
 
 
@@ -205,6 +205,7 @@ def _rollout_line(
         "response": episode.response,
         "verdict": episode.verdict.status,
         "reason": episode.verdict.reason,
+        "kind": episode.verdict.kind,
         "sample": episode.sample,
         "reward": float(batch.outcomes[row]) if episode.verdict.valid else None,
         "lambda": None if batch.lam is None else float(batch.lam[row]),

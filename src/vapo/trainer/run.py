@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.presets import Algorithm
 from vapo.errors import AbandonedError
+from vapo.models.loading import response_text
 from vapo.rollout.engine import RolloutEngine
 from vapo.trainer.batch import Batch
 from vapo.trainer.network import Network
@@ -76,8 +77,8 @@ class Run:
         self.engine.load_weights(self.policy.weights(), version=self.state.step)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Response text without special tokens."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """Response text, as a verifier is given it."""
+        return response_text(self.tokenizer, token_ids, self.decoding.stop_token_ids)
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """Each token as the text it adds, spaces included, special tokens by their names."""

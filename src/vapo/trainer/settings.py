@@ -73,7 +73,8 @@ class GuardSettings:
     max_rollbacks: int = 3
     """Stop with exit code 3 at the next alarm after this many rollbacks."""
     patience: int = 5
-    """Steps in a row that a figure must be bad to raise an alarm; a gradient spike raises one at once."""
+    """Steps in a row that a figure must be bad to raise an alarm; a gradient spike and a step that went too far raise
+    one at once."""
     entropy_below: float = 0.005
     """Entropy of the policy, in nats a token."""
     explained_variance_below: float = 0.0
@@ -82,6 +83,11 @@ class GuardSettings:
     """Share of responses cut off at the length limit."""
     grad_norm_above: float = 20.0
     """Alarm when a step's gradient norm exceeds this multiple of the median of the last 20 steps."""
+    kl_update_above: float = 0.2
+    """How far one step's updates moved the policy (`kl/update`), in nats a token; raises an alarm at once. Steps that
+    train are near 0.001, and one of 0.7 was seen to destroy a model."""
+    same_outcome_steps: int = 5
+    """Alarm after this many steps in a row in which no response is right, or every one; 0 never."""
     watchdog: bool = True
     """Run a watchdog process that logs what hangs, with stack traces."""
     stuck_factor: float = 10.0
@@ -90,7 +96,7 @@ class GuardSettings:
     """A pause is never too long before this many seconds."""
 
     def __post_init__(self) -> None:
-        for name in ("max_rollbacks", "entropy_below"):
+        for name in ("max_rollbacks", "entropy_below", "same_outcome_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"guards.{name} must not be negative, got {getattr(self, name)}.")
         if self.patience < 1:
@@ -100,8 +106,9 @@ class GuardSettings:
         for name in ("grad_norm_above", "stuck_factor"):
             if not getattr(self, name) > 1:
                 raise ConfigError(f"guards.{name} must be above 1, got {getattr(self, name)}.")
-        if not self.stuck_floor_s > 0:
-            raise ConfigError(f"guards.stuck_floor_s must be positive, got {self.stuck_floor_s}.")
+        for name in ("kl_update_above", "stuck_floor_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"guards.{name} must be positive, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

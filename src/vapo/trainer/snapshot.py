@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from vapo.errors import DivergedError, StoppedError
+from vapo.errors import DivergedError, StoppedError, command
 from vapo.trainer import checkpoint
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
@@ -62,7 +62,7 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
         if at_the_end or run.failed_saves >= FAILURES_TO_STOP:
             raise StoppedError(
                 f"The disk refused {run.failed_saves} saves in a row ({error}). Free space, then go on from the newest "
-                f"checkpoint with: vapo resume {run.folder.path}"
+                f"checkpoint with: {command('resume', run.folder.path)}"
             ) from error
         return False
     run.failed_saves = 0
@@ -87,7 +87,7 @@ def size(run: Run) -> int:
 def raise_stopped(run: Run) -> None:
     """Raise StoppedError with the command that goes on; call it after a save."""
     saved = "saved" if not run.failed_saves else "but the last save failed, so it goes on from the one before"
-    raise StoppedError(f"Stopped in order, {saved}. Go on with: vapo resume {run.folder.path}")
+    raise StoppedError(f"Stopped in order, {saved}. Go on with: {command('resume', run.folder.path)}")
 
 
 def roll_back(run: Run, reason: str) -> None:

@@ -48,6 +48,8 @@ class State:
     """The last steps' gradient norms, by network: what a spike is measured against."""
     streaks: dict[str, int] = field(default_factory=dict)
     """For how many steps in a row each alarm has had cause."""
+    verdicts: dict[str, int] = field(default_factory=dict)
+    """How the responses came out of the last steps that were all wrong, or all right, in a row."""
     rollbacks: int = 0
     """Rollbacks after alarms so far; samples after a rollback use other seeds."""
     micro_batch_tokens: dict[str, int] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class State:
     def from_json(cls, data: dict[str, Any]) -> State:
         """The state `to_json` wrote, now or under an older format; raises CheckpointError on any other field."""
         data = _from_format_1(data) if "started" in data else data
+        data = {"verdicts": {}, **data}  # 0.1 before it watched them
         names = {f.name for f in dataclasses.fields(cls)}
         if set(data) != names:
             raise CheckpointError(

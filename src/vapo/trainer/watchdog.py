@@ -5,6 +5,7 @@ python watchdog.py PID LOG STACKS FACTOR FLOOR < signs of life, one line each: w
 
 import os
 import select
+import shlex
 import signal
 import sys
 import time
@@ -54,7 +55,7 @@ def _report(pid: int, log: str, stacks: str, doing: str, pause_s: float, longest
         log,
         f"no sign of life for {pause_s:.0f} s while {doing} ({before}). "
         f"What process {pid} is doing: {where}. It goes on by itself or not at all; to end it: kill -9 {pid}, "
-        f"then vapo resume {os.path.dirname(log)}",
+        f"then vapo resume {shlex.quote(os.path.dirname(log))}",
         loud=True,
     )
     try:

@@ -11,6 +11,7 @@ import pytest
 
 from vapo.errors import ConfigError
 from vapo.tasks.verifiers.functions import adapted, import_function, to_verdict, verify_exact
+from vapo.tasks.verifiers.graded import FirstScores, graded_score
 from vapo.types import Prompt, Verdict
 
 PROMPT = Prompt("p", ({"role": "user", "content": "2+2?"},), "4", columns={"solution": "four", "level": 3})
@@ -175,10 +176,30 @@ def test_a_file_that_cannot_be_imported_is_a_mistake_in_one_line(tmp_path, text,
 @pytest.mark.parametrize(
     ("result", "status"),
     [(True, "right"), (False, "wrong"), (1.0, "right"), (0.98, "wrong"), ([1], "right"), (None, "invalid"),
-     (float("nan"), "invalid"), ("right", "invalid"), ([1, 0], "invalid"), (Verdict("invalid", "x"), "invalid")],
+     (float("nan"), "invalid"), (float("inf"), "invalid"), (-float("inf"), "invalid"), (0.3, "wrong"),
+     (-1, "wrong"), ("right", "invalid"), ([1, 0], "invalid"), (Verdict("invalid", "x"), "invalid")],
 )  # fmt: skip
 def test_what_a_result_means(result, status):
     assert to_verdict(result).status == status
+
+
+def test_a_graded_score_is_told_from_0_and_one_without_end_has_its_reason():
+    assert [graded_score(to_verdict(score)) for score in (0.3, -1, 0, False, 1, 0.995)] == ["0.3", "-1", *[None] * 4]
+    assert graded_score(to_verdict(0.995, right_at=1.0)) == "0.995"
+    assert to_verdict(float("inf")) == Verdict("invalid", "the verifier gave inf, not a finite score")
+    assert to_verdict(float("nan")) == Verdict("invalid", "the verifier gave nan, not a finite score")
+
+
+def test_the_first_scores_must_hold_a_0_or_one_that_is_right():
+    scores = FirstScores("mine.py:judge", right_at=0.99)
+    scores.check([to_verdict(0.3)] * 5)
+    scores.check([to_verdict(None)] * 9)  # no score at all
+    with pytest.raises(ConfigError, match=r"mine\.py:judge gave none of the first 8 .*the first was 0\.3.*right_at"):
+        scores.check([to_verdict(-0.5)] * 3)
+    for plain in (0, False, True, 1.0, Verdict("wrong", "another value")):
+        scores = FirstScores("mine.py:judge", right_at=0.99)
+        scores.check([to_verdict(0.3), to_verdict(plain)])
+        scores.check([to_verdict(0.3)] * 20)
 
 
 def test_exact_compares_letter_by_letter():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,26 @@ def test_hostile_answers_are_judged_in_time_while_the_trainer_goes_on_and_execut
     assert invalid <= 0.05 * len(items)
     assert executed == []
     assert not SENTINEL.exists()
+
+
+def test_every_kind_that_is_a_matter_of_taste_is_judged_as_decided(pool):
+    rows = [json.loads(line) for line in (CORPORA / "decided.jsonl").read_bytes().split(b"\n") if line]
+    verdicts = pool.judge(corpus("decided"))
+    other = [(row["gold"], row["response"]) for row, v in zip(rows, verdicts, strict=True) if v.right != row["right"]]
+    assert other == []
+    pairs = Counter((row["kind"], row["right"]) for row in rows)
+    assert all(pairs[row["kind"], right] >= 5 for row in rows for right in (True, False))
+
+
+def test_the_table_of_decisions_names_every_kind_and_its_examples_are_judged_as_it_says(pool):
+    table = (Path(__file__).parents[3] / "docs" / "maths.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|`]+) \| `(.+?)` for `(.+?)` \| `(.+?)` for `(.+?)` \|", table, re.MULTILINE)
+    kinds = {json.loads(line)["kind"] for line in (CORPORA / "decided.jsonl").read_bytes().split(b"\n") if line}
+    assert {kind for kind, *_ in rows} == kinds
+    for kind, right, gold, wrong, other in rows:
+        items = [(Prompt("p", "q", g), a.replace("⏎", "\n") if "⏎" in a or "boxed" in a or "nswer" in a or "答" in a
+                  else f"\\boxed{{{a}}}") for g, a in ((gold, right), (other, wrong))]  # fmt: skip
+        assert [v.right for v in pool.judge(items)] == [True, False], kind
 
 
 def test_an_answer_is_right_wrong_or_told_why_not(pool):

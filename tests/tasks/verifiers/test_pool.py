@@ -28,6 +28,12 @@ def judge(response, answer):
             pass
     if response == "memory":
         return bytearray(1 << 40)
+    if response == "tensor":  # torch's words
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    if response == "processor":
+        os.kill(os.getpid(), 24)
+    if response == "abort":
+        os.abort()
     if response == "crash":
         ctypes.string_at(0)
     if response == "leave":
@@ -66,15 +72,20 @@ def judge(pool: VerifierPool, *responses: str, answer: str = "a") -> list[tuple[
 
 
 RIGHT = ("right", "")
+TIME = "the limit for each response is task.verifier_timeout_s=0.5; raise it if the verifier needs longer"
+MEMORY = "the limit is task.verifier_memory_mb=2048; raise it if the verifier needs more"
 
 
 @pytest.mark.parametrize(
     ("attack", "reason"),
     [
-        ("sleep", "no verdict within 0.5 s"),
-        ("spin", "no verdict within 0.5 s"),
-        ("memory", "the verifier raised MemoryError: "),
-        ("crash", "the verifier's process died of SIGSEGV: its stack or memory ran out"),
+        ("sleep", f"no verdict within 0.5 s: {TIME}"),
+        ("spin", f"no verdict within 0.5 s: {TIME}"),
+        ("processor", f"the verifier's process died of SIGXCPU: too much processor time: {TIME}"),
+        ("memory", f"the verifier raised MemoryError ({MEMORY}): "),
+        ("tensor", f"the verifier raised RuntimeError ({MEMORY}): DefaultCPUAllocator: can't allocate memory"),
+        ("abort", f"the verifier's process died of SIGABRT: perhaps its memory ran out: {MEMORY}"),
+        ("crash", f"the verifier's process died of SIGSEGV: its stack or memory ran out: {MEMORY}"),
         ("leave", "the verifier's process died"),
         ("raise", "the verifier raised ValueError: what is this?"),
     ],

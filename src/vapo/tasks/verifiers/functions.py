@@ -16,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
-from vapo.errors import ConfigError, VapoError
+from vapo.errors import ConfigError, UnguardedError, VapoError
+from vapo.tasks.verifiers.graded import GRADED
 from vapo.types import Prompt, Verdict, Verifier
 
 GROUP = "vapo.verifiers"
@@ -24,9 +25,11 @@ FACTORIES = {
     "math": "vapo.tasks.verifiers.maths:make_verifier",
     "reasoning-gym": "vapo.tasks.gym:make_verifier",
 }
-EXACT = "vapo.tasks.verifiers.functions:verify_exact"
+EXACT = "vapo.tasks.verifiers.functions:judge_exact"
 RIGHT_AT = 0.99
 """A score counts as right from here on: rewards are outcomes, so partial credit is none."""
+
+MEMORY_LIMIT = "the limit is task.verifier_memory_mb={mb}; raise it if the verifier needs more"
 
 
 def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> Verifier:
@@ -36,7 +39,7 @@ def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> V
     `package.module:function` or `path/to/file.py:function`. The function takes what it names among `prompt` (a
     `vapo.types.Prompt`), `response`, `answer` and the columns of the data set; or two unnamed things, prompt and
     response; or what a `RewardFunction` gets, if it is one of TRL's. It gives a `Verdict`, a bool, or a score (right
-    from `right_at` on); None or nan means that it cannot tell.
+    from `right_at` on); None, nan or infinity means that it cannot tell.
 
     Raises ConfigError if there is no such function.
     """
@@ -101,10 +104,28 @@ def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
         return Verdict("invalid", "the verifier gave None")
     if not isinstance(result, SupportsFloat):
         return Verdict("invalid", f"the verifier gave a {type(result).__name__}, not a verdict, a bool or a score")
-    score = float(result)
-    if math.isnan(score):
-        return Verdict("invalid", "the verifier gave nan")
-    return Verdict("right") if score >= right_at else Verdict("wrong", f"score {score:g}")
+    return verdict_of_score(float(result), right_at)
+
+
+def verdict_of_score(score: float, right_at: float = RIGHT_AT) -> Verdict:
+    """Right from `right_at` on, else wrong, with a reason that tells a graded score from 0; nan and infinity are no
+    scores."""
+    if not math.isfinite(score):
+        return Verdict("invalid", f"the verifier gave {score}, not a finite score")
+    if score >= right_at:
+        return Verdict("right")
+    return Verdict("wrong", f"{GRADED}{score:g}" if score else "score 0")
+
+
+def judge_exact(response: str, answer: Any) -> Verdict:
+    """`verify_exact`, with why a response is wrong."""
+    from vapo.tasks.verifiers.answers import last_answer
+
+    if verify_exact(response, answer):
+        return Verdict("right")
+    if last_answer(response) is None:
+        return Verdict("wrong", "no marked answer", "no_answer")
+    return Verdict("wrong", "another answer", "wrong_answer")
 
 
 def verify_exact(response: str, answer: Any) -> bool:
@@ -208,11 +229,12 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
             "path/to/file.py:function. Check the name."
         )
     try:
-        if module_name.endswith(".py"):
-            module = _from_file(module_name, setting)
-        else:
-            with _importable(Path.cwd(), first=False):
-                module = importlib.import_module(module_name)
+        with _importing(name):
+            if module_name.endswith(".py"):
+                module = _from_file(module_name, setting)
+            else:
+                with _importable(Path.cwd(), first=False):
+                    module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         asked = error.name is not None and (module_name + ".").startswith(error.name + ".")
         raise ConfigError(
@@ -225,7 +247,12 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
         ) from error
     except VapoError:
         raise
-    except (Exception, SystemExit) as error:  # somebody else's code
+    except SystemExit as error:
+        raise UnguardedError(
+            f"{setting} {name}: {module_name} cannot be imported: SystemExit: {error}. It ends the process "
+            f"{guard_advice(name)}"
+        ) from error
+    except Exception as error:  # somebody else's code
         raise ConfigError(
             f"{setting} {name}: {module_name} cannot be imported: {type(error).__name__}: {error}. Mend it."
         ) from error
@@ -249,6 +276,42 @@ def _from_file(name: str, setting: str) -> Any:
     with _importable(path.resolve().parent, first=True):
         spec.loader.exec_module(module)
     return module
+
+
+_wanted: list[str] = []
+"""Functions for whose sake a module is being imported right now."""
+
+
+@contextlib.contextmanager
+def _importing(function: str) -> Iterator[None]:
+    _wanted.append(function)
+    try:
+        yield
+    finally:
+        _wanted.pop()
+
+
+def refuse_while_importing(call: str) -> None:
+    """Raise UnguardedError if a module that is being imported for a function in it has come to `call`.
+
+    Otherwise each worker process would start a run whose workers start a run, and so on.
+    """
+    if not _wanted:
+        return
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    raise UnguardedError(
+        f"{frame.f_code.co_filename}, line {frame.f_lineno}, comes to {call} {guard_advice(_wanted[-1])}"
+    )
+
+
+def guard_advice(function: str) -> str:
+    """What is wrong with a file that acts as soon as it is imported, and what to do."""
+    return (
+        f"as soon as the file is imported, and it is imported by other processes to find {function}. "
+        'Put what the script does under `if __name__ == "__main__":`.'
+    )
 
 
 @contextlib.contextmanager

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
 
-from vapo.errors import ConfigError, VerifierBrokenError
+from vapo.errors import ConfigError, UnguardedError, VerifierBrokenError
 from vapo.tasks.common import MAX_RESPONSE_CHARACTERS
-from vapo.types import Prompt, Verdict
+from vapo.tasks.verifiers.functions import MEMORY_LIMIT, refuse_while_importing
+from vapo.types import KINDS, Prompt, Verdict
 
 START_LIMIT_S = 120.0
 """Seconds for a worker to import its verifier."""
@@ -40,6 +41,17 @@ class Limits:
             raise ConfigError(f"task.verifier_timeout_s must lie in [0.05, 600] seconds, got {self.time_s}.")
         if not 256 <= self.memory_mb <= 1 << 20:
             raise ConfigError(f"task.verifier_memory_mb must lie in [256, 1048576] MiB, got {self.memory_mb}.")
+
+    @property
+    def time(self) -> str:
+        """The limit of time, in words for a verdict that it cost."""
+        limit = f"task.verifier_timeout_s={self.time_s:g}"
+        return f"the limit for each response is {limit}; raise it if the verifier needs longer"
+
+    @property
+    def memory(self) -> str:
+        """The limit of memory, in words for a verdict that it cost."""
+        return MEMORY_LIMIT.format(mb=self.memory_mb)
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,7 @@ class VerifierPool:
         workers: int | None = None,
         limits: Limits | None = None,
     ) -> None:
+        refuse_while_importing("a verifier's worker processes")
         self.verifier, self.limits = verifier, limits or Limits()
         self.num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
         if self.num_workers < 1:
@@ -84,7 +97,7 @@ class VerifierPool:
         self._all: list[Worker] = []
         self._finalizer = weakref.finalize(self, _close, self._threads, self._all)
         try:
-            for worker in self._threads.map(lambda _: Worker(spec, self._all), range(self.num_workers)):
+            for worker in self._threads.map(lambda _: Worker(spec, self.limits, self._all), range(self.num_workers)):
                 self._idle.put(worker)
         except BaseException:
             self.close()
@@ -136,7 +149,9 @@ class VerifierPool:
 
     def _judge_group(self, group: Group) -> list[Verdict]:
         sizes = [len(response) for response in group.responses]
-        verdicts = {at: Verdict("wrong", f"a response of {size} characters") for at, size in enumerate(sizes)}
+        verdicts = {
+            at: Verdict("wrong", f"a response of {size} characters", "unreadable") for at, size in enumerate(sizes)
+        }
         left = [at for at, size in enumerate(sizes) if size <= MAX_RESPONSE_CHARACTERS]
         worker = self._idle.get()
         try:
@@ -178,7 +193,8 @@ Reply = list[Verdict] | Verdict
 class Worker:
     """One worker process and the pipes to it."""
 
-    def __init__(self, spec: str, register: list[Worker]) -> None:
+    def __init__(self, spec: str, limits: Limits, register: list[Worker]) -> None:
+        self._limits = limits
         self._spec, self._number, self.closed, self._raised = spec, 0, False, False
         self._child: int | None = None
         self.together = self.needs_tokens = False
@@ -214,17 +230,19 @@ class Worker:
             deadline = time.monotonic() + limit_s
             if not self._send(line, deadline):
                 self._restart()  # half a request is in the pipe
-                return Verdict("invalid", "the verifier's process did not read its request"), False
+                return Verdict(
+                    "invalid", f"the verifier's process did not read its request in time: {self._limits.time}"
+                ), False
             while (message := self._receive(deadline)) is not None:
                 if "died" in message:
                     self._child = None
-                    return Verdict("invalid", _cause(message["died"])), True
+                    return Verdict("invalid", _cause(message["died"], self._limits)), True
                 if message.get("number") == self._number:
                     self._child = None if message.get("last") else self._child
                     self._raised = bool(message.get("raised"))
                     return _read_verdicts(message), False
             self._kill_child()
-            return Verdict("invalid", f"no verdict within {limit_s:.3g} s"), False
+            return Verdict("invalid", f"no verdict within {limit_s:.3g} s: {self._limits.time}"), False
         except (BrokenPipeError, EOFError):
             self._restart()
             return Verdict("invalid", "the verifier's process died"), False  # loading again would take too long
@@ -289,12 +307,14 @@ class Worker:
         deadline = time.monotonic() + START_LIMIT_S
         while (message := self._receive(deadline)) is not None:
             if "failed" in message:
-                raise ConfigError(f"Cannot load the verifier: {message['failed']}")
+                error = UnguardedError if message.get("unguarded") else ConfigError
+                raise error(f"Cannot load the verifier: {message['failed']}")
             if "ready" in message:
                 self.together, self.needs_tokens = bool(message.get("together")), bool(message.get("needs_tokens"))
                 return int(message["ready"])
         raise VerifierBrokenError(
-            f"The verifier's process was not ready after {START_LIMIT_S:g} s. Does the verifier do much when imported?"
+            f"The verifier's process was not ready after {START_LIMIT_S:g} s: its file does too much when imported. "
+            'Put what is no function under `if __name__ == "__main__":`.'
         )
 
     def _receive(self, deadline: float) -> dict[str, Any] | None:
@@ -346,15 +366,17 @@ class _Lines:
 
 
 _MEANING = {
-    "SIGXCPU": "too much processor time",
-    "SIGKILL": "killed, perhaps for memory",
-    "SIGALRM": "too slow",
-    "SIGSEGV": "its stack or memory ran out",
+    "SIGXCPU": "too much processor time: {time}",
+    "SIGALRM": "too slow: {time}",
+    "SIGKILL": "killed, perhaps because the machine has no memory left: lower task.verifier_workers",
+    "SIGSEGV": "its stack or memory ran out: {memory}",
+    "SIGABRT": "perhaps its memory ran out: {memory}",
 }
 
 
-def _cause(died: str) -> str:
-    return f"the verifier's process died of {died}" + (f": {_MEANING[died]}" if died in _MEANING else "")
+def _cause(died: str, limits: Limits) -> str:
+    meaning = _MEANING.get(died, "").format(time=limits.time, memory=limits.memory)
+    return f"the verifier's process died of {died}" + (f": {meaning}" if meaning else "")
 
 
 def _read_verdicts(message: dict[str, Any]) -> Reply:
@@ -365,8 +387,8 @@ def _read_verdicts(message: dict[str, Any]) -> Reply:
 
 def _read_verdict(told: Any) -> Verdict | None:
     match told:
-        case ["right" | "wrong" | "invalid" as status, str(reason)]:
-            return Verdict(status, reason)
+        case ["right" | "wrong" | "invalid" as status, str(reason), kind]:
+            return Verdict(status, reason, kind if kind in KINDS else "unspecified")
     return None
 
 

@@ -1,39 +1,146 @@
-"""Units behind a number: a closed list, for what else stands there changes the number (million, squared, if)."""
+"""Units behind a number: a closed list, for what else stands there changes the number (million, squared, if).
+
+A unit is written in one way here, `km h^-1` for km/h and kilometers per hour, and may be converted: 12 cm is 0.12 m.
+"""
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
+
+from vapo.tasks.verifiers.notation import DEGREES, MULTIPLES, TRIGONOMETRY, tidy
 
 _NAMES = {
     "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
     "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "mg": "milligram", "g": "gram",
     "kg": "kilogram", "lb": "lbs pound", "oz": "ounce", "t": "ton tonne", "s": "sec second", "min": "minute",
     "h": "hr hour", "day": "days", "week": "", "month": "", "year": "yr",
-    "l": "liter litre", "ml": "milliliter millilitre",
-    "degree": "deg", "radian": "rad", "dollar": "usd", "cent": "", "euro": "eur", "mph": "", "unit": "", "sq": "square",
-    "cu": "cubic", "per": "", "people": "person", "way": "", "child": "children", "man": "men", "woman": "women",
-    "n": "newton", "j": "joule", "w": "watt", "v": "volt", "pa": "pascal", "hz": "hertz", "kwh": "", "kmh": "kph",
+    "l": "liter litre", "ml": "milliliter millilitre", "gallon": "gal",
+    "degree": "deg", "radian": "rad", "°C": "celsius", "°F": "fahrenheit", "K": "kelvin",
+    "dollar": "usd", "cent": "", "euro": "eur", "yen": "", "unit": "", "people": "person", "way": "",
+    "child": "children", "man": "men", "woman": "women",
+    "N": "newton", "J": "joule", "W": "watt", "V": "volt", "Pa": "pascal", "Hz": "hertz", "kWh": "kwh",
 }  # fmt: skip
 UNITS = {name: short for short, names in _NAMES.items() for name in (short, *names.split())}
+_ALIASES = {"mph": "mi h^-1", "kmh": "km h^-1", "kph": "km h^-1"}
+_COUNTED = set(
+    """
+    apple orange banana pear peach cherry berry lemon egg cake cookie candy pizza slice piece sandwich loaf cup glass
+    bottle can jar bag box basket bucket packet bowl plate spoon teaspoon tablespoon pencil pen book page card coin
+    stamp sticker toy doll ball marble balloon bead button block brick tile stone tree flower rose plant seed leaf dog
+    cat cow horse sheep pig goat chicken hen duck bird fish rabbit mouse frog bee ant animal boy girl student teacher
+    friend player worker car bus train truck bike bicycle boat ship plane ticket seat chair table room house door window
+    floor step stair row column shelf game point goal win loss vote turn trip lap shirt sock shoe hat
+    ring shell crayon ribbon rope string letter word solution triangle circle rectangle line edge vertex face side
+    corner handshake
+    """.split()  # noqa: SIM905
+)
+"""What one of may be counted: 1 apple. Several are told by their plural."""
 _NO_COUNT = {"plus", "minus", "times", "squares", "cubes", "factorials", "dozens", "hundreds", "thousands", "millions",
              "billions", "trillions", "always", "perhaps"}  # fmt: skip
+_PREFIXES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_SUFFIXES = {"squared": 2, "cubed": 3}
+_SCALE = {  # unit: (what it is a multiple of, how many)
+    **{unit: ("m", Fraction(size)) for unit, size in (("mm", "0.001"), ("cm", "0.01"), ("m", 1), ("km", 1000),
+       ("in", "0.0254"), ("ft", "0.3048"), ("yd", "0.9144"), ("mi", "1609.344"))},
+    **{unit: ("g", Fraction(size)) for unit, size in (("mg", "0.001"), ("g", 1), ("kg", 1000))},
+    **{unit: ("s", Fraction(size)) for unit, size in (("s", 1), ("min", 60), ("h", 3600), ("day", 86400),
+       ("week", 604800))},
+    "ml": ("l", Fraction(1, 1000)), "l": ("l", Fraction(1)), "oz": ("lb", Fraction(1, 16)), "lb": ("lb", Fraction(1)),
+    "cent": ("dollar", Fraction(1, 100)), "dollar": ("dollar", Fraction(1)),
+}  # fmt: skip
+_MONEY = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "lb", "¥": "yen"}  # a pound is a pound
+_WRAPPED = r"\\(?:text|mathrm|mbox|textrm)\s*\{[^{}]*\}"
+_UNIT = re.compile(rf"(?P<value>.*?\S)\s*(?P<unit>{_WRAPPED}(?:{_WRAPPED}|[\s/]|\\cdot|\^\s*(?:\{{-?\d\}}|\d))*)")
+_WORDS_BEHIND = re.compile(
+    rf"(?P<value>[-+]?(?:[\d.,/]+|\d*\\frac\{{\d+\}}\{{\d+\}})(?: (?:{'|'.join(MULTIPLES)}))?)\s+"
+    r"(?P<unit>[A-Za-z](?:[A-Za-z /.]|\^ ?(?:\{-?\d\}|\d))*)"
+)
+_DEGREES_BEHIND = re.compile(rf"(.*?)(?:{DEGREES.pattern})(.*)")
+_TOKEN = re.compile(r"[^\W\d_]+|°[CF]|/|\^ ?\{?(-?\d)\}?")
 
 
 def unit_named(words: str) -> str | None:
     """One name for the unit these words are ("cm" for centimeters), None if they are none.
 
-    Besides the units of the list, plural nouns are: 7 apples.
+    Besides the units of the list, plural nouns are (7 apples), and some nouns in the singular.
 
     >>> unit_named("centimeters"), unit_named("km/h"), unit_named("apples"), unit_named("million")
-    ('cm', 'km h', 'apple', None)
+    ('cm', 'km h^-1', 'apple', None)
+    >>> unit_named("square feet"), unit_named("meters per second squared"), unit_named("cm^2")
+    ('ft^2', 'm s^-2', 'cm^2')
     """
-    found = []
-    for word in re.findall(r"[^\W\d_]+", words):
-        known = UNITS.get(word.lower()) or UNITS.get(word.lower().removesuffix("s"))
-        if known is None or (len(word) == 1 and word.isupper() and word not in "NJWVL"):
-            counted = len(word) > 3 and word.islower() and word.endswith("s") and not word.endswith(("ths", "ss"))
-            if not counted or word in _NO_COUNT:
+    powers: dict[str, int] = {}
+    sign, ahead, last = 1, 1, ""
+    for match in _TOKEN.finditer(words.replace("p.m.", "pm").replace("a.m.", "am")):
+        word = match[0]
+        if match[1] or word in _SUFFIXES:
+            if not last:
                 return None
-            known = word.removesuffix("s")
-        found.append(known)
-    return " ".join(found) or None
+            powers[last] *= int(match[1] or _SUFFIXES[word])
+        elif word in ("/", "per"):
+            sign, last = -1, ""
+        elif word in _PREFIXES:
+            ahead = _PREFIXES[word]
+        else:
+            if word in _ALIASES:
+                return _ALIASES[word] if not powers else None
+            if (last := _known(word) or "") == "":
+                return None
+            powers[last] = powers.get(last, 0) + sign * ahead
+            ahead = 1
+    if ahead != 1 or not last:
+        return None  # square, or per, of nothing
+    return " ".join(f"{name}^{power}" if power != 1 else name for name, power in powers.items() if power) or None
+
+
+def _known(word: str) -> str | None:
+    known = UNITS.get(word) or UNITS.get(word.lower()) or UNITS.get(word.lower().removesuffix("s"))
+    if known and not (len(word) == 1 and word.isupper() and word not in "NJWVKLC"):
+        return known
+    if word in _COUNTED:
+        return word
+    counted = len(word) > 3 and word.islower() and word.endswith("s") and not word.endswith(("ths", "ss"))
+    return word.removesuffix("s") if counted and word not in _NO_COUNT else None
+
+
+def split_unit(answer: str) -> tuple[str, str]:
+    """An answer as written and the unit behind its value, "" if there is none: `12\\text{ cm}`, `7 apples`, `€5`."""
+    answer = answer.strip().rstrip(".").strip()
+    if (match := _DEGREES_BEHIND.fullmatch(answer)) and not DEGREES.search(match[1] + match[2]):
+        scale = re.fullmatch(r"\s*([CF])\s*", tidy(match[2])) if match[2].strip() else None
+        if scale or not match[2].strip():
+            return (answer, "") if TRIGONOMETRY.search(answer) else (match[1], f"°{scale[1]}" if scale else "degree")
+    for sign, unit in _MONEY.items():
+        if answer.startswith(sign) and answer.count("$") <= 1:
+            return answer.removeprefix(sign).strip(), unit
+        if answer.endswith(sign) and answer.count("$") <= 1:
+            return answer.removesuffix(sign).strip(), unit
+    for match in (_UNIT.fullmatch(answer), _WORDS_BEHIND.fullmatch(tidy(answer))):
+        if match and (unit := unit_named(tidy(match["unit"].replace("\\cdot", " ")))):
+            return match["value"], unit.removeprefix("degree ")
+    return answer, ""
+
+
+def conversion(unit: str, other: str) -> Fraction | None:
+    """How many of `other` one `unit` is, None if they measure different things; a unit that is missing fits any, and
+    a degree any scale of temperature.
+
+    >>> conversion("m", "cm"), conversion("km h^-1", "m s^-1"), conversion("cm", "cm^2"), conversion("", "apple")
+    (Fraction(100, 1), Fraction(5, 18), None, Fraction(1, 1))
+    """
+    if not unit or not other or unit == other or (unit[0], other[0]) in (("d", "°"), ("°", "d")):
+        return Fraction(1)
+    (size, kind), (other_size, other_kind) = _measured(unit), _measured(other)
+    return size / other_size if kind == other_kind else None
+
+
+def _measured(unit: str) -> tuple[Fraction, dict[str, int]]:
+    """A unit as a multiple of basic ones to their powers."""
+    size, kind = Fraction(1), {}
+    for part in unit.split():
+        name, _, power = part.partition("^")
+        base, factor = _SCALE.get(name, (name, Fraction(1)))
+        size *= factor ** int(power or 1)
+        kind[base] = kind.get(base, 0) + int(power or 1)
+    return size, kind

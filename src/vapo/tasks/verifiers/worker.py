@@ -7,27 +7,37 @@ verifier that was taken over by what it reads can send nothing but words back.
     to it      {"number": 7, "prompt": {"id", "text", "answer", "columns"}, "responses": ["..."],
                 "token_ids": [[5, 2]] or null, "step": 0}
     from it    {"ready": pid, "together": false, "needs_tokens": false}   {"died": "SIGKILL"}
-               {"number": 7, "verdicts": [["right", ""]], "raised": false, "last": false}
-               {"failed": "why the verifier cannot be loaded"}
+               {"number": 7, "verdicts": [["right", "", "unspecified"]], "raised": false, "last": false}
+               {"failed": "why the verifier cannot be loaded", "unguarded": false}
+
+It ends with its trainer, however that ended and whatever it is doing then: the pipe it reads requests from closes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import resource
+import select
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from vapo.errors import VapoError
-from vapo.tasks.verifiers.functions import RewardFunction, load_verifier
+from vapo.errors import UnguardedError, VapoError
+from vapo.tasks.verifiers.functions import MEMORY_LIMIT, RewardFunction, load_verifier
 from vapo.types import Prompt, Verdict, Verifier
 
 RECYCLE_AFTER = 5000
 """Verdicts of one child: whatever a verifier's libraries cache or leak goes with it."""
 RECYCLED, UNFIT = 17, 18
+LOOK_EVERY_S = 0.02
+GRACE_S = 0.05
+"""Between two looks whether the child has ended, and between the trainer's end and the child's."""
 
 
 def main() -> None:
@@ -38,10 +48,11 @@ def main() -> None:
     for stream in (0, 1, 2):  # what a verifier prints must not be taken for verdicts
         os.dup2(silence, stream)
     try:
-        verify = load_verifier(spec["verifier"], **spec.get("options", {}))
+        with ending_with_trainer(requests.fileno()):
+            verify = load_verifier(spec["verifier"], **spec.get("options", {}))
     except Exception as error:
-        known = isinstance(error, VapoError)
-        send(replies, {"failed": str(error) if known else f"{type(error).__name__}: {error}"})
+        failed = str(error) if isinstance(error, VapoError) else f"{type(error).__name__}: {error}"
+        send(replies, {"failed": failed, "unguarded": isinstance(error, UnguardedError)})
         return
     while True:
         child = os.fork()
@@ -51,13 +62,64 @@ def main() -> None:
                 code = serve(verify, requests, replies, float(spec["limit_s"]), int(spec["memory_mb"]))
             finally:
                 os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = os.waitstatus_to_exitcode(wait_for(child, requests.fileno()))
         if code == 0:
             return
         if code == UNFIT:
             return
         if code != RECYCLED:
             send(replies, {"died": signal.Signals(-code).name if code < 0 else f"exit code {code}"})
+
+
+@contextlib.contextmanager
+def ending_with_trainer(requests: int) -> Iterator[None]:
+    """What is inside, and this process with all it has started, ends at once when the trainer is gone.
+
+    A thread, which is over before anything is forked.
+    """
+    done, finished = os.pipe()
+
+    def watch() -> None:
+        if wait_for_end(requests, None, done):
+            end_group(os.getpid())
+            os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(finished)
+        thread.join()
+        os.close(done)
+
+
+def wait_for(child: int, requests: int) -> int:
+    """The status a child ended with. If the trainer is gone before, child and process end at once."""
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return status
+        if wait_for_end(requests, LOOK_EVERY_S):
+            time.sleep(GRACE_S)  # a child that waits for requests sees the end itself
+            end_group(child)
+            os._exit(0)
+
+
+def wait_for_end(requests: int, timeout_s: float | None, other: int | None = None) -> bool:
+    """Whether the other end of `requests` closed within that time (None: any), or before that of `other` did."""
+    poll = select.poll()
+    poll.register(requests, 0)  # 0: nothing but its end is reported
+    if other is not None:
+        poll.register(other, 0)
+    return any(pipe == requests for pipe, _ in poll.poll(None if timeout_s is None else 1000 * timeout_s))
+
+
+def end_group(leader: int) -> None:
+    """Kill a process group, if the process leads one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if os.getpgid(leader) == leader:
+            os.killpg(leader, signal.SIGKILL)
 
 
 def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, memory_mb: int) -> int:
@@ -89,7 +151,7 @@ def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, me
         signal.setitimer(signal.ITIMER_REAL, 3 * allowed_s + 1)
         verdicts, raised = judge(verify, prompt, responses, token_ids, step)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        told = [[verdict.status, verdict.reason[:300]] for verdict in verdicts]
+        told = [[verdict.status, verdict.reason[:300], verdict.kind] for verdict in verdicts]
         send(replies, {"number": number, "verdicts": told, "raised": raised, "last": judged >= RECYCLE_AFTER})
     return RECYCLED
 
@@ -103,7 +165,15 @@ def judge(
             return verify.together(prompt, responses, token_ids, step), False
         return [verify(prompt, response) for response in responses], False
     except Exception as error:
-        return [Verdict("invalid", f"the verifier raised {type(error).__name__}: {error}")] * len(responses), True
+        reason = f"the verifier raised {type(error).__name__}{memory_advice(error)}: {error}"
+        return [Verdict("invalid", reason)] * len(responses), True
+
+
+def memory_advice(error: Exception) -> str:
+    """The limit that an error for want of memory met, and what to do; empty for other errors."""
+    if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # torch's, and errno's words
+        return ""
+    return f" ({MEMORY_LIMIT.format(mb=resource.getrlimit(resource.RLIMIT_AS)[0] >> 20)})"
 
 
 def limit_processor_time(limit_s: float) -> None:

@@ -1,0 +1,106 @@
+"""Takes an answer apart: lists, sets, tuples, unions, matrices, in tidy notation. Strings in, strings out."""
+
+from __future__ import annotations
+
+import re
+
+NAME = re.compile(
+    r"(?!\\(?:pi|infty)(?![a-z]))\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?: ?\([^()=]*\))?|\([A-Za-z](?:, ?[A-Za-z])+\)"
+)
+"""What may stand before `=` in the statement of a value: x, x_1, f(2), (x, y)."""
+_LETTER = re.compile(r"[A-Za-z](?:_\{?\d\}?)?")
+_MATRIX = re.compile(r"[(\[]? ?\\begin\{([pb]?matrix)\}(.*?)\\end\{\1\} ?[)\]]?")
+
+
+def split(text: str, separator: str) -> list[str]:
+    """The parts of a text between separators outside all brackets and braces."""
+    parts, depth, start, at = [], 0, 0, 0
+    while at < len(text):
+        if text[at] == "\\" and at + 1 < len(text) and not text.startswith(separator, at):
+            depth += (text[at + 1] == "{") - (text[at + 1] == "}")
+            at += 2
+            continue
+        if depth == 0 and text.startswith(separator, at):
+            parts.append(text[start:at].strip())
+            at = start = at + len(separator)
+            continue
+        depth += (text[at] in "([{") - (text[at] in ")]}")
+        at += 1
+    return [*parts, text[start:].strip()]
+
+
+def union(text: str) -> list[str] | None:
+    """Members of a union of sets."""
+    parts = split(text, "\\cup")
+    return parts if len(parts) > 1 else None
+
+
+def matrix(text: str) -> list[str] | None:
+    """How many rows a matrix has, its items, and how many are in each row."""
+    match = _MATRIX.fullmatch(text)
+    if match is None:
+        return None
+    rows = [row.split("&") for row in match[2].split("\\\\") if row.strip()]
+    return [f"{len(rows)}", *(item.strip() for row in rows for item in row), *(str(len(row)) for row in rows)]
+
+
+def column(text: str) -> list[str] | None:
+    """Items of a matrix of one column."""
+    parts = matrix(text)
+    return parts[1 : 1 + int(parts[0])] if parts and len(parts) == 1 + 2 * int(parts[0]) > 3 else None
+
+
+def coordinates(text: str) -> list[str] | None:
+    """Values of `x = 1, y = 2` in the order of the names; each must have another, of one letter."""
+    items = [part for item in split(text, ",") for piece in split(item, ";") for part in split(piece, " and ")]
+    sides = [split(item, "=") for item in items]
+    if len(sides) < 2 or not all(len(side) == 2 and _LETTER.fullmatch(side[0]) for side in sides):
+        return None
+    values = {side[0]: side[1] for side in sides}
+    return [values[name] for name in sorted(values)] if len(values) == len(sides) else None
+
+
+def bracket(text: str) -> list[str] | None:
+    """Items of a tuple or an interval, its two brackets first."""
+    if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or not _encloses(text):
+        return None
+    if len(split(text[1:-1], ",")) < 2:
+        return None
+    return [{"(": "0", "[": "1"}[text[0]], {")": "0", "]": "1"}[text[-1]], *split(text[1:-1], ",")]
+
+
+def _encloses(text: str) -> bool:
+    """Whether the first bracket closes at the very end."""
+    depth = 0
+    for at, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            return at == len(text) - 1
+    return False
+
+
+def listing(text: str) -> list[str] | None:
+    """Items of a set or a bare list, values of a plus-minus; None for a single value."""
+    braced = text.startswith("\\{") and text.endswith("\\}")
+    if braced:
+        text = text[2:-2].strip()
+    items = [text]
+    for separator in (",", ";", " or ", " and "):
+        items = [part for item in items for part in split(item, separator)]
+    items = [signed for item in items if item for signed in _both_signs(item)]
+    if braced:
+        items = list(dict.fromkeys(items))  # a set holds everything once
+    return items if braced or len(items) > 1 else None
+
+
+def _both_signs(item: str) -> list[str]:
+    if "\\pm" not in item or len(items := item.split("\\pm")) != 2:
+        return [item]
+    return [f"{items[0]}+{items[1]}" if items[0].strip() else items[1], f"{items[0]}-{items[1]}"]
+
+
+def named(items: list[str]) -> list[str]:
+    """`x=1, x=2` lists 1 and 2."""
+    sides = [split(item, "=") for item in items]
+    names = {side[0] for side in sides if len(side) == 2 and NAME.fullmatch(side[0])}
+    return [side[1] for side in sides] if len(names) == 1 and all(len(side) == 2 for side in sides) else items

@@ -1,0 +1,185 @@
+"""What ends a response, what a verifier is given of it, and how a prompt becomes tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+import toys
+from vapo.errors import ConfigError
+from vapo.models.base import make_tokenizer
+from vapo.models.loading import load_tokenizer, render, response_text, stop_token_ids
+from vapo.models.saving import save_model
+from vapo.types import Prompt
+
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<turn>", "</turn>", "<answer>", "</answer>"]
+TEXT = {word: 7 + i for i, word in enumerate([*"0123456789", "?", "x", "\u0120", "y"])}
+TURN = "<turn>{{ m.content }}</turn>\n"
+CHAT = "{% for m in messages %}" + TURN + "{% endfor %}{% if add_generation_prompt %}<turn>{% endif %}"
+HELLO = ({"role": "user", "content": "3 x"},)
+
+
+def tokenizer(chat: str | None = None, *, bos: bool = False) -> PreTrainedTokenizerFast:
+    """Bytes as tokens; `<pad>`, `<eos>`, `<bos>`, turns and answers are special, 7 and more are text."""
+    words = Tokenizer(models.BPE({**{s: i for i, s in enumerate(SPECIAL)}, **TEXT}, []))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
+    made.add_special_tokens({"additional_special_tokens": SPECIAL[3:]})
+    if bos:
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])
+    made.chat_template = chat
+    return made
+
+
+# --------------------------------------------------------------------------- what ends a response
+
+
+def folder(path: Path, config: dict, generation: dict | None = None, chat: str | None = None) -> Path:
+    """A model folder whose two files name these end tokens."""
+    save_model(toys.tiny_llama(vocab_size=32), tokenizer(chat), path)
+    told = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**told, **config}))
+    (path / "generation_config.json").unlink()
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation))
+    return path
+
+
+def stops(path: Path) -> tuple[int, ...]:
+    return stop_token_ids(load_tokenizer(path), path)
+
+
+@pytest.mark.parametrize(("named", "expected"), [(4, (1, 4)), ([1, 4], (1, 4)), ([4, 6], (1, 4, 6)), (None, (1,))])
+def test_an_end_token_that_only_the_models_configuration_names_ends_a_response(tmp_path, named, expected):
+    assert stops(folder(tmp_path / "m", {"eos_token_id": named})) == expected
+
+
+def test_the_end_tokens_of_both_files_and_the_tokenizer_count(tmp_path):
+    assert stops(folder(tmp_path / "m", {"eos_token_id": 4}, {"eos_token_id": [6]})) == (1, 4, 6)
+
+
+def test_the_text_part_of_a_composite_model_names_end_tokens_too(tmp_path):
+    words = tokenizer()
+    words.save_pretrained(tmp_path)
+    text = {"model_type": "gemma3_text", "eos_token_id": [1, 4]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "eos_token_id": 1, "text_config": text}))
+    assert stops(tmp_path) == (1, 4)
+
+
+def test_ordinary_text_ends_nothing_whatever_a_stale_configuration_says(tmp_path):
+    # configurations have defaults: Llama's end token is number 2, which other vocabularies use for a letter
+    assert stops(folder(tmp_path / "m", {"eos_token_id": 7}, {"eos_token_id": [8, 31]})) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("chat", "expected"),
+    [
+        (CHAT, (1, 4)),
+        (CHAT.replace("</turn>\n", " <eos>"), (1,)),  # nothing but the EOS
+        (CHAT.replace("</turn>\n", "y"), (1,)),  # ordinary text
+        (CHAT.replace("</turn>\n", "<bos>"), (1,)),  # begins what comes next
+        (CHAT.replace("</turn>\n", "</turn><eos>\n"), (1, 4)),
+        ("{{ raise_exception('no') }}", (1,)),
+        (None, (1,)),
+    ],
+)
+def test_the_token_with_which_the_chat_template_closes_an_assistants_turn_ends_a_response(tmp_path, chat, expected):
+    assert stops(folder(tmp_path / "m", {"eos_token_id": 1}, chat=chat)) == expected
+
+
+def test_a_saved_policy_has_the_end_tokens_of_the_model_it_comes_from(tmp_path):
+    from vapo.models.loading import load_policy
+
+    source = folder(tmp_path / "m", {"eos_token_id": [1, 6, 8]})
+    save_model(load_policy(source), load_tokenizer(source), tmp_path / "saved")
+    assert stops(tmp_path / "saved") == stops(source) == (1, 6)
+
+
+# --------------------------------------------------------------------------- what a verifier is given
+
+
+def test_special_tokens_in_a_response_reach_the_verifier():
+    words = tokenizer()
+    ids = words("<answer>7</answer>", add_special_tokens=False)["input_ids"]
+    assert response_text(words, [*ids, 4, 1], (1, 4)) == "<answer>7</answer>"
+    assert response_text(words, [*ids, 0, 0], (1,)) == "<answer>7</answer>"
+    assert response_text(words, [*ids, 4], (1,)) == "<answer>7</answer></turn>"  # it ends nothing here
+    assert response_text(words, [1], (1,)) == response_text(words, [], (1,)) == ""
+
+
+def pieces() -> PreTrainedTokenizerFast:
+    """As sentencepiece writes: a space is a part of the word behind it, and the first one goes."""
+    vocabulary = [("<unk>", 0.0), ("</s>", 0.0), *((w, -1.0) for w in ("\u2581a", "\u2581", "b", "c", "."))]
+    words = Tokenizer(models.Unigram(vocabulary, unk_id=0))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+
+
+def word_pieces() -> PreTrainedTokenizerFast:
+    """As BERT writes: pieces are glued, and the space before a full stop is cleaned up."""
+    vocabulary = ["[PAD]", "[SEP]", "a", "b", "##b", ".", "don", "'", "t"]
+    words = Tokenizer(models.WordPiece({w: i for i, w in enumerate(vocabulary)}, unk_token="[PAD]"))
+    words.decoder = decoders.WordPiece(cleanup=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", eos_token="[SEP]", clean_up_tokenization_spaces=True
+    )
+
+
+KINDS = {
+    "bytes": (tokenizer(), 7, 20),
+    "pieces": (pieces(), 2, 6),
+    "word pieces": (word_pieces(), 2, 8),
+    "words": (make_tokenizer(["go", "north", "done"]), 3, 5),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_a_response_of_ordinary_text_is_the_text_it_always_was(kind, data):
+    words, low, high = KINDS[kind]
+    ids = data.draw(st.lists(st.integers(low, high), max_size=8))
+    before = words.decode([*ids, words.eos_token_id], skip_special_tokens=True)
+    assert response_text(words, [*ids, words.eos_token_id], (words.eos_token_id,)) == before
+    assert response_text(words, ids, (words.eos_token_id,)) == before
+
+
+# --------------------------------------------------------------------------- how a prompt becomes tokens
+
+
+def test_a_text_that_went_through_a_template_gets_no_second_bos():
+    words = tokenizer("{{ bos_token }}" + CHAT, bos=True)
+    through = render(words, Prompt("p", HELLO)).token_ids
+    text = words.apply_chat_template(list(HELLO), tokenize=False, add_generation_prompt=True)
+    assert render(words, Prompt("p", text)).token_ids == through
+    assert through[:2] == (2, 3)
+    assert render(words, Prompt("p", text.removeprefix("<bos>"))).token_ids == through[1:]
+    assert render(words, Prompt("p", "3 x")).token_ids[:2] == (2, TEXT["3"])  # a plain text still gets its own
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{{ missing.x }}", "'missing' is undefined"),
+        ("{% for %}", "Expected"),
+        ("{{ messages[7]['content'] + 1 }}", "list object has no element 7"),
+    ],
+)
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_template_that_refuses_a_prompt_is_quoted_with_the_setting_that_helps(template, words, role):
+    prompt = Prompt("math/17", ({"role": role, "content": "3"}, {"role": "user", "content": "3"}))
+    with pytest.raises(ConfigError) as told:
+        render(tokenizer(template), prompt)
+    message = str(told.value)
+    assert "refuses prompt math/17" in message
+    assert words in message
+    assert "\n" not in message
+    assert "model.prompt_format=plain" in message
+    assert ("task.system" in message) == (role == "system")

@@ -1,0 +1,63 @@
+"""Commands in messages can be copied into a shell, whatever the paths in them are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import vapo
+from vapo.errors import ConfigError, StoppedError, command
+from vapo.runs import check_folder
+from vapo.trainer import snapshot, watchdog
+
+ODD = "my runs/it's $HOME; rm"
+
+
+def copied(text: str) -> list[str]:
+    """The words of the command a message ends with, as a shell takes them."""
+    return shlex.split(text[text.rindex("vapo resume") :])
+
+
+def test_a_command_comes_apart_into_its_words_again():
+    assert shlex.split(command("resume", Path(ODD), "--set", "trainer.steps=3")) == [
+        *("vapo", "resume", ODD),
+        *("--set", "trainer.steps=3"),
+    ]
+
+
+def test_a_folder_that_is_taken_is_named_in_a_command_that_works(tmp_path: Path):
+    run = tmp_path / ODD
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    with pytest.raises(ConfigError) as error:
+        check_folder(run)
+    assert copied(str(error.value)) == ["vapo", "resume", str(run)]
+
+
+def test_a_run_that_stopped_says_how_to_go_on_in_a_command_that_works():
+    run = SimpleNamespace(failed_saves=0, folder=SimpleNamespace(path=Path(ODD)))
+    with pytest.raises(StoppedError) as error:
+        snapshot.leave(run)  # type: ignore[arg-type]
+    assert copied(str(error.value)) == ["vapo", "resume", ODD]
+
+
+def test_the_watchdog_says_how_to_go_on_in_a_command_that_works(tmp_path: Path, capsys, monkeypatch):
+    run = tmp_path / "a run"
+    run.mkdir()
+    monkeypatch.setattr(watchdog.os, "kill", lambda *_: None)
+    watchdog._tell(1, str(run / "watchdog.log"), "stacks.txt", "sampling", 9.0, None)
+    assert copied(capsys.readouterr().err.strip()) == ["vapo", "resume", str(run)]
+
+
+def test_no_message_builds_a_command_by_hand():
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in Path(vapo.__file__).parent.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"\bvapo (?:train|resume|eval|report|compare|ablate|make-base|chaos)\b[^\"'`]*\{(?!shlex)", line)
+    ]
+    assert found == []

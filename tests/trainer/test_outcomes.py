@@ -1,0 +1,215 @@
+"""Runs whose responses are all wrong, or all right: it is said at once, why, and what to do."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import toys
+from vapo import runs
+from vapo.errors import DivergedError
+from vapo.rollout.collect import tally
+from vapo.trainer import outcomes
+from vapo.trainer.guards import new_alarms
+from vapo.trainer.settings import GuardSettings
+from vapo.trainer.state import State
+from vapo.types import KINDS, Completion, Episode, Prompt, Verdict
+
+
+class Decided(toys.EchoTask):
+    """Whatever is written gets the same verdict."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__()
+        self.verdict = verdict
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        return self.verdict
+
+
+WRONG = Verdict("wrong", "nothing boxed", "no_answer")
+RIGHT = Verdict("right")
+
+
+def episode(status: Any, kind: Any = "unspecified", finish: Any = "stop") -> Episode:
+    return Episode.of_completion(
+        Prompt("p", "x"), 0, Completion((2,), (-1.0,), finish, 0), "text", Verdict(status, "", kind)
+    )
+
+
+def counts(responses: int, right: int = 0, **why: int) -> dict[str, int]:
+    return {"responses": responses, "right": right, **dict.fromkeys(outcomes.WHY, 0), **why}
+
+
+def step(**count: int) -> dict[str, Any]:
+    """The figures of a step with these counts."""
+    told = counts(**count)
+    return {"accuracy": told["right"] / max(1, told["responses"]), **outcomes.figures_of(told)}
+
+
+# --------------------------------------------------------------------------- counting
+
+
+def test_wrong_responses_are_counted_by_kind_and_cut_off_ones_besides():
+    episodes = [
+        episode("right"),
+        episode("right", finish="length"),  # it is right all the same
+        episode("wrong", "no_answer", "length"),
+        episode("wrong", "no_answer"),
+        episode("wrong", "wrong_answer"),
+        episode("wrong", "colour"),  # no kind of ours
+        episode("invalid", "no_answer", "length"),
+    ]
+    assert tally(episodes) == counts(6, 2, no_answer=2, wrong_answer=1, unspecified=1, cut_off=1)
+
+
+@given(st.lists(st.sampled_from(["right", "invalid", *KINDS]), max_size=500), st.booleans())
+def test_the_counts_can_be_read_back_from_a_steps_figures(words, cut):
+    finish = "length" if cut else "stop"
+    told = tally([episode(*((w,) if w not in KINDS else ("wrong", w)), finish=finish) for w in words])
+    figures = {"accuracy": told["right"] / told["responses"] if told["responses"] else float("nan")}
+    assert outcomes.tally_of({**figures, **outcomes.figures_of(told)}) == told
+
+
+@pytest.mark.parametrize(
+    ("response", "kind"),
+    [("it is 5", "no_answer"), ("\\boxed{}", "no_answer"), ("\\boxed{5}", "wrong_answer"),
+     ("\\boxed{9^{9^{9^9}}}", "unreadable"), ("\\boxed{maybe}", "unreadable")],
+)  # fmt: skip
+def test_the_maths_verifier_tells_why_an_answer_is_wrong(response, kind):
+    from vapo.tasks.verifiers.maths import verify_maths
+
+    verdict = verify_maths(Prompt("p", "x", "7"), response)
+    assert (verdict.status, verdict.kind) == ("wrong", kind)
+
+
+def test_kinds_come_back_from_a_verifiers_process_and_no_others(tmp_path: Path):
+    from vapo.tasks.verifiers.pool import VerifierPool
+
+    code = "from vapo.types import Verdict\ndef judge(response, answer):\n    return Verdict('wrong', 'so', response)\n"
+    (tmp_path / "mine.py").write_text(code)
+    with VerifierPool(f"{tmp_path / 'mine.py'}:judge", workers=1) as pool:
+        said = pool.judge([(Prompt("p", "x"), kind) for kind in ("no_answer", "colour")])
+    assert [verdict.kind for verdict in said] == ["no_answer", "unspecified"]
+
+
+# --------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("tally", "words"),
+    [
+        (
+            counts(64, no_answer=61, wrong_answer=3, cut_off=54),
+            "0 of 64 responses in 5 steps are right: nothing to learn (61 without a marked answer, 3 with another "
+            "answer, 54 cut off at the length limit). Raise rollout.max_response_tokens; show the model the form of an "
+            "answer (in the prompt: task.template, or by fine-tuning on examples); take easier problems, or another "
+            "model.",
+        ),
+        (
+            counts(64, wrong_answer=60, no_answer=4),
+            "0 of 64 responses in 5 steps are right: nothing to learn (4 without a marked answer, 60 with another "
+            "answer). Take easier problems, or another model.",
+        ),
+        (
+            counts(8, unspecified=8),
+            "0 of 8 responses in 5 steps are right: nothing to learn. Look in the rollouts whether the verifier can "
+            "say right at all; take easier problems, or another model.",
+        ),
+        (
+            counts(64, 64),
+            "All 64 responses in 5 steps are right: nothing is left to learn. Take harder problems, or stop here.",
+        ),
+    ],
+)
+def test_the_advice_fits_the_reasons(tally, words):
+    assert outcomes.lesson(tally, "in 5 steps") == words
+
+
+# --------------------------------------------------------------------------- the guard
+
+
+def test_steps_without_a_right_response_are_told_once_with_their_counts():
+    state, settings = State(), GuardSettings(same_outcome_steps=3)
+    nothing, some = step(responses=8, no_answer=6, cut_off=4), step(responses=8, right=1, no_answer=7)
+    told = [new_alarms(s, state, settings) for s in (nothing, nothing, some, nothing, nothing, nothing, nothing)]
+    assert [list(t) for t in told] == [[]] * 5 + [["nothing right"]] + [[]]
+    assert "0 of 24 responses in 3 steps" in told[5]["nothing right"]
+    assert "18 without a marked answer, 12 cut off" in told[5]["nothing right"]
+
+
+def test_all_right_is_another_streak_than_all_wrong_and_no_verdict_is_neither():
+    state, settings = State(), GuardSettings(same_outcome_steps=2)
+    wrong, right, none = step(responses=4, no_answer=4), step(responses=4, right=4), step(responses=0)
+    told = [new_alarms(s, state, settings) for s in (wrong, right, none, right, wrong, right, right)]
+    assert [list(t) for t in told] == [[]] * 6 + [["nothing wrong"]]
+    assert told[6]["nothing wrong"].startswith("All 8 responses in 2 steps are right")
+
+
+def test_the_guard_can_be_switched_off():
+    state = State()
+    for _ in range(9):
+        assert new_alarms(step(responses=4), state, GuardSettings(same_outcome_steps=0)) == {}
+
+
+# --------------------------------------------------------------------------- runs
+
+
+def alarms(folder: Path) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [event for event in events if event["event"] == "alarm"]
+
+
+SHORT = {"trainer": {"steps": 3, "pretraining_ready": 0.1}, "guards": {"same_outcome_steps": 2}}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return toys.toy_base(tmp_path / "base")
+
+
+@pytest.mark.parametrize("preset", ["grpo", "vapo"])
+@pytest.mark.parametrize(("verdict", "name"), [(WRONG, "nothing right"), (RIGHT, "nothing wrong")])
+def test_a_run_with_nothing_to_learn_says_so_before_it_begins_and_while_it_goes_on(
+    base, tmp_path, preset, verdict, name
+):
+    runs.finish(toys.toy_run(base, tmp_path / "run", SHORT, preset=preset, task=Decided(verdict)), report=False)
+    told = [alarm for alarm in alarms(tmp_path / "run") if alarm.get("name") == name]
+    in_steps = ["64 responses in 2 steps"] * (2 if preset == "vapo" else 1)  # both phases
+    for alarm, words in zip(told, ["16 responses before training", *in_steps], strict=True):
+        assert words in alarm["message"]
+        assert ("task.template" in alarm["message"]) == (name == "nothing right")
+    everything = " ".join(alarm["message"] for alarm in alarms(tmp_path / "run"))
+    assert "retrain longer" not in everything
+    assert ("The critic is not ready. No outcome differs from another." in everything) == (preset == "vapo")
+
+
+def test_a_run_with_nothing_to_learn_can_be_stopped(base, tmp_path):
+    stop = {**SHORT, "guards": {"same_outcome_steps": 2, "action": "stop"}}
+    with pytest.raises(DivergedError, match="0 of 64 responses in 2 steps are right") as stopped:
+        runs.finish(toys.toy_run(base, tmp_path / "run", stop, preset="grpo", task=Decided(WRONG)))
+    assert stopped.value.exit_code == 3
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_value_pretraining_alone_says_at_its_start_that_nothing_is_right(base, tmp_path):
+    alone = {"trainer": {"steps": 0, "pretraining_steps": 1}}
+    runs.finish(toys.toy_run(base, tmp_path / "run", alone, task=Decided(WRONG)), report=False)
+    assert "0 of 16 responses to held-out prompts are right" in alarms(tmp_path / "run")[0]["message"]
+
+
+def test_a_step_that_moved_the_policy_far_is_told_at_once_and_ordinary_ones_are_not(base, tmp_path):
+    runs.finish(toys.toy_run(base, tmp_path / "calm"), report=False)
+    assert "step too far" not in [alarm.get("name") for alarm in alarms(tmp_path / "calm")]
+    wild = {"trainer": {"actor_lr": 0.5, "warmup_steps": 0}}
+    runs.finish(toys.toy_run(base, tmp_path / "wild", wild), report=False)
+    told = Counter(alarm.get("name") for alarm in alarms(tmp_path / "wild"))
+    assert told["step too far"] >= 1
+    message = next(a["message"] for a in alarms(tmp_path / "wild") if a.get("name") == "step too far")
+    assert "Lower trainer.actor_lr" in message
