@@ -25,7 +25,7 @@ from vapo.types import Prompt
 
 CORPORA = Path(__file__).parents[1] / "tests" / "tasks" / "corpora"
 LABELS = {"equivalent": True, "tricks": False, "hostile": False, "decided": None}
-LIMITS = Limits(time_s=2.0)
+LIMITS = Limits(time_s=1.0)
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 assert verify(parse("$x^2$"), parse("$x*x$"))  # the first parse takes long
 

@@ -13,11 +13,12 @@ from vapo.algo.presets import Gae, LengthAdaptive
 from vapo.config import Config
 from vapo.ground import Ground, close, ground, tell
 from vapo.models.backbone import checkpoint_gradients
+from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy, value_head
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
-from vapo.rollout.torch_engine import TorchEngine
+from vapo.rollout.engines import make_engine
 from vapo.scoring import evaluate_prompts, fingerprint
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
@@ -71,7 +72,7 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
 
     critic = None
     if isinstance(algorithm.credit, Gae):
-        network, origin = load_critic(base.critic_source, trust_remote_code=trust)
+        network, origin = load_critic(base.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
         network = moved(network, device)
         if sections.model.critic_lora:
             add_lora(network, sections.model.critic_lora, sections.model.lora_alpha, keep=value_head(network))
@@ -83,7 +84,7 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
             "critic", value, RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)
         )
 
-    engine = TorchEngine(sampler, slots=sections.rollout.slots)
+    engine = make_engine(sections.rollout.engine, sampler, slots=sections.rollout.slots)
     evaluation = sections.evaluation
     evaluation_set = fingerprint(base, evaluation.prompts, evaluation.temperature, evaluation.top_p)
 

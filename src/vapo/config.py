@@ -92,8 +92,9 @@ class TaskConfig(BaseModel):
 class RolloutConfig:
     """How responses are sampled in training."""
 
-    engine: Literal["torch"] = "torch"
-    """Which engine samples."""
+    engine: Literal["torch", "generate"] = "torch"
+    """Which engine samples: `torch`, or the slower `generate` for models that `torch` refuses (recurrent and hybrid
+    ones, attention in chunks, caches of another form)."""
     temperature: float = 1.0
     """Sampling temperature > 0; log-probabilities are those of the tempered distribution."""
     top_p: float = 1.0

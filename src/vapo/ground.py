@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.presets import Gae
 from vapo.config import Config, TaskConfig
 from vapo.errors import ConfigError, DataError, VapoError
 from vapo.models.base import builtin_model
 from vapo.models.gguf import is_gguf, place
-from vapo.models.loading import context_length, load_config, load_tokenizer, render, stop_token_ids
+from vapo.models.loading import context_length, load_config, load_tokenizer, read_tokenizer, render, stop_token_ids
 from vapo.tasks.catalog import check_prompt, check_task, find_task
 from vapo.tasks.problems import MAX_DROPPED
 from vapo.tasks.verifiers.functions import refuse_while_importing
@@ -103,7 +103,7 @@ class Ground:
     heldout_prompts: RenderedPrompts
     decoding: Decoding
     notes: tuple[str, ...] = ()
-    """What the user should know about how prompts are rendered."""
+    """What the user should know of the models, and of how prompts are rendered."""
 
 
 def ground(
@@ -180,8 +180,9 @@ def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_
         on_progress(f"converting {Path(source).name}, once", 0, 1)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     model_config = load_config(source, trust_remote_code=trust)
-    if isinstance(config.algorithm.credit, Gae):
-        check_vocabularies(critic_source, load_config(critic_source, trust_remote_code=trust), model_config)
+    notes: list[str] = []
+    if isinstance(config.algorithm.credit, Gae) and critic_source != source:
+        notes = check_vocabularies(source, critic_source, tokenizer, trust_remote_code=trust)
     limit = sections.rollout.max_response_tokens or task.max_response_tokens
     context = context_length(model_config)
     rendered = {}
@@ -216,7 +217,7 @@ def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_
         train_prompts=rendered.get("train", heldout),
         heldout_prompts=heldout,
         decoding=Decoding(limit, stop_token_ids(tokenizer, source, model_config), sections.rollout.temperature),
-        notes=_plainly_rendered(heldout, tokenizer) if model.prompt_format == "auto" else (),
+        notes=(*notes, *(_plainly_rendered(heldout, tokenizer) if model.prompt_format == "auto" else ())),
     )
 
 
@@ -249,11 +250,47 @@ def model_source(policy: str, task: Task) -> str:
     return str(builtin_model(task.name, getattr(task, "options", None))) if policy == "builtin" else policy
 
 
-def check_vocabularies(critic: str, critic_config: PreTrainedConfig, policy_config: PreTrainedConfig) -> None:
-    """Raise ConfigError unless the critic reads the policy's tokens."""
-    sizes = [c.get_text_config().vocab_size for c in (policy_config, critic_config)]
-    if sizes[0] != sizes[1]:
-        raise ConfigError(
-            f"The critic {critic} has a vocabulary of {sizes[1]}, the policy one of {sizes[0]}: "
-            "it could not read the policy's tokens. Take a critic with the same tokenizer."
-        )
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+
+
+def check_vocabularies(
+    policy: str, critic: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False
+) -> list[str]:
+    """What there is to say about how the critic reads the policy's tokens; ConfigError if it reads others.
+
+    The same id must be the same token. Sizes may differ: vocabularies are padded, and one side may know tokens that
+    the other has not met. A critic without a tokenizer must have the policy's size.
+    """
+    own = _tokenizer_of(critic, trust_remote_code)
+    if own is None:
+        sizes = [
+            load_config(m, trust_remote_code=trust_remote_code).get_text_config().vocab_size for m in (policy, critic)
+        ]
+        if sizes[0] != sizes[1]:
+            raise ConfigError(
+                f"The critic {critic} has no tokenizer to compare, and a vocabulary of {sizes[1]} where the policy has "
+                f"{sizes[0]}: it may not read the policy's tokens. Put the critic's tokenizer into its folder."
+            )
+        return [f"the critic {critic} has no tokenizer; it is taken to read the policy's, as both know {sizes[0]} ids"]
+    ours, its = tokenizer.get_vocab(), own.get_vocab()
+    named = {number: token for token, number in its.items()}
+    for token, number in sorted(ours.items(), key=lambda item: item[1]):
+        if (there := its.get(token, number)) != number or named.get(number, token) != token:
+            raise ConfigError(
+                f"The critic {critic} has another tokenizer than the policy {policy}: id {number} is {token!r} for the "
+                f"policy, and for the critic {named.get(number, 'no token')!r}"
+                + (f" ({token!r} is {there} there)" if token in its else "")
+                + ". It could not read the policy's tokens. Take a critic with the same tokenizer."
+            )
+    unmet = [token for token in ours if token not in its]
+    if not unmet:
+        return []
+    return [f"the critic {critic} has not met {len(unmet)} of the policy's tokens, such as {min(unmet)!r}"]
+
+
+def _tokenizer_of(source: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies beside a model; None if there is none."""
+    folder = Path(source)
+    if folder.is_dir() and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        return None
+    return read_tokenizer(source, trust_remote_code=trust_remote_code)

@@ -16,10 +16,12 @@ from vapo.evals.evaluate import RANKS, EvaluationResult, count, evaluate
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.ground import Ground, close, ground, tell
+from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy, response_text
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
-from vapo.rollout.torch_engine import TorchEngine
+from vapo.rollout.engine import RolloutEngine
+from vapo.rollout.engines import make_engine
 from vapo.tasks.problems import Problems
 from vapo.trainer.observer import Observer
 from vapo.types import Progress, Task, stable_hash
@@ -43,7 +45,7 @@ def fingerprint(base: Ground, num_prompts: int, temperature: float, top_p: float
 
 def evaluate_prompts(
     base: Ground,
-    engine: TorchEngine,
+    engine: RolloutEngine,
     num_prompts: int,
     k: int,
     *,
@@ -116,7 +118,7 @@ def evaluate_model(
         set_threads(sections.scale.threads, model)
         critic = None
         if ranks:
-            network, origin = load_critic(base.critic_source, trust_remote_code=trust)
+            network, origin = load_critic(base.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
             observer.note(f"critic: {origin}")
             if "value head set to 0" in origin:
                 raise ModelError(f"{base.critic_source} is no trained critic. Give the critic/ folder of a run.")
@@ -129,7 +131,7 @@ def evaluate_model(
                 observer.note(f"{base.task.name} has no short final answers, so there is no vote to weigh")
             network = moved(network, best_device()).requires_grad_(False)
             critic = Critic(network, choose_layout(network, sections.trainer.layout), origin=origin)
-        engine = TorchEngine(model.requires_grad_(False), slots=sections.rollout.slots)
+        engine = make_engine(sections.rollout.engine, model.requires_grad_(False), slots=sections.rollout.slots)
         observer.phase("evaluating", 0, 1)
         result = evaluate_prompts(
             base,

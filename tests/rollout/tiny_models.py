@@ -7,20 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 from vapo.types import Completion, Prompt
@@ -70,11 +84,85 @@ _MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "gpt2": (GPT2Config, GPT2LMHeadModel, _SHARED),
 }
 ARCHITECTURES = tuple(_MODELS)
+"""Those of both engines."""
+
+_SPECIAL = {
+    key: _SHARED[key] for key in ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+}
+_OWN_MEMORY: dict[str, tuple[type, type, dict[str, Any]]] = {
+    "bloom": (BloomConfig, BloomForCausalLM, {**_SPECIAL, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "gpt-neo": (
+        GPTNeoConfig,
+        GPTNeoForCausalLM,
+        {
+            **_SPECIAL,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": _WINDOW,
+            "max_position_embeddings": 256,
+        },
+    ),
+    "llama4-chunked": (
+        Llama4TextConfig,
+        Llama4ForCausalLM,
+        {
+            **_GATED,
+            "intermediate_size_mlp": 48,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "num_local_experts": 2,
+            "attention_chunk_size": _WINDOW,
+        },
+    ),
+    "lfm2-convolutions": (
+        Lfm2Config,
+        Lfm2ForCausalLM,
+        {**_GATED, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
+    ),
+    "mamba-recurrent": (MambaConfig, MambaForCausalLM, {**_SPECIAL, "hidden_size": 32, "num_hidden_layers": 2}),
+    "jamba-hybrid": (
+        JambaConfig,
+        JambaForCausalLM,
+        {
+            **_GATED,
+            "num_key_value_heads": 2,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "qwen3-next-hybrid": (
+        Qwen3NextConfig,
+        Qwen3NextForCausalLM,
+        {
+            **_GATED,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+}
+OWN_MEMORY = tuple(_OWN_MEMORY)
+"""Those that only their own `generate` decodes."""
 
 
 def tiny_model(architecture: str = "llama-mqa", seed: int = 0, **changes: Any) -> Any:
     """A random model in training mode, as a trainer would hand it over."""
-    config_class, model_class, settings = _MODELS[architecture]
+    config_class, model_class, settings = {**_MODELS, **_OWN_MEMORY}[architecture]
     torch.manual_seed(seed)
     return model_class(config_class(**{**settings, **changes})).train()
 

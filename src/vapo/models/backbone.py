@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
@@ -77,12 +78,29 @@ def packed_attention(
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 
 
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The network below a model's head; the model itself if it has none. Raises ModelError where it cannot be told.
+
+    That is its `base_model`, but for a few architectures (Llama 4) that name one they do not have.
+    """
+    base = cast(PreTrainedModel, model.base_model)
+    if base is not model or model.get_output_embeddings() is None:
+        return base
+    inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    if len(inner) != 1:
+        raise ModelError(
+            f"{type(model).__name__} does not say which of its parts is the language model below the head (it names "
+            f"{model.base_model_prefix!r}, which it has not). Take a text-only model of the family."
+        )
+    return inner[0]
+
+
 def hidden_states(model: PreTrainedModel, sequences: Sequence[Tensor], layout: Layout = "packed") -> Tensor:
     """Last hidden states of every token of every sequence: (sum of lengths, hidden), in order.
 
-    `model` may carry any head; only its `base_model` runs. `sequences` are 1-D token id tensors.
+    `model` may carry any head; only its backbone runs. `sequences` are 1-D token id tensors.
     """
-    backbone = cast(PreTrainedModel, model.base_model)
+    backbone = backbone_of(model)
     if layout == "packed":
         tokens = torch.cat(list(sequences))[None]
         positions = torch.cat([torch.arange(len(s), device=s.device) for s in sequences])[None]
@@ -99,8 +117,18 @@ def hidden_states(model: PreTrainedModel, sequences: Sequence[Tensor], layout: L
     lengths = torch.tensor([len(s) for s in sequences], device=tokens.device)
     mask = torch.arange(width, device=tokens.device)[None] < lengths[:, None]
     positions = torch.arange(width, device=tokens.device)[None].expand(len(sequences), -1)
-    output = backbone(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=False)
+    # a recurrent model has no positions, and some of them no mask: right padding is never read by what stands before
+    extra = {"attention_mask": mask.long(), "position_ids": positions}
+    output = backbone(input_ids=tokens, use_cache=False, **_understood(backbone, extra))
     return output.last_hidden_state[mask]
+
+
+def _understood(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the model's forward pass takes."""
+    known = inspect.signature(model.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 @contextmanager
@@ -125,7 +153,7 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and name.endswith(("dropout", "layerdrop")):
                 setattr(module, name, 0.0)
-    backbone = cast(PreTrainedModel, model.base_model)
+    backbone = backbone_of(model)
 
     def contexts() -> tuple[Any, Any]:
         # the second pass comes when `hidden_states` has put the attention function back
@@ -136,5 +164,15 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
 
 
 def supports_packing(model: PreTrainedModel) -> bool:
-    """Whether the architecture lets its attention function be chosen, as `packed` needs."""
-    return bool(getattr(model, "_supports_attention_backend", False))
+    """Whether the architecture lets its attention function be chosen, and has no layers of another kind.
+
+    Attention in chunks, convolutions and recurrences would run across the borders of packed sequences.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return (
+        bool(getattr(model, "_supports_attention_backend", False))
+        and not getattr(model, "_is_stateful", False)
+        and kinds <= {"full_attention", "sliding_attention"}
+        and (bool(kinds) or getattr(config, "attention_chunk_size", None) is None)
+    )

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vapo.errors import ModelError
+from vapo.models.loaded import check_complete, read_model
 
 
 def is_gguf(source: str | Path) -> bool:
@@ -35,13 +36,17 @@ def converted(path: Path) -> Path:
         from transformers import GgufConfig
     except ImportError as error:
         raise ModelError(f"Reading {path} needs two packages: pip install gguf accelerate.") from error
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     with redirect_stderr(io.StringIO()):  # it draws a bar that no setting turns off
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         # packed weights could not be trained
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        model, info = read_model(
+            AutoModelForCausalLM,
+            path.parent,
+            gguf_file=path.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
         )
+    check_complete(model, info, path, "model")
     vars(model).pop("hf_quantizer", None)  # they would forbid to save, though nothing is quantized any more
     vars(model.config).pop("quantization_config", None)
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")

@@ -7,17 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AddedToken,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -28,7 +25,9 @@ from transformers.utils import logging as transformers_logging
 
 from vapo.errors import ConfigError, ModelError
 from vapo.hub import asked, not_cached
+from vapo.models.critic import classifier_of, made_critic, with_ids
 from vapo.models.gguf import converted, is_gguf
+from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.types import Prompt
 
 CRITIC_LABEL = "value"
@@ -37,10 +36,15 @@ _SAID = "Forty-two it is"
 """What an assistant says where only the end of its turn is of interest."""
 
 
+def read_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, whatever it lacks; raises ModelError if it is missing."""
+    with _explained(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(_folder(source), trust_remote_code=trust_remote_code)
+
+
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; raises ModelError if it is missing or has no end-of-sequence token."""
-    with _explained(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(_folder(source), trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(source, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of {source} has no EOS token, so a response could never end. "
@@ -61,40 +65,49 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
     if "Classification" in architecture:
         raise ModelError(f"{source} holds a {architecture}, a critic or reward model. Give a policy/ folder.")
     with _explained(source, "policy"):
-        model = AutoModelForCausalLM.from_pretrained(
-            _folder(source), dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
+        model, info = read_model(
+            AutoModelForCausalLM,
+            _folder(source),
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         )
-    return _without_dropout(model)
+    check_complete(model, info, source, "policy")
+    return _without_dropout(own_memory(model))
 
 
-def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, str]:
+def load_critic(
+    source: str | Path, *, num_ids: int = 0, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, str]:
     """A token-classification model with one output per token, and what it was loaded from, in words.
+
+    It has embeddings for at least `num_ids` token ids; those that its folder lacks start as the mean of the others.
 
     From a base model: the backbone's weights and a head that is exactly 0. From a reward model
     (sequence classification with one label): backbone and head. From a saved critic: everything.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
     architectures = getattr(config, "architectures", None) or [""]
-    # a few architectures (Gemma 3) come with a sequence classifier only; its head is per token all the same
-    per_token = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
-    auto = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
     with _explained(source, "critic"):
-        model, info = auto.from_pretrained(
+        own: dict[str, Any] = {}
+        kind = classifier_of(config)
+        if kind is None:
+            kind, own["config"] = made_critic(config, CRITIC_LABEL, trust_remote_code=trust_remote_code)
+        else:
+            own |= {"id2label": {0: CRITIC_LABEL}, "label2id": {CRITIC_LABEL: 0}}
+            own |= {"trust_remote_code": trust_remote_code}
+        model, info = read_model(
+            kind,
             _folder(source),
-            id2label={0: CRITIC_LABEL},
-            label2id={CRITIC_LABEL: 0},
             dtype=torch.float32,
-            trust_remote_code=trust_remote_code,
             use_safetensors=True,  # never a pickle
-            output_loading_info=True,
+            **own,
         )
     head_names = {f"{name}.{p}" for name, module in _heads(model) for p, _ in module.named_parameters()}
+    if "Classification" in architectures[0]:  # it has a head of its own, perhaps without a bias
+        head_names = {name for name in head_names if name.endswith(".bias")}
+    check_complete(model, info, source, "critic", may_lack=head_names)
     missing = set(info["missing_keys"])
-    if lost := missing - head_names:
-        raise ModelError(
-            f"The critic's weights in {source} lack {len(lost)} tensors of the backbone (first: {min(lost)}). "
-            "The folder is damaged or holds another architecture."
-        )
     head = value_head(model)
     weight_missing = any(name.endswith(".weight") for name in missing)
     with torch.no_grad():
@@ -108,7 +121,7 @@ def load_critic(source: str | Path, *, trust_remote_code: bool = False) -> tuple
         origin = f"reward model {architectures[0]} in {source}, head included"
     else:
         origin = f"saved critic {architectures[0]} in {source}"
-    return _without_dropout(model), origin
+    return _without_dropout(own_memory(with_ids(model, num_ids))), origin
 
 
 def value_head(model: PreTrainedModel) -> torch.nn.Linear:

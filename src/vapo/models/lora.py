@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from vapo.errors import CheckpointError, ConfigError
+from vapo.models.backbone import backbone_of
 
 ADAPTER = "vapo"
 
@@ -30,18 +32,51 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: to
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError("Low-rank adapters need peft: pip install peft.") from error
-    backbone = f"{model.base_model_prefix}."
-    targets = [n for n, m in model.named_modules() if n.startswith(backbone) and isinstance(m, torch.nn.Linear)]
+    backbone = backbone_of(model)
+    # peft sees a bare module: told the architecture, it would trade the linear layers of some mixtures of experts
+    # (shared experts, dense blocks) for the experts' fused tensors
+    below = torch.nn.ModuleDict({"backbone": backbone})
+    targets = [
+        f"backbone.{name}"
+        for name, module in backbone.named_modules()
+        if isinstance(module, torch.nn.Linear) and _is_plain(module) and not _read_directly(backbone, name)
+    ]
     if not targets:
         raise ConfigError(
             f"{type(model).__name__} has no linear layers for adapters. Train all weights: model.policy_lora=0, "
             "model.critic_lora=0."
         )
     config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=targets)  # type: ignore[arg-type]
-    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    try:
+        inject_adapter_in_model(config, below, adapter_name=ADAPTER)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"peft cannot put adapters into {type(model).__name__}: {error} Train all weights: model.policy_lora=0, "
+            "model.critic_lora=0."
+        ) from error
     kept = {id(p) for p in keep.parameters()} if keep is not None else set()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_adapter(name) or id(parameter) in kept)
+
+
+@torch.no_grad()
+def _is_plain(layer: torch.nn.Linear) -> bool:
+    """Whether the layer computes W x + b and nothing else: some routers are linear layers that return choices."""
+    if type(layer).forward is torch.nn.Linear.forward:
+        return True
+    x = torch.linspace(-1, 1, 2 * layer.in_features).view(2, -1).to(layer.weight)
+    result = layer(x)
+    return isinstance(result, Tensor) and torch.allclose(result, F.linear(x, layer.weight, layer.bias), atol=1e-5)
+
+
+def _read_directly(backbone: PreTrainedModel, name: str) -> bool:
+    """Whether a layer's weight goes past its `forward`, where an adapter would not be seen.
+
+    The scans of Mamba's layers read these two so: A_log and D tell such a layer.
+    """
+    parent, _, own = name.rpartition(".")
+    mixer = backbone.get_submodule(parent)
+    return own in ("out_proj", "dt_proj") and hasattr(mixer, "A_log") and hasattr(mixer, "D")
 
 
 def has_lora(model: PreTrainedModel) -> bool:

@@ -13,8 +13,11 @@ from transformers import PreTrainedModel
 
 from vapo.errors import ModelError
 from vapo.models.backbone import Layout, hidden_states, supports_packing
-from vapo.models.loading import value_head
+from vapo.models.loading import context_length, value_head
 from vapo.models.logprobs import token_logps
+
+PROBE = 19
+"""Tokens of the sequence that `choose_layout` tries: more than the windows of tiny models."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def logits_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
+    scale = scale * (getattr(config, "lm_head_multiplier", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
 
     def head(hidden: Tensor) -> Tensor:
         logits = projection(hidden)
@@ -134,19 +138,38 @@ def choose_layout(model: PreTrainedModel, wanted: Layout | None = None) -> Layou
     """`packed` where it provably gives the padded layout's numbers, else `padded`.
 
     Runs two short sequences both ways and, for a causal language model, compares the chunked logits with the
-    model's own. Raises ModelError if the head differs: an architecture whose logits we would get wrong.
+    model's own. Raises ModelError for an architecture whose numbers we would get wrong, and for one that cannot be
+    run like this at all, with the reason.
     """
-    vocabulary = model.config.get_text_config().vocab_size
-    tokens = [torch.arange(1, n + 1, device=model.device) * 7 % vocabulary for n in (7, 4)]
-    padded = hidden_states(model, tokens, "padded")
-    if model.get_output_embeddings() is not None:
-        own = model(input_ids=tokens[0][None], use_cache=False).logits[0]
-        ours = logits_head(model)(padded[: len(tokens[0])])
-        if not torch.allclose(own.float(), ours.float(), atol=1e-3, rtol=1e-3):
-            raise ModelError(
-                f"The logits of {type(model).__name__} are not its output embedding applied to its last hidden state; "
-                "training it here would optimise wrong probabilities. Use another architecture."
-            )
+    name = type(model).__name__
+    config = model.config.get_text_config()
+    longest = min(PROBE, context_length(config) or PROBE)
+    tokens = [torch.arange(1, n + 1, device=model.device) * 7 % config.vocab_size for n in (longest, 4)]
+    tokens[0][-1] = config.vocab_size - 1  # every id that can be drawn has a row in all of the model's tables
+    own = ours = None
+    try:
+        padded = hidden_states(model, tokens, "padded")
+        alone = hidden_states(model, tokens[1:], "padded")
+        if model.get_output_embeddings() is not None:
+            own = model(input_ids=tokens[0][None], use_cache=False).logits[0]
+            ours = logits_head(model)(padded[: len(tokens[0])])
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever an architecture does that no other did
+        raise ModelError(
+            f"{name} ({config.model_type}) cannot be trained here: running its backbone on two short sequences failed "
+            f"with {type(error).__name__}: {error}. Take a decoder-only text model of another architecture."
+        ) from error
+    if own is not None and ours is not None and not _close(ours, own):
+        raise ModelError(
+            f"The logits of {name} are not its output embedding applied to its last hidden state; "
+            "training it here would optimise wrong probabilities. Use another architecture."
+        )
+    if not _close(padded[-len(tokens[1]) :], alone):
+        raise ModelError(
+            f"{name} gives other numbers for a sequence with padding on its right than alone; training it here would "
+            "optimise wrong probabilities. Use another architecture."
+        )
     if wanted == "padded" or not supports_packing(model):
         return "padded"
     try:
@@ -158,6 +181,11 @@ def choose_layout(model: PreTrainedModel, wanted: Layout | None = None) -> Layou
             f"{type(model).__name__} gives other numbers on packed sequences. Set trainer.layout to padded."
         )
     return "packed" if same else "padded"
+
+
+def _close(ours: Tensor, own: Tensor) -> bool:
+    """Equal but for rounding. A cap on logits, or a scale near 1, moves small numbers by little more."""
+    return torch.allclose(ours.float(), own.float(), atol=1e-4, rtol=1e-4)
 
 
 def _precision(autocast: bool, model: PreTrainedModel) -> Any:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from vapo.errors import CheckpointError
+from vapo.errors import CheckpointError, ModelError
+from vapo.models.loaded import check_complete, read_model, read_tensors
 from vapo.models.lora import has_lora, load_adapters, plain_weights, save_adapters
 
 
@@ -20,14 +25,21 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 
     Adapters are added to the weights they adapt.
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
+    with _quiet():
         merged = dict(plain_weights(model)) if has_lora(model) else None
         model.save_pretrained(folder, max_shard_size="1000GB", state_dict=merged)
         if tokenizer is not None:
             _save_tokenizer(tokenizer, folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' reports and progress bars."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
     finally:
         transformers_logging.enable_progress_bar()
         transformers_logging.set_verbosity(verbosity)
@@ -59,16 +71,23 @@ def load_trained(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Put the weights `save_model` wrote back into the model, in place; raises CheckpointError on any mismatch."""
-    tensors = load_file(folder / "model.safetensors")
+    """Put the weights `save_model` wrote back into the model, in place; raises CheckpointError on any mismatch.
+
+    The file's names and shapes need not be the model's own (transformers writes GPT-NeoX and the experts of most
+    mixtures in the layout of their first releases), so its own reader makes a second model, and that is copied.
+    """
     try:
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
+        with _quiet():
+            stored, info = read_model(
+                type(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype, use_safetensors=True
+            )
+        check_complete(stored, info, folder, "model")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ModelError) as error:
         raise CheckpointError(f"{folder} does not fit the model: {error}") from error
-    stored = {t.data_ptr() for name, t in model.state_dict(keep_vars=True).items() if name in tensors}
-    lost = [n for n in missing if model.state_dict(keep_vars=True)[n].data_ptr() not in stored]  # tied ones are fine
-    if lost or unexpected:
-        raise CheckpointError(f"{folder} does not fit the model: missing {lost[:3]}, unexpected {unexpected[:3]}.")
+    weights = stored.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(weights[name])
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
@@ -81,7 +100,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Put saved moments back; an optimizer that has not stepped yet has none."""
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in load_file(path).items():
+    for name, tensor in read_tensors(path).items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]

@@ -18,6 +18,9 @@ ROW_BUCKET = 16
 """Rows are computed in multiples of this; why, says torch_engine."""
 
 
+SLOWER = "Sample with the model's own cache, which is slower: --set rollout.engine=generate."
+
+
 class Decoder:
     """The model with its cache and masks: runs prompts and steps, knows nothing of samples."""
 
@@ -29,7 +32,7 @@ class Decoder:
         self.config = _text_config(model)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
-        self.context = _context(self.config)
+        self.context = context_of(self.config)
         self._layer_windows = _layer_windows(self.config)
         self._keep_last = "logits_to_keep" in inspect.signature(model.forward).parameters
         embeddings = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
@@ -74,24 +77,7 @@ class Decoder:
 
     def check_prompt(self, prompt: Prompt, max_tokens: int) -> None:
         """Raise if the prompt cannot be completed by `max_tokens` tokens."""
-        if not prompt.token_ids:
-            raise DataError(
-                f"Prompt {prompt.id!r} has no token_ids. Render it with a tokenizer first; a model without a "
-                "BOS token cannot continue an empty text."
-            )
-        if not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < self.vocab_size:
-            raise DataError(
-                f"Prompt {prompt.id!r} has token ids from {min(prompt.token_ids)} to {max(prompt.token_ids)}, "
-                f"but the model knows 0 to {self.vocab_size - 1}. Was it rendered with another tokenizer?"
-            )
-        room = self.context - len(prompt.token_ids)
-        if max_tokens > room:
-            fix = f"Lower rollout.max_response_tokens to at most {room}, or" if room > 0 else "Shorten it,"
-            raise ConfigError(
-                f"Prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with max_tokens={max_tokens} that is "
-                f"more than the {self.context} positions of the model's context. {fix} leave out such prompts, "
-                "or take a model with a longer context."
-            )
+        check_prompt(prompt, max_tokens, context=self.context, vocab_size=self.vocab_size)
 
     def reserve(self, length: int) -> None:
         """Have a cache for sequences of `length` tokens; what is stored stays."""
@@ -160,8 +146,7 @@ class Decoder:
                 got = self.step(last, positions, attention_width(max(lengths) + 1))[:2].float()
             except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
                 raise ModelError(
-                    f"TorchEngine cannot decode {name} with its cache ({type(error).__name__}: {error}). Use "
-                    "another rollout.engine for this model."
+                    f"TorchEngine cannot decode {name} with its cache ({type(error).__name__}: {error}). {SLOWER}"
                 ) from error
             finally:
                 self.release()
@@ -171,7 +156,7 @@ class Decoder:
         if gap > tolerance:  # a NaN passes: weights that are not loaded yet are no reason to refuse
             raise ModelError(
                 f"TorchEngine's cached decoding of {name} differs from a full forward pass by {gap:.2g} in the "
-                f"logits (allowed: {tolerance:.2g}), so its samples would be wrong. Use another rollout.engine."
+                f"logits (allowed: {tolerance:.2g}), so its samples would be wrong. {SLOWER}"
             )
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
@@ -191,6 +176,28 @@ class Decoder:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
+def check_prompt(prompt: Prompt, max_tokens: int, *, context: int, vocab_size: int) -> None:
+    """Raise DataError or ConfigError if the prompt cannot be completed by `max_tokens` tokens."""
+    if not prompt.token_ids:
+        raise DataError(
+            f"Prompt {prompt.id!r} has no token_ids. Render it with a tokenizer first; a model without a "
+            "BOS token cannot continue an empty text."
+        )
+    if not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < vocab_size:
+        raise DataError(
+            f"Prompt {prompt.id!r} has token ids from {min(prompt.token_ids)} to {max(prompt.token_ids)}, "
+            f"but the model knows 0 to {vocab_size - 1}. Was it rendered with another tokenizer?"
+        )
+    room = context - len(prompt.token_ids)
+    if max_tokens > room:
+        fix = f"Lower rollout.max_response_tokens to at most {room}, or" if room > 0 else "Shorten it,"
+        raise ConfigError(
+            f"Prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with max_tokens={max_tokens} that is "
+            f"more than the {context} positions of the model's context. {fix} leave out such prompts, "
+            "or take a model with a longer context."
+        )
+
+
 def padded_length(length: int) -> int:
     """What a prompt is padded to, decided by its own length alone: coarser for longer ones."""
     return round_up(length, 16 if length <= 64 else 64)
@@ -207,7 +214,7 @@ def _text_config(model: nn.Module) -> Any:
     if getattr(model, "_is_stateful", False):
         raise ModelError(
             f"{name} is recurrent or hybrid: it keeps a state that cannot be cut back to a prefix or moved by "
-            "column. TorchEngine needs attention in every layer; take another model."
+            f"column. TorchEngine needs attention in every layer. {SLOWER}"
         )
     return config.get_text_config()
 
@@ -227,14 +234,14 @@ def _layer_windows(config: Any) -> dict[str, int | None]:
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ModelError(
             f"TorchEngine knows layers with full and sliding attention; this {config.model_type} model also has "
-            f"{', '.join(sorted(unknown))} (recurrent, hybrid or chunked layers). Take a model with plain attention."
+            f"{', '.join(sorted(unknown))} (recurrent, hybrid or chunked layers). {SLOWER}"
         )
-    if window is not None and window >= _context(config):
+    if window is not None and window >= context_of(config):
         window = None  # it never leaves a column behind
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
 
 
-def _context(config: Any) -> int:
+def context_of(config: Any) -> int:
     """Positions a sequence may have."""
     context = getattr(config, "max_position_embeddings", None) or 2**31
     ropes = getattr(config, "rope_parameters", None) or {}

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vapo.errors import ConfigError
+from vapo.types import Decoding
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
@@ -90,3 +93,13 @@ def _sample_nucleus(logp: Tensor, u: Tensor, top_p: float) -> tuple[Tensor, Tens
     total = kept.sum(dim=-1, dtype=torch.float64, keepdim=True)
     renormalised = logp.gather(1, index) - total.log().float()
     return order.gather(1, index).squeeze(1), renormalised.squeeze(1)
+
+
+def check_decoding(how: Decoding) -> None:
+    """Raise ConfigError for settings that make no sense."""
+    if how.max_tokens < 1:
+        raise ConfigError(f"rollout.max_response_tokens must be at least 1, got {how.max_tokens}.")
+    if not 0.0 <= how.temperature < float("inf"):
+        raise ConfigError(f"rollout.temperature must be 0 (greedy) or positive, got {how.temperature}.")
+    if not 0.0 < how.top_p <= 1.0:
+        raise ConfigError(f"rollout.top_p must be above 0 and at most 1, got {how.top_p}.")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vapo.errors import ConfigError, DivergedError
 from vapo.rollout.decoder import ROW_BUCKET, Decoder, copy_weights, padded_length
 from vapo.rollout.kv_cache import attention_width, round_up
-from vapo.rollout.sampling import sample, uniforms
+from vapo.rollout.sampling import check_decoding, sample, uniforms
 from vapo.types import Completion, Decoding, Prompt
 
 _FIRST_RESPONSE_CAPACITY = 256  # columns reserved for responses at first; doubled when a row needs more
@@ -94,7 +94,7 @@ class TorchEngine:
         """
         if len(seeds) != len(prompts):
             raise ValueError(f"one seed per prompt: got {len(seeds)} seeds for {len(prompts)} prompts")
-        _check_decoding(how)
+        check_decoding(how)
         for prompt in prompts:
             self._decoder.check_prompt(prompt, how.max_tokens)
         if not prompts:
@@ -340,12 +340,3 @@ class _Run:
         self._batch = round_up(max(self._rows) + 1, ROW_BUCKET)
         self._reach = max(s.prefix - s.born for s in self._rows.values())
         self._deadline = min(s.born for s in self._rows.values()) + self._how.max_tokens
-
-
-def _check_decoding(how: Decoding) -> None:
-    if how.max_tokens < 1:
-        raise ConfigError(f"rollout.max_response_tokens must be at least 1, got {how.max_tokens}.")
-    if not 0.0 <= how.temperature < float("inf"):
-        raise ConfigError(f"rollout.temperature must be 0 (greedy) or positive, got {how.temperature}.")
-    if not 0.0 < how.top_p <= 1.0:
-        raise ConfigError(f"rollout.top_p must be above 0 and at most 1, got {how.top_p}.")

@@ -1,0 +1,96 @@
+"""What was read from files, made fit to compute with: all of a model's tensors, in memory that torch allocated.
+
+A safetensors file is mapped into memory, and a tensor that stays there lies wherever the file's header ends, at any
+multiple of 4 bytes. Matrix products on a CPU choose their kernels by that alignment and round differently in the last
+bit, so the same weights from two files would train apart. torch allocates at multiples of 64 bytes on a CPU (512 on a
+GPU), and the copies made here are contiguous, so products depend on numbers and shapes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vapo.errors import ModelError
+
+SHOWN = 3
+"""Names that a message lists before it only counts."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, in memory of their own, contiguous."""
+    return {name: _copy(tensor) for name, tensor in load_file(path).items()}
+
+
+def read_model(loader: Any, source: str | Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """`loader.from_pretrained`, and what it has to say, for `check_complete`; the model may still lie in its file."""
+    # tensors of another shape are let through to be refused by name: transformers' own error has none
+    found = loader.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    return cast(tuple[PreTrainedModel, dict[str, Any]], found)
+
+
+def own_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, with every parameter and buffer moved to memory of its own; tied ones stay tied."""
+    copies: dict[Any, Tensor] = {}
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            # two parameters may share memory without being one object; none is where another one has been, because
+            # all of them had their places before the first was moved
+            place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            if place not in copies:
+                copies[place] = _copy(tensor)
+            tensor.data = copies[place]
+    return model
+
+
+def check_complete(
+    model: PreTrainedModel, info: dict[str, Any], source: str | Path, what: str, *, may_lack: Collection[str] = ()
+) -> None:
+    """Raise ModelError unless the source gave the model every tensor it has, `may_lack` aside, and no others.
+
+    `info` comes from `read_model`; transformers has taken out what is tied, and what it knows to be harmless. A source
+    of another class may hold more parts than the model has (a vision tower, the LM head that a critic has no use for),
+    and those are left out; a tensor more inside a part that the model has is an error all the same: the model would
+    compute something else than was trained.
+    """
+    kind = type(model).__name__
+    saved_as = (getattr(model.config, "architectures", None) or [kind])[0]
+    faults = {
+        f"lacks tensors of {kind}, which would stay random": set(info["missing_keys"]) - set(may_lack),
+        f"has tensors of another shape than {kind} with its config.json": [
+            f"{name} {tuple(there)} instead of {tuple(here)}" for name, there, here in info["mismatched_keys"]
+        ],
+        f"has tensors that {kind} has no place for": [
+            name for name in info["unexpected_keys"] if saved_as == kind or _inside(model, name)
+        ],
+    }
+    if found := [f"it {fault}: {_shown(names)}" for fault, names in faults.items() if names]:
+        raise ModelError(
+            f"Cannot load the {what} from {source}: {'; '.join(found)}. It is damaged, not finished, or its "
+            "config.json belongs to other weights. Save it again with `save_pretrained`."
+        )
+
+
+def _shown(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _inside(model: PreTrainedModel, name: str) -> bool:
+    """Whether a name lies in one of the model's parts, deeper than beside them."""
+    modules = dict(model.named_modules())
+    prefix = model.base_model_prefix
+    whole = name if name.startswith(f"{prefix}.") or name.split(".")[0] in modules else f"{prefix}.{name}"
+    parents = [whole.rsplit(".", depth)[0] for depth in range(1, whole.count(".") + 1)]
+    nearest = next((parent for parent in parents if parent in modules), "")
+    return nearest not in ("", prefix)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
