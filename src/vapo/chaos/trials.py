@@ -23,7 +23,6 @@ from vapo.chaos.children import Ended, attempt
 from vapo.chaos.small import differences, fingerprint, long_config, small_config
 from vapo.config import Config
 from vapo.errors import DivergedError, StoppedError
-from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
 from vapo.trainer.loop import train_step
 from vapo.trainer.run import Run
@@ -184,7 +183,7 @@ def _save_only(
         run.watch = Watch()  # a pencil writes, too
         if not again:
             run.saving = replace(run.saving, every=0, keep=1)
-            run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
+            run.hand_over()
             train_step(run)
         os.write(ready[1], b"r")
         os.read(go[0], 1)
@@ -259,7 +258,7 @@ def disk_full(lab: Lab, seed: int) -> Outcome:
 def bad_number(lab: Lab, learner: str, number: int, what: str, value: str) -> Outcome:
     """One number that is not finite in one gradient step: the step is skipped, told, and nothing else changes."""
     folder = lab.folder()
-    spoil = partial(faults.spoil_gradient_step, learner_name=learner, number=number, what=what, value=float(value))
+    spoil = partial(faults.spoil_gradient_step, name=learner, number=number, what=what, value=float(value))
     ended = attempt(folder, lab.config, meddle=spoil)
     outcome = Outcome(count=1)
     if ended.code != 0:
@@ -281,9 +280,7 @@ def bad_number(lab: Lab, learner: str, number: int, what: str, value: str) -> Ou
 def bad_for_good(lab: Lab, learner: str, what: str) -> Outcome:
     """Numbers that are never finite again: the run stops with exit code 3, all weights finite."""
     folder = lab.folder()
-    spoil = partial(
-        faults.spoil_gradient_step, learner_name=learner, number=1, what=what, value=float("nan"), times=10**6
-    )
+    spoil = partial(faults.spoil_gradient_step, name=learner, number=1, what=what, value=float("nan"), times=10**6)
     ended = attempt(folder, lab.config, meddle=spoil)
     outcome = Outcome(count=1)
     if ended.code != DIVERGED:
