@@ -53,10 +53,10 @@ def sized_run(root: Path, hidden: int, layers: int) -> Run:
     small.folder.close()
     no_reference = {"algorithm": {"kl": {"coef": 0.0, "refresh_every": 0}}}
     run = runs.begin(small_config({"model": {"policy": str(root / "base")}}, no_reference), root / "run", SilentView())
-    for learner in run.learners:
-        for parameter in learner.parameters:
+    for network in run.learners:
+        for parameter in network.parameters:
             parameter.grad = torch.zeros_like(parameter)
-        learner.optimizer.step()
+        network.optimizer.step()
     return run
 
 
@@ -78,7 +78,7 @@ def write_raw(path: Path, count: int) -> None:
 
 def saving(root: Path, hidden: int, layers: int) -> list[str]:
     run = sized_run(root, hidden, layers)
-    weights = sum(4 * n.model.num_parameters() for n in (run.policy, run.critic) if n is not None)
+    weights = sum(network.published_bytes for network in run.learners)
     saves, raws = [], []
     for number in range(ROUNDS):
         run.state.step = number + 1

@@ -21,20 +21,19 @@ from vapo.models.networks import value_head
 from vapo.reports.live import SilentView
 from vapo.trainer.batch import Batch, collate
 from vapo.trainer.credit import assign_credit
-from vapo.trainer.learner import Learner
-from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective
-from vapo.trainer.run import Clock
-from vapo.trainer.sampling import sample_step
+from vapo.trainer.local_network import LocalNetwork
+from vapo.trainer.objectives import CriticObjective, PolicyObjective
+from vapo.trainer.pricing import price
 from vapo.trainer.scoring import score
 
 BUDGETS = (256, 1000, 4096)
 
 
-def gradient(objective: Objective, batch: Batch, tokens: int) -> torch.Tensor:
-    learner = Learner("x", objective, lr=0.0, weight_decay=0.0, max_grad_norm=1.0, micro_batch_tokens=tokens)
-    objective.module.zero_grad()
-    learner.accumulate(batch)
-    return torch.cat([p.grad.double().flatten() for p in learner.parameters if p.grad is not None])
+def gradient(objective: PolicyObjective | CriticObjective, batch: Batch, tokens: int) -> torch.Tensor:
+    owner = objective.policy if isinstance(objective, PolicyObjective) else objective.critic
+    network = LocalNetwork("x", owner, objective=objective)
+    network.accumulate(batch, micro_batch_tokens=tokens)
+    return torch.cat([p.grad.double().flatten() for p in network.parameters if p.grad is not None])
 
 
 def main() -> None:
@@ -44,7 +43,8 @@ def main() -> None:
         assert run.critic is not None
         torch.manual_seed(0)
         torch.nn.init.normal_(value_head(run.critic.model).weight, std=0.1)  # a head at 0 gives the backbone nothing
-        batch = collate(sample_step(run, Clock())[0], run.algorithm, max_response_tokens=run.decoding.max_tokens)
+        episodes = run.source.next(run.state).episodes
+        batch = collate(episodes, price(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens))
         batch = score(batch, policy=run.policy, critic=run.critic, micro_batch_tokens=16384)
         batch = assign_credit(batch, run.algorithm)
         assert batch.advantages is not None
@@ -56,9 +56,9 @@ def main() -> None:
         for name, data, mu in (("policy", batch, 0.0), ("positive-lm", silent, 0.1), ("both", batch, 0.1)):
             algorithm = replace(run.algorithm, positive_lm=mu)
             result[name] = largest(
-                lambda layout, a=algorithm: PolicyObjective(replace(run.policy, layout=layout), a), data, order
+                lambda layout, a=algorithm: PolicyObjective(replace(run.policy.network, layout=layout), a), data, order
             )
-        critic = run.critic
+        critic = run.critic.network
         result["critic"] = largest(lambda layout: CriticObjective(replace(critic, layout=layout), credit), batch, order)
         run.folder.close()
         print(json.dumps(result, indent=1))

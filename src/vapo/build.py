@@ -20,10 +20,11 @@ from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
 from vapo.rollout.engines import make_engine
 from vapo.scoring import evaluate_prompts, fingerprint
-from vapo.trainer.learner import Learner
+from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
 from vapo.trainer.run import Run
+from vapo.trainer.sampling import SynchronousSource
 from vapo.types import Progress, Task
 
 
@@ -41,9 +42,9 @@ def assemble(config: Config, saved: Path | None, observer: Observer, task: Task 
 
 
 def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
-    """The run's objects on checked ground: networks, learners, engine."""
+    """The run's objects on checked ground: networks and engine."""
     sections, algorithm = config.sections, config.algorithm
-    settings, optimization = sections.trainer, algorithm.optimization
+    settings = sections.trainer
     torch.manual_seed(sections.seed)
     trust, autocast = sections.model.trust_remote_code, sections.model.dtype == "bfloat16"
     device = best_device()
@@ -59,17 +60,17 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
     if sections.model.gradient_checkpointing:
         checkpoint_gradients(model)
 
-    def learner(name: str, objective: Objective, lr: float) -> Learner:
-        return Learner(
+    def local(name: str, network: Policy | Critic, objective: Objective | None = None) -> LocalNetwork:
+        return LocalNetwork(
             name,
-            objective,
-            lr=lr,
+            network,
+            base.tokenizer,
+            objective=objective,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
-            micro_batch_tokens=settings.micro_batch_tokens,
         )
 
-    critic = critic_learner = None
+    critic = None
     if isinstance(algorithm.credit, Gae):
         network, origin = load_critic(base.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
         network = moved(network, device)
@@ -77,10 +78,11 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
             add_lora(network, sections.model.critic_lora, sections.model.lora_alpha, keep=value_head(network))
         if sections.model.gradient_checkpointing:
             checkpoint_gradients(network)
-        critic = Critic(network, choose_layout(network, settings.layout), autocast, origin)
+        value = Critic(network, choose_layout(network, settings.layout), autocast, origin)
         at_end = settings.pretraining_at == "end"
-        objective = RewardModelObjective(critic) if at_end else CriticObjective(critic, algorithm.credit)
-        critic_learner = learner("critic", objective, optimization.critic_lr)
+        critic = local(
+            "critic", value, RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)
+        )
 
     engine = make_engine(sections.rollout.engine, sampler, slots=sections.rollout.slots)
     evaluation = sections.evaluation
@@ -99,7 +101,7 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
         )
         return {**result.summary(), "set": evaluation_set, **result.tallies()}
 
-    return Run(
+    run = Run(
         config=config.as_dict(),
         seed=sections.seed,
         algorithm=algorithm,
@@ -112,15 +114,15 @@ def _on_ground(config: Config, base: Ground, observer: Observer) -> Run:
         train_prompts=base.train_prompts,
         heldout_prompts=base.heldout_prompts,
         tokenizer=base.tokenizer,
-        policy=policy,
+        policy=local("policy", policy, PolicyObjective(policy, algorithm)),
         critic=critic,
-        reference=reference,
-        policy_learner=learner("policy", PolicyObjective(policy, algorithm), optimization.actor_lr),
-        critic_learner=critic_learner,
+        reference=reference and local("reference", reference),
         engine=engine,
         evaluate=evaluate_now,
         observer=observer,
     )
+    run.source = SynchronousSource(run)
+    return run
 
 
 def _warn_about_lambda(run: Run) -> None:

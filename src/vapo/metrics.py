@@ -318,7 +318,12 @@ SECTIONS = (
         "Where dynamic sampling drops groups, these numbers are of everything that was drawn. Responses whose verdict\n"
         "is invalid count in `verdict/invalid_ratio` only.",
     ),
-    Section("Policy", _POLICY, "Token means run over the tokens that are learned from."),
+    Section(
+        "Policy",
+        _POLICY,
+        "Token means run over the tokens that are learned from. A diagnostic that overflows is `null`\n"
+        "and cancels no gradient step.",
+    ),
     Section(
         "Critic",
         _CRITIC,

@@ -15,20 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vapo.build import assemble
 from vapo.config import SIZED_BY, Config, Layer, TaskConfig, flatten, read_yaml, resolve
 from vapo.environment import environment
 from vapo.errors import CheckpointError, ConfigError, DivergedError, StoppedError, command
 from vapo.ground import close, with_whole_paths
-from vapo.models.saving import save_model
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
 from vapo.tasks.catalog import check_task, is_known
 from vapo.trainer import checkpoint, snapshot
 from vapo.trainer.loop import train as run_loop
+from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
+from vapo.trainer.pretrain import pool_bytes
 from vapo.trainer.record import LOCK, RunFolder
 from vapo.trainer.run import Run
 from vapo.trainer.watch import Watchdog
@@ -51,11 +51,10 @@ def check_folder(path: Path) -> None:
         )
 
 
-def check_disk(run: Run, path: Path, checkpoints: int) -> None:
-    """Raise ConfigError unless so many checkpoints, and the finished models, have room where `path` is or will be."""
-    needed = checkpoints * snapshot.size(run) + sum(
-        4 * n.model.num_parameters() for n in (run.policy, run.critic) if n is not None
-    )
+def check_disk(run: Run, path: Path, checkpoints: int, *, more: int = 0) -> None:
+    """Raise ConfigError unless so many checkpoints, the finished models and `more` bytes have room where `path` is or
+    will be."""
+    needed = checkpoints * snapshot.size(run) + sum(network.published_bytes for network in run.learners) + more
     free = shutil.disk_usage(next(p for p in [path, *path.absolute().parents] if p.exists())).free
     if free < needed:
         raise ConfigError(
@@ -95,7 +94,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
     config = config if task else with_whole_paths(config)
     run = assemble(config, None, observer, task)
     with _let_go_on_error(run, run_dir):
-        check_disk(run, run_dir, run.saving.keep + 1)
+        check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
         run.folder = RunFolder(run_dir)
         check_folder(run_dir)  # loading takes a while; somebody else may have been here
         run.folder.write_text("environment.json", json.dumps(environment(), indent=1))
@@ -215,9 +214,8 @@ def finish(run: Run, *, report: bool = True) -> Run:
             run.watch = Watchdog(path, factor=guards.stuck_factor, floor_s=guards.stuck_floor_s)
         run_loop(run)
         run.watch.beat("writing the models and the report")
-        _publish(run.policy.model, run.tokenizer, path / "policy")
-        if run.critic is not None:
-            _publish(run.critic.model, run.tokenizer, path / "critic")
+        for network in run.learners:
+            _publish(network, path / network.name)
         if report:
             curves_png(path, path / "curves.png")
             write_report(path)
@@ -238,10 +236,10 @@ def finish(run: Run, *, report: bool = True) -> Run:
     return run
 
 
-def _publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A finished model under its name, whole or not at all."""
+def _publish(network: Network, folder: Path) -> None:
+    """Write a finished network to its folder, whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    save_model(model, tokenizer, temporary)
+    network.publish(temporary)
     checkpoint.remove(folder)
     temporary.rename(folder)

@@ -87,19 +87,66 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A stretch of an episode after the prompt, written by the policy or by the environment (a tool's output, say).
+
+    `logprobs` belongs to the policy's turns, one per token as in `Completion`; it is empty in the environment's.
+    """
+
+    author: Literal["policy", "environment"]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = len(self.token_ids) if self.author == "policy" else 0
+        if len(self.logprobs) != expected:
+            raise ValueError(f"a turn of the {self.author} needs {expected} logprobs, got {len(self.logprobs)}")
+
+
+@dataclass(frozen=True)
 class Episode:
-    """A prompt, one response to it, and the verdict. `sample` counts the responses to one prompt from 0."""
+    """A prompt, what followed it turn by turn, and the verdict. `sample` counts the episodes of one prompt from 0.
+
+    Only the policy's tokens are learned from. `finish_reason` is that of the policy's last turn, `policy_version` the
+    trainer's step whose weights wrote all of its turns. `response` is the text that is judged.
+    """
 
     prompt: Prompt
     sample: int
-    completion: Completion
+    turns: tuple[Turn, ...]
     response: str
+    finish_reason: FinishReason
+    policy_version: int
     verdict: Verdict = field(default=Verdict("invalid", "not judged yet"))
+
+    @classmethod
+    def of_completion(
+        cls, prompt: Prompt, sample: int, completion: Completion, response: str, verdict: Verdict | None = None
+    ) -> Episode:
+        """The episode of one turn: a prompt and one completion."""
+        turns = (Turn("policy", completion.token_ids, completion.logprobs),)
+        judged = {} if verdict is None else {"verdict": verdict}
+        return cls(prompt, sample, turns, response, completion.finish_reason, completion.policy_version, **judged)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens after the prompt."""
+        return tuple(token for turn in self.turns for token in turn.token_ids)
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """One number per token after the prompt, in nats; 0 where the environment wrote."""
+        return tuple(x for turn in self.turns for x in (turn.logprobs or (0.0,) * len(turn.token_ids)))
+
+    @property
+    def written(self) -> tuple[bool, ...]:
+        """For each token after the prompt, whether the policy wrote it."""
+        return tuple(turn.author == "policy" for turn in self.turns for _ in turn.token_ids)
 
     @property
     def truncated(self) -> bool:
         """Whether the sampler cut the response off at the length limit."""
-        return self.completion.finish_reason == "length"
+        return self.finish_reason == "length"
 
 
 class Task(Protocol):

@@ -19,7 +19,7 @@ HOW = Decoding(max_tokens=8, stop_token_ids=(1,))
 
 def episode(prompt: str, sample_number: int, status: str, length: int = 4, finish: str = "stop") -> Episode:
     completion = Completion((2,) * length, (-1.0,) * length, finish, 0)
-    return Episode(Prompt(prompt, "x"), sample_number, completion, status, Verdict(status))
+    return Episode.of_completion(Prompt(prompt, "x"), sample_number, completion, status, Verdict(status))
 
 
 def test_scores_of_two_prompts_with_four_samples_each_counted_by_hand():
@@ -66,7 +66,7 @@ def test_samples_of_a_prompt_that_comes_twice_go_on_counting():
     second = sample(engine, [prompt], drawn=drawn, **ask)
     together = sample(engine, [prompt, prompt], **ask)
     assert [e.sample for e in first + second] == [0, 1, 2, 3]
-    assert [e.completion for e in first + second] == [e.completion for e in together]
+    assert [(e.turns, e.finish_reason) for e in first + second] == [(e.turns, e.finish_reason) for e in together]
 
 
 def test_the_stop_token_is_part_of_the_completion_and_not_of_the_text():
@@ -77,7 +77,7 @@ def test_the_stop_token_is_part_of_the_completion_and_not_of_the_text():
     stopped = [e for e in episodes if not e.truncated]
     assert stopped
     for e in stopped:
-        assert e.completion.token_ids[-1] == 1
+        assert e.token_ids[-1] == 1
         assert "<eos>" not in e.response
 
 

@@ -73,14 +73,14 @@ def test_the_value_read_is_the_one_before_the_last_token_whatever_the_batches():
     critic = Critic(LlamaForTokenClassification(config).eval(), "padded")
     lengths = [3, 1, 7, 5]
     episodes = [
-        Episode(
+        Episode.of_completion(
             Prompt(f"p{i}", "x", token_ids=(2, 3, 4)), 0, Completion(tuple(range(2, 2 + n)), (0.0,) * n, "stop", 0), ""
         )
         for i, n in enumerate(lengths)
     ]
     one_by_one = []
     for episode, n in zip(episodes, lengths, strict=True):
-        tokens = torch.tensor([*episode.prompt.token_ids, *episode.completion.token_ids])
+        tokens = torch.tensor([*episode.prompt.token_ids, *episode.token_ids])
         with torch.no_grad():
             one_by_one.append(float(critic.values(Sequences((tokens,), (n,)), n)[0, -1]))
     for budget in (1, 12, 1000):
@@ -95,7 +95,7 @@ def test_the_value_read_is_the_one_before_the_last_token_whatever_the_batches():
 def test_an_evaluation_tells_what_the_critic_adds():
     verdicts, answers = [1, 1, 0, 0, 0, 1], ["5", "5", "6", "6", "6", "5"]
     episodes = [
-        Episode(Prompt(f"p{i // 3}", "x"), i % 3, Completion((2,), (0.0,), "stop", 0), answers[i],
+        Episode.of_completion(Prompt(f"p{i // 3}", "x"), i % 3, Completion((2,), (0.0,), "stop", 0), answers[i],
                 Verdict("right" if v else "wrong"))
         for i, v in enumerate(verdicts)
     ]  # fmt: skip

@@ -118,7 +118,7 @@ def test_a_prompt_that_cannot_be_had_later_on_is_named():
 
 
 def episodes(count: int) -> list[Episode]:
-    return [Episode(prompt(), j, Completion((5, 2), (0.0, 0.0), "stop", 3), str(j)) for j in range(count)]
+    return [Episode.of_completion(prompt(), j, Completion((5, 2), (0.0, 0.0), "stop", 3), str(j)) for j in range(count)]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ import pytest
 
 import toys
 from vapo import runs
+from vapo.chaos.faults import spoil_gradient_step
 from vapo.config import Layer
 from vapo.errors import CheckpointError, ConfigError, StoppedError
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
-from vapo.trainer import checkpoint, snapshot
+from vapo.trainer import checkpoint, local_network, snapshot
 from vapo.trainer.run import Run
 
 GOLDEN = Path(__file__).parent / "golden" / "format-1"
@@ -250,14 +251,14 @@ def test_a_run_cannot_be_made_shorter_than_it_is(base: Path, tmp_path: Path):
 def test_a_kill_while_the_finished_models_are_written_leaves_none_that_is_torn(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = runs.save_model
+    real = local_network.save_model
 
     def killed(model, tokenizer, folder: Path) -> None:
         real(model, tokenizer, folder)
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "save_model", killed)
+    monkeypatch.setattr(local_network, "save_model", killed)
     with pytest.raises(KeyboardInterrupt):
         runs.finish(toys.toy_run(base, tmp_path / "run"), report=False)
     assert not (tmp_path / "run" / "policy").exists()
@@ -302,6 +303,22 @@ def test_other_errors_of_the_system_are_not_called_a_full_disk(base: Path, tmp_p
     run.observer.step = fails
     with pytest.raises(FileNotFoundError):
         runs.finish(run)
+
+
+def test_rollouts_and_skipped_minibatches_that_cannot_be_written_are_alarms_that_the_user_sees(
+    base: Path, tmp_path: Path
+):
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="grpo")
+    (tmp_path / "run" / "rollouts").write_text("no folder")
+    (tmp_path / "run" / "skipped").write_text("no folder")
+    spoil_gradient_step(run, "policy", 1, "loss", float("nan"))
+    seen: list[str] = []
+    run.observer.alarm = seen.append
+    runs.finish(run, report=False)
+    assert any(message.startswith("Rollouts of step_000001 were not written") for message in seen)
+    assert any(message.startswith("The skipped minibatches of step_000001_policy") for message in seen)
+    written = [e["message"] for e in events(tmp_path / "run") if e["event"] == "alarm"]
+    assert set(seen) == set(written)
 
 
 def test_a_library_that_says_it_in_words_only_is_understood(tmp_path: Path):

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vapo.algo.presets import DAPO, GRPO, VAPO, Fixed, GroupBaseline
-from vapo.trainer.batch import Batch, collate
+from vapo.algo.presets import DAPO, GRPO, VAPO, Algorithm, Fixed, GroupBaseline, LengthAdaptive
+from vapo.trainer.batch import Batch
+from vapo.trainer.batch import collate as pack
 from vapo.trainer.credit import assign_credit
 from vapo.trainer.measure import rollout_figures, scoring_figures
-from vapo.types import Completion, Episode, Prompt, Verdict
+from vapo.trainer.pricing import price
+from vapo.types import Completion, Episode, Prompt, Turn, Verdict
 
 RIGHT, WRONG, INVALID = Verdict("right"), Verdict("wrong"), Verdict("invalid", "timed out")
 LONG = replace(VAPO, credit=replace(VAPO.credit, policy_lambda=Fixed(0.95)))
@@ -20,7 +22,11 @@ VALUES = [0.5, 0.6, 0.4, 0.8]
 
 def episode(verdict: Verdict, length: int = 4, prompt: str = "p", finish: str = "stop") -> Episode:
     completion = Completion(tuple(range(2, 2 + length)), (-1.0,) * length, finish, 0)
-    return Episode(Prompt(prompt, "x", None, (9, 9)), 0, completion, "", verdict)
+    return Episode.of_completion(Prompt(prompt, "x", None, (9, 9)), 0, completion, "", verdict)
+
+
+def collate(episodes: list[Episode], algorithm: Algorithm, *, max_response_tokens: int) -> Batch:
+    return pack(episodes, price(episodes, algorithm, max_response_tokens=max_response_tokens))
 
 
 def credited(episodes: list[Episode], algorithm=LONG, final: float = 0.7) -> Batch:
@@ -112,6 +118,39 @@ def test_soft_overlong_punishment_lowers_the_outcome_but_not_the_verdict():
     batch = collate([episode(RIGHT, length=18), episode(RIGHT, length=16)], DAPO, max_response_tokens=20)
     assert batch.outcomes.tolist() == [0.5, 1.0]
     assert batch.right.tolist() == [True, True]
+
+
+def two_turns(verdict: Verdict) -> Episode:
+    """Two tokens of the policy, two of the environment, two of the policy."""
+    turns = (Turn("policy", (2, 3), (-1.0, -2.0)), Turn("environment", (4, 5)), Turn("policy", (6, 7), (-3.0, -4.0)))
+    return Episode(Prompt("p", "x", None, (9, 9)), 0, turns, "", "stop", 0, verdict)
+
+
+def test_only_the_policys_turns_are_learned_from_and_the_environments_are_read():
+    batch = collate([two_turns(RIGHT), episode(WRONG, length=3)], GRPO, max_response_tokens=20)
+    assert batch.tokens[0].tolist() == [9, 9, 2, 3, 4, 5, 6, 7]
+    assert batch.response_lengths.tolist() == [6, 3]
+    assert batch.mask.int().tolist() == [[1, 1, 0, 0, 1, 1], [1, 1, 1, 0, 0, 0]]
+    assert batch.sampled_logp[0].tolist() == [-1.0, -2.0, 0.0, 0.0, -3.0, -4.0]
+    with pytest.raises(ValueError, match="environment needs 0 logprobs"):
+        Turn("environment", (4, 5), (-1.0, -1.0))
+
+
+def test_credit_passes_over_the_environments_turn_as_if_it_were_not_there():
+    # with a hole: V = .5 .6 | 9 9 | .4 .8, R = 1, lambda .95: the four tokens have the advantages of one turn
+    batch = collate([two_turns(RIGHT)], LONG, max_response_tokens=20)
+    values = torch.tensor([[*VALUES[:2], 9.0, 9.0, *VALUES[2:]]])
+    batch = assign_credit(replace(batch, old_values=values), LONG)
+    torch.testing.assert_close(batch.advantages, torch.tensor([[0.442475, 0.3605, 0.0, 0.0, 0.59, 0.2]]))
+    torch.testing.assert_close(batch.returns, torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0, 1.0]]))
+
+
+def test_text_of_the_environment_fills_the_length_limit_but_not_the_adaptive_lambda():
+    # L_max 10, L_cache 5: 2 + 2 + 2 tokens -> -(6 - 5) / 5
+    short = replace(DAPO, reward=replace(DAPO.reward, overlong_cache=0.5))
+    assert price([two_turns(RIGHT)], short, max_response_tokens=10).outcomes.tolist() == pytest.approx([0.8])
+    adaptive = replace(VAPO, credit=replace(VAPO.credit, policy_lambda=LengthAdaptive(alpha=0.5)))
+    assert credited([two_turns(RIGHT)], adaptive).lam.tolist() == pytest.approx([1 - 1 / (0.5 * 4)])
 
 
 def test_whitening_touches_the_policy_and_never_the_critics_target():

@@ -85,6 +85,19 @@ def test_figures_that_a_method_does_not_have_raise_no_alarm():
         assert new_alarms({"value/explained_variance": float("nan"), "entropy": None}, state, GuardSettings()) == {}
 
 
+def test_a_move_of_the_policy_that_overflows_is_a_step_too_far():
+    assert "step too far" in new_alarms({**HEALTHY, "kl/update": float("inf")}, State(), GuardSettings())
+    assert not new_alarms({**HEALTHY, "kl/update": float("nan")}, State(), GuardSettings())
+
+
+def test_too_few_responses_with_a_signal_raise_an_alarm_after_enough_steps_and_once_a_streak():
+    state, settings = State(), GuardSettings(patience=3)
+    kept = [31, 0, 32, 31, 31, 30, 31, 32, 31]
+    raised = [new_alarms(HEALTHY, state, settings, kept=n, wanted=32) for n in kept]
+    assert [list(r) for r in raised] == [[]] * 5 + [["too few with a signal"]] + [[]] * 3
+    assert "Only 30 of 32 responses carry a signal" in raised[5]["too few with a signal"]
+
+
 def always(action: str, **more: Any) -> dict[str, Any]:
     """An alarm in the second joint step, whatever happens."""
     return {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": action} | more}
@@ -139,19 +152,19 @@ def test_after_a_rollback_the_checkpoints_own_bad_steps_do_not_count(base: Path,
 
 
 @pytest.mark.parametrize(
-    ("learner", "what"),
+    ("network", "what"),
     [("policy", x) for x in ("loss", "gradient", "advantages", "old_logp")]
     + [("critic", x) for x in ("loss", "gradient", "returns")],
 )
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, learner: str, what: str, value: str):
+def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, network: str, what: str, value: str):
     from vapo.chaos.faults import spoil_gradient_step
 
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}, "evaluation": {"prompts": 1}})
-    spoil_gradient_step(run, learner, 1, what, float(value), times=10**6)  # every gradient step there is
-    chosen = run.policy_learner if learner == "policy" else run.critic_learner
+    spoil_gradient_step(run, network, 1, what, float(value), times=10**6)  # every gradient step there is
+    chosen = run.policy if network == "policy" else run.critic
     before = [p.clone() for p in chosen.parameters]
-    three_in_a_row = learner == "critic"  # two steps of pretraining, one joint one
+    three_in_a_row = network == "critic"  # two steps of pretraining, one joint one
     with pytest.raises(DivergedError) if three_in_a_row else contextlib.nullcontext():
         runs.finish(run, report=False)
     assert all(torch.equal(b, p) for b, p in zip(before, chosen.parameters, strict=True))
@@ -159,9 +172,27 @@ def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, l
     kept = sorted((tmp_path / "run" / "skipped").glob("*.safetensors"))
     batch = Batch.from_tensors(load_file(kept[0]))
     if what in ("loss", "gradient"):  # what was kept can be learned from again
-        figures = type(chosen).accumulate(chosen, batch)
+        figures = type(chosen).accumulate(chosen, batch, micro_batch_tokens=1000)
         assert all(torch.isfinite(torch.as_tensor(v)) for v in figures.values())
     assert len(batch) == 8
+
+
+def test_a_diagnostic_that_is_not_finite_is_logged_as_null_and_cancels_no_step(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="grpo")
+    honest = run.policy.objective.loss
+
+    def with_diverging_diagnostic(micro: Batch, weights: dict[str, torch.Tensor]):
+        loss, figures = honest(micro, weights)
+        return loss, {**figures, "kl/update": torch.tensor(float("inf"))}
+
+    object.__setattr__(run.policy.objective, "loss", with_diverging_diagnostic)
+    runs.finish(run, report=False)
+    whole = toys.toy_run(base, tmp_path / "whole", {"trainer": {"steps": 1}}, preset="grpo")
+    runs.finish(whole, report=False)
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (line["skipped/policy"], line["gradient_steps"], line["kl/update"]) == (0, 4, None)
+    for one, other in zip(run.policy.parameters, whole.policy.parameters, strict=True):
+        assert torch.equal(one, other)
 
 
 # --------------------------------------------------------------------------- memory
@@ -170,7 +201,7 @@ def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, l
 def little_memory(run: Run, tokens: int, *, cpu: bool = False) -> list[int]:
     """Let the policy's loss fail above so many tokens; the sizes that were tried."""
     tried: list[int] = []
-    objective = run.policy_learner.objective
+    objective = run.policy.objective
 
     class Little(type(objective)):
         def loss(self, micro, weights):
@@ -182,7 +213,7 @@ def little_memory(run: Run, tokens: int, *, cpu: bool = False) -> list[int]:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().loss(micro, weights)
 
-    run.policy_learner.objective = Little(objective.policy, objective.algorithm)
+    run.policy.objective = Little(objective.policy, objective.algorithm)
     return tried
 
 
@@ -196,7 +227,7 @@ def test_out_of_memory_halves_the_micro_batch_and_redoes_the_same_step(base: Pat
     runs.finish(whole, report=False)
     assert max(tried) > 50
     assert run.state.micro_batch_tokens == {"policy": 40}
-    for one, other in zip(run.policy_learner.parameters, whole.policy_learner.parameters, strict=True):
+    for one, other in zip(run.policy.parameters, whole.policy.parameters, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     alarms = [e["message"] for e in events(tmp_path / "run") if e["event"] == "alarm"]
     assert "Out of memory in policy with 160 tokens at once" in alarms[0]
@@ -216,7 +247,7 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(base: Path, tmp
     def fails(*_: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    object.__setattr__(run.policy_learner.objective, "loss", fails)
+    object.__setattr__(run.policy.objective, "loss", fails)
     with pytest.raises(RuntimeError, match="shapes"):
         runs.finish(run)
 

@@ -1,19 +1,24 @@
-"""Guarantee 1: the gradient of one optimizer step does not depend on micro-batches, padding, packing or order."""
+"""Guarantee 1: the gradient of one optimizer step does not depend on micro-batches, padding, packing, order or the
+number of processes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 import toys
+from split_network import Pair, SplitNetwork
 from vapo.algo.presets import DAPO, GRPO, PPO, VAPO, Algorithm, Clip, Gae, Kl
 from vapo.models.networks import Critic, Policy
 from vapo.trainer.batch import Batch, micro_batches, minibatches
-from vapo.trainer.learner import Learner
-from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective
+from vapo.trainer.local_network import LocalNetwork
+from vapo.trainer.network import Network
+from vapo.trainer.objectives import CriticObjective, PolicyObjective
 
 EVERYTHING = replace(
     VAPO, clip=Clip(low=0.2, high=0.28, dual=3.0), kl=Kl(coef=0.5), credit=replace(VAPO.credit, value_clip=0.2)
@@ -52,29 +57,45 @@ def batch_of(lengths: list[int], seed: int = 0) -> Batch:
 LENGTHS = [2, 11, 5, 17, 1, 8, 30, 3]
 
 
-def objective(kind: str, algorithm: Algorithm, layout: str) -> Objective:
+def local(kind: str, algorithm: Algorithm, layout: str = "packed") -> LocalNetwork:
     if kind == "policy":
-        return PolicyObjective(Policy(toys.tiny_llama(), layout), algorithm)
+        policy = Policy(toys.tiny_llama(), layout)
+        return LocalNetwork(kind, policy, objective=PolicyObjective(policy, algorithm))
     from transformers import LlamaForTokenClassification
 
     torch.manual_seed(0)
     config = toys.tiny_llama().config
     config.num_labels = 1
     assert isinstance(algorithm.credit, Gae)
-    return CriticObjective(Critic(LlamaForTokenClassification(config).eval(), layout), algorithm.credit)
+    critic = Critic(LlamaForTokenClassification(config).eval(), layout)
+    return LocalNetwork(kind, critic, objective=CriticObjective(critic, algorithm.credit))
 
 
-def gradient(kind: str, batch: Batch, *, tokens: int, layout: str = "packed", algorithm: Algorithm) -> Tensor:
-    learner = Learner(
-        kind,
-        objective(kind, algorithm, layout),
-        lr=0.0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        micro_batch_tokens=tokens,
-    )
-    learner.accumulate(batch)
-    return torch.cat([p.grad.flatten() for p in learner.parameters if p.grad is not None])
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Iterator[Pair]:
+    pair = Pair(tmp_path_factory.mktemp("pair"))
+    yield pair
+    pair.close()
+
+
+@pytest.fixture(params=["one process", "two processes"])
+def processes(request) -> Pair | None:
+    return request.getfixturevalue("pair") if request.param == "two processes" else None
+
+
+def gradient(
+    kind: str,
+    batch: Batch,
+    *,
+    tokens: int,
+    layout: str = "packed",
+    algorithm: Algorithm,
+    processes: Pair | None = None,
+) -> Tensor:
+    build = partial(local, kind, algorithm, layout)
+    network: Network = SplitNetwork(processes, build) if processes else build()
+    network.accumulate(batch, micro_batch_tokens=tokens)
+    return torch.cat([p.grad.flatten() for p in network.parameters if p.grad is not None])
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -94,27 +115,29 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "algorithm"), CASES)
-def test_the_gradient_is_the_same_for_any_micro_batch_size_and_layout(kind: str, algorithm: Algorithm):
+def test_the_gradient_is_the_same_for_any_micro_batch_size_and_layout(
+    kind: str, algorithm: Algorithm, processes: Pair | None
+):
     # pitfalls 3 and 5: a loss normalised per micro-batch grows with their number
     batch = batch_of(LENGTHS)
     whole = gradient(kind, batch, tokens=10**6, algorithm=algorithm)
     assert float(whole.norm()) > 0
     for tokens in (1, 24, 60):
         for layout in ("packed", "padded"):
-            split = gradient(kind, batch, tokens=tokens, layout=layout, algorithm=algorithm)
+            split = gradient(kind, batch, tokens=tokens, layout=layout, algorithm=algorithm, processes=processes)
             assert distance(split, whole) < 1e-5, (tokens, layout)
 
 
 @pytest.mark.parametrize(("kind", "algorithm"), CASES)
-def test_the_gradient_does_not_depend_on_the_order_of_the_rows(kind: str, algorithm: Algorithm):
+def test_the_gradient_does_not_depend_on_the_order_of_the_rows(kind: str, algorithm: Algorithm, processes: Pair | None):
     batch = batch_of(LENGTHS)
     order = torch.tensor([3, 0, 7, 1, 6, 2, 5, 4])
-    shuffled = gradient(kind, batch.select(order), tokens=40, algorithm=algorithm)
+    shuffled = gradient(kind, batch.select(order), tokens=40, algorithm=algorithm, processes=processes)
     assert distance(shuffled, gradient(kind, batch, tokens=40, algorithm=algorithm)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["policy", "critic"])
-def test_rubbish_at_masked_positions_reaches_no_gradient(kind: str):
+def test_rubbish_at_masked_positions_reaches_no_gradient(kind: str, processes: Pair | None):
     # pitfalls 1 and 10: 0 * nan is nan
     batch = batch_of(LENGTHS)
     hole = batch.mask.clone()
@@ -125,9 +148,65 @@ def test_rubbish_at_masked_positions_reaches_no_gradient(kind: str):
     dirty = replace(clean, **{n: torch.where(hole, getattr(batch, n), float("nan")) for n in names})
     dirty = replace(dirty, advantages=torch.where(hole, batch.advantages, 0.0))
     clean = replace(clean, advantages=dirty.advantages)
-    a = gradient(kind, dirty, tokens=40, algorithm=EVERYTHING)
+    a = gradient(kind, dirty, tokens=40, algorithm=EVERYTHING, processes=processes)
     assert torch.isfinite(a).all()
-    assert torch.equal(a, gradient(kind, clean, tokens=40, algorithm=EVERYTHING))
+    assert torch.equal(a, gradient(kind, clean, tokens=40, algorithm=EVERYTHING, processes=processes))
+
+
+POSITIVE_ONLY = replace(VAPO, positive_lm=1.0)
+"""With advantages of 0: the positive-example loss alone."""
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), [*CASES, ("policy", POSITIVE_ONLY)])
+@pytest.mark.parametrize("empty", [False, True])
+def test_two_processes_that_share_the_rows_take_the_step_of_one(
+    kind: str, algorithm: Algorithm, empty: bool, pair: Pair
+):
+    batch = batch_of([*LENGTHS, 4])  # 5 rows here, 4 there
+    if algorithm is POSITIVE_ONLY:
+        batch = replace(batch, advantages=torch.zeros_like(batch.mask, dtype=torch.float))
+    if empty:  # the second process has nothing to learn from
+        mask = batch.mask.clone()
+        mask[5:] = False
+        batch = replace(batch, mask=mask)
+    build = partial(local, kind, algorithm)
+    one, two = build(), SplitNetwork(pair, build)
+    figures = one.accumulate(batch, micro_batch_tokens=40)
+    shared = two.accumulate(batch, micro_batch_tokens=40)
+    assert shared == pytest.approx(figures, rel=1e-5, abs=1e-6)
+    for mine, theirs in zip(one.parameters, two.parameters, strict=True):
+        if mine.grad is None:
+            assert not theirs.grad.any()
+        else:
+            assert distance(theirs.grad, mine.grad) < 1e-6
+    taken, shared_taken = one.step(1e-3), two.step(1e-3)
+    assert taken.taken
+    assert shared_taken.figures == pytest.approx(taken.figures, rel=1e-5)
+    assert pair.ask("digest") == two.half.digest()  # both processes hold the same weights afterwards
+
+
+def test_two_processes_score_what_one_does(pair: Pair):
+    batch = batch_of([*LENGTHS, 4])
+    for kind, what in (("policy", ("logp", "entropy")), ("critic", ("values", "final_values"))):
+        build = partial(local, kind, VAPO)
+        expected = build().score(batch, what, micro_batch_tokens=40)
+        found = SplitNetwork(pair, build).score(batch, what, micro_batch_tokens=40)
+        for name in what:
+            torch.testing.assert_close(found[name], expected[name])
+
+
+def test_a_bad_number_in_one_process_stops_the_step_in_both(pair: Pair):
+    batch = batch_of(LENGTHS)
+    batch = replace(batch, advantages=batch.advantages.clone())
+    batch.advantages[-1, 0] = float("nan")  # a row of the second process
+    network = SplitNetwork(pair, partial(local, "policy", VAPO))
+    before = network.half.digest()
+    network.accumulate(batch, micro_batch_tokens=40)
+    assert not network.step(1e-3).taken
+    assert network.half.digest() == pair.ask("digest") == before
+    network.accumulate(batch_of(LENGTHS), micro_batch_tokens=40)
+    assert network.step(1e-3).taken
+    assert network.half.digest() == pair.ask("digest") != before
 
 
 def test_the_positive_term_is_divided_by_the_right_tokens_of_the_minibatch_and_logged():
@@ -139,8 +218,7 @@ def test_the_positive_term_is_divided_by_the_right_tokens_of_the_minibatch_and_l
     assert float(weights["positive"].max()) == pytest.approx(1 / num_right)
     logp, _ = target.policy.logp(batch.sequences, batch.width)
     expected = -(logp[1].sum() + logp[-1].sum()) / num_right
-    learner = Learner("policy", target, lr=0.0, weight_decay=0.0, max_grad_norm=1.0, micro_batch_tokens=20)
-    figures = learner.accumulate(batch)
+    figures = LocalNetwork("policy", target.policy, objective=target).accumulate(batch, micro_batch_tokens=20)
     assert float(figures["loss/positive_lm"]) == pytest.approx(float(expected.detach()), rel=1e-5)
     loss, _ = target.loss(batch, weights)
     without, _ = PolicyObjective(target.policy, replace(VAPO, positive_lm=0.0)).loss(batch, weights)

@@ -13,12 +13,16 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 import toys
 from vapo import runs
-from vapo.errors import ConfigError, DivergedError, ModelError, StoppedError, VerifierBrokenError
+from vapo.algo.presets import GRPO
+from vapo.errors import ConfigError, DataError, DivergedError, ModelError, StoppedError, VerifierBrokenError
 from vapo.reports.live import SilentView
+from vapo.trainer.batch import collate
 from vapo.trainer.loop import train_step
-from vapo.trainer.run import Clock
-from vapo.trainer.sampling import sample_step, stream
-from vapo.types import Verdict
+from vapo.trainer.pricing import price
+from vapo.trainer.record import RunFolder, read_rollouts
+from vapo.trainer.rollouts import consume
+from vapo.trainer.sampling import stream
+from vapo.types import Episode, Prompt, Turn, Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +58,9 @@ def test_a_run_leaves_everything_the_design_promises(vapo_run: Path):
 
 def test_rollout_files_carry_every_token_with_its_numbers(vapo_run: Path):
     names = sorted(p.name for p in (vapo_run / "rollouts").iterdir())
-    assert names == [f"{n}.jsonl.gz" for n in ("pretrain_000001", "step_000001", "step_000002", "step_000003")]
+    assert names == [
+        f"{n}.jsonl.gz" for n in ("pretrain_000001", "pretrain_000002", "step_000001", "step_000002", "step_000003")
+    ]
     with gzip.open(vapo_run / "rollouts" / "step_000002.jsonl.gz", "rt") as file:
         samples = [json.loads(line) for line in file]
     assert len(samples) == 32
@@ -64,6 +70,34 @@ def test_rollout_files_carry_every_token_with_its_numbers(vapo_run: Path):
         assert sample["weight_version"] == 1
         assert sample["reward"] == (1.0 if sample["verdict"] == "right" else 0.0)
         assert all(r == sample["reward"] for r in sample["return"])  # lambda_critic = 1
+
+
+def test_a_saved_rollout_can_be_scored_again(base: Path, vapo_run: Path, tmp_path: Path):
+    episodes = read_rollouts(vapo_run / "rollouts" / "step_000001.jsonl.gz")
+    fresh = toys.toy_run(base, tmp_path / "fresh")  # the policy that sampled the first step
+    batch = collate(episodes, price(episodes, fresh.algorithm, max_response_tokens=8))
+    logp = fresh.policy.score(batch, ("logp",), micro_batch_tokens=1000)["logp"]
+    fresh.folder.close()
+    assert len(episodes) == 32
+    assert int(batch.mask.sum()) > 32
+    torch.testing.assert_close(logp[batch.mask], batch.sampled_logp[batch.mask], rtol=0, atol=2e-4)
+    assert {e.verdict.status for e in episodes} == {"right", "wrong"}
+    assert all(e.prompt.token_ids and e.policy_version == 0 for e in episodes)
+
+
+def test_rollouts_of_several_turns_are_read_back_as_they_were(base: Path, tmp_path: Path):
+    turns = (Turn("policy", (2, 3), (-1.5, -0.25)), Turn("environment", (4,)), Turn("policy", (1,), (-0.5,)))
+    prompt = Prompt("p", ({"role": "user", "content": "?"},), token_ids=(9, 9))
+    episode = Episode(prompt, 3, turns, "text", "length", 7, Verdict("wrong", "digit not named"))
+    batch = collate([episode], price([episode], GRPO, max_response_tokens=8))
+    folder = RunFolder(tmp_path / "run")
+    folder.rollouts("step_000008", [episode], batch, lambda ids: [str(i) for i in ids])
+    folder.close()
+    file = tmp_path / "run" / "rollouts" / "step_000008.jsonl.gz"
+    assert read_rollouts(file) == [episode]
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"step_000008.jsonl.gz cannot be read"):
+        read_rollouts(file)
 
 
 def test_the_sampler_and_the_trainer_agree_on_every_token(vapo_run: Path):
@@ -106,7 +140,7 @@ def test_a_critic_that_is_not_ready_raises_an_alarm(base: Path, tmp_path: Path):
 def test_a_method_with_a_group_baseline_builds_no_critic(base: Path, tmp_path: Path):
     run = toys.toy_run(base, tmp_path / "run", preset="dapo")
     assert run.critic is None
-    assert [learner.name for learner in run.learners] == ["policy"]
+    assert [network.name for network in run.learners] == ["policy"]
     runs.finish(run)
     assert not (tmp_path / "run" / "critic").exists()
     assert all("value/loss" not in m for m in metrics(tmp_path / "run"))
@@ -115,13 +149,13 @@ def test_a_method_with_a_group_baseline_builds_no_critic(base: Path, tmp_path: P
 def test_head_and_backbone_share_one_scheduled_optimizer(base: Path, tmp_path: Path):
     # pitfall 13: the value head had an optimizer of its own at peak learning rate
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"warmup_steps": 10}})
-    learner = run.critic_learner
-    assert {id(p) for p in learner.parameters} == {id(p) for p in run.critic.model.parameters()}
+    assert {id(p) for p in run.critic.parameters} == {id(p) for p in run.critic.model.parameters()}
     run.state.phase = "train"
-    run.engine.load_weights(run.policy.model.state_dict().items(), version=0)
+    run.hand_over()
     train_step(run)
-    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(learner.lr / 10)
-    assert run.policy_learner.optimizer.param_groups[0]["lr"] == pytest.approx(run.policy_learner.lr / 10)
+    peak = run.algorithm.optimization
+    assert run.critic.optimizer.param_groups[0]["lr"] == pytest.approx(peak.critic_lr / 10)
+    assert run.policy.optimizer.param_groups[0]["lr"] == pytest.approx(peak.actor_lr / 10)
     run.folder.close()
 
 
@@ -159,10 +193,8 @@ def test_a_verifier_that_raises_gives_an_invalid_verdict_and_no_crash(base: Path
 def test_gradients_that_are_not_finite_are_skipped_and_three_steps_in_a_row_stop_the_run(base: Path, tmp_path: Path):
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 9}}, preset="grpo")
     weights = {k: v.clone() for k, v in run.policy.model.state_dict().items()}
-    honest = run.policy_learner.objective.loss
-    object.__setattr__(
-        run.policy_learner.objective, "loss", lambda m, w: (honest(m, w)[0] * float("nan"), honest(m, w)[1])
-    )
+    honest = run.policy.objective.loss
+    object.__setattr__(run.policy.objective, "loss", lambda m, w: (honest(m, w)[0] * float("nan"), honest(m, w)[1]))
     with pytest.raises(DivergedError, match="actor_lr"):
         runs.finish(run)
     assert DivergedError.exit_code == 3
@@ -177,9 +209,13 @@ def test_dynamic_sampling_keeps_mixed_groups_only_and_gives_up_in_time(base: Pat
     # prompts 0..3 can never be right: their groups carry no signal
     hopeless = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(4)})
     run = toys.toy_run(base, tmp_path / "run", preset="dapo", task=hopeless)
-    run.engine.load_weights(run.policy.model.state_dict().items(), version=0)
-    kept, drawn = sample_step(run, Clock())
+    run.hand_over()
+    before = run.state.copy()
+    rollout = run.source.next(run.state)
+    assert run.state == before  # drawn, not consumed: nothing to undo if it is dropped
+    kept, drawn = rollout.episodes, rollout.drawn
     assert len(kept) == 32
+    consume(run.state, rollout)
     assert run.state.num_samples == len(drawn) > 32
     for start in range(0, 32, 4):
         assert len({e.prompt.id for e in kept[start : start + 4]}) == 1
@@ -199,8 +235,9 @@ def test_one_broken_prompt_does_not_stop_a_step_of_dynamic_sampling(base: Path, 
     for seed in range(4):
         task = toys.EchoTask({"train-3": Verdict("invalid", "no gold answer")})
         run = toys.toy_run(base, tmp_path / f"run{seed}", {"seed": seed}, preset="dapo", task=task)
-        run.engine.load_weights(run.policy.model.state_dict().items(), version=0)
-        kept, drawn = sample_step(run, Clock())
+        run.hand_over()
+        rollout = run.source.next(run.state)
+        kept, drawn = rollout.episodes, rollout.drawn
         assert all(e.verdict.valid for e in kept) or any(not e.verdict.valid for e in drawn)
         run.folder.close()
 
@@ -208,7 +245,8 @@ def test_one_broken_prompt_does_not_stop_a_step_of_dynamic_sampling(base: Path, 
 def test_fewer_responses_make_fewer_gradient_steps_not_smaller_minibatches(base: Path, tmp_path: Path):
     # only prompt 5 can be right: whatever is left after the refills is one or few groups of 4
     task = toys.EchoTask({f"train-{i}": Verdict("wrong") for i in range(8) if i != 5})
-    runs.finish(toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="dapo", task=task))
+    at_once = {"trainer": {"steps": 1}, "guards": {"patience": 1}}
+    runs.finish(toys.toy_run(base, tmp_path / "run", at_once, preset="dapo", task=task))
     line = metrics(tmp_path / "run")[0]
     kept = round(line["sampling/kept_ratio"] * line["num_samples"])
     assert kept < 32

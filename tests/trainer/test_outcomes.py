@@ -38,7 +38,9 @@ RIGHT = Verdict("right")
 
 
 def episode(status: Any, kind: Any = "unspecified", finish: Any = "stop") -> Episode:
-    return Episode(Prompt("p", "x"), 0, Completion((2,), (-1.0,), finish, 0), "text", Verdict(status, "", kind))
+    return Episode.of_completion(
+        Prompt("p", "x"), 0, Completion((2,), (-1.0,), finish, 0), "text", Verdict(status, "", kind)
+    )
 
 
 def counts(responses: int, right: int = 0, **why: int) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from vapo.errors import ConfigError, StoppedError
 from vapo.models.backbone import hidden_states
 from vapo.trainer.batch import Batch, concatenate
 from vapo.trainer.checkpoint import sha256
-from vapo.trainer.pretrain import pretrain_critic, replayed, with_returns
+from vapo.trainer.loop import train_step
+from vapo.trainer.pretrain import pretrain_critic, replayed, rollouts_are_due, with_returns
+from vapo.trainer.replay import ReplayPool, drawn_from
 from vapo.trainer.run import Run
 
 
@@ -70,13 +73,102 @@ def test_a_replay_holds_all_new_responses_and_draws_no_earlier_one_twice(count: 
     assert set(starts[2:]) <= {0, 100, 500, 600}
 
 
+def test_a_draw_gives_the_rows_that_drawing_from_all_batches_at_once_would():
+    earlier = [with_returns(batch_of(lengths, [1.0] * len(lengths), 300 * i), 1.0)
+               for i, lengths in enumerate([[1, 4], [5], [2, 2, 3]])]  # fmt: skip
+    for count in range(8):
+        whole = concatenate(earlier)
+        expected = whole.select(torch.randperm(6, generator=torch.Generator().manual_seed(count))[:count])
+        found = drawn_from(earlier, count, torch.Generator().manual_seed(count))
+        if count == 0:
+            assert found is None
+            continue
+        assert found is not None
+        one, other = found.tensors(), expected.tensors()
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"groups"}:  # numbered anew
+            assert torch.equal(one[name], other[name]), name
+
+
+def test_a_resume_reads_the_pool_and_samples_again_only_what_is_missing_or_damaged(tmp_path: Path):
+    batches = [batch_of([2, 3], [1.0, 0.0], 300 * i) for i in range(4)]
+    pool = ReplayPool(tmp_path, pytest.fail)
+    for batch in batches:
+        pool.add(batch)
+    files = sorted((tmp_path / "pretraining").iterdir())
+    assert [file.name for file in files] == [f"step_{i:06d}.safetensors" for i in (1, 2, 3, 4)]
+    content = bytearray(files[1].read_bytes())
+    content[-1] ^= 1
+    files[1].write_bytes(content)
+    files[2].unlink()
+    sampled: list[int] = []
+
+    def sample(step: int) -> Batch:
+        sampled.append(step)
+        return batches[step]
+
+    for again in ([1, 2], []):  # what was sampled again is written again
+        sampled.clear()
+        restored = ReplayPool(tmp_path, pytest.fail)
+        restored.restore(4, sample)
+        assert sampled == again
+        for one, other in zip(restored.batches, batches, strict=True):
+            assert all(torch.equal(one.tensors()[name], tensor) for name, tensor in other.tensors().items())
+
+
+def test_every_bit_of_a_pools_file_counts(tmp_path: Path):
+    batch = batch_of([1], [1.0])
+    ReplayPool(tmp_path, pytest.fail).add(batch)
+    (file,) = (tmp_path / "pretraining").iterdir()
+    content = file.read_bytes()
+    for at in range(8, len(content)):
+        spoiled = bytearray(content)
+        spoiled[at] ^= 1 << (at % 8)
+        file.write_bytes(spoiled)
+        restored = ReplayPool(tmp_path, pytest.fail)
+        restored.restore(1, lambda step: batch_of([1], [0.5]))  # told by its outcome
+        if float(restored.batches[0].outcomes[0]) == 1.0:  # white space of the header, or the like
+            assert all(torch.equal(restored.batches[0].tensors()[k], v) for k, v in batch.tensors().items()), at
+
+
+def test_a_resumed_pretraining_asks_the_engine_for_no_response_it_has_and_leaves_no_pool(tmp_path: Path):
+    replays = {"trainer": {"pretraining_steps": 3, "pretraining_passes": 3, "steps": 1}}
+    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", replays)
+    stopping(run)
+    with pytest.raises(StoppedError):
+        runs.finish(run)
+    assert [file.name for file in (tmp_path / "run" / "pretraining").iterdir()] == ["step_000001.safetensors"]
+    run = runs.resume(tmp_path / "run", toys.SilentView(), task=toys.EchoTask())
+    asked: list[int] = []
+    generate = run.engine.generate
+
+    def counting(prompts, *rest):
+        asked.append(len(prompts))
+        return generate(prompts, *rest)
+
+    run.engine.generate = counting
+    pretrain_critic(run)
+    run.folder.close()
+    assert asked == [16, 32, 32]  # held out, step 2, step 3
+    assert not (tmp_path / "run" / "pretraining").exists()
+
+
+def test_the_pool_is_part_of_the_disk_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    base = toys.toy_base(tmp_path / "base")
+    usage = shutil.disk_usage(tmp_path)._replace(free=50_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    many = {"pretraining_steps": 100_000, "steps": 1}
+    toys.toy_run(base, tmp_path / "once", {"trainer": {**many, "pretraining_passes": 1}}).folder.close()
+    with pytest.raises(ConfigError, match="The run needs about"):
+        toys.toy_run(base, tmp_path / "run", {"trainer": {**many, "pretraining_passes": 2}})
+
+
 def stopping(run: Run) -> None:
     """Ask for a stop in the moment a step is finished."""
     run.observer.step = lambda _: setattr(run, "stop_requested", True)
 
 
-def test_pretraining_that_is_resumed_between_its_steps_samples_the_lost_responses_again(tmp_path: Path):
-    # the responses of earlier steps are not saved: a resumed run must draw the same ones to learn from
+def test_pretraining_that_is_resumed_between_its_steps_learns_from_the_same_responses(tmp_path: Path):
     base = toys.toy_base(tmp_path / "base")
     replays = {"trainer": {"pretraining_steps": 4, "pretraining_passes": 3, "steps": 1}}
     runs.finish(toys.toy_run(base, tmp_path / "whole", replays))
@@ -111,26 +203,66 @@ def test_zero_steps_without_a_critic_to_pretrain_are_refused(tmp_path: Path):
 def test_a_reward_model_learns_from_the_state_after_the_last_token_only(tmp_path: Path):
     reward_model = {"trainer": {"steps": 0, "pretraining_at": "end", "pretraining_steps": 3, "pretraining_passes": 2}}
     run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", reward_model)
-    learner, critic = run.critic_learner, run.critic
-    assert learner is not None
+    critic = run.critic
     assert critic is not None
     batch = batch_of([2, 3], [1.0, 0.0])
     batch = replace(batch, tokens=tuple(t % 12 + 2 for t in batch.tokens))  # the toy knows 16 tokens
-    learner.accumulate(batch)
+    critic.accumulate(batch, micro_batch_tokens=1000)
     head = next(p for name, p in critic.model.named_parameters() if name.endswith("score.weight"))
     assert head.grad is not None
     # by hand: L = ½·½·Σ(V - R)², V = w·h + b = 0 at the start, so dL/dw = -½·Σ R·h(end) = -½·h(end of the first)
     with torch.no_grad():
-        hidden = hidden_states(critic.model, batch.tokens, critic.layout)
+        hidden = hidden_states(critic.model, batch.tokens, critic.network.layout)
     end = len(batch.tokens[0]) - 1
     torch.testing.assert_close(head.grad[0], -0.5 * hidden[end])
     cut_off = replace(batch, truncated=torch.tensor([False, True]))
-    assert learner.objective.weights(cut_off)["value"].tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
-    learner.optimizer.zero_grad()
+    assert critic.objective.weights(cut_off)["value"].tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    critic.optimizer.zero_grad()
     pretrain_critic(run)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "pretrain/end_explained_variance" in row
     run.folder.close()
+
+
+def test_pretraining_saves_the_responses_of_its_first_its_last_and_every_nth_step(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+
+    def saved(name: str, **more: int) -> list[str]:
+        settings = {"trainer": {"steps": 0, "save_rollouts_every": 3, "pretraining_steps": 7} | more}
+        runs.finish(toys.toy_run(base, tmp_path / name, settings), report=False)
+        return sorted(path.name[9:15] for path in (tmp_path / name / "rollouts").iterdir())
+
+    assert saved("whole") == ["000001", "000003", "000006", "000007"]
+    # a critic that cannot learn: the second step is the last
+    assert saved("impatient", pretraining_patience=1, critic_lr=0) == ["000001", "000002"]
+    assert [rollouts_are_due(step, 0, last=step == 2) for step in (1, 2)] == [False, False]
+
+
+def test_value_clipping_begins_with_joint_training_since_pretraining_has_no_old_values(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+    rows = []
+    for name, clip in (("clipped", 1e-3), ("free", None)):
+        settings = {"algorithm": {"credit": {"value_clip": clip}}, "trainer": {"steps": 1}}
+        runs.finish(toys.toy_run(base, tmp_path / name, settings), report=False)
+        rows.append([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+    clipped, free = rows
+    assert [row["phase"] for row in clipped] == ["pretrain", "pretrain", "train"]
+    assert [row["value/loss"] for row in clipped[:2]] == [row["value/loss"] for row in free[:2]]
+    assert clipped[2]["value/loss"] > free[2]["value/loss"]
+
+
+def test_the_critic_makes_critic_updates_passes_for_each_pass_of_the_policy(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+    steps: dict[int, dict[str, int]] = {}
+    for passes in (1, 3):
+        settings = {"algorithm": {"credit": {"critic_updates": passes}}, "trainer": {"steps": 1}}
+        run = toys.toy_run(base, tmp_path / str(passes), settings)
+        run.state.phase = "train"
+        run.hand_over()
+        train_step(run)
+        run.folder.close()
+        steps[passes] = {n.name: int(next(iter(n.optimizer.state.values()))["step"]) for n in run.learners}
+    assert steps == {1: {"critic": 4, "policy": 4}, 3: {"critic": 12, "policy": 4}}  # 32 responses, 8 a step
 
 
 def test_a_policy_cannot_be_trained_while_a_reward_model_is_made(tmp_path: Path):

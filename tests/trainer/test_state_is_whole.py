@@ -20,7 +20,6 @@ import torch
 import toys
 from vapo import runs
 from vapo.errors import DivergedError, VapoError
-from vapo.models.lora import plain_weights
 from vapo.reports.live import SilentView
 from vapo.trainer import checkpoint, loop
 from vapo.trainer.run import Run
@@ -42,18 +41,18 @@ def base(tmp_path_factory) -> Path:
 
 SAVED = (
     "state.",
-    "policy.model.",
-    "critic.model.",
-    "reference.model.",
-    "policy_learner.optimizer.state",
-    "critic_learner.optimizer.state",
+    "policy.network.model.",
+    "critic.network.model.",
+    "reference.network.model.",
+    "policy._optimizer.state",
+    "critic._optimizer.state",
 )
 MADE_AGAIN = {
     # the engine's copy of the policy, which every start hands over anew
     "engine.": "weights and the cache that the last rollout left",
     # set from the schedule before every update
-    "policy_learner.optimizer.param_groups": "the learning rate",
-    "critic_learner.optimizer.param_groups": "the learning rate",
+    "policy._optimizer.param_groups": "the learning rate",
+    "critic._optimizer.param_groups": "the learning rate",
     "folder._waiting": "log lines on their way to the disk",
     "watch.": "when the last sign of life was",
     "train_prompts._rendered": "prompts as tokens, kept so that they are made once",
@@ -109,7 +108,7 @@ def changed_over(work: Callable[[], object], run: Run) -> set[str]:
 @pytest.mark.parametrize("phase", ["pretrain", "train"])
 def test_whatever_changes_over_a_step_is_saved_or_made_again(base: Path, tmp_path: Path, phase: str):
     run = toys.toy_run(base, tmp_path / "run", KL, {"trainer": {"pretraining_steps": 1}})
-    run.engine.load_weights(plain_weights(run.policy.model), version=0)
+    run.hand_over()
     loop.evaluate(run)
     if phase == "train":
         loop.pretrain_critic(run)
@@ -119,11 +118,11 @@ def test_whatever_changes_over_a_step_is_saved_or_made_again(base: Path, tmp_pat
         changed = changed_over(lambda: loop.pretrain_critic(run), run)
     run.folder.close()
     assert any(path.startswith("state.") for path in changed)
-    assert any(path.startswith("critic.model.") for path in changed)
-    policy = {path for path in changed if path.startswith("policy.model.") and "._parameters." in path}
+    assert any(path.startswith("critic.network.model.") for path in changed)
+    policy = {path for path in changed if path.startswith("policy.network.model.") and "._parameters." in path}
     assert bool(policy) == (phase == "train")
     known = (*SAVED, *MADE_AGAIN)
-    # the same objects are reached by other names, too: the learners hold the networks
+    # the same objects are reached by other names, too: the objectives hold the networks
     assert {path for path in changed if not path.startswith(known)} == set()
 
 
@@ -182,26 +181,27 @@ def signature(folder: Path) -> dict[str, Any]:
 
 def spoiled_losses(run: Run) -> None:
     """Numbers that are never finite from the second joint step on."""
-    real = run.policy_learner.accumulate
+    real = run.policy.objective.loss
 
-    def accumulate(minibatch, **options):
-        figures = real(minibatch, **options)
-        return figures if run.state.step == 0 else {**figures, "loss/policy": torch.tensor(float("nan"))}
+    class Spoiled(type(run.policy.objective)):
+        def loss(self, micro, weights):
+            loss, figures = real(micro, weights)
+            return (loss if run.state.step == 0 else loss + float("nan")), figures
 
-    run.policy_learner.accumulate = accumulate
+    run.policy.objective = Spoiled(run.policy.objective.policy, run.policy.objective.algorithm)
 
 
 def small_memory(run: Run) -> None:
     """Memory for 60 tokens."""
-    real = run.policy_learner.objective.loss
+    real = run.policy.objective.loss
 
-    class Small(type(run.policy_learner.objective)):
+    class Small(type(run.policy.objective)):
         def loss(self, micro, weights):
             if sum(len(t) for t in micro.tokens) > 60:
                 raise torch.OutOfMemoryError("made up")
             return real(micro, weights)
 
-    run.policy_learner.objective = Small(run.policy_learner.objective.policy, run.policy_learner.objective.algorithm)
+    run.policy.objective = Small(run.policy.objective.policy, run.policy.objective.algorithm)
 
 
 def never_right(run: Run) -> None:
@@ -260,12 +260,12 @@ def resumed(folder: Path, piece: str | None, meddle: Callable[[Run], None] | Non
     elif piece == "reference":
         run.reference.model.load_state_dict(fresh.reference.model.state_dict())
     elif piece is not None:
-        learner = f"{piece.removesuffix('_optimizer')}_learner"
-        one, other = getattr(run, learner), getattr(fresh, learner)
+        name = piece.removesuffix("_optimizer")
+        one, other = getattr(run, name), getattr(fresh, name)
         if piece.endswith("optimizer"):
             one.optimizer.state.clear()
         else:
-            one.objective.module.load_state_dict(other.objective.module.state_dict())
+            one.model.load_state_dict(other.model.state_dict())
     finish(run, meddle)
     return signature(folder)
 

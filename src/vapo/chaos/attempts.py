@@ -20,8 +20,8 @@ from vapo.reports.live import SilentView
 from vapo.trainer.run import Run
 from vapo.trainer.watch import Watch
 
-LIMIT_S = 120.0
-"""Seconds after which an attempt counts as hanging."""
+LIMIT_S = 600.0
+"""Seconds after which an attempt counts as hanging; on a busy machine the long run took two minutes."""
 CRASHED = 70
 """Exit code of a child that ended with a traceback."""
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from vapo.trainer.batch import Batch
-from vapo.trainer.learner import Learner
+from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.run import Run
 
 MUTATING = (
@@ -144,25 +144,37 @@ def fill_disk(folder: Path, leave: int, mounted: bool) -> Callable[[], None]:
     return lambda: ballast.unlink(missing_ok=True)
 
 
-def spoil_gradient_step(run: Run, learner_name: str, number: int, what: str, value: float, times: int = 1) -> None:
-    """From the `number`-th gradient step of a network on, `times` of them meet a number that is not finite."""
-    learner = next(x for x in run.learners if x.name == learner_name)
-    real, seen = learner.accumulate, 0
+def spoil_gradient_step(run: Run, name: str, number: int, what: str, value: float, times: int = 1) -> None:
+    """From the `number`-th gradient step of a network on, `times` of them meet a number that is not finite.
 
-    def accumulate(minibatch: Batch, **options: Any) -> dict[str, torch.Tensor]:
+    `what` is `loss` (it alone, the gradient stays finite), `gradient`, or a per-token field of the batch.
+    """
+    network = next(x for x in run.learners if x.name == name)
+    assert isinstance(network, LocalNetwork)
+    real, loss, seen = network.accumulate, network.objective.loss, 0
+
+    def accumulate(minibatch: Batch, **options: Any) -> dict[str, float]:
         nonlocal seen
         seen += 1
         if not number <= seen < number + times:
             return real(minibatch, **options)
-        if what in ("loss", "gradient"):
+        if what == "loss":
+            object.__setattr__(network.objective, "loss", spoiled_loss)
+            try:
+                return real(minibatch, **options)
+            finally:
+                object.__delattr__(network.objective, "loss")
+        if what == "gradient":
             figures = real(minibatch, **options)
-            if what == "gradient":
-                _first_gradient(learner).view(-1)[0] = value
-                return figures
-            return {**figures, next(iter(figures)): torch.tensor(value)}
+            _first_gradient(network).view(-1)[0] = value
+            return figures
         return real(_with(minibatch, what, value), **options)
 
-    learner.accumulate = accumulate
+    def spoiled_loss(micro: Batch, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total, figures = loss(micro, weights)
+        return total + value, figures
+
+    network.accumulate = accumulate
 
 
 def _with(minibatch: Batch, what: str, value: float) -> Batch:
@@ -174,5 +186,5 @@ def _with(minibatch: Batch, what: str, value: float) -> Batch:
     return Batch.from_tensors(tensors)
 
 
-def _first_gradient(learner: Learner) -> torch.Tensor:
-    return next(p.grad for p in learner.parameters if p.grad is not None)
+def _first_gradient(network: LocalNetwork) -> torch.Tensor:
+    return next(p.grad for p in network.parameters if p.grad is not None)

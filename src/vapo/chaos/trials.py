@@ -23,7 +23,6 @@ from vapo.chaos.attempts import AttemptResult, attempt
 from vapo.chaos.small_run import differences, fingerprint, long_config, small_config
 from vapo.config import Config
 from vapo.errors import DivergedError, StoppedError
-from vapo.models.lora import plain_weights
 from vapo.trainer import snapshot
 from vapo.trainer.loop import train_step
 from vapo.trainer.run import Run
@@ -185,7 +184,7 @@ def _save_only(
         run.watch = Watch()  # a doing_file writes, too
         if not again:
             run.saving = replace(run.saving, every=0, keep=1)
-            run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
+            run.hand_over()
             train_step(run)
         os.write(ready[1], b"r")
         os.read(go[0], 1)
@@ -260,7 +259,7 @@ def disk_full(context: TrialContext, seed: int) -> Outcome:
 def bad_number(context: TrialContext, learner: str, number: int, what: str, value: str) -> Outcome:
     """One number that is not finite in one gradient step: the step is skipped, told, and nothing else changes."""
     folder = context.folder()
-    spoil = partial(faults.spoil_gradient_step, learner_name=learner, number=number, what=what, value=float(value))
+    spoil = partial(faults.spoil_gradient_step, name=learner, number=number, what=what, value=float(value))
     ended = attempt(folder, context.config, tamper=spoil)
     outcome = Outcome(count=1)
     if ended.code != 0:
@@ -282,9 +281,7 @@ def bad_number(context: TrialContext, learner: str, number: int, what: str, valu
 def bad_for_good(context: TrialContext, learner: str, what: str) -> Outcome:
     """Numbers that are never finite again: the run stops with exit code 3, all weights finite."""
     folder = context.folder()
-    spoil = partial(
-        faults.spoil_gradient_step, learner_name=learner, number=1, what=what, value=float("nan"), times=10**6
-    )
+    spoil = partial(faults.spoil_gradient_step, name=learner, number=1, what=what, value=float("nan"), times=10**6)
     ended = attempt(folder, context.config, tamper=spoil)
     outcome = Outcome(count=1)
     if ended.code != DIVERGED:

@@ -135,7 +135,7 @@ def score_episodes(
     n, c = counts(correct)
     ks = powers_to(k)
     passes = {j: pass_at_k(n, c, j) for j in ks}
-    lengths = np.array([len(e.completion.token_ids) if e.verdict.valid else np.nan for e in episodes])
+    lengths = np.array([len(e.token_ids) if e.verdict.valid else np.nan for e in episodes])
     cut = np.array([e.truncated if e.verdict.valid else np.nan for e in episodes], dtype=float)
     intervals: dict[str, tuple[float, float]] = {f"pass@{j}": bootstrap_interval(passes[j]) for j in ks}
     majority = answers = None

@@ -61,8 +61,8 @@ def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: 
             end += 1
         chosen = [episodes[i] for i in order[start:end]]
         sequences = Sequences(
-            tuple(torch.tensor([*e.prompt.token_ids, *e.completion.token_ids], device=device) for e in chosen),
-            tuple(len(e.completion.token_ids) for e in chosen),
+            tuple(torch.tensor([*e.prompt.token_ids, *e.token_ids], device=device) for e in chosen),
+            tuple(len(e.token_ids) for e in chosen),
         )
         lengths = torch.tensor(sequences.response_lengths)
         found = critic.values(sequences, int(lengths.max())).cpu()
@@ -75,7 +75,7 @@ def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: 
 
 
 def _length(episode: Episode) -> int:
-    return len(episode.prompt.token_ids) + len(episode.completion.token_ids)
+    return len(episode.prompt.token_ids) + len(episode.token_ids)
 
 
 def _best(correct: Scores, values: Scores, n: int) -> float:

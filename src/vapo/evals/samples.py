@@ -69,14 +69,13 @@ class SampleFile:
 
 
 def _record(episode: Episode) -> dict[str, Any]:
-    completion, verdict = episode.completion, episode.verdict
     return {
         "response": episode.response,
-        "verdict": verdict.status,
-        "reason": verdict.reason,
-        "kind": verdict.kind,
-        "finish": completion.finish_reason,
-        "tokens": list(completion.token_ids),
+        "verdict": episode.verdict.status,
+        "reason": episode.verdict.reason,
+        "kind": episode.verdict.kind,
+        "finish": episode.finish_reason,
+        "tokens": list(episode.token_ids),
     }
 
 
@@ -84,7 +83,7 @@ def _episode(prompt: Prompt, number: int, line: Mapping[str, Any]) -> Episode:
     tokens = tuple(line["tokens"])
     unknown = (float("nan"),) * len(tokens)  # no score needs the log-probabilities, so they are not kept
     completion = Completion(tokens, unknown, line["finish"], 0)
-    return Episode(
+    return Episode.of_completion(
         prompt,
         number,
         completion,

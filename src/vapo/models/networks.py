@@ -35,7 +35,7 @@ class Sequences:
         rows, start = [], 0
         for tokens, response in zip(self.tokens, self.response_lengths, strict=True):
             end = start + len(tokens)
-            # the state before response token t is the one at the token to its left (pitfall 18)
+            # the state before response token t is the one at the token to its left (docs/pitfalls.md, 18)
             rows.append(torch.arange(end - response - 1, end - 1))
             start = end
         return torch.cat(rows)

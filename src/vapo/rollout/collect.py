@@ -39,7 +39,7 @@ def sample(
     completions = engine.generate([prompt for prompt, _ in asked], how, seeds, on_progress)
     stops = set(how.stop_token_ids)
     return [
-        Episode(prompt, j, completion, decode([t for t in completion.token_ids if t not in stops]))
+        Episode.of_completion(prompt, j, completion, decode([t for t in completion.token_ids if t not in stops]))
         for (prompt, j), completion in zip(asked, completions, strict=True)
     ]
 

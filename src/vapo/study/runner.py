@@ -133,12 +133,14 @@ class Runner:
             try:
                 return child.wait()
             finally:
-                self._children.discard(child)
+                with self._lock:
+                    self._children.discard(child)
 
     def _carry_out(self, cell: Cell) -> Outcome:
         started, label, folder = time.monotonic(), describe(cell), cell.folder
         name = f"{cell.kind}-{folder.name}"
-        self.running[label] = folder
+        with self._lock:
+            self.running[label] = folder
         try:
             if (folder / "config.yaml").is_file():
                 code = self._command(["resume", str(folder), "--json"], self.logs / f"{name}.log")
@@ -150,7 +152,8 @@ class Runner:
                 arguments = ["train", str(settings), "--run-dir", str(folder), "--json"]
                 code = self._command(arguments, self.logs / f"{name}.log")
         finally:
-            self.running.pop(label, None)
+            with self._lock:
+                self.running.pop(label, None)
         outcome = outcome_of(code)
         if folder.is_dir():
             card = {**cell.card(), "outcome": outcome, "critic": critic_card(cell)}
@@ -158,10 +161,12 @@ class Runner:
         if outcome == "unfinished":
             return outcome
         seconds = time.monotonic() - started
-        self.done += 1
-        self._seconds.append(seconds)
-        self._last_ended_at = time.monotonic()
-        self.say(f"[{self.done}/{self.total}] {label}: {_score(folder) if code == 0 else outcome}, {seconds:.0f} s")
+        with self._lock:  # one cell's thread at a time
+            self.done += 1
+            done = self.done
+            self._seconds.append(seconds)
+            self._last_ended_at = time.monotonic()
+        self.say(f"[{done}/{self.total}] {label}: {_score(folder) if code == 0 else outcome}, {seconds:.0f} s")
         if outcome == "failed":
             last = (self.logs / f"{name}.log").read_text(errors="replace")[-LOG_TAIL:]
             self.say(f"  exit code {code}; the log ends:\n{last}")

@@ -154,8 +154,8 @@ class Problems:
             Group(
                 group[0].prompt,
                 tuple(episode.response for episode in group),
-                tuple(episode.completion.token_ids for episode in group),
-                group[0].completion.policy_version,
+                tuple(episode.token_ids for episode in group),
+                group[0].policy_version,
             )
             for group in groups
         ]

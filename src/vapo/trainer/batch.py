@@ -9,9 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from vapo.algo import soft_overlong_punishment
 from vapo.algo.presets import Algorithm
 from vapo.models.networks import Sequences
+from vapo.trainer.pricing import Prices
 from vapo.types import Episode
 
 
@@ -19,9 +19,10 @@ from vapo.types import Episode
 class Batch:
     """B responses, T = the longest. What a later stage fills in is None until then.
 
-    `mask` (B, T) is True on the tokens that are learned from: none of an invalid response's, and none of a
-    cut-off one's where the method drops those. `outcomes` (B,) is the verdict's reward plus length shaping;
-    `right` (B,) is the verdict alone, so that shaping cannot move a response in or out of the positive-LM set.
+    `mask` (B, T) is True on the tokens that are learned from: those the policy wrote, but none of an invalid
+    response, and none of a cut-off one where the method drops those. `outcomes` (B,) is the verdict's reward plus
+    length shaping; `right` (B,) is the verdict alone, so that shaping cannot move a response in or out of the
+    positive-LM set.
     """
 
     tokens: tuple[Tensor, ...]
@@ -94,32 +95,26 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(episodes: Sequence[Episode], algorithm: Algorithm, *, max_response_tokens: int) -> Batch:
-    """Tensors of a step's episodes; rewards from verdicts and length, groups from prompt ids."""
-    lengths = torch.tensor([len(e.completion.token_ids) for e in episodes])
+def collate(episodes: Sequence[Episode], prices: Prices) -> Batch:
+    """Tensors of a step's episodes and their prices; groups are equal prompt ids."""
+    responses = [e.token_ids for e in episodes]
+    lengths = torch.tensor([len(response) for response in responses])
     width = int(lengths.max())
     inside = torch.arange(width)[None] < lengths[:, None]
-    valid = torch.tensor([e.verdict.valid for e in episodes])
-    right = torch.tensor([e.verdict.right for e in episodes])
-    truncated = torch.tensor([e.truncated for e in episodes])
-    learned = torch.tensor([learned_from(e, algorithm) for e in episodes])
     ids: dict[str, int] = {}
-    reward = algorithm.reward
-    outcomes = torch.where(right, reward.right, reward.wrong)
-    if reward.overlong_cache > 0:
-        cache = max(1, round(reward.overlong_cache * max_response_tokens))
-        outcomes = outcomes + soft_overlong_punishment(lengths, max_response_tokens, cache)
     sampled = torch.zeros(len(episodes), width)
-    sampled[inside] = torch.tensor([x for e in episodes for x in e.completion.logprobs])
+    sampled[inside] = torch.tensor([x for e in episodes for x in e.logprobs])
+    written = torch.zeros(len(episodes), width, dtype=torch.bool)
+    written[inside] = torch.tensor([policy for e in episodes for policy in e.written])
     return Batch(
-        tokens=tuple(torch.tensor(e.prompt.token_ids + e.completion.token_ids) for e in episodes),
+        tokens=tuple(torch.tensor(e.prompt.token_ids + r) for e, r in zip(episodes, responses, strict=True)),
         response_lengths=lengths,
-        mask=inside & learned[:, None],
+        mask=written & prices.learned[:, None],
         groups=torch.tensor([ids.setdefault(e.prompt.id, len(ids)) for e in episodes]),
-        right=right,
-        valid=valid,
-        truncated=truncated,
-        outcomes=outcomes,
+        right=torch.tensor([e.verdict.right for e in episodes]),
+        valid=torch.tensor([e.verdict.valid for e in episodes]),
+        truncated=torch.tensor([e.truncated for e in episodes]),
+        outcomes=prices.outcomes,
         sampled_logp=sampled,
     )
 
@@ -147,12 +142,6 @@ def _widened(values: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, width - values.shape[1]))
 
 
-def learned_from(episode: Episode, algorithm: Algorithm) -> bool:
-    """Whether the response takes part in losses and baselines: its verdict is valid, and it is not a cut-off
-    one under a method that drops those."""
-    return episode.verdict.valid and not (episode.truncated and algorithm.truncated == "drop")
-
-
 def minibatches(batch: Batch, count: int, generator: torch.Generator) -> Iterator[Batch]:
     """The batch shuffled and cut into `count` parts, as equal as can be."""
     for rows in torch.randperm(len(batch), generator=generator).tensor_split(count):
@@ -164,14 +153,14 @@ def num_minibatches(batch: Batch, algorithm: Algorithm) -> int:
     return max(1, -(-len(batch) // algorithm.optimization.minibatch))
 
 
-def micro_batches(batch: Batch, tokens: int) -> Iterator[Tensor]:
-    """Row indices of parts that hold at most `tokens` tokens each (a longer single response stands alone).
+def micro_batches(batch: Batch, tokens: int, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """Indices of the given rows (None: all) in parts of at most `tokens` tokens; a longer single response stands alone.
 
     Rows without a trainable token are left out: they cost a forward pass and teach nothing. Rows of like
     length go together, so that the padded layout wastes little.
     """
     sizes = torch.tensor([len(t) for t in batch.tokens])
-    useful = batch.mask.any(-1).nonzero()[:, 0]
+    useful = batch.mask.any(-1).nonzero()[:, 0] if rows is None else rows[batch.mask[rows].any(-1)]
     part: list[int] = []
     used = 0
     for row in useful[sizes[useful].argsort(stable=True)].tolist():

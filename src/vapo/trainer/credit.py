@@ -1,4 +1,4 @@
-"""Who earned the reward: advantages for the policy, returns for the critic."""
+"""Credit assignment: advantages for the policy, returns for the critic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def assign_credit(batch: Batch, algorithm: Algorithm) -> Batch:
     """
     match algorithm.credit:
         case GroupBaseline(std=std):
-            # a response without a trainable token takes no part in the baseline either (papers.md bug 9)
+            # a response without a trainable token does not count in the baseline either (docs/pitfalls.md, 9)
             per_response = group_advantages(batch.outcomes, batch.groups, std=std, valid=batch.mask.any(-1))
             return replace(batch, advantages=masked(per_response[:, None].expand(batch.mask.shape), batch.mask))
         case Gae() as credit:

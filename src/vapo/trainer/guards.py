@@ -1,4 +1,4 @@
-"""Alarms: what a run's figures say when it goes wrong, in words, before the score shows it."""
+"""Alarms: figures that show early that a run is going wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENOUGH = 5
 
 @dataclass(frozen=True)
 class Alarm:
-    """A figure of a step, when it is bad, and what to say once it has been so for some steps."""
+    """A figure of a step, when it is bad, and the message after some bad steps in a row."""
 
     name: str
     metric: str
@@ -65,6 +65,11 @@ ALARMS = (
         at_once=True,
     ),
 )
+TOO_FEW = "too few with a signal"
+TOO_FEW_WORDS = (
+    "Only {kept} of {wanted} responses carry a signal after all refills. Use easier or harder prompts, or raise "
+    "algorithm.sampling.refill_rounds."
+)
 SPIKE = (
     "The gradient norm of the {name} is {value:.3g}, {times:.0f} times the median of the last {count} steps "
     "(guards.grad_norm_above={s.grad_norm_above}). One bad batch does this, or a learning rate that is too high: "
@@ -73,22 +78,27 @@ SPIKE = (
 _RATES = {"policy": "actor_lr", "critic": "critic_lr"}
 
 
-def new_alarms(figures: Mapping[str, Any], state: State, settings: GuardSettings) -> dict[str, str]:
-    """Alarms that begin with this step, by name, in words; the state remembers streaks and gradient norms.
+def new_alarms(
+    figures: Mapping[str, Any], state: State, settings: GuardSettings, *, kept: int = 0, wanted: int = 0
+) -> dict[str, str]:
+    """The messages of alarms that begin with this step, by name; updates streaks and gradient norms in the state.
 
-    A figure must be bad for `patience` steps in a row, unless it tells at once; a spike does, too. An alarm that lasts
-    is told once.
+    A figure must be bad for `patience` steps in a row, or once for an alarm that is `at_once`; a gradient spike raises
+    an alarm at once, too. An alarm that lasts is raised once. `kept` of `wanted` responses of the step carry a signal.
     """
     begun = _same_outcomes(figures, state, settings)
     for alarm in ALARMS:
         value = figures.get(alarm.metric)
-        bad = value is not None and math.isfinite(value) and alarm.bad(value, settings)
+        bad = value is not None and not math.isnan(value) and alarm.bad(value, settings)
         state.streaks[alarm.name] = state.streaks.get(alarm.name, 0) + 1 if bad else 0
         if state.streaks[alarm.name] == (1 if alarm.at_once else settings.patience):
             begun[alarm.name] = alarm.words.format(value=value, s=settings)
+    state.streaks[TOO_FEW] = state.streaks.get(TOO_FEW, 0) + 1 if kept < wanted else 0
+    if state.streaks[TOO_FEW] == settings.patience:
+        begun[TOO_FEW] = TOO_FEW_WORDS.format(kept=kept, wanted=wanted)
     for name, rate in _RATES.items():
         norm = figures.get(f"grad_norm/{name}")
-        if norm is None:  # all its gradient steps were skipped, which is told elsewhere
+        if norm is None:  # all its gradient steps were skipped; count_skips raises that alarm
             continue
         earlier = state.recent.get(name, [])
         usual = statistics.median(earlier) if len(earlier) >= ENOUGH else math.inf
@@ -117,10 +127,10 @@ def _same_outcomes(figures: Mapping[str, Any], state: State, settings: GuardSett
     return {same: outcomes.lesson(state.verdicts, f"in {settings.same_outcome_steps} steps")}
 
 
-def heed(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = True) -> bool:
-    """Tell the alarms and do what `guards.action` says; True if the run went back to a checkpoint.
+def apply_alarms(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = True) -> bool:
+    """Log the alarms, then warn, stop or roll back as `guards.action` says; True if the run was rolled back.
 
-    Raises DivergedError where it says to stop, or where so many rollbacks have not helped.
+    Raises DivergedError to stop: on action=stop, or when `guards.max_rollbacks` rollbacks have not helped.
     """
     for name, message in alarms.items():
         run.alarm(message, name=name)

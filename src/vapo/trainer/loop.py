@@ -1,4 +1,4 @@
-"""The loop. Numbers in comments are the steps of the algorithm box; no method is named here."""
+"""The training loop. Numbers in comments are the steps of the paper's algorithm box; no method is named here."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 import torch
 
 from vapo.algo.presets import Gae
-from vapo.errors import VapoError
+from vapo.errors import AbandonedError
 from vapo.metrics import EvaluationLabel, Phase
-from vapo.models.lora import plain_weights
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
 from vapo.trainer.credit import assign_credit
-from vapo.trainer.guards import heed, new_alarms
-from vapo.trainer.learner import Learner
+from vapo.trainer.guards import apply_alarms, new_alarms
+from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, scoring_figures
 from vapo.trainer.memory import within_memory
-from vapo.trainer.pretrain import count_skips, pretrain_critic
+from vapo.trainer.network import Network
+from vapo.trainer.pretrain import count_skips, pretrain_critic, rollouts_are_due
+from vapo.trainer.pricing import price
+from vapo.trainer.replay import remove_pool
+from vapo.trainer.rollouts import check_age, consume
 from vapo.trainer.run import Run
-from vapo.trainer.sampling import sample_step
 from vapo.trainer.scoring import score
 from vapo.types import Episode, stable_hash
 
@@ -31,16 +33,21 @@ def train(run: Run) -> None:
 
     Raises StoppedError after an orderly stop, DivergedError, VerifierBrokenError.
     """
-    run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
+    run.hand_over()
+    if run.state.phase != Phase.PRETRAIN:
+        remove_pool(run.folder.path)  # of a run that was killed right after pretraining
     if run.state.phase == Phase.TRAIN:
         run.observer.phase(Phase.TRAIN, run.state.step, run.settings.steps)
-    while run.state.phase != Phase.DONE:
-        with snapshot.droppable(run):
+    try:
+        while run.state.phase != Phase.DONE:
             advance(run)
+    except AbandonedError:  # sampling, judging or evaluation was dropped, before any of the state moved
+        snapshot.save(run)
+        snapshot.raise_stopped(run)
 
 
 def advance(run: Run) -> None:
-    """What comes next: an evaluation that is due, value pretraining, a joint step, or the end."""
+    """Do what comes next: an evaluation that is due, value pretraining, a joint step, or the end."""
     state, steps = run.state, run.settings.steps
     if evaluation_is_due(run):
         evaluate(run)
@@ -54,33 +61,27 @@ def advance(run: Run) -> None:
     else:
         state.phase = Phase.DONE
         snapshot.save(run, at_the_end=True)
+        remove_pool(run.folder.path)  # the save after pretraining may have failed
 
 
 def train_step(run: Run) -> None:
-    """One joint step: sample, judge, score, hand out credit, update, hand over, write down."""
+    """Do one joint step: sample, judge, score, assign credit, update, hand over the policy, log."""
     state, algorithm, clock = run.state, run.algorithm, run.clock()
 
     # 1. Sample groups of responses from the current policy; let the verifier judge them.
-    tokens_before = state.num_tokens
-    episodes, drawn = sample_step(run, clock)
-    if any(e.completion.policy_version != state.step for e in episodes):
-        raise VapoError(
-            f"The rollout engine sampled from other weights than those of step {state.step}. "
-            "Its load_weights must take effect before generate; this is a bug of the engine."
-        )
-    limit = run.decoding.max_tokens
-    figures: dict[str, Any] = rollout_figures(collate(drawn, algorithm, max_response_tokens=limit))
-    figures |= outcomes.figures_of(tally(drawn))
-    figures["sampling/kept_ratio"] = len(episodes) / len(drawn)
-    if len(episodes) < algorithm.sampling.samples:
-        run.alarm(
-            f"Only {len(episodes)} of {algorithm.sampling.samples} responses carry a signal after all refills. "
-            "Use easier or harder prompts, or raise algorithm.sampling.refill_rounds."
-        )
+    rollout = run.source.next(state)
+    check_age(rollout, state, run.source.max_age)
+    consume(state, rollout)
+    clock.add(rollout.seconds)
+    prices = price(rollout.drawn, algorithm, max_response_tokens=run.decoding.max_tokens)
+    drawn = collate(rollout.drawn, prices)
+    figures: dict[str, Any] = rollout_figures(drawn)
+    figures |= outcomes.figures_of(tally(rollout.drawn))
+    figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
     learned = 0
-    if episodes:
-        # 2. Score every token once, before any update, and hand out credit.
-        batch = collate(episodes, algorithm, max_response_tokens=limit)
+    if rollout.kept:
+        # 2. Score every token once, before any update, and assign credit.
+        batch = drawn.select(torch.tensor(rollout.kept))
         learned = batch.num_tokens * algorithm.optimization.epochs
         with clock.time("score"):
             batch = within_memory(
@@ -100,64 +101,67 @@ def train_step(run: Run) -> None:
 
         # 3. One optimizer step per minibatch, for each network.
         with clock.time("update"):
-            for learner in run.learners:
-                figures |= update(run, learner, batch)
-        count_skips(run, sum(figures[f"skipped/{learner.name}"] for learner in run.learners))
-        save_rollouts_if_due(run, episodes, batch)
+            for network in run.learners:
+                figures |= update(run, network, batch)
+        count_skips(run, sum(figures[f"skipped/{network.name}"] for network in run.learners))
+        save_rollouts_if_due(run, rollout.episodes, batch)
 
-    # 4. Hand over the new policy and write down what happened.
+    # 4. Hand over the new policy and log what happened.
     state.step += 1
     refresh_reference_if_due(run)
-    run.engine.load_weights(plain_weights(run.policy.model), version=state.step)
+    run.hand_over()
     figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
     figures |= {"gradient_steps": state.gradient_steps}
-    figures |= clock.figures(sampled_tokens=state.num_tokens - tokens_before, learned_tokens=learned)
+    figures |= clock.figures(sampled_tokens=rollout.num_tokens, learned_tokens=learned)
     metrics = {"phase": Phase.TRAIN, "step": state.step, **figures}
     run.folder.metrics(metrics)
     run.observer.step(metrics)
-    if heed(run, new_alarms(figures, state, run.guards)):
+    kept, wanted = len(rollout.kept), algorithm.sampling.samples
+    if apply_alarms(run, new_alarms(figures, state, run.guards, kept=kept, wanted=wanted)):
         return
     snapshot.save_if_due(run, state.step)
 
 
-def update(run: Run, learner: Learner, batch: Batch) -> dict[str, float]:
-    """Let one network learn from the batch; its figures, learning rate and skipped steps."""
+def update(run: Run, network: Network, batch: Batch) -> dict[str, float]:
+    """Train one network on the batch; its figures, learning rate and skipped steps."""
     state, optimization = run.state, run.algorithm.optimization
-    is_policy = learner is run.policy_learner
+    is_policy = network is run.policy
     # a critic that was pretrained (at a constant rate) needs no warm-up any more; the policy's starts here
     rounds = (state.step if is_policy else state.serial) + 1
-    lr = learner.lr * min(1.0, rounds / max(1, optimization.warmup_steps))
+    peak = optimization.actor_lr if is_policy else optimization.critic_lr
+    lr = peak * min(1.0, rounds / max(1, optimization.warmup_steps))
     passes = optimization.epochs
     if not is_policy:
         assert isinstance(run.algorithm.credit, Gae)
         passes *= run.algorithm.credit.critic_updates
-    result = learner.learn(
+    result = learn(
+        network,
         batch,
         parts=num_minibatches(batch, run.algorithm),
         passes=passes,
         lr=lr,
         generator=lambda i: torch.Generator().manual_seed(
-            stable_hash(run.seed, "shuffle", learner.name, state.step, i)
+            stable_hash(run.seed, "shuffle", network.name, state.step, i)
         ),
-        attempt=partial(within_memory, run, learner.name),
+        attempt=partial(within_memory, run, network.name),
     )
-    run.folder.keep_skipped(f"step_{state.step + 1:06d}_{learner.name}", result.bad)
+    run.keep_skipped(f"step_{state.step + 1:06d}_{network.name}", result.bad)
     if is_policy:
         state.gradient_steps += result.gradient_steps
         state.reference_age += result.gradient_steps
     name = "actor" if is_policy else "critic"
-    return {**result.figures, f"lr/{name}": lr, f"skipped/{learner.name}": result.skipped}
+    return {**result.figures, f"lr/{name}": lr, f"skipped/{network.name}": result.skipped}
 
 
 def evaluation_is_due(run: Run) -> bool:
-    """Before the first joint step, after the last, and every so many between; once each."""
+    """Whether to evaluate now: before the first joint step, after the last, and every `evaluation.every`; once each."""
     state, steps, every = run.state, run.settings.steps, run.evaluation.every
     due = state.step in (0, steps) or (every > 0 and state.step % every == 0)
     return steps > 0 and due and state.evaluated < state.step
 
 
 def evaluate(run: Run) -> None:
-    """Held-out evaluation of the engine's policy; into evaluations.jsonl."""
+    """Evaluate the engine's policy on held-out prompts; write the result to evaluations.jsonl."""
     state, settings, clock = run.state, run.evaluation, run.clock()
     label = {0: EvaluationLabel.BEFORE, run.settings.steps: EvaluationLabel.AFTER}.get(
         state.step, EvaluationLabel.DURING
@@ -169,20 +173,20 @@ def evaluate(run: Run) -> None:
     state.evaluated = state.step
     run.folder.evaluation(result)
     run.observer.evaluation(result)
-    if label == "before" and (same := outcomes.sameness(result["verdicts"])):
+    if label == EvaluationLabel.BEFORE and (same := outcomes.sameness(result["verdicts"])):
         run.alarm(outcomes.lesson(result["verdicts"], "before training"), name=same)
 
 
 def refresh_reference_if_due(run: Run) -> None:
-    """The KL reference becomes the current policy every so many gradient steps (R1-Zero: 400)."""
+    """Set the KL reference to the current policy every `kl.refresh_every` gradient steps (R1-Zero: 400)."""
     every = run.algorithm.kl.refresh_every
     if run.reference is not None and every and run.state.reference_age >= every:
-        run.reference.model.load_state_dict(dict(plain_weights(run.policy.model)))
+        run.reference.copy_weights(run.policy.weights())
         run.state.reference_age = 0
 
 
 def save_rollouts_if_due(run: Run, episodes: list[Episode], batch: Batch) -> None:
-    """Every so many steps, and the first and the last, the step's responses go to disk token by token."""
-    step, every = run.state.step + 1, run.settings.save_rollouts_every
-    if every and (step == 1 or step % every == 0 or step == run.settings.steps):
-        run.folder.rollouts(f"step_{step:06d}", episodes, batch, run.token_texts)
+    """Write the step's responses token by token, at the first, every n-th and the last step."""
+    step = run.state.step + 1
+    if rollouts_are_due(step, run.settings.save_rollouts_every, last=step == run.settings.steps):
+        run.save_rollouts(f"step_{step:06d}", episodes, batch)

@@ -12,7 +12,7 @@ DECILES = 10
 
 
 def rollout_figures(batch: Batch) -> dict[str, float]:
-    """What was sampled and how it was judged. Invalid verdicts take no part but in their own rate."""
+    """What was sampled and how it was judged. Invalid verdicts count only towards `verdict/invalid_ratio`."""
     valid = batch.valid
     nan = torch.tensor(float("nan"))
     lengths = batch.response_lengths[valid].float()
@@ -33,7 +33,7 @@ def rollout_figures(batch: Batch) -> dict[str, float]:
 
 
 def scoring_figures(batch: Batch, gamma: float = 1.0) -> dict[str, float]:
-    """What the networks said about the sampled tokens before any update."""
+    """Figures from the networks' scores of the sampled tokens, before any update."""
     mask = batch.mask
     figures: dict[str, float] = {}
     if batch.old_logp is not None and mask.any():
@@ -84,7 +84,7 @@ def value_figures(values: Tensor, outcomes: Tensor, mask: Tensor, gamma: float =
 
 
 def _mixed_groups(batch: Batch) -> float:
-    """Share of prompts whose valid responses are neither all right nor all wrong."""
+    """Share of prompts with both right and wrong responses among the valid ones."""
     groups = batch.groups[batch.valid]
     if not len(groups):
         return float("nan")

@@ -1,4 +1,4 @@
-"""When memory does not suffice: the same work in smaller pieces, from then on."""
+"""Out of memory: do the same work again in smaller pieces."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ALL = sys.maxsize
 
 
 def within_memory(run: Run, what: str, work: Callable[..., T]) -> T:
-    """`work(micro_batch_tokens=...)`, done again with half the budget while memory does not suffice.
+    """The result of `work(micro_batch_tokens=...)`, called again with half the budget while memory runs out.
 
-    Losses are normalised over the whole step, so the result is the same; a work that is done again must leave
-    nothing behind. The budget that was enough is part of the state: other budgets round differently.
+    Losses are normalised over the whole step, so the result is the same. `work` must be safe to call again after a
+    failure. The budget that was enough becomes part of the state: other budgets round differently.
     """
     budgets = run.state.micro_batch_tokens
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +75,7 @@ class PolicyObjective:
         if self.algorithm.positive_lm > 0:
             loss = loss + self.algorithm.positive_lm * positive
         figures = {"loss/policy": policy_loss, "loss/positive_lm": positive}
+        loss = _nan_unless_finite(loss, micro.mask, logp.detach(), micro.old_logp, micro.advantages)
         if kl.coef > 0:
             assert micro.ref_logp is not None
             divergence = kl_divergence(logp, masked(micro.ref_logp, micro.mask), estimator=kl.estimator)
@@ -86,6 +88,12 @@ class PolicyObjective:
             figures["clip_ratio/low_mean"] = weighted_sum((down & (ratio < 1 - clip.low)).float(), w)
             figures["kl/update"] = weighted_sum(ratio - 1 - (logp - old_logp), w)
         return loss, {name: value.detach() for name, value in figures.items()}
+
+
+def _nan_unless_finite(loss: Tensor, mask: Tensor, *inputs: Tensor) -> Tensor:
+    """The loss, or NaN if one of its inputs is not finite at a learned token: clipping would hide a ratio of 0 or ∞."""
+    finite = torch.stack([torch.where(mask, x, 0.0).isfinite().all() for x in inputs]).all()
+    return torch.where(finite, loss, math.nan)
 
 
 @dataclass(frozen=True)
@@ -130,9 +138,9 @@ class CriticObjective:
         """See `Objective.loss`."""
         assert micro.returns is not None
         values = masked(self.critic.values(micro.sequences, micro.width), micro.mask)
-        old = None
-        if self.credit.value_clip is not None and micro.old_values is not None:  # pretraining has no old values
-            old = masked(micro.old_values, micro.mask)
-        per_token = value_loss(values, masked(micro.returns, micro.mask), old_values=old, clip=self.credit.value_clip)
+        # value pretraining has no old values to stay near: its targets are what was really earned, so it is not clipped
+        old = None if micro.old_values is None else masked(micro.old_values, micro.mask)
+        clip = None if old is None else self.credit.value_clip
+        per_token = value_loss(values, masked(micro.returns, micro.mask), old_values=old, clip=clip)
         loss = weighted_sum(per_token, weights["value"])
         return loss, {"value/loss": loss.detach()}

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Observer(Protocol):
-    """Is told what happens; must not change it."""
+    """Receives what happens in a run; must not change the run."""
 
     def phase(self, name: str, done: int, total: int) -> None:
         """A phase begins, or goes on after a resume with `done` of `total` steps behind it."""

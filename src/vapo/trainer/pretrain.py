@@ -1,11 +1,11 @@
-"""Value pretraining: fit the critic to what the fixed initial policy really earns, before it may judge.
+"""Value pretraining: fit the critic to what the fixed initial policy really earns, before joint training.
 
 VAPO §4.1: keep sampling from a fixed policy, regress the critic onto Monte-Carlo returns, go on until value
 loss and explained variance are good. (The paper says "sufficiently low" of both; explained variance must
 of course become high.)
 
-The policy does not change, so no response grows stale: each step learns from its own and from a draw of the
-earlier ones. A few hundred responses looked at five times in a row would be learned by heart instead.
+The policy does not change, so no response grows stale: each step learns from its own responses and from a draw of the
+earlier ones. A few hundred responses repeated five times in a row would be overfitted.
 """
 
 from __future__ import annotations
@@ -24,16 +24,20 @@ from vapo.metrics import EventName, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
-from vapo.trainer.guards import heed, new_alarms
+from vapo.trainer.guards import apply_alarms, new_alarms
+from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, value_figures
 from vapo.trainer.memory import within_memory
-from vapo.trainer.run import Clock, Run
-from vapo.trainer.sampling import check_verdicts, rollout, stream
+from vapo.trainer.pricing import price
+from vapo.trainer.replay import ReplayPool, drawn_from, remove_pool
+from vapo.trainer.rollouts import Rollout, consume
+from vapo.trainer.run import Run
+from vapo.trainer.sampling import PretrainingSource
 from vapo.trainer.scoring import score
-from vapo.types import Episode, stable_hash
+from vapo.types import stable_hash
 
 BAD_STEPS_TO_STOP = 3
-"""Steps in a row with numbers that are not finite before a run gives up."""
+"""Steps in a row with skipped gradient steps before a run stops."""
 
 
 def pretrain_critic(run: Run) -> None:
@@ -46,16 +50,18 @@ def pretrain_critic(run: Run) -> None:
         state.phase = Phase.TRAIN
         return
     run.observer.phase(Phase.PRETRAIN, state.pretrain_step, credit.pretraining_steps)
-    heldout, verdicts = _heldout_batch(run)
+    source = PretrainingSource(run)
+    # the policy is fixed and each sample has its seed: after a resume these are the same responses as before
+    judged = source.heldout(state)
+    heldout, verdicts = _collated(run, judged), tally(judged.drawn)
     same = outcomes.sameness(verdicts)
     if same and state.pretrain_step == 0 and run.settings.steps == 0:  # no evaluation has said so
         run.alarm(outcomes.lesson(verdicts, "to held-out prompts"), name=same)
-    earlier = _sampled_before(run)
+    pool = ReplayPool(run.folder.path, run.alarm) if run.settings.pretraining_passes > 1 else None
+    if pool is not None:
+        pool.restore(state.pretrain_step, lambda step: _collated(run, source.at(step, state)))
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
-        with snapshot.droppable(run):
-            batch = _pretraining_step(run, heldout, earlier)
-        if _replays(run):
-            earlier.append(batch)
+        _pretraining_step(run, source, heldout, pool)
     ready, reached = run.settings.pretraining_ready, state.explained_variance
     if reached is None or reached < ready:
         if same:
@@ -70,9 +76,18 @@ def pretrain_critic(run: Run) -> None:
     state.phase = Phase.TRAIN
     state.recent.clear()  # joint training is judged by its own steps
     state.streaks.clear()
-    if run.critic_learner is not None:
-        run.folder.event(EventName.PRETRAINING_FINISHED, steps=state.pretrain_step, explained_variance=reached)
-    snapshot.save(run)
+    run.folder.event(EventName.PRETRAINING_FINISHED, steps=state.pretrain_step, explained_variance=reached)
+    if snapshot.save(run):  # if the disk refuses, the newest checkpoint still needs the pool
+        remove_pool(run.folder.path)
+
+
+def pool_bytes(run: Run) -> int:
+    """About the most bytes that the replay pool takes on disk: token ids, mask, log-probabilities and returns."""
+    credit = run.algorithm.credit
+    if not isinstance(credit, Gae) or run.settings.pretraining_passes == 1:
+        return 0
+    prompt, response = len(run.train_prompts[0].token_ids), run.decoding.max_tokens
+    return credit.pretraining_steps * run.algorithm.sampling.samples * (8 * (prompt + response) + 9 * response)
 
 
 def with_returns(batch: Batch, gamma: float) -> Batch:
@@ -83,30 +98,31 @@ def with_returns(batch: Batch, gamma: float) -> Batch:
 
 def replayed(batch: Batch, earlier: Sequence[Batch], count: int, generator: torch.Generator) -> Batch:
     """`batch` with up to `count` responses drawn from `earlier`, none twice."""
-    pool = concatenate(earlier) if earlier and count > 0 else None
-    if pool is None:
-        return batch
-    return concatenate([batch, pool.select(torch.randperm(len(pool), generator=generator)[:count])])
+    drawn = drawn_from(earlier, count, generator)
+    return batch if drawn is None else concatenate([batch, drawn])
 
 
-def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Batch:
-    """One step; the batch it sampled."""
+def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool: ReplayPool | None) -> None:
+    """Do one step, replay from the pool, and add the step's own responses to it."""
     state, credit, clock = run.state, run.algorithm.credit, run.clock()
     assert isinstance(credit, Gae)
     assert run.critic is not None
-    assert run.critic_learner is not None
     step = state.pretrain_step
-    episodes, batch = _sampled(run, step, clock)
+    rollout = source.next(state)
+    consume(state, rollout)
+    clock.add(rollout.seconds)
+    batch = _collated(run, rollout)
 
     def shuffle(what: str) -> torch.Generator:
         return torch.Generator().manual_seed(stable_hash(run.seed, "pretrain", what, step))
 
     with clock.time("update"):
         wanted = run.settings.pretraining_lr
-        lr = run.critic_learner.lr if wanted is None else wanted
+        lr = run.algorithm.optimization.critic_lr if wanted is None else wanted
         count = (run.settings.pretraining_passes - 1) * len(batch)
-        learned = replayed(batch, earlier, count, shuffle("replay"))
-        update = run.critic_learner.learn(
+        learned = replayed(batch, pool.batches if pool else [], count, shuffle("replay"))
+        update = learn(
+            run.critic,
             learned,
             parts=num_minibatches(learned, run.algorithm),
             passes=1,
@@ -114,7 +130,7 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
             generator=lambda _: shuffle("shuffle"),
             attempt=partial(within_memory, run, "critic"),
         )
-    run.folder.keep_skipped(f"pretrain_{step + 1:06d}_critic", update.bad)
+    run.keep_skipped(f"pretrain_{step + 1:06d}_critic", update.bad)
     with clock.time("evaluate"):
         heldout_figures = _judged(run, heldout, credit.gamma)
 
@@ -130,7 +146,7 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
         "phase": Phase.PRETRAIN,
         "step": state.pretrain_step,
         **rollout_figures(batch),
-        **outcomes.figures_of(tally(episodes)),
+        **outcomes.figures_of(tally(rollout.drawn)),
         **update.figures,
         "pretrain/value_loss": update.figures.get("value/loss"),
         **{name.replace("value/", "pretrain/"): value for name, value in heldout_figures.items()},
@@ -140,22 +156,24 @@ def _pretraining_step(run: Run, heldout: Batch, earlier: Sequence[Batch]) -> Bat
         "num_samples": state.num_samples,
         "num_tokens": state.num_tokens,
     }
-    if (every := run.settings.save_rollouts_every) and step % every == 0:
-        scored = within_memory(run, "score", partial(score, batch, policy=None, critic=run.critic))
-        run.folder.rollouts(f"pretrain_{state.pretrain_step:06d}", episodes, scored, run.token_texts)
+    last = state.pretrain_step == credit.pretraining_steps or _out_of_patience(run)
+    if rollouts_are_due(state.pretrain_step, run.settings.save_rollouts_every, last=last):
+        scored = within_memory(run, "score", partial(score, batch, critic=run.critic))
+        run.save_rollouts(f"pretrain_{state.pretrain_step:06d}", rollout.episodes, scored)
     metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
     run.folder.metrics(metrics)
     run.observer.step(metrics)
     # a rollback would lead to the same responses again: the policy is fixed and cannot have come to harm
-    heed(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
+    apply_alarms(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
+    if pool is not None:
+        pool.add(batch)  # before the checkpoint, which counts on it
     snapshot.save_if_due(run, state.pretrain_step)
-    return batch
 
 
 def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     """How well the critic foresees held-out outcomes; for a reward model also how well it sees them at the end."""
     at_end = run.settings.pretraining_at == "end"
-    judged = within_memory(run, "score", partial(score, heldout, policy=None, critic=run.critic, final_values=at_end))
+    judged = within_memory(run, "score", partial(score, heldout, critic=run.critic, final_values=at_end))
     assert judged.old_values is not None
     figures = value_figures(judged.old_values, judged.outcomes, judged.mask, gamma)
     if judged.final_values is not None:
@@ -165,29 +183,17 @@ def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     return figures
 
 
-def _sampled(run: Run, step: int, clock: Clock) -> tuple[list[Episode], Batch]:
-    """The judged responses of one pretraining step, and their batch with returns."""
-    sampling, credit = run.algorithm.sampling, run.algorithm.credit
+def _collated(run: Run, rollout: Rollout) -> Batch:
+    """The rollout's batch with Monte-Carlo returns."""
+    credit = run.algorithm.credit
     assert isinstance(credit, Gae)
-    prompts = stream(
-        run.train_prompts, seed=run.seed, name="pretrain", position=step * sampling.prompts, count=sampling.prompts
-    )
-    episodes = rollout(run, prompts, per_prompt=sampling.per_prompt, step=f"pretrain {step}", clock=clock)
-    check_verdicts(episodes, run.settings.max_invalid_ratio)
-    batch = collate(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens)
-    return episodes, with_returns(batch, credit.gamma)
+    prices = price(rollout.drawn, run.algorithm, max_response_tokens=run.decoding.max_tokens)
+    return with_returns(collate(rollout.drawn, prices), credit.gamma)
 
 
-def _replays(run: Run) -> bool:
-    return run.settings.pretraining_passes > 1
-
-
-def _sampled_before(run: Run) -> list[Batch]:
-    """What the steps before a resume sampled, sampled again: the policy is fixed and each sample has its seed."""
-    samples, tokens = run.state.num_samples, run.state.num_tokens
-    batches = [_sampled(run, step, run.clock())[1] for step in range(run.state.pretrain_step if _replays(run) else 0)]
-    run.state.num_samples, run.state.num_tokens = samples, tokens  # they have been counted
-    return batches
+def rollouts_are_due(step: int, every: int, *, last: bool) -> bool:
+    """Whether a step (from 1) of a phase saves its responses: the first, every `every`-th and the last do."""
+    return every > 0 and (step == 1 or step % every == 0 or last)
 
 
 def count_skips(run: Run, skipped: int) -> None:
@@ -203,19 +209,6 @@ def count_skips(run: Run, skipped: int) -> None:
             f"Gradients were not finite in {BAD_STEPS_TO_STOP} steps in a row. Start again with a lower "
             "trainer.actor_lr and trainer.critic_lr."
         )
-
-
-def _heldout_batch(run: Run) -> tuple[Batch, dict[str, int]]:
-    """Responses of the fixed policy to held-out prompts, and how they came out; drawn again, identically, after a
-    resume."""
-    count = min(run.settings.pretraining_heldout, len(run.heldout_prompts))
-    prompts = [run.heldout_prompts[i] for i in range(count)]
-    per_prompt = max(1, run.settings.pretraining_heldout // count)
-    samples, tokens = run.state.num_samples, run.state.num_tokens
-    episodes = rollout(run, prompts, per_prompt=per_prompt, step="pretrain held-out", clock=run.clock())
-    run.state.num_samples, run.state.num_tokens = samples, tokens  # they are not trained on
-    check_verdicts(episodes, run.settings.max_invalid_ratio)
-    return collate(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens), tally(episodes)
 
 
 def _out_of_patience(run: Run) -> bool:

@@ -1,10 +1,12 @@
-"""The run directory: what is written, where, and how an interrupted attempt's lines are taken back."""
+"""The run directory: write logs and rollouts, cut the log lines of an interrupted attempt."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import gzip
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,14 +14,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, DataError
 from vapo.json_text import json_text, null_for_nan
-from vapo.metrics import EventName
 from vapo.trainer.batch import Batch
-from vapo.types import Episode
+from vapo.types import Episode, Prompt, Turn, Verdict
 
 LOCK = "run.lock"
 LOGS = ("metrics.jsonl", "events.jsonl", "evaluations.jsonl")
@@ -52,7 +52,7 @@ class RunFolder:
             ) from error
 
     def write_text(self, name: str, text: str) -> None:
-        """A file of the folder, whole or not at all."""
+        """Write a file of the folder, whole or not at all."""
         temporary = self.path / f".{name}.tmp"
         with temporary.open("w") as file:
             file.write(text)
@@ -66,19 +66,19 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def metrics(self, figures: dict[str, Any]) -> None:
-        """One line of metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         self._append("metrics.jsonl", figures)
 
     def evaluation(self, result: dict[str, Any]) -> None:
-        """One line of evaluations.jsonl."""
+        """Append a line to evaluations.jsonl."""
         self._append("evaluations.jsonl", result)
 
     def event(self, event: str, **details: Any) -> None:
-        """One line of events.jsonl, with the time of day."""
+        """Append a line to events.jsonl, with the time of day."""
         self._append("events.jsonl", {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **details})
 
     def log_bytes(self) -> dict[str, int]:
-        """Length of each log, all lines on the disk; raises OSError if they cannot be brought there."""
+        """Bring all lines to the disk; the length of each log. Raises OSError if the disk refuses."""
         lengths = {}
         for name in LOGS:
             path = self.path / name
@@ -91,7 +91,7 @@ class RunFolder:
         return lengths
 
     def cut_logs(self, lengths: dict[str, int]) -> None:
-        """Take back the lines written after the state that `lengths` belongs to, so each step appears once."""
+        """Cut each log to its length in `lengths`: the lines after a checkpoint go, so each step appears once."""
         self._waiting.clear()
         for name in LOGS:
             path = self.path / name
@@ -101,7 +101,7 @@ class RunFolder:
     def rollouts(
         self, name: str, episodes: Sequence[Episode], batch: Batch, decode: Callable[[Sequence[int]], list[str]]
     ) -> None:
-        """The step's responses, one JSON object a line, every token with its numbers; left out on a full disk."""
+        """Write the step's responses, one JSON object a line, every token with its numbers; raises OSError."""
         folder = self.path / "rollouts"
         temporary = folder / f".{name}.tmp"
         try:
@@ -110,19 +110,17 @@ class RunFolder:
                 for row, episode in enumerate(episodes):
                     file.write(json_text(_rollout_line(row, episode, batch, decode)) + "\n")
             temporary.rename(folder / f"{name}.jsonl.gz")
-        except OSError as error:
+        except OSError:
             temporary.unlink(missing_ok=True)
-            self.event(EventName.ALARM, message=f"rollouts of {name} were not written: {error}")
+            raise
 
     def keep_skipped(self, name: str, batches: Sequence[Batch]) -> None:
-        """Minibatches whose gradient steps were skipped, as safetensors, to look at and to try again."""
+        """Write minibatches whose gradient steps were skipped, to look at and to try again; raises OSError or
+        SafetensorError."""
         folder = self.path / "skipped"
-        try:
-            for number, batch in enumerate(batches):
-                folder.mkdir(exist_ok=True)
-                save_file(batch.tensors(), folder / f"{name}_{number}.safetensors")
-        except (OSError, SafetensorError) as error:
-            self.event(EventName.ALARM, message=f"the skipped minibatches of {name} were not written: {error}")
+        for number, batch in enumerate(batches):
+            folder.mkdir(exist_ok=True)
+            save_file(batch.tensors(), folder / f"{name}_{number}.safetensors")
 
     def close(self) -> None:
         """Release the lock."""
@@ -136,7 +134,7 @@ class RunFolder:
             self._write(name, file)
 
     def _write(self, name: str, file: FileIO) -> None:
-        """Write the lines that wait, all or none of them."""
+        """Write the waiting lines, all of them or none."""
         before = os.fstat(file.fileno()).st_size
         left = self._waiting.get(name, "").encode()
         try:
@@ -146,6 +144,41 @@ class RunFolder:
             os.ftruncate(file.fileno(), before)
             raise
         self._waiting.pop(name, None)
+
+
+def read_rollouts(path: Path) -> list[Episode]:
+    """The episodes of a file that `RunFolder.rollouts` wrote, to be scored or judged again.
+
+    Log-probabilities have 4 decimals. A prompt has its id, text and tokens; what the verifier needs is the task's.
+    Raises DataError for a file that is damaged or older than its token ids.
+    """
+    try:
+        with gzip.open(path, "rt") as file:
+            return [_episode(json.loads(line)) for line in file]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read as rollouts with token ids ({type(error).__name__}: {error}). It is cut short, or "
+            "an older version of vapo wrote it: save the rollouts again."
+        ) from error
+
+
+def _episode(line: dict[str, Any]) -> Episode:
+    text = line["prompt"] if isinstance(line["prompt"], str) else tuple(line["prompt"])
+    turns, start = [], 0
+    for author, length in line["turns"]:
+        ids = tuple(line["token_ids"][start : start + length])
+        logp = [math.nan if x is None else x for x in line["logp"][start : start + length]]
+        turns.append(Turn(author, ids, tuple(logp) if author == "policy" else ()))
+        start += length
+    return Episode(
+        prompt=Prompt(line["prompt_id"], text, token_ids=tuple(line["prompt_token_ids"])),
+        sample=line["sample"],
+        turns=tuple(turns),
+        response=line["response"],
+        finish_reason="length" if line["truncated"] else "stop",
+        policy_version=line["weight_version"],
+        verdict=Verdict(line["verdict"], line["reason"], line["kind"]),
+    )
 
 
 def _rollout_line(
@@ -164,12 +197,16 @@ def _rollout_line(
         "response": episode.response,
         "verdict": episode.verdict.status,
         "reason": episode.verdict.reason,
+        "kind": episode.verdict.kind,
         "sample": episode.sample,
         "reward": float(batch.outcomes[row]) if episode.verdict.valid else None,
         "lambda": None if batch.lam is None else float(batch.lam[row]),
-        "weight_version": episode.completion.policy_version,
+        "weight_version": episode.policy_version,
         "truncated": episode.truncated,
-        "tokens": decode(episode.completion.token_ids),
+        "tokens": decode(episode.token_ids),
+        "token_ids": list(episode.token_ids),
+        "prompt_token_ids": list(episode.prompt.token_ids),
+        "turns": [[turn.author, len(turn.token_ids)] for turn in episode.turns],
         "logp": numbers(batch.sampled_logp),
         "value": numbers(batch.old_values),
         "advantage": numbers(batch.advantages),

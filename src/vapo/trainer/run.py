@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.presets import Algorithm
 from vapo.errors import AbandonedError
 from vapo.metrics import EventName
 from vapo.models.loading import response_text
-from vapo.models.networks import Critic, Policy
 from vapo.rollout.engine import RolloutEngine
-from vapo.trainer.learner import Learner
+from vapo.trainer.batch import Batch
+from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.record import RunFolder
+from vapo.trainer.rollouts import RolloutSource
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 from vapo.trainer.state import State
 from vapo.trainer.watch import Watch
-from vapo.types import Decoding, Progress, PromptSet, Task
+from vapo.types import Decoding, Episode, Progress, PromptSet, Task
 
 
 @dataclass
@@ -42,29 +44,38 @@ class Run:
     train_prompts: PromptSet
     heldout_prompts: PromptSet
     tokenizer: PreTrainedTokenizerBase
-    policy: Policy
-    critic: Critic | None
-    reference: Policy | None
-    policy_learner: Learner
-    critic_learner: Learner | None
+    policy: Network
+    critic: Network | None
+    reference: Network | None
     engine: RolloutEngine
     evaluate: Callable[[int, Progress], dict[str, Any]]
     """Held-out evaluation of the engine's policy with k samples a prompt: what goes into evaluations.jsonl."""
     observer: Observer
     folder: RunFolder = field(init=False)
     """Where everything is written; set once the networks have loaded."""
+    source: RolloutSource = field(init=False)
+    """Where the responses of joint training come from."""
     state: State = field(default_factory=State)
     watch: Watch = field(default_factory=Watch)
-    """Is told that the run is alive."""
+    """Gets a sign of life from time to time."""
     stop_requested: bool = False
-    """Set by a signal handler: the run saves and stops as soon as nothing is lost by it."""
+    """Set by a signal handler: the run drops what it is sampling, saves and stops."""
     failed_saves: int = 0
     """Saves in a row that the disk refused."""
 
     @property
-    def learners(self) -> list[Learner]:
-        """Critic first, then policy (papers.md 7.3); a method with a group baseline has the policy only."""
-        return [learner for learner in (self.critic_learner, self.policy_learner) if learner is not None]
+    def learners(self) -> list[Network]:
+        """The networks that learn, in this order: the critic (where there is one), then the policy."""
+        return [network for network in (self.critic, self.policy) if network is not None]
+
+    @property
+    def networks(self) -> list[Network]:
+        """All networks whose weights belong to the run's state."""
+        return [*self.learners, *([] if self.reference is None else [self.reference])]
+
+    def hand_over(self) -> None:
+        """Give the policy's weights to the rollout engine, as the version of the present step."""
+        self.engine.load_weights(self.policy.weights(), version=self.state.step)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Response text, as a verifier is given it."""
@@ -82,24 +93,41 @@ class Run:
         return str(self.tokenizer.decode([before, token])).removeprefix(str(self.tokenizer.decode([before])))
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        """Tell that something that can be dropped goes on; raises AbandonedError if the run is to stop."""
+        """Report progress of sampling, judging or evaluation; raises AbandonedError if the run is to stop."""
         self.watch.beat(what)
         self.observer.progress(what, done, total)
         if self.stop_requested:
             raise AbandonedError
 
     def clock(self) -> Clock:
-        """A clock for one step, which also tells the watch what is being done."""
+        """A clock for one step, which also gives the watch signs of life."""
         return Clock(self.watch.beat)
 
     def alarm(self, message: str, **details: Any) -> None:
-        """Something is probably wrong: into events.jsonl and before the user's eyes."""
+        """Write a warning to events.jsonl and show it to the user."""
         self.folder.event(EventName.ALARM, message=message, **details)
         self.observer.alarm(message)
 
+    def save_rollouts(self, name: str, episodes: Sequence[Episode], batch: Batch) -> None:
+        """Write responses token by token; on a disk that refuses, raise an alarm and go on without them."""
+        try:
+            self.folder.rollouts(name, episodes, batch, self.token_texts)
+        except OSError as error:
+            self.alarm(f"Rollouts of {name} were not written: {error}. Free space on the disk of {self.folder.path}.")
+
+    def keep_skipped(self, name: str, batches: Sequence[Batch]) -> None:
+        """Write minibatches of skipped gradient steps; on a disk that refuses, raise an alarm and go on."""
+        try:
+            self.folder.keep_skipped(name, batches)
+        except (OSError, SafetensorError) as error:
+            self.alarm(
+                f"The skipped minibatches of {name} were not written: {error}. Free space on the disk of "
+                f"{self.folder.path}."
+            )
+
 
 class Clock:
-    """Where a step's seconds went; `on_start` is told what begins."""
+    """Where a step's seconds went; `on_start` is called with the name of what begins."""
 
     def __init__(self, on_start: Callable[[str], None] = lambda _: None) -> None:
         self.started = time.perf_counter()
@@ -115,6 +143,11 @@ class Clock:
             yield
         finally:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds that were measured elsewhere."""
+        for what, amount in seconds.items():
+            self.seconds[what] = self.seconds.get(what, 0.0) + amount
 
     def figures(self, *, sampled_tokens: int, learned_tokens: int) -> dict[str, float]:
         """`time/*`, `step_time` in seconds; `throughput/*` in response tokens per second."""

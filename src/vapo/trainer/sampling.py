@@ -12,8 +12,10 @@ from vapo.algo import informative_groups
 from vapo.algo.presets import Algorithm
 from vapo.errors import VerifierBrokenError
 from vapo.rollout.collect import judge, sample
-from vapo.trainer.batch import learned_from
+from vapo.trainer.pricing import learned_from
+from vapo.trainer.rollouts import Rollout
 from vapo.trainer.run import Clock, Run
+from vapo.trainer.state import State
 from vapo.types import Episode, Prompt, PromptSet, stable_hash
 
 
@@ -27,39 +29,82 @@ def stream(prompts: PromptSet, *, seed: int, name: str, position: int, count: in
     return chosen
 
 
-def sample_step(run: Run, clock: Clock) -> tuple[list[Episode], list[Episode]]:
-    """(episodes to learn from, all that were drawn); the state's stream position moves past their prompts.
+class SynchronousSource:
+    """Samples each step's responses when they are asked for, from the weights the engine has."""
 
-    With dynamic sampling (DAPO §3.2), prompts whose valid responses are all right or all wrong are dropped
-    and new prompts sampled, `refill_rounds` times at most; the last round's shortfall is accepted.
-    """
-    sampling, state = run.algorithm.sampling, run.state
-    kept: list[Episode] = []
-    everything: list[Episode] = []
-    drawn: Counter[str] = Counter()
-    for _ in range(1 + sampling.refill_rounds):
-        wanted = sampling.prompts - len(kept) // sampling.per_prompt
-        if wanted == 0:
-            break
-        prompts = stream(run.train_prompts, seed=run.seed, name="train", position=state.prompts_seen, count=wanted)
-        state.prompts_seen += wanted
-        episodes = rollout(run, prompts, per_prompt=sampling.per_prompt, step=state.step, clock=clock, drawn=drawn)
-        everything += episodes
-        kept += _informative(episodes, run.algorithm) if sampling.refill_rounds else episodes
-    check_verdicts(everything, run.settings.max_invalid_ratio)
-    return kept, everything
+    max_age = 0
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def next(self, state: State) -> Rollout:
+        """The responses of joint step `state.step + 1`.
+
+        With dynamic sampling (DAPO §3.2), groups whose valid responses are all right or all wrong are dropped and new
+        prompts sampled, `refill_rounds` times at most; the last round's shortfall is accepted.
+        """
+        run, sampling, clock = self._run, self._run.algorithm.sampling, self._run.clock()
+        everything: list[Episode] = []
+        kept: list[int] = []
+        drawn: Counter[str] = Counter()
+        position = state.prompts_seen
+        for _ in range(1 + sampling.refill_rounds):
+            wanted = sampling.prompts - len(kept) // sampling.per_prompt
+            if wanted == 0:
+                break
+            prompts = stream(run.train_prompts, seed=run.seed, name="train", position=position, count=wanted)
+            position += wanted
+            episodes = _judged_samples(run, state, prompts, sampling.per_prompt, state.step, clock, drawn)
+            rows = _informative(episodes, run.algorithm) if sampling.refill_rounds else range(len(episodes))
+            kept += [len(everything) + row for row in rows]
+            everything += episodes
+        check_verdicts(everything, run.settings.max_invalid_ratio)
+        return Rollout(tuple(everything), tuple(kept), position, clock.seconds)
 
 
-def rollout(
+class PretrainingSource:
+    """Samples the responses of value pretraining. The policy is fixed, so any step can be sampled again."""
+
+    max_age = 0
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def next(self, state: State) -> Rollout:
+        """The responses of pretraining step `state.pretrain_step + 1`."""
+        return self.at(state.pretrain_step, state)
+
+    def at(self, step: int, state: State) -> Rollout:
+        """The responses of the pretraining step that follows `step` finished ones."""
+        run, sampling = self._run, self._run.algorithm.sampling
+        position, count = step * sampling.prompts, sampling.prompts
+        prompts = stream(run.train_prompts, seed=run.seed, name="pretrain", position=position, count=count)
+        return self._rollout(state, prompts, sampling.per_prompt, f"pretrain {step}")
+
+    def heldout(self, state: State) -> Rollout:
+        """Responses to held-out prompts, the same each time; they are never learned from."""
+        run, wanted = self._run, self._run.settings.pretraining_heldout
+        count = min(wanted, len(run.heldout_prompts))
+        prompts = [run.heldout_prompts[i] for i in range(count)]
+        return self._rollout(state, prompts, max(1, wanted // count), "pretrain held-out")
+
+    def _rollout(self, state: State, prompts: Sequence[Prompt], per_prompt: int, label: str) -> Rollout:
+        clock = self._run.clock()
+        episodes = _judged_samples(self._run, state, prompts, per_prompt, label, clock)
+        check_verdicts(episodes, self._run.settings.max_invalid_ratio)
+        return Rollout(tuple(episodes), tuple(range(len(episodes))), state.prompts_seen, clock.seconds)
+
+
+def _judged_samples(
     run: Run,
+    state: State,
     prompts: Sequence[Prompt],
-    *,
     per_prompt: int,
-    step: int | str,
+    label: int | str,
     clock: Clock,
     drawn: Counter[str] | None = None,
 ) -> list[Episode]:
-    """Sampled and judged responses of the engine's policy, counted in the run's state."""
+    """Sampled and judged responses of the engine's policy; `label` names the step in their seeds."""
     total = len(prompts) * per_prompt
     with clock.time("rollout"):
         episodes = sample(
@@ -70,15 +115,12 @@ def rollout(
             decode=run.decode,
             seed=run.seed,
             # after a rollback other responses are drawn: the same ones would lead to the same place
-            step=f"{step} after rollback {run.state.rollbacks}" if run.state.rollbacks else step,
+            step=f"{label} after rollback {state.rollbacks}" if state.rollbacks else label,
             drawn=drawn,
             on_progress=lambda done, _: run.progress("sampling", done, total),
         )
     with clock.time("verify"):
-        episodes = judge(episodes, run.task, partial(run.progress, "verifying"), per_prompt=per_prompt)
-    run.state.num_samples += len(episodes)
-    run.state.num_tokens += sum(len(e.completion.token_ids) for e in episodes)
-    return episodes
+        return judge(episodes, run.task, partial(run.progress, "verifying"), per_prompt=per_prompt)
 
 
 def check_verdicts(episodes: Sequence[Episode], limit: float) -> None:
@@ -92,13 +134,13 @@ def check_verdicts(episodes: Sequence[Episode], limit: float) -> None:
         )
 
 
-def _informative(episodes: list[Episode], algorithm: Algorithm) -> list[Episode]:
-    """The groups with both right and wrong responses among those that are learned from. Groups are blocks of
+def _informative(episodes: list[Episode], algorithm: Algorithm) -> list[int]:
+    """The rows of groups with both right and wrong responses among those that are learned from. Groups are blocks of
     neighbours: a prompt that came twice is two groups here."""
     groups = torch.arange(len(episodes)) // algorithm.sampling.per_prompt
     right = torch.tensor([e.verdict.right for e in episodes])
     keep = informative_groups(right, groups, torch.tensor([learned_from(e, algorithm) for e in episodes]))
-    return [episode for episode, good in zip(episodes, keep.tolist(), strict=True) if good]
+    return keep.nonzero()[:, 0].tolist()
 
 
 @lru_cache(maxsize=8)

@@ -68,12 +68,13 @@ class GuardSettings:
     """What counts as going wrong, and what to do then."""
 
     action: Literal["warn", "stop", "rollback"] = "warn"
-    """On an alarm: say so and go on; stop with exit code 3; or go back to the newest checkpoint and draw other
+    """On an alarm: warn and go on, stop with exit code 3, or roll back to the newest checkpoint and sample other
     responses from there."""
     max_rollbacks: int = 3
-    """Stop with exit code 3 when so many rollbacks were not enough."""
+    """Stop with exit code 3 at the next alarm after this many rollbacks."""
     patience: int = 5
-    """Steps in a row that a figure must be bad; a gradient spike and a step that went too far are told at once."""
+    """Steps in a row that a figure must be bad to raise an alarm; a gradient spike and a step that went too far raise
+    one at once."""
     entropy_below: float = 0.005
     """Entropy of the policy, in nats a token."""
     explained_variance_below: float = 0.0
@@ -81,18 +82,18 @@ class GuardSettings:
     clipped_ratio_above: float = 0.5
     """Share of responses cut off at the length limit."""
     grad_norm_above: float = 20.0
-    """A step's gradient norm, in medians of the last 20 steps."""
+    """Alarm when a step's gradient norm exceeds this multiple of the median of the last 20 steps."""
     kl_update_above: float = 0.2
-    """How far one step's updates moved the policy (`kl/update`), in nats a token; told at once. Steps that train are
-    near 0.001, and one of 0.7 was seen to destroy a model."""
+    """How far one step's updates moved the policy (`kl/update`), in nats a token; raises an alarm at once. Steps that
+    train are near 0.001, and one of 0.7 was seen to destroy a model."""
     same_outcome_steps: int = 5
-    """Steps in a row in which no response is right, or every one: nothing is learned from them; 0 never tells."""
+    """Alarm after this many steps in a row in which no response is right, or every one; 0 never."""
     watchdog: bool = True
-    """A process that tells what is stuck, with stacks, when a run shows no sign of life."""
+    """Run a watchdog process that logs what hangs, with stack traces."""
     stuck_factor: float = 10.0
-    """A pause is too long at so many times the longest one so far in the same work."""
+    """A pause is too long when it exceeds the longest earlier one in the same work by this factor."""
     stuck_floor_s: float = 300.0
-    """And never before so many seconds."""
+    """A pause is never too long before this many seconds."""
 
     def __post_init__(self) -> None:
         for name in ("max_rollbacks", "entropy_below", "same_outcome_steps"):

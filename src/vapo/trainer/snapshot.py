@@ -1,19 +1,16 @@
-"""A run's whole state to a checkpoint folder and back, and when that happens."""
+"""Save a run's whole state to a checkpoint folder, restore it, and decide when to save."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from vapo.errors import AbandonedError, DivergedError, StoppedError, command
+from vapo.errors import DivergedError, StoppedError, command
 from vapo.metrics import EventName, Phase
-from vapo.models.lora import plain_weights
-from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
 from vapo.trainer import checkpoint
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
@@ -46,13 +43,8 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
         state.log_bytes = run.folder.log_bytes()
         (folder / "state.json").write_text(json.dumps(state.to_json(), indent=1))
         (folder / SETTINGS).write_text(json.dumps(run.config, indent=1))
-        save_trained(run.policy.model, run.tokenizer, folder / "policy")
-        save_optimizer(run.policy_learner.optimizer, folder / "policy_optimizer.safetensors")
-        if run.critic is not None and run.critic_learner is not None:
-            save_trained(run.critic.model, run.tokenizer, folder / "critic")
-            save_optimizer(run.critic_learner.optimizer, folder / "critic_optimizer.safetensors")
-        if run.reference is not None:
-            save_model(run.reference.model, None, folder / "reference")
+        for network in run.networks:
+            network.save(folder)
 
     name = f"pretrain_{state.pretrain_step:06d}" if state.step == 0 else f"step_{state.step:06d}"
     run.watch.beat("saving")
@@ -85,30 +77,16 @@ def save_if_due(run: Run, step: int) -> None:
     if due or run.failed_saves or run.stop_requested:
         save(run)
     if run.stop_requested:
-        leave(run)
+        raise_stopped(run)
 
 
 def size(run: Run) -> int:
-    """Bytes of one checkpoint, nearly: float32 weights, and two moments of every trained one."""
-    models = [n.model for n in (run.policy, run.critic, run.reference) if n is not None]
-    weights = sum(p.numel() for model in models for p in model.parameters())
-    return 4 * (weights + 2 * sum(p.numel() for learner in run.learners for p in learner.parameters))
+    """About how many bytes one checkpoint takes."""
+    return sum(network.checkpoint_bytes for network in run.networks)
 
 
-@contextmanager
-def droppable(run: Run) -> Iterator[None]:
-    """What begins inside may be dropped as long as nothing was learned from it: counters go back, the run stops."""
-    before = run.state.copy()
-    try:
-        yield
-    except AbandonedError:
-        run.state = before
-        save(run)
-        leave(run)
-
-
-def leave(run: Run) -> None:
-    """Raise StoppedError in words; call after a save."""
+def raise_stopped(run: Run) -> None:
+    """Raise StoppedError with the command that goes on; call it after a save."""
     saved = "saved" if not run.failed_saves else "but the last save failed, so it goes on from the one before"
     raise StoppedError(f"Stopped in order, {saved}. Go on with: {command('resume', run.folder.path)}")
 
@@ -123,7 +101,7 @@ def roll_back(run: Run, reason: str) -> None:
     restore(run, newest)
     run.state.rollbacks = count
     run.state.streaks.clear()  # or the checkpoint's own bad steps would sound the alarm again at once
-    run.engine.load_weights(plain_weights(run.policy.model), version=run.state.step)
+    run.hand_over()
     run.folder.event(EventName.ROLLED_BACK, reason=reason, from_step=failed_at, to_step=run.state.step, rollbacks=count)
     run.observer.alarm(f"Rolled back from step {failed_at} to {newest.name}; other responses are drawn from here.")
     save(run)
@@ -143,13 +121,8 @@ def restore(run: Run, folder: Path | None) -> None:
     elif run.state.phase != Phase.DONE and run.state.step == run.settings.steps:
         # nothing is saved between the last evaluation and the end; format 1 did not count evaluations
         run.state.evaluated = min(run.state.evaluated, run.state.step - 1)
-    load_trained(run.policy.model, folder / "policy")
-    load_optimizer(run.policy_learner.optimizer, folder / "policy_optimizer.safetensors")
-    if run.critic is not None and run.critic_learner is not None:
-        load_trained(run.critic.model, folder / "critic")
-        load_optimizer(run.critic_learner.optimizer, folder / "critic_optimizer.safetensors")
-    if run.reference is not None:
-        load_weights(run.reference.model, folder / "reference")
+    for network in run.networks:
+        network.load(folder)
     run.folder.cut_logs(run.state.log_bytes)
 
 

@@ -1,4 +1,4 @@
-"""Everything that counts from step to step and is not a weight or an optimizer moment.
+"""All state that is carried from step to step, besides weights and optimizer moments.
 
 There is no random-number position here: every draw derives from the run's seed and these counters
 (`vapo.types.stable_hash`), so equal counters mean equal draws.
@@ -37,7 +37,7 @@ class State:
     num_tokens: int = 0
     """Their tokens."""
     skipped_in_a_row: int = 0
-    """Steps in a row that lost a gradient step to numbers that were not finite."""
+    """Steps in a row with a skipped gradient step."""
     explained_variance: float | None = None
     """Held-out explained variance after the last pretraining step; None where it is undefined."""
     best_explained_variance: float | None = None
@@ -50,11 +50,11 @@ class State:
     verdicts: dict[str, int] = field(default_factory=dict)
     """How the responses came out of the last steps that were all wrong, or all right, in a row."""
     rollbacks: int = 0
-    """How often the run went back to a checkpoint after an alarm; later samples are drawn anew."""
+    """Rollbacks after alarms so far; samples after a rollback use other seeds."""
     micro_batch_tokens: dict[str, int] = field(default_factory=dict)
-    """Smaller token budgets that a lack of memory forced, by what needed them."""
+    """Token budgets that were lowered after running out of memory, by the work that needed it."""
     log_bytes: dict[str, int] = field(default_factory=dict)
-    """Length of each log file when this state was saved; resuming cuts what a lost attempt wrote after it."""
+    """Length of each log file when this state was saved; a resume cuts the logs to it."""
 
     @property
     def serial(self) -> int:

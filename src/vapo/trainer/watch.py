@@ -1,7 +1,7 @@
-"""Signs of life: the trainer tells what it does, a process beside it notices when that stops.
+"""Signs of life: the trainer reports what it does, and a watchdog process notices when the reports stop.
 
-A process, not a thread: a trainer that hangs in a library's C code with the interpreter's lock held stops its
-threads, too.
+It is a process, since a trainer that hangs in a library's C code while it holds the interpreter's lock stops its
+threads too.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ STACKS = "stacks.txt"
 LOG = "watchdog.log"
 CLOSE_S = 5.0
 _QUIET_S = 0.05
-"""Signs of life about the same thing come no closer than this: they are cheap, not free."""
+"""Shortest time in seconds between two signs of life about the same work; more would cost time."""
 
 
 class Watch:
-    """Watches nothing."""
+    """A watch that does nothing."""
 
     def beat(self, doing: str) -> None:
-        """The run is alive and does this."""
+        """Report that the run is alive and what it is doing."""
 
     def close(self) -> None:
         """Stop watching."""
 
 
 class Watchdog(Watch):
-    """Has a process that writes what is stuck, and for how long, when signs of life stay out.
+    """Runs a watchdog process that logs what hangs, with stack traces.
 
     After `factor` times the longest pause seen so far in what was being done (at least `floor_s` seconds), the
     process makes the trainer write the stacks of all its threads to `folder/stacks.txt` and says so on stderr and in
@@ -57,7 +57,7 @@ class Watchdog(Watch):
         self._said, self._at = "", 0.0
 
     def beat(self, doing: str) -> None:
-        """The run is alive and does this."""
+        """Report that the run is alive and what it is doing."""
         now = time.monotonic()
         if doing == self._said and now - self._at < _QUIET_S:
             return

@@ -1,4 +1,4 @@
-"""The process beside the trainer; standard library only, so that it starts in milliseconds.
+"""The watchdog process; standard library only, so that it starts in milliseconds.
 
 python watchdog.py PID LOG STACKS FACTOR FLOOR < signs of life, one line each: what is being done
 """
@@ -12,43 +12,43 @@ import time
 
 
 class Deadlines:
-    """How long a pause may be, learned from the pauses that ended."""
+    """The longest allowed pause for each kind of work, learned from the pauses that ended."""
 
     def __init__(self, factor: float, floor_s: float) -> None:
         self.factor, self.floor_s = factor, floor_s
         self.longest: dict[str, float] = {}
 
     def learn(self, doing: str, pause_s: float) -> None:
-        """A pause in `doing` that came to an end."""
+        """Record a pause in `doing` that has ended."""
         self.longest[doing] = max(pause_s, self.longest.get(doing, 0.0))
 
     def of(self, doing: str) -> float:
-        """Seconds after which a pause in `doing` is one too long."""
+        """Seconds after which a pause in `doing` is too long."""
         return max(self.floor_s, self.factor * self.longest.get(doing, 0.0))
 
 
 def watch(pid: int, log: str, stacks: str, deadlines: Deadlines, pipe: int = 0) -> None:
-    """Read signs of life until the pipe ends; tell of every pause that is too long, once."""
-    doing, last, told, rest = "starting", time.monotonic(), False, b""
+    """Read signs of life until the pipe ends; report every pause that is too long, once."""
+    doing, last, reported, rest = "starting", time.monotonic(), False, b""
     while True:
-        left = None if told else max(0.0, last + deadlines.of(doing) - time.monotonic())
+        left = None if reported else max(0.0, last + deadlines.of(doing) - time.monotonic())
         ready, _, _ = select.select([pipe], [], [], left)
         now = time.monotonic()
         if not ready:
-            told = True
-            _tell(pid, log, stacks, doing, now - last, deadlines.longest.get(doing))
+            reported = True
+            _report(pid, log, stacks, doing, now - last, deadlines.longest.get(doing))
             continue
         read = os.read(pipe, 65536)
         if not read:
             return
-        if told:
+        if reported:
             _write(log, f"{doing} went on after {now - last:.0f} s")
         deadlines.learn(doing, now - last)
         *lines, rest = (rest + read).split(b"\n")
-        doing, last, told = (lines[-1].decode() if lines else doing), now, False
+        doing, last, reported = (lines[-1].decode() if lines else doing), now, False
 
 
-def _tell(pid: int, log: str, stacks: str, doing: str, pause_s: float, longest: float | None) -> None:
+def _report(pid: int, log: str, stacks: str, doing: str, pause_s: float, longest: float | None) -> None:
     before = "never done before" if longest is None else f"the longest pause before was {longest:.0f} s"
     where = os.path.join(os.path.dirname(log), stacks)
     _write(

@@ -1,0 +1,184 @@
+"""A network in this process: a Hugging Face model, the loss it minimises, and its optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vapo.models.lora import plain_weights
+from vapo.models.networks import Critic, Policy
+from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
+from vapo.trainer.batch import Batch, micro_batches
+from vapo.trainer.network import Score, StepResult
+from vapo.trainer.objectives import Objective
+
+
+class LocalNetwork:
+    """The `Network` protocol over one model. Without an `objective` it is a reference: it is scored, never trained.
+
+    Head and backbone share one AdamW, so both follow one learning-rate schedule (docs/pitfalls.md, 13).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Policy | Critic,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        objective: Objective | None = None,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        self.name, self.network, self.tokenizer = name, network, tokenizer
+        self.max_grad_norm = max_grad_norm
+        self._objective = objective
+        self._loss: Tensor | None = None
+        """Of the accumulated minibatch; None between steps."""
+        trained = [p for p in network.model.parameters() if p.requires_grad] if objective else []
+        self._optimizer = (
+            torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True) if trained else None
+        )
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model itself; for the code that builds and tests networks."""
+        return self.network.model
+
+    @property
+    def origin(self) -> str:
+        return self.network.origin if isinstance(self.network, Critic) else ""
+
+    @property
+    def objective(self) -> Objective:
+        """What it minimises; not for a reference."""
+        assert self._objective is not None
+        return self._objective
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        self._objective = objective
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over all trained parameters; not for a reference."""
+        assert self._optimizer is not None
+        return self._optimizer
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trained parameters, in the optimizer's order."""
+        return self.optimizer.param_groups[0]["params"]
+
+    # ------------------------------------------------------------------ scoring
+
+    @torch.no_grad()
+    def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
+        scored: dict[str, Tensor] = {}
+        for name in what:
+            scored[name] = torch.zeros(len(batch), *([] if name == "final_values" else [batch.width]))
+        for rows in micro_batches(batch, micro_batch_tokens):
+            for name, part in self._score(batch.select(rows).to(self.model.device), what).items():
+                if part.ndim == 1:
+                    scored[name][rows] = part.cpu()
+                else:
+                    scored[name][rows, : part.shape[1]] = part.cpu()
+        return scored
+
+    def _score(self, micro: Batch, what: Sequence[Score]) -> dict[str, Tensor]:
+        sequences, width = micro.sequences, micro.width
+        found: dict[str, Tensor] = {}
+        if isinstance(self.network, Policy):
+            logp, entropy = self.network.logp(sequences, width, with_entropy="entropy" in what)
+            found["logp"] = logp
+            if entropy is not None:
+                found["entropy"] = entropy
+        else:
+            found["values"] = self.network.values(sequences, width)
+            if "final_values" in what:
+                found["final_values"] = self.network.final_values(sequences)
+        return found
+
+    # ------------------------------------------------------------------ learning
+
+    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> dict[str, float]:
+        self.optimizer.zero_grad(set_to_none=True)  # a try that ran out of memory may have left some
+        self._loss, figures = accumulate_gradient(
+            self.objective, minibatch, torch.arange(len(minibatch)), micro_batch_tokens=micro_batch_tokens
+        )
+        return {name: float(value) for name, value in figures.items()}
+
+    def step(self, lr: float) -> StepResult:
+        assert self._loss is not None
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        # the loss counts too: a token whose loss is not finite can leave a finite gradient behind
+        taken = math.isfinite(float(self._loss)) and math.isfinite(float(norm))
+        if taken:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._loss = None
+        return StepResult(taken, {f"grad_norm/{self.name}": float(norm)})
+
+    # ------------------------------------------------------------------ weights
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        return plain_weights(self.model)
+
+    def copy_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self.model.load_state_dict(dict(weights))
+
+    def save(self, folder: Path) -> None:
+        if self._optimizer is None:
+            save_model(self.model, None, folder / self.name)
+        else:
+            save_trained(self.model, self.tokenizer, folder / self.name)
+            save_optimizer(self._optimizer, folder / f"{self.name}_optimizer.safetensors")
+
+    def load(self, folder: Path) -> None:
+        if self._optimizer is None:
+            load_weights(self.model, folder / self.name)
+        else:
+            load_trained(self.model, folder / self.name)
+            load_optimizer(self._optimizer, folder / f"{self.name}_optimizer.safetensors")
+
+    def publish(self, folder: Path) -> None:
+        save_model(self.model, self.tokenizer, folder)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Float32 weights, and two moments of every trained one."""
+        trained = 0 if self._optimizer is None else sum(p.numel() for p in self.parameters)
+        return 4 * (sum(p.numel() for p in self.model.parameters()) + 2 * trained)
+
+    @property
+    def published_bytes(self) -> int:
+        """Float32 weights."""
+        return 4 * self.model.num_parameters()
+
+
+def accumulate_gradient(
+    objective: Objective, minibatch: Batch, rows: Tensor, *, micro_batch_tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the gradient of these rows to the parameters; their shares of the minibatch's loss and figures.
+
+    The weights are made on the whole minibatch, then every micro-batch adds its share. So the shares of all rows add
+    up to the gradient of one big batch, however the rows are spread over micro-batches and processes (docs/pitfalls.md,
+    3 and 5).
+    """
+    weights = objective.weights(minibatch)
+    device = next(objective.module.parameters()).device
+    loss, figures = torch.zeros(()), dict[str, Tensor]()
+    for chosen in micro_batches(minibatch, micro_batch_tokens, rows):
+        micro = minibatch.select(chosen).to(device)
+        share = {name: w[chosen, : micro.width].to(device) for name, w in weights.items()}
+        part, parts = objective.loss(micro, share)
+        part.backward()
+        loss = loss + part.detach().cpu()
+        figures = {key: figures.get(key, 0) + value for key, value in parts.items()}
+    return loss, figures

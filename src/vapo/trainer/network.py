@@ -1,0 +1,96 @@
+"""What the loop needs of a network. It never sees a module, so the network may live in another process.
+
+`LocalNetwork` keeps this promise in the process itself. One that is split over several processes keeps it too: it
+takes the same minibatches and leaves the same gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from vapo.trainer.batch import Batch
+
+Score = Literal["logp", "entropy", "values", "final_values"]
+"""What a network can say of sampled tokens: a policy the first two, a critic the last two."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Whether an optimizer step was taken, and its figures (`grad_norm/NAME`, before clipping)."""
+
+    taken: bool
+    figures: dict[str, float]
+
+
+class Network(Protocol):
+    """A policy, a critic or a reference. Tensors in, tensors and figures out; all tensors are on the CPU."""
+
+    @property
+    def name(self) -> str:
+        """`policy`, `critic` or `reference`: the name of its files, figures and alarms."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """What its weights were loaded from, for people to read."""
+        ...
+
+    def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
+        """What the network says of every response token, by name: (B, T) each; `final_values` is (B,).
+
+        `logp` and `entropy` are in nats at the sampling temperature, values in units of reward. `final_values` is the
+        value after the last token. Rows without a trainable token are 0: they are not computed.
+        """
+        ...
+
+    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> dict[str, float]:
+        """Leave the minibatch's gradient in the network; its loss terms and diagnostics, by name.
+
+        All sums are normalised over the whole minibatch, so `micro_batch_tokens` (most tokens computed at a time)
+        changes memory and speed, not the gradient. An earlier gradient is dropped first: a call that ran out of memory
+        can be made again. Raises torch.OutOfMemoryError, MemoryError or RuntimeError where memory does not suffice.
+        """
+        ...
+
+    def step(self, lr: float) -> StepResult:
+        """Clip the gradient and take one optimizer step with this learning rate, or none; drop the gradient.
+
+        The step is taken if the loss and the gradient are finite, whatever the diagnostics are. If it is not taken,
+        weights and optimizer stay as they are, in every process.
+        """
+        ...
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors for a rollout engine or a reference; adapters are merged into the weights they adapt."""
+        ...
+
+    def copy_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over the `weights` of another network of the same shape."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer into a checkpoint folder, in files that begin with the network's name."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, exactly; raises CheckpointError if it does not fit."""
+        ...
+
+    def publish(self, folder: Path) -> None:
+        """Write the finished network as a Hugging Face folder, with its tokenizer."""
+        ...
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About how many bytes `save` writes."""
+        ...
+
+    @property
+    def published_bytes(self) -> int:
+        """About how many bytes `publish` writes."""
+        ...

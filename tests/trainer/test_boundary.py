@@ -1,0 +1,63 @@
+"""The loop sees networks through `vapo.trainer.network` alone, so others can take their place."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vapo.trainer
+
+ROOM = Path(vapo.trainer.__file__).parent
+BEHIND = {"local_network", "objectives", "batch"}
+"""Modules that know how a network computes; `batch` only packs sequences for one."""
+SEES_PROTOCOLS_ONLY = sorted(path for path in ROOM.glob("*.py") if path.stem not in BEHIND)
+TEXT_ONLY = {"vapo.models.loading.response_text"}
+"""Of vapo.models, what works on a tokenizer alone."""
+FORBIDDEN_ATTRIBUTES = {"model", "parameters", "optimizer", "objective", "state_dict", "load_state_dict", "backward"}
+
+
+def offences(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute) and node.attr in FORBIDDEN_ATTRIBUTES:
+            found.append(f"line {node.lineno}: .{node.attr}")
+            continue
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+            names = [f"torch.{node.attr}"]
+        else:
+            continue
+        bad = ("torch.nn", "torch.optim", "vapo.models", "vapo.trainer.local_network", "vapo.trainer.objectives")
+        found += [f"{name} is used" for name in names if name.startswith(bad) and name not in TEXT_ONLY]
+    return found
+
+
+@pytest.mark.parametrize("path", SEES_PROTOCOLS_ONLY, ids=lambda path: path.stem)
+def test_no_module_of_the_trainer_reaches_behind_the_network_protocol(path: Path):
+    assert offences(path.read_text()) == []
+
+
+def test_the_guard_covers_the_modules_that_matter():
+    assert {"loop", "pretrain", "snapshot", "guards", "run", "sampling", "learn"} <= {
+        p.stem for p in SEES_PROTOCOLS_ONLY
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch.nn",
+        "from torch import nn",
+        "from vapo.models.networks import Policy",
+        "torch.nn.utils.clip_grad_norm_(x)",
+        "run.policy.model",
+        "run.critic.optimizer.step()",
+    ],
+)
+def test_the_guard_notices(line: str):
+    assert offences(line)
