@@ -91,8 +91,8 @@ fork_server.main(Path(sys.argv[1]), False)
 """
 FLAWS = {
     "the optimizer is forgotten": (
-        "snapshot",
-        "snapshot.load_optimizer = lambda optimizer, path: None",
+        "local_network",
+        "local_network.load_optimizer = lambda optimizer, path: None",
         {"trial": "interrupted", "end": int(signal.SIGKILL)},
     ),
     "weights lie elsewhere in memory after a resume": (
@@ -121,8 +121,8 @@ snapshot.restore = shifted
         {"trial": "damaged", "seed": 3},
     ),
     "numbers are not looked at": (
-        "learner",
-        "learner.math.isfinite = lambda x: True",
+        "local_network",
+        "import types; local_network.math = types.SimpleNamespace(isfinite=lambda x: True)",
         {"trial": "bad_number", "learner": "critic", "number": 2, "what": "loss", "value": "nan"},
     ),
 }
