@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vapo.algo import lambdas, length_adaptive_lambda, relative_lambda
-from vapo.algo.presets import Fixed, LengthAdaptive, Relative
+from vapo.algo.method import Fixed, LengthAdaptive, Relative
 
 ALPHAS = (0.05, 0.4, 1.5)
 # length: for each alpha, λ (negative ones clamped to 0) and λ^(l-1), the last TD error's weight on token one

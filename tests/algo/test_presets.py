@@ -6,26 +6,9 @@ from typing import Any
 
 import pytest
 
-from vapo.algo.presets import (
-    DAPO,
-    GRPO,
-    PPO,
-    PRESETS,
-    TECHNIQUES,
-    VAPO,
-    VC_PPO,
-    Algorithm,
-    Clip,
-    Fixed,
-    Gae,
-    GroupBaseline,
-    LengthAdaptive,
-    Relative,
-    Sampling,
-    scaled,
-    without,
-    without_all,
-)
+from vapo.algo.method import Algorithm, Clip, DualClip, Fixed, Gae, GroupBaseline, LengthAdaptive, Relative, Sampling
+from vapo.algo.presets import DAPO, GRPO, PPO, PRESETS, TECHNIQUES, VAPO, VC_PPO, without, without_all
+from vapo.algo.sizes import Sizes, scaled
 from vapo.errors import ConfigError
 
 
@@ -91,7 +74,7 @@ def test_vapo_carries_the_numbers_of_its_paper():
     assert (VAPO.sampling.prompts, VAPO.sampling.per_prompt) == (512, 16)
     assert (credit.policy_lambda, credit.critic_lambda) == (LengthAdaptive(alpha=0.05), Fixed(1.0))
     assert (credit.gamma, credit.pretraining_steps) == (1.0, 50)
-    assert (VAPO.clip.low, VAPO.clip.high, VAPO.clip.dual) == (0.2, 0.28, None)
+    assert VAPO.clip == Clip(low=0.2, high=0.28)
     assert (VAPO.reduction, VAPO.positive_lm) == ("token", 0.1)
     optimization = VAPO.optimization
     assert (optimization.actor_lr, optimization.critic_lr, optimization.minibatch) == (1e-6, 2e-6, 512)
@@ -186,12 +169,12 @@ def test_group_methods_can_do_without_the_rest():
     ("impossible", "advice"),
     [
         (lambda: Fixed(1.5), r"\[0, 1\]"),
-        (lambda: LengthAdaptive(0.0), "positive"),
+        (lambda: LengthAdaptive(0.0), "above 0"),
         (lambda: Relative(0.0), r"\(0, 1\]"),
         (lambda: Clip(low=1.2, high=0.2), "low"),
-        (lambda: Clip(low=0.2, high=0.2, dual=1.0), "dual"),
+        (lambda: DualClip(low=0.2, high=0.2, c=1.0), "clip.c"),
         (lambda: Sampling(prompts=4, per_prompt=1, refill_rounds=3), "at least 2"),
-        (lambda: replace(GRPO, sampling=Sampling(prompts=8192, per_prompt=1)), "use a critic"),
+        (lambda: replace(GRPO, sampling=Sampling(prompts=8192, per_prompt=1)), "with a critic"),
         (lambda: replace(GRPO, truncated="bootstrap"), "critic"),
         (lambda: replace(VAPO, sampling=Sampling(prompts=100, per_prompt=3)), "divide"),
     ],
@@ -205,7 +188,10 @@ def test_impossible_methods_are_refused(impossible, advice):
 
 
 def test_scaling_keeps_what_makes_the_method():
-    small = scaled(VAPO, samples=256, group=8, alpha=0.4, pretraining_steps=10, minibatch=64, actor_lr=1e-4)
+    small = scaled(
+        VAPO,
+        Sizes(samples_per_step=256, group_size=8, alpha=0.4, pretraining_steps=10, minibatch_size=64, actor_lr=1e-4),
+    )
     assert (small.sampling.prompts, small.sampling.per_prompt) == (32, 8)
     assert critic_of(small).policy_lambda == LengthAdaptive(0.4)
     assert critic_of(small).pretraining_steps == 10
@@ -215,7 +201,7 @@ def test_scaling_keeps_what_makes_the_method():
 
 
 def test_scaling_gives_a_method_nothing_it_does_not_have():
-    small = scaled(PPO, samples=256, group=8, alpha=0.4, pretraining_steps=10, minibatch=64)
+    small = scaled(PPO, Sizes(samples_per_step=256, group_size=8, alpha=0.4, pretraining_steps=10, minibatch_size=64))
     assert (small.sampling.prompts, small.sampling.per_prompt) == (256, 1)
     assert critic_of(small).policy_lambda == Fixed(0.95)
     assert critic_of(small).pretraining_steps == 0
@@ -223,16 +209,16 @@ def test_scaling_gives_a_method_nothing_it_does_not_have():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_scales_and_no_number_means_the_papers(name):
-    assert scaled(PRESETS[name]) == PRESETS[name]
-    small = scaled(PRESETS[name], samples=64, group=4, minibatch=32)
+    assert scaled(PRESETS[name], Sizes()) == PRESETS[name]
+    small = scaled(PRESETS[name], Sizes(samples_per_step=64, group_size=4, minibatch_size=32))
     assert small.sampling.samples == 64
     assert small.sampling.refill_rounds == PRESETS[name].sampling.refill_rounds
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_a_technique_taken_away_stays_away_at_another_size(technique):
-    numbers = {"samples": 64, "group": 4, "alpha": 0.4, "pretraining_steps": 10, "minibatch": 32}
-    small, ppo = scaled(without(VAPO, technique), **numbers), scaled(PPO, **numbers)
+    sizes = Sizes(samples_per_step=64, group_size=4, alpha=0.4, pretraining_steps=10, minibatch_size=32)
+    small, ppo = scaled(without(VAPO, technique), sizes), scaled(PPO, sizes)
     field = TECHNIQUES[technique]
     for path, value in leaves(small).items():
         if path == field or path.startswith((f"{field}.", f"{field}:")):
@@ -241,16 +227,16 @@ def test_a_technique_taken_away_stays_away_at_another_size(technique):
 
 def test_scaling_refuses_groups_that_do_not_divide_the_samples():
     with pytest.raises(ConfigError, match="must divide"):
-        scaled(VAPO, samples=100, group=16)
-    with pytest.raises(ConfigError, match="at least 1"):
-        scaled(VAPO, group=0)
+        scaled(VAPO, Sizes(samples_per_step=100, group_size=16))
+    with pytest.raises(ConfigError, match="must divide"):
+        scaled(VAPO, Sizes(group_size=0))
 
 
 def test_scaling_refuses_minibatches_that_do_not_divide_the_samples():
     with pytest.raises(ConfigError, match="minibatch"):
-        scaled(VAPO, samples=64, group=4, minibatch=48)
+        scaled(VAPO, Sizes(samples_per_step=64, group_size=4, minibatch_size=48))
 
 
 def test_scaling_a_group_method_to_single_responses_is_refused():
     with pytest.raises(ConfigError, match="at least 2"):
-        scaled(GRPO, group=1)
+        scaled(GRPO, Sizes(group_size=1))

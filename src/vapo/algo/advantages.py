@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from vapo.algo._tensors import require_bool, require_mask, require_one_shape, require_rows, widened
 from vapo.algo.diagnostics import masked_deviations
-from vapo.algo.presets import Fixed, Lambda, LengthAdaptive, Relative
+from vapo.algo.method import Fixed, Lambda, LengthAdaptive, Relative
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Num

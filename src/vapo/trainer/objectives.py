@@ -20,7 +20,7 @@ from vapo.algo import (
     value_loss,
     weighted_sum,
 )
-from vapo.algo.presets import Algorithm, Gae
+from vapo.algo.method import Algorithm, DualClip, Gae
 from vapo.models.networks import Critic, Policy
 from vapo.trainer.batch import Batch
 
@@ -68,8 +68,8 @@ class PolicyObjective:
         logp, _ = self.policy.logp(micro.sequences, micro.width)
         logp, old_logp = masked(logp, micro.mask), masked(micro.old_logp, micro.mask)
         surrogate = clipped_surrogate(logp, old_logp, micro.advantages, low=clip.low, high=clip.high)
-        if clip.dual is not None:
-            surrogate = dual_clip(surrogate, micro.advantages, c=clip.dual)
+        if isinstance(clip, DualClip):
+            surrogate = dual_clip(surrogate, micro.advantages, c=clip.c)
         loss = policy_loss = weighted_sum(surrogate, w)
         positive = weighted_sum(-logp, weights["positive"])
         if self.algorithm.positive_lm > 0:

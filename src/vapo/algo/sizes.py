@@ -1,0 +1,109 @@
+"""The numbers that put a method at a model's and a task's size, under the one name that each has in settings.
+
+A size is chosen as `trainer.<name>` or `algorithm.alpha`. The method's own field is derived from it, the same way
+for every preset, and never set by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from vapo.algo.method import Algorithm, Gae, LengthAdaptive
+from vapo.errors import ConfigError
+
+NAMES = {
+    "sampling.prompts": "trainer.samples_per_step",
+    "sampling.per_prompt": "trainer.group_size",
+    "optimization.minibatch": "trainer.minibatch_size",
+    "optimization.actor_lr": "trainer.actor_lr",
+    "optimization.critic_lr": "trainer.critic_lr",
+    "optimization.warmup_steps": "trainer.warmup_steps",
+    "credit.pretraining_steps": "trainer.pretraining_steps",
+    "credit.policy_lambda.alpha": "algorithm.alpha",
+}
+"""The method's field, and the one name of its number in settings."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One size each; None keeps the preset's."""
+
+    samples_per_step: int | None = None
+    group_size: int | None = None
+    minibatch_size: int | None = None
+    actor_lr: float | None = None
+    critic_lr: float | None = None
+    warmup_steps: int | None = None
+    pretraining_steps: int | None = None
+    alpha: float | None = None
+
+
+def scaled(algorithm: Algorithm, sizes: Sizes) -> Algorithm:
+    """The same method at another size. A size counts only where the method uses it at all: the group size where it
+    samples groups, alpha where λ is length-adaptive, pretraining steps where it pretrains.
+
+    Raises ConfigError if the group size does not divide the samples.
+    """
+    sampling, credit, optimization = algorithm.sampling, algorithm.credit, algorithm.optimization
+    per_prompt = sampling.per_prompt
+    if sizes.group_size is not None and per_prompt > 1:
+        per_prompt = sizes.group_size
+    total = sampling.samples if sizes.samples_per_step is None else sizes.samples_per_step
+    if per_prompt < 1 or total % per_prompt:
+        raise ConfigError(
+            f"The group size ({per_prompt} responses per prompt) must divide the {total} responses of a step; "
+            "change trainer.group_size or trainer.samples_per_step."
+        )
+    sampling = replace(sampling, prompts=total // per_prompt, per_prompt=per_prompt)
+    if isinstance(credit, Gae):
+        if sizes.alpha is not None and isinstance(credit.policy_lambda, LengthAdaptive):
+            credit = replace(credit, policy_lambda=LengthAdaptive(sizes.alpha))
+        if sizes.pretraining_steps is not None and credit.pretraining_steps > 0:
+            credit = replace(credit, pretraining_steps=sizes.pretraining_steps)
+    numbers = {
+        "minibatch": sizes.minibatch_size,
+        "actor_lr": sizes.actor_lr,
+        "critic_lr": sizes.critic_lr,
+        "warmup_steps": sizes.warmup_steps,
+    }
+    optimization = replace(optimization, **{name: value for name, value in numbers.items() if value is not None})
+    return replace(algorithm, sampling=sampling, credit=credit, optimization=optimization)
+
+
+def sizes_of(algorithm: Algorithm) -> Sizes:
+    """The sizes a method has; None where it has no such number."""
+    sampling, credit, optimization = algorithm.sampling, algorithm.credit, algorithm.optimization
+    gae = credit if isinstance(credit, Gae) else None
+    rule = gae.policy_lambda if gae else None
+    return Sizes(
+        samples_per_step=sampling.samples,
+        group_size=sampling.per_prompt,
+        minibatch_size=optimization.minibatch,
+        actor_lr=optimization.actor_lr,
+        critic_lr=optimization.critic_lr if gae else None,
+        warmup_steps=optimization.warmup_steps,
+        pretraining_steps=gae.pretraining_steps if gae else None,
+        alpha=rule.alpha if isinstance(rule, LengthAdaptive) else None,
+    )
+
+
+def without_sizes(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A method's nested fields as plain data, without the numbers that `NAMES` spells otherwise."""
+    kept: dict[str, Any] = {}
+    for name, value in fields.items():
+        path = f"{prefix}{name}"
+        if path in NAMES:
+            continue
+        if isinstance(value, Mapping):
+            value = without_sizes(value, f"{path}.")
+            if not value:
+                continue
+        kept[name] = value
+    return kept
+
+
+def fields_of(algorithm: Algorithm) -> dict[str, Any]:
+    """The method's fields that are no sizes, as nested plain data."""
+    return without_sizes(asdict(algorithm))
