@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vapo import runs
 from vapo.chaos.small_run import small_config
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
+from vapo.session import lifecycle as runs
 from vapo.trainer import snapshot
 from vapo.trainer.run import Run
 from vapo.trainer.watch import Watchdog

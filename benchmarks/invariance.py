@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from vapo import runs
-from vapo.algo.presets import Gae
-from vapo.config import recipe_layer, resolve, set_layer
+from vapo.algo.method import Gae
 from vapo.models.networks import value_head
 from vapo.reports.live import SilentView
+from vapo.session import lifecycle as runs
+from vapo.session.config import resolve
+from vapo.session.layers import recipe_layer, set_layer
 from vapo.trainer.batch import Batch, collate
 from vapo.trainer.credit import assign_credit
 from vapo.trainer.local_network import LocalNetwork

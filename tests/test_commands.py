@@ -11,7 +11,7 @@ import pytest
 
 import vapo
 from vapo.errors import ConfigError, StoppedError, command
-from vapo.runs import check_folder
+from vapo.session.lifecycle import check_folder
 from vapo.trainer import snapshot, watchdog
 
 ODD = "my runs/it's $HOME; rm"

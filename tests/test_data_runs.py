@@ -14,11 +14,12 @@ import pytest
 
 import toys
 from vapo import cli
-from vapo.config import Layer, resolve
-from vapo.config import set_layer as config_layer
 from vapo.errors import ConfigError
-from vapo.ground import RenderedPrompts, with_whole_paths
 from vapo.models.loading import plain_text, render
+from vapo.session.config import resolve
+from vapo.session.inputs import RenderedPrompts, with_whole_paths
+from vapo.session.layers import file_layer
+from vapo.session.layers import set_layer as config_layer
 from vapo.types import Prompt
 
 VERIFIER = """
@@ -181,13 +182,13 @@ def test_only_files_become_whole_paths(place):
     (place / "gsm8k").mkdir()
     (place / "test").mkdir()
     task = {"name": "gsm8k", "data": "train.jsonl", "eval_split": "test", "verifier": "mine.py:names_the_digit"}
-    whole = with_whole_paths(resolve([Layer("t", {"task": task, "model": {"policy": "base"}})])).sections
+    whole = with_whole_paths(resolve([file_layer("t", {"task": task, "model": {"policy": "base"}})])).sections
     assert whole.task.name == "gsm8k"
     assert whole.task.options == {
         "data": str(place / "train.jsonl"), "eval_split": "test", "verifier": f"{place / 'mine.py'}:names_the_digit"
     }  # fmt: skip
     assert whole.model.policy == str(place / "base")
-    named = with_whole_paths(resolve([Layer("t", {"task": {"name": "mine.py:make"}})])).sections
+    named = with_whole_paths(resolve([file_layer("t", {"task": {"name": "mine.py:make"}})])).sections
     assert named.task.name == f"{place / 'mine.py'}:make"
     assert named.model.policy == "builtin"
 
@@ -297,7 +298,7 @@ def test_a_verifier_can_be_a_plain_function_in_python(place: Path, monkeypatch):
     mine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mine)
     options = {"verifier": mine.names_the_digit, "template": "{problem}", "max_response_tokens": 8}
-    settings = resolve([Layer("test", _assigned(SMALL))]).as_dict()
+    settings = resolve([file_layer("test", _assigned(SMALL))]).as_dict()
     settings = {key: settings[key] for key in ("trainer", "evaluation", "checkpoint", "scale")}
     data = {"data": str(place / "train.jsonl"), "eval_data": str(place / "test.jsonl")}
     config = {**settings, "model": {"policy": str(place / "base")}, "task": {"name": "math", **options, **data}}

@@ -13,16 +13,13 @@ import vapo
 ROOT = Path(vapo.__file__).parent
 FLOORS = [
     {"types", "errors", "hub"},
-    {"algo", "json_text", "metrics"},
+    {"ranges", "json_text", "metrics"},
+    {"algo"},
     {"models", "tasks"},
     {"rollout"},
     {"trainer", "evals"},
     {"reports", "scale"},
-    {"config", "environment", "orderly"},
-    {"ground"},
-    {"scoring"},
-    {"build"},
-    {"runs"},
+    {"session"},
     {"api", "study", "chaos"},
     {"cli"},
 ]
@@ -79,7 +76,7 @@ def test_algo_alone_needs_torch_and_nothing_of_ours_but_types_and_errors():
         "and not m.startswith('vapo.algo')), 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['vapo.errors'] False"
+    assert done.stdout.strip() == "[] False"
 
 
 def test_public_names_are_where_the_design_says():

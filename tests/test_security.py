@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import toys
-from vapo import runs
-from vapo.config import Layer, resolve
 from vapo.errors import ModelError
 from vapo.models.loading import load_critic, load_policy
+from vapo.session import lifecycle as runs
+from vapo.session.config import resolve
+from vapo.session.layers import file_layer
 
 SECRET = "hf_thisIsASecret0123456789"
 A_RUN = """
@@ -25,7 +26,7 @@ watched = ("pickle.", "socket.")
 sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(watched) else None)
 sys.path.insert(0, sys.argv[1])
 import toys
-from vapo import runs
+from vapo.session import lifecycle as runs
 from vapo.reports.live import SilentView
 from vapo.errors import StoppedError
 root = Path(sys.argv[2])
@@ -63,7 +64,7 @@ def test_a_run_reads_no_pickle_opens_no_socket_and_writes_no_secret(tmp_path: Pa
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "a/b.py:make", "a\\b", "x\ny", ".hidden"])
 def test_no_task_can_name_a_run_out_of_its_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    path = runs.default_run_dir(resolve([Layer("test", {"task": {"name": name}})]))
+    path = runs.default_run_dir(resolve([file_layer("test", {"task": {"name": name}})]))
     assert path.parent == Path("runs")
     assert path.name not in ("", ".", "..")
     assert not path.name.startswith(".")

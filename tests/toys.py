@@ -9,10 +9,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from vapo import runs
-from vapo.config import Config, Layer, resolve
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
+from vapo.session import lifecycle as runs
+from vapo.session.config import Config, resolve
+from vapo.session.layers import file_layer
 from vapo.trainer.run import Run
 from vapo.types import Prompt, Verdict
 
@@ -77,7 +78,9 @@ SETTINGS: dict[str, Any] = {
 
 def toy_config(base: Path, *layers: dict[str, Any], preset: str = "vapo") -> Config:
     model = {"model": {"policy": str(base)}, "algorithm": {"preset": preset, "alpha": 2.0}}
-    return resolve([Layer("toy", SETTINGS), Layer("toy", model), *(Layer("test", layer) for layer in layers)])
+    return resolve(
+        [file_layer("toy", SETTINGS), file_layer("toy", model), *(file_layer("test", layer) for layer in layers)]
+    )
 
 
 def toy_run(

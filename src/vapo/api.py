@@ -7,13 +7,14 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from vapo import runs
-from vapo.config import Config, Layer, recipe_layer, resolve, source_layers
 from vapo.errors import UnguardedError
 from vapo.evals.evaluate import RANKS, EvaluationResult
-from vapo.orderly import end_in_one_line
 from vapo.reports.live import SilentView
-from vapo.scoring import evaluate_model
+from vapo.session import lifecycle
+from vapo.session.config import Config, resolve
+from vapo.session.evaluation import evaluate_model
+from vapo.session.layers import DEFAULT_RECIPE, Layer, Source, file_layer, recipe_layer, source_layers
+from vapo.session.signals import end_in_one_line
 from vapo.tasks.verifiers.functions import name_of, refuse_while_importing
 from vapo.trainer.observer import Observer
 from vapo.types import Task
@@ -60,13 +61,13 @@ def train(
     if not isinstance(config, Config):
         if isinstance(config, Mapping):
             task_options = {"task": _named(config["task"])} if isinstance(config.get("task"), Mapping) else {}
-            layers = [recipe_layer("maze"), Layer("argument", {**config, **task_options})]
+            layers = [recipe_layer(DEFAULT_RECIPE), file_layer("argument", {**config, **task_options})]
         else:
             layers = source_layers(None if config is None else str(config))
         config = resolve(layers)
-    config = runs.with_task(config, task)
-    path = Path(run_dir) if run_dir is not None else runs.default_run_dir(config)
-    return runs.train(config, path, observer or SilentView(), task).folder.path
+    config = lifecycle.with_task(config, task)
+    path = Path(run_dir) if run_dir is not None else lifecycle.default_run_dir(config)
+    return lifecycle.train(config, path, observer or SilentView(), task).folder.path
 
 
 @_entry
@@ -83,9 +84,9 @@ def resume(
     `changes` are settings laid over the run's, like `{"trainer": {"steps": 200}}`; those that alter what a step does
     need `allow_change`.
     """
-    layers = [Layer("resume", changes)] if changes else []
-    run = runs.resume(Path(run_dir), observer or SilentView(), task, changes=layers, allow_change=allow_change)
-    return runs.finish(run).folder.path
+    layers = [Layer(Source.OPTION, "resume", changes)] if changes else []
+    run = lifecycle.resume(Path(run_dir), observer or SilentView(), task, changes=layers, allow_change=allow_change)
+    return lifecycle.finish(run).folder.path
 
 
 @_entry
@@ -120,7 +121,7 @@ def evaluate(
     }
     if max_response_tokens is not None:
         settings["rollout"] = {"max_response_tokens": max_response_tokens}
-    config = resolve([Layer("argument", settings)])
+    config = resolve([file_layer("argument", settings)])
     return evaluate_model(
         config,
         prompts,

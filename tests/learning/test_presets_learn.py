@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import toys
-from vapo import runs
 from vapo.algo.presets import PRESETS
+from vapo.session import lifecycle as runs
 
 pytestmark = pytest.mark.slow
 

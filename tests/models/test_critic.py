@@ -13,13 +13,13 @@ from transformers import AutoModel, PreTrainedModel
 
 import toys
 from vapo.errors import ConfigError, ModelError
-from vapo.ground import check_vocabularies
 from vapo.models.backbone import backbone_of, hidden_states
 from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy, value_head
 from vapo.models.lora import add_lora, plain_weights
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout, logits_head
 from vapo.models.saving import load_trained, save_model, save_trained
+from vapo.session.inputs import check_vocabularies
 
 SIZES = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "initializer_range": 0.2}

@@ -13,7 +13,7 @@ from vapo.reports.runfiles import column, flatten, number, read_rollouts, read_r
 
 def test_a_run_comes_back_as_it_was_written(make_run):
     run = read_run(make_run())
-    assert (run.name, run.preset, run.config["task"]["name"]) == ("maze-vapo-s0", "vapo", "maze")
+    assert (run.name, run.label, run.config["task"]["name"]) == ("maze-vapo-s0", "vapo", "maze")
     assert len(run.phase(Phase.PRETRAIN)) == 2
     assert [row["step"] for row in run.phase(Phase.TRAIN)] == [1, 2, 3]
     assert [e["label"] for e in run.evaluations] == ["before", "during", "during", "after"]
@@ -24,7 +24,7 @@ def test_a_run_comes_back_as_it_was_written(make_run):
 
 def test_techniques_taken_away_are_part_of_the_name(make_run):
     run = read_run(make_run(config={"algorithm": {"preset": "vapo", "without": ["clip-higher", "positive-lm"]}}))
-    assert run.preset == "vapo without clip-higher, positive-lm"
+    assert run.label == "vapo without clip-higher, positive-lm"
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 13, "rew', b'{"step": 13, "note": "\xe2\x82', b"17", b"\x00\x00"])

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vapo.algo.presets import TECHNIQUES, Gae, GroupBaseline, Relative
+from vapo.algo.method import Gae, GroupBaseline, Relative
+from vapo.algo.presets import TECHNIQUES
 from vapo.cli import app
-from vapo.config import flatten
 from vapo.errors import ConfigError, ModelError
-from vapo.ground import with_whole_paths
+from vapo.session.inputs import with_whole_paths
+from vapo.session.layers import flatten
 from vapo.study.cells import base_folder, critic_cells, run_cells, tuning_cells
 from vapo.study.runner import (
     check_same,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from vapo.errors import ConfigError, DataError, VerifierBrokenError
-from vapo.ground import RenderedPrompts, close
 from vapo.rollout.collect import judge
-from vapo.scoring import _answer_of
+from vapo.session.evaluation import _answer_of
+from vapo.session.inputs import RenderedPrompts, close
 from vapo.tasks.catalog import check_task, find_task
 from vapo.types import Completion, Episode, Prompt, Verdict
 

@@ -12,9 +12,10 @@ from test_resume import timeless
 import architectures
 import toys
 from architectures import ARCHITECTURES
-from vapo import runs
-from vapo.config import Layer, recipe_layer, resolve
 from vapo.reports.live import SilentView
+from vapo.session import lifecycle as runs
+from vapo.session.config import resolve
+from vapo.session.layers import Layer, recipe_layer
 from vapo.trainer import checkpoint, snapshot
 from vapo.trainer.run import Run
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import toys
-from vapo import runs
 from vapo.chaos.faults import spoil_gradient_step
-from vapo.config import Layer
 from vapo.errors import CheckpointError, ConfigError, StoppedError
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
+from vapo.session import lifecycle as runs
+from vapo.session.layers import Layer, Source
 from vapo.trainer import checkpoint, local_network, snapshot
 from vapo.trainer.run import Run
 
@@ -202,21 +202,25 @@ def stopped(base: Path, folder: Path) -> None:
 
 def resume(folder: Path, values: dict[str, Any], **options: Any) -> Run:
     return runs.resume(
-        folder, SilentView(), task=toys.EchoTask(), changes=[Layer("--set", values)] if values else [], **options
+        folder,
+        SilentView(),
+        task=toys.EchoTask(),
+        changes=[Layer(Source.OPTION, "--set", values)] if values else [],
+        **options,
     )
 
 
-def test_a_task_option_left_at_its_default_is_not_changed_unseen(tmp_path: Path):
-    (tmp_path / "config.json").write_text(json.dumps({"task": {"name": "maze"}, "trainer": {"steps": 3}}))
+def test_a_task_option_left_at_its_default_is_not_changed_unseen():
+    then = {"task": {"name": "maze"}, "trainer": {"steps": 3}}
     now = {"task": {"name": "maze", "side": 7}, "trainer": {"steps": 3, "new_in_this_version": 1}}
-    assert snapshot.changes(now, tmp_path) == ["task.side: None -> 7"]
+    assert snapshot.changes(now, then) == ["task.side: None -> 7"]
 
 
 def test_settings_that_alter_results_are_not_changed_unseen(base: Path, tmp_path: Path):
     folder = tmp_path / "run"
     stopped(base, folder)
-    lower = {"algorithm": {"optimization": {"actor_lr": 1e-4}}}
-    with pytest.raises(ConfigError, match=r"algorithm.optimization.actor_lr: 0.003 -> 0.0001.*--allow-change"):
+    lower = {"trainer": {"actor_lr": 1e-4}}
+    with pytest.raises(ConfigError, match=r"trainer.actor_lr: 0.003 -> 0.0001.*--allow-change"):
         resume(folder, lower)
     # nor by an editor
     text = (folder / "config.yaml").read_text()
@@ -227,8 +231,11 @@ def test_settings_that_alter_results_are_not_changed_unseen(base: Path, tmp_path
     resume(folder, lower, allow_change=True).folder.close()  # killed before its first step
     run = resume(folder, {})
     runs.finish(run, report=False)
-    (told,) = [e["changes"] for e in events(folder) if e["event"] == "settings changed"]
-    assert told == ["algorithm.optimization.actor_lr: 0.003 -> 0.0001"]
+    assert [e["changes"] for e in events(folder) if e["event"] == "resumed"] == [
+        ["trainer.actor_lr: 0.003 -> 0.0001"],
+        [],
+    ]
+    assert (folder / "method.yaml").read_text().count("actor_lr: 0.0001") == 1
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["lr/actor"] == 1e-4
     resume(folder, {}).folder.close()  # and it is the run's setting from now on
@@ -268,10 +275,26 @@ def test_a_kill_while_the_finished_models_are_written_leaves_none_that_is_torn(
     assert not list((tmp_path / "run").glob(".policy*"))
 
 
-def test_a_setting_that_only_sizes_new_runs_is_answered_with_the_one_that_works(base: Path, tmp_path: Path):
-    stopped(base, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"--set algorithm.optimization.actor_lr=X"):
-        resume(tmp_path / "run", {"trainer": {"actor_lr": 1.0}})
+def test_a_run_keeps_its_method_and_who_chose_its_settings(base: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    stopped(base, folder)
+    with pytest.raises(ConfigError, match=r"algorithm.preset makes another method"):
+        resume(folder, {"algorithm": {"preset": "grpo"}})
+    before = json.loads((folder / "sources.json").read_text())
+    resume(folder, {"trainer": {"steps": 5}}).folder.close()
+    after = json.loads((folder / "sources.json").read_text())
+    assert before["trainer.steps"] == ["file", "toy"]
+    assert after == {**before, "trainer.steps": ["option", "--set"]}
+
+
+def test_environment_and_events_tell_of_every_resume(base: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    stopped(base, folder)
+    resume(folder, {}).folder.close()
+    resume(folder, {}).folder.close()
+    environment = json.loads((folder / "environment.json").read_text())
+    assert [entry["step"] for entry in environment["resumed"]] == [1, 1]
+    assert all(entry["packages"] == environment["packages"] for entry in environment["resumed"])
 
 
 def test_a_run_all_of_whose_checkpoints_are_damaged_is_not_started_over_unasked(base: Path, tmp_path: Path):

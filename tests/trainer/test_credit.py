@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vapo.algo.presets import DAPO, GRPO, VAPO, Algorithm, Fixed, GroupBaseline, LengthAdaptive
+from vapo.algo.method import Algorithm, Fixed, GroupBaseline, LengthAdaptive
+from vapo.algo.presets import DAPO, GRPO, VAPO
 from vapo.trainer.batch import Batch
 from vapo.trainer.batch import collate as pack
 from vapo.trainer.credit import assign_credit

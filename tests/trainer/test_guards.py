@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 import toys
-from vapo import runs
 from vapo.errors import DivergedError, VapoError
-from vapo.orderly import exit_code_of
+from vapo.session import lifecycle as runs
+from vapo.session.signals import exit_code_of
 from vapo.trainer.batch import Batch
 from vapo.trainer.guards import new_alarms
 from vapo.trainer.run import Run
@@ -353,5 +353,5 @@ def test_no_memory_where_nothing_can_be_halved_is_one_line(capsys, error: Except
     assert exit_code_of(sampling) == 2
     told = capsys.readouterr().err
     assert "Out of memory" in told
-    assert "rollout.slots" in told
+    assert "rollout.engine.slots" in told
     assert "vapo resume RUN" in told

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import toys
 from split_network import Pair, SplitNetwork
-from vapo.algo.presets import DAPO, GRPO, PPO, VAPO, Algorithm, Clip, Gae, Kl
+from vapo.algo.method import Algorithm, Clip, Gae, Kl
+from vapo.algo.presets import DAPO, GRPO, PPO, VAPO
 from vapo.models.networks import Critic, Policy
 from vapo.trainer.batch import Batch, micro_batches, minibatches
 from vapo.trainer.local_network import LocalNetwork

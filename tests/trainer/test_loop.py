@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 import toys
-from vapo import runs
 from vapo.algo.presets import GRPO
 from vapo.errors import ConfigError, DataError, DivergedError, ModelError, StoppedError, VerifierBrokenError
 from vapo.reports.live import SilentView
+from vapo.session import lifecycle as runs
 from vapo.trainer.batch import collate
 from vapo.trainer.loop import train_step
 from vapo.trainer.pricing import price

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
-from vapo import runs
 from vapo.errors import DivergedError
 from vapo.rollout.collect import tally
+from vapo.session import lifecycle as runs
 from vapo.trainer import outcomes
 from vapo.trainer.guards import new_alarms
 from vapo.trainer.settings import GuardSettings

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import toys
-from vapo import runs
 from vapo.errors import ConfigError, StoppedError
 from vapo.models.backbone import hidden_states
+from vapo.session import lifecycle as runs
 from vapo.trainer.batch import Batch, concatenate
 from vapo.trainer.checkpoint import sha256
 from vapo.trainer.loop import train_step

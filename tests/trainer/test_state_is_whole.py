@@ -18,9 +18,9 @@ import pytest
 import torch
 
 import toys
-from vapo import runs
 from vapo.errors import DivergedError, VapoError
 from vapo.reports.live import SilentView
+from vapo.session import lifecycle as runs
 from vapo.trainer import checkpoint, loop
 from vapo.trainer.run import Run
 from vapo.trainer.state import State

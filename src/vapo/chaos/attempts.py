@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vapo import runs
-from vapo.config import Config
-from vapo.orderly import carry_out, exit_code_of
 from vapo.reports.live import SilentView
+from vapo.session import lifecycle as runs
+from vapo.session.config import Config
+from vapo.session.signals import carry_out, exit_code_of
 from vapo.trainer.run import Run
 from vapo.trainer.watch import Watch
 

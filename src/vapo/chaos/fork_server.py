@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from vapo import runs
 from vapo.chaos.small_run import small_config
 from vapo.chaos.trials import TRIALS, TrialContext
-from vapo.ground import close
 from vapo.json_text import json_text
 from vapo.reports.live import SilentView
+from vapo.session import lifecycle as runs
+from vapo.session.inputs import close_task
 
 DISK_MB = 64
 
@@ -48,7 +48,7 @@ def _warm_up(root: Path) -> None:
     run = runs.begin(small_config(), root / "warm", SilentView())
     run.engine.close()
     run.folder.close()
-    close(run.task)
+    close_task(run.task)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vapo.config import Config, Layer, recipe_layer, resolve
+from vapo.session.config import Config, resolve
+from vapo.session.layers import file_layer, recipe_layer
 from vapo.trainer.checkpoint import MANIFEST, sha256
 
 SETTINGS: dict[str, Any] = {
@@ -44,7 +45,7 @@ FILES = ("metrics.jsonl", "evaluations.jsonl")
 
 def small_config(*layers: dict[str, Any]) -> Config:
     """The small run's configuration."""
-    small = [Layer("chaos", SETTINGS), *(Layer("trial", layer) for layer in layers)]
+    small = [file_layer("chaos", SETTINGS), *(file_layer("trial", layer) for layer in layers)]
     return resolve([recipe_layer("maze"), *small])
 
 

@@ -21,9 +21,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from vapo.chaos import faults
-from vapo.environment import environment
 from vapo.errors import VapoError
 from vapo.json_text import json_text
+from vapo.session.environment import environment
 
 CONFIDENCE = 0.95
 ALL = 10_000

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from vapo.chaos import faults
 from vapo.chaos.attempts import AttemptResult, attempt
 from vapo.chaos.small_run import differences, fingerprint, long_config, small_config
-from vapo.config import Config
 from vapo.errors import DivergedError, StoppedError
+from vapo.session.config import Config
 from vapo.trainer import snapshot
 from vapo.trainer.loop import train_step
 from vapo.trainer.run import Run

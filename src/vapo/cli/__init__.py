@@ -9,9 +9,9 @@ import typer
 from vapo.cli.breaking import chaos
 from vapo.cli.comparing import ablate, compare
 from vapo.cli.evaluating import evaluate
-from vapo.cli.listing import recipes, tasks
+from vapo.cli.listing import recipes, settings, tasks
 from vapo.cli.training import make_base, report, resume, train
-from vapo.orderly import main_exit
+from vapo.session.signals import main_exit
 
 
 def _show_version(wanted: bool) -> None:
@@ -41,7 +41,7 @@ def options(
     """Options of `vapo` itself."""
 
 
-for command in (train, resume, evaluate, report, compare, ablate, recipes, tasks, make_base, chaos):
+for command in (train, resume, evaluate, report, compare, ablate, recipes, settings, tasks, make_base, chaos):
     app.command("eval" if command is evaluate else None)(command)
 
 

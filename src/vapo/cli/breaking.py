@@ -37,7 +37,7 @@ def chaos(
     import tempfile
 
     from vapo.chaos.suite import faults_table, run_suite
-    from vapo.runs import check_folder
+    from vapo.session.lifecycle import check_folder
 
     if out:
         check_folder(out)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from vapo.config import Layer
 
 SetOption = Annotated[
     list[str] | None,
@@ -27,15 +24,6 @@ def view_for(as_json: bool) -> Any:
     from vapo.reports.live import LiveView, SilentView
 
     return SilentView() if as_json else LiveView()
-
-
-def layer(key: str, value: Any, origin: str) -> Layer:
-    """A configuration layer that sets the one dotted key."""
-    from vapo.config import Layer
-
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return Layer(origin, value)
 
 
 def without_nan(value: Any) -> Any:

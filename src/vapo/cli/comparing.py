@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vapo.cli.common import DebugOption, JsonOption
 from vapo.errors import ConfigError, command
-from vapo.orderly import InterruptedRunError
+from vapo.session.signals import InterruptedRunError
 
 if TYPE_CHECKING:
     from vapo.study.study import Study

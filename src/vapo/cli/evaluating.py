@@ -56,10 +56,11 @@ def evaluate(
     plain policy (top-p 1.0), which scores lower. With --critic it also says what the critic's choice among the
     samples adds to one sample and to the majority.
     """
-    from vapo.config import Layer, resolve, set_layer, source_layers
     from vapo.evals.evaluate import RANKS
     from vapo.reports.tables import evaluation_table
-    from vapo.scoring import evaluate_model
+    from vapo.session.config import resolve
+    from vapo.session.evaluation import evaluate_model
+    from vapo.session.layers import file_layer, set_layer, source_layers
 
     ranks = [name.strip() for name in rank.split(",")] if rank else list(RANKS) if critic else []
     if rank and not critic:
@@ -74,7 +75,7 @@ def evaluate(
         "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
     }
     layers = source_layers(task) if in_file else []
-    config = resolve([*layers, Layer("eval", settings), *map(set_layer, set_ or [])])
+    config = resolve([*layers, file_layer("eval", settings), *map(set_layer, set_ or [])])
     with view_for(as_json) as view:
         result = evaluate_model(config, prompts, view, out=out, ranks=ranks)
     task = config.sections.task.name

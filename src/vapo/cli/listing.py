@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 
 from vapo.cli.common import DebugOption, JsonOption, print_names
+from vapo.errors import ConfigError
 
 
 def recipes(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """What ships: one configuration per result we stand behind."""
-    from vapo.config import recipes as shipped
+    from vapo.session.layers import recipes as shipped
 
     entries = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in shipped().items()}
     print_names(entries, as_json, "recipe", "vapo train RECIPE")
+
+
+def settings(
+    word: Annotated[str | None, typer.Argument(metavar="[WORD]", help="Only settings with this word.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Every setting of a run: what it takes, its range, its default, what it means."""
+    from vapo.session.reference import all_settings
+
+    found = [setting for setting in all_settings().values() if word is None or setting.matches(word)]
+    if as_json:
+        print(json.dumps([dataclasses.asdict(setting) for setting in found]))
+        return
+    if not found:
+        raise ConfigError(f"No setting has {word!r} in its name or meaning. `vapo settings` lists all of them.")
+    console = Console()
+    for setting in found:
+        takes = " ".join(filter(None, (setting.type, setting.range)))
+        console.print(f"[bold]{setting.key}[/bold]  {escape(takes)}; default {escape(setting.default)}", soft_wrap=True)
+        console.print(Padding(escape(setting.words), (0, 0, 0, 4)))
+    console.print("\nSet one with: vapo train --set KEY=VALUE", soft_wrap=True)
 
 
 def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from vapo.cli.common import DebugOption, JsonOption, SetOption, layer, view_for
-from vapo.errors import ConfigError, command
-from vapo.orderly import carry_out
+from vapo.cli.common import DebugOption, JsonOption, SetOption, view_for
+from vapo.errors import command
+from vapo.session.signals import carry_out
+
+if TYPE_CHECKING:
+    from vapo.session.config import Config
 
 if TYPE_CHECKING:
     from vapo.reports.runfiles import RunFiles
@@ -60,9 +63,8 @@ def train(
     debug: DebugOption = False,
 ) -> None:
     """Train a policy, and a critic where the method has one, and show accuracy before and after."""
-    from vapo import runs
-    from vapo.config import Layer, resolve, set_layer, source_layers
-    from vapo.ground import close, ground
+    from vapo.session.config import resolve
+    from vapo.session.layers import Layer, Source, option_layer, set_layer, source_layers
 
     layers = source_layers(source)
     options: list[tuple[str, str, Any]] = [
@@ -71,26 +73,44 @@ def train(
         ("--seed", "seed", seed),
         ("--steps", "trainer.steps", steps),
     ]
-    layers += [layer(key, value, option) for option, key, value in options if value is not None]
+    layers += [option_layer(option, key, value) for option, key, value in options if value is not None]
     if critic is not None:
-        layers.append(Layer("--critic", {"model": {"critic": critic}, "trainer": {"pretraining_steps": 0}}))
+        starts_from_it = {"model": {"critic": critic}, "trainer": {"pretraining_steps": 0}}
+        layers.append(Layer(Source.OPTION, "--critic", starts_from_it))
     layers += [set_layer(text) for text in set_ or []]
     config = resolve(layers)
-    if critic is not None and config.algorithm.credit.kind != "gae":
-        raise ConfigError(f"--critic has no use with the preset {config.preset}, which has no critic. Leave it out.")
-    path = run_dir or runs.default_run_dir(config)
+
+    from vapo.session import lifecycle  # loads torch: settings have been checked by now
+
+    path = run_dir or lifecycle.default_run_dir(config)
     if dry_run:
-        close(ground(config).task)
-        runs.check_folder(path)
-        print(json.dumps(config.as_dict(), indent=1) if as_json else config.to_yaml(), end="")
+        _show_settings(config, path, as_json)
         return
     with view_for(as_json) as view:
-        carry_out(lambda: runs.begin(config, path, view), runs.finish)
+        carry_out(lambda: lifecycle.begin(config, path, view), lifecycle.finish)
     again = ["train", *([source] if source else [])]
     again += [part for text in set_ or [] for part in ("--set", text)]
     again += [part for option, value in (("--seed", seed), ("--steps", steps)) if value is not None
               for part in (option, str(value))]  # fmt: skip
     _closing_words(path, as_json, again)
+
+
+def _show_settings(config: Config, path: Path, as_json: bool) -> None:
+    """Check everything cheap; print the settings with who chose them, and the method that follows."""
+    from vapo.reports.live import SilentView
+    from vapo.session import lifecycle
+    from vapo.session.inputs import close_task
+
+    lifecycle.check_folder(path)
+    config, inputs = lifecycle.prepare(config, SilentView())
+    close_task(inputs.task)
+    if as_json:
+        print(
+            json.dumps({**config.as_dict(), "label": config.label, "method": config.effective()["algorithm"]}, indent=1)
+        )
+    else:
+        print(config.to_yaml(), end="")
+        print("\n".join(f"# {line}" for line in ["", *config.method_yaml().removeprefix("# ").splitlines()]))
 
 
 def resume(
@@ -107,12 +127,12 @@ def resume(
 
     `--set trainer.steps=200` makes it longer.
     """
-    from vapo import runs
-    from vapo.config import set_layer
+    from vapo.session import lifecycle
+    from vapo.session.layers import set_layer
 
     changes = [set_layer(text) for text in set_ or []]
     with view_for(as_json) as view:
-        carry_out(lambda: runs.resume(run, view, changes=changes, allow_change=allow_change), runs.finish)
+        carry_out(lambda: lifecycle.resume(run, view, changes=changes, allow_change=allow_change), lifecycle.finish)
     _closing_words(run, as_json)
 
 
@@ -128,9 +148,9 @@ def make_base(
     debug: DebugOption = False,
 ) -> None:
     """Make a built-in task's base model again, from noisy traces and a seed (about 4 minutes on one core)."""
-    from vapo.config import set_layer
     from vapo.models.base import make_base as make
-    from vapo.runs import check_folder
+    from vapo.session.layers import set_layer
+    from vapo.session.lifecycle import check_folder
     from vapo.tasks.registry import make_task
 
     check_folder(out)
@@ -186,7 +206,7 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
 
     run = read_run(path)
     evaluations = run.evaluations
-    preset, critic = run.preset, (path / "critic").is_dir()
+    critic = (path / "critic").is_dir()
     if as_json:
         told = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
         print(json.dumps({"run": str(path), "evaluations": told}))
@@ -199,9 +219,8 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
     if lesson := _nothing_to_learn(run):
         lines += ["", lesson]
     elif again:
-        whole = run.config.get("algorithm", {}).get("without") == []
         others = ["--preset grpo" if critic else "--preset vapo"]
-        others += ["--without value-pretraining"] if preset == "vapo" and whole else []
+        others += ["--without value-pretraining"] if run.label == "vapo" else []
         lines += ["", "Next, see what the critic is worth:", *(f"  {command(*again)} {other}" for other in others)]
     console = best_effort_console()
     console.print(before_after_table(evaluations))

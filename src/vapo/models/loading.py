@@ -59,6 +59,18 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
         return AutoConfig.from_pretrained(_folder(source), trust_remote_code=trust_remote_code)
 
 
+def count_parameters(config: PreTrainedConfig) -> int:
+    """Parameters of the causal language model that a configuration describes; no memory is taken for them.
+
+    0 where the model cannot be built without its weights.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).num_parameters()
+    except (ValueError, RuntimeError, NotImplementedError, ImportError, TypeError, AttributeError):
+        return 0
+
+
 def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model in float32 (master weights; lower precision is a matter of autocast)."""
     architecture = (getattr(load_config(source, trust_remote_code=trust_remote_code), "architectures", None) or [""])[0]

@@ -96,7 +96,7 @@ def _subtitle(run: RunFiles) -> str:
     task = run.config.get("task")
     name = task.get("name") if isinstance(task, dict) else task
     num_pretraining, num_steps = len(run.phase(Phase.PRETRAIN)), len(run.phase(Phase.TRAIN))
-    parts = [f"preset {run.preset}"]
+    parts = [run.label]
     if name:
         parts.append(f"task {name}")
     if num_pretraining:

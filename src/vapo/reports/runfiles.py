@@ -30,6 +30,8 @@ class RunFiles:
     path: Path
     config: Record
     config_text: str
+    method: Record
+    """method.yaml: the label and the expanded method; empty for a run of vapo 0.1."""
     environment: Record
     metrics: list[Record]
     events: list[Record]
@@ -41,8 +43,10 @@ class RunFiles:
         return self.path.resolve().name
 
     @property
-    def preset(self) -> str:
-        """The algorithm in words, such as "vapo without clip-higher"."""
+    def label(self) -> str:
+        """The method that ran, in words, such as "vapo without clip-higher, changed: credit.gamma"."""
+        if label := self.method.get("label"):
+            return str(label)
         algorithm = self.config.get("algorithm")
         if not isinstance(algorithm, dict):
             return str(algorithm or "unknown")
@@ -84,6 +88,7 @@ def read_run(path: str | Path) -> RunFiles:
         path=folder,
         config=_yaml_object(folder / "config.yaml", config_text),
         config_text=config_text,
+        method=_yaml_object(folder / "method.yaml", _text(folder / "method.yaml")),
         environment=_json_object(folder / "environment.json"),
         metrics=read_jsonl(folder / "metrics.jsonl"),
         events=read_jsonl(folder / "events.jsonl"),

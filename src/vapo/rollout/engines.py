@@ -1,18 +1,19 @@
-"""The engines by the names that the configuration has for them."""
+"""From an engine's settings to the engine."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from torch import nn
 
 from vapo.rollout.engine import RolloutEngine
+from vapo.rollout.engine_settings import EngineSettings, GenerateEngineSettings, TorchEngineSettings
 from vapo.rollout.generate_engine import GenerateEngine
 from vapo.rollout.torch_engine import TorchEngine
 
-EngineName = Literal["torch", "generate"]
 
-
-def make_engine(name: EngineName, model: nn.Module, *, slots: int) -> RolloutEngine:
-    """`torch`: fast, for models with attention in every layer. `generate`: slow, by the model's own `generate`."""
-    return {"torch": TorchEngine, "generate": GenerateEngine}[name](model, slots=slots)
+def make_engine(settings: EngineSettings, model: nn.Module) -> RolloutEngine:
+    """The engine that the settings describe, sampling from `model`."""
+    match settings:
+        case TorchEngineSettings(slots=slots):
+            return TorchEngine(model, slots=slots)
+        case GenerateEngineSettings(slots=slots):
+            return GenerateEngine(model, slots=slots)

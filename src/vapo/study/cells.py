@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vapo.algo.presets import Gae
-from vapo.config import Config, Layer, flatten, merge, recipe_layer, resolve
+from vapo.algo.method import Gae
+from vapo.algo.sizes import NAMES
 from vapo.errors import ConfigError
+from vapo.session.config import Config, resolve
+from vapo.session.layers import Layer, file_layer, flatten, merge, recipe_layer
 from vapo.study.study import PRETRAINED, Method, Study
 from vapo.types import stable_hash
 
@@ -63,7 +65,7 @@ def tuning_cells(study: Study, out: Path) -> dict[tuple[str, int], list[Cell]]:
                 study.bases[0],
                 seed,
                 kind="tuning",
-                extra=[Layer("study: tuning", settings), Layer("study: tuning", quiet)],
+                extra=[file_layer("study: tuning", settings), file_layer("study: tuning", quiet)],
                 folder=out / "tuning" / f"{slug(name)}-{point}-seed{seed}",
             )
             for seed in study.tuning.seeds
@@ -85,7 +87,7 @@ def run_cells(study: Study, out: Path, tuned: Mapping[str, Mapping[str, Any]]) -
             for name, method in study.methods.items():
                 if seed in study.seeds[: method.seeds]:
                     chosen = tuned.get(name, tuned.get(method.preset, {}))
-                    cells.append(_cell(study, out, name, base, seed, extra=[Layer("study: tuned", chosen)]))
+                    cells.append(_cell(study, out, name, base, seed, extra=[file_layer("study: tuned", chosen)]))
     folders: dict[Path, Cell] = {}
     for cell in cells:
         other = folders.setdefault(cell.folder, cell)
@@ -99,7 +101,7 @@ def run_cells(study: Study, out: Path, tuned: Mapping[str, Mapping[str, Any]]) -
 
 def critic_of(study: Study, method: Method) -> str | None:
     """The critic a method starts from: only where it has one at all, and pretrains or names another."""
-    config = resolve([*_settings(study), Layer("study", _method_settings(method))])
+    config = resolve([*_settings(study), file_layer("study", _method_settings(method))])
     credit = config.algorithm.credit
     if not isinstance(credit, Gae) or method.critic is None:
         return None
@@ -132,6 +134,8 @@ def config_differences(wanted: Config, found: Config) -> Iterator[str]:
     """`key: found → wanted` for every setting in which two configurations differ."""
     a, b = dict(flatten(found.as_dict())), dict(flatten(wanted.as_dict()))
     for key in sorted(a.keys() | b.keys()):
+        if key in NAMES.values() and b.get(key) is None:
+            continue  # nobody chose it: the run took the default for its model
         if a.get(key) != b.get(key):
             yield f"{key}: {a.get(key)} → {b.get(key)}"
 
@@ -151,11 +155,11 @@ def _critic_cell(study: Study, out: Path, name: str, base: int | str) -> Cell:
     start = None if plan.start is None else _critic_folder(out, plan.start, base)
     layers = [
         *_common(study, out, base, study.seeds[0]),
-        Layer("study: critic", {"algorithm": {"preset": "vapo"}, "trainer": {"steps": 0}}),
-        Layer(f"study: critic {name}", plan.settings),
+        file_layer("study: critic", {"algorithm": {"preset": "vapo"}, "trainer": {"steps": 0}}),
+        file_layer(f"study: critic {name}", plan.settings),
     ]
     if start is not None:
-        layers.append(Layer("study: critic", {"model": {"critic": str(start / "critic")}}))
+        layers.append(file_layer("study: critic", {"model": {"critic": str(start / "critic")}}))
     config, folder = resolve(layers), _critic_folder(out, name, base)
     return Cell("critic", folder, f"critic {name}", base_name(base), config.sections.seed, config, start)
 
@@ -174,25 +178,29 @@ def _cell(
     method = study.method(name)
     critic = critic_of(study, method)
     # what tuning chose stands below the method's own settings, which are part of what the row is
-    layers = [*_common(study, out, base, seed), *extra, Layer(f"study: {name}", _method_settings(method))]
+    layers = [*_common(study, out, base, seed), *extra, file_layer(f"study: {name}", _method_settings(method))]
     made = None
     if critic is not None:
         made = _critic_folder(out, critic, base)
         layers.append(
-            Layer("study: critic", {"model": {"critic": str(made / "critic")}, "trainer": {"pretraining_steps": 0}})
+            file_layer(
+                "study: critic", {"model": {"critic": str(made / "critic")}, "trainer": {"pretraining_steps": 0}}
+            )
         )
     default = out / "runs" / f"{slug(name)}-{slug(base_name(base))}-seed{seed}"
     return Cell(kind, folder or default, name, base_name(base), seed, resolve(layers), made)
 
 
 def _settings(study: Study) -> list[Layer]:
-    return [recipe_layer(study.recipe), Layer("study", study.settings)]
+    recipe = recipe_layer(study.recipe)
+    # the study names the recipe, so its sizes are the study's own, whatever the base model
+    return [file_layer(recipe.place, recipe.values), file_layer("study", study.settings)]
 
 
 def _common(study: Study, out: Path, base: int | str, seed: int) -> list[Layer]:
     recipe, settings = _settings(study)
-    quiet = Layer("study", {"trainer": {"save_rollouts_every": 0}})
-    where = Layer("study", {"seed": seed, "model": {"policy": base_folder(study, out, base)}})
+    quiet = file_layer("study", {"trainer": {"save_rollouts_every": 0}})
+    where = file_layer("study", {"seed": seed, "model": {"policy": base_folder(study, out, base)}})
     return [recipe, quiet, settings, where]
 
 

@@ -23,13 +23,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from vapo.config import flatten
 from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
-from vapo.ground import close, ground, with_whole_paths
 from vapo.json_text import json_text
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.reports.runfiles import number, read_jsonl, read_run
-from vapo.runs import load_run_config
+from vapo.session.inputs import close_task, read_inputs, with_whole_paths
+from vapo.session.layers import flatten
+from vapo.session.lifecycle import load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
 from vapo.study.study import Study, study_yaml
@@ -382,7 +382,7 @@ def _check_inputs(cells: Sequence[Cell]) -> None:
         place = (sections.task, sections.model, sections.rollout)
         if cell.critic is None and place not in seen:
             seen.append(place)
-            close(ground(cell.config).task)
+            close_task(read_inputs(cell.config).task)
 
 
 def _depth(cell: Cell, critics: Sequence[Cell]) -> int:

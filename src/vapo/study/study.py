@@ -22,8 +22,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vapo.algo.presets import PRESETS, TECHNIQUES
-from vapo.config import merge, read_yaml
 from vapo.errors import ConfigError
+from vapo.session.layers import merge, read_yaml
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 DEFAULT_STUDY = "maze"

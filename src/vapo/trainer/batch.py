@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from vapo.algo.presets import Algorithm
+from vapo.algo.method import Algorithm
 from vapo.models.networks import Sequences
 from vapo.trainer.pricing import Prices
 from vapo.types import Episode

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from vapo.algo import gae, group_advantages, lambdas, masked, terminal_rewards, whiten
-from vapo.algo.presets import Algorithm, Gae, GroupBaseline
+from vapo.algo.method import Algorithm, Gae, GroupBaseline
 from vapo.trainer.batch import Batch
 
 

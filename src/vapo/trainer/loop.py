@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vapo.algo.presets import Gae
+from vapo.algo.method import Gae
 from vapo.errors import AbandonedError
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.rollout.collect import tally

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from vapo.algo import explained_variance, masked
-from vapo.algo.presets import Gae
+from vapo.algo.method import Gae
 from vapo.errors import DivergedError
 from vapo.metrics import EventName, Phase
 from vapo.rollout.collect import tally

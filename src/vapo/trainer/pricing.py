@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vapo.algo import soft_overlong_punishment
-from vapo.algo.presets import Algorithm
+from vapo.algo.method import Algorithm
 from vapo.types import Episode
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from vapo.algo.presets import Algorithm
+from vapo.algo.method import Algorithm
 from vapo.errors import AbandonedError
 from vapo.metrics import EventName
 from vapo.models.loading import response_text

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 import torch
 
 from vapo.algo import informative_groups
-from vapo.algo.presets import Algorithm
+from vapo.algo.method import Algorithm
 from vapo.errors import VerifierBrokenError
 from vapo.rollout.collect import judge, sample
 from vapo.trainer.pricing import learned_from

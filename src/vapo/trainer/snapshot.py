@@ -24,7 +24,7 @@ FREE_TO_CHANGE = (
     "evaluation.every",
     "checkpoint.keep",
     "checkpoint.every",
-    "rollout.slots",
+    "rollout.engine.slots",
     "guards.watchdog",
     "guards.stuck_",
 )
@@ -126,11 +126,14 @@ def restore(run: Run, folder: Path | None) -> None:
     run.folder.cut_logs(run.state.log_bytes)
 
 
-def changes(settings: dict[str, Any], folder: Path) -> list[str]:
-    """Settings that alter results and are not those the checkpoint was made under: `key: old -> new`."""
-    if not (folder / SETTINGS).exists():  # format 1 did not keep them
+def changes(now: dict[str, Any], then: dict[str, Any] | None) -> list[str]:
+    """What alters results and is not as it was when the checkpoint was saved: `key: old -> new`.
+
+    Both are effective settings, nested; None for a checkpoint that did not keep them.
+    """
+    if then is None:
         return []
-    old, new = (dict(_flat(data)) for data in (checkpoint.read_json(folder, SETTINGS), settings))
+    old, new = dict(_flat(then)), dict(_flat(now))
     # a task's options are kept as they were given, so a new one is a change; of the other sections all settings are
     # kept, and one that is new was not known to the checkpoint's version
     found = [key for key in sorted(old) if old[key] != new.get(key)]

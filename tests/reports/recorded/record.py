@@ -13,7 +13,15 @@ import vapo
 
 HERE = Path(__file__).parent
 PRESETS = ("vapo", "grpo")
-FILES = ("config.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "evaluations.jsonl")
+FILES = (
+    "config.yaml",
+    "method.yaml",
+    "sources.json",
+    "environment.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "evaluations.jsonl",
+)
 SETTINGS = (
     "trainer.steps=3",
     "trainer.samples_per_step=16",
@@ -33,7 +41,8 @@ SAMPLES = 4
 
 def command(preset: str, run_dir: Path) -> list[str]:
     """The `vapo` arguments of one recorded run."""
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    used = SETTINGS if preset == "vapo" else [s for s in SETTINGS if "pretraining" not in s]
+    settings = [word for setting in used for word in ("--set", setting)]
     return ["train", "maze", "--preset", preset, "--run-dir", str(run_dir), *settings]
 
 

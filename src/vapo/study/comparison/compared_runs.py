@@ -10,11 +10,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from vapo.errors import DataError
+from vapo.errors import ConfigError, DataError
 from vapo.evals.statistics import Scores
 from vapo.metrics import EvaluationLabel, EventName, Phase
 from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record, RunFiles, flatten, number, read_run
+from vapo.session.config import resolve
+from vapo.session.layers import file_layer
 from vapo.study.comparison.methods import distinct_labels, method_settings, table_order
 
 Outcome = Literal["finished", "diverged", "failed", "unfinished"]
@@ -92,7 +94,9 @@ def read_compared_runs(run_dirs: Sequence[str | Path]) -> list[ComparedRun]:
     seed twice, or if no run has finished.
     """
     runs = [_read_run(Path(path)) for path in run_dirs]
-    labels = distinct_labels([c.method for c in runs], [method_settings(dict(flatten(c.files.config))) for c in runs])
+    labels = distinct_labels(
+        [c.method for c in runs], [method_settings(dict(flatten(_effective(c.files)))) for c in runs]
+    )
     runs = [replace(run, method=label) for run, label in zip(runs, labels, strict=True)]
     runs.sort(key=lambda run: (table_order(run.method), run.base, run.seed))
     _check_one_task(runs)
@@ -120,7 +124,7 @@ def _read_run(path: Path) -> ComparedRun:
     model = files.config.get("model") or {}
     run = ComparedRun(
         files=files,
-        method=one_line(card.get("method") or files.preset),
+        method=one_line(card.get("method") or files.label),
         base=one_line(card.get("base") or model.get("policy") or "unknown"),
         seed=int(card.get("seed", files.config.get("seed", 0))),
         outcome=outcome,
@@ -132,6 +136,17 @@ def _read_run(path: Path) -> ComparedRun:
     records = _in_order(files)
     evaluations = tuple(_evaluation(files, record) for record in records)
     return replace(run, set=str(records[-1]["set"]), evaluations=evaluations)
+
+
+def _effective(files: RunFiles) -> Record:
+    """What ran, every number under its one name."""
+    if not files.method:  # a run of vapo 0.1, whose config.yaml spells the method out
+        try:
+            return resolve([file_layer(files.name, files.config)]).effective()
+        except ConfigError:  # of a version that is neither
+            return files.config
+    trainer = {**(files.config.get("trainer") or {}), **(files.method.get("trainer") or {})}
+    return {**files.config, "algorithm": files.method.get("algorithm") or {}, "trainer": trainer}
 
 
 def _cell_json(path: Path) -> Record:

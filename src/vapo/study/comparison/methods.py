@@ -33,24 +33,13 @@ COSMETIC = {
     "scale",
     "seed",
     "model.policy",  # the base: a run's own, like its seed
-    "rollout.slots",
+    "rollout.engine.slots",
     "trainer.layout",
     "trainer.micro_batch_tokens",
     "trainer.pretraining_ready",
     "trainer.save_rollouts_every",
 }
 """Settings, or whole sections, that do not make another method."""
-
-_RESOLVED_FROM = {
-    "algorithm.sampling.prompts": ("trainer.samples_per_step", "trainer.group_size"),
-    "algorithm.sampling.per_prompt": ("trainer.group_size",),
-    "algorithm.optimization.minibatch": ("trainer.minibatch_size",),
-    "algorithm.optimization.actor_lr": ("trainer.actor_lr",),
-    "algorithm.optimization.critic_lr": ("trainer.critic_lr",),
-    "algorithm.optimization.warmup_steps": ("trainer.warmup_steps",),
-    "algorithm.credit.pretraining_steps": ("trainer.pretraining_steps",),
-}
-"""Fields of the method that a setting of the trainer fills in: saying both would say it twice."""
 
 
 def table_order(method: str) -> tuple[int, str]:
@@ -104,5 +93,4 @@ def _differing_keys(group: Sequence[Mapping[str, str]]) -> list[str]:
     keys = sorted({key for settings in group for key in settings})
     keys = [key for key in keys if key.startswith("task.") or all(key in settings for settings in group)]
     differing = {key for key in keys if len({settings.get(key) for settings in group}) > 1}
-    told_twice = {key for key, sources in _RESOLVED_FROM.items() if differing.intersection(sources)}
-    return [key for key in keys if key in differing - told_twice]
+    return [key for key in keys if key in differing]

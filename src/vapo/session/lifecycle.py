@@ -13,16 +13,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from vapo.build import assemble
-from vapo.config import SIZED_BY, Config, Layer, TaskConfig, flatten, read_yaml, resolve
-from vapo.environment import environment
-from vapo.errors import CheckpointError, ConfigError, DivergedError, StoppedError, command
-from vapo.ground import close, with_whole_paths
+from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command
+from vapo.json_text import json_text
+from vapo.metrics import EventName
+from vapo.models.base import builtin_model
+from vapo.models.loading import count_parameters, load_config
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
+from vapo.session.build import assemble, lambda_warning
+from vapo.session.config import Config, resolve, with_sources
+from vapo.session.environment import environment
+from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
+from vapo.session.layers import Layer, Origin, Source, file_layer, flatten, read_yaml
+from vapo.session.schema import TaskConfig
+from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
 from vapo.tasks.catalog import check_task, is_known
 from vapo.trainer import checkpoint, snapshot
 from vapo.trainer.loop import train as run_loop
@@ -34,7 +42,13 @@ from vapo.trainer.run import Run
 from vapo.trainer.watch import Watchdog
 from vapo.types import Task
 
-LEFTOVERS = (LOCK, "environment.json", ".environment.json.tmp", ".config.yaml.tmp")
+SOURCES = "sources.json"
+METHOD = "method.yaml"
+LEFTOVERS = (
+    LOCK,
+    *(name for file in ("environment.json", SOURCES, METHOD) for name in (file, f".{file}.tmp")),
+    ".config.yaml.tmp",
+)
 """What a run leaves that was killed before it began."""
 
 
@@ -65,7 +79,7 @@ def check_disk(run: Run, path: Path, checkpoints: int, *, more: int = 0) -> None
 
 def default_run_dir(config: Config) -> Path:
     """runs/<task>-<method>-seed<n>, with a number behind it if that is taken; never outside of runs/."""
-    method = "-without-".join([config.preset, *config.without])
+    method = "-without-".join([config.preset, *config.without]) + ("-changed" if config.changed else "")
     stem = re.sub(r"[^\w.-]+", "-", f"{config.sections.task.name}-{method}-seed{config.sections.seed}").lstrip(".-")
     path, number = Path("runs") / stem, 1
     while path.exists():
@@ -80,7 +94,8 @@ def with_task(config: Config, task: Task | None) -> Config:
         return config
     check_task(task)
     sections = config.sections.model_copy(update={"task": TaskConfig(name=task.name)})
-    return replace(config, sections=sections, origins={**config.origins, "task.name": "task object"})
+    origins = {**config.origins, "task.name": Origin(Source.OPTION, "task object")}
+    return replace(config, sections=sections, origins=origins)
 
 
 def train(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
@@ -91,17 +106,42 @@ def train(config: Config, run_dir: Path, observer: Observer, task: Task | None =
 def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
     """A new run, ready for `finish`; its folder begins once everything has loaded."""
     check_folder(run_dir)
-    config = config if task else with_whole_paths(config)
-    run = assemble(config, None, observer, task)
-    with _let_go_on_error(run, run_dir):
+    config, inputs = prepare(config, observer, task)
+    with _closing_task_on_error(inputs.task):
+        run = assemble(config, inputs, observer)
+    with _closing_on_error(run, run_dir):
         check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
         run.folder = RunFolder(run_dir)
         check_folder(run_dir)  # loading takes a while; somebody else may have been here
-        run.folder.write_text("environment.json", json.dumps(environment(), indent=1))
-        run.folder.write_text("config.yaml", config.to_yaml())  # last: from here on it is a run
+        run.folder.write_text("environment.json", json_text(environment(), indent=1))
+        _write_settings(run.folder, config)
     observer.note(f"run directory: {run_dir}")
-    _tell_of_critic(run)
+    _report_critic(run)
     return run
+
+
+def prepare(config: Config, observer: Observer, task: Task | None = None) -> tuple[Config, Inputs]:
+    """The settings of a new run with its sizes filled in, and its inputs; close the inputs' task in the end.
+
+    Raises ConfigError, DataError, ModelError before any weights load.
+    """
+    config = config if task else with_whole_paths(config)
+    inputs = read_inputs(config, task, on_progress=observer.progress)
+    with _closing_task_on_error(inputs.task):
+        own = recipe_task(config)
+        recipe_parameters = None if own is None else base_parameters(own)
+        limit = inputs.decoding.max_tokens
+        config, notes = fitted(config, Fit(inputs.task.name, inputs.parameters, limit, recipe_parameters))
+        wanted, there = config.sections.evaluation.prompts, len(inputs.heldout_prompts)
+        if wanted > there:
+            notes.append(f"evaluation.prompts is {wanted}, and {inputs.task.name} holds out {there}: all are used")
+        for note in [*config.notes, *notes]:
+            observer.note(note)
+        report_notes(inputs, observer)
+        for warning in [lambda_warning(config, limit), *rate_warnings(config, inputs.parameters)]:
+            if warning is not None:
+                observer.alarm(warning)
+    return config, inputs
 
 
 def resume(
@@ -129,7 +169,7 @@ def resume(
     if task is not None and task.name != name:
         raise ConfigError(f"{run_dir} was trained on the task {name!r}, not on {task.name!r}. Give it that one.")
     run = _restored(config, run_dir, observer, task, allow_change)
-    _tell_of_critic(run)
+    _report_critic(run)
     return run
 
 
@@ -144,18 +184,21 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
                 f"No checkpoint of {run_dir} is healthy ({', '.join(damaged)}). Start a new run elsewhere, or remove "
                 f"{folder.checkpoints} to start this one over, logs included."
             )
-        changed = snapshot.changes(config.as_dict(), saved) if saved else []
+        changed = snapshot.changes(config.effective(), effective_of(saved)) if saved else []
         if changed and not allow_change:
             raise ConfigError(
                 f"These settings are not those of {saved}, and they alter results: {'; '.join(changed)}. "
                 f"Set them back, or mean it: {command('resume', run_dir, '--allow-change')}"
             )
-        run = assemble(config, saved, observer, task)
+        inputs = read_inputs(config, task, saved, on_progress=observer.progress)
+        with _closing_task_on_error(inputs.task):
+            report_notes(inputs, observer)
+            run = assemble(config, inputs, observer)
     except BaseException:
         folder.close()
         raise
     run.folder = folder
-    with _let_go_on_error(run, run_dir):
+    with _closing_on_error(run, run_dir):
         check_disk(run, run_dir, 1)
         snapshot.restore(run, saved)
         if run.state.step > run.settings.steps:
@@ -163,9 +206,9 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
                 f"{run_dir} has done {run.state.step} steps, so trainer.steps={run.settings.steps} is behind it. "
                 f"Set trainer.steps to {run.state.step} or more."
             )
-        folder.write_text("config.yaml", config.to_yaml())
+        _write_settings(folder, config)
+        _record_resume(folder, run, changed)
         if changed:
-            folder.event("settings changed", changes=changed)
             snapshot.save(run)  # under the new settings, so that the next resume need not be told again
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
     if run.state.phase == "done":
@@ -177,30 +220,76 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
 
 def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
     """The configuration a run was started with, and what is laid over it."""
-    path = run_dir / "config.yaml"
     for layer in changes:
         for key, _ in flatten(layer.values):
-            if key in SIZED_BY:
-                raise ConfigError(f"{key} only sizes a new run's method. To change this run's: {SIZED_BY[key]}.")
-    return resolve([Layer("run", read_yaml(path)), *changes])
+            if key in ("algorithm.preset", "algorithm.without"):
+                raise ConfigError(f"{key} makes another method, with other networks: start a new run for it.")
+    own = file_layer("run", read_yaml(run_dir / "config.yaml"))
+    sources = run_dir / SOURCES
+    kept = with_sources(own, json.loads(sources.read_text())) if sources.exists() else [own]
+    return resolve([*kept, *changes])
 
 
-def _tell_of_critic(run: Run) -> None:
+def effective_of(saved: Path) -> dict[str, Any] | None:
+    """What ran when a checkpoint was saved, under today's names; None for the first format, which did not keep it."""
+    if not (saved / snapshot.SETTINGS).exists():
+        return None
+    content = checkpoint.read_json(saved, snapshot.SETTINGS)
+    old = "optimization" in content.get("algorithm", {}) and "actor_lr" in content["algorithm"]["optimization"]
+    return resolve([file_layer(saved.name, content)]).effective() if old else content
+
+
+def base_parameters(recipe_task_name: str) -> int | None:
+    """Parameters of the base model that a recipe was tuned for."""
+    try:
+        return count_parameters(load_config(builtin_model(recipe_task_name)))
+    except ModelError:
+        return None
+
+
+def _write_settings(folder: RunFolder, config: Config) -> None:
+    folder.write_text(SOURCES, json_text(config.sources(), indent=1))
+    folder.write_text(METHOD, config.method_yaml())
+    folder.write_text("config.yaml", config.to_yaml())  # last: from here on it is a run
+
+
+def _record_resume(folder: RunFolder, run: Run, changed: Sequence[str]) -> None:
+    """A resume goes into events.jsonl, and what it ran on into environment.json."""
+    now = environment()
+    state = run.state
+    folder.event(EventName.RESUMED, step=state.step, phase=state.phase, commit=now["commit"], changes=list(changed))
+    path = folder.path / "environment.json"
+    first = json.loads(path.read_text()) if path.exists() else now
+    resumed = [*first.pop("resumed", []), {"step": run.state.step, **now}]
+    folder.write_text("environment.json", json_text({**first, "resumed": resumed}, indent=1))
+
+
+def _report_critic(run: Run) -> None:
     if run.critic is not None:
-        run.folder.event("critic loaded", origin=run.critic.origin)
+        run.folder.event(EventName.CRITIC_LOADED, origin=run.critic.origin)
         run.observer.note(f"critic: {run.critic.origin}")
 
 
 @contextmanager
-def _let_go_on_error(run: Run, run_dir: Path) -> Iterator[None]:
-    """Close what the run holds if it cannot begin; a disk that refuses becomes words."""
+def _closing_task_on_error(task: Task) -> Iterator[None]:
+    """End the task's processes if the run cannot begin."""
+    try:
+        yield
+    except BaseException:
+        close_task(task)
+        raise
+
+
+@contextmanager
+def _closing_on_error(run: Run, run_dir: Path) -> Iterator[None]:
+    """Close what the run holds if it cannot begin; a disk that refuses becomes a ConfigError."""
     try:
         yield
     except BaseException as error:
         run.engine.close()
         if hasattr(run, "folder"):
             run.folder.close()
-        close(run.task)
+        close_task(run.task)
         if isinstance(error, OSError) and checkpoint.refused(error):
             raise ConfigError(f"Cannot write to {run_dir}: {error}. Free space, or mend its permissions.") from error
         raise
@@ -220,7 +309,7 @@ def finish(run: Run, *, report: bool = True) -> Run:
             curves_png(path, path / "curves.png")
             write_report(path)
     except DivergedError as error:
-        run.folder.event("diverged", message=str(error))  # a comparison counts it
+        run.folder.event(EventName.DIVERGED, message=str(error))  # a comparison counts it
         raise
     except (OSError, SafetensorError) as error:
         if not checkpoint.refused(error):
@@ -232,7 +321,7 @@ def finish(run: Run, *, report: bool = True) -> Run:
         run.watch.close()
         run.engine.close()
         run.folder.close()
-        close(run.task)
+        close_task(run.task)
     return run
 
 

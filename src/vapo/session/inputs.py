@@ -1,4 +1,4 @@
-"""What a run stands on before weights load: the task, the tokenizer, the prompts, checked against each other."""
+"""The inputs of a run, read before weights load: task, tokenizer, prompts, checked against each other."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
-from vapo.algo.presets import Gae
-from vapo.config import Config, TaskConfig
+from vapo.algo.method import Gae
 from vapo.errors import ConfigError, DataError, VapoError
 from vapo.models.base import builtin_model
 from vapo.models.gguf import is_gguf, place
-from vapo.models.loading import context_length, load_config, load_tokenizer, read_tokenizer, render, stop_token_ids
+from vapo.models.loading import (
+    context_length,
+    count_parameters,
+    load_config,
+    load_tokenizer,
+    read_tokenizer,
+    render,
+    stop_token_ids,
+)
+from vapo.session.config import Config
+from vapo.session.layers import Origin, Source
+from vapo.session.schema import TaskConfig
 from vapo.tasks.catalog import check_prompt, check_task, find_task
 from vapo.tasks.problems import MAX_DROPPED
 from vapo.tasks.verifiers.functions import refuse_while_importing
@@ -91,8 +101,8 @@ class RenderedPrompts:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What a run stands on before weights load: task, tokenizer, prompts, where the weights are, limits."""
+class Inputs:
+    """Task, tokenizer, prompts, where the weights are, limits."""
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
@@ -102,23 +112,25 @@ class Ground:
     """The held-out ones again where nothing is to be trained."""
     heldout_prompts: RenderedPrompts
     decoding: Decoding
+    parameters: int
+    """Of the policy."""
     notes: tuple[str, ...] = ()
     """What the user should know of the models, and of how prompts are rendered."""
 
 
-def ground(
+def read_inputs(
     config: Config,
     task: Task | None = None,
     saved: Path | None = None,
     *,
     to_train: bool = True,
     on_progress: Progress | None = None,
-) -> Ground:
+) -> Inputs:
     """Task, tokenizer and prompts, checked against each other; raises ConfigError, DataError, ModelError.
 
     A `task` object given here takes the place of the one the configuration names; networks come from the
     checkpoint `saved` if there is one, so that a run can go on without the models it started from. Without
-    `to_train` no training prompts are needed. The task may hold processes: `close` it in the end.
+    `to_train` no training prompts are needed. The task may hold processes: call `close_task` in the end.
     """
     refuse_while_importing("a run or an evaluation")
     sections = config.sections
@@ -129,7 +141,7 @@ def ground(
         return _checked(config, task, saved, to_train, on_progress)
     except BaseException:
         if made:
-            close(task)
+            close_task(task)
         raise
 
 
@@ -154,22 +166,24 @@ def with_whole_paths(config: Config) -> Config:
     return replace(config, sections=sections)
 
 
-def _whole(value: str) -> str:
+def _whole(value: Any) -> Any:
     """A path, or `path.py:function`, made absolute if it is there; a hub id or a name as it is."""
+    if not isinstance(value, str):
+        return value  # wrong, and said so where the task reads its options
     name, colon, function = value.rpartition(":")
     path, rest = (name, colon + function) if name.endswith(".py") else (value, "")
     return str(Path(path).resolve()) + rest if value != "builtin" and Path(path).exists() else value
 
 
-def close(task: Task) -> None:
-    """End whatever processes the task holds; what it raises is told, and must not hide how the work itself ended."""
+def close_task(task: Task) -> None:
+    """End the processes that the task holds. An error there is a warning: it must not hide how the work ended."""
     try:
         getattr(task, "close", lambda: None)()
     except Exception as error:
         warnings.warn(f"close of the task raised {type(error).__name__}: {error}", stacklevel=2)
 
 
-def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_progress: Progress | None) -> Ground:
+def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_progress: Progress | None) -> Inputs:
     sections = config.sections
     trust = sections.model.trust_remote_code
     model, first = sections.model, model_source(sections.model.policy, task)
@@ -202,14 +216,13 @@ def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_
         )
         rendered[name][0]  # a template that refuses prompts does so before weights load
     heldout = rendered["heldout"]
-    if sections.evaluation.prompts > len(heldout) and "evaluation.prompts" in config.origins:
-        asked = config.origins["evaluation.prompts"]
-        if asked != "default" and not asked.startswith("recipe"):
-            raise ConfigError(
-                f"evaluation.prompts={sections.evaluation.prompts} exceeds the {len(heldout)} held-out prompts of task "
-                f"{task.name}. Lower it, or make the task hold out more."
-            )
-    return Ground(
+    origin = config.origins.get("evaluation.prompts", Origin())
+    if sections.evaluation.prompts > len(heldout) and origin.source is Source.OPTION:
+        raise ConfigError(
+            f"evaluation.prompts={sections.evaluation.prompts} ({origin.place}) exceeds the {len(heldout)} held-out "
+            f"prompts of task {task.name}. Lower it, or make the task hold out more."
+        )
+    return Inputs(
         task=task,
         tokenizer=tokenizer,
         policy_source=source,
@@ -217,6 +230,7 @@ def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_
         train_prompts=rendered.get("train", heldout),
         heldout_prompts=heldout,
         decoding=Decoding(limit, stop_token_ids(tokenizer, source, model_config), sections.rollout.temperature),
+        parameters=count_parameters(model_config),
         notes=(*notes, *(_plainly_rendered(heldout, tokenizer) if model.prompt_format == "auto" else ())),
     )
 
@@ -231,16 +245,16 @@ def _plainly_rendered(prompts: RenderedPrompts, tokenizer: PreTrainedTokenizerBa
     )
 
 
-def tell(base: Ground, observer: Observer) -> None:
-    """What the task has to say about its problems, and which prompts were left out."""
-    for note in (*getattr(base.task, "notes", []), *base.notes):
+def report_notes(inputs: Inputs, observer: Observer) -> None:
+    """Tell the user what the task says of its problems, and which prompts were left out."""
+    for note in (*getattr(inputs.task, "notes", []), *inputs.notes):
         observer.note(note)
-    if base.train_prompts is not base.heldout_prompts and len(base.train_prompts) == 1:
+    if inputs.train_prompts is not inputs.heldout_prompts and len(inputs.train_prompts) == 1:
         observer.alarm(
-            f"{base.task.name} has one problem to train on: the policy will learn its answer and nothing else. "
+            f"{inputs.task.name} has one problem to train on: the policy will learn its answer and nothing else. "
             "Give it more."
         )
-    for name, prompts in (("training", base.train_prompts), ("held-out", base.heldout_prompts)):
+    for name, prompts in (("training", inputs.train_prompts), ("held-out", inputs.heldout_prompts)):
         if prompts.too_long:
             observer.note(f"{prompts.too_long} {name} prompts are too long and left out")
 

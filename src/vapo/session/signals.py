@@ -51,7 +51,7 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
         reason = str(error).split("\n")[0] or "no words"
         _say(
             f"[bold red]error:[/bold red] Out of memory ({escape(reason)}). Sampling takes less with a lower "
-            "rollout.slots or rollout.max_response_tokens, training with adapters (model.policy_lora, "
+            "rollout.engine.slots or rollout.max_response_tokens, training with adapters (model.policy_lora, "
             "model.critic_lora) or model.dtype=bfloat16. A run goes on from its last "
             "checkpoint with: vapo resume RUN --set ..."
         )

@@ -1,4 +1,4 @@
-"""Evaluations on a run's ground: those in the loop and those of `vapo eval`."""
+"""Evaluations on held-out prompts: those in the loop and those of `vapo eval`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from vapo.config import Config
 from vapo.errors import ConfigError, ModelError, VerifierBrokenError
 from vapo.evals.evaluate import RANKS, EvaluationResult, sample_and_judge, score_episodes
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
-from vapo.ground import Ground, close, ground, tell
 from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy, response_text
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine
+from vapo.session.config import Config
+from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes
 from vapo.tasks.problems import Problems
 from vapo.trainer.observer import Observer
 from vapo.types import Progress, Task, stable_hash
@@ -30,21 +30,21 @@ TOKENS_AT_ONCE = 16_384
 """Tokens of one forward pass where a critic reads samples."""
 
 
-def fingerprint(base: Ground, num_prompts: int, temperature: float, top_p: float) -> str:
+def fingerprint(inputs: Inputs, num_prompts: int, temperature: float, top_p: float) -> str:
     """A short hash of what a score was measured on; scores with different ones cannot be compared."""
-    prompts = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
-    how = [base.task.name, base.decoding.max_tokens, temperature, top_p]
+    prompts = [inputs.heldout_prompts[i] for i in range(min(num_prompts, len(inputs.heldout_prompts)))]
+    how = [inputs.task.name, inputs.decoding.max_tokens, temperature, top_p]
     asked = [part for prompt in prompts for part in (prompt.id, prompt.text)]
     # a family's name and prompts say how it judges; where problems and verifier are the user's, they count, too
-    if isinstance(base.task, Problems):
-        file, _, function = base.task.options.verifier.rpartition(":")
+    if isinstance(inputs.task, Problems):
+        file, _, function = inputs.task.options.verifier.rpartition(":")
         source = Path(file).read_bytes() if Path(file).is_file() else file
-        how += [source, function, base.task.options.right_at, *(prompt.answer for prompt in prompts)]
+        how += [source, function, inputs.task.options.right_at, *(prompt.answer for prompt in prompts)]
     return f"{stable_hash(*how, *asked):016x}"
 
 
-def evaluate_prompts(
-    base: Ground,
+def evaluate_heldout(
+    inputs: Inputs,
     engine: RolloutEngine,
     num_prompts: int,
     k: int,
@@ -58,21 +58,21 @@ def evaluate_prompts(
     ranks: Sequence[str] = RANKS,
 ) -> EvaluationResult:
     """avg@k and companions on the first held-out prompts of the task; with a critic, what its ranking adds."""
-    chosen = [base.heldout_prompts[i] for i in range(min(num_prompts, len(base.heldout_prompts)))]
+    chosen = [inputs.heldout_prompts[i] for i in range(min(num_prompts, len(inputs.heldout_prompts)))]
     prompts = list({prompt.id: prompt for prompt in chosen}.values())  # a neighbour of one too long may come twice
     episodes = sample_and_judge(
         engine,
         prompts,
-        base.task,
+        inputs.task,
         k=k,
-        how=replace(base.decoding, temperature=temperature, top_p=top_p),
-        decode=lambda ids: response_text(base.tokenizer, ids, base.decoding.stop_token_ids),
+        how=replace(inputs.decoding, temperature=temperature, top_p=top_p),
+        decode=lambda ids: response_text(inputs.tokenizer, ids, inputs.decoding.stop_token_ids),
         seed=seed,
         kept=kept,
         on_progress=partial(on_progress, "evaluating"),
     )
     values = None if critic is None else last_values(critic, episodes, tokens_at_once=TOKENS_AT_ONCE)
-    return score_episodes(episodes, k=k, answer_of=_answer_of(base.task), values=values, ranks=ranks)
+    return score_episodes(episodes, k=k, answer_of=_answer_of(inputs.task), values=values, ranks=ranks)
 
 
 def _answer_of(task: Task) -> Callable[[str], str | None] | None:
@@ -107,36 +107,36 @@ def evaluate_model(
     """
     sections, evaluation = config.sections, config.sections.evaluation
     k, trust = evaluation.samples_per_prompt, sections.model.trust_remote_code
-    base = ground(config, to_train=False, on_progress=observer.progress)
+    inputs = read_inputs(config, to_train=False, on_progress=observer.progress)
     engine = None
     try:
-        tell(base, observer)
-        kept = SampleFile(out, _about(config, base)) if out else None
-        model = moved(load_policy(base.policy_source, trust_remote_code=trust), best_device())
+        report_notes(inputs, observer)
+        kept = SampleFile(out, _about(config, inputs)) if out else None
+        model = moved(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
         if sections.model.dtype == "bfloat16":  # as a run's sampler
             model = moved(model, torch.bfloat16)
         set_threads(sections.scale.threads, model)
         critic = None
         if ranks:
-            network, origin = load_critic(base.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
+            network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
             observer.note(f"critic: {origin}")
             if "value head set to 0" in origin:
-                raise ModelError(f"{base.critic_source} is no trained critic. Give the critic/ folder of a run.")
-            if "weighted-vote" in ranks and not hasattr(base.task, "final_answer"):
+                raise ModelError(f"{inputs.critic_source} is no trained critic. Give the critic/ folder of a run.")
+            if "weighted-vote" in ranks and not hasattr(inputs.task, "final_answer"):
                 if len(ranks) == 1:
                     raise ConfigError(
-                        f"{base.task.name} has no short final answers, so there is no vote to weigh. Take "
+                        f"{inputs.task.name} has no short final answers, so there is no vote to weigh. Take "
                         "--rank best-of-n."
                     )
-                observer.note(f"{base.task.name} has no short final answers, so there is no vote to weigh")
+                observer.note(f"{inputs.task.name} has no short final answers, so there is no vote to weigh")
             network = moved(network, best_device()).requires_grad_(False)
             critic = Critic(network, choose_layout(network, sections.trainer.layout), origin=origin)
-        engine = make_engine(sections.rollout.engine, model.requires_grad_(False), slots=sections.rollout.slots)
+        engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
         observer.phase("evaluating", 0, 1)
-        result = evaluate_prompts(
-            base,
+        result = evaluate_heldout(
+            inputs,
             engine,
-            num_prompts or len(base.heldout_prompts),
+            num_prompts or len(inputs.heldout_prompts),
             k,
             temperature=evaluation.temperature,
             top_p=evaluation.top_p,
@@ -156,23 +156,23 @@ def evaluate_model(
     finally:
         if engine:
             engine.close()
-        close(base.task)
+        close_task(inputs.task)
 
 
-def _about(config: Config, base: Ground) -> dict[str, Any]:
+def _about(config: Config, inputs: Inputs) -> dict[str, Any]:
     """What samples that are kept depend on; of anything else they are none."""
-    evaluation, folder = config.sections.evaluation, Path(base.policy_source)
+    evaluation, folder = config.sections.evaluation, Path(inputs.policy_source)
     weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    prompts = [base.heldout_prompts[i] for i in range(len(base.heldout_prompts))]
+    prompts = [inputs.heldout_prompts[i] for i in range(len(inputs.heldout_prompts))]
     return {
-        "model": base.policy_source,
+        "model": inputs.policy_source,
         "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
-        "task": base.task.name,
+        "task": inputs.task.name,
         "task options": {key: str(value) for key, value in config.sections.task.options.items()},
         "prompts and gold answers": f"{stable_hash(*((p.id, p.token_ids, p.answer) for p in prompts)):016x}",
         "samples": evaluation.samples_per_prompt,
         "temperature": evaluation.temperature,
         "top-p": evaluation.top_p,
-        "max_response_tokens": base.decoding.max_tokens,
+        "max_response_tokens": inputs.decoding.max_tokens,
         "seed": config.sections.seed,
     }

@@ -1,0 +1,230 @@
+"""One schema for a run: what was chosen, and the method that follows from it.
+
+A number has one name. `Config.as_dict` is what was chosen and reads back to the same configuration; the expanded
+method is derived from it, written beside it for people and comparisons, and never read back as settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vapo.algo.method import Algorithm, LengthAdaptive
+from vapo.algo.presets import PRESETS, without, without_all
+from vapo.algo.sizes import NAMES, fields_of, scaled, sizes_of
+from vapo.errors import ConfigError
+from vapo.session.explain import explain, refuse_booleans
+from vapo.session.layers import Layer, Origin, Source, flatten, merge, nested
+from vapo.session.old_files import modernised
+from vapo.session.schema import Choice, Sections, sizes
+from vapo.session.suggest import suggestion
+from vapo.session.yaml_text import yaml_lines
+
+
+class _Method(BaseModel):
+    """The method's fields, checked; nested dataclasses inherit `forbid` from here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    algorithm: Algorithm
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved run configuration. `origins` maps each chosen setting's dotted key to who chose its value."""
+
+    choice: Choice
+    sections: Sections
+    algorithm: Algorithm
+    """The method that runs, derived from the choice and the sizes."""
+    origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """Settings of a file that the method has no use for, in words."""
+    recipe: str | None = field(default=None, compare=False)
+    """The shipped recipe that the settings started from."""
+
+    @property
+    def preset(self) -> str:
+        """The preset that was chosen."""
+        return self.choice.preset
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """The techniques that were taken away."""
+        return tuple(self.choice.without)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Fields of the method that are not the preset's (less the techniques taken away); sizes do not count."""
+        ours = dict(flatten(fields_of(self.algorithm)))
+        preset = dict(flatten(fields_of(without_all(PRESETS[self.preset], self.without))))
+        differing = [key for key in {**preset, **ours} if preset.get(key) != ours.get(key)]
+        tags = [key.removesuffix(".kind") for key in differing if key.endswith(".kind")]
+        # another member of a union is one change, whatever fields it brings
+        kept = [key for key in differing if not any(key.startswith(f"{tag}.") for tag in tags)]
+        return tuple(sorted({*tags, *kept}))
+
+    @property
+    def label(self) -> str:
+        """The method that runs, in words: `vapo without clip-higher, changed: credit.gamma`."""
+        words = self.preset
+        if self.without:
+            words += f" without {', '.join(self.without)}"
+        if self.changed:
+            words += f", changed: {', '.join(self.changed)}"
+        return words
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was chosen, as plain data that `resolve` reads back to the same configuration."""
+        sections = self.sections.model_dump(mode="json")
+        return {"seed": sections.pop("seed"), "algorithm": self.choice.model_dump(mode="json"), **sections}
+
+    def effective(self) -> dict[str, Any]:
+        """What runs, as plain data: every setting and every field of the method under its one name.
+
+        For people, comparisons and the check at a resume.
+        """
+        chosen, derived = self.as_dict(), dataclasses.asdict(sizes_of(self.algorithm))
+        alpha = derived.pop("alpha")
+        algorithm = {"preset": self.preset, "without": list(self.without), "alpha": alpha, **fields_of(self.algorithm)}
+        return {**chosen, "algorithm": algorithm, "trainer": {**chosen["trainer"], **derived}}
+
+    def to_yaml(self) -> str:
+        """`as_dict` as YAML, each line with its value's origin as a comment."""
+        places = {key: origin.place for key, origin in self.origins.items()}
+        return "\n".join(yaml_lines(self.as_dict(), places)) + "\n"
+
+    def method_yaml(self) -> str:
+        """The label and the expanded method, for people and comparisons."""
+        whole = self.effective()
+        told = {
+            "label": self.label,
+            "algorithm": whole["algorithm"],
+            "trainer": {name.partition(".")[2]: whole["trainer"][name.partition(".")[2]]
+                        for name in NAMES.values() if name.startswith("trainer.")},
+        }  # fmt: skip
+        head = "# The method that runs, derived from config.yaml; never read back as settings.\n"
+        return head + yaml.safe_dump(told, sort_keys=False, width=120)
+
+    def sources(self) -> dict[str, list[str]]:
+        """`key: [source, place]` of everything that is not a default; `with_sources` reads it back."""
+        return {
+            key: [origin.source.value, origin.place]
+            for key, origin in self.origins.items()
+            if origin.source is not Source.DEFAULT
+        }
+
+
+def with_sources(layer: Layer, sources: Mapping[str, Sequence[str]]) -> list[Layer]:
+    """The layer's settings again, each by whom it was chosen at first; settings without a source are defaults."""
+    default = Layer(Source.DEFAULT, "default", layer.values)
+    return [default, *(_kept(key, sources[key], value) for key, value in flatten(layer.values) if key in sources)]
+
+
+def _kept(key: str, source: Sequence[str], value: Any) -> Layer:
+    return Layer(Source(source[0]), source[1], nested(key, value))
+
+
+def resolve(layers: Sequence[Layer]) -> Config:
+    """The configuration of the layers, later ones winning; raises ConfigError for anything wrong in it."""
+    merged: dict[str, Any] = {}
+    set_by: dict[str, Origin] = {}
+    for layer in layers:
+        values = modernised(layer.values)
+        merged = merge(merged, values)
+        for key, _ in flatten(values):
+            set_by[key] = layer.origin
+    given = merged.pop("algorithm", None) or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"algorithm: must be a mapping like {{preset: vapo}}, got {given!r}.")
+    refuse_booleans({**merged, "algorithm": given})
+    try:
+        sections = Sections.model_validate(merged)
+    except ValidationError as error:
+        raise explain(error) from error
+    try:
+        # null is the default, spelled out
+        choice = Choice.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise explain(error, "algorithm.") from error
+    algorithm = _method(choice, sections)
+    if sections.trainer.steps == 0 and not algorithm.pretrains:
+        raise ConfigError(
+            f"trainer.steps=0 pretrains a critic and stops, but {choice.preset} as set here pretrains none. "
+            "Raise trainer.steps, or set trainer.pretraining_steps with a preset that has a critic."
+        )
+    config = Config(choice, sections, algorithm)
+    origins = {key: set_by.get(key, Origin()) for key, _ in flatten(config.as_dict())}
+    recipe = next((layer.recipe for layer in reversed(layers) if layer.recipe is not None), None)
+    return dataclasses.replace(config, origins=origins, notes=_unused(config, origins), recipe=recipe)
+
+
+def _method(choice: Choice, sections: Sections) -> Algorithm:
+    """The method: the preset, less what is taken away, with the fields that were set, at the chosen sizes."""
+    if choice.preset not in PRESETS:
+        raise ConfigError(
+            f"No preset is called {choice.preset!r}{suggestion(choice.preset, PRESETS)} "
+            f"There are: {', '.join(PRESETS)}."
+        )
+    method = PRESETS[choice.preset]
+    for technique in choice.without:
+        method, before = without(method, technique), method
+        if method == before:
+            raise ConfigError(
+                f"The preset {choice.preset} does not use {technique}, so it cannot be taken away; leave it out."
+            )
+    if choice.fields:
+        for key, _ in flatten(choice.fields):
+            if key in NAMES:
+                raise ConfigError(f"algorithm.{key} has one name: set {NAMES[key]}.")
+        try:
+            merged = merge(dataclasses.asdict(method), choice.fields)
+            method = _Method.model_validate({"algorithm": merged}).algorithm
+        except ValidationError as error:
+            raise explain(error) from error
+    return scaled(method, sizes(sections.trainer, choice.alpha))
+
+
+_DETAILS = tuple(f"trainer.pretraining_{name}" for name in ("lr", "passes", "at", "patience", "ready", "heldout"))
+"""How value pretraining is done: worth a note, also on the command line, where the method does none."""
+
+
+def _unused(config: Config, origins: Mapping[str, Origin]) -> tuple[str, ...]:
+    """Settings that were chosen and that the method has no use for: notes for those of a file.
+
+    Raises ConfigError for one that was given on the command line, details apart. A recipe's sizes are meant for every
+    preset.
+    """
+    notes = []
+    algorithm, chosen = config.algorithm, dict(flatten(config.as_dict()))
+    derived = dataclasses.asdict(sizes_of(algorithm))
+    lam = getattr(algorithm.credit, "policy_lambda", None)
+    for key, value in chosen.items():
+        source = origins[key].source
+        if value is None or source in (Source.DEFAULT, Source.RECIPE):
+            continue
+        name = key.partition(".")[2]
+        if name in derived and derived[name] == value:
+            continue  # it is what the method has anyway
+        if key == "trainer.group_size" and algorithm.sampling.per_prompt == 1:
+            why = "it draws one response to each prompt"
+        elif key in ("trainer.critic_lr", "model.critic", "model.critic_lora") and not algorithm.has_critic:
+            if not value:
+                continue
+            why = "it has no critic"
+        elif key.startswith("trainer.pretraining_") and not algorithm.pretrains:
+            if not value:
+                continue
+            why = "it does no value pretraining"
+        elif key == "algorithm.alpha" and not isinstance(lam, LengthAdaptive):
+            why = "its lambda is not length-adaptive"
+        else:
+            continue
+        if source is Source.OPTION and not key.startswith(_DETAILS):
+            raise ConfigError(f"{key}={value} has no effect: the method is {config.label}, and {why}. Leave it out.")
+        notes.append(f"{key}={value} ({origins[key].place}) has no effect on {config.label}: {why}")
+    return tuple(notes)

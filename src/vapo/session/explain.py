@@ -1,0 +1,65 @@
+"""What pydantic found wrong, as one line: the setting, what is wrong, what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from vapo.errors import ConfigError
+from vapo.session.layers import flatten
+from vapo.session.reference import all_settings
+from vapo.session.suggest import SYNONYMS, suggestion
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def explain(error: ValidationError, prefix: str = "") -> ConfigError:
+    """The first problem of a validation error in words."""
+    problem = _meant(error)
+    path = [str(part) for part in problem["loc"] if not str(part)[:1].isupper()]
+    key = prefix + ".".join(path)
+    if problem["type"] in _UNKNOWN:
+        return unknown(key)
+    # what our own checks raise names the setting and the fix already
+    if isinstance(cause := (problem.get("ctx") or {}).get("error"), ConfigError):
+        return cause
+    return ConfigError(f"{key}: {problem['msg']}, got {problem.get('input')!r}.")
+
+
+def unknown(key: str) -> ConfigError:
+    """A setting of that name does not exist: what it may have been meant to be."""
+    known = all_settings()
+    section, _, last = key.rpartition(".")
+    if last in SYNONYMS:
+        return ConfigError(f"Unknown setting {key}; did you mean {SYNONYMS[last]!r}? `vapo settings` lists them all.")
+    if key in known and known[key].kinds:
+        kinds = " or ".join(known[key].kinds)
+        whole = f"{section}={{kind: {known[key].kinds[0]}, {last}: ...}}"
+        return ConfigError(f"{key} goes with kind {kinds}, which is not the one here. Set both: {whole}.")
+    if key in known and known[key].kinds:
+        kinds = " or ".join(known[key].kinds)
+        whole = f"{section}={{kind: {known[key].kinds[0]}, {last}: ...}}"
+        return ConfigError(f"{key} goes with kind {kinds}, which is not the one here. Set both: {whole}.")
+    here = sorted({k[len(section) + 1 if section else 0 :].partition(".")[0] for k in known if k.startswith(section)})
+    elsewhere = [k for k in known if k.rpartition(".")[2] == last]
+    if elsewhere:
+        return ConfigError(f"Unknown setting {key}; did you mean {' or '.join(map(repr, elsewhere))}?")
+    return ConfigError(f"Unknown setting {key}{suggestion(last, here)} Known here: {', '.join(here)}.")
+
+
+def refuse_booleans(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for `true` and `false` where a number is wanted: Python would take them for 1 and 0."""
+    known = all_settings()
+    for key, value in flatten(values):
+        if isinstance(value, bool) and key in known and "bool" not in known[key].type:
+            raise ConfigError(f"{key} takes {known[key].type}, got {str(value).lower()}.")
+
+
+def _meant(error: ValidationError) -> Any:
+    """The first problem; in a union every member complains, and those whose tag does not fit were not meant."""
+    problems = error.errors()
+    unmeant = [p["loc"][:-1] for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
+    meant = [p for p in problems if not any(p["loc"][: len(branch)] == branch for branch in unmeant)]
+    return (meant or problems)[0]

@@ -1,0 +1,155 @@
+"""Settings from several places, laid over one another: defaults < recipe < file < option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vapo.errors import ConfigError
+from vapo.session.suggest import suggestion
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+DEFAULT_RECIPE = "maze"
+
+
+class Source(StrEnum):
+    """Where a setting's value was chosen. Logic reads this; people also read the layer's `place`."""
+
+    DEFAULT = "default"
+    RECIPE = "recipe"
+    FILE = "file"
+    OPTION = "option"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who chose a value: the kind of place, and its name for people (`recipe maze`, `--set`)."""
+
+    source: Source = Source.DEFAULT
+    place: str = "default"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Nested settings from one place."""
+
+    source: Source
+    place: str
+    values: Mapping[str, Any]
+    recipe: str | None = None
+    """The name of the shipped recipe that the values are."""
+
+    @property
+    def origin(self) -> Origin:
+        """The origin of every value in the layer."""
+        return Origin(self.source, self.place)
+
+
+def file_layer(place: str, values: Mapping[str, Any]) -> Layer:
+    """Settings that a file, a study or an argument in Python holds."""
+    return Layer(Source.FILE, place, values)
+
+
+def recipes() -> dict[str, Path]:
+    """Shipped recipes by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def recipe_layer(name: str) -> Layer:
+    """A shipped recipe; raises ConfigError with a suggestion if there is none of that name."""
+    known = recipes()
+    if name not in known:
+        raise ConfigError(
+            f"No recipe is called {name!r}{suggestion(name, known)} `vapo recipes` lists them; "
+            "a file of your own needs the ending .yaml."
+        )
+    return Layer(Source.RECIPE, f"recipe {name}", read_yaml(known[name]), recipe=name)
+
+
+def source_layers(source: str | None) -> list[Layer]:
+    """The layers of `vapo train SOURCE`: a recipe's name, a YAML file (which may name a `recipe:` to start
+    from), or nothing for the default recipe."""
+    if source is None:
+        return [recipe_layer(DEFAULT_RECIPE)]
+    path = Path(source)
+    if path.suffix not in {".yaml", ".yml"}:
+        return [recipe_layer(source)]
+    values = dict(read_yaml(path))
+    base = values.pop("recipe", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f"{path}: recipe: must be the name of a recipe, got {base!r}.")
+    return [*([recipe_layer(base)] if base else []), file_layer(f"file {path.name}", values)]
+
+
+def set_layer(assignment: str) -> Layer:
+    """`a.b=c` of `--set` as a layer; the value is read as YAML."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes key=value, like --set trainer.steps=50; got {assignment!r}.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: the value is not valid YAML: {text!r}.") from error
+    return option_layer("--set", key.strip(), value)
+
+
+def option_layer(option: str, key: str, value: Any) -> Layer:
+    """A command line option that sets one dotted key."""
+    return Layer(Source.OPTION, option, nested(key, value))
+
+
+def nested(key: str, value: Any) -> Any:
+    """The value under its dotted key: `nested("a.b", 1)` is `{"a": {"b": 1}}`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The mapping in a YAML file; raises ConfigError naming file and line."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{path} is not valid YAML: {where}{getattr(error, 'problem', error)}.") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold `key: value` lines, found a {type(data).__name__}.")
+    return data
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping. A union's mapping of another `kind` replaces the old one whole."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        same_kind = (
+            isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind"))
+        )
+        if same_kind and isinstance(old, Mapping):
+            result[key] = merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, leaf value) pairs; an empty mapping is a leaf."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

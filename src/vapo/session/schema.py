@@ -1,0 +1,172 @@
+"""The sections of a settings file: frozen typed objects, one line of meaning and one range for each setting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from vapo.algo.sizes import Sizes
+from vapo.errors import ConfigError
+from vapo.ranges import check_ranges, number
+from vapo.rollout.engine_settings import DEFAULT_ENGINE, EngineSettings
+from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which networks."""
+
+    policy: str = "builtin"
+    """`builtin` (the base model shipped for the task), a folder, a hub id, or a .gguf file."""
+    critic: str | None = None
+    """Where the critic starts: a base model, a reward model, or a saved critic; null takes the policy's base."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of forward and backward passes; weights, values and losses stay float32."""
+    policy_lora: int = number(0, ge=0)
+    """Rank of low-rank adapters on the policy; 0 trains all of its weights."""
+    critic_lora: int = number(0, ge=0)
+    """Rank of low-rank adapters on the critic, beside its head; 0 trains all of its weights."""
+    lora_alpha: float | None = number(None, gt=0)
+    """Scale of the adapters' contribution, divided by the rank; null takes twice the rank."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third
+    more time."""
+    prompt_format: Literal["auto", "chat", "plain"] = "auto"
+    """How problems become prompts: `chat` by the tokenizer's chat template, `plain` as `Problem: ... Solution:`,
+    which suits base models; auto takes chat where there is a template. Prompts that are one text stay as they are."""
+    trust_remote_code: bool = False
+    """Run model code that comes with a hub repository. Leave off unless you have read it."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model")
+
+
+class TaskConfig(BaseModel):
+    """Which problems. Further keys are the task's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "maze"
+    """A built-in task, a data task, `reasoning-gym/NAME`, an installed plug-in, or `file.py:function`."""
+    data: str | None = None
+    """A file or a hub data set, for tasks made from one."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The task's own options."""
+        return {**({} if self.data is None else {"data": self.data}), **(self.model_extra or {})}
+
+
+def _engine(value: Any) -> Any:
+    """`engine: torch` is short for `engine: {kind: torch}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How responses are sampled in training."""
+
+    engine: Annotated[EngineSettings, BeforeValidator(_engine)] = DEFAULT_ENGINE
+    """Which engine samples: `torch` or `generate`, or a mapping with its `kind` and its settings."""
+    temperature: float = number(1.0, ge=0)
+    """Sampling temperature, above 0; log-probabilities are those of the tempered distribution."""
+    top_p: float = number(1.0, gt=0, le=1)
+    """Must be 1 in training: a truncated distribution is not the policy whose gradient is taken."""
+    max_response_tokens: int | None = number(None, ge=1)
+    """Length limit of a response in tokens; null takes the task's."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "rollout")
+        if self.temperature == 0:
+            raise ConfigError("rollout.temperature must be above 0 in training: greedy samples carry no gradient.")
+        if self.top_p != 1:
+            raise ConfigError(
+                f"rollout.top_p must be 1 in training, got {self.top_p}: probability ratios would be taken to a "
+                "distribution that was not sampled from. Use evaluation.top_p for evaluation."
+            )
+
+
+@dataclass(frozen=True)
+class TrainerConfig(TrainerSettings):
+    """The loop's settings, and the sizes: the numbers that put the method at this model's and task's size.
+
+    A size replaces the preset's number where the method uses it at all, the same way for every preset. Null takes
+    a recipe's own number, or a default for the model's size (`vapo.session.sizing`).
+    """
+
+    samples_per_step: int | None = number(None, ge=1)
+    """Responses per rollout step (the paper's 8,192)."""
+    group_size: int | None = number(None, ge=1)
+    """Responses per prompt, for methods that sample groups (the paper's 16)."""
+    minibatch_size: int | None = number(None, ge=1)
+    """Responses per gradient step (the paper's 512)."""
+    actor_lr: float | None = number(None, ge=0)
+    """Policy learning rate (the paper's 1e-6)."""
+    critic_lr: float | None = number(None, ge=0)
+    """Critic learning rate (the paper's 2e-6)."""
+    warmup_steps: int | None = number(None, ge=0)
+    """Rollout steps of linear learning-rate warm-up."""
+    pretraining_steps: int | None = number(None, ge=0)
+    """Value-pretraining steps, for methods that pretrain (the paper's 50)."""
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """Where the run runs."""
+
+    backend: Literal["local"] = "local"
+    """`local` is this process."""
+    threads: int | None = number(None, ge=1)
+    """CPU threads; null takes OMP_NUM_THREADS if it is set, else all cores, and one for models under 10 million
+    parameters, where one is faster."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "scale")
+
+
+class Sections(BaseModel):
+    """All sections but `algorithm`, which is resolved from its preset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    seed: int = Field(default=0, ge=0)
+    """Decides every draw of the run."""
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    guards: GuardSettings = GuardSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    scale: ScaleConfig = ScaleConfig()
+
+
+class Choice(BaseModel):
+    """Where a method starts from. Further keys are fields of the method, set over the preset's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    preset: str = "vapo"
+    """The method: ppo, vc-ppo, grpo, dapo or vapo."""
+    without: list[str] = []
+    """Techniques put back to plain PPO."""
+    alpha: float | None = None
+    """α of the length-adaptive λ (the paper's 0.05); null takes a recipe's, or a default for the length limit."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of the method that were set by themselves."""
+        return self.model_extra or {}
+
+
+def sizes(trainer: TrainerConfig, alpha: float | None) -> Sizes:
+    """The chosen sizes."""
+    return Sizes(
+        samples_per_step=trainer.samples_per_step,
+        group_size=trainer.group_size,
+        minibatch_size=trainer.minibatch_size,
+        actor_lr=trainer.actor_lr,
+        critic_lr=trainer.critic_lr,
+        warmup_steps=trainer.warmup_steps,
+        pretraining_steps=trainer.pretraining_steps,
+        alpha=alpha,
+    )
