@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 import vapo
+from vapo.durability import watchdog
 from vapo.errors import ConfigError, StoppedError, command
 from vapo.session.lifecycle import check_folder
-from vapo.trainer import snapshot, watchdog
+from vapo.trainer import snapshot
 
 ODD = "my runs/it's $HOME; rm"
 

@@ -12,11 +12,12 @@ from test_resume import timeless
 import architectures
 import toys
 from architectures import ARCHITECTURES
+from vapo.durability import checkpoint
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.session.config import resolve
 from vapo.session.layers import Layer, recipe_layer
-from vapo.trainer import checkpoint, snapshot
+from vapo.trainer import snapshot
 from vapo.trainer.run import Run
 
 pytestmark = pytest.mark.slow

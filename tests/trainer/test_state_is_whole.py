@@ -18,10 +18,11 @@ import pytest
 import torch
 
 import toys
+from vapo.durability import checkpoint
 from vapo.errors import DivergedError, VapoError
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
-from vapo.trainer import checkpoint, loop
+from vapo.trainer import loop
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
 from vapo.types import Verdict
