@@ -159,6 +159,10 @@ def test_a_step_touches_no_global_chance(base: Path, tmp_path: Path):
 # --------------------------------------------------------------------------- nothing is idle
 
 
+OF_A_RESUME = ("critic loaded", "resumed")
+"""Events that tell of the resume itself."""
+
+
 def signature(folder: Path) -> dict[str, Any]:
     """What a run leaves, without clocks."""
     found: dict[str, Any] = {}
@@ -169,7 +173,7 @@ def signature(folder: Path) -> dict[str, Any]:
             {k: v for k, v in line.items() if k != "time" and not k.startswith(("time/", "throughput/", "step_time"))}
             for line in lines
         ]
-        found[name] = [line for line in timeless if line.get("event") != "critic loaded"]
+        found[name] = [line for line in timeless if line.get("event") not in OF_A_RESUME]
     newest = checkpoint.newest(folder / "checkpoints", print)
     assert newest is not None
     state = json.loads((newest / "state.json").read_text())
