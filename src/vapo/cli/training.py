@@ -215,6 +215,7 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
         f"Curves    {path / 'curves.png'}",
         f"Report    {path / 'report.html'}  (open it: every token, coloured by {'value' if critic else 'advantage'})",
         f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)",
+        f"Measure   {command('eval', path)}  (32 samples a problem, the paper's protocol)",
     ]
     if lesson := _nothing_to_learn(run):
         lines += ["", lesson]
