@@ -68,11 +68,18 @@ def count_parameters(config: PreTrainedConfig) -> int:
 
     0 where the model cannot be built without its weights.
     """
+    model = skeleton(config)
+    return 0 if model is None else model.num_parameters()
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel | None:
+    """The causal language model that a configuration describes, without memory for weights; None where it cannot be
+    built so."""
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config).num_parameters()
+            return AutoModelForCausalLM.from_config(config)
     except (ValueError, RuntimeError, NotImplementedError, ImportError, TypeError, AttributeError):
-        return 0
+        return None
 
 
 def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
