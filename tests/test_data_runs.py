@@ -96,6 +96,10 @@ def test_own_problems_and_an_own_verifier_train_resume_and_evaluate(place, monke
     assert counted_again(place / "kept" / "samples.jsonl") == pytest.approx((result["avg"], *result["pass"].values()))
     assert vapo(monkeypatch, "eval", "run/policy", *judge, "--out", "kept", *sets(*TASK[1:])) == 0
     assert json.loads(capsys.readouterr().out)["per_prompt"] == result["per_prompt"]
+    assert vapo(monkeypatch, "eval", "run", "--critic", "run/critic", "-k", "4", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["task"], told["model"]) == ("math", "run/policy")
+    assert (told["per_prompt"], told["ranking"]) == (result["per_prompt"], result["ranking"])
 
 
 def test_a_reward_function_compares_the_responses_to_a_prompt_and_resumes_bit_for_bit(place, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from vapo.evals.evaluate import RANKS, EvaluationResult
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve
+from vapo.session.evaluated_run import evaluation_config, find_model
 from vapo.session.evaluation import evaluate_model
 from vapo.session.layers import DEFAULT_RECIPE, Layer, Source, file_layer, recipe_layer, source_layers
 from vapo.session.signals import end_in_one_line
@@ -92,7 +93,7 @@ def resume(
 @_entry
 def evaluate(
     model: str | Path,
-    task: str,
+    task: str | None = None,
     *,
     k: int = 32,
     temperature: float = 1.0,
@@ -106,26 +107,32 @@ def evaluate(
     out: str | Path | None = None,
     observer: Observer | None = None,
 ) -> EvaluationResult:
-    """avg@k, pass@k and maj@k of a model (folder, hub id, .gguf, or "builtin") on a task's held-out prompts.
+    """avg@k, pass@k and maj@k of a run or a model (folder, hub id, .gguf, or "builtin") on held-out prompts.
 
+    `task` is a task's name, or a .yaml file that sets it up. None takes the task of the run that `model` is, or
+    belongs to, with its options and its response limit; a model of no run needs a `task` (ConfigError).
     The defaults are the paper's protocol: 32 samples a problem at temperature 1.0, top-p 0.7 (VAPO §5.1).
     `prompts` limits how many are used; None takes all. `task_options` are those of the task: {"eval_data": FILE}.
     With a `critic`, the result's `ranking` says what its choice among the samples adds. `out` is a folder that keeps
     the samples, and from which an evaluation that was stopped goes on.
     """
+    found = find_model(str(model))
     settings: dict[str, Any] = {
         "seed": seed,
-        "model": {"policy": str(model), "critic": None if critic is None else str(critic)},
-        "task": {"name": task, **_named(task_options or {})},
+        "model": {"policy": found.folder, "critic": None if critic is None else str(critic)},
+        "task": _named(task_options or {}),
         "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
     }
     if max_response_tokens is not None:
         settings["rollout"] = {"max_response_tokens": max_response_tokens}
-    config = resolve([file_layer("argument", settings)])
+    config = evaluation_config(found, task, settings)
+    view = observer or SilentView()
+    for note in found.notes:
+        view.note(note)
     return evaluate_model(
         config,
         prompts,
-        observer or SilentView(),
+        view,
         out=None if out is None else Path(out),
         ranks=ranks if critic is not None else (),
     )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForTokenClassification
+from transformers import LlamaForSequenceClassification, LlamaForTokenClassification
 
 import toys
 from vapo.errors import ModelError
 from vapo.evals.evaluate import score_episodes
 from vapo.evals.ranking import best_of_n, last_values, weighted_vote
+from vapo.models.loading import load_critic, set_value_at, value_at
 from vapo.models.networks import Critic, Sequences
+from vapo.models.saving import save_model
+from vapo.session import lifecycle as runs
 from vapo.types import Completion, Episode, Prompt, Verdict
 
 NAN = float("nan")
@@ -108,3 +112,58 @@ def test_an_evaluation_tells_what_the_critic_adds():
     assert vote["score"] == 1.0
     assert result.intervals["maj"] == (0.0, 1.0)
     assert score_episodes(episodes, k=3, values=values, ranks=["best-of-n"]).ranking.keys() == {"best-of-n"}
+
+
+def test_a_critic_of_tokens_and_a_reward_model_with_the_same_weights_rank_by_different_states(tmp_path: Path):
+    # the value of a state is +1 after token 5, -1 after token 6: of (5, 6) and (6, 5) the first is better before its
+    # last token, the second after it
+    config = toys.tiny_llama(num_hidden_layers=1).config
+    config.num_labels = 1
+    network = LlamaForTokenClassification(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.model.norm.weight.fill_(1.0)
+        network.model.embed_tokens.weight[5, 0] = 1.0
+        network.model.embed_tokens.weight[6, 0] = -1.0
+        network.score.weight[0, 0] = 1.0
+    network.config.id2label = {0: "value"}
+    prompt = Prompt("p", "x", token_ids=(2, 3))
+    episodes = [
+        Episode.of_completion(prompt, i, Completion(tokens, (0.0, 0.0), "stop", 0), "")
+        for i, tokens in enumerate([(5, 6), (6, 5)])
+    ]
+
+    def best(folder: Path) -> int:
+        loaded, _ = load_critic(folder)
+        critic = Critic(loaded, "padded", value_at=value_at(loaded))
+        return int(np.argmax(last_values(critic, episodes, tokens_at_once=100)))
+
+    save_model(network, None, tmp_path / "old")  # says nothing: a critic of tokens
+    set_value_at(network, "end")
+    save_model(network, None, tmp_path / "pretrained-at-the-end")
+    set_value_at(network, "tokens")
+    save_model(network, None, tmp_path / "critic")
+    reward_model = LlamaForSequenceClassification(config).eval()
+    reward_model.load_state_dict(network.state_dict(), strict=False)
+    reward_model.config.id2label = {0: "LABEL_0"}
+    save_model(reward_model, None, tmp_path / "reward-model")
+    chosen = {folder.name: best(folder) for folder in tmp_path.iterdir()}
+    assert chosen == {"old": 0, "critic": 0, "pretrained-at-the-end": 1, "reward-model": 1}
+
+
+@pytest.mark.parametrize("at", ["end", "tokens"])
+def test_a_critic_that_a_run_publishes_says_where_its_value_was_learned(tmp_path: Path, at: str):
+    base = toys.toy_base(tmp_path / "base")
+    first = {"trainer": {"steps": 0, "pretraining_at": at, "pretraining_steps": 1}}
+    runs.finish(toys.toy_run(base, tmp_path / "first", first), report=False)
+    network, origin = load_critic(tmp_path / "first" / "critic")
+    assert (value_at(network), origin.split(" in ")[0]) == (at, "saved critic LlamaForTokenClassification")
+    assert value_at(load_critic(next((tmp_path / "first" / "checkpoints").iterdir()) / "critic")[0]) == at
+    # a run that goes on from a reward model trains values of tokens
+    second = {"model": {"critic": str(tmp_path / "first" / "critic")}, "trainer": {"steps": 1, "pretraining_steps": 0}}
+    run = toys.toy_run(base, tmp_path / "second", second)
+    assert run.critic is not None
+    run.critic.publish(tmp_path / "critic")
+    run.folder.close()
+    assert value_at(load_critic(tmp_path / "critic")[0]) == "tokens"

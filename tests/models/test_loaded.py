@@ -245,7 +245,8 @@ def test_a_critic_or_reward_model_that_lost_its_head_is_no_base_model(tmp_path: 
 
 def test_the_command_line_names_what_is_missing_and_returns_2(tmp_path: Path, monkeypatch, capsys):
     folder = changed(architectures.tiny("llama"), tmp_path / "base", without("lm_head.weight"))
-    words = ["vapo", "eval", str(folder), "-k", "1", "--prompts", "1", "--set", "rollout.max_response_tokens=24"]
+    words = ["vapo", "eval", str(folder), "--task", "maze", "-k", "1", "--prompts", "1"]
+    words += ["--set", "rollout.max_response_tokens=24"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -17,15 +17,18 @@ from vapo.errors import ConfigError
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(help="A run's policy/ folder, a checkpoint's, a hub id, a .gguf file, or `builtin`."),
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="A run directory, one of its checkpoints, a model folder, a hub id, a .gguf file, or `builtin`.",
+        ),
     ],
     task: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="The task whose held-out prompts are used (see `vapo tasks`), or a .yaml file that sets it up: yours, "
-            "or a run's config.yaml."
+            help="The task whose held-out prompts are used (see `vapo tasks`), or a .yaml file that sets it up. "
+            "Default: the run's own; the maze for `builtin`."
         ),
-    ] = "maze",
+    ] = None,
     k: Annotated[int, typer.Option("-k", "--samples", help="Samples per prompt, 1 or more.", min=1)] = 32,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.", min=0.0)] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling in (0, 1]; 0.7 is the paper's.")] = 0.7,
@@ -52,34 +55,37 @@ def evaluate(
 ) -> None:
     """avg@k, pass@k and maj@k on held-out prompts, with 95 % bootstrap intervals over prompts.
 
-    The defaults are the paper's protocol: 32 samples at temperature 1.0 and top-p 0.7. Training evaluates the
-    plain policy (top-p 1.0), which scores lower. With --critic it also says what the critic's choice among the
-    samples adds to one sample and to the majority.
+    A run brings its task with the task's options, prompt format and response limit. The other defaults are the
+    paper's protocol: 32 samples at temperature 1.0 and top-p 0.7. Training evaluates the plain policy (top-p 1.0),
+    which scores lower. With --critic it also says what the critic's choice among the samples adds to one sample and
+    to the majority.
     """
     from vapo.evals.evaluate import RANKS
     from vapo.reports.tables import evaluation_table
-    from vapo.session.config import resolve
+    from vapo.session.evaluated_run import evaluation_config, find_model
     from vapo.session.evaluation import evaluate_model
-    from vapo.session.layers import file_layer, set_layer, source_layers
+    from vapo.session.layers import set_layer
 
     ranks = [name.strip() for name in rank.split(",")] if rank else list(RANKS) if critic else []
     if rank and not critic:
         raise ConfigError("--rank needs the critic that is to pick: --critic runs/NAME/critic.")
     if unknown := [name for name in ranks if name not in RANKS]:
         raise ConfigError(f"--rank takes {' and '.join(RANKS)}, got {unknown[0]!r}.")
-    in_file = task.endswith((".yaml", ".yml"))
+    changes = [set_layer(text) for text in set_ or []]
+    found = find_model(model)
     settings = {
         "seed": seed,
-        "model": {"policy": model, "critic": critic},
-        "task": {**({} if in_file else {"name": task}), **({} if data is None else {"eval_data": data})},
+        "model": {"policy": found.folder, "critic": critic},
+        "task": {} if data is None else {"eval_data": data},
         "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
     }
-    layers = source_layers(task) if in_file else []
-    config = resolve([*layers, file_layer("eval", settings), *map(set_layer, set_ or [])])
+    config = evaluation_config(found, task, settings, changes)
     with view_for(as_json) as view:
+        for note in found.notes:
+            view.note(note)
         result = evaluate_model(config, prompts, view, out=out, ranks=ranks)
-    task = config.sections.task.name
-    summary = {"model": model, "task": task, "temperature": temperature, "top_p": top_p, **result.summary()}
+    summary = {"model": found.folder, "task": config.sections.task.name, "temperature": temperature, "top_p": top_p}
+    summary |= result.summary()
     if as_json:
         print(json.dumps(without_nan({**summary, "per_prompt": result.per_prompt})))
         return

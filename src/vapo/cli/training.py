@@ -99,11 +99,13 @@ def _show_settings(config: Config, path: Path, as_json: bool) -> None:
     """Check everything cheap; print the settings with who chose them, and the method that follows."""
     from vapo.reports.live import SilentView
     from vapo.session import lifecycle
+    from vapo.session.foresight import plan_of
     from vapo.session.inputs import close_task
 
     lifecycle.check_folder(path)
     config, inputs = lifecycle.prepare(config, SilentView())
     close_task(inputs.task)
+    plan = plan_of(config, inputs)
     if as_json:
         print(
             json.dumps({**config.as_dict(), "label": config.label, "method": config.effective()["algorithm"]}, indent=1)
@@ -111,6 +113,7 @@ def _show_settings(config: Config, path: Path, as_json: bool) -> None:
     else:
         print(config.to_yaml(), end="")
         print("\n".join(f"# {line}" for line in ["", *config.method_yaml().removeprefix("# ").splitlines()]))
+        print(f"#\n# {plan.step_words()}; {plan.size_words()}")
 
 
 def resume(
@@ -215,6 +218,7 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
         f"Curves    {path / 'curves.png'}",
         f"Report    {path / 'report.html'}  (open it: every token, coloured by {'value' if critic else 'advantage'})",
         f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)",
+        f"Measure   {command('eval', path)}  (32 samples a problem, the paper's protocol)",
     ]
     if lesson := _nothing_to_learn(run):
         lines += ["", lesson]

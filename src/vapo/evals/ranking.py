@@ -1,7 +1,8 @@
 """The critic at test time: it picks among the samples of a problem, without knowing the answer.
 
-`values[p][s]` is the critic's value of sample s of problem p, read before its last token, where the whole answer
-stands; `correct` is as in `vapo.evals.statistics`. Invalid samples are never picked.
+`values[p][s]` is the critic's value of sample s of problem p, read where it was trained last: before the response's
+last token, where the whole answer stands, and for a reward model after that token. `correct` is as in
+`vapo.evals.statistics`. Invalid samples are never picked.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def weighted_vote(answers: Sequence[Sequence[Hashable | None]], values: ArrayLik
 
 @torch.no_grad()
 def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: int) -> list[float]:
-    """The critic's value before the last token of each response, in reward units."""
+    """The critic's value of each whole response, in reward units: before its last token, or after it where
+    `critic.value_at` is `end`. Raises ModelError for values that are not numbers."""
     values = [0.0] * len(episodes)
     device = next(critic.model.parameters()).device
     order = sorted(range(len(episodes)), key=lambda i: _length(episodes[i]))
@@ -65,8 +67,11 @@ def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: 
             tuple(len(e.token_ids) for e in chosen),
         )
         lengths = torch.tensor(sequences.response_lengths)
-        found = critic.values(sequences, int(lengths.max())).cpu()
-        for i, value in zip(order[start:end], found[torch.arange(len(chosen)), lengths - 1].tolist(), strict=True):
+        if critic.value_at == "end":
+            found = critic.final_values(sequences).cpu()
+        else:
+            found = critic.values(sequences, int(lengths.max())).cpu()[torch.arange(len(chosen)), lengths - 1]
+        for i, value in zip(order[start:end], found.tolist(), strict=True):
             values[i] = value
         start = end
     if not np.isfinite(values).all():

@@ -32,6 +32,10 @@ from vapo.types import Prompt
 
 CRITIC_LABEL = "value"
 """The label of our critics' one output; by it a saved critic is told from a reward model."""
+ValueAt = Literal["tokens", "end"]
+"""Where a critic's value means something: before each response token, or only after the last one (a reward model)."""
+VALUE_AT = "vapo_value_at"
+"""The entry of a saved critic's config.json that holds its `ValueAt`."""
 _SAID = "Forty-two it is"
 """What an assistant says where only the end of its turn is of interest."""
 
@@ -64,11 +68,18 @@ def count_parameters(config: PreTrainedConfig) -> int:
 
     0 where the model cannot be built without its weights.
     """
+    model = skeleton(config)
+    return 0 if model is None else model.num_parameters()
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel | None:
+    """The causal language model that a configuration describes, without memory for weights; None where it cannot be
+    built so."""
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config).num_parameters()
+            return AutoModelForCausalLM.from_config(config)
     except (ValueError, RuntimeError, NotImplementedError, ImportError, TypeError, AttributeError):
-        return 0
+        return None
 
 
 def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -96,7 +107,8 @@ def load_critic(
     It has embeddings for at least `num_ids` token ids; those that its folder lacks start as the mean of the others.
 
     From a base model: the backbone's weights and a head that is exactly 0. From a reward model
-    (sequence classification with one label): backbone and head. From a saved critic: everything.
+    (sequence classification with one label): backbone and head. From a saved critic: everything. `value_at` tells
+    where its value is to be read.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
     architectures = getattr(config, "architectures", None) or [""]
@@ -129,10 +141,13 @@ def load_critic(
             head.bias.zero_()
     if weight_missing:
         origin = f"backbone of {architectures[0]} in {source}, value head set to 0"
+        set_value_at(model, "tokens")
     elif dict(config.id2label or {}) != {0: CRITIC_LABEL}:
         origin = f"reward model {architectures[0]} in {source}, head included"
+        set_value_at(model, "end")  # its head was trained on the state after the last token
     else:
         origin = f"saved critic {architectures[0]} in {source}"
+        set_value_at(model, "end" if getattr(config, VALUE_AT, None) == "end" else "tokens")
     return _without_dropout(own_memory(with_ids(model, num_ids))), origin
 
 
@@ -145,6 +160,16 @@ def value_head(model: PreTrainedModel) -> torch.nn.Linear:
             "num_labels=1."
         )
     return heads[0][1]
+
+
+def value_at(critic: PreTrainedModel) -> ValueAt:
+    """Where the critic's value is to be read; critics saved before this was written down: before each token."""
+    return getattr(critic.config, VALUE_AT, "tokens")
+
+
+def set_value_at(critic: PreTrainedModel, at: ValueAt) -> None:
+    """Note in the critic's configuration, which is saved with it, where its value is to be read."""
+    setattr(critic.config, VALUE_AT, at)
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

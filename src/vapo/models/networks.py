@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from vapo.errors import ModelError
 from vapo.models.backbone import Layout, hidden_states, supports_packing
-from vapo.models.loading import context_length, value_head
+from vapo.models.loading import ValueAt, context_length, value_head
 from vapo.models.logprobs import token_logps
 
 PROBE = 19
@@ -86,6 +86,8 @@ class Critic:
     autocast: bool = False
     origin: str = ""
     """What the weights were loaded from, in words; goes into the run's log."""
+    value_at: ValueAt = "tokens"
+    """Where a whole response is judged: before its last token, or at its end (a reward model)."""
 
     def values(self, sequences: Sequences, width: int) -> Tensor:
         """V(s_t) for every response token, in reward units: (B, width), float32."""

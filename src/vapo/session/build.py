@@ -11,7 +11,7 @@ import torch
 from vapo.algo.method import Gae, LengthAdaptive
 from vapo.models.backbone import checkpoint_gradients
 from vapo.models.critic import known_ids
-from vapo.models.loading import load_critic, load_policy, value_head
+from vapo.models.loading import load_critic, load_policy, set_value_at, value_head
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
@@ -64,7 +64,8 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
             add_lora(network, sections.model.critic_lora, sections.model.lora_alpha, keep=value_head(network))
         if sections.model.gradient_checkpointing:
             checkpoint_gradients(network)
-        value = Critic(network, choose_layout(network, settings.layout), autocast, origin)
+        set_value_at(network, settings.pretraining_at)  # what it learns here, whatever it started from
+        value = Critic(network, choose_layout(network, settings.layout), autocast, origin, settings.pretraining_at)
         at_end = settings.pretraining_at == "end"
         critic = local(
             "critic", value, RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)

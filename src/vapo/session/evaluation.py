@@ -15,7 +15,7 @@ from vapo.evals.evaluate import RANKS, EvaluationResult, sample_and_judge, score
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.models.critic import known_ids
-from vapo.models.loading import load_critic, load_policy, response_text
+from vapo.models.loading import load_critic, load_policy, response_text, value_at
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, moved, set_threads
 from vapo.rollout.engine import RolloutEngine
@@ -119,7 +119,8 @@ def evaluate_model(
         critic = None
         if ranks:
             network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
-            observer.note(f"critic: {origin}")
+            where = "after" if value_at(network) == "end" else "before"
+            observer.note(f"critic: {origin}, read {where} the last token of a response")
             if "value head set to 0" in origin:
                 raise ModelError(f"{inputs.critic_source} is no trained critic. Give the critic/ folder of a run.")
             if "weighted-vote" in ranks and not hasattr(inputs.task, "final_answer"):
@@ -130,7 +131,8 @@ def evaluate_model(
                     )
                 observer.note(f"{inputs.task.name} has no short final answers, so there is no vote to weigh")
             network = moved(network, best_device()).requires_grad_(False)
-            critic = Critic(network, choose_layout(network, sections.trainer.layout), origin=origin)
+            layout = choose_layout(network, sections.trainer.layout)
+            critic = Critic(network, layout, origin=origin, value_at=value_at(network))
         engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
         observer.phase("evaluating", 0, 1)
         result = evaluate_heldout(

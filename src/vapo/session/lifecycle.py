@@ -29,6 +29,7 @@ from vapo.reports.page import write_report
 from vapo.session.build import assemble, lambda_warning
 from vapo.session.config import Config, resolve, with_sources
 from vapo.session.environment import environment
+from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
 from vapo.session.layers import Layer, Origin, Source, file_layer, flatten, read_yaml
 from vapo.session.schema import TaskConfig
@@ -109,6 +110,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
     check_folder(run_dir)
     config, inputs = prepare(config, observer, task)
     with _closing_task_on_error(inputs.task):
+        observer = foresee(config, inputs, run_dir, observer)
         run = assemble(config, inputs, observer)
     with _closing_on_error(run, run_dir):
         check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
@@ -194,6 +196,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
         inputs = read_inputs(config, task, saved, on_progress=observer.progress)
         with _closing_task_on_error(inputs.task):
             report_notes(inputs, observer)
+            observer = foresee(config, inputs, run_dir, observer)
             run = assemble(config, inputs, observer)
     except BaseException:
         folder.close()
