@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,6 @@ from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
 from vapo.tasks.catalog import check_task, is_known
 from vapo.trainer import checkpoint, snapshot
 from vapo.trainer.loop import train as run_loop
-from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.pretrain import pool_bytes
 from vapo.trainer.record import LOCK, RunFolder
@@ -99,7 +98,10 @@ def with_task(config: Config, task: Task | None) -> Config:
 
 
 def train(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
-    """Build and carry out a new run; ends with policy/, critic/, report.html and curves.png in its folder."""
+    """Build and carry out a new run; ends with policy/, critic/, report.html and curves.png in its folder.
+
+    Of a network with adapters, policy_adapter/ or critic_adapter/ lies beside the merged model.
+    """
     return finish(begin(with_task(config, task), run_dir, observer, task))
 
 
@@ -304,7 +306,8 @@ def finish(run: Run, *, report: bool = True) -> Run:
         run_loop(run)
         run.watch.beat("writing the models and the report")
         for network in run.learners:
-            _publish(network, path / network.name)
+            _publish(network.publish, path / network.name)
+            _publish(network.publish_adapters, path / f"{network.name}_adapter")
         if report:
             curves_png(path, path / "curves.png")
             write_report(path)
@@ -325,10 +328,13 @@ def finish(run: Run, *, report: bool = True) -> Run:
     return run
 
 
-def _publish(network: Network, folder: Path) -> None:
-    """Write a finished network to its folder, whole or not at all."""
+def _publish(write: Callable[[Path], bool | None], folder: Path) -> None:
+    """Let `write` fill a folder and put it in place, whole or not at all; if it returns False, there is none."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    network.publish(temporary)
+    written = write(temporary)
     checkpoint.remove(folder)
-    temporary.rename(folder)
+    if written is False:
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        temporary.rename(folder)

@@ -19,8 +19,9 @@ from typing import Any
 from vapo.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-FORMAT = 2
-"""1 (vapo 0.1): no settings and alarms in the state, no hash of the manifest. Both are read."""
+FORMAT = 3
+"""1 (vapo 0.1): no settings and alarms in the state, no hash of the manifest. 1 and 2: of a network with adapters the
+merged model, and the adapters beside it. All are read."""
 OWN = "manifest_sha256"
 REFUSALS = frozenset(
     (
