@@ -157,10 +157,12 @@ def resume(
     """A run as it stood at its newest checkpoint (or at its start, if it has none), ready for `finish`.
 
     `changes` are laid over its settings. Raises ConfigError if the folder is no run, a run on another task than the one
-    given, or if settings that alter results have changed without `allow_change`.
+    given, if settings that alter results have changed without `allow_change`, or if the run has ended and kept its
+    weights only.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
+    _refuse_weights_only(run_dir)
     config = load_run_config(run_dir, changes)
     name = config.sections.task.name
     if task is None and not is_known(name):
@@ -173,6 +175,24 @@ def resume(
     run = _restored(config, run_dir, observer, task, allow_change)
     _report_critic(run)
     return run
+
+
+def kept_weights_only(run_dir: Path) -> bool:
+    """Whether a run has ended under checkpoint.final=weights and deleted its checkpoints."""
+    ended = (run_dir / "policy").exists() and not (run_dir / "checkpoints").exists()
+    return ended and load_run_config(run_dir).sections.checkpoint.final == "weights"
+
+
+def _refuse_weights_only(run_dir: Path) -> None:
+    """Raise ConfigError for a run that kept its weights only: it would start over, logs included."""
+    if kept_weights_only(run_dir):
+        shutil.rmtree(run_dir / ".checkpoints.gone", ignore_errors=True)  # of a kill while they were deleted
+        options = ["--set", f"model.policy={run_dir / 'policy'}"]
+        options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
+        raise ConfigError(
+            f"{run_dir} has ended and kept its weights only (checkpoint.final=weights), so it cannot be made longer. "
+            f"Start a new run from them: {command('train', *options)}"
+        )
 
 
 def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | None, allow_change: bool) -> Run:
@@ -311,6 +331,8 @@ def finish(run: Run, *, report: bool = True) -> Run:
         if report:
             curves_png(path, path / "curves.png")
             write_report(path)
+        if run.saving.final == "weights":
+            _drop_checkpoints(run)
     except DivergedError as error:
         run.folder.event(EventName.DIVERGED, message=str(error))  # a comparison counts it
         raise
@@ -338,3 +360,17 @@ def _publish(write: Callable[[Path], bool | None], folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     else:
         temporary.rename(folder)
+
+
+def _drop_checkpoints(run: Run) -> None:
+    """Delete all checkpoints of a run that has ended, once its models are on the disk.
+
+    They go in one rename, so after a kill either all are there, and a resume ends the run again, or none.
+    """
+    path = run.folder.path
+    for network in run.learners:
+        checkpoint.sync(path / network.name)
+        checkpoint.sync(path / f"{network.name}_adapter")
+    checkpoint.sync(path, deep=False)
+    checkpoint.remove(run.folder.checkpoints)
+    run.observer.note("checkpoints deleted (checkpoint.final=weights): this run cannot be made longer")

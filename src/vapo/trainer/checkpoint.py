@@ -205,6 +205,14 @@ def remove(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def sync(folder: Path, *, deep: bool = True) -> None:
+    """Bring a folder's entries to the disk, and with `deep` all that is in it; nothing if there is no such folder."""
+    for path in folder.rglob("*") if deep else ():
+        _sync(path)
+    if folder.exists():
+        _sync(folder)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
