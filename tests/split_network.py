@@ -143,8 +143,8 @@ class SplitNetwork:
         self.pair.tell("step", lr)
         return self.half.local.step(lr)
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        return self.half.local.weights()
+    def weights(self, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
+        return self.half.local.weights(merged=merged)
 
     def copy_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         raise NotImplementedError
@@ -157,3 +157,6 @@ class SplitNetwork:
 
     def publish(self, folder: Path) -> None:
         self.half.local.publish(folder)
+
+    def publish_adapters(self, folder: Path) -> bool:
+        return self.half.local.publish_adapters(folder)

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForTokenClassification, PreTrainedModel
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForTokenClassification,
+    PreTrainedModel,
+)
 
+import architectures
 import toys
-from vapo.errors import CheckpointError, ConfigError
+from vapo.errors import CheckpointError, ConfigError, ModelError
 from vapo.models.backbone import checkpoint_gradients
-from vapo.models.loading import load_policy, value_head
-from vapo.models.lora import add_lora, has_lora, load_adapters, plain_weights, save_adapters
+from vapo.models.loading import load_critic, load_policy, load_tokenizer, value_head
+from vapo.models.lora import (
+    adapter_parameters,
+    add_lora,
+    has_lora,
+    load_adapters,
+    peft_opens,
+    plain_weights,
+    save_adapters,
+)
 from vapo.models.networks import Policy, Sequences
-from vapo.models.saving import save_model
+from vapo.models.saving import load_trained, save_model, save_trained
 
 SEQUENCES = Sequences((torch.tensor([2, 3, 4, 5, 6]), torch.tensor([7, 8, 9])), (3, 2))
 
@@ -76,19 +96,129 @@ def test_plain_weights_are_the_same_model_under_its_own_names(tmp_path: Path):
 
 def test_adapters_go_back_onto_the_base_they_were_trained_on_and_no_other(tmp_path: Path):
     model = adapted()
-    save_adapters(model, tmp_path / "a.safetensors")
+    save_adapters(model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
     again = toys.tiny_llama()
     add_lora(again, 2, None)
-    load_adapters(again, tmp_path / "a.safetensors")
+    load_adapters(again, file)
     torch.testing.assert_close(logp(again), logp(model), rtol=0, atol=0)
     narrow = toys.tiny_llama()
     add_lora(narrow, 1, None)
     with pytest.raises(CheckpointError, match="another shape"):
-        load_adapters(narrow, tmp_path / "a.safetensors")
+        load_adapters(narrow, file)
     other = toys.tiny_llama(seed=1)
     add_lora(other, 2, None)
     with pytest.raises(CheckpointError, match="other base weights"):
-        load_adapters(other, tmp_path / "a.safetensors")
+        load_adapters(other, file)
+
+
+def trained_network(base: Path, critic: bool, seed: int = 0) -> PreTrainedModel:
+    """A policy, or a critic, on the base in a folder, with adapters (and a head) that have learned something."""
+    torch.manual_seed(seed)
+    model = load_critic(base)[0] if critic else load_policy(base)
+    add_lora(model, 2, 3.0, keep=value_head(model) if critic else None)
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.normal_(std=0.3)
+    return model
+
+
+def outputs(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(2, 12)[None]).logits
+
+
+@pytest.mark.parametrize("critic", [False, True])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # read by peft
+def test_peft_opens_the_folder_and_gives_the_merged_models_outputs(tmp_path: Path, critic: bool):
+    base = toys.toy_base(tmp_path / "base")
+    model = trained_network(base, critic)
+    save_adapters(model, tmp_path / "adapter")
+    assert peft_opens(model, tmp_path / "adapter")
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    save_model(model, None, tmp_path / "merged")
+    kind, labels = (AutoModelForTokenClassification, {"num_labels": 1}) if critic else (AutoModelForCausalLM, {})
+    plain = kind.from_pretrained(base, dtype=torch.float32, **labels).eval()
+    before = outputs(plain)
+    merged = outputs(kind.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval())
+    opened = outputs(PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval())
+    torch.testing.assert_close(opened, merged, atol=1e-5, rtol=0)
+    assert (opened - before).abs().max() > 1e-2
+
+
+def test_where_peft_would_adapt_other_layers_it_is_noticed(tmp_path: Path):
+    # told that this is DeepSeek-V3, peft puts the adapters of dense blocks onto the experts
+    base = architectures.folder_of(architectures.tiny("deepseek_v3"), tmp_path / "base")
+    model = trained_network(base, critic=False)
+    save_adapters(model, tmp_path / "adapter")
+    assert not peft_opens(model, tmp_path / "adapter")
+    assert same_weights(load_policy(tmp_path / "adapter"), dict(plain_weights(model)))
+
+
+def same_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("critic", [False, True])
+def test_a_folder_of_adapters_loads_as_the_model_they_make_of_their_base(tmp_path: Path, critic: bool):
+    base = toys.toy_base(tmp_path / "base")
+    model = trained_network(base, critic)
+    save_adapters(model, tmp_path / "adapter")
+    loaded = load_critic(tmp_path / "adapter")[0] if critic else load_policy(tmp_path / "adapter")
+    assert same_weights(loaded, dict(plain_weights(model)))
+    assert load_tokenizer(tmp_path / "adapter").get_vocab() == toys.tokenizer().get_vocab()
+    wrong = load_policy if critic else load_critic
+    with pytest.raises(ModelError, match="Give the other network's folder"):
+        wrong(tmp_path / "adapter")
+    save_model(toys.tiny_llama(seed=1), toys.tokenizer(), base)
+    with pytest.raises(ModelError, match="other weights than those of its base"):
+        load_critic(tmp_path / "adapter") if critic else load_policy(tmp_path / "adapter")
+
+
+def test_adapters_that_cannot_be_read_are_refused_in_words(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+    save_adapters(trained_network(base, critic=False), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    content = json.loads(path.read_text())
+    for change, message in (
+        ({"use_dora": True}, "not plain LoRA .*use_dora"),
+        ({"base_model_name_or_path": str(tmp_path / "gone")}, "holds adapters only, and their base model .*gone"),
+        ({"base_model_name_or_path": ""}, "not named"),
+    ):
+        path.write_text(json.dumps({**content, **change}))
+        with pytest.raises(ModelError, match=message):
+            load_policy(tmp_path / "adapter")
+    path.write_text("{")
+    with pytest.raises(ModelError, match="Cannot read"):
+        load_policy(tmp_path / "adapter")
+    path.write_text(json.dumps(content))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"lacks adapter_model\.safetensors"):
+        load_policy(tmp_path / "adapter")
+
+
+def test_adapters_that_the_first_formats_kept_beside_the_merged_model_come_back(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+    model = trained_network(base, critic=False)
+    save_adapters(model, tmp_path / "new")
+    with safe_open(tmp_path / "new" / "adapter_model.safetensors", "pt") as file:
+        digest = file.metadata()
+    save_model(model, None, tmp_path / "policy")
+    own = {name: p.detach() for name, p in adapter_parameters(model).items()}
+    save_file(own, tmp_path / "policy_adapters.safetensors", metadata=digest)
+    again = trained_network(base, critic=False, seed=1)
+    load_trained(again, tmp_path / "policy")
+    assert all(torch.equal(p, own[name]) for name, p in adapter_parameters(again).items())
+
+
+def test_adapters_and_whole_weights_do_not_take_each_others_place(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+    model = trained_network(base, critic=False)
+    save_trained(model, None, tmp_path / "policy")
+    with pytest.raises(CheckpointError, match="holds adapters, and this run trains all weights"):
+        load_trained(toys.tiny_llama(), tmp_path / "policy")
+    with pytest.raises(CheckpointError, match="holds no adapters"):
+        load_trained(model, base)
 
 
 def test_a_model_without_linear_layers_is_refused():

@@ -92,10 +92,10 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path
 
 
 def test_a_newer_format_is_refused_and_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(checkpoint, "FORMAT", 4)
     (folder,) = saved(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 3; this version of vapo reads up to 2"):
+    with pytest.raises(CheckpointError, match="format 4; this version of vapo reads up to 3"):
         checkpoint.newest(tmp_path, print)
     assert folder.exists()
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_format_1_goes_on(tmp_path: Path):
     ]
     newest = checkpoint.newest(folder / "checkpoints", print)
     assert newest is not None
-    assert json.loads((newest / "manifest.json").read_text())["format"] == 2
+    assert json.loads((newest / "manifest.json").read_text())["format"] == checkpoint.FORMAT
 
 
 def refusing(run: Run, times: int, patch: pytest.MonkeyPatch) -> None:

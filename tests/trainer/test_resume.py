@@ -88,9 +88,10 @@ def test_a_run_without_any_checkpoint_starts_over(finished, tmp_path: Path):
 
 
 def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_used(finished, tmp_path: Path):
-    _, whole, _ = finished
+    _, whole, kind = finished
     shutil.copytree(whole, tmp_path / "copy")
-    victim = tmp_path / "copy" / "checkpoints" / "step_000003" / "policy" / "model.safetensors"
+    file = "policy/adapter_model.safetensors" if kind.endswith("lora") else "policy/model.safetensors"
+    victim = tmp_path / "copy" / "checkpoints" / "step_000003" / file
     data = bytearray(victim.read_bytes())
     data[-5] ^= 1
     victim.write_bytes(data)
@@ -99,7 +100,7 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_used(fini
     view.alarm = said.append
     run = runs.resume(tmp_path / "copy", view, task=toys.EchoTask())
     assert run.state.step == 2
-    assert "step_000003 is damaged (policy/model.safetensors has another SHA-256" in said[0]
+    assert f"step_000003 is damaged ({file} has another SHA-256" in said[0]
     assert (tmp_path / "copy" / "checkpoints" / "step_000003.corrupt").is_dir()
     runs.finish(run)
     assert timeless(tmp_path / "copy", "metrics.jsonl") == timeless(whole, "metrics.jsonl")

@@ -214,10 +214,12 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
         told = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
         print(json.dumps({"run": str(path), "evaluations": told}))
         return
+    adapter = path / "policy_adapter"
     lines = [
         f"Curves    {path / 'curves.png'}",
         f"Report    {path / 'report.html'}  (open it: every token, coloured by {'value' if critic else 'advantage'})",
         f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)",
+        *([f"Adapter   {adapter}  (PeftModel.from_pretrained)"] if adapter.is_dir() else []),
         f"Measure   {command('eval', path)}  (32 samples a problem, the paper's protocol)",
     ]
     if lesson := _nothing_to_learn(run):

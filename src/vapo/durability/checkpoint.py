@@ -19,8 +19,9 @@ from typing import Any
 from vapo.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-FORMAT = 2
-"""1 (vapo 0.1): no settings and alarms in the state, no hash of the manifest. Both are read."""
+FORMAT = 3
+"""1 (vapo 0.1): no settings and alarms in the state, no hash of the manifest. 1 and 2: of a network with adapters the
+merged model, and the adapters beside it. All are read."""
 OWN = "manifest_sha256"
 REFUSALS = frozenset(
     (
@@ -202,6 +203,14 @@ def remove(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def sync(folder: Path, *, deep: bool = True) -> None:
+    """Bring a folder's entries to the disk, and with `deep` all that is in it; nothing if there is no such folder."""
+    for path in folder.rglob("*") if deep else ():
+        _sync(path)
+    if folder.exists():
+        _sync(folder)
 
 
 def _sync(path: Path) -> None:

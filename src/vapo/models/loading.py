@@ -1,4 +1,7 @@
-"""Tokenizers and models by the ordinary `from_pretrained` path: a folder, a hub id, or a .gguf file."""
+"""Tokenizers and models by the ordinary `from_pretrained` path: a folder, a hub id, or a .gguf file.
+
+A folder of adapters is read as the model that they make of their base.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ from vapo.hub import asked, not_cached
 from vapo.models.critic import classifier_of, made_critic, with_ids
 from vapo.models.gguf import converted, is_gguf
 from vapo.models.loaded import check_complete, own_memory, read_model
+from vapo.models.lora import adapter_base, merge_adapters
 from vapo.types import Prompt
 
 CRITIC_LABEL = "value"
@@ -96,7 +100,10 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
             use_safetensors=True,
         )
     check_complete(model, info, source, "policy")
-    return _without_dropout(own_memory(model))
+    model = own_memory(model)
+    if adapter_base(source):
+        merge_adapters(model, Path(source))
+    return _without_dropout(model)
 
 
 def load_critic(
@@ -148,7 +155,11 @@ def load_critic(
     else:
         origin = f"saved critic {architectures[0]} in {source}"
         set_value_at(model, "end" if getattr(config, VALUE_AT, None) == "end" else "tokens")
-    return _without_dropout(own_memory(with_ids(model, num_ids))), origin
+    model = own_memory(with_ids(model, num_ids))
+    if adapter_base(source):
+        merge_adapters(model, Path(source), head=value_head(model))
+        origin = f"saved critic, adapters in {source}"
+    return _without_dropout(model), origin
 
 
 def value_head(model: PreTrainedModel) -> torch.nn.Linear:
@@ -300,6 +311,8 @@ def _without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 def _folder(source: str | Path) -> str:
     """What `from_pretrained` is given: a folder or a hub id."""
+    if base := adapter_base(source):
+        return _folder(base)
     return str(converted(Path(source)) if is_gguf(source) else source)
 
 
@@ -319,7 +332,7 @@ def _explained(source: str | Path, what: str):
         raise ModelError(f"Cannot load the {what}: {source} does not exist. Check the path.")
     if (path / "metrics.jsonl").exists():
         raise ModelError(f"Cannot load the {what}: {source} is a run directory. Give its policy/ or critic/ folder.")
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and not (path / "config.json").exists() and adapter_base(source) is None:
         raise ModelError(
             f"Cannot load the {what}: {source} has no config.json. Give a folder written by `save_pretrained`."
         )

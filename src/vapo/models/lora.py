@@ -1,14 +1,20 @@
 """Low-rank adapters on a policy or a critic, by peft: a fraction of the optimizer's memory, the same interfaces.
 
+They are kept in folders that peft opens, too: `PeftModel.from_pretrained(base, folder)`.
+
 W x becomes W x + (α/r) B A x in every linear layer of the backbone, with W fixed (Hu et al. 2021, arXiv:2106.09685,
 eq. 3). B starts at 0, so the first policy is the base.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator
+import json
+import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +23,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vapo.errors import CheckpointError, ConfigError
+from vapo.errors import CheckpointError, ConfigError, ModelError
 from vapo.models.backbone import backbone_of
+from vapo.models.loaded import read_tensors
 
 ADAPTER = "vapo"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+PLAIN = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "use_dora": False,
+    "use_rslora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+"""What W + (α/r) B A means in an adapter_config.json; with anything else peft computes something else."""
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: torch.nn.Module | None = None) -> None:
@@ -84,47 +104,174 @@ def has_lora(model: PreTrainedModel) -> bool:
     return any(_is_adapter(name) for name, _ in model.named_parameters())
 
 
+def adapter_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """The parameters, by name, that are the adapters' or trained beside them: all that a base model lacks."""
+    # of a reference with adapters nothing is trained
+    return {name: p for name, p in model.named_parameters() if p.requires_grad or _is_adapter(name)}
+
+
 def plain_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The names and tensors of the model's state, with adapters added to the weights they adapt."""
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    layers = _adapted_layers(model)
     for name, tensor in model.state_dict().items():
         if _is_adapter(name):
             continue
         layer = layers.get(name.removesuffix(".base_layer.weight"))
         if layer is not None and name.endswith(".base_layer.weight"):
-            tensor = tensor + layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
+            tensor = tensor + layer.get_delta_weight(ADAPTER)
         yield name.replace(".base_layer.", "."), tensor
 
 
-def save_adapters(model: PreTrainedModel, path: Path) -> None:
-    """What is trained, and a digest of what is not."""
-    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(trained, path, metadata={"base": _digest(model)})
+def save_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Write a PEFT folder: the adapters, a critic's head, and a digest of the weights that they were trained on."""
+    layers = _adapted_layers(model)
+    own = adapter_parameters(model)
+    kept = {name.rpartition(".")[0] for name in own if not _is_adapter(name)}
+    first = next(iter(layers.values()))
+    config = {
+        **PLAIN,
+        "task_type": None if kept else "CAUSAL_LM",
+        "base_model_name_or_path": model.name_or_path,
+        "r": first.r[ADAPTER],
+        "lora_alpha": first.lora_alpha[ADAPTER],
+        "lora_dropout": 0.0,
+        "target_modules": list(layers),
+        "modules_to_save": sorted(kept) or None,
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    # one entry only: safetensors writes several in an order of chance
+    tensors = {_peft_name(name): parameter.detach().contiguous() for name, parameter in own.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"base": _digest(model)})
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1))
+
+
+def peft_opens(model: PreTrainedModel, folder: Path) -> bool:
+    """Whether peft, given the base and the folder that `save_adapters` wrote, adapts the layers that were trained.
+
+    Told the architecture, it puts those of some mixtures (DeepSeek-V3) onto the experts instead, without a word.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    with torch.device("meta"):  # its structure, not its weights
+        base = type(model)(copy.deepcopy(model.config))
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what it says of the layers that it trades is told by False
+            inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), base)
+    except (ValueError, TypeError, NotImplementedError):
+        return False
+    return _adapted_layers(base).keys() == _adapted_layers(model).keys()
 
 
 def load_adapters(model: PreTrainedModel, path: Path) -> None:
-    """Put saved adapters back; raises CheckpointError if they were trained on other weights."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """Put saved adapters back, from the file of a PEFT folder or one under the model's own names, as vapo wrote first.
+
+    Raises CheckpointError if there are none, or if they were trained on other weights.
+    """
+    if not path.exists():
+        raise CheckpointError(
+            f"{path.parent} holds no adapters: this network was trained without. Set model.policy_lora and "
+            "model.critic_lora back to what they were."
+        )
+    own = adapter_parameters(model)
     with safe_open(path, "pt") as file:
         if (file.metadata() or {}).get("base") != _digest(model):
             raise CheckpointError(f"{path} was trained on other base weights than the model's. Has it been changed?")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if shapes != {name: tuple(parameter.shape) for name, parameter in trained.items()}:
+        names = {name: name if name in shapes else _peft_name(name) for name in own}
+        if shapes != {names[name]: tuple(parameter.shape) for name, parameter in own.items()}:
             raise CheckpointError(f"{path} does not fit the model: it holds adapters of another shape.")
         with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(file.get_tensor(name))
+            for name, parameter in own.items():
+                parameter.copy_(file.get_tensor(names[name]))
+
+
+def adapter_base(source: str | Path) -> str | None:
+    """The base model of a folder that holds adapters only; None for any other source. Raises ModelError if it names
+    none."""
+    folder = Path(source)
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").exists():
+        return None
+    base = _adapter_config(folder).get("base_model_name_or_path")
+    if not base or (Path(base).is_absolute() and not Path(base).exists()):
+        raise ModelError(
+            f"{source} holds adapters only, and their base model {base or '(not named)'} is not here. Set "
+            f"base_model_name_or_path in its {ADAPTER_CONFIG}, or give a merged model (a run's policy/ or critic/)."
+        )
+    return str(base)
+
+
+@torch.no_grad()
+def merge_adapters(model: PreTrainedModel, folder: Path, *, head: torch.nn.Linear | None = None) -> None:
+    """Add the adapters of a PEFT folder to a plain model's weights, in place; with `head`, a critic's is read, too.
+
+    Raises ModelError for adapters of another kind or of another model.
+    """
+    config = _adapter_config(folder)
+    if others := [key for key, value in PLAIN.items() if config.get(key, value) != value]:
+        raise ModelError(
+            f"{folder} holds adapters that are not plain LoRA ({ADAPTER_CONFIG}: {', '.join(others)}). Merge them with "
+            "peft (`merge_and_unload`, then `save_pretrained`) and give that folder."
+        )
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise ModelError(f"{folder} lacks {ADAPTER_WEIGHTS}. Save the adapters again, as safetensors.")
+    tensors = read_tensors(path)
+    modules = dict(model.named_modules())
+    kept = next((name for name, module in modules.items() if module is head), None)
+    wanted = {_peft_name(f"{kept}.{p}"): parameter for p, parameter in head.named_parameters()} if head else {}
+    pairs = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
+    expected = {f"{pair}.lora_{side}.weight" for pair in pairs for side in "AB"} | wanted.keys()
+    if wrong := sorted(expected ^ tensors.keys()):
+        kind = "a policy's adapters, not a critic's" if head else "more than a policy's adapters (a critic's, perhaps)"
+        raise ModelError(f"{folder} holds {kind}: {wrong[0]}. Give the other network's folder.")
+    layers = {pair: modules.get(pair.removeprefix(PEFT_PREFIX)) for pair in pairs}
+    if strange := sorted(pair for pair, layer in layers.items() if not isinstance(layer, torch.nn.Linear)):
+        raise ModelError(f"{folder} has an adapter for {strange[0]}, and {type(model).__name__} has no such layer.")
+    with safe_open(path, "pt") as file:
+        digest = (file.metadata() or {}).get("base")
+    fixed = {pair.removeprefix(PEFT_PREFIX) for pair in pairs}
+    if digest is not None and digest != _digest(model, adapted=fixed, kept=kept):
+        raise ModelError(f"{folder} was trained on other weights than those of its base model. Has that been changed?")
+    for pair, layer in layers.items():
+        down, up = tensors[f"{pair}.lora_A.weight"], tensors[f"{pair}.lora_B.weight"]
+        layer.weight += (up @ down).to(layer.weight) * (config["lora_alpha"] / len(down))  # type: ignore[union-attr]
+    for name, parameter in wanted.items():
+        parameter.copy_(tensors[name])
+
+
+def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
+    """peft's layers, by the names that the linear ones had."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+
+
+def _peft_name(name: str) -> str:
+    """A parameter's name in the files of peft, which leave out the adapter's own."""
+    return PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / ADAPTER_CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"Cannot read {folder / ADAPTER_CONFIG}: {error}. Save the adapters again.") from error
 
 
 def _is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def _digest(model: PreTrainedModel) -> str:
-    """A hash of the fixed weights' names, shapes and first numbers: another base shows in them."""
+def _digest(model: PreTrainedModel, adapted: Collection[str] = (), kept: str | None = None) -> str:
+    """A hash of the fixed weights' names, shapes and first numbers: another base shows in them.
+
+    Of a plain model it is what it would be with adapters on the layers `adapted` and the module `kept` trained.
+    """
     told = hashlib.sha256()
+    own = adapter_parameters(model) if has_lora(model) else {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        layer, _, leaf = name.rpartition(".")
+        if name not in own and (kept is None or layer != kept):
+            name = f"{layer}.base_layer.{leaf}" if layer in adapted else name
             told.update(f"{name} {tuple(parameter.shape)}".encode())
             told.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
     return told.hexdigest()

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from vapo.errors import CheckpointError, ModelError
 from vapo.models.loaded import check_complete, read_model, read_tensors
-from vapo.models.lora import has_lora, load_adapters, plain_weights, save_adapters
+from vapo.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, has_lora, load_adapters, plain_weights, save_adapters
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
@@ -56,16 +56,18 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """`save_model`, and beside it the adapters, if there are any, to go on from: sums do not come apart again."""
-    save_model(model, tokenizer, folder)
+    """What a resume needs besides the base model: the adapters as a PEFT folder if there are any, else `save_model`."""
     if has_lora(model):
-        save_adapters(model, folder.with_name(f"{folder.name}_adapters.safetensors"))
+        save_adapters(model, folder)
+    else:
+        save_model(model, tokenizer, folder)
 
 
 def load_trained(model: PreTrainedModel, folder: Path) -> None:
     """Put what `save_trained` wrote back into the model, in place; raises CheckpointError on any mismatch."""
     if has_lora(model):
-        load_adapters(model, folder.with_name(f"{folder.name}_adapters.safetensors"))
+        beside = folder.with_name(f"{folder.name}_adapters.safetensors")  # of formats 1 and 2, beside a merged model
+        load_adapters(model, beside if beside.exists() else folder / ADAPTER_WEIGHTS)
     else:
         load_weights(model, folder)
 
@@ -73,9 +75,16 @@ def load_trained(model: PreTrainedModel, folder: Path) -> None:
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Put the weights `save_model` wrote back into the model, in place; raises CheckpointError on any mismatch.
 
+    In a model with adapters they become the base, and the adapters add nothing to them.
+
     The file's names and shapes need not be the model's own (transformers writes GPT-NeoX and the experts of most
     mixtures in the layout of their first releases), so its own reader makes a second model, and that is copied.
     """
+    if (folder / ADAPTER_CONFIG).exists():
+        raise CheckpointError(
+            f"{folder} holds adapters, and this run trains all weights. Set model.policy_lora and model.critic_lora "
+            "back to what they were."
+        )
     try:
         with _quiet():
             stored, info = read_model(
@@ -87,7 +96,10 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     weights = stored.state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            tensor.copy_(weights[name])
+            if ".lora_" in name:
+                tensor.zero_()
+            else:
+                tensor.copy_(weights[name.replace(".base_layer.", ".")])
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

@@ -40,9 +40,10 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
     sampler = copy.deepcopy(model).requires_grad_(False)
     sampler = moved(sampler, torch.bfloat16) if autocast else sampler
     policy = Policy(model, choose_layout(model, settings.layout), inputs.decoding.temperature, autocast)
-    reference = replace(policy, model=copy.deepcopy(model).requires_grad_(False)) if algorithm.kl.coef > 0 else None
     if sections.model.policy_lora:
         add_lora(model, sections.model.policy_lora, sections.model.lora_alpha)
+    # with adapters of its own, so that a refreshed reference is saved as the adapters that it took over
+    reference = replace(policy, model=copy.deepcopy(model).requires_grad_(False)) if algorithm.kl.coef > 0 else None
     if sections.model.gradient_checkpointing:
         checkpoint_gradients(model)
 

@@ -24,6 +24,7 @@ from vapo.models.loading import (
     render,
     stop_token_ids,
 )
+from vapo.models.lora import adapter_base
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
 from vapo.session.schema import TaskConfig
@@ -304,7 +305,7 @@ def check_vocabularies(
 
 def _tokenizer_of(source: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """The tokenizer that lies beside a model; None if there is none."""
-    folder = Path(source)
+    folder = Path(adapter_base(source) or source)
     if folder.is_dir() and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         return None
     return read_tokenizer(source, trust_remote_code=trust_remote_code)

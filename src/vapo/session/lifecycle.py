@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,6 @@ from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
 from vapo.tasks.catalog import check_task, is_known
 from vapo.trainer import snapshot
 from vapo.trainer.loop import train as run_loop
-from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.pretrain import pool_bytes
 from vapo.trainer.record import LOCK, RunFolder
@@ -101,7 +100,10 @@ def with_task(config: Config, task: Task | None) -> Config:
 
 
 def train(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
-    """Build and carry out a new run; ends with policy/, critic/, report.html and curves.png in its folder."""
+    """Build and carry out a new run; ends with policy/, critic/, report.html and curves.png in its folder.
+
+    Of a network with adapters, policy_adapter/ or critic_adapter/ lies beside the merged model.
+    """
     return finish(begin(with_task(config, task), run_dir, observer, task))
 
 
@@ -158,10 +160,12 @@ def resume(
     """A run as it stood at its newest checkpoint (or at its start, if it has none), ready for `finish`.
 
     `changes` are laid over its settings. Raises ConfigError if the folder is no run, a run on another task than the one
-    given, or if settings that alter results have changed without `allow_change`.
+    given, if settings that alter results have changed without `allow_change`, or if the run has ended and kept its
+    weights only.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
+    _refuse_weights_only(run_dir)
     config = load_run_config(run_dir, changes)
     name = config.sections.task.name
     if task is None and not is_known(name):
@@ -174,6 +178,24 @@ def resume(
     run = _restored(config, run_dir, observer, task, allow_change)
     _report_critic(run)
     return run
+
+
+def kept_weights_only(run_dir: Path) -> bool:
+    """Whether a run has ended under checkpoint.final=weights and deleted its checkpoints."""
+    ended = (run_dir / "policy").exists() and not (run_dir / "checkpoints").exists()
+    return ended and load_run_config(run_dir).sections.checkpoint.final == "weights"
+
+
+def _refuse_weights_only(run_dir: Path) -> None:
+    """Raise ConfigError for a run that kept its weights only: it would start over, logs included."""
+    if kept_weights_only(run_dir):
+        shutil.rmtree(run_dir / ".checkpoints.gone", ignore_errors=True)  # of a kill while they were deleted
+        options = ["--set", f"model.policy={run_dir / 'policy'}"]
+        options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
+        raise ConfigError(
+            f"{run_dir} has ended and kept its weights only (checkpoint.final=weights), so it cannot be made longer. "
+            f"Start a new run from them: {command('train', *options)}"
+        )
 
 
 def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | None, allow_change: bool) -> Run:
@@ -308,10 +330,13 @@ def finish(run: Run, *, report: bool = True) -> Run:
         run_loop(run)
         run.watch.beat("writing the models and the report")
         for network in run.learners:
-            _publish(network, path / network.name)
+            _publish(network.publish, path / network.name)
+            _publish(network.publish_adapters, path / f"{network.name}_adapter")
         if report:
             curves_png(path, path / "curves.png")
             write_report(path)
+        if run.saving.final == "weights":
+            _drop_checkpoints(run)
     except DivergedError as error:
         run.folder.event(EventName.DIVERGED, message=str(error))  # a comparison counts it
         raise
@@ -329,10 +354,27 @@ def finish(run: Run, *, report: bool = True) -> Run:
     return run
 
 
-def _publish(network: Network, folder: Path) -> None:
-    """Write a finished network to its folder, whole or not at all."""
+def _publish(write: Callable[[Path], bool | None], folder: Path) -> None:
+    """Let `write` fill a folder and put it in place, whole or not at all; if it returns False, there is none."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    network.publish(temporary)
+    written = write(temporary)
     checkpoint.remove(folder)
-    temporary.rename(folder)
+    if written is False:
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        temporary.rename(folder)
+
+
+def _drop_checkpoints(run: Run) -> None:
+    """Delete all checkpoints of a run that has ended, once its models are on the disk.
+
+    They go in one rename, so after a kill either all are there, and a resume ends the run again, or none.
+    """
+    path = run.folder.path
+    for network in run.learners:
+        checkpoint.sync(path / network.name)
+        checkpoint.sync(path / f"{network.name}_adapter")
+    checkpoint.sync(path, deep=False)
+    checkpoint.remove(run.folder.checkpoints)
+    run.observer.note("checkpoints deleted (checkpoint.final=weights): this run cannot be made longer")

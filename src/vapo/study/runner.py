@@ -29,7 +29,7 @@ from vapo.metrics import EvaluationLabel, Phase
 from vapo.reports.runfiles import number, read_jsonl, read_run
 from vapo.session.inputs import close_task, read_inputs, with_whole_paths
 from vapo.session.layers import flatten
-from vapo.session.lifecycle import load_run_config
+from vapo.session.lifecycle import kept_weights_only, load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
 from vapo.study.study import Study, study_yaml
@@ -142,7 +142,9 @@ class Runner:
         with self._lock:
             self.running[label] = folder
         try:
-            if (folder / "config.yaml").is_file():
+            if (folder / "config.yaml").is_file() and kept_weights_only(folder):
+                code = 0  # it had ended when the study was killed
+            elif (folder / "config.yaml").is_file():
                 code = self._command(["resume", str(folder), "--json"], self.logs / f"{name}.log")
             else:
                 shutil.rmtree(folder, ignore_errors=True)  # killed before it began: nothing is in it yet

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from vapo.models.lora import plain_weights
+from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
 from vapo.models.networks import Critic, Policy
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
 from vapo.trainer.batch import Batch, micro_batches
@@ -37,6 +37,8 @@ class LocalNetwork:
         self.name, self.network, self.tokenizer = name, network, tokenizer
         self.max_grad_norm = max_grad_norm
         self._objective = objective
+        self._own_base = False
+        """A reference whose base is not the model that the run started from: formats 1 and 2 kept it merged."""
         self._loss: Tensor | None = None
         """Of the accumulated minibatch; None between steps."""
         trained = [p for p in network.model.parameters() if p.requires_grad] if objective else []
@@ -127,34 +129,50 @@ class LocalNetwork:
 
     # ------------------------------------------------------------------ weights
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        return plain_weights(self.model)
+    def weights(self, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
+        return plain_weights(self.model) if merged else iter(self.model.state_dict().items())
 
     def copy_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         self.model.load_state_dict(dict(weights))
+        self._own_base = False
 
     def save(self, folder: Path) -> None:
-        if self._optimizer is None:
+        if self._own_base:
             save_model(self.model, None, folder / self.name)
         else:
-            save_trained(self.model, self.tokenizer, folder / self.name)
+            save_trained(self.model, self.tokenizer if self._optimizer else None, folder / self.name)
+        if self._optimizer is not None:
             save_optimizer(self._optimizer, folder / f"{self.name}_optimizer.safetensors")
 
     def load(self, folder: Path) -> None:
-        if self._optimizer is None:
+        self._own_base = (
+            self._optimizer is None and has_lora(self.model) and (folder / self.name / "config.json").exists()
+        )
+        if self._own_base:
             load_weights(self.model, folder / self.name)
         else:
             load_trained(self.model, folder / self.name)
+        if self._optimizer is not None:
             load_optimizer(self._optimizer, folder / f"{self.name}_optimizer.safetensors")
 
     def publish(self, folder: Path) -> None:
         save_model(self.model, self.tokenizer, folder)
 
+    def publish_adapters(self, folder: Path) -> bool:
+        if not has_lora(self.model):
+            return False
+        save_adapters(self.model, folder)
+        return peft_opens(self.model, folder)
+
     @property
     def checkpoint_bytes(self) -> int:
-        """Float32 weights, and two moments of every trained one."""
+        """Float32 weights, or the adapters where there are some, and two moments of every trained one."""
         trained = 0 if self._optimizer is None else sum(p.numel() for p in self.parameters)
-        return 4 * (sum(p.numel() for p in self.model.parameters()) + 2 * trained)
+        if self._own_base or not has_lora(self.model):
+            kept = self.model.parameters()
+        else:
+            kept = adapter_parameters(self.model).values()
+        return 4 * (sum(p.numel() for p in kept) + 2 * trained)
 
     @property
     def published_bytes(self) -> int:

@@ -181,7 +181,7 @@ def refresh_reference_if_due(run: Run) -> None:
     """Set the KL reference to the current policy every `kl.refresh_every` gradient steps (R1-Zero: 400)."""
     every = run.algorithm.kl.refresh_every
     if run.reference is not None and every and run.state.reference_age >= every:
-        run.reference.copy_weights(run.policy.weights())
+        run.reference.copy_weights(run.policy.weights(merged=False))
         run.state.reference_age = 0
 
 

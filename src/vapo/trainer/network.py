@@ -65,16 +65,20 @@ class Network(Protocol):
         """
         ...
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors for a rollout engine or a reference; adapters are merged into the weights they adapt."""
+    def weights(self, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors: for a rollout engine with adapters merged into the weights they adapt, for a network of
+        the same shape as they are."""
         ...
 
     def copy_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the `weights` of another network of the same shape."""
+        """Take over the `weights` of another network of the same shape, adapters apart."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimizer into a checkpoint folder, in files that begin with the network's name."""
+        """Write weights and optimizer into a checkpoint folder, in files that begin with the network's name.
+
+        Of a network with adapters these are the weights, and its base is not written.
+        """
         ...
 
     def load(self, folder: Path) -> None:
@@ -82,7 +86,12 @@ class Network(Protocol):
         ...
 
     def publish(self, folder: Path) -> None:
-        """Write the finished network as a Hugging Face folder, with its tokenizer."""
+        """Write the finished network as a Hugging Face folder, with its tokenizer; adapters are merged."""
+        ...
+
+    def publish_adapters(self, folder: Path) -> bool:
+        """Write the finished network's adapters as a PEFT folder; False if it has none, or if peft
+        would make another model of them."""
         ...
 
     @property

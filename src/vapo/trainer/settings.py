@@ -96,6 +96,9 @@ class CheckpointSettings:
     """Save after every so many steps (pretraining steps count too), and at the end; 0 saves at the end only."""
     keep: int = number(2, ge=1)
     """How many of the newest checkpoints stay on disk."""
+    final: Literal["state", "weights"] = "state"
+    """What stays of a run that has ended: its checkpoints, so that it can be made longer; or policy/ and critic/ only,
+    and all checkpoints are deleted once those are written."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "checkpoint")

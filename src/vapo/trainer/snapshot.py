@@ -24,6 +24,7 @@ FREE_TO_CHANGE = (
     "evaluation.every",
     "checkpoint.keep",
     "checkpoint.every",
+    "checkpoint.final",
     "rollout.engine.slots",
     "guards.watchdog",
     "guards.stuck_",
