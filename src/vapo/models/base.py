@@ -73,6 +73,11 @@ class TracedTask(Task, Protocol):
         """The difficulty parameters, a dataclass; written to the provenance."""
         ...
 
+    @property
+    def clumsiness(self) -> object:
+        """How often the solver that writes the traces errs, a dataclass; written to the provenance."""
+        ...
+
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
         """A prompt that is not held out, and what a clumsy solver writes."""
         ...
@@ -155,7 +160,7 @@ def make_base(
     provenance = {
         "task": task.name,
         "task_options": _plain(task.options),
-        "trace_policy": _plain(getattr(task, "clumsiness", None)),
+        "trace_policy": _plain(task.clumsiness),
         "traces": "next-token prediction on noisy traces, never of held-out prompts; see vapo.models.base",
         "recipe": asdict(recipe),
         "seed": seed,
