@@ -41,7 +41,7 @@ def test_a_folder_that_is_taken_is_named_in_a_command_that_works(tmp_path: Path)
 def test_a_run_that_stopped_says_how_to_go_on_in_a_command_that_works():
     run = SimpleNamespace(failed_saves=0, folder=SimpleNamespace(path=Path(ODD)))
     with pytest.raises(StoppedError) as error:
-        snapshot.leave(run)  # type: ignore[arg-type]
+        snapshot.raise_stopped(run)  # type: ignore[arg-type]
     assert copied(str(error.value)) == ["vapo", "resume", ODD]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vapo.cli.common import DebugOption, JsonOption, SetOption, view_for, without_nan
+from vapo.cli.common import DebugOption, JsonOption, SetOption, view_for
 from vapo.errors import ConfigError
+from vapo.json_text import json_text
 
 
 def evaluate(
@@ -81,7 +81,7 @@ def evaluate(
     task = config.sections.task.name
     summary = {"model": model, "task": task, "temperature": temperature, "top_p": top_p, **result.summary()}
     if as_json:
-        print(json.dumps(without_nan({**summary, "per_prompt": result.per_prompt})))
+        print(json_text({**summary, "per_prompt": result.per_prompt}))
         return
     console = Console()
     console.print(evaluation_table(summary))

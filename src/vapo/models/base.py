@@ -43,6 +43,7 @@ from transformers import (
 )
 
 from vapo.errors import ConfigError, ModelError
+from vapo.json_text import json_text
 from vapo.models.loading import response_text
 from vapo.types import Prompt, Task, stable_hash
 
@@ -180,7 +181,7 @@ def make_base(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         provenance["weights_sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        (folder / "provenance.json").write_text(json_text(provenance, indent=2) + "\n", encoding="utf-8")
         if target.exists():
             target.rmdir()
         shutil.move(os.fspath(folder), target)
