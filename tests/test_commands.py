@@ -49,7 +49,7 @@ def test_the_watchdog_says_how_to_go_on_in_a_command_that_works(tmp_path: Path, 
     run = tmp_path / "a run"
     run.mkdir()
     monkeypatch.setattr(watchdog.os, "kill", lambda *_: None)
-    watchdog._tell(1, str(run / "watchdog.log"), "stacks.txt", "sampling", 9.0, None)
+    watchdog._report(1, str(run / "watchdog.log"), "stacks.txt", "sampling", 9.0, None)
     assert copied(capsys.readouterr().err.strip()) == ["vapo", "resume", str(run)]
 
 
