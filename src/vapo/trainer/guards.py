@@ -92,8 +92,9 @@ def new_alarms(
     """
     raised = _same_outcomes(figures, state, settings)
     for alarm in ALARMS:
-        value = figures.get(alarm.metric)
-        bad = value is not None and not math.isnan(value) and alarm.bad(value, settings)
+        found = figures.get(alarm.metric)
+        value = math.nan if found is None else found
+        bad = not math.isnan(value) and alarm.bad(value, settings)
         state.streaks[alarm.name] = state.streaks.get(alarm.name, 0) + 1 if bad else 0
         if state.streaks[alarm.name] == (1 if alarm.at_once else settings.patience):
             raised[alarm.name] = alarm.message(value, settings)
