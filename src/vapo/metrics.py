@@ -85,6 +85,15 @@ class Metric:
         title = self.title or self.name
         return f"{title} ({self.unit})" if self.unit and self.unit != SHARE else title
 
+    @property
+    def plain_advice(self) -> str:
+        """The advice without Markdown, for messages.
+
+        >>> METRICS["verdict/reason/cut_off"].plain_advice
+        'raise rollout.max_response_tokens'
+        """
+        return self.advice.replace("`", "")
+
 
 @dataclass(frozen=True)
 class Section:
@@ -99,6 +108,7 @@ SHARE = "share"
 """The unit of a number from 0 to 1 that figures show in percent."""
 CRITIC = "methods with a critic"
 KL = "runs with a reference: `algorithm.kl.coef` > 0"
+SHOW_THE_FORM = "show the model the form of an answer (in the prompt: `task.template`, or by fine-tuning on examples)"
 
 _SAMPLED = (
     Metric(
@@ -123,7 +133,8 @@ _SAMPLED = (
     Metric("completions/mean_length_right", "mean length of the right responses", "tokens", phases=BOTH),
     Metric(
         "completions/clipped_ratio", "share cut off at the length limit (the sampler's own flag)", SHARE, "below 0.1",
-        "raise `rollout.max_response_tokens`, or set `algorithm.truncated: drop`",
+        "the verifier judges responses without their ends: raise `rollout.max_response_tokens`, take a preset that "
+        "punishes length (dapo), or set `algorithm.truncated: drop`",
         title="Cut off at the limit", short="cut off", phases=BOTH,
     ),
     Metric("verdict/judged", "responses with a valid verdict, right or wrong", "responses", phases=BOTH),
@@ -133,13 +144,16 @@ _SAMPLED = (
     ),
     Metric(
         "verdict/reason/no_answer", "share of them without a marked answer", SHARE, "falls",
-        "show the model the form of an answer; raise the length limit", phases=BOTH,
+        SHOW_THE_FORM, phases=BOTH,
     ),
     Metric(
         "verdict/reason/unreadable", "share of them with an answer that could not be read", SHARE, "falls",
-        "show the model the form of an answer", phases=BOTH,
+        SHOW_THE_FORM, phases=BOTH,
     ),
-    Metric("verdict/reason/unspecified", "share of them that are wrong without a reason given", SHARE, phases=BOTH),
+    Metric(
+        "verdict/reason/unspecified", "share of them that are wrong without a reason given", SHARE, "",
+        "look in the rollouts whether the verifier can say right at all", phases=BOTH,
+    ),
     Metric(
         "verdict/reason/cut_off", "share of them that are wrong and were cut off at the length limit, whatever else is "
         "said of them", SHARE, "below 0.1", "raise `rollout.max_response_tokens`", phases=BOTH,
@@ -150,7 +164,7 @@ _SAMPLED = (
     ),
     Metric(
         "sampling/kept_ratio", "share of the drawn responses that dynamic sampling kept; 1 where it is off", SHARE,
-        "above 0.3", "take prompts nearer to the policy's level",
+        "above 0.3", "use easier or harder prompts, or raise `algorithm.sampling.refill_rounds`",
     ),
     Metric(
         "groups/mixed_ratio", "share of prompts with both right and wrong responses", SHARE, "above 0.3",
@@ -167,7 +181,8 @@ _SAMPLED = (
 _POLICY = (
     Metric(
         "entropy", "mean entropy of the sampled distribution", "nats per token", "falls slowly",
-        "collapses to 0: raise `algorithm.clip.high`, lower `trainer.actor_lr`", title="Entropy", short="entropy",
+        "near 0 the policy writes almost the same every time and finds nothing new: raise `algorithm.clip.high` or "
+        "lower `trainer.actor_lr`", title="Entropy", short="entropy",
     ),
     Metric("loss/policy", "the clipped surrogate, reduced as the method says", "", "around 0, noisy"),
     Metric(
@@ -182,7 +197,8 @@ _POLICY = (
     Metric(
         "kl/update", "how far the step's updates moved π from the policy that sampled (k3), mean over its gradient "
         "steps", "nats per token", "below 0.05; above `guards.kl_update_above` an alarm at once",
-        "lower `trainer.actor_lr`, take fewer minibatches",
+        "the policy leaves the one that sampled, and a few such steps destroy a model: lower `trainer.actor_lr` or "
+        "take fewer minibatches",
     ),
     Metric(
         "clip_ratio/high_mean", "weight of the tokens above 1 + ε_high with A > 0", SHARE, "below 0.05",
@@ -194,7 +210,8 @@ _POLICY = (
     ),
     Metric(
         "grad_norm/policy", "gradient norm before clipping, mean over the step's gradient steps", "", "steady",
-        "spikes: lower `trainer.actor_lr`", title="Policy gradient norm",
+        "a spike comes from one bad batch or from too high a learning rate: lower `trainer.actor_lr`",
+        title="Policy gradient norm",
     ),
     Metric("lr/actor", "the policy's learning rate in this step"),
     Metric("gradient_steps", "policy gradient steps so far: the paper's x axis", "gradient steps"),
@@ -216,7 +233,8 @@ _CRITIC = (
     ),
     Metric(
         "value/explained_variance", "1 - Var(R - V)/Var(R)", "", "above 0, rising",
-        "below 0: the critic adds noise; pretrain longer (`trainer.pretraining_steps`), check `trainer.critic_lr`",
+        "below 0 a constant predicts outcomes better, so advantages are noise: pretrain longer "
+        "(`trainer.pretraining_steps`) or lower `trainer.critic_lr`",
         title="Explained variance", short="EV", where=CRITIC,
     ),
     Metric("value/mean", "mean V", "reward", where=CRITIC),
@@ -235,7 +253,8 @@ _CRITIC = (
     ),
     Metric(
         "grad_norm/critic", "gradient norm before clipping, mean over the step's gradient steps", "", "steady",
-        "spikes: lower `trainer.critic_lr`", phases=BOTH, where=CRITIC,
+        "a spike comes from one bad batch or from too high a learning rate: lower `trainer.critic_lr`",
+        phases=BOTH, where=CRITIC,
     ),
     Metric("lr/critic", "the critic's learning rate in this step", phases=BOTH, where=CRITIC),
     Metric(

@@ -153,13 +153,17 @@ class Task(Protocol):
     """Where problems come from and who judges the answers.
 
     `train` and `heldout` are disjoint sequences (`len`, indexing, equal index means equal prompt); they may make
-    their items lazily. `max_response_tokens` is the length the task was designed for. A task whose responses end
-    in a short answer may also have `final_answer(response) -> str | None`: maj@k votes on it. One that judges many
-    responses faster than one by one may have `verify_all(items, on_progress) -> list[Verdict]` for (prompt,
-    response) pairs, which calls `on_progress(done, total)` now and then; one that compares the responses to a prompt,
-    `verify_groups(groups, on_progress) -> list[Verdict]`, which takes the place of both and is given sequences of
-    `Episode`, each one prompt's, and gives one verdict for each, in order; one that holds processes or files,
-    `close()`; one with something to say about its problems, `notes`, a list of sentences.
+    their items lazily. `max_response_tokens` is the length the task was designed for.
+
+    A task may have more parts; `vapo.tasks.full_task.FullTask` has the defaults of those it lacks:
+
+    - `final_answer(response) -> str | None`: the short answer a response ends in; maj@k votes on it.
+    - `verify_all(items, on_progress) -> list[Verdict]`: judges many (prompt, response) pairs faster than one by one,
+      and calls `on_progress(done, total)` from time to time.
+    - `verify_groups(groups, on_progress) -> list[Verdict]`: compares the responses to a prompt, and is called in place
+      of the other two. A group is a sequence of `Episode`, all of one prompt. One verdict for each episode, in order.
+    - `close()`: ends the processes and closes the files that the task holds.
+    - `notes`: a list of sentences about the problems, shown to the user.
     """
 
     @property

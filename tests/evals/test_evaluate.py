@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +11,7 @@ from vapo.evals.evaluate import sample_and_judge, score_episodes
 from vapo.models.loading import render
 from vapo.rollout.collect import judge, sample
 from vapo.rollout.torch_engine import TorchEngine
+from vapo.tasks.full_task import FullTask
 from vapo.types import Completion, Decoding, Episode, Prompt, Verdict, sample_seed, stable_hash
 
 HOW = Decoding(max_tokens=8, stop_token_ids=(1,))
@@ -47,7 +47,7 @@ def test_lengths_and_cuts_are_the_samplers_own():
 
 
 def test_equal_policies_meet_the_same_luck_and_a_sample_does_not_depend_on_its_company():
-    task, words, engine = toys.EchoTask(), toys.tokenizer(), TorchEngine(toys.tiny_llama(), slots=16)
+    task, words, engine = FullTask.of(toys.EchoTask()), toys.tokenizer(), TorchEngine(toys.tiny_llama(), slots=16)
     prompts = [render(words, p) for p in task.heldout]
     decode = lambda ids: words.decode(list(ids))  # noqa: E731
     whole = score_episodes(sample_and_judge(engine, prompts, task, k=4, how=HOW, decode=decode, seed=3), k=4)
@@ -82,7 +82,7 @@ def test_the_stop_token_is_part_of_the_completion_and_not_of_the_text():
 
 
 def test_a_verifier_that_raises_could_not_tell():
-    judged = judge([episode("a", 0, "wrong")], SimpleNamespace(verify=lambda prompt, text: {}[text]))
+    judged = judge([episode("a", 0, "wrong")], FullTask("raises", [], [], 8, lambda prompt, text: {}[text]))
     assert judged[0].verdict.status == "invalid"
     assert "KeyError" in judged[0].verdict.reason
 

@@ -10,6 +10,7 @@ from vapo.evals.evaluate import sample_and_judge, score_episodes
 from vapo.evals.samples import SampleFile
 from vapo.models.loading import render
 from vapo.rollout.torch_engine import TorchEngine
+from vapo.tasks.full_task import FullTask
 from vapo.types import Decoding
 
 HOW = Decoding(max_tokens=8, stop_token_ids=(1,))
@@ -30,7 +31,7 @@ class Stopping:
 
 
 def run(engine, kept):
-    task, words = toys.EchoTask(), toys.tokenizer()
+    task, words = FullTask.of(toys.EchoTask()), toys.tokenizer()
     prompts = [render(words, p) for p in task.heldout]
     return sample_and_judge(
         engine, prompts, task, k=2, how=HOW, decode=lambda ids: words.decode(list(ids)), seed=3, kept=kept

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import vapo
+from vapo.durability import checkpoint
 from vapo.errors import ConfigError
 from vapo.session.config import Config, resolve
 from vapo.session.evaluated_run import evaluation_config, find_model
 from vapo.session.layers import file_layer, set_layer
-from vapo.trainer import checkpoint
 
 SETTINGS = {
     "task": {"name": "math", "eval_data": "test.jsonl", "template": "Q: {problem}"},

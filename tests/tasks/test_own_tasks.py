@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import vapo
 from vapo.errors import ConfigError, DataError, VerifierBrokenError
 from vapo.rollout.collect import judge
 from vapo.session.evaluation import _answer_of
 from vapo.session.inputs import RenderedPrompts, close_task
 from vapo.tasks.catalog import check_task, find_task
+from vapo.tasks.full_task import OPTIONAL, REQUIRED, FullTask
 from vapo.types import Completion, Episode, Prompt, Verdict
 
 
@@ -90,6 +94,46 @@ def test_what_a_task_lacks_is_named(broken, said):
         check_task(broken)
 
 
+def test_a_full_task_has_the_parts_of_the_task_and_defaults_for_the_others():
+    bare, rich = (
+        task(),
+        task(notes=["made by hand"], final_answer=lambda response: "4", drops=[], description="One sum."),
+    )
+    full = FullTask.of(bare)
+    assert (full.original, full.train, full.verify) == (bare, bare.train, bare.verify)
+    assert (full.final_answer, full.verify_all, full.verify_groups, full.options, full.drops) == (None,) * 5
+    assert (full.notes, full.description, full.close()) == ((), "", None)
+    assert FullTask.of(full) is full
+    full = FullTask.of(rich)
+    assert (full.notes, full.final_answer("x"), full.drops, full.description) == (["made by hand"], "4", [], "One sum.")
+    assert full.given == {"notes", "final_answer", "drops", "description"}
+
+
+def test_parts_of_a_task_are_read_once_when_it_is_taken_in():
+    reads = []
+
+    class Counted(SimpleNamespace):
+        @property
+        def notes(self) -> list[str]:
+            reads.append("notes")
+            return []
+
+    full = check_task(Counted(**vars(task())))
+    assert (full.notes, full.notes, reads) == ([], [], ["notes"])
+
+
+def test_parts_of_a_task_are_looked_up_by_name_in_one_place():
+    parts, others = {*REQUIRED, *OPTIONAL}, []
+    for path in sorted(Path(vapo.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+                owner, name = node.args[0], node.args[1]
+                of_task = ast.unparse(owner).rpartition(".")[2] in ("task", "original")
+                if of_task or (isinstance(name, ast.Constant) and name.value in parts):
+                    others.append(f"{path.name}: {ast.unparse(node)}")
+    assert others == ["full_task.py: getattr(task, name, default)"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -137,12 +181,12 @@ def episodes(count: int) -> list[Episode]:
 )
 def test_verdicts_that_belong_to_no_response_stop_the_run(parts, said):
     with pytest.raises(VerifierBrokenError, match=said):
-        judge(episodes(2), task(**parts), per_prompt=2)
+        judge(episodes(2), FullTask.of(task(**parts)), per_prompt=2)
 
 
 def test_what_is_no_verdict_is_invalid_with_the_reason():
     for parts in ({"verify": lambda p, r: True}, {"verify_all": lambda items, on_progress: [True, True]}):
-        judged = judge(episodes(2), task(**parts))
+        judged = judge(episodes(2), FullTask.of(task(**parts)))
         assert [e.verdict.status for e in judged] == ["invalid"] * 2
         assert judged[0].verdict.reason == f"{next(iter(parts))} gave a bool, not a vapo.types.Verdict"
 
@@ -152,14 +196,14 @@ def test_a_task_that_compares_is_given_the_responses_to_each_prompt_together():
         assert [[e.response for e in group] for group in groups] == [["0", "1", "2"], ["3", "4", "5"]]
         return [Verdict("right" if e is group[-1] else "wrong") for group in groups for e in group]
 
-    judged = judge(episodes(6), task(verify_groups=best), per_prompt=3)
+    judged = judge(episodes(6), FullTask.of(task(verify_groups=best)), per_prompt=3)
     assert [e.verdict.right for e in judged] == [False, False, True] * 2
 
 
 def test_a_vote_that_cannot_be_counted_stops_in_words():
-    assert _answer_of(task()) is None
+    assert _answer_of(FullTask.of(task())) is None
     for final_answer, said in ((lambda r: 5, "gave a int, not a text"), (lambda r: r[9], "raised IndexError")):
-        answer_of = _answer_of(task(final_answer=final_answer))
+        answer_of = _answer_of(FullTask.of(task(final_answer=final_answer)))
         assert answer_of is not None
         with pytest.raises(VerifierBrokenError, match=f"final_answer of the task mine {said}"):
             answer_of("x")

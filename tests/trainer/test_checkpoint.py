@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import toys
 from vapo.chaos.faults import spoil_gradient_step
 from vapo.durability import checkpoint
 from vapo.errors import CheckpointError, ConfigError, StoppedError
+from vapo.json_text import json_text
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
@@ -215,6 +217,13 @@ def test_a_task_option_left_at_its_default_is_not_changed_unseen():
     then = {"task": {"name": "maze"}, "trainer": {"steps": 3}}
     now = {"task": {"name": "maze", "side": 7}, "trainer": {"steps": 3, "new_in_this_version": 1}}
     assert snapshot.changes(now, then) == ["task.side: None -> 7"]
+
+
+def test_a_task_option_that_json_cannot_say_is_no_change_after_a_resume():
+    now = {"task": {"name": "mine", "limit": math.inf, "weights": [0.5, math.nan]}}
+    then = json.loads(json_text(now))  # as the checkpoint holds it
+    assert snapshot.changes(now, then) == []
+    assert snapshot.changes({"task": {**now["task"], "limit": 5}}, then) == ["task.limit: None -> 5"]
 
 
 def test_settings_that_alter_results_are_not_changed_unseen(base: Path, tmp_path: Path):

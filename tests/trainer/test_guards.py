@@ -20,10 +20,11 @@ import toys
 from vapo.durability.watch import Watchdog
 from vapo.durability.watchdog import Deadlines
 from vapo.errors import DivergedError, VapoError
+from vapo.metrics import METRICS
 from vapo.session import lifecycle as runs
 from vapo.session.signals import exit_code_of
 from vapo.trainer.batch import Batch
-from vapo.trainer.guards import new_alarms
+from vapo.trainer.guards import ALARMS, new_alarms
 from vapo.trainer.run import Run
 from vapo.trainer.settings import GuardSettings
 from vapo.trainer.state import State
@@ -69,6 +70,20 @@ def test_an_alarm_begins_after_enough_bad_steps_in_a_row_and_is_told_once(metric
     told = [new_alarms({**HEALTHY, metric: value}, state, settings) for value in values]
     assert [bool(t) for t in told] == [False] * 5 + [True] + [False] * 2
     assert words in told[5][NAMES[metric]]
+
+
+def test_an_alarm_gives_the_figure_its_setting_and_the_advice_of_the_table_of_metrics():
+    metrics = {alarm.metric: alarm.message(0.5, GuardSettings()) for alarm in ALARMS}
+    assert metrics["entropy"] == (
+        "The policy's entropy is 0.5000 nats a token, below guards.entropy_below=0.005. Near 0 the policy writes "
+        "almost the same every time and finds nothing new: raise algorithm.clip.high or lower trainer.actor_lr."
+    )
+    spike, few = State(recent={"critic": [1.0] * 5}), State(streaks={"too few with a signal": 2})
+    (metrics["grad_norm/critic"],) = new_alarms({"grad_norm/critic": 99.0}, spike, GuardSettings()).values()
+    (metrics["sampling/kept_ratio"],) = new_alarms({}, few, GuardSettings(patience=3), kept=1, wanted=2).values()
+    for metric, message in metrics.items():
+        assert message.lower().endswith(f". {METRICS[metric].plain_advice.lower()}."), metric
+        assert message.startswith("Only 1 of 2") or "guards." in message.partition(". ")[0]
 
 
 def test_a_gradient_spike_is_told_at_once_against_the_median_of_the_steps_before():

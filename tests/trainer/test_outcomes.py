@@ -212,4 +212,4 @@ def test_a_step_that_moved_the_policy_far_is_told_at_once_and_ordinary_ones_are_
     told = Counter(alarm.get("name") for alarm in alarms(tmp_path / "wild"))
     assert told["step too far"] >= 1
     message = next(a["message"] for a in alarms(tmp_path / "wild") if a.get("name") == "step too far")
-    assert "Lower trainer.actor_lr" in message
+    assert "lower trainer.actor_lr" in message

@@ -44,8 +44,7 @@ def gae(
     For Decoupled GAE call it twice: with the policy's λ for A; with the critic's λ, plus V, for the
     returns. For Length-Adaptive GAE pass one λ per response.
 
-    Computed in float32, or in float64 if rewards or values are, in log2(T) passes over the tokens: once the
-    2^k next errors are summed, A_t += (γλ)^(2^k)·A_{t+2^k} sums twice as many.
+    Computed in float32, or in float64 if rewards or values are.
 
     Raises ValueError for shapes that differ, a mask that is not bool, λ or γ outside [0, 1] (values of λ are
     looked at only on the CPU: elsewhere that would make the device wait).
@@ -59,20 +58,34 @@ def gae(
     rewards, values = widened(torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0))
     decay = gamma * _one_per_row(lam, values)  # γλ, (B, 1)
 
-    # Push each row's tokens together on the left. All others land in a spare last column, which stays 0 and
-    # so is the state after the end, too.
+    # Move each row's tokens together to the left, so that t + 1 is the next token of the mask. All other tokens
+    # go to an extra last column, which is 0: V and A after the end.
     rows, width = mask.shape
-    place = torch.where(mask, mask.cumsum(1) - 1, width)
-    rewards = rewards.new_zeros(rows, width + 1).scatter(1, place, rewards)
-    values = values.new_zeros(rows, width + 1).scatter(1, place, values)
+    column = torch.where(mask, mask.cumsum(1) - 1, width)
+    rewards = rewards.new_zeros(rows, width + 1).scatter(1, column, rewards)
+    values = values.new_zeros(rows, width + 1).scatter(1, column, values)
 
-    advantages = rewards - values
-    advantages[:, :-1] += gamma * values[:, 1:]  # δ
-    reach = 1
-    while reach < width:
-        advantages = advantages + decay * F.pad(advantages[:, reach:], (0, reach))
-        decay, reach = decay.square(), 2 * reach
-    return advantages.gather(1, place)
+    deltas = rewards - values
+    deltas[:, :-1] += gamma * values[:, 1:]  # δ_t = r_t + γ·V_{t+1} - V_t
+    return _decayed_sums(deltas, decay).gather(1, column)
+
+
+def _decayed_sums(deltas: Float[Tensor, "B T1"], decay: Float[Tensor, "B 1"]) -> Float[Tensor, "B T1"]:
+    """A_t = δ_t + decay·A_{t+1} for every t, where the last δ is 0. In a loop over the tokens it would be
+
+        A[:, t] = deltas[:, t] + decay * A[:, t + 1]          for t = T-1, …, 0
+
+    The same sums in log2(T) passes over the whole tensor. After a pass, A_t holds the first n terms of its sum,
+
+        A_t = δ_t + decay·δ_{t+1} + … + decay^(n-1)·δ_{t+n-1}
+
+    and the next n terms are decay^n times what A_{t+n} holds. So each pass doubles n, until n reaches T.
+    """
+    sums, num_terms, power = deltas, 1, decay  # power = decay^num_terms
+    while num_terms < deltas.shape[1] - 1:
+        sums = sums + power * F.pad(sums[:, num_terms:], (0, num_terms))
+        num_terms, power = 2 * num_terms, power.square()
+    return sums
 
 
 def _one_per_row(lam: float | Tensor, like: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ from transformers import (
 )
 
 from vapo.errors import ConfigError, ModelError
+from vapo.json_text import json_text
 from vapo.models.loading import response_text
 from vapo.types import Prompt, Task, stable_hash
 
@@ -71,6 +72,11 @@ class TracedTask(Task, Protocol):
     @property
     def options(self) -> object:
         """The difficulty parameters, a dataclass; written to the provenance."""
+        ...
+
+    @property
+    def clumsiness(self) -> object:
+        """How often the solver that writes the traces errs, a dataclass; written to the provenance."""
         ...
 
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
@@ -155,7 +161,7 @@ def make_base(
     provenance = {
         "task": task.name,
         "task_options": _plain(task.options),
-        "trace_policy": _plain(getattr(task, "clumsiness", None)),
+        "trace_policy": _plain(task.clumsiness),
         "traces": "next-token prediction on noisy traces, never of held-out prompts; see vapo.bases.base_model",
         "recipe": asdict(recipe),
         "seed": seed,
@@ -175,7 +181,7 @@ def make_base(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         provenance["weights_sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        (folder / "provenance.json").write_text(json_text(provenance, indent=2) + "\n", encoding="utf-8")
         if target.exists():
             target.rmdir()
         shutil.move(os.fspath(folder), target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Column, Table
 
 from vapo.cli.options import DebugOption, JsonOption, view_for
 from vapo.errors import VapoError
+from vapo.json_text import json_text
 
 
 def chaos(
@@ -47,10 +47,10 @@ def chaos(
         result = run_suite(work, quick=quick, jobs=jobs or os.cpu_count() or 1, seed=seed, on_progress=view.progress)
     failed = [detail for row in result["rows"] for detail in row["details"]]
     if out:
-        (out / "chaos.json").write_text(json.dumps(result, indent=1) + "\n")
+        (out / "chaos.json").write_text(json_text(result, indent=1) + "\n")
         (out / "chaos.md").write_text(faults_table(result) + "\n")
     if as_json:
-        print(json.dumps(result))
+        print(json_text(result))
     else:
         console = Console()
         table = Table("fault", *(Column(name, justify="right") for name in ("trials", "failures", "95 % bound")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from vapo.cli.options import DebugOption, JsonOption
 from vapo.errors import ConfigError, command
+from vapo.json_text import json_text
 from vapo.session.signals import InterruptedRunError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def ablate(
                 f"Stopped; the running cells saved. Go on with: {command(*sys.argv[1:])}"
             ) from None
     if as_json:
-        print(json.dumps(results))
+        print(json_text(results))
         return
     _print_comparison(results)
     if budget == "smoke":
@@ -134,7 +134,7 @@ def compare(
     else:
         results = compare_runs(runs or [], out, reference=reference)
     if as_json:
-        print(json.dumps(results))
+        print(json_text(results))
         return
     _print_comparison(results)
     Console(soft_wrap=True).print(
@@ -163,7 +163,7 @@ def _list_cells(study: Study, folder: Path, as_json: bool) -> None:
     trials = [cell for cells in tuning_cells(study, folder).values() for cell in cells]
     cells = [*critic_cells(study, folder), *trials, *run_cells(study, folder, chosen_before(folder))]
     if as_json:
-        print(json.dumps([{**cell.card(), "folder": str(cell.folder), "ended": ended(cell)} for cell in cells]))
+        print(json_text([{**cell.card(), "folder": str(cell.folder), "ended": ended(cell)} for cell in cells]))
         return
     table = Table("cell", "kind", "ended", title=f"{len(cells)} cells in {folder}")
     for cell in cells:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for, without_nan
+from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
 from vapo.errors import ConfigError
+from vapo.json_text import json_text
 
 
 def evaluate(
@@ -87,7 +87,7 @@ def evaluate(
     summary = {"model": found.folder, "task": config.sections.task.name, "temperature": temperature, "top_p": top_p}
     summary |= result.summary()
     if as_json:
-        print(json.dumps(without_nan({**summary, "per_prompt": result.per_prompt})))
+        print(json_text({**summary, "per_prompt": result.per_prompt}))
         return
     console = Console()
     console.print(evaluation_table(summary))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from rich.padding import Padding
 
 from vapo.cli.options import DebugOption, JsonOption, print_names
 from vapo.errors import ConfigError
+from vapo.json_text import json_text
 
 
 def recipes(as_json: JsonOption = False, debug: DebugOption = False) -> None:
@@ -33,7 +33,7 @@ def settings(
 
     found = [setting for setting in all_settings().values() if word is None or setting.matches(word)]
     if as_json:
-        print(json.dumps([dataclasses.asdict(setting) for setting in found]))
+        print(json_text([dataclasses.asdict(setting) for setting in found]))
         return
     if not found:
         raise ConfigError(f"No setting has {word!r} in its name or meaning. `vapo settings` lists all of them.")
@@ -64,7 +64,7 @@ def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     plugins = [{"task": name, "about": f"installed, from {where}"} for name, where in installed().items()]
     gyms = dataset_names()
     if as_json:
-        print(json.dumps([*found, *data, *plugins, *({"task": name} for name in gyms)]))
+        print(json_text([*found, *data, *plugins, *({"task": name} for name in gyms)]))
         return
     for entry in found:
         console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from vapo.json_text import json_text
 
 SetOption = Annotated[
     list[str] | None,
@@ -26,19 +27,10 @@ def view_for(as_json: bool) -> Any:
     return SilentView() if as_json else LiveView()
 
 
-def without_nan(value: Any) -> Any:
-    """The same with null for nan, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
-
-
 def print_names(entries: dict[str, str], as_json: bool, heading: str, use: str) -> None:
     """Names and what they are, and the command they are for."""
     if as_json:
-        print(json.dumps(entries))
+        print(json_text(entries))
         return
     table = Table(heading, "what it is", box=None, padding=(0, 2, 0, 0))
     for name, about in entries.items():

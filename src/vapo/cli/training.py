@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
 from vapo.errors import command
+from vapo.json_text import json_text
 from vapo.session.signals import carry_out
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _show_settings(config: Config, path: Path, as_json: bool) -> None:
     plan = plan_of(config, inputs)
     if as_json:
         print(
-            json.dumps({**config.as_dict(), "label": config.label, "method": config.effective()["algorithm"]}, indent=1)
+            json_text({**config.as_dict(), "label": config.label, "method": config.effective()["algorithm"]}, indent=1)
         )
     else:
         print(config.to_yaml(), end="")
@@ -169,7 +169,7 @@ def make_base(
             threads=1,  # other numbers of threads give other weights
         )
     if as_json:
-        print(json.dumps(made))
+        print(json_text(made))
         return
     measured = made["measured"]
     Console(soft_wrap=True).print(
@@ -212,7 +212,7 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
     critic = (path / "critic").is_dir()
     if as_json:
         told = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
-        print(json.dumps({"run": str(path), "evaluations": told}))
+        print(json_text({"run": str(path), "evaluations": told}))
         return
     adapter = path / "policy_adapter"
     lines = [

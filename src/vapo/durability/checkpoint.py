@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vapo.errors import CheckpointError
+from vapo.json_text import json_text
 
 MANIFEST = "manifest.json"
 FORMAT = 3
@@ -90,7 +91,7 @@ def _fill(temporary: Path, write: Callable[[Path], None], serial: int) -> None:
         files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     content = {"format": FORMAT, "serial": serial, "files": files}
     manifest = temporary / MANIFEST
-    manifest.write_text(json.dumps({**content, OWN: _digest(content)}, indent=1))
+    manifest.write_text(json_text({**content, OWN: _digest(content)}, indent=1))
     _sync(manifest)
     for folder in (p for p in temporary.rglob("*") if p.is_dir()):
         _sync(folder)
@@ -174,7 +175,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json_text(content, sort_keys=True).encode()).hexdigest()
 
 
 def _serial(folder: Path) -> int | None:

@@ -21,7 +21,8 @@ from vapo.evals.statistics import (
 )
 from vapo.rollout.collect import judge, sample, tally
 from vapo.rollout.engine import RolloutEngine
-from vapo.types import Decoding, Episode, Prompt, Task
+from vapo.tasks.full_task import FullTask
+from vapo.types import Decoding, Episode, Prompt
 
 RANKS = ("best-of-n", "weighted-vote")
 """Ways to pick an answer by the critic's values."""
@@ -70,7 +71,7 @@ class EvaluationResult:
 def sample_and_judge(
     engine: RolloutEngine,
     prompts: Sequence[Prompt],
-    task: Task,
+    task: FullTask,
     *,
     k: int,
     how: Decoding,

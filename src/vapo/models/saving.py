@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from vapo.errors import CheckpointError, ModelError
+from vapo.json_text import json_text
 from vapo.models.loaded import check_complete, read_model, read_tensors
 from vapo.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, has_lora, load_adapters, plain_weights, save_adapters
 
@@ -106,7 +106,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     """All moments as `<parameter index>.<name>` tensors; hyper-parameters belong to the config, not here."""
     state = optimizer.state_dict()["state"]
     tensors = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-    save_file(tensors, path, metadata={"content": json.dumps({"parameters": len(state)})})
+    save_file(tensors, path, metadata={"content": json_text({"parameters": len(state)})})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from vapo.errors import VapoError, VerifierBrokenError
 from vapo.rollout.engine import RolloutEngine
-from vapo.types import KINDS, Decoding, Episode, Prompt, Task, Verdict, sample_seed
+from vapo.tasks.full_task import FullTask
+from vapo.types import KINDS, Decoding, Episode, Prompt, Verdict, sample_seed
 
 
 def sample(
@@ -46,7 +47,7 @@ def sample(
 
 def judge(
     episodes: Sequence[Episode],
-    task: Task,
+    task: FullTask,
     on_progress: Callable[[int, int], None] | None = None,
     *,
     per_prompt: int = 1,
@@ -58,36 +59,34 @@ def judge(
     """
     items = [(e.prompt, e.response) for e in episodes]
     groups = [episodes[at : at + per_prompt] for at in range(0, len(episodes), per_prompt)]
-    tell = on_progress or _silent
+    report = on_progress or _silent
     try:
-        if by_group := getattr(task, "verify_groups", None):
-            asked, verdicts = "verify_groups", by_group(groups, tell)
-        elif together := getattr(task, "verify_all", None):  # its verifier may keep many processes busy
-            asked, verdicts = "verify_all", together(items, tell)
+        if task.verify_groups:
+            method, verdicts = "verify_groups", task.verify_groups(groups, report)
+        elif task.verify_all:  # its verifier may use many processes
+            method, verdicts = "verify_all", task.verify_all(items, report)
         else:
-            asked, verdicts = "verify", _one_by_one(task, items, tell)
+            method, verdicts = "verify", _one_by_one(task, items, report)
     except VapoError:  # a stop, or a verifier that cannot work at all
         raise
     except Exception as error:
-        asked, verdicts = "", [_raised(error)] * len(items)
-    return [
-        replace(e, verdict=verdict)
-        for e, verdict in zip(episodes, _told(verdicts, len(items), task, asked), strict=True)
-    ]
+        method, verdicts = "", [_raised(error)] * len(items)
+    checked = _checked(verdicts, len(items), task, method)
+    return [replace(e, verdict=verdict) for e, verdict in zip(episodes, checked, strict=True)]
 
 
-def _told(verdicts: Any, count: int, task: Task, asked: str) -> list[Verdict]:
-    """The verdicts, checked: somebody else's code gave them."""
+def _checked(verdicts: Any, count: int, task: FullTask, method: str) -> list[Verdict]:
+    """The verdicts that a method of the task, perhaps the user's, returned: one `Verdict` for each response."""
     gave = f"{len(verdicts)} verdicts" if isinstance(verdicts, list | tuple) else f"a {type(verdicts).__name__}"
     if not isinstance(verdicts, list | tuple) or len(verdicts) != count:
         raise VerifierBrokenError(
-            f"{asked} of the task {task.name} gave {gave} for {count} responses. It must give a list with one "
+            f"{method} of the task {task.name} gave {gave} for {count} responses. It must give a list with one "
             "vapo.types.Verdict for each, in their order."
         )
     return [
         verdict
         if isinstance(verdict, Verdict)
-        else Verdict("invalid", f"{asked} gave a {type(verdict).__name__}, not a vapo.types.Verdict")
+        else Verdict("invalid", f"{method} gave a {type(verdict).__name__}, not a vapo.types.Verdict")
         for verdict in verdicts
     ]
 
@@ -113,7 +112,7 @@ def _silent(done: int, total: int) -> None:
 
 
 def _one_by_one(
-    task: Task, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None]
+    task: FullTask, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None]
 ) -> list[Verdict]:
     verdicts = []
     for item in items:
@@ -122,7 +121,7 @@ def _one_by_one(
     return verdicts
 
 
-def _verdict(task: Task, prompt: Prompt, response: str) -> Verdict:
+def _verdict(task: FullTask, prompt: Prompt, response: str) -> Verdict:
     try:
         return task.verify(prompt, response)
     except VapoError:  # a stop, above all

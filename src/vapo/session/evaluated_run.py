@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vapo.durability import checkpoint
 from vapo.errors import CheckpointError, ConfigError, command
 from vapo.metrics import Phase
 from vapo.session.config import Config, resolve
 from vapo.session.layers import Layer, file_layer, flatten, merge, source_layers
 from vapo.session.lifecycle import load_run_config
 from vapo.tasks.catalog import is_known
-from vapo.trainer import checkpoint
 
 SIGNS_OF_A_RUN = ("metrics.jsonl", "environment.json")
 """One of them lies beside the config.yaml of a run, however early it was stopped."""

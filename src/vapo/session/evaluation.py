@@ -22,9 +22,10 @@ from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes
+from vapo.tasks.full_task import FullTask
 from vapo.tasks.problems import Problems
 from vapo.trainer.observer import Observer
-from vapo.types import Progress, Task, stable_hash
+from vapo.types import Progress, stable_hash
 
 TOKENS_AT_ONCE = 16_384
 """Tokens of one forward pass where a critic reads samples."""
@@ -36,10 +37,11 @@ def fingerprint(inputs: Inputs, num_prompts: int, temperature: float, top_p: flo
     how = [inputs.task.name, inputs.decoding.max_tokens, temperature, top_p]
     asked = [part for prompt in prompts for part in (prompt.id, prompt.text)]
     # a family's name and prompts say how it judges; where problems and verifier are the user's, they count, too
-    if isinstance(inputs.task, Problems):
-        file, _, function = inputs.task.options.verifier.rpartition(":")
+    task = inputs.task.original
+    if isinstance(task, Problems):
+        file, _, function = task.options.verifier.rpartition(":")
         source = Path(file).read_bytes() if Path(file).is_file() else file
-        how += [source, function, inputs.task.options.right_at, *(prompt.answer for prompt in prompts)]
+        how += [source, function, task.options.right_at, *(prompt.answer for prompt in prompts)]
     return f"{stable_hash(*how, *asked):016x}"
 
 
@@ -75,9 +77,9 @@ def evaluate_heldout(
     return score_episodes(episodes, k=k, answer_of=_answer_of(inputs.task), values=values, ranks=ranks)
 
 
-def _answer_of(task: Task) -> Callable[[str], str | None] | None:
+def _answer_of(task: FullTask) -> Callable[[str], str | None] | None:
     """What a majority votes on, None where there is no such thing; VerifierBrokenError for what a vote cannot count."""
-    final_answer = getattr(task, "final_answer", None)
+    final_answer = task.final_answer
     if final_answer is None:
         return None
 
@@ -123,7 +125,7 @@ def evaluate_model(
             observer.note(f"critic: {origin}, read {where} the last token of a response")
             if "value head set to 0" in origin:
                 raise ModelError(f"{inputs.critic_source} is no trained critic. Give the critic/ folder of a run.")
-            if "weighted-vote" in ranks and not hasattr(inputs.task, "final_answer"):
+            if "weighted-vote" in ranks and inputs.task.final_answer is None:
                 if len(ranks) == 1:
                     raise ConfigError(
                         f"{inputs.task.name} has no short final answers, so there is no vote to weigh. Take "

@@ -29,6 +29,7 @@ from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
 from vapo.session.schema import TaskConfig
 from vapo.tasks.catalog import check_prompt, check_task, find_task
+from vapo.tasks.full_task import FullTask, do_nothing, part_of
 from vapo.tasks.problems import MAX_DROPPED
 from vapo.tasks.verifiers.functions import refuse_while_importing
 from vapo.trainer.observer import Observer
@@ -105,7 +106,7 @@ class RenderedPrompts:
 class Inputs:
     """Task, tokenizer, prompts, where the weights are, limits."""
 
-    task: Task
+    task: FullTask
     tokenizer: PreTrainedTokenizerBase
     policy_source: str
     critic_source: str
@@ -138,8 +139,8 @@ def read_inputs(
     made = task is None
     task = task or find_task(sections.task.name, sections.task.options, on_progress, to_train=to_train)
     try:
-        check_task(task, ("train", "heldout") if to_train else ("heldout",))
-        return _checked(config, task, saved, to_train, on_progress)
+        full = check_task(task, ("train", "heldout") if to_train else ("heldout",))
+        return _checked(config, full, saved, to_train, on_progress)
     except BaseException:
         if made:
             close_task(task)
@@ -176,15 +177,17 @@ def _whole(value: Any) -> Any:
     return str(Path(path).resolve()) + rest if value != "builtin" and Path(path).exists() else value
 
 
-def close_task(task: Task) -> None:
+def close_task(task: Task | FullTask) -> None:
     """End the processes that the task holds. An error there is a warning: it must not hide how the work ended."""
     try:
-        getattr(task, "close", lambda: None)()
+        part_of(task, "close", do_nothing)()
     except Exception as error:
         warnings.warn(f"close of the task raised {type(error).__name__}: {error}", stacklevel=2)
 
 
-def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_progress: Progress | None) -> Inputs:
+def _checked(
+    config: Config, task: FullTask, saved: Path | None, to_train: bool, on_progress: Progress | None
+) -> Inputs:
     sections = config.sections
     trust = sections.model.trust_remote_code
     model, first = sections.model, model_source(sections.model.policy, task)
@@ -201,12 +204,12 @@ def _checked(config: Config, task: Task, saved: Path | None, to_train: bool, on_
     limit = sections.rollout.max_response_tokens or task.max_response_tokens
     context = context_length(model_config)
     rendered = {}
-    for name in ("train", "heldout") if to_train else ("heldout",):
-        prompts: PromptSet = getattr(task, name)
+    wanted = {"train": task.train, "heldout": task.heldout} if to_train else {"heldout": task.heldout}
+    for name, prompts in wanted.items():
         if len(prompts) == 0:
             raise DataError(
                 f"Task {task.name} has no {name} prompts with these options. Loosen the task's options"
-                + (", or give it data: --set task.data=FILE." if hasattr(task, "drops") else ".")
+                + (", or give it data: --set task.data=FILE." if task.drops is not None else ".")
             )
         rendered[name] = RenderedPrompts(
             prompts,
@@ -248,7 +251,7 @@ def _plainly_rendered(prompts: RenderedPrompts, tokenizer: PreTrainedTokenizerBa
 
 def report_notes(inputs: Inputs, observer: Observer) -> None:
     """Tell the user what the task says of its problems, and which prompts were left out."""
-    for note in (*getattr(inputs.task, "notes", []), *inputs.notes):
+    for note in (*inputs.task.notes, *inputs.notes):
         observer.note(note)
     if inputs.train_prompts is not inputs.heldout_prompts and len(inputs.train_prompts) == 1:
         observer.alarm(
@@ -260,9 +263,9 @@ def report_notes(inputs: Inputs, observer: Observer) -> None:
             observer.note(f"{prompts.too_long} {name} prompts are too long and left out")
 
 
-def model_source(policy: str, task: Task) -> str:
+def model_source(policy: str, task: FullTask) -> str:
     """Where the policy's weights are: the base model shipped for this very task, or what the user named."""
-    return str(builtin_model(task.name, getattr(task, "options", None))) if policy == "builtin" else policy
+    return str(builtin_model(task.name, task.options)) if policy == "builtin" else policy
 
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")

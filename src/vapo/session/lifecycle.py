@@ -35,6 +35,7 @@ from vapo.session.layers import Layer, Origin, Source, file_layer, flatten, read
 from vapo.session.schema import TaskConfig
 from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
 from vapo.tasks.catalog import check_task, is_known
+from vapo.tasks.full_task import FullTask
 from vapo.trainer import snapshot
 from vapo.trainer.loop import train as run_loop
 from vapo.trainer.observer import Observer
@@ -297,7 +298,7 @@ def _report_critic(run: Run) -> None:
 
 
 @contextmanager
-def _closing_task_on_error(task: Task) -> Iterator[None]:
+def _closing_task_on_error(task: FullTask) -> Iterator[None]:
     """End the task's processes if the run cannot begin."""
     try:
         yield

@@ -40,6 +40,11 @@ class BuiltinTask(Task, Protocol):
         """The frozen dataclass of difficulty parameters this task was made with."""
         ...
 
+    @property
+    def clumsiness(self) -> object:
+        """The frozen dataclass that says how often the solver behind `noisy_trace` errs."""
+        ...
+
     def example(self) -> tuple[Prompt, str]:
         """A training prompt and a response that verifies right."""
         ...

@@ -11,6 +11,7 @@ from typing import Any
 
 from vapo.errors import ConfigError, DataError, VapoError
 from vapo.tasks.builtin import read_options
+from vapo.tasks.full_task import FullTask
 from vapo.tasks.gym import PREFIX, Gym, GymOptions
 from vapo.tasks.problems import make_problems
 from vapo.tasks.registry import BUILTIN, make_task
@@ -18,17 +19,6 @@ from vapo.tasks.verifiers.functions import import_function
 from vapo.types import Progress, Prompt, Task
 
 GROUP = "vapo.tasks"
-
-TASK_PARTS = ("name", "train", "heldout", "max_response_tokens", "verify")
-"""What every task has."""
-TASK_METHODS = {
-    "verify": ("prompt", "response"),
-    "verify_all": ("items", "on_progress"),
-    "verify_groups": ("groups", "on_progress"),
-    "final_answer": ("response",),
-    "close": (),
-}
-"""With what a task's methods are called; all but the first may be missing."""
 
 DATA_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "math": ("any problems with answers: task.data, task.eval_data", {}),
@@ -95,41 +85,47 @@ def _made(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -
         ) from error
 
 
-def check_task(task: Any, parts: Sequence[str] = ("train", "heldout")) -> None:
-    """Nothing. ConfigError, naming the part, unless the object has what `vapo.types.Task` asks for.
+def check_task(task: Any, parts: Sequence[str] = ("train", "heldout")) -> FullTask:
+    """The task with all its parts. ConfigError, naming the part, unless it has what `vapo.types.Task` asks for.
 
-    Of prompts the first one of each of the `parts` is looked at.
+    Of the prompts, checks the first one of each of the `parts`.
     """
-    kind = type(task).__name__
-    for part in TASK_PARTS:
-        if not _has(task, part):
-            raise ConfigError(
-                f"The task is a {kind} without {part!r}. It needs {', '.join(TASK_PARTS)}: see vapo.types.Task."
-            )
+    kind, task = type(task).__name__, FullTask.of(task)
     if not isinstance(task.name, str) or not task.name:
         raise ConfigError(f"The name of the task, a {kind}, must be a text, got {task.name!r}.")
     what = f"of the task {task.name}, a {kind},"
     limit = task.max_response_tokens
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ConfigError(f"max_response_tokens {what} must be a whole number from 1 on, got {limit!r}.")
-    for part, arguments in TASK_METHODS.items():
-        if _has(task, part) and (wrong := _does_not_take(getattr(task, part), *arguments)):
-            taken = f"({', '.join(arguments)})"
-            raise ConfigError(f"{part} {what} is called with {taken}: {wrong}.")
-    notes = task.notes if _has(task, "notes") else []
-    if not isinstance(notes, list | tuple) or not all(isinstance(note, str) for note in notes):
-        raise ConfigError(f"notes {what} must be a list of sentences, got a {type(notes).__name__}.")
-    for part in parts:
-        prompts = getattr(task, part)
-        try:
-            first = prompts[0] if len(prompts) else None
-        except Exception as error:
-            raise ConfigError(
-                f"{part} {what} must be prompts with a length and an index, such as a list; "
-                f"a {type(prompts).__name__} raised {type(error).__name__}: {error}."
-            ) from error
-        if first is not None:
-            check_prompt(first, f"{part}[0] {what}")
+    methods: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "verify": (task.verify, ("prompt", "response")),
+        "verify_all": (task.verify_all, ("items", "on_progress")),
+        "verify_groups": (task.verify_groups, ("groups", "on_progress")),
+        "final_answer": (task.final_answer, ("response",)),
+        "close": (task.close, ()),
+    }
+    for part, (method, arguments) in methods.items():
+        present = part == "verify" or part in task.given
+        if present and (wrong := _does_not_take(method, *arguments)):
+            raise ConfigError(f"{part} {what} is called with ({', '.join(arguments)}): {wrong}.")
+    if not isinstance(task.notes, list | tuple) or not all(isinstance(note, str) for note in task.notes):
+        raise ConfigError(f"notes {what} must be a list of sentences, got a {type(task.notes).__name__}.")
+    for part, prompts in (("train", task.train), ("heldout", task.heldout)):
+        if part in parts:
+            _check_first_prompt(prompts, part, what)
+    return task
+
+
+def _check_first_prompt(prompts: Any, part: str, what: str) -> None:
+    try:
+        first = prompts[0] if len(prompts) else None
+    except Exception as error:
+        raise ConfigError(
+            f"{part} {what} must be prompts with a length and an index, such as a list; "
+            f"a {type(prompts).__name__} raised {type(error).__name__}: {error}."
+        ) from error
+    if first is not None:
+        check_prompt(first, f"{part}[0] {what}")
 
 
 def check_prompt(prompt: Any, what: str) -> None:
@@ -142,15 +138,6 @@ def check_prompt(prompt: Any, what: str) -> None:
     messages = prompt.text if isinstance(prompt.text, list | tuple) and prompt.text else [None]
     if not all(isinstance(m, dict) and all(isinstance(m.get(k), str) for k in ("role", "content")) for m in messages):
         raise DataError(f"{what}: its text must be a text, or messages with role and content, got {prompt.text!r:.60}.")
-
-
-def _has(task: Any, part: str) -> bool:
-    try:
-        return hasattr(task, part)
-    except Exception as error:  # a property of the user's
-        raise ConfigError(
-            f"{part} of the task, a {type(task).__name__}, raised {type(error).__name__}: {error}. Mend it."
-        ) from error
 
 
 def _does_not_take(function: Any, *arguments: Any, **options: Any) -> str:

@@ -1,4 +1,4 @@
-"""Alarms: figures that show early that a run is going wrong."""
+"""Alarms: metrics that show early that a run is going wrong, and what to do: warn, stop or roll back."""
 
 from __future__ import annotations
 
@@ -9,26 +9,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from vapo.errors import DivergedError
+from vapo.metrics import METRICS
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.run import Run
 from vapo.trainer.settings import GuardSettings
 from vapo.trainer.state import State
 
 HISTORY = 20
-"""Steps that a gradient norm is compared with."""
+"""A gradient norm is compared with the median of this many steps before it."""
 ENOUGH = 5
-"""Steps before a gradient norm is compared at all."""
+"""A gradient norm is compared after at least this many steps."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A figure of a step, when it is bad, and the message after some bad steps in a row."""
+    """When a metric of a step is bad. The message is `figure` and what the table of metrics advises."""
 
     name: str
     metric: str
     bad: Callable[[float, GuardSettings], bool]
-    words: str
+    figure: str
+    """The value and the setting it is compared with, in words."""
     at_once: bool = False
+    """Raised at the first bad step, not after `guards.patience` of them."""
+
+    def message(self, value: float, settings: GuardSettings) -> str:
+        """The alarm in words."""
+        return _with_advice(self.figure.format(value=value, s=settings), self.metric)
 
 
 ALARMS = (
@@ -36,83 +43,83 @@ ALARMS = (
         "entropy collapse",
         "entropy",
         lambda x, s: x < s.entropy_below,
-        "The policy's entropy is {value:.4f} nats a token, below guards.entropy_below={s.entropy_below}: it writes "
-        "almost the same every time and can find nothing new. Raise algorithm.clip.high or lower trainer.actor_lr.",
+        "The policy's entropy is {value:.4f} nats a token, below guards.entropy_below={s.entropy_below}",
     ),
     Alarm(
         "critic worse than none",
         "value/explained_variance",
         lambda x, s: x < s.explained_variance_below,
         "The critic's explained variance is {value:.2f}, below guards.explained_variance_below="
-        "{s.explained_variance_below}: a constant would foresee outcomes better, so advantages are noise. Pretrain "
-        "longer (trainer.pretraining_steps), or lower trainer.critic_lr.",
+        "{s.explained_variance_below}",
     ),
     Alarm(
         "length at the limit",
         "completions/clipped_ratio",
         lambda x, s: x > s.clipped_ratio_above,
         "{value:.0%} of the responses are cut off at the length limit, above guards.clipped_ratio_above="
-        "{s.clipped_ratio_above}: they are judged without their ends. Raise rollout.max_response_tokens, or use a "
-        "preset that punishes length (dapo).",
+        "{s.clipped_ratio_above}",
     ),
     Alarm(
         "step too far",
         "kl/update",
         lambda x, s: x > s.kl_update_above,
         "The updates of one step moved the policy by {value:.2g} nats a token (kl/update), above "
-        "guards.kl_update_above={s.kl_update_above}: it is no longer near the policy that sampled, and a few such "
-        "steps destroy a model. Lower trainer.actor_lr.",
+        "guards.kl_update_above={s.kl_update_above}",
         at_once=True,
     ),
 )
 TOO_FEW = "too few with a signal"
-TOO_FEW_WORDS = (
-    "Only {kept} of {wanted} responses carry a signal after all refills. Use easier or harder prompts, or raise "
-    "algorithm.sampling.refill_rounds."
-)
-SPIKE = (
+TOO_FEW_FIGURE = "Only {kept} of {wanted} responses carry a signal after all refills"
+SPIKE_FIGURE = (
     "The gradient norm of the {name} is {value:.3g}, {times:.0f} times the median of the last {count} steps "
-    "(guards.grad_norm_above={s.grad_norm_above}). One bad batch does this, or a learning rate that is too high: "
-    "lower trainer.{rate}."
+    "(guards.grad_norm_above={s.grad_norm_above})"
 )
-_RATES = {"policy": "actor_lr", "critic": "critic_lr"}
+
+
+def _with_advice(figure: str, metric: str) -> str:
+    """Two sentences: the figure, and the advice that the table of metrics has for it."""
+    advice = METRICS[metric].plain_advice
+    return f"{figure}. {advice[0].upper()}{advice[1:]}."
 
 
 def new_alarms(
     figures: Mapping[str, Any], state: State, settings: GuardSettings, *, kept: int = 0, wanted: int = 0
 ) -> dict[str, str]:
-    """The messages of alarms that begin with this step, by name; updates streaks and gradient norms in the state.
+    """The messages of the alarms that this step raises, by name; updates streaks and gradient norms in the state.
 
-    A figure must be bad for `patience` steps in a row, or once for an alarm that is `at_once`; a gradient spike raises
-    an alarm at once, too. An alarm that lasts is raised once. `kept` of `wanted` responses of the step carry a signal.
+    A metric raises its alarm after `guards.patience` bad steps in a row; an alarm `at_once` and a gradient spike need
+    one. A streak of bad steps raises its alarm once. `kept` of `wanted` responses of the step carry a signal.
     """
-    begun = _same_outcomes(figures, state, settings)
+    raised = _same_outcomes(figures, state, settings)
     for alarm in ALARMS:
-        value = figures.get(alarm.metric)
-        bad = value is not None and not math.isnan(value) and alarm.bad(value, settings)
+        found = figures.get(alarm.metric)
+        value = math.nan if found is None else found
+        bad = not math.isnan(value) and alarm.bad(value, settings)
         state.streaks[alarm.name] = state.streaks.get(alarm.name, 0) + 1 if bad else 0
         if state.streaks[alarm.name] == (1 if alarm.at_once else settings.patience):
-            begun[alarm.name] = alarm.words.format(value=value, s=settings)
+            raised[alarm.name] = alarm.message(value, settings)
     state.streaks[TOO_FEW] = state.streaks.get(TOO_FEW, 0) + 1 if kept < wanted else 0
     if state.streaks[TOO_FEW] == settings.patience:
-        begun[TOO_FEW] = TOO_FEW_WORDS.format(kept=kept, wanted=wanted)
-    for name, rate in _RATES.items():
-        norm = figures.get(f"grad_norm/{name}")
+        raised[TOO_FEW] = _with_advice(TOO_FEW_FIGURE.format(kept=kept, wanted=wanted), "sampling/kept_ratio")
+    for name in ("policy", "critic"):
+        metric = f"grad_norm/{name}"
+        norm = figures.get(metric)
         if norm is None:  # all its gradient steps were skipped; count_skips raises that alarm
             continue
         earlier = state.recent.get(name, [])
         usual = statistics.median(earlier) if len(earlier) >= ENOUGH else math.inf
         if norm > settings.grad_norm_above * usual:
-            begun[f"gradient spike of the {name}"] = SPIKE.format(
-                name=name, value=norm, times=norm / usual, count=len(earlier), rate=rate, s=settings
-            )
+            figure = SPIKE_FIGURE.format(name=name, value=norm, times=norm / usual, count=len(earlier), s=settings)
+            raised[f"gradient spike of the {name}"] = _with_advice(figure, metric)
         state.recent[name] = [*earlier, norm][-HISTORY:]
-    return begun
+    return raised
 
 
 def _same_outcomes(figures: Mapping[str, Any], state: State, settings: GuardSettings) -> dict[str, str]:
-    """The alarm of steps in a row whose responses are all wrong, or all right, if it begins; their counts add up in
-    the state."""
+    """The alarm for `same_outcome_steps` steps in a row whose responses are all wrong, or all right, if it is due.
+
+    Adds the counts of these steps up in the state.
+    """
     step = outcomes.tally_of(figures)
     same = outcomes.sameness(step)
     for name in (outcomes.NOTHING_RIGHT, outcomes.NOTHING_WRONG):

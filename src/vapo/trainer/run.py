@@ -17,6 +17,7 @@ from vapo.errors import AbandonedError
 from vapo.metrics import EventName
 from vapo.models.loading import response_text
 from vapo.rollout.engine import RolloutEngine
+from vapo.tasks.full_task import FullTask
 from vapo.trainer.batch import Batch
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
@@ -24,7 +25,7 @@ from vapo.trainer.record import RunFolder
 from vapo.trainer.rollouts import RolloutSource
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 from vapo.trainer.state import State
-from vapo.types import Decoding, Episode, Progress, PromptSet, Task
+from vapo.types import Decoding, Episode, Progress, PromptSet
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Run:
     saving: CheckpointSettings
     evaluation: EvaluationSettings
     decoding: Decoding
-    task: Task
+    task: FullTask
     train_prompts: PromptSet
     heldout_prompts: PromptSet
     tokenizer: PreTrainedTokenizerBase

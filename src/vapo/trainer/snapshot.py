@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 
 from vapo.durability import checkpoint
 from vapo.errors import DivergedError, StoppedError, command
+from vapo.json_text import json_text, null_for_nan
 from vapo.metrics import EventName, Phase
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
@@ -42,8 +42,8 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
 
     def write(folder: Path) -> None:
         state.log_bytes = run.folder.log_bytes()
-        (folder / "state.json").write_text(json.dumps(state.to_json(), indent=1))
-        (folder / SETTINGS).write_text(json.dumps(run.config, indent=1))
+        (folder / "state.json").write_text(json_text(state.to_json(), indent=1))
+        (folder / SETTINGS).write_text(json_text(run.config, indent=1))
         for network in run.networks:
             network.save(folder)
 
@@ -134,7 +134,8 @@ def changes(now: dict[str, Any], then: dict[str, Any] | None) -> list[str]:
     """
     if then is None:
         return []
-    old, new = dict(_flat(then)), dict(_flat(now))
+    # as JSON holds them: an option of a task may be infinite, and null in the file
+    old, new = dict(_flat(null_for_nan(then))), dict(_flat(null_for_nan(now)))
     # a task's options are kept as they were given, so a new one is a change; of the other sections all settings are
     # kept, and one that is new was not known to the checkpoint's version
     found = [key for key in sorted(old) if old[key] != new.get(key)]
