@@ -23,12 +23,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vapo.chaos.small_run import small_config
+from vapo.durability.watch import Watchdog
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.trainer import snapshot
 from vapo.trainer.run import Run
-from vapo.trainer.watch import Watchdog
 
 ROUNDS = 5
 

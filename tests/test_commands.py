@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 import vapo
+from vapo.durability import watchdog
 from vapo.errors import ConfigError, StoppedError, command
 from vapo.session.lifecycle import check_folder
-from vapo.trainer import snapshot, watchdog
+from vapo.trainer import snapshot
 
 ODD = "my runs/it's $HOME; rm"
 
@@ -41,7 +42,7 @@ def test_a_folder_that_is_taken_is_named_in_a_command_that_works(tmp_path: Path)
 def test_a_run_that_stopped_says_how_to_go_on_in_a_command_that_works():
     run = SimpleNamespace(failed_saves=0, folder=SimpleNamespace(path=Path(ODD)))
     with pytest.raises(StoppedError) as error:
-        snapshot.leave(run)  # type: ignore[arg-type]
+        snapshot.raise_stopped(run)  # type: ignore[arg-type]
     assert copied(str(error.value)) == ["vapo", "resume", ODD]
 
 
@@ -49,7 +50,7 @@ def test_the_watchdog_says_how_to_go_on_in_a_command_that_works(tmp_path: Path, 
     run = tmp_path / "a run"
     run.mkdir()
     monkeypatch.setattr(watchdog.os, "kill", lambda *_: None)
-    watchdog._tell(1, str(run / "watchdog.log"), "stacks.txt", "sampling", 9.0, None)
+    watchdog._report(1, str(run / "watchdog.log"), "stacks.txt", "sampling", 9.0, None)
     assert copied(capsys.readouterr().err.strip()) == ["vapo", "resume", str(run)]
 
 

@@ -17,10 +17,10 @@ import pytest
 from vapo.chaos import faults
 from vapo.chaos.small_run import long_config, small_config
 from vapo.chaos.suite import ForkServer, faults_table, plan, upper_bound
+from vapo.durability import checkpoint
 from vapo.session.config import resolve
 from vapo.session.environment import environment
 from vapo.session.layers import recipe_layer
-from vapo.trainer import checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import toys
+from vapo.bases.base_model import make_tokenizer
 from vapo.errors import ConfigError
-from vapo.models.base import make_tokenizer
 from vapo.models.loading import load_tokenizer, render, response_text, stop_token_ids
 from vapo.models.saving import save_model
 from vapo.types import Prompt

@@ -34,6 +34,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             only_begun(path)
         if config is not None:
             (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+            (path / "method.yaml").unlink()  # as vapo 0.1 left it
         return path
 
     return make

@@ -35,7 +35,7 @@ def test_a_vapo_run_has_all_its_panels_and_its_name(make_run):
     assert "Positive LM loss (nats per token)" in titles
     words = " ".join(text.get_text() for text in curves_figure(run).texts)
     assert "maze-vapo-s0" in words
-    assert "preset vapo  ·  task maze  ·  2 pretraining steps  ·  3 training steps" in words
+    assert "vapo  ·  task maze  ·  2 pretraining steps  ·  3 training steps" in words
 
 
 def test_a_run_without_a_critic_has_no_empty_critic_panels(make_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,28 +125,32 @@ def test_the_label_is_that_of_the_method_that_runs():
 
 
 @pytest.mark.parametrize(
-    ("assignments", "words"),
+    ("assignments", "why"),
     [
-        (["algorithm.preset=grpo", "trainer.critic_lr=1e-3"], "critic_lr=0.001 has no effect.*grpo.*no critic"),
-        (["algorithm.preset=grpo", "model.critic=x"], "model.critic=x has no effect"),
+        (
+            ["algorithm.preset=grpo", "trainer.critic_lr=1e-3"],
+            "critic_lr=0.001 .* has no effect on grpo: .* no critic",
+        ),
         (["algorithm.preset=ppo", "trainer.group_size=4"], "one response to each prompt"),
         (["algorithm.preset=ppo", "trainer.pretraining_steps=4"], "no value pretraining"),
         (["algorithm.preset=vc-ppo", "algorithm.alpha=1"], "not length-adaptive"),
+        (["algorithm.without=[value-pretraining]", "trainer.pretraining_lr=1e-3"], "no value pretraining"),
     ],
 )
-def test_an_option_that_the_method_does_not_use_is_refused_and_a_files_is_noted(assignments: list[str], words: str):
-    with pytest.raises(ConfigError, match=words):
-        of(*assignments)
+def test_a_size_that_the_method_does_not_use_is_noted_with_its_place(assignments: list[str], why: str):
+    (note,) = of(*assignments).notes
+    assert re.search(why, note)
+    assert "(--set)" in note
     values = [set_layer(text).values for text in assignments]
     config = resolve([recipe_layer("maze"), *(file_layer("file x", v) for v in values)])
-    assert len(config.notes) == 1
-    assert "has no effect" in config.notes[0]
-    assert "file x" in config.notes[0]
+    assert config.notes == (note.replace("--set", "file x"),)
 
 
-def test_a_detail_that_the_method_does_not_use_is_noted():
-    config = of("algorithm.preset=ppo", "trainer.pretraining_passes=4")
-    assert "pretraining_passes=4 (--set) has no effect on ppo: it does no value pretraining" in config.notes[0]
+def test_a_critic_that_the_method_does_not_use_is_refused_and_a_files_is_noted():
+    with pytest.raises(ConfigError, match=r"model.critic=x has no effect: the method is grpo, and it has no critic"):
+        of("algorithm.preset=grpo", "model.critic=x")
+    config = resolve([file_layer("file x", {"algorithm": {"preset": "grpo"}, "model": {"critic": "x"}})])
+    assert "model.critic=x (file x) has no effect on grpo" in config.notes[0]
 
 
 def test_a_recipes_sizes_are_for_every_preset_without_a_word():

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from vapo.durability.checkpoint import sha256
 from vapo.errors import ConfigError
 from vapo.session.layers import merge
 from vapo.study.cells import run_cells, tuning_cells
 from vapo.study.runner import choose_settings, critic_card, run_study
 from vapo.study.study import read_study
-from vapo.trainer.checkpoint import sha256
 
 pytestmark = pytest.mark.slow
 

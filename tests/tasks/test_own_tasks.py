@@ -10,7 +10,7 @@ import pytest
 from vapo.errors import ConfigError, DataError, VerifierBrokenError
 from vapo.rollout.collect import judge
 from vapo.session.evaluation import _answer_of
-from vapo.session.inputs import RenderedPrompts, close
+from vapo.session.inputs import RenderedPrompts, close_task
 from vapo.tasks.catalog import check_task, find_task
 from vapo.types import Completion, Episode, Prompt, Verdict
 
@@ -170,4 +170,4 @@ def test_a_close_that_raises_does_not_hide_how_the_run_ended():
         raise RuntimeError("already closed")
 
     with pytest.warns(UserWarning, match="close of the task raised RuntimeError: already closed"):
-        close(task(close=fail))
+        close_task(task(close=fail))

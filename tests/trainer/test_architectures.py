@@ -12,11 +12,12 @@ from test_resume import timeless
 import architectures
 import toys
 from architectures import ARCHITECTURES
+from vapo.durability import checkpoint
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.session.config import resolve
-from vapo.session.layers import Layer, recipe_layer
-from vapo.trainer import checkpoint, snapshot
+from vapo.session.layers import file_layer, recipe_layer
+from vapo.trainer import snapshot
 from vapo.trainer.run import Run
 
 pytestmark = pytest.mark.slow
@@ -69,14 +70,10 @@ def check_restored_live(run: Run, folder: Path, scratch: Path) -> None:
     saved = {p.relative_to(folder): checkpoint.sha256(p) for p in folder.rglob("*.safetensors")}
     assert len(saved) == 5
     assert run.critic is not None
-    assert run.critic_learner is not None
     assert run.reference is not None
     scratch.mkdir()
-    snapshot.save_trained(run.policy.model, None, scratch / "policy")
-    snapshot.save_trained(run.critic.model, None, scratch / "critic")
-    snapshot.save_model(run.reference.model, None, scratch / "reference")
-    for learner in (run.policy_learner, run.critic_learner):
-        snapshot.save_optimizer(learner.optimizer, scratch / f"{learner.name}_optimizer.safetensors")
+    for network in (run.policy, run.critic, run.reference):
+        network.save(scratch)
     assert {p.relative_to(scratch): checkpoint.sha256(p) for p in scratch.rglob("*.safetensors")} == saved
 
 
@@ -85,6 +82,6 @@ def test_the_shipped_maze_model_resumes_exactly(tmp_path: Path):
     sizes = {"samples_per_step": 32, "group_size": 4, "minibatch_size": 16, "pretraining_heldout": 16}
     more = {"trainer": {**SMALL["trainer"], **sizes, "pretraining_ready": -10.0}, "scale": {"threads": 1}}
     kept = {"checkpoint": {"every": 1, "keep": 9}, "evaluation": SMALL["evaluation"], "guards": SMALL["guards"]}
-    config = resolve([recipe_layer("maze"), Layer("test", more), Layer("test", kept)])
+    config = resolve([recipe_layer("maze"), file_layer("test", more), file_layer("test", kept)])
     runs.finish(runs.begin(config, tmp_path / "whole", SilentView()), report=False)
     check_resumed_is_whole(tmp_path / "whole", tmp_path / "again", None)

@@ -12,12 +12,13 @@ import pytest
 
 import toys
 from vapo.chaos.faults import spoil_gradient_step
+from vapo.durability import checkpoint
 from vapo.errors import CheckpointError, ConfigError, StoppedError
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.session.layers import Layer, Source
-from vapo.trainer import checkpoint, local_network, snapshot
+from vapo.trainer import local_network, snapshot
 from vapo.trainer.run import Run
 
 GOLDEN = Path(__file__).parent / "golden" / "format-1"

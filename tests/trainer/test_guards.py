@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 import toys
+from vapo.durability.watch import Watchdog
+from vapo.durability.watchdog import Deadlines
 from vapo.errors import DivergedError, VapoError
 from vapo.session import lifecycle as runs
 from vapo.session.signals import exit_code_of
@@ -25,8 +27,6 @@ from vapo.trainer.guards import new_alarms
 from vapo.trainer.run import Run
 from vapo.trainer.settings import GuardSettings
 from vapo.trainer.state import State
-from vapo.trainer.watch import Watchdog
-from vapo.trainer.watchdog import Deadlines
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -267,7 +267,7 @@ def test_deadlines_are_learned_from_the_pauses_that_ended():
 STUCK = """
 import sys, time
 from pathlib import Path
-from vapo.trainer.watch import Watchdog
+from vapo.durability.watch import Watchdog
 def waits_for_ever():
     time.sleep(float(sys.argv[2]))
 watch = Watchdog(Path(sys.argv[1]), factor=5.0, floor_s=0.4)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import toys
 from split_network import Pair, SplitNetwork
-from vapo.algo.method import Algorithm, Clip, Gae, Kl
+from vapo.algo.method import Algorithm, DualClip, Gae, Kl
 from vapo.algo.presets import DAPO, GRPO, PPO, VAPO
 from vapo.models.networks import Critic, Policy
 from vapo.trainer.batch import Batch, micro_batches, minibatches
@@ -22,7 +22,7 @@ from vapo.trainer.network import Network
 from vapo.trainer.objectives import CriticObjective, PolicyObjective
 
 EVERYTHING = replace(
-    VAPO, clip=Clip(low=0.2, high=0.28, dual=3.0), kl=Kl(coef=0.5), credit=replace(VAPO.credit, value_clip=0.2)
+    VAPO, clip=DualClip(low=0.2, high=0.28, c=3.0), kl=Kl(coef=0.5), credit=replace(VAPO.credit, value_clip=0.2)
 )
 
 

@@ -21,7 +21,7 @@ from vapo.trainer.loop import train_step
 from vapo.trainer.pricing import price
 from vapo.trainer.record import RunFolder, read_rollouts
 from vapo.trainer.rollouts import consume
-from vapo.trainer.sampling import stream
+from vapo.trainer.sources import stream
 from vapo.types import Episode, Prompt, Turn, Verdict
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import toys
+from vapo.durability.checkpoint import sha256
 from vapo.errors import ConfigError, StoppedError
 from vapo.models.backbone import hidden_states
 from vapo.session import lifecycle as runs
 from vapo.trainer.batch import Batch, concatenate
-from vapo.trainer.checkpoint import sha256
 from vapo.trainer.loop import train_step
 from vapo.trainer.pretrain import pretrain_critic, replayed, rollouts_are_due, with_returns
 from vapo.trainer.replay import ReplayPool, drawn_from

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import toys
+from vapo.durability import checkpoint
 from vapo.errors import CheckpointError, ConfigError, StoppedError
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
-from vapo.trainer import checkpoint
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
 

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 import toys
+from vapo.durability import checkpoint
 from vapo.errors import DivergedError, VapoError
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
-from vapo.trainer import checkpoint, loop
+from vapo.trainer import loop
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
 from vapo.types import Verdict
@@ -163,6 +164,10 @@ def test_a_step_touches_no_global_chance(base: Path, tmp_path: Path):
 # --------------------------------------------------------------------------- nothing is idle
 
 
+OF_A_RESUME = ("critic loaded", "resumed")
+"""Events that tell of the resume itself."""
+
+
 def signature(folder: Path) -> dict[str, Any]:
     """What a run leaves, without clocks."""
     found: dict[str, Any] = {}
@@ -173,7 +178,7 @@ def signature(folder: Path) -> dict[str, Any]:
             {k: v for k, v in line.items() if k != "time" and not k.startswith(("time/", "throughput/", "step_time"))}
             for line in lines
         ]
-        found[name] = [line for line in timeless if line.get("event") != "critic loaded"]
+        found[name] = [line for line in timeless if line.get("event") not in OF_A_RESUME]
     newest = checkpoint.newest(folder / "checkpoints", print)
     assert newest is not None
     state = json.loads((newest / "state.json").read_text())

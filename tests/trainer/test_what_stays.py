@@ -15,13 +15,14 @@ from test_resume import timeless
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import toys
+from vapo.durability import checkpoint
 from vapo.errors import ConfigError
 from vapo.models.loading import load_policy
 from vapo.models.lora import adapter_parameters, plain_weights
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
-from vapo.trainer import checkpoint, snapshot
+from vapo.trainer import snapshot
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.network import Network
 from vapo.trainer.run import Run

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vapo.durability.watch import Watch
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.session.config import Config
 from vapo.session.signals import carry_out, exit_code_of
 from vapo.trainer.run import Run
-from vapo.trainer.watch import Watch
 
 LIMIT_S = 600.0
 """Seconds after which an attempt counts as hanging; on a busy machine the long run took two minutes."""

@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vapo.durability.checkpoint import MANIFEST, sha256
 from vapo.session.config import Config, resolve
 from vapo.session.layers import file_layer, recipe_layer
-from vapo.trainer.checkpoint import MANIFEST, sha256
 
 SETTINGS: dict[str, Any] = {
     "algorithm": {"kl": {"coef": 0.01, "refresh_every": 4}},  # so that a reference belongs to the state, too

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from vapo.chaos import faults
 from vapo.chaos.attempts import AttemptResult, attempt
 from vapo.chaos.small_run import differences, fingerprint, long_config, small_config
+from vapo.durability.watch import Watch
 from vapo.errors import DivergedError, StoppedError
 from vapo.session.config import Config
 from vapo.trainer import snapshot
 from vapo.trainer.loop import train_step
 from vapo.trainer.run import Run
-from vapo.trainer.watch import Watch
 
 SIGTERM_LIMIT_S = 10.0
 STOPPED = StoppedError.exit_code

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from vapo.cli.common import DebugOption, JsonOption, view_for
+from vapo.cli.options import DebugOption, JsonOption, view_for
 from vapo.errors import VapoError
 
 

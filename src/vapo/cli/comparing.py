@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vapo.cli.common import DebugOption, JsonOption
+from vapo.cli.options import DebugOption, JsonOption
 from vapo.errors import ConfigError, command
 from vapo.session.signals import InterruptedRunError
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vapo.cli.common import DebugOption, JsonOption, SetOption, view_for, without_nan
+from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for, without_nan
 from vapo.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
-from vapo.cli.common import DebugOption, JsonOption, print_names
+from vapo.cli.options import DebugOption, JsonOption, print_names
 from vapo.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from vapo.cli.common import DebugOption, JsonOption, SetOption, view_for
+from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
 from vapo.errors import command
 from vapo.session.signals import carry_out
 
@@ -148,7 +148,7 @@ def make_base(
     debug: DebugOption = False,
 ) -> None:
     """Make a built-in task's base model again, from noisy traces and a seed (about 4 minutes on one core)."""
-    from vapo.models.base import make_base as make
+    from vapo.bases.base_model import make_base as make
     from vapo.session.layers import set_layer
     from vapo.session.lifecycle import check_folder
     from vapo.tasks.registry import make_task

@@ -20,8 +20,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from vapo.errors import ConfigError, DivergedError, ModelError
 from vapo.rollout.decoder import ROW_BUCKET, check_prompt, context_of, copy_weights
+from vapo.rollout.draws import check_decoding, sample, uniforms
 from vapo.rollout.kv_cache import round_up
-from vapo.rollout.sampling import check_decoding, sample, uniforms
 from vapo.types import Completion, Decoding, Prompt
 
 _PROGRESS_STEPS = 64

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from vapo.errors import ConfigError, DivergedError
 from vapo.rollout.decoder import ROW_BUCKET, Decoder, copy_weights, padded_length
+from vapo.rollout.draws import check_decoding, sample, uniforms
 from vapo.rollout.kv_cache import attention_width, round_up
-from vapo.rollout.sampling import check_decoding, sample, uniforms
 from vapo.types import Completion, Decoding, Prompt
 
 _FIRST_RESPONSE_CAPACITY = 256  # columns reserved for responses at first; doubled when a row needs more

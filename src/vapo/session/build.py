@@ -23,7 +23,7 @@ from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
 from vapo.trainer.run import Run
-from vapo.trainer.sampling import SynchronousSource
+from vapo.trainer.sources import SynchronousSource
 from vapo.types import Progress
 
 

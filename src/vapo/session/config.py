@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vapo.algo.method import Algorithm, LengthAdaptive
+from vapo.algo.method import Algorithm
 from vapo.algo.presets import PRESETS, without, without_all
 from vapo.algo.sizes import NAMES, fields_of, scaled, sizes_of
 from vapo.errors import ConfigError
@@ -189,42 +189,36 @@ def _method(choice: Choice, sections: Sections) -> Algorithm:
     return scaled(method, sizes(sections.trainer, choice.alpha))
 
 
-_DETAILS = tuple(f"trainer.pretraining_{name}" for name in ("lr", "passes", "at", "patience", "ready", "heldout"))
-"""How value pretraining is done: worth a note, also on the command line, where the method does none."""
-
-
 def _unused(config: Config, origins: Mapping[str, Origin]) -> tuple[str, ...]:
-    """Settings that were chosen and that the method has no use for: notes for those of a file.
+    """Notes on settings that were chosen and that the method has no use for.
 
-    Raises ConfigError for one that was given on the command line, details apart. A recipe's sizes are meant for every
-    preset.
+    A size may be meant for several presets (one command, each preset in turn), so it is noted. Raises ConfigError for a
+    critic that was given on the command line to a method without one. A recipe's sizes are for every preset.
     """
     notes = []
-    algorithm, chosen = config.algorithm, dict(flatten(config.as_dict()))
-    derived = dataclasses.asdict(sizes_of(algorithm))
-    lam = getattr(algorithm.credit, "policy_lambda", None)
-    for key, value in chosen.items():
-        source = origins[key].source
-        if value is None or source in (Source.DEFAULT, Source.RECIPE):
+    for key, value in flatten(config.as_dict()):
+        origin = origins[key]
+        if not value or origin.source in (Source.DEFAULT, Source.RECIPE):
             continue
-        name = key.partition(".")[2]
-        if name in derived and derived[name] == value:
-            continue  # it is what the method has anyway
-        if key == "trainer.group_size" and algorithm.sampling.per_prompt == 1:
-            why = "it draws one response to each prompt"
-        elif key in ("trainer.critic_lr", "model.critic", "model.critic_lora") and not algorithm.has_critic:
-            if not value:
-                continue
-            why = "it has no critic"
-        elif key.startswith("trainer.pretraining_") and not algorithm.pretrains:
-            if not value:
-                continue
-            why = "it does no value pretraining"
-        elif key == "algorithm.alpha" and not isinstance(lam, LengthAdaptive):
-            why = "its lambda is not length-adaptive"
-        else:
+        if (why := _no_use(config.algorithm, key, value)) is None:
             continue
-        if source is Source.OPTION and not key.startswith(_DETAILS):
+        if origin.source is Source.OPTION and key.startswith("model."):
             raise ConfigError(f"{key}={value} has no effect: the method is {config.label}, and {why}. Leave it out.")
-        notes.append(f"{key}={value} ({origins[key].place}) has no effect on {config.label}: {why}")
+        notes.append(f"{key}={value} ({origin.place}) has no effect on {config.label}: {why}")
     return tuple(notes)
+
+
+def _no_use(algorithm: Algorithm, key: str, value: Any) -> str | None:
+    """Why the method has no use for a setting; None if it has, or would be the same without it."""
+    derived = dataclasses.asdict(sizes_of(algorithm))
+    if derived.get(key.partition(".")[2]) == value:
+        return None
+    if key == "trainer.group_size" and algorithm.sampling.per_prompt == 1:
+        return "it draws one response to each prompt"
+    if key in ("trainer.critic_lr", "model.critic", "model.critic_lora") and not algorithm.has_critic:
+        return "it has no critic"
+    if key.startswith("trainer.pretraining_") and not algorithm.pretrains:
+        return "it does no value pretraining"
+    if key == "algorithm.alpha" and derived["alpha"] is None:
+        return "its lambda is not length-adaptive"
+    return None

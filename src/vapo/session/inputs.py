@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.method import Gae
+from vapo.bases.base_model import builtin_model
 from vapo.errors import ConfigError, DataError, VapoError
-from vapo.models.base import builtin_model
 from vapo.models.gguf import is_gguf, place
 from vapo.models.loading import (
     context_length,

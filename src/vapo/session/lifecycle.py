@@ -17,10 +17,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from vapo.bases.base_model import builtin_model
+from vapo.durability import checkpoint
+from vapo.durability.watch import Watchdog
 from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command
 from vapo.json_text import json_text
 from vapo.metrics import EventName
-from vapo.models.base import builtin_model
 from vapo.models.loading import count_parameters, load_config
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
@@ -32,13 +34,12 @@ from vapo.session.layers import Layer, Origin, Source, file_layer, flatten, read
 from vapo.session.schema import TaskConfig
 from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
 from vapo.tasks.catalog import check_task, is_known
-from vapo.trainer import checkpoint, snapshot
+from vapo.trainer import snapshot
 from vapo.trainer.loop import train as run_loop
 from vapo.trainer.observer import Observer
 from vapo.trainer.pretrain import pool_bytes
 from vapo.trainer.record import LOCK, RunFolder
 from vapo.trainer.run import Run
-from vapo.trainer.watch import Watchdog
 from vapo.types import Task
 
 SOURCES = "sources.json"

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from vapo.errors import ConfigError, DataError, VapoError
-from vapo.tasks.common import read_options
+from vapo.tasks.builtin import read_options
 from vapo.tasks.gym import PREFIX, Gym, GymOptions
 from vapo.tasks.problems import make_problems
 from vapo.tasks.registry import BUILTIN, make_task

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vapo.errors import ConfigError
-from vapo.tasks.common import check_range, decisive_words, mumble, pick, quote, split, wrong
+from vapo.tasks.builtin import check_range, decisive_words, mumble, pick, quote, split, wrong
 from vapo.tasks.words import ANSWER, CHAIN_WORDS, DONE, LOST, NUMBERS, VOCABULARY
 from vapo.types import Prompt, Verdict, stable_hash
 

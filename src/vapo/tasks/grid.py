@@ -6,7 +6,7 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-from vapo.tasks.common import pick
+from vapo.tasks.builtin import pick
 from vapo.tasks.words import DIRECTIONS, cell_name
 
 

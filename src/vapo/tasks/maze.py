@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from vapo.tasks.common import check_range, decisive_words, judge_moves, last_word, mumble, quote, split
+from vapo.tasks.builtin import check_range, decisive_words, judge_moves, last_word, mumble, quote, split
 from vapo.tasks.grid import Grid, distances, make_grid, spread_out
 from vapo.tasks.words import CELLS, DIRECTIONS, DONE, LANDMARKS, MAP_NAMES, MAX_SIDE, VOCABULARY, WALL
 from vapo.types import Prompt, Verdict

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vapo.errors import ConfigError, DataError
-from vapo.tasks.common import read_options, split
+from vapo.tasks.builtin import read_options, split
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.graded import FirstScores, about_graded

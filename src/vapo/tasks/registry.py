@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from vapo.errors import ConfigError
+from vapo.tasks.builtin import BuiltinTask
 from vapo.tasks.chain import Chain, ChainOptions
-from vapo.tasks.common import BuiltinTask
 from vapo.tasks.maze import Maze, MazeOptions
 from vapo.tasks.walk import Walk, WalkOptions
 

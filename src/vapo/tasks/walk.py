@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vapo.tasks.common import check_range, decisive_words, judge_moves, last_word, mumble, quote, split
+from vapo.tasks.builtin import check_range, decisive_words, judge_moves, last_word, mumble, quote, split
 from vapo.tasks.words import DONE, MAX_NUMBER, NUMBERS, OUT, VOCABULARY, WALK_OPERATIONS
 from vapo.types import Prompt, Verdict, stable_hash
 

@@ -32,8 +32,8 @@ from vapo.trainer.pricing import price
 from vapo.trainer.replay import ReplayPool, drawn_from, remove_pool
 from vapo.trainer.rollouts import Rollout, consume
 from vapo.trainer.run import Run
-from vapo.trainer.sampling import PretrainingSource
 from vapo.trainer.scoring import score
+from vapo.trainer.sources import PretrainingSource
 from vapo.types import stable_hash
 
 BAD_STEPS_TO_STOP = 3

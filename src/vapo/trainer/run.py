@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.method import Algorithm
+from vapo.durability.watch import Watch
 from vapo.errors import AbandonedError
 from vapo.metrics import EventName
 from vapo.models.loading import response_text
@@ -23,7 +24,6 @@ from vapo.trainer.record import RunFolder
 from vapo.trainer.rollouts import RolloutSource
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 from vapo.trainer.state import State
-from vapo.trainer.watch import Watch
 from vapo.types import Decoding, Episode, Progress, PromptSet, Task
 
 

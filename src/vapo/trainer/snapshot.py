@@ -9,9 +9,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from vapo.durability import checkpoint
 from vapo.errors import DivergedError, StoppedError, command
 from vapo.metrics import EventName, Phase
-from vapo.trainer import checkpoint
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
 

@@ -75,11 +75,8 @@ def test_equal_labels_with_other_settings_are_told_apart(make_cell):
     }
 
 
-def test_a_setting_that_the_trainer_fills_in_is_said_once():
-    settings = [
-        {"trainer.actor_lr": lr, "algorithm.optimization.actor_lr": lr, "algorithm.positive_lm": "0.1"}
-        for lr in ("1", "2")
-    ]
+def test_runs_of_one_label_are_told_apart_by_what_differs():
+    settings = [{"trainer.actor_lr": lr, "algorithm.positive_lm": "0.1"} for lr in ("1", "2")]
     assert distinct_labels(["vapo"] * 2, settings) == ["vapo (trainer.actor_lr=1)", "vapo (trainer.actor_lr=2)"]
     assert distinct_labels(["vapo", "ppo"], settings) == ["vapo", "ppo"]
 

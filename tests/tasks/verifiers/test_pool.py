@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from vapo.errors import ConfigError
-from vapo.tasks.common import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.verifiers import worker
-from vapo.tasks.verifiers.pool import Group, Limits, VerifierPool
+from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS, Group, Limits, VerifierPool
 from vapo.types import Prompt
 
 VERIFIER = """

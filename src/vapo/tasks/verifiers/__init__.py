@@ -1,5 +1,5 @@
-"""Verifiers that cannot hang or lie: answers are read here and judged in worker processes.
+"""Verifiers: what judges a response, and the worker processes that it runs in.
 
-`answers` finds the answer in a response, `maths` compares it with the gold one, `pool` and `worker` keep
-whatever judges in processes with limits, `functions` finds verifiers by name.
+Begin with `functions.load_verifier` (a verifier by its name) and `pool.VerifierPool` (verdicts from killable workers
+under limits of time and memory). Nothing here knows where problems come from: `vapo.tasks` gives it prompts.
 """

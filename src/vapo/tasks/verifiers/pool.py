@@ -18,10 +18,11 @@ from queue import SimpleQueue
 from typing import Any
 
 from vapo.errors import ConfigError, UnguardedError, VerifierBrokenError
-from vapo.tasks.common import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.verifiers.functions import MEMORY_LIMIT, refuse_while_importing
 from vapo.types import KINDS, Prompt, Verdict
 
+MAX_RESPONSE_CHARACTERS = 1_000_000
+"""Far above any real response, and small enough that judging it takes milliseconds."""
 START_LIMIT_S = 120.0
 """Seconds for a worker to import its verifier."""
 MAX_WORKERS = 8

@@ -9,14 +9,12 @@ from typing import Any, Protocol, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from vapo.errors import ConfigError
+from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.words import DONE, FILLERS, LOST
 from vapo.types import Prompt, Task, Verdict, WrongKind, stable_hash
 
 T = TypeVar("T")
 Options = TypeVar("Options")
-
-# Far above any real response, and small enough that judging it takes milliseconds.
-MAX_RESPONSE_CHARACTERS = 1_000_000
 
 
 class BuiltinTask(Task, Protocol):

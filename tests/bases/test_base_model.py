@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from vapo.errors import ConfigError, ModelError
-from vapo.models.base import (
+from vapo.bases.base_model import (
     ASSETS,
     EOS,
     BaseRecipe,
@@ -19,6 +18,7 @@ from vapo.models.base import (
     new_model,
     sample_responses,
 )
+from vapo.errors import ConfigError, ModelError
 from vapo.tasks import BUILTIN, make_task
 from vapo.tasks.words import VOCABULARY
 

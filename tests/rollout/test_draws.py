@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vapo.rollout.sampling import sample, uniforms
+from vapo.rollout.draws import sample, uniforms
 
 LARGEST = 1.0 - 2.0**-53
 

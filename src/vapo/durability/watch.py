@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from vapo.trainer import watchdog
+from vapo.durability import watchdog
 
 STACKS = "stacks.txt"
 LOG = "watchdog.log"

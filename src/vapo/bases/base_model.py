@@ -156,7 +156,7 @@ def make_base(
         "task": task.name,
         "task_options": _plain(task.options),
         "trace_policy": _plain(getattr(task, "clumsiness", None)),
-        "traces": "next-token prediction on noisy traces, never of held-out prompts; see vapo.models.base",
+        "traces": "next-token prediction on noisy traces, never of held-out prompts; see vapo.bases.base_model",
         "recipe": asdict(recipe),
         "seed": seed,
         "threads": torch.get_num_threads() if threads is None else threads,
