@@ -1,4 +1,4 @@
-"""Low-rank adapters on a policy or a critic, by peft: a fraction of the optimizer's memory, the same interfaces.
+"""Low-rank adapters on a policy or a critic, with peft: they need a fraction of the optimizer's memory.
 
 W x becomes W x + (α/r) B A x in every linear layer of the backbone, with W fixed (Hu et al. 2021, arXiv:2106.09685,
 eq. 3). B starts at 0, so the first policy is the base.
@@ -24,17 +24,17 @@ ADAPTER = "vapo"
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: torch.nn.Module | None = None) -> None:
-    """Put adapters of this rank into the model, in place, and fix everything else but `keep` (a critic's head).
+    """Add adapters of this rank to the model, in place, and freeze all other weights except `keep` (a critic's head).
 
-    `alpha` None is twice the rank. A is drawn from torch's random numbers. Raises ConfigError without peft.
+    `alpha` None means twice the rank. A is drawn from torch's generator. Raises ConfigError without peft.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError("Low-rank adapters need peft: pip install peft.") from error
     backbone = backbone_of(model)
-    # peft sees a bare module: told the architecture, it would trade the linear layers of some mixtures of experts
-    # (shared experts, dense blocks) for the experts' fused tensors
+    # peft gets a bare module: where it knows the architecture, it replaces linear layers of some mixtures of experts
+    # (shared experts, dense blocks) by the experts' fused tensors
     below = torch.nn.ModuleDict({"backbone": backbone})
     targets = [
         f"backbone.{name}"
@@ -61,7 +61,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: to
 
 @torch.no_grad()
 def _is_plain(layer: torch.nn.Linear) -> bool:
-    """Whether the layer computes W x + b and nothing else: some routers are linear layers that return choices."""
+    """Whether the layer computes W x + b only: some routers are linear layers that return choices."""
     if type(layer).forward is torch.nn.Linear.forward:
         return True
     x = torch.linspace(-1, 1, 2 * layer.in_features).view(2, -1).to(layer.weight)
@@ -70,9 +70,9 @@ def _is_plain(layer: torch.nn.Linear) -> bool:
 
 
 def _read_directly(backbone: PreTrainedModel, name: str) -> bool:
-    """Whether a layer's weight goes past its `forward`, where an adapter would not be seen.
+    """Whether the model uses a layer's weight without its `forward`, so that an adapter would have no effect.
 
-    The scans of Mamba's layers read these two so: A_log and D tell such a layer.
+    Mamba's scans do that with these two layers. A mixer with A_log and D is one of Mamba's.
     """
     parent, _, own = name.rpartition(".")
     mixer = backbone.get_submodule(parent)
@@ -80,7 +80,7 @@ def _read_directly(backbone: PreTrainedModel, name: str) -> bool:
 
 
 def has_lora(model: PreTrainedModel) -> bool:
-    """Whether `add_lora` was here."""
+    """Whether the model has adapters."""
     return any(_is_adapter(name) for name, _ in model.named_parameters())
 
 
@@ -97,13 +97,13 @@ def plain_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def save_adapters(model: PreTrainedModel, path: Path) -> None:
-    """What is trained, and a digest of what is not."""
+    """Save the trained weights, and a digest of the frozen ones."""
     trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     save_file(trained, path, metadata={"base": _digest(model)})
 
 
 def load_adapters(model: PreTrainedModel, path: Path) -> None:
-    """Put saved adapters back; raises CheckpointError if they were trained on other weights."""
+    """Load saved adapters into the model; CheckpointError if they were trained on other weights."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with safe_open(path, "pt") as file:
         if (file.metadata() or {}).get("base") != _digest(model):
@@ -121,10 +121,10 @@ def _is_adapter(name: str) -> bool:
 
 
 def _digest(model: PreTrainedModel) -> str:
-    """A hash of the fixed weights' names, shapes and first numbers: another base shows in them."""
-    told = hashlib.sha256()
+    """A hash of the frozen weights' names, shapes and first numbers, which differ between base models."""
+    digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            told.update(f"{name} {tuple(parameter.shape)}".encode())
-            told.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return told.hexdigest()
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
