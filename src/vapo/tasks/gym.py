@@ -54,7 +54,7 @@ class GymOptions:
 
 
 class Gym:
-    """A task over one data set of reasoning-gym; close it when done. `notes` says if its scorer refuses gold answers."""
+    """A task over one data set of reasoning-gym; close it when done. `notes` has the faults of the scorer."""
 
     def __init__(self, dataset: str, options: GymOptions) -> None:
         o = self.options = options

@@ -208,8 +208,8 @@ class Worker:
     def ask(self, request: dict[str, Any], limit_s: float) -> tuple[Reply, bool]:
         """The verdicts on one request, or an invalid one after `limit_s` seconds; and whether the verifier raised.
 
-        A process that dies during a request may have been killed from outside, so it gets the request once more, in the time
-        left.
+        A process that dies during a request may have been killed from outside. So the request is sent once more, within
+        the time left.
         """
         self._number += 1
         try:
