@@ -51,13 +51,13 @@ def test_a_data_set_that_is_not_there_is_told_at_once(monkeypatch):
 
 
 def test_a_hub_that_answers_and_a_source_that_is_here_are_asked_as_ever(tmp_path, monkeypatch):
-    with hub.asked(tmp_path) as why:
+    with hub.hub_access(tmp_path) as why:
         assert (why, constants.HF_HUB_OFFLINE) == ("", False)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        with hub.asked("nobody/nowhere") as why:
+        with hub.hub_access("nobody/nowhere") as why:
             assert (why, constants.HF_HUB_OFFLINE) == ("", False)
 
 

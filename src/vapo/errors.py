@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault, and the exit code that says so.
+"""Errors by cause, each with its exit code.
 
 A message names the thing, the place and the fix. `vapo.cli` prints it as one line, without a traceback.
 """
@@ -7,7 +7,7 @@ import shlex
 
 
 def command(*words: object) -> str:
-    """A `vapo` command for a message, which can be copied into a shell whatever its words hold.
+    """A `vapo` command for a message, quoted so that it can be copied into a shell.
 
     >>> command("resume", "my runs/one")
     "vapo resume 'my runs/one'"
@@ -16,19 +16,19 @@ def command(*words: object) -> str:
 
 
 class VapoError(Exception):
-    """Something the user should read; `exit_code` is what the command line returns."""
+    """The base of all errors for the user; `exit_code` is what the command line returns."""
 
     exit_code = 1
 
 
 class ConfigError(VapoError):
-    """A setting is wrong; found before any weights load."""
+    """A setting is wrong. Found before any weights load."""
 
     exit_code = 2
 
 
 class UnguardedError(ConfigError):
-    """A file starts a run or an evaluation as soon as it is imported, and it is imported for a function in it."""
+    """A file is imported for a function in it, and starts a run or an evaluation when it is imported."""
 
 
 class DataError(VapoError):
@@ -62,10 +62,10 @@ class VerifierBrokenError(VapoError):
 
 
 class StoppedError(VapoError):
-    """The run stopped in order and can be resumed."""
+    """The run saved its state, stopped, and can be resumed."""
 
     exit_code = 75
 
 
 class AbandonedError(StoppedError):
-    """A stop was asked for while nothing had been learned yet from what is under way: it can be dropped."""
+    """A stop was requested before the current step's update: the step is dropped, the state before it is saved."""

@@ -1,4 +1,4 @@
-"""Whether the hub of models and data sets can be reached; its own libraries try for a minute before they say no."""
+"""Checks whether the hub of models and data sets can be reached, in 5 seconds; its own libraries try for a minute."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 LIMIT_S = 5.0
-"""Seconds for a name to be found and a connection to be made."""
+"""Seconds allowed for looking up the host and connecting."""
 FRESH_S = 60.0
-"""Seconds for which what was found is taken to last."""
+"""Seconds until the connection is checked again."""
 
 
 @contextmanager
-def asked(source: str | Path) -> Iterator[str]:
-    """Load `source` within; yields why the hub is not asked, "" if it is or the source is here.
+def hub_access(source: str | Path) -> Iterator[str]:
+    """Load `source` within this context. Yields why the hub cannot be used; "" if it can, or if the source is local.
 
-    A hub that cannot be reached is not asked: its libraries take what was downloaded before and fail at once for
-    the rest.
+    Without the hub, its libraries use what was downloaded before and fail at once for everything else.
     """
     why = "" if Path(source).exists() else unreachable()
     with _cache_only() if why else nullcontext():
@@ -33,7 +32,7 @@ def asked(source: str | Path) -> Iterator[str]:
 
 
 def not_cached(error: BaseException | None) -> bool:
-    """Whether an error means that something was to be downloaded."""
+    """Whether an error means that a file would have to be downloaded."""
     while error is not None:
         if type(error).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"):
             return True
@@ -42,7 +41,7 @@ def not_cached(error: BaseException | None) -> bool:
 
 
 def unreachable() -> str:
-    """Why the hub cannot be reached from here, "" if it can. Through a proxy, the proxy is what is tried."""
+    """Why the hub cannot be reached from this machine; "" if it can. Behind a proxy, tries the proxy."""
     from huggingface_hub import constants
 
     return _tried(constants.ENDPOINT, int(time.monotonic() / FRESH_S))
@@ -66,7 +65,7 @@ def _tried(endpoint: str, _: int) -> str:
 
 
 def _no_connection(host: str, port: int) -> str:
-    """Why no connection is made within the limit, "" if one is."""
+    """Why connecting failed or took longer than the limit; "" if it succeeded."""
     found = [f"no answer within {LIMIT_S:g} s"]
 
     def connect() -> None:
@@ -76,7 +75,7 @@ def _no_connection(host: str, port: int) -> str:
         except (OSError, UnicodeError) as error:
             found[0] = str(error)
 
-    # looking up a name knows no limit of its own
+    # looking up a name has no time limit of its own
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(LIMIT_S)
@@ -85,7 +84,7 @@ def _no_connection(host: str, port: int) -> str:
 
 @contextmanager
 def _cache_only() -> Iterator[None]:
-    """Within, the hub's libraries take what was downloaded before and try nothing else."""
+    """Within, the hub's libraries use what was downloaded before and make no connection."""
     from huggingface_hub import constants
 
     places: list[Any] = [constants, *(m for m in [sys.modules.get("datasets.config")] if m is not None)]

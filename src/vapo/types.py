@@ -1,6 +1,6 @@
-"""The nouns every room shares: a prompt, how to decode, what came back, what the verifier said.
+"""The types that all rooms share: prompt, decoding, completion, verdict, episode, task.
 
-Tensors of a whole step live in `Batch` (`vapo.trainer.batch`); these are the records of single samples.
+These are records of single samples. `Batch` (`vapo.trainer.batch`) has the tensors of a whole step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WrongKind = Literal["unspecified", "no_answer", "unreadable", "wrong_answer"]
 KINDS: tuple[WrongKind, ...] = get_args(WrongKind)
 FinishReason = Literal["stop", "length"]
 Progress = Callable[[str, int, int], None]
-"""Is told what goes on, how much of it is done, and how much there is. What it raises ends the work."""
+"""Called with what is running, how much of it is done, and the total. An exception from it ends the work."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Prompt:
     """One problem, as a task states it and as a model reads it.
 
     `id` is stable across runs and machines: seeds and epochs derive from it. `text` is a plain string or a
-    list of chat messages (`{"role": ..., "content": ...}`). `answer` is whatever the task's verifier needs,
-    JSON only; `columns` are the other columns of its row in a data set, for verifiers that ask for them.
+    list of chat messages (`{"role": ..., "content": ...}`). `answer` is what the task's verifier needs,
+    as JSON; `columns` are the other columns of its row in a data set, for verifiers that ask for them.
     `token_ids` is empty until a tokenizer has rendered the prompt.
     """
 
@@ -65,15 +65,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says. `invalid` means it cannot tell (timeout, crash, bad gold); never count it as wrong.
+    """A verifier's judgement. `invalid` means it could not judge (timeout, crash, bad gold); never count it as wrong.
 
-    `reason` is for people. `kind` is for counting why responses are wrong: no answer was found, it could not be read,
-    or it is another one; a verifier need not tell.
+    `reason` is for people. `kind` is for counting why responses are wrong: no answer found, answer unreadable, or
+    another answer. A verifier may leave it unspecified.
     """
 
     status: Literal["right", "wrong", "invalid"]
     reason: str = ""
-    kind: WrongKind = field(default="unspecified", compare=False)  # equal words are equal verdicts
+    kind: WrongKind = field(default="unspecified", compare=False)  # verdicts with equal status and reason are equal
 
     @property
     def right(self) -> bool:
@@ -82,13 +82,13 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
-        """False when the verifier could not tell."""
+        """False when the verifier could not judge."""
         return self.status != "invalid"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A stretch of an episode after the prompt, written by the policy or by the environment (a tool's output, say).
+    """A part of an episode after the prompt, written by the policy or by the environment (such as a tool's output).
 
     `logprobs` belongs to the policy's turns, one per token as in `Completion`; it is empty in the environment's.
     """
@@ -107,8 +107,8 @@ class Turn:
 class Episode:
     """A prompt, what followed it turn by turn, and the verdict. `sample` counts the episodes of one prompt from 0.
 
-    Only the policy's tokens are learned from. `finish_reason` is that of the policy's last turn, `policy_version` the
-    trainer's step whose weights wrote all of its turns. `response` is the text that is judged.
+    Training uses the policy's tokens only. `finish_reason` is that of the policy's last turn, `policy_version` the
+    trainer's step whose weights wrote all of its turns. `response` is the text that the verifier judges.
     """
 
     prompt: Prompt
@@ -194,7 +194,7 @@ class PromptSet(Protocol):
 
 
 def stable_hash(*parts: object) -> int:
-    """A 63-bit number decided by the parts alone: same on every machine, in every process and release.
+    """A 63-bit hash of the parts: the same on every machine, in every process and release.
 
     >>> stable_hash(0, "step", 3) == stable_hash(0, "step", 3)
     True
@@ -204,5 +204,5 @@ def stable_hash(*parts: object) -> int:
 
 
 def sample_seed(run_seed: int, step: int | str, prompt_id: str, sample: int) -> int:
-    """The seed of one sample (design guarantee: a sample alone, in a batch or after resume is the same)."""
+    """The seed of one sample, so that a sample is the same alone, in a batch and after a resume."""
     return stable_hash("sample", run_seed, step, prompt_id, sample)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vapo.errors import ModelError
-from vapo.models.gguf import place
+from vapo.models.gguf import cache_folder
 from vapo.models.loading import load_critic, load_policy, load_tokenizer, stop_token_ids
 from vapo.models.networks import output_embeddings
 from vapo.models.saving import save_model
@@ -87,13 +87,13 @@ def test_policy_critic_and_tokenizer_come_out_of_one_file_and_can_be_trained_and
 
 def test_it_is_converted_once_and_again_when_the_file_changes(tiny):
     load_policy(tiny)
-    marker = place(tiny) / "marker"
+    marker = cache_folder(tiny) / "marker"
     marker.touch()
     load_policy(tiny)
     assert marker.exists()
-    before = place(tiny)
+    before = cache_folder(tiny)
     tiny.write_bytes(tiny.read_bytes() + b"\0")
-    assert place(tiny) != before
+    assert cache_folder(tiny) != before
 
 
 def test_a_file_that_is_not_there_or_no_model_is_an_error(tiny, tmp_path):

@@ -18,7 +18,7 @@ import toys
 from architectures import ARCHITECTURES
 from vapo import cli
 from vapo.errors import CheckpointError, ModelError
-from vapo.models.gguf import place
+from vapo.models.gguf import cache_folder
 from vapo.models.loaded import own_memory, read_tensors
 from vapo.models.loading import load_critic, load_policy
 from vapo.models.saving import load_optimizer, load_weights, save_model, save_optimizer
@@ -270,4 +270,4 @@ def test_a_gguf_file_without_a_tensor_is_refused_and_not_kept(tmp_path: Path, mo
     write_tiny_llama(tmp_path / "tiny.gguf")
     with pytest.raises(ModelError, match=r"lacks .*model\.layers\.0\.mlp\.up_proj\.weight"):
         load_policy(tmp_path / "tiny.gguf")
-    assert not place(tmp_path / "tiny.gguf").exists()
+    assert not cache_folder(tmp_path / "tiny.gguf").exists()

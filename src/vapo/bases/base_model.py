@@ -1,10 +1,10 @@
-"""Base models for the built-in tasks: made from noisy traces in minutes, and shipped with the package.
+"""Base models for the built-in tasks, trained on noisy traces in minutes and shipped with the package.
 
-A base model is what reinforcement learning starts from: it writes legal text and succeeds sometimes. It is a
-small, ordinary `LlamaForCausalLM`, trained from scratch by next-token prediction on *noisy traces*: what a
-clumsy solver writes (each task's `noisy_trace` tells how it errs). The traces hold no expert: no solver that
-plans ever runs, the better choice is hardly likelier than another, most traces of the task's prompts end
-wrong. They are of training prompts and, in some tasks, of easier ones that are no prompts; never of held-out ones.
+Reinforcement learning starts from a base model: it writes well-formed text and succeeds sometimes. It is a small
+`LlamaForCausalLM`, trained from scratch by next-token prediction on *noisy traces*: the text of a solver that errs at
+random (each task's `noisy_trace` says how). The solver does not plan, prefers the better choice only slightly, and
+most of its traces for the task's prompts end wrong. Traces use training prompts and, in some tasks, easier prompts
+that are not in the task; never held-out ones.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 class TracedTask(Task, Protocol):
-    """A task that can make the text its base model is trained on."""
+    """A task that can generate the traces its base model is trained on."""
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Every word of prompts and responses; the order decides the token ids."""
+        """Every word of prompts and responses, in the order of their token ids."""
         ...
 
     @property
@@ -80,13 +80,13 @@ class TracedTask(Task, Protocol):
         ...
 
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
-        """A prompt that is not held out, and what a clumsy solver writes."""
+        """A prompt that is not held out, and the text of a solver that errs."""
         ...
 
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """The size of a base model and how long it is trained."""
+    """The size of a base model, and its training."""
 
     hidden_size: int = 64
     layers: int = 2
@@ -105,8 +105,8 @@ class BaseRecipe:
 def builtin_model(task_name: str, options: object = None) -> Path:
     """The folder of the base model shipped for a built-in task, in Hugging Face format.
 
-    Pass the task's `options` to be sure that the model knows this very task. ModelError if none ships for
-    that name, or for these options.
+    `options` are the task's, to check that the model was trained for them. ModelError if no model ships for that
+    name, or for these options.
     """
     folder = ASSETS / task_name
     if task_name.isidentifier() and (folder / "config.json").is_file():
@@ -122,12 +122,12 @@ def builtin_model(task_name: str, options: object = None) -> Path:
 
 def _check_options(task_name: str, folder: Path, options: object) -> None:
     made_for = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["task_options"]
-    asked = _plain(options)
-    if asked != made_for:
-        different = sorted(key for key in {*asked, *made_for} if asked.get(key) != made_for.get(key))
-        told = ", ".join(f"{key}={asked.get(key)} (the model knows {made_for.get(key)})" for key in different)
+    wanted = _plain(options)
+    if wanted != made_for:
+        different = sorted(key for key in {*wanted, *made_for} if wanted.get(key) != made_for.get(key))
+        differences = ", ".join(f"{key}={wanted.get(key)} (the model knows {made_for.get(key)})" for key in different)
         raise ModelError(
-            f"The base model shipped for {task_name!r} was made for other task options: {told}. "
+            f"The base model shipped for {task_name!r} was made for other task options: {differences}. "
             "Make a base model for these options, or leave them as they are."
         )
 
@@ -140,11 +140,11 @@ def make_base(
     threads: int | None = None,
     recipe: BaseRecipe | None = None,
 ) -> dict[str, Any]:
-    """What went into `provenance.json`, after training a base model for the task and saving it in `out_dir`.
+    """Train a base model for the task and save it in `out_dir`. Returns the content of `provenance.json`.
 
-    The folder holds model, tokenizer and provenance, and appears whole or not at all. The same seed, versions
-    and number of threads give the same weights on one machine. `threads` leaves torch's setting as it is when
-    None. Errors: ConfigError if `out_dir` exists and is not an empty folder.
+    The folder has model, tokenizer and provenance, and appears only when it is complete. The same seed, versions
+    and number of threads give the same weights on one machine. `threads` None keeps
+    torch's setting. Errors: ConfigError if `out_dir` exists and is not an empty folder.
     """
     recipe, target = recipe or BaseRecipe(), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -189,7 +189,7 @@ def make_base(
 
 
 def make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer that splits at white space and knows whole words; decoding joins with single spaces."""
+    """A tokenizer with one token per word, split at white space; decoding joins words with single spaces."""
     words = [PAD, EOS, UNK, *vocabulary]
     if len(set(words)) != len(words) or any(word.split() != [word] for word in vocabulary):
         raise ConfigError("The words of a task's vocabulary must be different and without white space.")
@@ -208,7 +208,7 @@ def make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, recipe: BaseRecipe, seed: int) -> LlamaForCausalLM:
-    """An untrained model; the seed decides its weights. Torch's global generator is left as it was."""
+    """An untrained model with weights drawn from the seed. Leaves torch's global generator as it was."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
@@ -240,27 +240,26 @@ def measure_base(
     seed: int,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """How the model does on prompts at temperature 1: success (avg@samples), lengths, and why it fails.
+    """Success (avg@samples), lengths and reasons for failure of the model on prompts, at temperature 1.
 
-    Greedy answers would mislead: with free wording, what a model is likeliest to write is not what it mostly
-    writes.
+    Greedy decoding would mislead: the most likely response is not a typical one where wording is free.
     """
-    asked = [prompt for prompt in prompts for _ in range(samples)]
-    responses = sample_responses(model, tokenizer, asked, task.max_response_tokens, seed, on_progress)
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    responses = sample_responses(model, tokenizer, repeated, task.max_response_tokens, seed, on_progress)
     verdicts = [
         task.verify(prompt, response_text(tokenizer, tokens, (EOS_ID,)))
-        for prompt, (tokens, _) in zip(asked, responses, strict=True)
+        for prompt, (tokens, _) in zip(repeated, responses, strict=True)
     ]
     lengths = [len(tokens) for tokens, _ in responses]
     solved, wrong_because = set[str](), Counter[str]()
-    for prompt, (_, stopped), verdict in zip(asked, responses, verdicts, strict=True):
+    for prompt, (_, stopped), verdict in zip(repeated, responses, verdicts, strict=True):
         if verdict.right:
             solved.add(prompt.id)
         elif not stopped:
             wrong_because["cut at the limit"] += 1
         else:
             wrong_because[verdict.reason.split(" ", 1)[0]] += 1  # "stopped", "gave", "move", ...
-    count = len(asked)
+    count = len(repeated)
     return {
         "prompts": len(prompts),
         "samples_per_prompt": samples,
@@ -297,7 +296,7 @@ def sample_responses(
         for at in range(0, len(same), rows)
     ]
     total = len(batches) * max_tokens
-    for number, active in enumerate(batches):  # rows of a batch have prompts of one length: no padding
+    for number, active in enumerate(batches):  # all prompts of a batch have equal length, so there is no padding
         cache = DynamicCache()
         inputs = torch.tensor([token_ids[i] for i in active])
         for step in range(max_tokens):
@@ -327,7 +326,7 @@ def _fit(
     seed: int,
     on_progress: Progress | None,
 ) -> float:
-    """The mean loss over the last tenth of the steps, after training the model in place."""
+    """Train the model in place. Returns the mean loss over the last tenth of the steps."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     optimizer = torch.optim.AdamW(
         [
@@ -368,32 +367,32 @@ def _schedule(progress: float, warmup: float) -> float:
 def _trace_batches(
     task: TracedTask, tokenizer: PreTrainedTokenizerFast, recipe: BaseRecipe, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless `(inputs, targets)` of fresh traces; prompts are read but not predicted."""
+    """An endless stream of `(inputs, targets)` of new traces. Prompt tokens are inputs, and ignored as targets."""
     rng = random.Random(stable_hash("traces", task.name, seed))  # noqa: S311 - not for secrets
     while True:
-        # Batches of like length waste little on padding; their order is shuffled again.
+        # Traces of similar length share a batch, for little padding; the batches are shuffled.
         rows: list[tuple[list[int], int]] = []
         for _ in range(2048):
             prompt, response = task.noisy_trace(rng)
-            asked, answered = _encode(tokenizer, str(prompt.text)), _encode(tokenizer, response)
-            if len(answered) < task.max_response_tokens:
-                answered.append(EOS_ID)  # a trace cut at the limit has no end to learn
-            rows.append((asked + answered, len(asked)))
+            prompt_ids, response_ids = _encode(tokenizer, str(prompt.text)), _encode(tokenizer, response)
+            if len(response_ids) < task.max_response_tokens:
+                response_ids.append(EOS_ID)  # a trace that was cut off at the limit has no end
+            rows.append((prompt_ids + response_ids, len(prompt_ids)))
         rows.sort(key=lambda row: len(row[0]))
         batches = list(_in_batches(rows, recipe.batch_tokens))
         rng.shuffle(batches)
         for batch in batches:
             width = max(len(tokens) for tokens, _ in batch)
             padded = torch.tensor([tokens + [PAD_ID] * (width - len(tokens)) for tokens, _ in batch])
-            place = torch.arange(width)
-            asked = torch.tensor([asked for _, asked in batch])[:, None]
+            columns = torch.arange(width)
+            starts = torch.tensor([prompt_length for _, prompt_length in batch])[:, None]
             ends = torch.tensor([len(tokens) for tokens, _ in batch])[:, None]
-            targets = padded.masked_fill((place < asked) | (place >= ends), IGNORED)
+            targets = padded.masked_fill((columns < starts) | (columns >= ends), IGNORED)
             yield padded[:, :-1], targets[:, 1:]
 
 
 def _in_batches(rows: list[tuple[list[int], int]], response_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
-    """The `(tokens, length of the prompt)` rows in order, cut as soon as a batch has so many response tokens."""
+    """Batches of the `(tokens, length of the prompt)` rows, in order, of about `response_tokens` each."""
     batch: list[tuple[list[int], int]] = []
     tokens = 0
     for row in rows:

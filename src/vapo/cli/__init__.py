@@ -1,4 +1,4 @@
-"""The command line: parse, build, call. Heavy imports wait until a command needs them."""
+"""The command line: parse, build, call. Commands import heavy packages only when they need them."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ for command in (train, resume, evaluate, report, compare, ablate, recipes, setti
 
 
 def main() -> None:
-    """Entry point: errors become one line and an exit code."""
+    """Run the command line; an error prints one line and sets the exit code."""
     main_exit(app)

@@ -1,4 +1,4 @@
-"""Break runs on purpose."""
+"""`vapo chaos`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def chaos(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of moments, files and bits.", min=0)] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="New or empty folder for chaos.json and chaos.md. Default: they are only shown.")
+        Path | None, typer.Option(help="New or empty folder for chaos.json and chaos.md. Default: print only.")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Break small runs in every way we could think of and count those that did not come out bit for bit the same.
+    """Break small runs in seven ways, resume them, and count those whose results differ in any bit.
 
     Kills at random moments and at every step of a save, damaged checkpoints, full disks, SIGTERM, numbers that are not
     finite. About 12 minutes on two cores, 2 with --quick, and a few more for the kills of a longer run. Exit code 1 if

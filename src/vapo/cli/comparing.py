@@ -1,4 +1,4 @@
-"""Many runs side by side."""
+"""`vapo ablate` and `vapo compare`."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def ablate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the runs; give it again to go on. Default: ablation/ and the study's recipe and budget."
+            help="Folder of the runs; give it again to continue. Default: ablation/ and the study's recipe and budget."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what is done of them, and stop.")] = (
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and which are finished, and stop.")] = (
         False
     ),
     as_json: JsonOption = False,
@@ -76,8 +76,8 @@ def ablate(
     from vapo.study.study_view import study_view
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # else nohup asked to outlive the terminal
-            signal.signal(number, signal.default_int_handler)  # every way to stop lets the running cells save
+        if signal.getsignal(number) != signal.SIG_IGN:  # else started with nohup, to outlive the terminal
+            signal.signal(number, signal.default_int_handler)  # so that running cells save on every signal
     with study_view(silent=as_json) as view:
         view.say(f"runs and their logs: {folder}")
         try:
@@ -104,12 +104,13 @@ def ablate(
 
 
 def compare(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN...", help="Run directories, finished ones.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN...", help="Directories of finished runs.")] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for results.json, table.md, curves.png and comparison.html.")
     ] = Path("comparison"),
     reference: Annotated[
-        str, typer.Option(help="The method that differences are taken to; without any vapo, the first in the table.")
+        str,
+        typer.Option(help="The method that the others are compared with. Default: vapo, else the first one."),
     ] = "vapo",
     from_: Annotated[
         Path | None,
@@ -143,7 +144,7 @@ def compare(
 
 
 def _print_comparison(results: dict[str, Any]) -> None:
-    """The table, and below it the runs that are not in it."""
+    """Print the table, and below it the runs that are not in it."""
     from vapo.study.comparison import runs_left_out, runs_resumed, terminal_table
 
     console = Console()

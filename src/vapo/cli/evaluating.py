@@ -1,4 +1,4 @@
-"""Measure a model."""
+"""`vapo eval`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluate(
     k: Annotated[int, typer.Option("-k", "--samples", help="Samples per prompt, 1 or more.", min=1)] = 32,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.", min=0.0)] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling in (0, 1]; 0.7 is the paper's.")] = 0.7,
-    prompts: Annotated[int | None, typer.Option(help="Use the first so many prompts. Default: all.", min=1)] = None,
+    prompts: Annotated[int | None, typer.Option(help="Use the first N prompts. Default: all.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0)] = 0,
     data: Annotated[
         str | None,
@@ -46,7 +46,7 @@ def evaluate(
         typer.Option(help="How the critic picks: best-of-n, weighted-vote, or both with a comma. Default: both."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the samples; give it again to go on where it stopped.")
+        Path | None, typer.Option(help="Folder that keeps the samples; give it again to continue where it stopped.")
     ] = None,
     set_: SetOption = None,
     per_problem: Annotated[bool, typer.Option("--per-problem", help="Also list every prompt.")] = False,

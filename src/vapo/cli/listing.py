@@ -1,4 +1,4 @@
-"""What ships."""
+"""`vapo recipes`, `vapo settings` and `vapo tasks`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vapo.json_text import json_text
 
 
 def recipes(as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """What ships: one configuration per result we stand behind."""
+    """The shipped recipes: one configuration for each result."""
     from vapo.session.layers import recipes as shipped
 
     entries = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in shipped().items()}
@@ -28,7 +28,7 @@ def settings(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Every setting of a run: what it takes, its range, its default, what it means."""
+    """Every setting of a run: type, range, default, meaning."""
     from vapo.session.reference import all_settings
 
     found = [setting for setting in all_settings().values() if word is None or setting.matches(word)]
@@ -46,7 +46,7 @@ def settings(
 
 
 def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """What can be trained on, with an example of each."""
+    """The tasks to train on, with an example of each."""
     from vapo.tasks.catalog import DATA_TASKS, installed
     from vapo.tasks.gym import dataset_names
     from vapo.tasks.registry import BUILTIN, make_task

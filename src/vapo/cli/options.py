@@ -1,4 +1,4 @@
-"""What the commands share: the common options, views."""
+"""Options and output shared by the commands."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ SetOption = Annotated[
     ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def view_for(as_json: bool) -> Any:
-    """A view of a long job: silent where the output is JSON."""
+    """The view of a long job: silent if the output is JSON."""
     from vapo.reports.live import LiveView, SilentView
 
     return SilentView() if as_json else LiveView()
 
 
 def print_names(entries: dict[str, str], as_json: bool, heading: str, use: str) -> None:
-    """Names and what they are, and the command they are for."""
+    """Print names with descriptions, and the command that uses them."""
     if as_json:
         print(json_text(entries))
         return

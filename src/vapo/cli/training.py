@@ -1,4 +1,4 @@
-"""Make a base, train, resume, report."""
+"""`vapo train`, `resume`, `make-base` and `report`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def train(
     run_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Where everything is written; must be new or empty. Default: runs/<task>-<method>-seed<n>, with -2, "
+            help="Folder for all output; must be new or empty. Default: runs/<task>-<method>-seed<n>, with -2, "
             "-3, ... behind it if that is there."
         ),
     ] = None,
@@ -80,7 +80,7 @@ def train(
     layers += [set_layer(text) for text in set_ or []]
     config = resolve(layers)
 
-    from vapo.session import lifecycle  # loads torch: settings have been checked by now
+    from vapo.session import lifecycle  # imports torch, so only after the settings are checked
 
     path = run_dir or lifecycle.default_run_dir(config)
     if dry_run:
@@ -96,7 +96,7 @@ def train(
 
 
 def _show_settings(config: Config, path: Path, as_json: bool) -> None:
-    """Check everything cheap; print the settings with who chose them, and the method that follows."""
+    """Run all cheap checks; print the settings with their origins, and the resulting method."""
     from vapo.reports.live import SilentView
     from vapo.session import lifecycle
     from vapo.session.foresight import plan_of
@@ -126,7 +126,7 @@ def resume(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Go on where a run stopped, exactly: same metrics, same weights as if it had never stopped.
+    """Continue a run where it stopped, exactly: same metrics and weights as if it had never stopped.
 
     `--set trainer.steps=200` makes it longer.
     """
@@ -150,7 +150,7 @@ def make_base(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Make a built-in task's base model again, from noisy traces and a seed (about 4 minutes on one core)."""
+    """Train the base model of a built-in task, from noisy traces and a seed (about 4 minutes on one core)."""
     from vapo.bases.base_model import make_base as make
     from vapo.session.layers import set_layer
     from vapo.session.lifecycle import check_folder
@@ -166,7 +166,7 @@ def make_base(
             seed,
             out,
             on_progress=lambda phase, done, total, _: view.progress(phase, done, total),
-            threads=1,  # other numbers of threads give other weights
+            threads=1,  # another number of threads gives other weights
         )
     if as_json:
         print(json_text(made))
@@ -202,7 +202,7 @@ def _nothing_to_learn(run: RunFiles) -> str:
 
 
 def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None:
-    """Accuracy before and after, where everything is, and other methods to try with the command `again`."""
+    """Print accuracy before and after, the output files, and other methods to try with the command `again`."""
     from vapo.reports.live import best_effort_console
     from vapo.reports.runfiles import read_run
     from vapo.reports.tables import before_after_table
@@ -211,8 +211,8 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
     evaluations = run.evaluations
     critic = (path / "critic").is_dir()
     if as_json:
-        told = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
-        print(json_text({"run": str(path), "evaluations": told}))
+        shown = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
+        print(json_text({"run": str(path), "evaluations": shown}))
         return
     adapter = path / "policy_adapter"
     lines = [

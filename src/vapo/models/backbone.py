@@ -1,7 +1,7 @@
 """Hidden states of ragged sequences from any Hugging Face decoder, packed or padded, with the same numbers.
 
-`packed` lays all sequences end to end in one row and attends within each: no token of padding is computed.
-`padded` is the ordinary right-padded rectangle. Both return one row per real token.
+`packed` puts all sequences end to end in one row and attends within each, without padding. `padded` is the ordinary
+right-padded rectangle. Both return one row per real token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vapo.errors import ModelError
 Layout = Literal["packed", "padded"]
 
 PACKED_ATTENTION = "vapo_packed"
-"""Name under which transformers finds `packed_attention`; it creates no mask for names it does not know."""
+"""The name that `packed_attention` is registered under; transformers makes no masks for names it does not know."""
 
 
 def packed_attention(
@@ -42,8 +42,8 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each segment of a packed row: (1, heads, tokens, dim) -> (1, tokens, heads, dim).
 
-    One SDPA call per segment: on a CPU the fastest exact way to attend over ragged sequences, because no
-    padding and no quadratic mask is touched. Raises ModelError for attention variants SDPA cannot express.
+    Makes one SDPA call per segment: on a CPU the fastest exact attention over ragged sequences, because it computes no
+    padding and no mask over all tokens. Raises ModelError for attention variants SDPA cannot express.
     """
     if softcap is not None or s_aux is not None or position_bias is not None:
         raise ModelError("This architecture's attention (soft cap, sinks or position bias) cannot be packed.")
@@ -79,9 +79,9 @@ AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The network below a model's head; the model itself if it has none. Raises ModelError where it cannot be told.
+    """The network below a model's head; the model itself if it has no head. Raises ModelError if there is no one part.
 
-    That is its `base_model`, but for a few architectures (Llama 4) that name one they do not have.
+    It is `base_model`, except in a few architectures (Llama 4) whose `base_model` does not exist.
     """
     base = cast(PreTrainedModel, model.base_model)
     if base is not model or model.get_output_embeddings() is None:
@@ -117,14 +117,14 @@ def hidden_states(model: PreTrainedModel, sequences: Sequence[Tensor], layout: L
     lengths = torch.tensor([len(s) for s in sequences], device=tokens.device)
     mask = torch.arange(width, device=tokens.device)[None] < lengths[:, None]
     positions = torch.arange(width, device=tokens.device)[None].expand(len(sequences), -1)
-    # a recurrent model has no positions, and some of them no mask: right padding is never read by what stands before
+    # recurrent models take no positions, and some no mask: tokens do not read the padding on their right
     extra = {"attention_mask": mask.long(), "position_ids": positions}
     output = backbone(input_ids=tokens, use_cache=False, **_understood(backbone, extra))
     return output.last_hidden_state[mask]
 
 
 def _understood(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that the model's forward pass takes."""
+    """The arguments that the model's forward pass accepts."""
     known = inspect.signature(model.forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         return arguments
@@ -133,7 +133,7 @@ def _understood(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, 
 
 @contextmanager
 def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Run with another attention function; the engine and `save_pretrained` must not see the change."""
+    """Within: the model uses another attention function. Restored afterwards, for the engine and `save_pretrained`."""
     before = model.config._attn_implementation
     model.config._attn_implementation = name
     try:
@@ -143,9 +143,9 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Keep no activations inside layers for the backward pass, but compute them again.
+    """Turn on gradient checkpointing: the backward pass recomputes the activations inside layers.
 
-    transformers does so in training mode only, so that is turned on, and dropout, which it would wake, set to 0.
+    transformers does that in training mode only. So this sets training mode, and all dropout to 0.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -156,7 +156,7 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
     backbone = backbone_of(model)
 
     def contexts() -> tuple[Any, Any]:
-        # the second pass comes when `hidden_states` has put the attention function back
+        # the recomputation runs after `hidden_states` has restored the attention function, so set it again
         return nullcontext(), _attention(backbone, str(backbone.config._attn_implementation))
 
     model.train()
@@ -164,9 +164,9 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
 
 
 def supports_packing(model: PreTrainedModel) -> bool:
-    """Whether the architecture lets its attention function be chosen, and has no layers of another kind.
+    """Whether the attention function can be chosen, and all layers are full or sliding attention.
 
-    Attention in chunks, convolutions and recurrences would run across the borders of packed sequences.
+    Chunked attention, convolutions and recurrences would mix neighbouring sequences of a packed row.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())

@@ -1,8 +1,8 @@
-"""A critic for any decoder: its backbone with one linear output per token, as transformers' own token classifiers are.
+"""A critic for any decoder: its backbone with one linear output per token, like transformers' token classifiers.
 
-Where transformers has such a class, or at least a sequence classifier, `load_critic` takes that. Some hundred
-architectures (Granite, Cohere, GLM-4 MoE, Ernie 4.5, the recurrent ones) have none; theirs is made here. A saved one is
-an ordinary folder: `AutoModel` opens its backbone, and the head lies in the same file as `score.weight`, `score.bias`.
+Where transformers has a token or sequence classifier, `load_critic` uses it. About a hundred architectures (Granite,
+Cohere, GLM-4 MoE, Ernie 4.5, the recurrent ones) have neither, and this module makes one. A saved critic is an ordinary
+folder: `AutoModel` loads its backbone, and the same file has the head as `score.weight` and `score.bias`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from vapo.models.backbone import backbone_of
 
 
 def classifier_of(config: PreTrainedConfig) -> Any | None:
-    """transformers' Auto class for one output per token of this architecture; None if it has none.
+    """transformers' Auto class with one output per token for this architecture; None if there is none.
 
-    A few (Gemma 3, OLMo 2) have a sequence classifier only; its head is per token all the same.
+    A few architectures (Gemma 3, OLMo 2) have a sequence classifier only; its head, too, gives one output per token.
     """
     remote = getattr(config, "auto_map", None) or {}
     for mapping, auto in (
@@ -41,19 +41,19 @@ def classifier_of(config: PreTrainedConfig) -> Any | None:
 
 
 def known_ids(model: PreTrainedModel) -> int:
-    """How many token ids the model has an embedding for: 0 up to, not including, this number."""
+    """The number of token ids that the model has an embedding for."""
     return len(cast(nn.Embedding, model.get_input_embeddings()).weight)
 
 
 @torch.no_grad()
 def with_ids(model: PreTrainedModel, count: int) -> PreTrainedModel:
-    """The model with an embedding for at least `count` ids, in place. New ones are the mean of those that were there.
+    """Extend the model's embeddings to at least `count` ids, in place. New rows are the mean of the old ones.
 
-    A policy whose vocabulary is padded further than the critic's can draw an id that no token has.
+    A policy whose vocabulary has more padding than the critic's can draw an id that the critic lacks.
     """
     known = known_ids(model)
     if known < count:
-        # not the draw around the mean that transformers offers: a resumed run must find the same numbers
+        # transformers would draw them at random around the mean; a resumed run needs the same numbers
         table = cast(nn.Embedding, model.resize_token_embeddings(count, mean_resizing=False))
         table.weight[known:] = table.weight[:known].mean(dim=0)
     return model
@@ -64,9 +64,9 @@ def made_critic(
 ) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     """A token classifier with one output for an architecture without one, and the configuration to load it with.
 
-    Names of weights are those of the causal language model, so that either's folder loads.
+    Weights are named as in the causal language model, so that the folders of both load.
     """
-    with torch.device("meta"):  # its structure, not its weights
+    with torch.device("meta"):  # the structure without weights
         policy = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     backbone = backbone_of(policy)
     prefix = next(name for name, module in policy.named_children() if module is backbone)
@@ -83,7 +83,7 @@ def made_critic(
     def forward(self: Any, input_ids: torch.Tensor, **how: Any) -> torch.Tensor:
         return self.score(self.base_model(input_ids=input_ids, **how).last_hidden_state)
 
-    # transformers reads the source of a class's module to learn what its layers can do
+    # transformers reads the source of the class's module to find what its layers support
     module = type(backbone).__module__
     name = type(policy).__name__.replace("ForCausalLM", "").replace("LMHeadModel", "") + "ForTokenClassification"
     body = {"__init__": init, "forward": forward, "base_model_prefix": prefix, "config_class": type(own)}

@@ -1,4 +1,4 @@
-"""A .gguf file as an ordinary model folder, converted once: unpacking takes a minute, reading the folder a second."""
+"""Converts a .gguf file to an ordinary model folder, once: converting takes a minute, reading the folder a second."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def is_gguf(source: str | Path) -> bool:
 
 
 def converted(path: Path) -> Path:
-    """The folder with the file's weights in float32, made by transformers' own loader unless it is there already.
+    """The folder with the file's weights in float32, made by transformers' own loader if it does not exist yet.
 
-    It lies in `$VAPO_CACHE`, else in `~/.cache/vapo`, under the file's name, size and time of change. Raises
-    ModelError if the file cannot be read; whatever the loader raises goes through.
+    It is in `$VAPO_CACHE`, else in `~/.cache/vapo`, under the file's name, size and time of change. Raises
+    ModelError if the file cannot be read, and whatever the loader raises.
     """
-    folder = place(path)
+    folder = cache_folder(path)
     if folder.is_dir():
         return folder
     try:
@@ -36,7 +36,7 @@ def converted(path: Path) -> Path:
         from transformers import GgufConfig
     except ImportError as error:
         raise ModelError(f"Reading {path} needs two packages: pip install gguf accelerate.") from error
-    with redirect_stderr(io.StringIO()):  # it draws a bar that no setting turns off
+    with redirect_stderr(io.StringIO()):  # it draws a progress bar that no setting turns off
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         # packed weights could not be trained
         model, info = read_model(
@@ -47,23 +47,23 @@ def converted(path: Path) -> Path:
             dtype=torch.float32,
         )
     check_complete(model, info, path, "model")
-    vars(model).pop("hf_quantizer", None)  # they would forbid to save, though nothing is quantized any more
+    vars(model).pop("hf_quantizer", None)  # with these transformers refuses to save, although nothing is quantized now
     vars(model.config).pop("quantization_config", None)
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        if not folder.exists():  # else another process was faster
+        if not folder.exists():  # another process may have finished first
             unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def place(path: Path) -> Path:
-    """Where the converted model of this very file goes."""
+def cache_folder(path: Path) -> Path:
+    """The folder for the converted model of this file; another size or time of change gives another folder."""
     cache = Path(os.environ.get("VAPO_CACHE") or Path.home() / ".cache" / "vapo")
     state = path.stat()
-    told = hashlib.sha256(f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}".encode()).hexdigest()
-    return cache / "gguf" / f"{path.stem}-{told[:12]}"
+    digest = hashlib.sha256(f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}".encode()).hexdigest()
+    return cache / "gguf" / f"{path.stem}-{digest[:12]}"

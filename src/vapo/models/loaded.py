@@ -1,9 +1,9 @@
-"""What was read from files, made fit to compute with: all of a model's tensors, in memory that torch allocated.
+"""Reads tensors and models from files into memory that torch allocates, and checks that nothing is missing.
 
-A safetensors file is mapped into memory, and a tensor that stays there lies wherever the file's header ends, at any
-multiple of 4 bytes. Matrix products on a CPU choose their kernels by that alignment and round differently in the last
-bit, so the same weights from two files would train apart. torch allocates at multiples of 64 bytes on a CPU (512 on a
-GPU), and the copies made here are contiguous, so products depend on numbers and shapes only.
+A safetensors file is mapped into memory. A tensor left there starts where the file's header ends, at any multiple of 4
+bytes. Matrix products on a CPU choose their kernels by that alignment and differ in the last bit, so equal weights from
+two files would give different runs. torch allocates at multiples of 64 bytes on a CPU (512 on a GPU), and the copies
+made here are contiguous, so that products depend on numbers and shapes only.
 """
 
 from __future__ import annotations
@@ -20,44 +20,43 @@ from transformers import PreTrainedModel
 from vapo.errors import ModelError
 
 SHOWN = 3
-"""Names that a message lists before it only counts."""
+"""Names that a message lists; it counts the others."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name, in memory of their own, contiguous."""
+    """The tensors of a safetensors file by name, copied to contiguous memory."""
     return {name: _copy(tensor) for name, tensor in load_file(path).items()}
 
 
 def read_model(loader: Any, source: str | Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """`loader.from_pretrained`, and what it has to say, for `check_complete`; the model may still lie in its file."""
-    # tensors of another shape are let through to be refused by name: transformers' own error has none
+    """`loader.from_pretrained`: the model, perhaps mapped to its file, and the info for `check_complete`."""
+    # `check_complete` refuses tensors of another shape by name; transformers' own error gives no names
     found = loader.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     return cast(tuple[PreTrainedModel, dict[str, Any]], found)
 
 
 def own_memory(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, with every parameter and buffer moved to memory of its own; tied ones stay tied."""
+    """Copy every parameter and buffer of the model to new memory, in place; tied ones stay tied."""
     copies: dict[Any, Tensor] = {}
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
-            # two parameters may share memory without being one object; none is where another one has been, because
-            # all of them had their places before the first was moved
-            place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-            if place not in copies:
-                copies[place] = _copy(tensor)
-            tensor.data = copies[place]
+            # tied parameters may be two objects with the same memory: copy each memory once
+            memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            if memory not in copies:
+                copies[memory] = _copy(tensor)
+            tensor.data = copies[memory]
     return model
 
 
 def check_complete(
     model: PreTrainedModel, info: dict[str, Any], source: str | Path, what: str, *, may_lack: Collection[str] = ()
 ) -> None:
-    """Raise ModelError unless the source gave the model every tensor it has, `may_lack` aside, and no others.
+    """Raise ModelError unless the source has every tensor of the model, except `may_lack`, and no others.
 
-    `info` comes from `read_model`; transformers has taken out what is tied, and what it knows to be harmless. A source
-    of another class may hold more parts than the model has (a vision tower, the LM head that a critic has no use for),
-    and those are left out; a tensor more inside a part that the model has is an error all the same: the model would
-    compute something else than was trained.
+    `info` comes from `read_model`; transformers has removed tied tensors from it, and those it knows to be harmless. A
+    source of another class may have parts that the model lacks (a vision tower, or the LM head for a critic): these are
+    ignored. An extra tensor inside a part that the model has is an error: the model would compute something else than
+    was trained.
     """
     kind = type(model).__name__
     saved_as = (getattr(model.config, "architectures", None) or [kind])[0]
@@ -83,7 +82,7 @@ def _shown(names: Iterable[str]) -> str:
 
 
 def _inside(model: PreTrainedModel, name: str) -> bool:
-    """Whether a name lies in one of the model's parts, deeper than beside them."""
+    """Whether a tensor of that name belongs inside one of the model's parts."""
     modules = dict(model.named_modules())
     prefix = model.base_model_prefix
     whole = name if name.startswith(f"{prefix}.") or name.split(".")[0] in modules else f"{prefix}.{name}"

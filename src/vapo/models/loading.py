@@ -1,4 +1,4 @@
-"""Tokenizers and models by the ordinary `from_pretrained` path: a folder, a hub id, or a .gguf file.
+"""Loads tokenizers and models with `from_pretrained`, from a folder, a hub id or a .gguf file.
 
 A folder of adapters is read as the model that they make of their base.
 """
@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from vapo.errors import ConfigError, ModelError
-from vapo.hub import asked, not_cached
+from vapo.hub import hub_access, not_cached
 from vapo.models.critic import classifier_of, made_critic, with_ids
 from vapo.models.gguf import converted, is_gguf
 from vapo.models.loaded import check_complete, own_memory, read_model
@@ -35,17 +35,17 @@ from vapo.models.lora import adapter_base, merge_adapters
 from vapo.types import Prompt
 
 CRITIC_LABEL = "value"
-"""The label of our critics' one output; by it a saved critic is told from a reward model."""
+"""The label of a critic's output. It distinguishes a saved critic from a reward model."""
 ValueAt = Literal["tokens", "end"]
 """Where a critic's value means something: before each response token, or only after the last one (a reward model)."""
 VALUE_AT = "vapo_value_at"
 """The entry of a saved critic's config.json that holds its `ValueAt`."""
 _SAID = "Forty-two it is"
-"""What an assistant says where only the end of its turn is of interest."""
+"""An assistant's message, to find how the chat template ends a turn."""
 
 
 def read_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, whatever it lacks; raises ModelError if it is missing."""
+    """The tokenizer of a model, unchecked; raises ModelError if there is none."""
     with _explained(source, "tokenizer"):
         return AutoTokenizer.from_pretrained(_folder(source), trust_remote_code=trust_remote_code)
 
@@ -62,15 +62,15 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
 
 
 def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The model's configuration alone: cheap checks before weights load."""
+    """The model's configuration, for checks before weights load."""
     with _explained(source, "model"):
         return AutoConfig.from_pretrained(_folder(source), trust_remote_code=trust_remote_code)
 
 
 def count_parameters(config: PreTrainedConfig) -> int:
-    """Parameters of the causal language model that a configuration describes; no memory is taken for them.
+    """The number of parameters of the configuration's causal language model, without allocating them.
 
-    0 where the model cannot be built without its weights.
+    0 if the model cannot be built without its weights.
     """
     model = skeleton(config)
     return 0 if model is None else model.num_parameters()
@@ -87,7 +87,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel | None:
 
 
 def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model in float32 (master weights; lower precision is a matter of autocast)."""
+    """A causal language model in float32: these are master weights, autocast lowers the precision."""
     architecture = (getattr(load_config(source, trust_remote_code=trust_remote_code), "architectures", None) or [""])[0]
     if "Classification" in architecture:
         raise ModelError(f"{source} holds a {architecture}, a critic or reward model. Give a policy/ folder.")
@@ -109,13 +109,12 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
 def load_critic(
     source: str | Path, *, num_ids: int = 0, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, str]:
-    """A token-classification model with one output per token, and what it was loaded from, in words.
+    """A token-classification model with one output per token, and a description of what it was loaded from.
 
-    It has embeddings for at least `num_ids` token ids; those that its folder lacks start as the mean of the others.
+    It has embeddings for at least `num_ids` token ids; those missing in the folder start as the mean of the others.
 
-    From a base model: the backbone's weights and a head that is exactly 0. From a reward model
-    (sequence classification with one label): backbone and head. From a saved critic: everything. `value_at` tells
-    where its value is to be read.
+    A base model gives the backbone, and the head is 0. A reward model (sequence classification with one label) and a
+    saved critic give backbone and head. `value_at` says where its value is to be read.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
     architectures = getattr(config, "architectures", None) or [""]
@@ -135,7 +134,7 @@ def load_critic(
             **own,
         )
     head_names = {f"{name}.{p}" for name, module in _heads(model) for p, _ in module.named_parameters()}
-    if "Classification" in architectures[0]:  # it has a head of its own, perhaps without a bias
+    if "Classification" in architectures[0]:  # the folder has a head, perhaps without a bias
         head_names = {name for name in head_names if name.endswith(".bias")}
     check_complete(model, info, source, "critic", may_lack=head_names)
     missing = set(info["missing_keys"])
@@ -163,7 +162,7 @@ def load_critic(
 
 
 def value_head(model: PreTrainedModel) -> torch.nn.Linear:
-    """The linear layer of a token-classification model that reads values off hidden states."""
+    """The linear layer of a token-classification model that maps hidden states to values."""
     heads = _heads(model)
     if len(heads) != 1 or heads[0][1].out_features != 1:
         raise ModelError(
@@ -184,17 +183,17 @@ def set_value_at(critic: PreTrainedModel, at: ValueAt) -> None:
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
-    """Longest prompt + response the model knows positions for; None if it does not say."""
+    """The longest prompt + response that the model has positions for; None if its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: Literal["auto", "chat", "plain"] = "auto"
 ) -> Prompt:
-    """The prompt with its token ids: a text as it is, messages through the chat template or plainly.
+    """The prompt with its token ids. Messages go through the chat template or become plain text.
 
-    `auto` takes the template where the tokenizer has one; without one, `chat` is a ConfigError, and so are messages
-    that a template refuses. A text that begins with a special token gets no BOS before it.
+    `auto` uses the template if the tokenizer has one. ConfigError for `chat` without a template, and for messages that
+    the template refuses. A text that begins with a special token gets no BOS.
     """
     if isinstance(prompt.text, str):
         return replace(prompt, token_ids=_text_ids(tokenizer, prompt.text))
@@ -209,16 +208,15 @@ def render(
 
 
 def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
-    """A dialogue as a base model may have read it: a problem and its solution."""
+    """Messages as plain text in a form that base models have seen: a problem and its solution."""
     names = {"user": "Problem: ", "assistant": "Solution: "}
     return "\n\n".join([*(names.get(m["role"], "") + m["content"] for m in messages), "Solution:"])
 
 
 def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop_ids: Collection[int]) -> str:
-    """The text of a response: its tokens without the end tokens that close it and without padding.
+    """The text of a response without padding and without the end tokens at its end.
 
-    Other special tokens stay as they are written: where `<think>` or `<answer>` are tokens of that kind, they are
-    what a verifier looks for.
+    Keeps other special tokens: verifiers look for `<think>` and `<answer>`, which are special tokens in some models.
     """
     kept = [token for token in token_ids if token != tokenizer.pad_token_id]
     while kept and kept[-1] in stop_ids:
@@ -231,30 +229,29 @@ def stop_token_ids(
 ) -> tuple[int, ...]:
     """Every token that ends a response, in ascending order.
 
-    These are the tokenizer's EOS; those of the model's generation_config.json, and of its config.json, also for the
-    text part of a composite model (chat models name their end-of-turn token only there, converted and merged ones
-    only in the latter); and the special token with which the chat template closes an assistant's turn. An id that is
-    ordinary text to the tokenizer is none, whatever the files say: classes of configurations have defaults of their
-    own. `config` is the model's if it has been loaded.
+    These are the EOS token of the tokenizer; those of generation_config.json, where chat models have their end-of-turn
+    token; those of config.json and of its text part, where converted and merged models have it; and the special token
+    that ends an assistant's turn in the chat template. Ids of ordinary text are left out: configuration classes have
+    defaults that may not fit the tokenizer. `config` is the model's, if it is loaded already.
     """
     config = load_config(source) if config is None else config
     try:
-        with asked(source):
+        with hub_access(source):
             generation = GenerationConfig.from_pretrained(_folder(source))
     except OSError:  # a folder without generation_config.json
         generation = None
-    named = [getattr(told, "eos_token_id", None) for told in (generation, config, config.get_text_config())]
+    named = [getattr(settings, "eos_token_id", None) for settings in (generation, config, config.get_text_config())]
     ids = {int(i) for eos in named for i in (eos if isinstance(eos, (list, tuple)) else [eos]) if i is not None}
     ids &= {*_added_tokens(tokenizer), *_special_tokens(tokenizer).values()}
     return tuple(sorted({int(cast(int, tokenizer.eos_token_id)), *ids, *_turn_ends(tokenizer)}))
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
-    """The token ids of messages through the chat template; ConfigError, with its own words, if it refuses them."""
+    """The token ids of messages through the chat template; ConfigError with the template's message if it refuses."""
     messages = [dict(message) for message in prompt.text if not isinstance(message, str)]
     try:
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    except Exception as error:  # a template is somebody else's program and may raise anything
+    except Exception as error:  # the template is the model's code and may raise anything
         said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         system = any(message.get("role") == "system" for message in messages)
         advice = "Leave out the system message (task.system, or the one in the data), or set" if system else "Set"
@@ -265,10 +262,10 @@ def _templated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int,
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    # a text that begins with a special token has been through a template: another BOS would be one too many
+    # a text that begins with a special token went through a template, which has added BOS
     rendered = text.startswith(tuple(_special_tokens(tokenizer)))
     ids = tokenizer(text, add_special_tokens=not rendered)["input_ids"]
-    # some tokenizers close every text with EOS; a prompt that is already over teaches nothing
+    # some tokenizers add EOS to every text; a prompt must not end with it
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     return tuple(ids)
@@ -279,19 +276,19 @@ def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Every special token and its id, whether it has a role (BOS, EOS, ...) or not."""
+    """Every special token and its id, with or without a role such as BOS or EOS."""
     added = {str(token): i for i, token in _added_tokens(tokenizer).items() if token.special}
     return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
 def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The special token that the chat template puts right behind what an assistant said, if it does."""
+    """The special token that the chat template puts directly after an assistant's message, if any."""
     if tokenizer.chat_template is None:
         return set()
     turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": _SAID}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # it says what it dislikes as soon as it has a prompt to render
+    except Exception:  # `render` reports a template that fails
         return set()
     after = text.rpartition(_SAID)[2].lstrip() if _SAID in text else ""
     special = _special_tokens(tokenizer)
@@ -305,12 +302,12 @@ def _heads(model: PreTrainedModel) -> list[tuple[str, torch.nn.Linear]]:
 
 
 def _without_dropout(model: PreTrainedModel) -> PreTrainedModel:
-    """Dropout off, for good: the policy that is scored must be the policy that sampled."""
+    """Turn dropout off: scoring must use the policy that sampled."""
     return model.eval()
 
 
 def _folder(source: str | Path) -> str:
-    """What `from_pretrained` is given: a folder or a hub id."""
+    """The folder or hub id for `from_pretrained`."""
     if base := adapter_base(source):
         return _folder(base)
     return str(converted(Path(source)) if is_gguf(source) else source)
@@ -318,9 +315,9 @@ def _folder(source: str | Path) -> str:
 
 @contextmanager
 def _explained(source: str | Path, what: str):
-    """Turn whatever the loader raises into one line that says what was asked and what to do."""
+    """Turn an error of the loader into a ModelError of one line: what was to be loaded, the reason, and the fix."""
     path = Path(source)
-    # a hub id is `name` or `owner/name`; whatever has more parts, or a parent that is here, was meant as a path
+    # a hub id is `name` or `owner/name`; anything with more parts is a path
     looks_local = (
         path.is_absolute()
         or str(source).startswith((".", "~"))
@@ -341,7 +338,7 @@ def _explained(source: str | Path, what: str):
     transformers_logging.disable_progress_bar()
     cut_off = ""
     try:
-        with asked(source) as cut_off:
+        with hub_access(source) as cut_off:
             yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

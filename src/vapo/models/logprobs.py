@@ -23,7 +23,7 @@ def token_logps(
     max_logits: int = MAX_LOGITS,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """log π(target | state) and, if asked, the entropy of π, both (N,) float32 in nats.
+    """log π(target | state) and, `with_entropy`, the entropy of π, both (N,) float32 in nats.
 
     `hidden` (N, d) are the states that predict `targets` (N,); `head` maps (n, d) -> (n, vocabulary) logits with
     `parameters`, which get gradients. Works through chunks of at most `max_logits` logits; each is computed again
@@ -39,8 +39,10 @@ def token_logps(
 
 
 class _Chunked(torch.autograd.Function):
-    """`_chunk` over many rows. Written out because checkpointed chunks free their logits only when Python's
-    collector comes round to it: seen to hold all of them."""
+    """`_chunk` over many rows, with a backward pass that recomputes each chunk.
+
+    With torch's checkpointing, chunks free their logits only when Python's garbage collector runs: it held all of them.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Any, temperature: float, with_entropy: bool,

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a policy or a critic, by peft: a fraction of the optimizer's memory, the same interfaces.
+"""Low-rank adapters on a policy or a critic, with peft: they need a fraction of the optimizer's memory.
 
 They are kept in folders that peft opens, too: `PeftModel.from_pretrained(base, folder)`.
 
@@ -44,17 +44,17 @@ PLAIN = {
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: torch.nn.Module | None = None) -> None:
-    """Put adapters of this rank into the model, in place, and fix everything else but `keep` (a critic's head).
+    """Add adapters of this rank to the model, in place, and freeze all other weights except `keep` (a critic's head).
 
-    `alpha` None is twice the rank. A is drawn from torch's random numbers. Raises ConfigError without peft.
+    `alpha` None means twice the rank. A is drawn from torch's generator. Raises ConfigError without peft.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError("Low-rank adapters need peft: pip install peft.") from error
     backbone = backbone_of(model)
-    # peft sees a bare module: told the architecture, it would trade the linear layers of some mixtures of experts
-    # (shared experts, dense blocks) for the experts' fused tensors
+    # peft gets a bare module: where it knows the architecture, it replaces linear layers of some mixtures of experts
+    # (shared experts, dense blocks) by the experts' fused tensors
     below = torch.nn.ModuleDict({"backbone": backbone})
     targets = [
         f"backbone.{name}"
@@ -81,7 +81,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: to
 
 @torch.no_grad()
 def _is_plain(layer: torch.nn.Linear) -> bool:
-    """Whether the layer computes W x + b and nothing else: some routers are linear layers that return choices."""
+    """Whether the layer computes W x + b only: some routers are linear layers that return choices."""
     if type(layer).forward is torch.nn.Linear.forward:
         return True
     x = torch.linspace(-1, 1, 2 * layer.in_features).view(2, -1).to(layer.weight)
@@ -90,9 +90,9 @@ def _is_plain(layer: torch.nn.Linear) -> bool:
 
 
 def _read_directly(backbone: PreTrainedModel, name: str) -> bool:
-    """Whether a layer's weight goes past its `forward`, where an adapter would not be seen.
+    """Whether the model uses a layer's weight without its `forward`, so that an adapter would have no effect.
 
-    The scans of Mamba's layers read these two so: A_log and D tell such a layer.
+    Mamba's scans do that with these two layers. A mixer with A_log and D is one of Mamba's.
     """
     parent, _, own = name.rpartition(".")
     mixer = backbone.get_submodule(parent)
@@ -100,7 +100,7 @@ def _read_directly(backbone: PreTrainedModel, name: str) -> bool:
 
 
 def has_lora(model: PreTrainedModel) -> bool:
-    """Whether `add_lora` was here."""
+    """Whether the model has adapters."""
     return any(_is_adapter(name) for name, _ in model.named_parameters())
 
 

@@ -1,4 +1,4 @@
-"""The two networks that learn: a policy that gives log-probabilities, a critic that gives values."""
+"""The two trained networks: a policy for log-probabilities, a critic for values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vapo.models.loading import ValueAt, context_length, value_head
 from vapo.models.logprobs import token_logps
 
 PROBE = 19
-"""Tokens of the sequence that `choose_layout` tries: more than the windows of tiny models."""
+"""Tokens of `choose_layout`'s test sequence: more than the windows of tiny models."""
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Prompts with their responses, ragged: what a network needs to score every response token.
+    """Prompts with their responses, ragged: the input for scoring every response token.
 
     `tokens[i]` is prompt and response, 1-D; the last `response_lengths[i]` of them are the response.
     """
@@ -53,7 +53,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Policy:
-    """A causal language model as the distribution that is sampled from and trained."""
+    """A causal language model, as a distribution over the next token."""
 
     model: PreTrainedModel
     layout: Layout = "packed"
@@ -85,7 +85,7 @@ class Critic:
     layout: Layout = "packed"
     autocast: bool = False
     origin: str = ""
-    """What the weights were loaded from, in words; goes into the run's log."""
+    """What the weights were loaded from, for the run's log."""
     value_at: ValueAt = "tokens"
     """Where a whole response is judged: before its last token, or at its end (a reward model)."""
 
@@ -94,7 +94,7 @@ class Critic:
         return sequences.rectangle(self._read(sequences, sequences.predicting_positions()), width)
 
     def final_values(self, sequences: Sequences) -> Tensor:
-        """V of the state after the last token, (B,): what a cut-off response could still have earned."""
+        """V of the state after the last token, (B,): the expected outcome of a response that was cut off."""
         ends = torch.tensor([len(t) for t in sequences.tokens]).cumsum(0) - 1
         return self._read(sequences, ends)
 
@@ -118,7 +118,7 @@ def output_embeddings(model: PreTrainedModel) -> torch.nn.Module:
 
 
 def logits_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """hidden (n, d) -> logits (n, vocabulary), with the scaling or capping the architecture adds."""
+    """The function hidden (n, d) -> logits (n, vocabulary), with the architecture's scaling or capping."""
     projection = output_embeddings(model)
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
@@ -137,17 +137,16 @@ def logits_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def choose_layout(model: PreTrainedModel, wanted: Layout | None = None) -> Layout:
-    """`packed` where it provably gives the padded layout's numbers, else `padded`.
+    """`packed` if it gives the padded layout's numbers on a test, else `padded`.
 
-    Runs two short sequences both ways and, for a causal language model, compares the chunked logits with the
-    model's own. Raises ModelError for an architecture whose numbers we would get wrong, and for one that cannot be
-    run like this at all, with the reason.
+    The test runs two short sequences in both layouts and, for a causal language model, compares our logits with the
+    model's own. Raises ModelError for an architecture whose numbers would be wrong, and for one that cannot run.
     """
     name = type(model).__name__
     config = model.config.get_text_config()
     longest = min(PROBE, context_length(config) or PROBE)
     tokens = [torch.arange(1, n + 1, device=model.device) * 7 % config.vocab_size for n in (longest, 4)]
-    tokens[0][-1] = config.vocab_size - 1  # every id that can be drawn has a row in all of the model's tables
+    tokens[0][-1] = config.vocab_size - 1  # the largest id: the model's tables must have a row for it
     own = ours = None
     try:
         padded = hidden_states(model, tokens, "padded")
@@ -157,7 +156,7 @@ def choose_layout(model: PreTrainedModel, wanted: Layout | None = None) -> Layou
             ours = logits_head(model)(padded[: len(tokens[0])])
     except (ModelError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever an architecture does that no other did
+    except Exception as error:  # an unknown architecture may raise anything
         raise ModelError(
             f"{name} ({config.model_type}) cannot be trained here: running its backbone on two short sequences failed "
             f"with {type(error).__name__}: {error}. Take a decoder-only text model of another architecture."
@@ -186,7 +185,7 @@ def choose_layout(model: PreTrainedModel, wanted: Layout | None = None) -> Layou
 
 
 def _close(ours: Tensor, own: Tensor) -> bool:
-    """Equal but for rounding. A cap on logits, or a scale near 1, moves small numbers by little more."""
+    """Whether the numbers are equal up to rounding. Tight, because a cap on logits changes small ones only a little."""
     return torch.allclose(ours.float(), own.float(), atol=1e-4, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Where a model computes: its device, its threads."""
+"""Device and CPU threads of a model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 TINY = 10_000_000
-"""Parameters below which one CPU thread is the fastest."""
+"""With fewer parameters than this, one CPU thread is the fastest."""
 
 
 def set_threads(wanted: int | None, model: PreTrainedModel) -> None:
-    """CPU threads for the model: the products of a tiny one are too small to share, and sharing costs more."""
+    """Set torch's CPU threads: `wanted`; else 1 for a tiny model, for which more are slower; else all.
+
+    All are OMP_NUM_THREADS where that is set, else the machine's cores.
+    """
     given = os.environ.get("OMP_NUM_THREADS", "")
     most = int(given) if given.isdecimal() and int(given) > 0 else os.cpu_count() or 1
     torch.set_num_threads(wanted or (1 if model.num_parameters() < TINY else most))
@@ -24,7 +27,7 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def moved(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:
-    """The model on another device or in another dtype."""
+def to_device(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:
+    """Move the model to a device or convert it to a dtype, in place; returns it."""
     # transformers hides the plain signature of `to` behind a decorator
     return cast(PreTrainedModel, torch.nn.Module.to(model, to))

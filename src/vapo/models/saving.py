@@ -1,4 +1,4 @@
-"""Models and optimizers to safetensors and JSON, and back, bit for bit."""
+"""Saves models and optimizers as safetensors and JSON, and loads them bit for bit."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from vapo.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, has_lora, load_ada
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """A Hugging Face folder that `from_pretrained` loads: one safetensors file, config, tokenizer, chat template.
+    """Write a folder for `from_pretrained`: one safetensors file, config, tokenizer, chat template.
 
-    Adapters are added to the weights they adapt.
+    Adapters are merged into the weights.
     """
     with _quiet():
         merged = dict(plain_weights(model)) if has_lora(model) else None
@@ -34,7 +34,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' reports and progress bars."""
+    """Within: no reports and no progress bars of transformers."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -46,7 +46,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    # a full disk makes the tokenizers library raise a bare Exception, which nothing could tell from a bug
+    # on a full disk the tokenizers library raises a bare Exception; turn it into an OSError
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:
@@ -64,7 +64,7 @@ def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | No
 
 
 def load_trained(model: PreTrainedModel, folder: Path) -> None:
-    """Put what `save_trained` wrote back into the model, in place; raises CheckpointError on any mismatch."""
+    """Load what `save_trained` wrote into the model, in place; CheckpointError on any mismatch."""
     if has_lora(model):
         beside = folder.with_name(f"{folder.name}_adapters.safetensors")  # of formats 1 and 2, beside a merged model
         load_adapters(model, beside if beside.exists() else folder / ADAPTER_WEIGHTS)
@@ -73,12 +73,12 @@ def load_trained(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Put the weights `save_model` wrote back into the model, in place; raises CheckpointError on any mismatch.
+    """Load the weights that `save_model` wrote into the model, in place; CheckpointError on any mismatch.
 
     In a model with adapters they become the base, and the adapters add nothing to them.
 
-    The file's names and shapes need not be the model's own (transformers writes GPT-NeoX and the experts of most
-    mixtures in the layout of their first releases), so its own reader makes a second model, and that is copied.
+    transformers writes some architectures (GPT-NeoX, most mixtures of experts) under other names and shapes. So its
+    own reader makes a second model, whose tensors are copied.
     """
     if (folder / ADAPTER_CONFIG).exists():
         raise CheckpointError(
@@ -103,14 +103,14 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """All moments as `<parameter index>.<name>` tensors; hyper-parameters belong to the config, not here."""
+    """Save all moments as `<parameter index>.<name>` tensors; the hyper-parameters are in the config."""
     state = optimizer.state_dict()["state"]
     tensors = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
     save_file(tensors, path, metadata={"content": json_text({"parameters": len(state)})})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Put saved moments back; an optimizer that has not stepped yet has none."""
+    """Load saved moments; an optimizer that has not stepped yet has none."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in read_tensors(path).items():
         index, key = name.split(".", 1)

@@ -25,23 +25,23 @@ def sample(
     drawn: Counter[str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Episode]:
-    """`per_prompt` responses to each rendered prompt, neighbours together, not judged yet.
+    """`per_prompt` responses to each rendered prompt, those of one prompt together, not judged yet.
 
-    Sample j of prompt p draws from the seed of (run seed, step, p's id, j) and from nothing else. `drawn`
-    counts the samples each prompt id already has in this step, so that a prompt that comes twice (the end of
-    one epoch and the start of the next) goes on counting instead of drawing the same responses again.
+    The seed of sample j of prompt p is a hash of (run seed, step, p's id, j). `drawn` counts the samples that each
+    prompt id has in this step. A prompt that comes twice in a step (at the end of one epoch and the start of the
+    next) continues the count, so that it draws new responses.
     """
     drawn = Counter() if drawn is None else drawn
-    asked = []
+    samples: list[tuple[Prompt, int]] = []
     for prompt in prompts:
-        asked += [(prompt, drawn[prompt.id] + j) for j in range(per_prompt)]
+        samples += [(prompt, drawn[prompt.id] + j) for j in range(per_prompt)]
         drawn[prompt.id] += per_prompt
-    seeds = [sample_seed(seed, step, prompt.id, j) for prompt, j in asked]
-    completions = engine.generate([prompt for prompt, _ in asked], how, seeds, on_progress)
+    seeds = [sample_seed(seed, step, prompt.id, j) for prompt, j in samples]
+    completions = engine.generate([prompt for prompt, _ in samples], how, seeds, on_progress)
     stops = set(how.stop_token_ids)
     return [
         Episode.of_completion(prompt, j, completion, decode([t for t in completion.token_ids if t not in stops]))
-        for (prompt, j), completion in zip(asked, completions, strict=True)
+        for (prompt, j), completion in zip(samples, completions, strict=True)
     ]
 
 
@@ -54,7 +54,7 @@ def judge(
 ) -> list[Episode]:
     """The episodes with the task's verdicts; `per_prompt` neighbours are the responses to one prompt.
 
-    A verifier that raises could not tell: invalid, with the reason. Raises VerifierBrokenError if the task gives
+    Where the verifier raises, the verdict is invalid, with the reason. Raises VerifierBrokenError if the task gives
     another number of verdicts.
     """
     items = [(e.prompt, e.response) for e in episodes]
@@ -92,9 +92,9 @@ def _checked(verdicts: Any, count: int, task: FullTask, method: str) -> list[Ver
 
 
 def tally(episodes: Sequence[Episode]) -> dict[str, int]:
-    """How judged responses came out: `responses` with a valid verdict, `right` ones, and wrong ones by their kind.
+    """Counts of judged responses: `responses` with a valid verdict, `right` ones, and wrong ones by kind.
 
-    `cut_off` are the wrong ones that the sampler cut off at the length limit, whatever their kind.
+    `cut_off` counts the wrong ones of any kind that reached the length limit.
     """
     valid = [e for e in episodes if e.verdict.valid]
     wrong = [e for e in valid if not e.verdict.right]
@@ -124,9 +124,9 @@ def _one_by_one(
 def _verdict(task: FullTask, prompt: Prompt, response: str) -> Verdict:
     try:
         return task.verify(prompt, response)
-    except VapoError:  # a stop, above all
+    except VapoError:  # such as a stop
         raise
-    except Exception as error:  # somebody else's code: whatever it raises, the answer is "cannot tell"
+    except Exception as error:  # the verifier may be the user's code; an error is an invalid verdict
         return _raised(error)
 
 

@@ -1,4 +1,4 @@
-"""The model under the torch engine: its cache, its masks, prompts and steps; it knows nothing of samples."""
+"""The model under the torch engine, with its cache and masks: runs prompts and decode steps."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ from vapo.rollout.kv_cache import SlotCache, StepMasks, attention_width, round_u
 from vapo.types import Prompt
 
 ROW_BUCKET = 16
-"""Rows are computed in multiples of this; why, says torch_engine."""
-
-
+"""Rows are computed in multiples of this; torch_engine says why."""
 SLOWER = "Sample with the model's own cache, which is slower: --set rollout.engine=generate."
 
 
 class Decoder:
-    """The model with its cache and masks: runs prompts and steps, knows nothing of samples."""
+    """The model with its cache and masks, on rows of tokens; the engine knows which sample has which row."""
 
     def __init__(self, model: nn.Module, rows: int) -> None:
         self.model = model
         self.rows = rows
-        self.parking = rows
-        """A cache row that never decodes; it keeps the prompt of a group that is admitted in parts."""
+        self.spare_row = rows
+        """A cache row that never decodes. It keeps the prompt of a group that is admitted in several parts."""
         self.config = _text_config(model)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
@@ -48,7 +46,7 @@ class Decoder:
         return self._cache
 
     def release(self) -> None:
-        """Forget the cache and the masks."""
+        """Free the cache and the masks."""
         self._cache = None
         self._masks = {}
 
@@ -59,7 +57,7 @@ class Decoder:
 
     @contextmanager
     def borrowed_model(self) -> Iterator[None]:
-        """Eval mode, no graph, an attention that takes 4-D masks; everything as it was afterwards."""
+        """Within: eval mode, no graph, an attention that takes 4-D masks. Afterwards the model is as it was before."""
         flags = [(module, module.training) for module in self.model.modules()]
         attention = self.config._attn_implementation
         try:
@@ -80,7 +78,7 @@ class Decoder:
         check_prompt(prompt, max_tokens, context=self.context, vocab_size=self.vocab_size)
 
     def reserve(self, length: int) -> None:
-        """Have a cache for sequences of `length` tokens; what is stored stays."""
+        """Make the cache wide enough for sequences of `length` tokens; keeps what is stored."""
         width = attention_width(length)
         if self._cache is None:
             self._cache = SlotCache(self.rows + 1, width)
@@ -96,13 +94,13 @@ class Decoder:
     def prefill(self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> None:
         """Run prompts (without their last tokens) of one padded length; store prompt i in rows targets[i]."""
         length = padded_length(len(prompts[0]))
-        # Right padding: a causal query never looks at it, and decode steps overwrite its columns. A copy of a
-        # real token, because models warn about padding tokens that come without a mask.
+        # Right padding: a causal query never reads it, and decode steps overwrite its columns. It repeats a real
+        # token, because models warn about padding tokens without a mask.
         ids = torch.tensor([[*p, *[p[-1]] * (length - len(p))] for p in prompts], device=self.device)
         source = [i for i, rows in enumerate(targets) for _ in rows]
         target = [row for rows in targets for row in rows]
         self.cache.begin_prefill(self.indices(source), self.indices(target))
-        # Padding may reach beyond the last position of a model that looks positions up in a table.
+        # Padding may reach beyond the last position of a model with a table of positions.
         positions = torch.arange(length, device=self.device).clamp_(max=self.context - 1)
         positions = positions.expand(len(prompts), length)
         self._forward(ids, positions, None)
@@ -118,12 +116,12 @@ class Decoder:
         return self._forward(ids[:, None], positions[:, None], mask)
 
     def reset_rows(self, rows: Tensor, positions: Tensor) -> None:
-        """Start `rows` anew: their next tokens go to `positions`, and what stands before is theirs."""
+        """Set the masks of `rows`: the next tokens go to `positions`, and the columns before are the rows' own."""
         for masks in self._masks.values():
             masks.reset(rows, positions)
 
     def check_against_full_forward(self) -> None:
-        """Refuse a model that this way of decoding would sample from wrongly, whatever the reason."""
+        """Raise ModelError if decoding step by step gives other logits than a full forward pass."""
         lengths = (3, 7)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocab_size, (2, max(lengths) + 1), generator=generator)
@@ -153,7 +151,7 @@ class Decoder:
                 self.take_prefilled_count()
         tolerance = (1e-3 if self.dtype == torch.float32 else 0.1) * max(1.0, expected.abs().max().item())
         gap = (got - expected).abs().max().item()
-        if gap > tolerance:  # a NaN passes: weights that are not loaded yet are no reason to refuse
+        if gap > tolerance:  # a NaN passes: the weights may not be loaded yet
             raise ModelError(
                 f"TorchEngine's cached decoding of {name} differs from a full forward pass by {gap:.2g} in the "
                 f"logits (allowed: {tolerance:.2g}), so its samples would be wrong. {SLOWER}"
@@ -199,7 +197,7 @@ def check_prompt(prompt: Prompt, max_tokens: int, *, context: int, vocab_size: i
 
 
 def padded_length(length: int) -> int:
-    """What a prompt is padded to, decided by its own length alone: coarser for longer ones."""
+    """The length a prompt is padded to, a function of its own length: a multiple of 16 up to 64, then of 64."""
     return round_up(length, 16 if length <= 64 else 64)
 
 
@@ -237,24 +235,24 @@ def _layer_windows(config: Any) -> dict[str, int | None]:
             f"{', '.join(sorted(unknown))} (recurrent, hybrid or chunked layers). {SLOWER}"
         )
     if window is not None and window >= context_of(config):
-        window = None  # it never leaves a column behind
+        window = None  # the window covers the whole context
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
 
 
 def context_of(config: Any) -> int:
-    """Positions a sequence may have."""
+    """The longest sequence that the model takes."""
     context = getattr(config, "max_position_embeddings", None) or 2**31
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in [ropes] if "rope_type" in ropes else ropes.values():
-        # Beyond its original context such a model turns all keys differently, those of shorter neighbours in
-        # the batch and those already cached included.
+        # Beyond its original context such a model rotates all keys differently, also those of shorter rows in the
+        # batch and those already cached.
         if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
             context = min(context, rope.get("original_max_position_embeddings") or context)
     return context
 
 
 def _drop_inference_tensors(module: nn.Module) -> None:
-    """Replace what a forward pass left in the module: its next backward could not use an inference tensor."""
+    """Replace inference tensors that a forward pass left in the module: its next backward pass could not use them."""
     for store in (module._buffers, module.__dict__):
         for name, value in store.items():
             if isinstance(value, Tensor) and value.is_inference():
@@ -263,7 +261,7 @@ def _drop_inference_tensors(module: nn.Module) -> None:
 
 @torch.no_grad()
 def copy_weights(model: nn.Module, weights: Sequence[tuple[str, Tensor]]) -> None:
-    """Copy named tensors into the model's own; nothing is changed if any name or shape is wrong."""
+    """Copy named tensors into the model's own. ModelError, and no copy, if any name or shape is wrong."""
     own = model.state_dict()
     given = dict(weights)
     provided = {own[name].data_ptr() for name in given if name in own}

@@ -1,7 +1,7 @@
-"""Uniforms that a seed and a position decide, and tokens drawn with them.
+"""Uniform random numbers that depend on seed and position only, and tokens drawn with them.
 
-Nothing here has a hidden state: the same seed, position and logits give the same token, whatever else is in
-the batch. All functions are vectorised over rows and never wait for the device.
+No function keeps state: the same seed, position and logits give the same token, whatever else is in the batch.
+All functions are vectorised over rows and never wait for the device.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def sample(logits: Tensor, u: Tensor, *, temperature: float, top_p: float) -> tu
 
     The token is the inverse CDF at `u`, so a token of probability 0 is never drawn. The logprobs (nats,
     float32) are those of the distribution drawn from: softmax(logits / temperature), cut to the nucleus and
-    renormalised if `top_p` < 1. At `temperature` 0 the token is the argmax (the lowest id of equals) and the
-    logprob that of softmax(logits): the distribution drawn from would be a point with logprob 0, which says
-    nothing. A row with a NaN gives the logprob NaN.
+    renormalised if `top_p` < 1. At `temperature` 0 the token is the argmax (the lowest id of equals), and the logprob
+    is that of softmax(logits): the distribution drawn from is a point, whose logprob is always 0. A row with a NaN
+    gives the logprob NaN.
     """
     logits = logits.float()
     if temperature == 0.0:
@@ -80,7 +80,7 @@ def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
     """
     cdf = weights.cumsum(dim=-1, dtype=torch.float64)
     index = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)
-    return index.clamp_(max=weights.shape[-1] - 1)  # only NaN weights get here with an index outside
+    return index.clamp_(max=weights.shape[-1] - 1)  # the index is out of range only for NaN weights
 
 
 def _sample_nucleus(logp: Tensor, u: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ def _sample_nucleus(logp: Tensor, u: Tensor, top_p: float) -> tuple[Tensor, Tens
     logp, order = logp.sort(dim=-1, descending=True, stable=True)
     probs = logp.exp()
     before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
-    kept = torch.where(before < top_p, probs, 0.0)  # the first token has nothing before it: always kept
+    kept = torch.where(before < top_p, probs, 0.0)  # `before` is 0 for the first token: always kept
     index = _inverse_cdf(kept, u)
     total = kept.sum(dim=-1, dtype=torch.float64, keepdim=True)
     renormalised = logp.gather(1, index) - total.log().float()
@@ -96,7 +96,7 @@ def _sample_nucleus(logp: Tensor, u: Tensor, top_p: float) -> tuple[Tensor, Tens
 
 
 def check_decoding(how: Decoding) -> None:
-    """Raise ConfigError for settings that make no sense."""
+    """Raise ConfigError for settings outside of their ranges."""
     if how.max_tokens < 1:
         raise ConfigError(f"rollout.max_response_tokens must be at least 1, got {how.max_tokens}.")
     if not 0.0 <= how.temperature < float("inf"):

@@ -1,4 +1,4 @@
-"""The promise every rollout engine keeps."""
+"""The protocol of rollout engines."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class RolloutEngine(Protocol):
         """One completion per prompt, in order; `seeds[i]` alone decides the randomness of completion i.
 
         Put the samples of one prompt next to each other: equal neighbouring prompts are prefilled once.
-        `on_progress(finished, tokens)` is called now and then with counts so far.
+        `on_progress(finished, tokens)` is called from time to time with the counts so far.
         """
         ...
 
     def close(self) -> None:
-        """Free memory and processes; the engine is not used afterwards."""
+        """Free memory and processes. The engine cannot be used afterwards."""
         ...

@@ -1,4 +1,4 @@
-"""The rollout engines as settings: one type each, told apart by `kind`."""
+"""Settings of the rollout engines: one type for each, distinguished by `kind`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an engine's settings to the engine."""
+"""Makes an engine from its settings."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """A rollout engine on transformers' own `generate`: slower than the torch engine, for every decoder that has one.
 
-The model keeps what it remembers in its own way: keys and values, states of a recurrence, convolutions. So this engine
-serves what the torch engine refuses: recurrent and hybrid models, attention in chunks, caches of another form.
+The model uses its own cache: keys and values, recurrent states, convolutions. So this engine samples from models that
+the torch engine refuses: recurrent and hybrid ones, attention in chunks, caches of another form.
 
-Prompts of one length run together, so that nothing is padded; a batch goes on until its last row has ended. The
-promise is the torch engine's: the randomness of a sample is a hash of (seed, token number), and the arithmetic is
-kept the same whatever the company by computing rows in multiples of 16.
+Prompts of equal length run together, without padding; a batch runs until its last row has ended. As in the torch
+engine, the randomness of a sample is a hash of (seed, token number), and a sample's tokens do not depend on the other
+rows, because rows are computed in multiples of 16.
 """
 
 from __future__ import annotations
@@ -85,37 +85,37 @@ class GenerateEngine:
                 numbers = same[start : start + self.slots]
                 earlier = sum(len(completion.token_ids) for completion in done.values())
 
-                def tell(draw: _Draw, before: tuple[int, int] = (len(done), earlier)) -> None:
+                def report(draw: _Draw, before: tuple[int, int] = (len(done), earlier)) -> None:
                     if on_progress:
                         on_progress(before[0] + draw.num_finished, before[1] + draw.num_tokens)
 
-                draw = self._run([prompts[n] for n in numbers], how, [seeds[n] for n in numbers], tell)
-                tell(draw)
+                draw = self._run([prompts[n] for n in numbers], how, [seeds[n] for n in numbers], report)
+                report(draw)
                 for row, number in enumerate(numbers):
                     done[number] = self._completion(draw, row, prompts[number])
         return [done[number] for number in range(len(prompts))]
 
     def close(self) -> None:
-        """Nothing is kept between calls; the model stays as it is."""
+        """Do nothing: the engine keeps nothing between calls."""
 
     def _run(
         self,
         prompts: Sequence[Prompt],
         how: Decoding,
         seeds: Sequence[int],
-        tell: Callable[[_Draw], None] | None = None,
+        on_progress: Callable[[_Draw], None] | None = None,
         *,
         keep_logits: bool = False,
     ) -> _Draw:
         """Sample for prompts of one length."""
         more = round_up(len(prompts), ROW_BUCKET) - len(prompts)
         ids = torch.tensor([p.token_ids for p in [*prompts, *[prompts[0]] * more]], device=self._model.device)
-        draw = _Draw(how, [*seeds, *[seeds[0]] * more], len(prompts), ids.device, tell, keep_logits)
+        draw = _Draw(how, [*seeds, *[seeds[0]] * more], len(prompts), ids.device, on_progress, keep_logits)
         with self._borrowed_model():
             self._model.generate(
                 inputs=ids,
                 attention_mask=torch.ones_like(ids),
-                # the drawn token is made the only possible one
+                # _Draw masks all tokens but the one it drew, so greedy search takes that one
                 generation_config=GenerationConfig(max_new_tokens=how.max_tokens, do_sample=False, pad_token_id=0),
                 logits_processor=LogitsProcessorList([draw]),
                 stopping_criteria=StoppingCriteriaList([_AllEnded(draw)]),
@@ -139,7 +139,7 @@ class GenerateEngine:
 
     @contextmanager
     def _borrowed_model(self) -> Iterator[None]:
-        """Eval mode, no graph, no settings of the model's own; everything as it was afterwards."""
+        """Within: eval mode, no graph, a default generation config. Afterwards the model is as it was before."""
         flags = [(module, module.training) for module in self._model.modules()]
         own = self._model.generation_config
         try:
@@ -153,7 +153,7 @@ class GenerateEngine:
                 module.training = training
 
     def _check_against_full_forward(self) -> None:
-        """Refuse a model that its own decoding samples from wrongly, whatever the reason."""
+        """Raise ModelError if the model's own decoding gives other logits than a full forward pass."""
         name, gap, scale = type(self._model).__name__, 0.0, 1.0
         generator = torch.Generator().manual_seed(0)
         try:
@@ -168,13 +168,13 @@ class GenerateEngine:
                 scale = max(scale, expected.abs().max().item())
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever an architecture does that no other did
+        except Exception as error:  # an unknown architecture may raise anything
             raise ModelError(
                 f"{name} cannot be sampled from by its own `generate` ({type(error).__name__}: {error}). Take another "
                 "model."
             ) from error
         tolerance = (1e-3 if self._model.dtype == torch.float32 else 0.1) * scale
-        if gap > tolerance:  # a NaN passes: weights that are not loaded yet are no reason to refuse
+        if gap > tolerance:  # a NaN passes: the weights may not be loaded yet
             raise ModelError(
                 f"The cached decoding of {name} in transformers differs from a full forward pass by {gap:.2g} in the "
                 f"logits (allowed: {tolerance:.2g}), so its samples would be wrong. Take another model."
@@ -182,7 +182,7 @@ class GenerateEngine:
 
 
 class _Draw(LogitsProcessor):
-    """Draws each row's next token, writes it down, and leaves `generate` no other choice."""
+    """Draws and records each row's next token, and masks all others, so that `generate` takes it."""
 
     def __init__(
         self,
@@ -190,10 +190,10 @@ class _Draw(LogitsProcessor):
         seeds: Sequence[int],
         rows: int,
         device: torch.device,
-        tell: Callable[[_Draw], None] | None,
+        on_progress: Callable[[_Draw], None] | None,
         keep_logits: bool,
     ) -> None:
-        self._how, self._rows, self._tell, self._keep_logits = how, rows, tell, keep_logits
+        self._how, self._rows, self._on_progress, self._keep_logits = how, rows, on_progress, keep_logits
         self._stops = torch.tensor(how.stop_token_ids, dtype=torch.int64, device=device)
         self._uniforms = uniforms(seeds, how.max_tokens, device)
         shape = (len(seeds), how.max_tokens)
@@ -202,12 +202,12 @@ class _Draw(LogitsProcessor):
         self.lengths = torch.zeros(len(seeds), dtype=torch.int64, device=device)
         self.stopped = torch.zeros(len(seeds), dtype=torch.bool, device=device)
         self.logits: list[Tensor] = []
-        """Of the first row, if asked for."""
+        """Of the first row at every step, with `keep_logits`."""
         self._step = 0
 
     @property
     def ended(self) -> Tensor:
-        """Which rows have nothing more to draw."""
+        """Which rows have stopped or reached the length limit."""
         return self.stopped | (self.lengths >= self._how.max_tokens)
 
     @property
@@ -221,7 +221,7 @@ class _Draw(LogitsProcessor):
         return int(self.lengths[: self._rows].sum())
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        if self._step >= self._how.max_tokens:  # generate may look ahead before it asks whether all have ended
+        if self._step >= self._how.max_tokens:  # generate may call once more before it checks the stopping criteria
             return scores
         if self._keep_logits:
             self.logits.append(scores[0].float().clone())
@@ -230,11 +230,11 @@ class _Draw(LogitsProcessor):
         self.tokens[:, self._step], self.logprobs[:, self._step] = tokens, logprobs
         self.lengths += ~self.ended
         if len(self._stops):
-            hit = (tokens[:, None] == self._stops).any(dim=1)
-            self.stopped |= hit & (self.lengths == self._step + 1)
+            is_stop = (tokens[:, None] == self._stops).any(dim=1)
+            self.stopped |= is_stop & (self.lengths == self._step + 1)
         self._step += 1
-        if self._tell and self._step % _PROGRESS_STEPS == 0:
-            self._tell(self)
+        if self._on_progress and self._step % _PROGRESS_STEPS == 0:
+            self._on_progress(self)
         return torch.full_like(scores, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
 

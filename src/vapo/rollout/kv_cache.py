@@ -1,8 +1,8 @@
 """Keys and values of many sequences in tensors that are allocated once and written in place.
 
-`transformers`' own growing cache concatenates every layer's tensors on every token; that is half of the
-time of a small model's decode step. Here a sequence owns a row, its token at position p owns column p, and
-a decode step writes one column per row and reads the first `width` columns of the first rows.
+`transformers`' own growing cache concatenates every layer's tensors for every token, which takes half of the time of
+a small model's decode step. Here each sequence has a row, and its token at position p has column p. A decode step
+writes one column per row and reads the first `width` columns of the first rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def attention_width(length: int) -> int:
-    """How many columns to attend over for `length` tokens: a result must not depend on a longer neighbour.
+    """How many columns to attend over for `length` tokens, so that a result does not depend on longer rows.
 
     Masked columns add exact zeros, so two widths differ only in how the kernel cuts its sums into blocks. On
     CPU (torch 2.13) the flash kernel takes 512 columns at a time, vectors of 16 or 32 numbers, and the matrix
@@ -64,7 +64,7 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Store the new (batch, kv_heads, tokens, head_dim) states; return what the queries may look at."""
+        """Store the new (batch, kv_heads, tokens, head_dim) states; return the keys and values to attend over."""
         if layer_idx >= len(self._keys):
             self._keys.append(self._allocate(key_states))
             self._values.append(self._allocate(value_states))
@@ -74,7 +74,7 @@ class SlotCache(Cache):
             length = key_states.shape[2]
             keys[target, :, :length] = key_states[source]
             values[target, :, :length] = value_states[source]
-            return key_states, value_states  # a prompt starts a sequence: there is nothing before it
+            return key_states, value_states  # a prompt starts a sequence: the cache has nothing before it
 
         batch, heads = key_states.shape[:2]
         index = self._flat_index(heads)
@@ -88,7 +88,7 @@ class SlotCache(Cache):
             states[target, :, :width] = states[source, :, :width]
 
     def grow(self, capacity: int) -> None:
-        """Make room for `capacity` columns and keep what is stored; one layer at a time holds both copies."""
+        """Widen to `capacity` columns and keep what is stored. Copies one layer at a time to save memory."""
         self._first_column.clear()
         self._index.clear()
         for layers in (self._keys, self._values):
@@ -110,33 +110,33 @@ class SlotCache(Cache):
             self._index[heads] = index
         return index
 
-    # What models and mask builders ask of a cache. Decode steps bring their own positions and masks, so the
-    # answers matter for prefill only: nothing is cached yet.
+    # Methods that models and mask builders call. Decode steps pass positions and masks of their own, so the results
+    # matter for prefill only, when nothing is cached.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: a prompt starts at position 0."""
         return 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """0: a prompt's first query stands at column 0."""
+        """0: a prompt's first query is at column 0."""
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """A prompt's queries look at the prompt, from column 0."""
+        """A prompt's queries attend over the prompt, from column 0."""
         return query_length, 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """Columns there are."""
+        """The number of columns."""
         return self.capacity
 
     @property
     def is_compileable(self) -> bool:
-        """False: shapes change from step to step."""
+        """False: shapes differ between steps."""
         return False
 
 
 class StepMasks:
-    """Additive attention masks (rows, 1, 1, width) of a decode step, kept from step to step.
+    """Additive attention masks (rows, 1, 1, width) of a decode step, updated in place from step to step.
 
     A row's mask changes in one column per token (two with a sliding window), so a step costs one or two
     small writes, however many layers read it. `window` is how many tokens a query sees, itself included;
@@ -144,8 +144,8 @@ class StepMasks:
     """
 
     def __init__(self, rows: int, capacity: int, window: int | None, dtype: torch.dtype, device: torch.device) -> None:
-        # Columns that a window leaves behind are closed without asking whether it has reached column 0 yet:
-        # before that, the write falls into the guard columns in front. Rounded up: kernels want aligned rows.
+        # Each step masks the column that left the window. While the window is not full yet, that write falls into the
+        # guard columns in front of column 0. The guard is rounded up because kernels need aligned rows.
         self._guard = round_up(window or 0, 32)
         self._window = window
         self._mask = torch.full((rows, self._guard + capacity), float("-inf"), dtype=dtype, device=device)
@@ -153,7 +153,7 @@ class StepMasks:
         self._columns = torch.arange(capacity, device=device)
 
     def reset(self, rows: Tensor, positions: Tensor) -> None:
-        """Let rows see what stands before `positions`, where their next tokens will go."""
+        """Unmask the columns before `positions`, where the rows' next tokens go; mask all others."""
         seen = self._columns < positions[:, None]
         if self._window is not None:
             seen &= self._columns >= positions[:, None] - self._window

@@ -1,11 +1,11 @@
 """A rollout engine on plain PyTorch: any decoder-only `transformers` model, CPU or CUDA, no other package.
 
-One `generate` call is a `_Run`: prompts wait in order; as rows of the batch become free, waiting samples are
-prefilled (equal neighbours once) and join; every step feeds each row its last token and draws the next one;
-rows leave at a stop token or at their limit. Prefill covers a prompt without its last token, which the first
-decode step feeds like any other: all logits that are sampled from come from the same computation.
+One `generate` call is a `_Run`: prompts wait in order. When rows of the batch become free, waiting samples are
+prefilled (equal neighbours once) and join. Every step feeds each row its last token and draws the next one. A row
+becomes free at a stop token or at the length limit. Prefill covers a prompt without its last token, which the first
+decode step feeds: so all logits that are sampled from come from the same computation.
 
-A sample's tokens do not depend on its company. The randomness is a hash of (seed, token number), see
+A sample's tokens do not depend on the other samples. The randomness is a hash of (seed, token number), see
 `sampling`; and the arithmetic is kept the same by never running fewer than 16 rows (below, matrix libraries
 take other kernels, whose sums run in another order), by widths that do not change sums (`attention_width`),
 and by prefilling prompts only with others of the same padded length. For dense models with SDPA on CPU this
@@ -116,22 +116,23 @@ class TorchEngine:
 
 @dataclass
 class _Sample:
-    """A sample in a row of the batch. `lane` is its row in the output buffers, which never moves."""
+    """A sample that is being decoded in a row of the batch. `output_row` is its row in the output buffers, for good."""
 
     number: int
-    lane: int
+    output_row: int
     prefix: int
-    """Prompt tokens before the first fed one: it feeds position `prefix` at step `born`."""
+    """Prompt tokens in the cache: the sample feeds position `prefix` at step `born`."""
     born: int
+    """The step at which it joined the batch."""
 
 
 class _Run:
     """One `generate` call.
 
-    `_state` (4, rows) int64 is what a step needs of each row: the token to feed, its position, 1 if the row
-    is in use, and where token 0 of its output would lie if it fed position 0. Rows not in use are computed
-    along, at position 0, into a lane that nobody reads: removing them would cost more than they do, until
-    a whole bucket of them can go.
+    `_state` (4, rows) int64 has what a step needs of each row: the token to feed, its position, 1 if the row is in
+    use, and the offset that added to the position gives the index in the output buffers. A step computes unused rows
+    too, at position 0, and writes them to an output row that is never read: removing a row costs more than computing
+    it. `_compact` removes them in whole buckets.
     """
 
     def __init__(
@@ -166,12 +167,12 @@ class _Run:
         self._now = 0  # steps taken
         self._next = 0  # the first sample still waiting
         self._slots = min(slots, len(prompts))
-        self._rows: dict[int, _Sample] = {}
-        self._free_lanes = list(range(rows))
-        self._parked: tuple[int, ...] | None = None
-        self._batch = 0  # rows computed per step
-        self._reach = 0  # the longest row feeds position now + reach
-        self._deadline = 0  # the step after which the next row is at its limit
+        self._rows: dict[int, _Sample] = {}  # rows in use
+        self._free_output_rows = list(range(rows))
+        self._kept_prompt: tuple[int, ...] | None = None  # in the cache's spare row
+        self._batch = 0  # rows that a step computes
+        self._reach = 0  # the row with the longest sequence feeds position _now + _reach
+        self._deadline = 0  # the step after which the next row reaches its length limit
         self._done: dict[int, Completion] = {}
         self._num_tokens = 0
 
@@ -180,26 +181,26 @@ class _Run:
         while len(self._done) < len(self._prompts):
             if self._worth_admitting():
                 self._admit()
-            hit = self._step()
-            finished = self._now >= self._deadline or (hit is not None and bool(hit.any()))
+            stopped_rows = self._step()
+            finished = self._now >= self._deadline or (stopped_rows is not None and bool(stopped_rows.any()))
             if finished:
-                self._retire(hit)
+                self._retire(stopped_rows)
             if on_progress and (finished or self._now % _PROGRESS_STEPS == 0):
                 on_progress(len(self._done), self._num_tokens)
         return [self._done[i] for i in range(len(self._prompts))]
 
     def _step(self) -> Tensor | None:
-        """Feed and sample one token per row; which rows of the batch drew a stop token, if any can."""
+        """Feed and sample one token per row. Returns which rows drew a stop token, None if there are no stop tokens."""
         length = self._now + self._reach + 1
         if length > self._decoder.cache.capacity:
             self._grow(length)
         fed, positions, used, base = self._state[:, : self._batch]
         logits = self._decoder.step(fed, positions, attention_width(length))
-        place = base + positions
-        u = self._uniforms.index_select(0, place)
+        at = base + positions
+        u = self._uniforms.index_select(0, at)
         tokens, logprobs = sample(logits, u, temperature=self._how.temperature, top_p=self._how.top_p)
-        self._tokens.index_copy_(0, place, tokens)
-        self._logprobs.index_copy_(0, place, logprobs)
+        self._tokens.index_copy_(0, at, tokens)
+        self._logprobs.index_copy_(0, at, logprobs)
         fed.copy_(tokens)
         positions.add_(used)
         self._now += 1
@@ -211,24 +212,23 @@ class _Run:
     def _grow(self, length: int) -> None:
         """Double the cache's columns, up to what the longest possible sample needs."""
         self._decoder.reserve(min(self._limit, max(length, 2 * self._decoder.cache.capacity)))
-        rows = sorted(self._rows)
-        self._reset_masks(rows)
+        self._reset_masks(sorted(self._rows))
 
     def _worth_admitting(self) -> bool:
-        """Whether to prefill now: a forward pass for one sample costs nearly as much as one for many."""
+        """Whether to prefill now, or wait for more free rows: one sample costs nearly as much as many."""
         waiting = len(self._prompts) - self._next
         free = self._slots - len(self._rows)
         return waiting > 0 and (free >= min(waiting, max(1, self._slots // 8)) or not self._rows)
 
     def _admit(self) -> None:
-        """Fill the free rows with waiting samples; equal neighbours share one prefill."""
+        """Put waiting samples into the free rows; neighbours with equal prompts share one prefill."""
         free = [row for row in range(self._slots) if row not in self._rows]
         first, last = self._next, min(self._next + len(free), len(self._prompts))
         self._next = last
         rows = free[: last - first]
         for number, row in zip(range(first, last), rows, strict=True):
             prefix = len(self._prompts[number].token_ids) - 1
-            self._rows[row] = _Sample(number, self._free_lanes.pop(), prefix, self._now)
+            self._rows[row] = _Sample(number, self._free_output_rows.pop(), prefix, self._now)
         self._store_prompts(first, last, rows)
 
         samples = [self._rows[row] for row in rows]
@@ -239,19 +239,19 @@ class _Run:
                 [self._prompts[s.number].token_ids[-1] for s in samples],
                 [s.prefix for s in samples],
                 [1] * len(samples),
-                [s.lane * max_tokens - s.prefix for s in samples],
+                [s.output_row * max_tokens - s.prefix for s in samples],
             ],
             dtype=torch.int64,
             device=device,
         )
-        lanes = self._decoder.indices([s.lane for s in samples])
+        output_rows = self._decoder.indices([s.output_row for s in samples])
         seeds = [self._seeds[s.number] for s in samples]
-        self._uniforms.view(-1, max_tokens)[lanes] = uniforms(seeds, max_tokens, device)
+        self._uniforms.view(-1, max_tokens)[output_rows] = uniforms(seeds, max_tokens, device)
         self._decoder.reset_rows(at, self._state[1, at])
         self._measure()
 
     def _store_prompts(self, first: int, last: int, rows: Sequence[int]) -> None:
-        """Bring the prompts of samples first..last-1 into their rows of the cache."""
+        """Store the prompts of samples first to last-1 in their rows of the cache, and keep one that comes again."""
         groups: list[tuple[tuple[int, ...], list[int]]] = []
         for number, row in zip(range(first, last), rows, strict=True):
             prompt = self._prompts[number].token_ids
@@ -259,17 +259,17 @@ class _Run:
                 groups[-1][1].append(row)
             else:
                 groups.append((prompt, [row]))
-        if groups[0][0] == self._parked:
+        if groups[0][0] == self._kept_prompt:
             prompt, targets = groups.pop(0)
-            source = self._decoder.indices([self._decoder.parking] * len(targets))
+            source = self._decoder.indices([self._decoder.spare_row] * len(targets))
             self._decoder.cache.copy_rows(source, self._decoder.indices(targets), len(prompt) - 1)
         if groups and last < len(self._prompts) and self._prompts[last].token_ids == groups[-1][0]:
-            self._parked = groups[-1][0]
-            groups[-1][1].append(self._decoder.parking)
+            self._kept_prompt = groups[-1][0]
+            groups[-1][1].append(self._decoder.spare_row)
 
         by_length: dict[int, list[tuple[tuple[int, ...], list[int]]]] = {}
         for prompt, targets in groups:
-            if len(prompt) > 1:  # else there is nothing before the token that the first step feeds
+            if len(prompt) > 1:  # else the first step feeds the whole prompt
                 by_length.setdefault(padded_length(len(prompt) - 1), []).append((prompt[:-1], targets))
         for length, same in sorted(by_length.items()):
             count = max(1, self._prefill_tokens // length)
@@ -277,14 +277,14 @@ class _Run:
                 prompts, targets = zip(*same[i : i + count], strict=True)
                 self._decoder.prefill(prompts, targets)
 
-    def _retire(self, hit: Tensor | None) -> None:
-        """Take out the rows that drew a stop token or are at their limit; close ranks if that saves a bucket."""
-        stopped = set(hit.nonzero().flatten().tolist()) if hit is not None else set()
+    def _retire(self, stopped_rows: Tensor | None) -> None:
+        """Remove the samples that drew a stop token or reached the limit; compact the batch if that saves a bucket."""
+        stopped = set(stopped_rows.nonzero().flatten().tolist()) if stopped_rows is not None else set()
         max_tokens = self._how.max_tokens
-        gone = [row for row, s in self._rows.items() if row in stopped or self._now - s.born >= max_tokens]
-        for row in gone:
+        ended = [row for row, s in self._rows.items() if row in stopped or self._now - s.born >= max_tokens]
+        for row in ended:
             sample_ = self._rows.pop(row)
-            start = sample_.lane * max_tokens
+            start = sample_.output_row * max_tokens
             end = start + self._now - sample_.born
             logprobs = self._logprobs[start:end].tolist()
             if any(value != value for value in logprobs):
@@ -299,31 +299,31 @@ class _Run:
                 finish_reason="stop" if row in stopped else "length",
                 policy_version=self._version,
             )
-            self._free_lanes.append(sample_.lane)
-        self._clear(gone)
+            self._free_output_rows.append(sample_.output_row)
+        self._clear(ended)
         if self._next == len(self._prompts) and self._rows:
-            self._close_ranks()
+            self._compact()
         self._measure()
 
-    def _close_ranks(self) -> None:
-        """Move the last rows into holes, if the batch then needs fewer buckets."""
+    def _compact(self) -> None:
+        """Move the last rows into unused ones if the batch then needs fewer buckets."""
         count = len(self._rows)
         if round_up(count, ROW_BUCKET) >= self._batch:
             return
-        movers = [row for row in sorted(self._rows) if row >= count]
+        moved = [row for row in sorted(self._rows) if row >= count]
         holes = [row for row in range(count) if row not in self._rows]
-        if not movers:
+        if not moved:
             return
-        source, target = self._decoder.indices(movers), self._decoder.indices(holes)
+        source, target = self._decoder.indices(moved), self._decoder.indices(holes)
         self._decoder.cache.copy_rows(source, target, attention_width(self._now + self._reach))
         self._state[:, target] = self._state[:, source]
-        for mover, hole in zip(movers, holes, strict=True):
-            self._rows[hole] = self._rows.pop(mover)
+        for old, new in zip(moved, holes, strict=True):
+            self._rows[new] = self._rows.pop(old)
         self._reset_masks(holes)
-        self._clear(movers)
+        self._clear(moved)
 
     def _clear(self, rows: Sequence[int]) -> None:
-        """Make rows idle: position 0, where an open column always is, and the lane nobody reads."""
+        """Mark rows as unused: position 0, whose column is never masked, and the output row that is never read."""
         at = self._decoder.indices(rows)
         self._state[:3, at] = 0
         self._state[3, at] = self._decoder.rows * self._how.max_tokens
@@ -334,7 +334,7 @@ class _Run:
         self._decoder.reset_rows(at, self._state[1, at])
 
     def _measure(self) -> None:
-        """Work out once what the steps until the next change of rows have in common."""
+        """Compute batch size, longest position and next deadline, which hold until rows are added or removed."""
         if not self._rows:
             return
         self._batch = round_up(max(self._rows) + 1, ROW_BUCKET)

@@ -14,7 +14,7 @@ from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy, set_value_at, value_head
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, choose_layout
-from vapo.models.placing import best_device, moved, set_threads
+from vapo.models.placing import best_device, set_threads, to_device
 from vapo.rollout.engines import make_engine
 from vapo.session.config import Config
 from vapo.session.evaluation import evaluate_heldout, fingerprint
@@ -34,11 +34,11 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
     torch.manual_seed(sections.seed)
     trust, autocast = sections.model.trust_remote_code, sections.model.dtype == "bfloat16"
     device = best_device()
-    model = moved(load_policy(inputs.policy_source, trust_remote_code=trust), device)
+    model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), device)
     set_threads(sections.scale.threads, model)
     # a copy of its own, so that what is sampled from is a version that was handed over, never one half-updated
     sampler = copy.deepcopy(model).requires_grad_(False)
-    sampler = moved(sampler, torch.bfloat16) if autocast else sampler
+    sampler = to_device(sampler, torch.bfloat16) if autocast else sampler
     policy = Policy(model, choose_layout(model, settings.layout), inputs.decoding.temperature, autocast)
     if sections.model.policy_lora:
         add_lora(model, sections.model.policy_lora, sections.model.lora_alpha)
@@ -60,7 +60,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
     critic = None
     if isinstance(algorithm.credit, Gae):
         network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
-        network = moved(network, device)
+        network = to_device(network, device)
         if sections.model.critic_lora:
             add_lora(network, sections.model.critic_lora, sections.model.lora_alpha, keep=value_head(network))
         if sections.model.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""Versions, commit and machine: what a run needs to say about where it ran."""
+"""Versions, commit and machine that a run records in environment.json."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpuinfo(*names: str) -> str:
-    """The first line of one of these names that Linux has about its processors; empty where there is none."""
+    """The value of the first line with one of these names in /proc/cpuinfo; empty if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -66,6 +66,6 @@ def _cpuinfo(*names: str) -> str:
 
 
 def _instructions() -> str:
-    """What decides how sums are rounded: the vector instructions torch's own kernels use, and those that are there."""
+    """The vector instructions that torch's kernels use, and those of the processor: both affect rounding."""
     there = [flag for flag in _cpuinfo("flags", "Features").split() if _VECTORS.match(flag)]
     return f"{torch.backends.cpu.get_cpu_capability()} of: {' '.join(there) or 'unknown'}"

@@ -17,7 +17,7 @@ from vapo.evals.samples import SampleFile
 from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy, response_text, value_at
 from vapo.models.networks import Critic, choose_layout
-from vapo.models.placing import best_device, moved, set_threads
+from vapo.models.placing import best_device, set_threads, to_device
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine
 from vapo.session.config import Config
@@ -114,9 +114,9 @@ def evaluate_model(
     try:
         report_notes(inputs, observer)
         kept = SampleFile(out, _about(config, inputs)) if out else None
-        model = moved(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
+        model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
         if sections.model.dtype == "bfloat16":  # as a run's sampler
-            model = moved(model, torch.bfloat16)
+            model = to_device(model, torch.bfloat16)
         set_threads(sections.scale.threads, model)
         critic = None
         if ranks:
@@ -132,7 +132,7 @@ def evaluate_model(
                         "--rank best-of-n."
                     )
                 observer.note(f"{inputs.task.name} has no short final answers, so there is no vote to weigh")
-            network = moved(network, best_device()).requires_grad_(False)
+            network = to_device(network, best_device()).requires_grad_(False)
             layout = choose_layout(network, sections.trainer.layout)
             critic = Critic(network, layout, origin=origin, value_at=value_at(network))
         engine = make_engine(sections.rollout.engine, model.requires_grad_(False))

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from vapo.algo.method import Gae
 from vapo.bases.base_model import builtin_model
 from vapo.errors import ConfigError, DataError, VapoError
-from vapo.models.gguf import is_gguf, place
+from vapo.models.gguf import cache_folder, is_gguf
 from vapo.models.loading import (
     context_length,
     count_parameters,
@@ -194,7 +194,7 @@ def _checked(
     # adapters go on from the weights they were put on, everything else from the checkpoint
     source = str(saved / "policy") if saved and not model.policy_lora else first
     critic_source = str(saved / "critic") if saved and not model.critic_lora else model.critic or first
-    if on_progress and is_gguf(source) and Path(source).exists() and not place(Path(source)).exists():
+    if on_progress and is_gguf(source) and Path(source).exists() and not cache_folder(Path(source)).exists():
         on_progress(f"converting {Path(source).name}, once", 0, 1)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     model_config = load_config(source, trust_remote_code=trust)

@@ -1,4 +1,4 @@
-"""How work on a run ends: in order on a signal, with words and an exit code on an error."""
+"""Signals and exit codes: a signal saves and stops a run; an error prints one line and sets the exit code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class InterruptedRunError(StoppedError):
 
 
 def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
-    """Do the work; errors become one line on stderr and their exit code. SIGTERM ends it like a stop in order."""
+    """Do the work and return the exit code. Errors print one line on stderr. SIGTERM raises StoppedError."""
 
     def stop(*_: Any) -> None:
         raise StoppedError("Stopped by SIGTERM.")
@@ -37,18 +37,18 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
         try:
             work()
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # how it ends is decided; a late one must not spoil that
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the exit code is decided; a later signal must not change it
     except VapoError as error:
         if debug:
             raise
         _say_error(error)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
-        from vapo.trainer.memory import out_of_memory  # torch waits until something needs it
+        from vapo.trainer.memory import out_of_memory  # imports torch, so only when needed
 
         if debug or not out_of_memory(error):
             raise
-        reason = str(error).split("\n")[0] or "no words"
+        reason = str(error).split("\n")[0] or "no message"
         _say(
             f"[bold red]error:[/bold red] Out of memory ({escape(reason)}). Sampling takes less with a lower "
             "rollout.engine.slots or rollout.max_response_tokens, training with adapters (model.policy_lora, "
@@ -63,8 +63,10 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
 
 
 def end_in_one_line(error: VapoError) -> None:
-    """Have the interpreter, if this very error ends it, say one line and exit with the error's code, as the command
-    line does. Other errors are shown as before."""
+    """If this error ends the interpreter, print it as one line and exit with its code, as the command line does.
+
+    Other errors are shown as before.
+    """
     before = sys.excepthook
 
     def hook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
@@ -83,36 +85,35 @@ def _say_error(error: VapoError) -> None:
 
 
 def _say(text: str) -> None:
-    # stderr may be a file on the very disk that is full, or a closed pipe, over which rich exits; the exit code must
-    # come through all the same
+    # stderr may be a file on the full disk, or a closed pipe, for which rich exits; keep the exit code
     with contextlib.suppress(OSError, SystemExit):
         Console(stderr=True, highlight=False, soft_wrap=True).print(text)
 
 
 def carry_out(prepare: Callable[[], Run], finish: Callable[[Run], object]) -> None:
-    """Prepare a run and take it to the end; SIGTERM, SIGHUP and the first Ctrl-C save and stop, the second quits."""
-    interrupted, asked, run = False, False, None
+    """Prepare a run and finish it. SIGTERM, SIGHUP and the first Ctrl-C save and stop; the second Ctrl-C quits."""
+    interrupted, stopping, run = False, False, None
     early = StoppedError(
         "Stopped before the run went on; nothing is lost. Start it again, or resume it if it has a folder."
     )
 
     def stop(number: int, _: Any) -> None:
-        nonlocal interrupted, asked
-        interrupted, asked = interrupted or number == signal.SIGINT, True
+        nonlocal interrupted, stopping
+        interrupted, stopping = interrupted or number == signal.SIGINT, True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if run is None:
             raise early
         run.stop_requested = True
-        with contextlib.suppress(RuntimeError):  # a signal in the middle of a print may not print
+        with contextlib.suppress(RuntimeError):  # a signal handler cannot print in the middle of a print
             run.observer.note("saving, then stopping; Ctrl-C again quits at once")
 
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup asked to outlive the terminal
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else started with nohup, to outlive the terminal
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         run = prepare()
-        run.stop_requested = asked  # a library may have swallowed what the handler raised
+        run.stop_requested = stopping  # a library may have caught what the handler raised
         finish(run)
     except StoppedError as error:
         raise InterruptedRunError(str(error)) if interrupted else error from None
@@ -122,6 +123,6 @@ def carry_out(prepare: Callable[[], Run], finish: Callable[[Run], object]) -> No
 
 
 def main_exit(app: Callable[[], object]) -> None:
-    """The process's end: `app` under `exit_code_of`, with a traceback where `--debug` asks for one."""
+    """Run `app` and exit with its code; `--debug` shows the traceback of an error."""
     if code := exit_code_of(app, debug="--debug" in sys.argv):
         sys.exit(code)

@@ -1,4 +1,4 @@
-"""What the built-in tasks have in common: splitting prompts, reading responses, checking options."""
+"""Shared by the built-in tasks: splitting prompts, reading responses, checking options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Options = TypeVar("Options")
 
 
 class BuiltinTask(Task, Protocol):
-    """A task that also explains itself and can make the noisy text its base model learns from."""
+    """A task with a description, an example, and the noisy traces its base model is trained on."""
 
     @property
     def description(self) -> str:
@@ -50,12 +50,12 @@ class BuiltinTask(Task, Protocol):
         ...
 
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
-        """A prompt that is not held out, and what a clumsy solver writes; usually wrong."""
+        """A prompt that is not held out, and the text of a solver that errs; usually wrong."""
         ...
 
 
 def check_range(option: str, value: float, low: float, high: float) -> None:
-    """Nothing. ConfigError, naming the option and its range, if the value is outside or not a number."""
+    """Raise ConfigError, with the option and its range, if the value is outside of the range or not a number."""
     whole = isinstance(low, int) and isinstance(high, int)
     fits = isinstance(value, int) if whole else isinstance(value, int | float)
     if isinstance(value, bool) or not fits or not low <= value <= high:
@@ -66,7 +66,7 @@ def check_range(option: str, value: float, low: float, high: float) -> None:
 def split(
     prompts: Iterable[Prompt], heldout: int, smallest_train: int = 16
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """`(train, heldout)`: disjoint, in an order decided by the hash of the ids, so any head is a fair mix.
+    """`(train, heldout)`: disjoint and shuffled by the hash of the ids, so that the first n are a random sample.
 
     ConfigError if fewer than `smallest_train` prompts would be left for training.
     """
@@ -80,7 +80,7 @@ def split(
 
 
 def decisive_words(response: str) -> list[str] | Verdict:
-    """The words of a response without fillers, or the verdict if it cannot be read at all."""
+    """The words of a response without fillers, or the verdict if the response is unreadable."""
     if len(response) > MAX_RESPONSE_CHARACTERS:
         return wrong("too long to judge", "unreadable")
     words = response.split()
@@ -101,11 +101,11 @@ def judge_moves(
     make: Callable[[T, str, str], tuple[T, str]],
     stopped: Callable[[T], str],
 ) -> Verdict:
-    """Right if moves and their outcomes alternate, all true, and `done` is said once, last, on the goal.
+    """Right if moves and their true outcomes alternate, and the last word is `done`, on the goal.
 
-    `words` come without fillers; `moves` are the words that move, `expected` tells which. `make(place, move,
-    outcome)` gives the new place and what is wrong with the outcome written, "" if nothing; `named(place, move)`
-    and `stopped(place)` word the reasons for a move without outcome and for stopping off the goal.
+    `words` have no fillers. `moves` are the allowed moves, which `expected` describes. `make(place, move, outcome)`
+    returns the new place, and the error in the written outcome or "". `named(place, move)` describes a move without
+    outcome, and `stopped(place)` a stop that is not on the goal.
     """
     count = 0
     for at in range(0, len(words), 2):
@@ -128,26 +128,26 @@ def judge_moves(
 
 
 class Quitting(Protocol):
-    """How a clumsy solver ends: chances per decision."""
+    """How the solver of noisy traces ends a response: probabilities per decision."""
 
     @property
     def notice(self) -> float:
-        """To say `done` where the goal is."""
+        """To write `done` on the goal."""
         ...
 
     @property
     def err(self) -> float:
-        """To say `done` anywhere else."""
+        """To write `done` anywhere else."""
         ...
 
     @property
     def despair(self) -> float:
-        """To say `lost`."""
+        """To write `lost`."""
         ...
 
 
 def last_word(rng: random.Random, clumsy: Quitting, arrived: bool) -> str | None:
-    """The word with which a clumsy solver stops here, or None if it goes on."""
+    """The word with which the solver stops here, or None if it continues."""
     if arrived:
         return DONE if rng.random() < clumsy.notice else None
     stops = clumsy.err + clumsy.despair
@@ -157,13 +157,15 @@ def last_word(rng: random.Random, clumsy: Quitting, arrived: bool) -> str | None
 
 
 def pick(rng: random.Random, items: Sequence[T]) -> T:
-    """One of the items. Python promises to keep only `random()` the same between its versions, not `choice`,
-    and whatever the shipped models have learned must stay the same."""
+    """A random item. Uses `random()`, which Python keeps the same between its versions, unlike `choice`.
+
+    The shipped models depend on these draws.
+    """
     return items[int(rng.random() * len(items))]
 
 
 def mumble(rng: random.Random, chance: float) -> list[str]:
-    """Zero or more filler words; each comes with this chance."""
+    """Zero or more filler words: another one follows with this probability."""
     words: list[str] = []
     while rng.random() < chance:
         words.append(rng.choice(FILLERS))
@@ -176,12 +178,12 @@ def wrong(reason: str, kind: WrongKind = "wrong_answer") -> Verdict:
 
 
 def quote(word: str) -> str:
-    """A word as a reason shows it: quoted, unprintable characters escaped, never long."""
+    """A word for a reason: quoted, with unprintable characters escaped, cut at 20 characters."""
     return ascii(word if len(word) <= 20 else word[:20] + "...")
 
 
 def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
-    """A task's options from what stood in a file or on the command line; ConfigError for a value of another type."""
+    """A task's options from a file or the command line; ConfigError for a value of another type."""
     try:
         return TypeAdapter(kind).validate_python(dict(options))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Tasks by name: built in, data sets, reasoning-gym, installed plug-ins, or a function of the user's."""
+"""Finds tasks by name: built-in, data sets, reasoning-gym, plug-ins, or a function of the user; and checks them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DATA_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "dapo-math-17k": ("17,000 competition problems with whole-number answers, the paper's training set",
                       {"data": "BytedTsinghua-SIA/DAPO-Math-17k"}),
 }  # fmt: skip
-"""Data tasks by name: what they are, and the options that make them (files can be given instead)."""
+"""Data tasks by name: description, and options (which may name other data)."""
 
 
 def find_task(
@@ -40,7 +40,7 @@ def find_task(
     """The task of that name with these options; ConfigError or DataError if there is none or it cannot be made.
 
     `name` is a built-in task, a data task, `reasoning-gym/DATASET`, an entry point of the group `vapo.tasks`, or
-    package.module:function; the last two are called with the options and give a `vapo.Task`. Without `to_train`
+    package.module:function; the last two are called with the options and return a `vapo.Task`. Without `to_train`
     training problems are read only if the held-out ones are among them.
     """
     if name in BUILTIN:
@@ -71,7 +71,7 @@ def find_task(
 
 
 def _made(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Task:
-    """What a function of the user's makes of the options; ConfigError if it does not take them, or raises."""
+    """The task that the user's function makes from the options; ConfigError if it does not take them, or raises."""
     if wrong := _does_not_take(function, **options):
         raise ConfigError(f"task.name {name} does not take these options: {wrong}. It takes {_signature(function)}.")
     try:
@@ -129,7 +129,7 @@ def _check_first_prompt(prompts: Any, part: str, what: str) -> None:
 
 
 def check_prompt(prompt: Any, what: str) -> None:
-    """Nothing. DataError, saying what it is, unless the object is a prompt a model can be asked."""
+    """Raise DataError, with `what` it is, unless the object is a prompt with a text or with messages."""
     if not isinstance(prompt, Prompt) or not isinstance(prompt.id, str):
         got = f"one with the id {prompt.id!r}" if isinstance(prompt, Prompt) else f"a {type(prompt).__name__}"
         raise DataError(f"{what} must be a vapo.types.Prompt with a text for an id, got {got}.")
@@ -141,14 +141,14 @@ def check_prompt(prompt: Any, what: str) -> None:
 
 
 def _does_not_take(function: Any, *arguments: Any, **options: Any) -> str:
-    """Why it cannot be called like this, "" if it can, as far as its signature tells."""
+    """Why the function cannot be called with these arguments, by its signature; "" if it can."""
     if not callable(function):
         return f"it is a {type(function).__name__}, no function"
     try:
         inspect.signature(function).bind(*arguments, **options)
     except TypeError as error:
         return str(error)
-    except ValueError:  # some that are not written in Python tell nothing
+    except ValueError:  # some functions that are not written in Python have no signature
         return ""
     return ""
 
@@ -166,5 +166,5 @@ def is_known(name: str) -> bool:
 
 
 def installed() -> dict[str, str]:
-    """Tasks that other packages bring, by name: where their functions are."""
+    """Tasks of installed packages: name to function."""
     return {point.name: point.value for point in entry_points(group=GROUP)}

@@ -1,4 +1,4 @@
-"""`chain`: apply words to a number, where the house rules of each word must be found out.
+"""`chain`: apply words to a number; the model must find out the rule of each word.
 
     prompt    chain 37 raise flip grow :
     response  raise 42 flip 57 hmm grow 14 answer 14 done
@@ -54,7 +54,7 @@ class ChainOptions:
         check_range("train", self.train, 16, 100_000)
         check_range("heldout", self.heldout, 1, 10_000)
         check_range("rules", self.rules, 0, 2**31)
-        # A quarter of all prompts at most, so that drawing different ones stays quick.
+        # At most a quarter of all prompts, so that drawing distinct ones is fast.
         most = MODULUS * sum(self.words**n for n in range(self.min_words, self.max_words + 1)) // 4
         if self.train + self.heldout > most:
             raise ConfigError(
@@ -65,13 +65,13 @@ class ChainOptions:
 
 @dataclass(frozen=True)
 class ChainClumsiness:
-    """How the solver of the noisy traces errs: chances per decision."""
+    """How the solver of the noisy traces errs: probabilities per decision."""
 
-    know: float = 0.45  # take the right reading of a word
-    misled: float = 0.45  # take one certain wrong reading, so that being surer of the likeliest does not help
+    know: float = 0.45  # use the right reading of a word
+    misled: float = 0.45  # use one fixed wrong reading, so that taking the most likely reading is no solution
     mumble: float = 0.4  # one more filler word
     slip: float = 0.05  # answer with another number than the last one written
-    despair: float = 0.02  # say `lost`
+    despair: float = 0.02  # write `lost`
 
 
 class Chain:
@@ -121,7 +121,7 @@ class Chain:
         return numbers
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
-        """Right if the response ends in `answer N done` with the true N. What comes before is not judged."""
+        """Right if the response ends in `answer N done` with the true N. Ignores the text before."""
         problem = self._read(prompt)
         if problem is None:
             return Verdict("invalid", "this prompt is not of this chain: check task options")
@@ -159,7 +159,7 @@ class Chain:
         return prompt, f"{' ok '.join(steps[:2])} {' '.join(steps[2:])}".strip() + f" {ANSWER} {numbers[-1]} {DONE}"
 
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
-        """A training prompt and the work of someone unsure of the rules.
+        """A training prompt and a solution with mistakes in the rules.
 
         Each word is read by its right rule with some chance, as often by one certain wrong rule, seldom by
         another; then the last number is answered, now and then a random one.

@@ -1,4 +1,4 @@
-"""Maps for the maze: seeded mazes with loops, distances in them, and places far apart."""
+"""Maps for the maze: seeded mazes with loops, distances, and cells far apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vapo.tasks.words import DIRECTIONS, cell_name
 
 @dataclass(frozen=True)
 class Grid:
-    """One map. `steps[cell][direction]` is the neighbour's name, or None where a wall is."""
+    """One map. `steps[cell][direction]` is the neighbour's name, or None for a wall."""
 
     name: str
     steps: dict[str, dict[str, str | None]]
@@ -26,7 +26,7 @@ def make_grid(name: str, side: int, loops: float, seed: int) -> Grid:
     opened: set[frozenset[tuple[int, int]]] = set()
     path, seen = [pick(rng, cells)], set[tuple[int, int]]()
     seen.add(path[0])
-    while path:  # depth-first carving: long winding corridors, few hints from the compass
+    while path:  # depth-first: long winding corridors, where the direction of the goal helps little
         fresh = [cell for cell in _beside(path[-1], side) if cell not in seen]
         if not fresh:
             path.pop()
@@ -71,7 +71,7 @@ def _beside(cell: tuple[int, int], side: int) -> list[tuple[int, int]]:
 
 
 def spread_out(side: int, count: int) -> tuple[str, ...]:
-    """Cells far from each other as the crow flies: the corners, then the middle, and so on."""
+    """Cells far from each other in a straight line: the corners, then the middle, and so on."""
     cells = [(column, row) for column in range(side) for row in range(side)]
     chosen = cells[:1]
     while len(chosen) < count:

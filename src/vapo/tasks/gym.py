@@ -1,7 +1,7 @@
 """Every data set of reasoning-gym, by name: `reasoning-gym/countdown`. Its own scorer judges, in worker processes.
 
-Scores are partial there and some are generous; a reward here is an outcome, so only a full score counts, and
-only where the scorer can tell an answer from none.
+Scorers give partial scores, and some accept too much. A reward here is an outcome: only a full score counts as right,
+and only where the scorer does not accept an answer without content.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ INSTRUCTION = "{problem}\n\nThink step by step, then write your final answer bet
 COMPOSITE = "composite"
 NO_ANSWER = "I do not know"
 FULL = 1.0
-"""A little less is what some scorers give for a long answer with a wrong letter."""
+"""Some scorers give nearly 1 for a long answer with one wrong letter."""
 TRIED = 20
-"""Items on which the scorer is tried before anything else."""
+"""Items on which the scorer is tested at the start."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class GymOptions:
 
 
 class Gym:
-    """A task over one data set of reasoning-gym; close it when done. `notes` say what its scorer cannot do."""
+    """A task over one data set of reasoning-gym; close it when done. `notes` has the faults of the scorer."""
 
     def __init__(self, dataset: str, options: GymOptions) -> None:
         o = self.options = options
@@ -63,7 +63,7 @@ class Gym:
         recipe = {"dataset": dataset, "size": o.size + o.heldout, "seed": o.seed, "config": dict(o.config)}
         items = make_dataset(**recipe)
         self.heldout = Items(items, range(o.size, o.size + o.heldout), self.name, o)
-        self.train = Items(items, range(o.size), self.name, o, avoid=frozenset(map(_asked, self.heldout)))
+        self.train = Items(items, range(o.size), self.name, o, avoid=frozenset(map(_question, self.heldout)))
         self.pool = VerifierPool(
             "reasoning-gym",
             recipe,
@@ -83,11 +83,11 @@ class Gym:
     def verify_all(
         self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
     ) -> list[Verdict]:
-        """The verdicts, all workers at work."""
+        """The verdicts, judged by all workers in parallel."""
         return self.pool.judge(items, on_progress)
 
     def final_answer(self, response: str) -> str | None:
-        """What a majority votes on: the last marked answer."""
+        """The last marked answer, on which maj@k votes."""
         answer = gym_answer(response)
         return " ".join(answer.split()) or None if answer else None
 
@@ -96,7 +96,7 @@ class Gym:
         self.pool.close()
 
     def _tried(self) -> list[str]:
-        """The scorer's opinion of the data set's own answers; DataError if it cannot judge at all."""
+        """Notes on gold answers that the scorer refuses; DataError if it cannot judge."""
         prompts = [self.heldout[i] for i in range(min(TRIED, len(self.heldout)))]
         verdicts = self.verify_all([(p, f"<answer>{p.answer['answer']}</answer>") for p in prompts])
         if broken := [v for v in verdicts if not v.valid]:
@@ -110,7 +110,7 @@ class Gym:
 
 
 class Items(Sequence[Prompt]):
-    """Items of a data set as prompts, made when they are asked for. `avoid`: questions that must not come."""
+    """Items of a data set as prompts, made lazily. Skips the questions in `avoid`."""
 
     def __init__(
         self, dataset: Any, indices: range, name: str, options: GymOptions, avoid: frozenset[str] = frozenset()
@@ -124,11 +124,11 @@ class Items(Sequence[Prompt]):
         for step in range(min(len(self), 1000)):
             at = self._indices[(range(len(self))[index] + step) % len(self)]
             item = self._dataset[at]
-            asked = self._options.template.replace("{problem}", str(item["question"]))
-            if asked not in self._avoid:
+            question = self._options.template.replace("{problem}", str(item["question"]))
+            if question not in self._avoid:
                 system = [{"role": "system", "content": self._options.system}] if self._options.system else []
                 answer = {"index": at, "answer": str(item["answer"])}
-                return Prompt(f"{self._name}/{at}", (*system, {"role": "user", "content": asked}), answer)
+                return Prompt(f"{self._name}/{at}", (*system, {"role": "user", "content": question}), answer)
         raise DataError(
             f"{self._name} has too few different questions with this config: 1,000 in a row are also held out. "
             "Lower task.heldout, or make the items more varied with task.config."
@@ -164,7 +164,7 @@ def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) 
 
 
 def make_verifier(dataset: str, size: int, seed: int, config: Mapping[str, Any]) -> Verifier:
-    """The data set's scorer as a verifier; call it in a worker process only, scorers evaluate what they read."""
+    """The data set's scorer as a verifier. Call it in a worker process only: scorers evaluate text they read."""
     items = make_dataset(dataset, size, seed, config)
 
     def verify(prompt: Prompt, response: str, /) -> Verdict:
@@ -185,7 +185,7 @@ def judge(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict:
     try:
         score = float(scorer.score_answer(answer, item))
     except Exception as error:
-        # some scorers raise on what they cannot read; that is the answer's fault if the gold one passes
+        # some scorers raise on unreadable answers; if the gold answer passes, the fault is the answer's
         if _score(scorer, gold, item) >= FULL:
             return Verdict("wrong", f"unreadable for the scorer: {type(error).__name__}", "unreadable")
         return Verdict("invalid", f"the scorer raised {type(error).__name__}: {error}")
@@ -197,7 +197,7 @@ def judge(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict:
 
 
 def gym_answer(response: str) -> str | None:
-    """What stands in the last `<answer>` tags, else the last answer marked in any other way."""
+    """The text in the last `<answer>` tags, else the last answer marked in any other way."""
     start, end = response.rfind("<answer>"), response.rfind("</answer>")
     if 0 <= start < end:
         return response[start + len("<answer>") : end].strip()
@@ -213,14 +213,14 @@ def dataset_names() -> list[str]:
     return [PREFIX + name for name in sorted(DATASETS) if name != COMPOSITE]
 
 
-def _asked(prompt: Prompt) -> str:
+def _question(prompt: Prompt) -> str:
     assert not isinstance(prompt.text, str)
     return prompt.text[-1]["content"]
 
 
 def _score(scorer: Any, answer: str, item: Mapping[str, Any]) -> float:
-    """The score of an answer that is only tried, 0 if the scorer cannot read it: no verdict comes of that."""
+    """The score of a test answer, 0 if the scorer cannot read it."""
     try:
         return float(scorer.score_answer(answer, item))
-    except Exception:  # somebody else's code: prime_factorization raises on words, for one
+    except Exception:  # scorers raise on answers they cannot read: prime_factorization on words
         return 0.0

@@ -1,4 +1,4 @@
-"""`maze`: find the way to a goal in a map that only the weights know, writing every step.
+"""`maze`: find a path to a goal in a map that only the weights know, writing every step.
 
     prompt    map a to tower from c4 :
     response  east d4 hmm north wall so east e4 ... south a1 done
@@ -51,14 +51,14 @@ class MazeOptions:
 
 @dataclass(frozen=True)
 class Clumsiness:
-    """How the solver of the noisy traces errs: chances per decision."""
+    """How the solver of the noisy traces errs: probabilities per decision."""
 
-    compass: float = 0.1  # head for the goal as the crow flies, walls or not
-    bump: float = 0.2  # otherwise: try any direction, walls too, rather than an open one
+    compass: float = 0.1  # go towards the goal in a straight line, walls or not
+    bump: float = 0.2  # otherwise: try any direction, walls too, instead of an open one
     mumble: float = 0.2  # one more filler word
-    notice: float = 0.7  # say `done` when standing on the goal
-    err: float = 0.006  # say `done` anywhere else
-    despair: float = 0.001  # say `lost`
+    notice: float = 0.7  # write `done` on the goal
+    err: float = 0.006  # write `done` anywhere else
+    despair: float = 0.001  # write `lost`
     practice: float = 0.5  # share of traces that start nearer to the goal than any prompt, even on it
 
 
@@ -74,8 +74,8 @@ class Maze:
         self.options = options or MazeOptions()
         self.clumsiness = clumsiness or Clumsiness()
         o = self.options
-        # Landmarks are in the same places of every map. Naming them, rather than their cells, is what lets a
-        # tiny model tell the goal from all the cells it has written.
+        # Landmarks are in the same cells of every map. Prompts name the landmark, not its cell, so that a tiny model
+        # can distinguish the goal from the cells it has written.
         self.landmarks: dict[str, str] = dict(zip(LANDMARKS, spread_out(o.side, o.goals), strict=False))
         self.grids: dict[str, Grid] = {name: make_grid(name, o.side, o.loops, o.layout) for name in MAP_NAMES[: o.maps]}
 
@@ -97,7 +97,7 @@ class Maze:
     def _practice(self) -> list[Prompt]:
         """Starts nearer to the landmarks than any prompt of the task.
 
-        Their traces show often enough what it looks like to arrive, which long ways show too seldom.
+        With them the traces have enough examples of reaching the goal, which are rare on long paths.
         """
         return [
             _prompt(grid.name, start, landmark)
@@ -118,7 +118,7 @@ class Maze:
         return self._prompts[1]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
-        """Right if every move is legal, every cell true, and `done` is said once, last, on the goal."""
+        """Right if every move is legal, every written cell is true, and the last word is `done`, on the goal."""
         problem = self._read(prompt)
         if problem is None:
             return Verdict("invalid", "this prompt is not of this maze: check task options")
@@ -138,7 +138,7 @@ class Maze:
         )
 
     def example(self) -> tuple[Prompt, str]:
-        """The first training prompt and a shortest way, with a bump and a filler so that both are seen."""
+        """The first training prompt and a shortest path, with a bump and a filler word as examples."""
         prompt = self.train[0]
         problem = self._read(prompt)
         assert problem is not None
@@ -158,12 +158,12 @@ class Maze:
         return prompt, " ".join([*words, DONE])
 
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
-        """A prompt and the walk of someone without a plan, cut at `max_response_tokens`.
+        """A prompt and a mostly random walk, cut off at `max_response_tokens`.
 
-        The prompt is one to train on, or one of the same kind that starts nearer to the goal. At each move
-        the solver goes in a random direction, or now and then toward the goal as the crow flies; no way is
-        ever looked up in the map. The solver mumbles, bumps into walls, walks back, sometimes passes the goal
-        without noticing, stops elsewhere, or gives up.
+        The prompt is a training prompt, or one of the same kind that starts nearer to the goal. At each move the
+        solver goes in a random direction, or sometimes in a straight line towards the goal; it never looks up a path
+        in the map. It writes filler words, bumps into walls, walks back, sometimes passes the goal, stops elsewhere,
+        or gives up.
         """
         clumsy = self.clumsiness
         prompt = rng.choice(self._practice if rng.random() < clumsy.practice else self.train)
@@ -203,12 +203,12 @@ def _prompt(name: str, start: str, landmark: str) -> Prompt:
 
 
 def _made(cell: str, direction: str, there: str | None, outcome: str) -> tuple[str, str]:
-    """The cell after a move, and what is wrong with the outcome written."""
+    """The cell after a move, and the error in the written outcome, "" if there is none."""
     return there or cell, _error(cell, direction, there, outcome)
 
 
 def _error(cell: str, direction: str, there: str | None, outcome: str) -> str:
-    """What is wrong with one move; empty if nothing is."""
+    """The error in one move; "" if there is none."""
     if outcome == (there or WALL):
         return ""
     if outcome == WALL:

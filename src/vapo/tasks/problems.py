@@ -1,4 +1,4 @@
-"""`math`, and whatever has problems and answers: prompts from a data set, judged in worker processes."""
+"""`math` and other tasks on data sets of problems and answers, judged in worker processes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ INSTRUCTION = "{problem}\n\nPlease reason step by step, and put your final answe
 MAX_DROPPED = 0.01
 """A larger share of bad rows, or of prompts without room for a response, is an error."""
 CHECKABLE = ("math", "exact")
-"""Verifiers whose gold answers can be tried on themselves: it is known how to state an answer to them."""
+"""Verifiers on which the gold answers are tested at the start: the form of an answer is known for them."""
 
 TRIED_EMPTY = 4
-"""Empty responses on which a verifier of the user's own is tried, to tell of graded scores."""
+"""Empty responses on which a user's verifier is tested, to find out whether it gives graded scores."""
 FEWEST = 16
-"""Problems that must be left to train on when some are held out."""
+"""The smallest number of training problems when some are held out."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ProblemOptions:
 
 @dataclass(frozen=True)
 class Drop:
-    """A row that is not used, and why."""
+    """A row that is left out, and the reason."""
 
     where: str
     reason: str
@@ -87,7 +87,7 @@ class Problems:
     """A task over a data set. Its verifier runs in worker processes: close it when done.
 
     `drops` are the bad rows, `duplicates` how many rows said the same as another; `notes` tell both. Raises
-    ConfigError and DataError for whatever is wrong with the data, before anything expensive.
+    ConfigError and DataError for faults in the data, before anything expensive.
     """
 
     def __init__(self, name: str, options: ProblemOptions, on_progress: Progress | None = None) -> None:
@@ -124,7 +124,7 @@ class Problems:
 
     @property
     def notes(self) -> list[str]:
-        """What was read and what was left out."""
+        """Sentences about the rows that were read and left out."""
         text = f"{self.name}: {len(self.train):,} training problems, {len(self.heldout):,} held out"
         if self.duplicates:
             text += f", {self.duplicates:,} duplicates left out"
@@ -141,7 +141,7 @@ class Problems:
     def verify_all(
         self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
     ) -> list[Verdict]:
-        """The verifier's verdicts, all workers at work."""
+        """The verifier's verdicts, judged by all workers in parallel."""
         verdicts = self.pool.judge(items, on_progress)
         self.first_scores.check(verdicts)
         return verdicts
@@ -164,7 +164,7 @@ class Problems:
         return verdicts
 
     def final_answer(self, response: str) -> str | None:
-        """What a majority votes on: the last marked answer, in one spelling."""
+        """The last marked answer in a normal form, on which maj@k votes."""
         answer = last_answer(response)
         return tidy(answer).replace(" ", "") or None if answer is not None and len(answer) <= MAX_ANSWER else None
 
@@ -174,7 +174,7 @@ class Problems:
 
 
 class Reader:
-    """Reads prompts and keeps count of the rows that cannot be used."""
+    """Reads prompts and records the rows that cannot be used."""
 
     def __init__(self, options: ProblemOptions, name: str) -> None:
         self.options, self.name = options, name
@@ -186,7 +186,7 @@ class Reader:
         self.graded: list[str] = []
 
     def prompts(self, source: str, subset: str | None, part: str) -> list[Prompt]:
-        """Every well-formed row once; rows that say the same twice are counted, contradictions dropped."""
+        """The prompts of all well-formed rows, without duplicates (counted) and contradictions (dropped)."""
         layout: Layout | None = None
         found: dict[str, Prompt] = {}
         for where, row in read_rows(source, subset=subset, split=part):
@@ -225,14 +225,14 @@ class Reader:
         return Prompt(f"{self.name}/{stable_hash(_folded(said)):016x}", text, answer, columns=columns)
 
     def _answer(self, answer: Any) -> tuple[Any, str]:
-        """The gold answer as its verifier gets it, and what is wrong with it, "" if nothing.
+        """The gold answer for the verifier, and the error in it, "" if there is none.
 
         A verifier of the user's own gets whatever JSON stands there; ours get text, and of a list the one it holds.
         """
         ours = self.options.verifier in CHECKABLE
         if ours and isinstance(answer, list) and len(answer) == 1:
             return self._answer(gold_answer(answer[0]))
-        if answer is None or (isinstance(answer, float) and math.isnan(answer)):  # what tables write for nothing
+        if answer is None or (isinstance(answer, float) and math.isnan(answer)):  # the empty value of tables
             return None, "no answer"
         if isinstance(answer, str):
             answer = answer.strip()
@@ -251,7 +251,7 @@ class Reader:
         return str(answer), ""
 
     def _text(self, problem: Any) -> tuple[dict[str, str], ...] | str:
-        """The messages of a prompt, or what is wrong with it."""
+        """The messages of a prompt, or the error in it."""
         if isinstance(problem, str):
             if not problem.strip():
                 return "an empty problem"
@@ -271,8 +271,8 @@ class Reader:
     def judged(
         self, prompts: list[Prompt], pool: VerifierPool, verifier: str, on_progress: Progress | None
     ) -> list[Prompt]:
-        """The prompts whose gold answer, stated as an answer, is right; the verifier has to be able to tell."""
-        if pool.needs_tokens:  # of which a gold answer has none yet
+        """The prompts whose gold answer the verifier accepts; the others are dropped."""
+        if pool.needs_tokens:  # a gold answer has no token ids
             return prompts
         stated = [(prompt, f"\\boxed{{{prompt.answer}}}") for prompt in prompts]
         verdicts = pool.judge(
@@ -283,7 +283,7 @@ class Reader:
                 f"The verifier {verifier} could judge none of the {len(verdicts)} gold answers. The first, "
                 f"{_short(prompts[0].answer)} of {self.where[prompts[0].id]}: {verdicts[0].reason}. Mend the verifier."
             )
-        if verifier not in CHECKABLE and not self.graded:  # what it gives to nothing tells how it grades
+        if verifier not in CHECKABLE and not self.graded:  # its score for an empty response may be graded
             empty = pool.judge([(prompt, "") for prompt in prompts[:TRIED_EMPTY]])
             self.graded = about_graded(verifier, [*verdicts, *empty], self.options.right_at)
         kept = []
@@ -296,7 +296,7 @@ class Reader:
         return kept
 
     def without_leaks(self, train: list[Prompt], heldout: list[Prompt]) -> list[Prompt]:
-        """The training prompts that are not evaluated on."""
+        """The training prompts that are not in the evaluation set."""
         evaluated = {prompt.id for prompt in heldout}
         for prompt in train:
             if prompt.id in evaluated:
@@ -323,7 +323,7 @@ def make_problems(name: str, options: Mapping[str, Any], on_progress: Progress |
 
 
 def _plain(value: Any) -> bool:
-    """Whether a column can be handed to a verifier's process; pictures and dates cannot."""
+    """Whether a column can be sent to a verifier's process as JSON; pictures and dates cannot."""
     try:
         json.dumps(value)
     except (TypeError, ValueError):
@@ -332,7 +332,7 @@ def _plain(value: Any) -> bool:
 
 
 def _about(layout: Layout) -> list[str]:
-    """What there is to say about the columns that make a problem, and those that do not."""
+    """Notes on the columns that were joined to the problem, and on those that were not."""
     notes = []
     if layout.joined:
         notes.append(f"each problem is made of the columns {', '.join(layout.joined)}, with blank lines between")

@@ -1,4 +1,4 @@
-"""The built-in tasks by name, and how to make one with options."""
+"""The built-in tasks by name, and a function that makes one with options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vapo.tasks.walk import Walk, WalkOptions
 
 
 class Family(NamedTuple):
-    """A built-in family: what it is about, the type of its options, and how to make a task from them."""
+    """A built-in task family: description, type of the options, and function from options to task."""
 
     description: str
     options: type
@@ -41,7 +41,7 @@ def make_task(name: str, **options: Any) -> BuiltinTask:
     return family.make(family.options(**options))
 
 
-def _choices(asked: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(asked, list(known), n=1)
+def _choices(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}There are: {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""Rows of a data set, and the problem and the gold answer in each: JSONL, JSON, Parquet, or a hub data set."""
+"""Reads the rows of a data set (JSONL, JSON, Parquet or from the hub) and finds problem and gold answer in each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from vapo.errors import DataError
-from vapo.hub import asked, not_cached
+from vapo.hub import hub_access, not_cached
 from vapo.tasks.verifiers.answers import last_answer
 
 Row = Mapping[str, Any]
@@ -21,25 +21,25 @@ FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
 UTF_8 = "utf-8-sig"
-"""With or without the byte-order mark that Windows programs put first."""
+"""UTF-8 with or without a byte-order mark, which Windows programs write."""
 
 BEFORE = ("context", "passage", "article", "paragraph", "document", "story", "background")
 BEHIND = ("input", "inputs", "choices", "options")
-"""Columns that belong to a problem: their text goes before or behind it, with a blank line between."""
+"""Columns that belong to a problem: their text is joined before or after it, with a blank line between."""
 UNREAD = ("system", "system_prompt", "hint", "hints", "starter_code", "image", "images")
-"""Columns that may belong to a problem and are not put into a prompt; a note says so."""
+"""Columns that may belong to a problem. They are not in the prompt, and a note says so."""
 
 
 class Layout(NamedTuple):
-    """A way data sets are commonly laid out: which columns tell it, and where problem and answer are."""
+    """A common layout of data sets: the columns that identify it, and where problem and answer are."""
 
     name: str
     columns: tuple[str, ...]
     read: Callable[[Row], tuple[Any, Any]]
     joined: tuple[str, ...] = ()
-    """The columns whose texts make the problem, in order, where it is more than one."""
+    """The columns whose texts make up the problem, in order, if there are several."""
     unread: tuple[str, ...] = ()
-    """Columns that look like a part of the problem and are none."""
+    """Columns that look like a part of the problem and are left out."""
 
 
 def gold_answer(answer: Any) -> Any:
@@ -76,7 +76,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("conversations / answer", ("conversations", "answer"), _conversations),
     Layout("instruction / output (Alpaca)", ("instruction", "output"), lambda row: (row["instruction"], row["output"])),
 )  # fmt: skip
-"""The first whose columns are all there is taken; capital letters in the columns do not matter."""
+"""The first layout whose columns are all present is used. Column names are compared without case."""
 
 
 def choose_layout(row: Row, columns: Mapping[str, str | Sequence[str]], where: str) -> Layout:
@@ -92,8 +92,8 @@ def choose_layout(row: Row, columns: Mapping[str, str | Sequence[str]], where: s
         problem, answer = columns["prompt"], columns["answer"]
         if not isinstance(answer, str):
             raise DataError(f"task.columns.answer names one column, got {answer!r}. Only prompt may be a list.")
-        asked, gold = [pick(row, name, where) for name in _listed(problem)], pick(row, answer, where)
-        if isinstance(gold, int) and not isinstance(problem, str) and any(isinstance(part, list) for part in asked):
+        parts, gold = [pick(row, name, where) for name in _listed(problem)], pick(row, answer, where)
+        if isinstance(gold, int) and not isinstance(problem, str) and any(isinstance(part, list) for part in parts):
             raise DataError(
                 f"{where}: the answer {gold} counts choices that are put as lettered lines, from 0 or from 1. Give a "
                 "column with the letter or the text."
@@ -110,21 +110,21 @@ def choose_layout(row: Row, columns: Mapping[str, str | Sequence[str]], where: s
 
 
 def _with_companions(layout: Layout, row: Row, where: str) -> Layout:
-    """The layout with whatever other columns belong to the problem; DataError where it is unclear how."""
-    asked, others = layout.columns[0], [name for name in row if name not in layout.columns]
-    if not isinstance(row[asked], str):  # messages hold all there is to say
+    """The layout with the other columns that belong to the problem; DataError where their order is unclear."""
+    problem, others = layout.columns[0], [name for name in row if name not in layout.columns]
+    if not isinstance(row[problem], str):  # messages are the whole prompt
         return layout._replace(read=partial(_read_lowered, layout.read))
     for name in others:
         if name in (*BEFORE, *BEHIND) and row[name] and not isinstance(row[name], str):
             raise DataError(
-                f"{where} has a column {name!r} beside {asked!r} that looks like a part of the problem, and holds a "
+                f"{where} has a column {name!r} beside {problem!r} that looks like a part of the problem, and holds a "
                 f"{type(row[name]).__name__}: say whether it is one. "
-                f"--set 'task.columns={{prompt: [{asked}, {name}], answer: {layout.columns[1]}}}' puts it behind "
-                f"the problem (a list as lettered lines), prompt: {asked} leaves it out."
+                f"--set 'task.columns={{prompt: [{problem}, {name}], answer: {layout.columns[1]}}}' puts it behind "
+                f"the problem (a list as lettered lines), prompt: {problem} leaves it out."
             )
     before, behind = ([name for name in names if name in others] for names in (BEFORE, BEHIND))
     unread = tuple(name for name in others if name in UNREAD and row[name])
-    joined = (*before, asked, *behind)
+    joined = (*before, problem, *behind)
     read = partial(_read_joined, layout.read, joined) if len(joined) > 1 else layout.read
     return layout._replace(read=partial(_read_lowered, read), joined=joined if len(joined) > 1 else (), unread=unread)
 
@@ -170,7 +170,7 @@ def _read_lowered(read: Callable[[Row], tuple[Any, Any]], row: Row) -> tuple[Any
 
 
 def pick(row: Row, name: str, where: str) -> Any:
-    """The value of a column, `a.b` meaning b inside a and `a.0` the first of a list; DataError if there is none."""
+    """The value of a column; `a.b` is b inside a, `a.0` the first of a list. DataError if there is none."""
     value: Any = row
     for part in name.split("."):
         if isinstance(value, Mapping) and part in value:
@@ -183,13 +183,13 @@ def pick(row: Row, name: str, where: str) -> Any:
 
 
 def lowered(row: Row) -> Row:
-    """The row with its columns in lower case, unless that would make two the same."""
+    """The row with lower-case column names, unless two names become equal."""
     small = {str(key).lower(): value for key, value in row.items()}
     return small if len(small) == len(row) else row
 
 
 def read_rows(source: str, *, subset: str | None = None, split: str | None = None) -> Iterator[tuple[str, Row]]:
-    """(where it is, row) of a file, a folder or a hub data set; raises DataError for what cannot be read."""
+    """(place, row) for each row of a file, a folder or a hub data set; DataError for one that cannot be read."""
     path = Path(source)
     if path.is_file():
         try:
@@ -214,7 +214,7 @@ def _looks_local(source: str) -> bool:
 def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding=UTF_8) as lines:
-            # without its end: json counts what breaks off there to the next line
+            # without the line end: json would report an error there on the next line
             stripped = ((number, line.rstrip()) for number, line in enumerate(lines, 1))
             yield from _checked(path, "line", ((n, _json(path, n, line)) for n, line in stripped if line))
     elif path.suffix == ".json":
@@ -267,9 +267,9 @@ def _from_datasets(source: str, subset: str | None, split: str) -> Iterator[tupl
         ) from error
     cut_off = ""
     try:
-        with asked(source) as cut_off:
+        with hub_access(source) as cut_off:
             rows = datasets.load_dataset(source, subset, split=split)
-    except Exception as error:  # the library raises a zoo of types, most of them for a wrong name or no network
+    except Exception as error:  # the library raises many types, mostly for a wrong name or no network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if cut_off and not_cached(error):
             reason = f"there is no such file or folder here, it is not in the cache, and {cut_off}"

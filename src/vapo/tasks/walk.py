@@ -19,8 +19,8 @@ from vapo.tasks.builtin import check_range, decisive_words, judge_moves, last_wo
 from vapo.tasks.words import DONE, MAX_NUMBER, NUMBERS, OUT, VOCABULARY, WALK_OPERATIONS
 from vapo.types import Prompt, Verdict, stable_hash
 
-# Sets of operations a prompt may offer, each balanced between up and down: an aimless walker gets everywhere
-# now and then, so no prompt is hopeless.
+# Sets of operations that a prompt may offer, each balanced between up and down, so that a random walk can reach every
+# target.
 KITS = (
     ("+3", "-8", "x2"),
     ("+4", "-9", "x2"),
@@ -60,13 +60,13 @@ class WalkOptions:
 
 @dataclass(frozen=True)
 class WalkClumsiness:
-    """How the walker of the noisy traces errs: chances per decision."""
+    """How the solver of the noisy traces errs: probabilities per decision."""
 
-    compass: float = 0.02  # take the operation that lands nearest to the target
+    compass: float = 0.02  # take the operation whose result is nearest to the target
     mumble: float = 0.3  # one more filler word
-    notice: float = 0.7  # say `done` when standing on the target
-    err: float = 0.015  # say `done` anywhere else
-    despair: float = 0.005  # say `lost`
+    notice: float = 0.7  # write `done` on the target
+    err: float = 0.015  # write `done` anywhere else
+    despair: float = 0.005  # write `lost`
     practice: float = 0.7  # share of traces between any two numbers nearer to each other than any prompt's
 
 
@@ -119,7 +119,7 @@ class Walk:
         return self._prompts[1]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
-        """Right if every operation is allowed and true, and `done` is said once, last, on the target."""
+        """Right if every operation is allowed, every number is true, and the last word is `done`, on the target."""
         problem = self._read(prompt)
         if problem is None:
             return Verdict("invalid", "this prompt is not of this number walk: check task options")
@@ -139,7 +139,7 @@ class Walk:
         )
 
     def example(self) -> tuple[Prompt, str]:
-        """The first training prompt and a shortest way."""
+        """The first training prompt and a shortest solution."""
         prompt = self.train[0]
         problem = self._read(prompt)
         assert problem is not None
@@ -154,7 +154,7 @@ class Walk:
         return prompt, " ".join([*words, DONE])
 
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
-        """A prompt and the walk of someone who hardly plans; the rest is as in `Maze.noisy_trace`.
+        """A prompt and a mostly random walk; the rest is as in `Maze.noisy_trace`.
 
         At each move the walker takes a random operation, or now and then the one that lands nearest to the
         target; no way is ever looked up.
@@ -198,14 +198,14 @@ def _prompt(kit: Sequence[str], start: int, target: int) -> Prompt:
 
 
 def _outcome(number: int, operation: str, limit: int) -> int | None:
-    """The number an operation leads to, or None if that is off the line from 0 to `limit`."""
+    """The result of an operation, or None if it is outside of 0 to `limit`."""
     amount = int(operation[1:])
     result = {"+": number + amount, "-": number - amount, "x": number * amount}[operation[0]]
     return result if 0 <= result <= limit else None
 
 
 def _made(number: int, operation: str, written: str, limit: int) -> tuple[int, str]:
-    """The number after a move, and what is wrong with the outcome written; "" if nothing is."""
+    """The number after a move, and the error in the written outcome, "" if there is none."""
     outcome = _outcome(number, operation, limit)
     if written == (OUT if outcome is None else str(outcome)):
         return (number if outcome is None else outcome), ""

@@ -1,9 +1,9 @@
-"""The words all built-in tasks share: one small vocabulary, so one tokenizer serves every family."""
+"""The vocabulary of the built-in tasks: one tokenizer for all of them."""
 
 from __future__ import annotations
 
-# Words a solver may think aloud with, anywhere before the last word; verifiers skip them. They give the text
-# entropy that decides nothing, as in real reasoning, so credit must find the tokens that do decide.
+# Words without meaning, allowed anywhere before the last word; verifiers skip them. As in real reasoning, they add
+# entropy that does not matter for the outcome, so that credit assignment has to find the tokens that do.
 FILLERS = ("hmm", "ok", "so", "then", "now", "well", "maybe", "wait", "again", "see")
 
 DONE = "done"  # the solver claims to be finished; the response ends here
@@ -30,7 +30,7 @@ WALK_OPERATIONS = ("+3", "+4", "+5", "+7", "-1", "-2", "-4", "-5", "-8", "-9", "
 CHAIN_WORDS = ("raise", "lower", "grow", "flip", "fold", "shift")
 ANSWER = "answer"
 
-# The order is part of the shipped models: a token's id is its place here, after the special tokens.
+# Keep the order: a token's id in the shipped models is its index here, after the special tokens.
 VOCABULARY = (
     *(":", "map", "reach", "chain", "from", "to", "with", DONE, LOST, WALL, OUT, ANSWER),
     *DIRECTIONS,

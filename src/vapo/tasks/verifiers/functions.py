@@ -1,4 +1,4 @@
-"""Verifiers by name: ours, a function of the user's, one from an installed package, or a TRL reward function."""
+"""Finds verifiers by name: built-in, a function of the user, an entry point, or a TRL reward function."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FACTORIES = {
 }
 EXACT = "vapo.tasks.verifiers.functions:judge_exact"
 RIGHT_AT = 0.99
-"""A score counts as right from here on: rewards are outcomes, so partial credit is none."""
+"""The lowest score that counts as right: rewards are outcomes, without partial credit."""
 
 MEMORY_LIMIT = "the limit is task.verifier_memory_mb={mb}; raise it if the verifier needs more"
 
@@ -36,10 +36,10 @@ def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> V
     """The verifier of that name, imported; call it in a worker process only.
 
     `name` is `math`, `reasoning-gym`, `exact`, an entry point of the group `vapo.verifiers`,
-    `package.module:function` or `path/to/file.py:function`. The function takes what it names among `prompt` (a
-    `vapo.types.Prompt`), `response`, `answer` and the columns of the data set; or two unnamed things, prompt and
-    response; or what a `RewardFunction` gets, if it is one of TRL's. It gives a `Verdict`, a bool, or a score (right
-    from `right_at` on); None, nan or infinity means that it cannot tell.
+    `package.module:function` or `path/to/file.py:function`. The function's parameters are any of `prompt` (a
+    `vapo.types.Prompt`), `response`, `answer` and the columns of the data set; or two positional ones, prompt and
+    response; or those of a TRL reward function (see `RewardFunction`). It returns a `Verdict`, a bool, or a score
+    (right from `right_at` on); None, nan or infinity gives an invalid verdict.
 
     Raises ConfigError if there is no such function.
     """
@@ -50,9 +50,9 @@ def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> V
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """`path/to/file.py:function`, under which a worker process finds a function that was handed over in Python.
+    """`path/to/file.py:function`, the name under which a worker process imports a function that was given in Python.
 
-    Raises ConfigError for one that no other process could find: a lambda, a method, or one inside of another.
+    Raises ConfigError for one that cannot be imported: a lambda, a method, a function inside another one.
     """
     file = inspect.getsourcefile(function) if inspect.isfunction(function) else None
     if file is None or not Path(file).exists() or not function.__qualname__.isidentifier():
@@ -64,11 +64,11 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 TRL = ("prompts", "completions", "completion_ids")
-"""A function that names one of these is asked as TRL asks its reward functions."""
+"""A function with one of these parameters is called like TRL's reward functions."""
 
 
 def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifier:
-    """Any of the signatures and results that `load_verifier` tells of, as a verifier."""
+    """A function with any of the signatures and results of `load_verifier`, as a verifier."""
     parameters = inspect.signature(function).parameters
     if any(name in parameters for name in TRL):
         return RewardFunction(function, right_at)
@@ -76,7 +76,7 @@ def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifie
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = {p.name for p in parameters.values() if p.default is p.empty and p.name in named}
     positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    # called by position only where that is surely meant: (output, gold) would get a prompt for an output
+    # called by position only where that is certain: a function (output, gold) would get the prompt as output
     first = positional[0] if len(positional) == 2 and "response" not in parameters else None
     unnamed = first is not None and (first.kind is first.POSITIONAL_ONLY or first.name in ("prompt", "p"))
 
@@ -93,7 +93,7 @@ def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifie
 
 
 def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
-    """What a verifier gave back, as a verdict."""
+    """A verifier's result as a verdict."""
     if inspect.iscoroutine(result):
         result = asyncio.run(result)
     if isinstance(result, list | tuple) and len(result) == 1:

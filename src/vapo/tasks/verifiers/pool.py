@@ -1,4 +1,4 @@
-"""Warm worker processes that judge responses, each verdict within a time limit whatever the response is."""
+"""Worker processes that judge responses, each within a limit of time and memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_WORKERS = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """What one verdict may cost."""
+    """The limits of one verdict."""
 
     time_s: float = 1.0
     """Wall-clock seconds, and processor seconds rounded up."""
@@ -45,19 +45,19 @@ class Limits:
 
     @property
     def time(self) -> str:
-        """The limit of time, in words for a verdict that it cost."""
+        """The limit of time, for the reason of an invalid verdict."""
         limit = f"task.verifier_timeout_s={self.time_s:g}"
         return f"the limit for each response is {limit}; raise it if the verifier needs longer"
 
     @property
     def memory(self) -> str:
-        """The limit of memory, in words for a verdict that it cost."""
+        """The limit of memory, for the reason of an invalid verdict."""
         return MEMORY_LIMIT.format(mb=self.memory_mb)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The responses to one prompt, in order, with their token ids where they are known, and the trainer's step."""
+    """The responses to one prompt, in order, with their token ids if known, and the trainer's step."""
 
     prompt: Prompt
     responses: tuple[str, ...]
@@ -71,10 +71,10 @@ class Group:
 
 
 class VerifierPool:
-    """Judges with a verifier that is loaded in worker processes, named as `functions.load_verifier` takes it.
+    """Judges with a verifier in worker processes; `functions.load_verifier` says how verifiers are named.
 
-    A response on which a worker takes too long, takes too much memory or dies is *invalid*, with the reason;
-    the worker is killed and replaced. Raises ConfigError if the verifier cannot be loaded. Usable from one
+    A response on which a worker exceeds its time or memory or dies is *invalid*, with the reason; the worker is killed
+    and replaced. Raises ConfigError if the verifier cannot be loaded. Usable from one
     thread at a time; close it, or use it as a context manager.
     """
 
@@ -107,19 +107,19 @@ class VerifierPool:
     def judge(
         self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
     ) -> list[Verdict]:
-        """Verdicts on (prompt, response) pairs, in order; a reward function is asked about each alone."""
+        """Verdicts on (prompt, response) pairs, in order; a reward function is called for each alone."""
         return self.judge_groups([Group(prompt, (response,)) for prompt, response in items], on_progress)
 
     def judge_groups(
         self, groups: Sequence[Group], on_progress: Callable[[int, int], None] | None = None
     ) -> list[Verdict]:
-        """Verdicts on all responses, in order. A reward function is asked about a whole group at once.
+        """Verdicts on all responses, in order. A reward function is called once for a whole group.
 
         Such a call may take the limits' time for each of its responses. Where it fails, each response is tried alone:
         those that fail alone are invalid, and the others are judged together once more.
         """
         total = sum(len(group.responses) for group in groups)
-        if not self.together:  # each by itself: more to share out among the workers
+        if not self.together:  # one by one, to use all workers
             groups = [group.only([at]) for group in groups for at in range(len(group.responses))]
         verdicts: list[Verdict] = []
         for more in self._threads.map(self._judge_group, groups):
@@ -135,7 +135,7 @@ class VerifierPool:
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether it judges nothing without the token ids of the responses."""
+        """Whether the verifier needs the token ids of the responses."""
         return self._all[0].needs_tokens
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class VerifierPool:
         return [verdicts[at] for at in range(len(sizes))]
 
     def _ask(self, worker: Worker, group: Group) -> tuple[list[Verdict], bool]:
-        """Verdicts of one call, and whether it failed; then they all say why."""
+        """Verdicts of one call, and whether it failed; if so, all of them give the reason."""
         prompt, count = group.prompt, len(group.responses)
         fields = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "columns": prompt.columns}
         request = {
@@ -188,7 +188,7 @@ class VerifierPool:
 
 
 Reply = list[Verdict] | Verdict
-"""Verdicts in order; one alone, which is invalid, says why there are none."""
+"""Verdicts in order; or a single invalid one with the reason why there are none."""
 
 
 class Worker:
@@ -209,7 +209,8 @@ class Worker:
     def ask(self, request: dict[str, Any], limit_s: float) -> tuple[Reply, bool]:
         """The verdicts on one request, or an invalid one after `limit_s` seconds; and whether the verifier raised.
 
-        A process that dies over a request may have been killed by somebody else: it is asked again, in the time left.
+        A process that dies during a request may have been killed from outside. So the request is sent once more, within
+        the time left.
         """
         self._number += 1
         try:
@@ -225,7 +226,7 @@ class Worker:
         return verdicts, self._raised
 
     def _try(self, line: bytes, limit_s: float) -> tuple[Reply, bool]:
-        """The verdicts, and whether the process died over them."""
+        """The verdicts, and whether the process died during the request."""
         try:
             self._ready()
             deadline = time.monotonic() + limit_s
@@ -249,7 +250,7 @@ class Worker:
             return Verdict("invalid", "the verifier's process died"), False  # loading again would take too long
 
     def close(self) -> None:
-        """End the process, at once and for good."""
+        """Kill the process; it is not restarted."""
         self.closed = True
         self._end()
 
@@ -270,11 +271,11 @@ class Worker:
         self._process, self._lines = process, _Lines(process.stdout.fileno())
 
     def _ready(self) -> None:
-        """Have a child that waits for a request; the one before was killed, died or had judged enough."""
+        """Wait for a new child if the one before was killed, died or was recycled."""
         if self._child is None:
             try:
                 self._child = self._await_child()
-            except EOFError:  # what forks the children is gone, too
+            except EOFError:  # the process that forks the children is gone
                 self._restart()
                 self._child = self._await_child()
 
@@ -286,7 +287,7 @@ class Worker:
 
     def _end(self) -> None:
         if self._process.returncode is not None:
-            return  # its number may be another process's by now
+            return  # another process may have its number by now
         for process_group in (self._child, self._process.pid):
             if process_group is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -382,12 +383,12 @@ def _cause(died: str, limits: Limits) -> str:
 
 def _read_verdicts(message: dict[str, Any]) -> Reply:
     none = Verdict("invalid", "the verifier wrote no verdict")
-    told = message.get("verdicts")
-    return [_read_verdict(verdict) or none for verdict in told] if isinstance(told, list) else none
+    found = message.get("verdicts")
+    return [_read_verdict(verdict) or none for verdict in found] if isinstance(found, list) else none
 
 
-def _read_verdict(told: Any) -> Verdict | None:
-    match told:
+def _read_verdict(verdict: Any) -> Verdict | None:
+    match verdict:
         case ["right" | "wrong" | "invalid" as status, str(reason), kind]:
             return Verdict(status, reason, kind if kind in KINDS else "unspecified")
     return None
@@ -395,7 +396,7 @@ def _read_verdict(told: Any) -> Verdict | None:
 
 def _close(threads: ThreadPoolExecutor, workers: list[Worker]) -> None:
     for worker in list(workers):
-        worker.close()  # first, so that nobody waits for a verdict
+        worker.close()  # first, so that no thread waits for a verdict
     threads.shutdown(wait=True, cancel_futures=True)
-    for worker in workers:  # those that were just starting
+    for worker in workers:  # workers that started in the meantime
         worker.close()

@@ -1,8 +1,8 @@
-"""A process that judges: `python -m vapo.tasks.verifiers.worker '{"verifier": ..., ...}'`.
+"""A worker process that judges: `python -m vapo.tasks.verifiers.worker '{"verifier": ..., ...}'`.
 
-It loads the verifier once and then forks a child that does the judging, so that after a child was killed
-(too slow, too large) the next one is ready in milliseconds. Requests and verdicts are lines of JSON: a
-verifier that was taken over by what it reads can send nothing but words back.
+It loads the verifier once and forks a child that judges, so that after a child was killed (too slow, too large) the
+next one is ready in milliseconds. Requests and verdicts are lines of JSON: a verifier that a response has taken over
+can send back text only.
 
     to it      {"number": 7, "prompt": {"id", "text", "answer", "columns"}, "responses": ["..."],
                 "token_ids": [[5, 2]] or null, "step": 0}
@@ -10,7 +10,7 @@ verifier that was taken over by what it reads can send nothing but words back.
                {"number": 7, "verdicts": [["right", "", "unspecified"]], "raised": false, "last": false}
                {"failed": "why the verifier cannot be loaded", "unguarded": false}
 
-It ends with its trainer, however that ended and whatever it is doing then: the pipe it reads requests from closes.
+It ends when its trainer ends, for any reason: then the pipe it reads requests from closes.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from vapo.tasks.verifiers.functions import MEMORY_LIMIT, RewardFunction, load_ve
 from vapo.types import Prompt, Verdict, Verifier
 
 RECYCLE_AFTER = 5000
-"""Verdicts of one child: whatever a verifier's libraries cache or leak goes with it."""
+"""Verdicts of one child; a new child starts without what the verifier's libraries cached or leaked."""
 RECYCLED, UNFIT = 17, 18
 LOOK_EVERY_S = 0.02
 GRACE_S = 0.05
-"""Between two looks whether the child has ended, and between the trainer's end and the child's."""
+"""Seconds between two checks whether the child has ended, and between the trainer's end and the child's."""
 
 
 def main() -> None:
@@ -189,7 +189,7 @@ def limit(what: int, amount: int) -> None:
 
 
 def send(replies: int, message: dict[str, Any]) -> None:
-    """One line to the trainer."""
+    """Send one line to the trainer."""
     left = json.dumps(message).encode() + b"\n"
     while left:
         left = left[os.write(replies, left) :]
