@@ -12,20 +12,28 @@ if TYPE_CHECKING:
     from vapo.api import resume as resume
     from vapo.api import train as train
     from vapo.rollout.engine import RolloutEngine as RolloutEngine
+    from vapo.types import Prompt as Prompt
     from vapo.types import Task as Task
+    from vapo.types import Verdict as Verdict
     from vapo.types import Verifier as Verifier
 
 __version__ = "0.1.0"
-__all__ = ["RolloutEngine", "Task", "Verifier", "evaluate", "resume", "train"]
+__all__ = ["Prompt", "RolloutEngine", "Task", "Verdict", "Verifier", "evaluate", "resume", "train"]
 
 _HOMES = {
     "train": "vapo.api",
     "resume": "vapo.api",
     "evaluate": "vapo.api",
     "RolloutEngine": "vapo.rollout.engine",
+    "Prompt": "vapo.types",
     "Task": "vapo.types",
+    "Verdict": "vapo.types",
     "Verifier": "vapo.types",
 }
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

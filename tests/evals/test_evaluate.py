@@ -92,3 +92,15 @@ def test_seeds_are_the_same_in_every_process_and_release():
     assert stable_hash("a", 1) == 4742018630964328543
     assert sample_seed(0, 3, "p", 2) == stable_hash("sample", 0, 3, "p", 2)
     assert len({sample_seed(0, s, p, j) for s in range(4) for p in "ab" for j in range(4)}) == 32
+
+
+def test_where_no_response_holds_an_answer_there_is_no_vote():
+    # a verifier of one's own may accept responses that mark nothing: maj@k would say 0 of them
+    episodes = [
+        Episode.of_completion(Prompt("p", "?", "1"), i, Completion((1,), (0.0,), "stop", 0), "7", Verdict("right"))
+        for i in range(2)
+    ]
+    result = score_episodes(episodes, k=2, answer_of=lambda response: None)
+    assert result.avg == 1.0
+    assert result.maj is None
+    assert "maj" not in result.intervals

@@ -312,6 +312,7 @@ def test_a_wrong_setting_is_found_before_torch_loads():
         ("algorithm.without=[clip-hiher]", "did you mean 'clip-higher'"),
         ("rollout.slots=3", "did you mean 'rollout.engine.slots'"),
         ("rollout.engine=vlm", "rollout.engine"),
+        ("actor_rollout_ref.rollout.n=8", "did you mean 'trainer.group_size'"),
         ("learning_rate=3", "did you mean 'trainer.actor_lr'"),
         ("trainer.num_generations=3", "did you mean 'trainer.group_size'"),
         ("algorithm.beta=3", "did you mean 'algorithm.kl.coef'"),

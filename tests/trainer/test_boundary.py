@@ -43,7 +43,7 @@ def test_no_module_of_the_trainer_reaches_behind_the_network_protocol(path: Path
 
 
 def test_the_guard_covers_the_modules_that_matter():
-    assert {"loop", "pretrain", "snapshot", "guards", "run", "sampling", "learn"} <= {
+    assert {"loop", "pretrain", "snapshot", "guards", "run", "sources", "learn"} <= {
         p.stem for p in SEES_PROTOCOLS_ONLY
     }
 

@@ -30,7 +30,9 @@ def settings(
 ) -> None:
     """Every setting of a run: type, range, default, meaning."""
     from vapo.session.reference import all_settings
+    from vapo.session.suggest import SYNONYMS
 
+    word = SYNONYMS.get(word or "", word)  # the names of TRL and verl
     found = [setting for setting in all_settings().values() if word is None or setting.matches(word)]
     if as_json:
         print(json_text([dataclasses.asdict(setting) for setting in found]))

@@ -128,7 +128,8 @@ def score_episodes(
 ) -> EvaluationResult:
     """The result of judged episodes that stand in blocks of k samples a prompt.
 
-    `answer_of` extracts what maj@k votes on; with the critic's `values` of the episodes, the `ranks` are counted.
+    `answer_of` extracts what maj@k votes on; where it finds nothing in any response there is no vote. With the critic's
+    `values` of the episodes, the `ranks` are counted.
     """
     correct = np.array([e.verdict.right if e.verdict.valid else np.nan for e in episodes], dtype=float).reshape(-1, k)
     scores = avg_at_k(correct)
@@ -142,9 +143,11 @@ def score_episodes(
     majority = answers = None
     if answer_of is not None:
         flat = [answer_of(e.response) for e in episodes]
-        answers = [flat[i : i + k] for i in range(0, len(flat), k)]
-        majority = maj_at_k(answers, correct)
-        intervals["maj"] = bootstrap_interval(majority)
+        # a verifier of the user's own may judge responses that mark no answer at all
+        if any(answer is not None for answer in flat):
+            answers = [flat[i : i + k] for i in range(0, len(flat), k)]
+            majority = maj_at_k(answers, correct)
+            intervals["maj"] = bootstrap_interval(majority)
     return EvaluationResult(
         k=k,
         prompts=len(scores),

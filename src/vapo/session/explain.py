@@ -21,7 +21,9 @@ def explain(error: ValidationError, prefix: str = "") -> ConfigError:
     path = [str(part) for part in problem["loc"] if not str(part)[:1].isupper()]
     key = prefix + ".".join(path)
     if problem["type"] in _UNKNOWN:
-        return unknown(key)
+        given = problem.get("input")
+        inner = [k for k, _ in flatten(given)] if isinstance(given, Mapping) and given else []
+        return unknown(f"{key}.{inner[0]}" if inner else key)
     # what our own checks raise names the setting and the fix already
     if isinstance(cause := (problem.get("ctx") or {}).get("error"), ConfigError):
         return cause

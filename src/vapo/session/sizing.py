@@ -145,6 +145,9 @@ def _defaults(config: Config, fit: Fit) -> dict[str, float | int]:
 
 
 def _count(parameters: int) -> str:
-    """1.2B, 135M, 0.1M."""
-    billions = parameters >= 1e9
-    return f"{parameters / 1e9:.1f}B" if billions else f"{parameters / 1e6:.{0 if parameters >= 1e7 else 1}f}M"
+    """1.2B, 135M, 1.5M, 110K."""
+    if parameters >= 1e9:
+        return f"{parameters / 1e9:.1f}B"
+    if parameters >= 1e6:
+        return f"{parameters / 1e6:.{0 if parameters >= 1e7 else 1}f}M"
+    return f"{parameters / 1e3:.0f}K"

@@ -52,6 +52,8 @@ SYNONYMS = {
     "max_tokens": "rollout.max_response_tokens",
     "max_new_tokens": "rollout.max_response_tokens",
     "total_training_steps": "trainer.steps",
+    "total_epochs": "trainer.steps",
+    "adv_estimator": "algorithm.preset",
     "test_freq": "evaluation.every",
     "save_freq": "checkpoint.every",
     "model_path": "model.policy",

@@ -24,6 +24,8 @@ MAX_DROPPED = 0.01
 CHECKABLE = ("math", "exact")
 """Verifiers on which the gold answers are tested at the start: the form of an answer is known for them."""
 
+TRIED_FIRST = 8
+"""Gold answers that are judged before all others."""
 TRIED_EMPTY = 4
 """Empty responses on which a user's verifier is tested, to find out whether it gives graded scores."""
 FEWEST = 16
@@ -275,14 +277,17 @@ class Reader:
         if pool.needs_tokens:  # a gold answer has no token ids
             return prompts
         stated = [(prompt, f"\\boxed{{{prompt.answer}}}") for prompt in prompts]
-        verdicts = pool.judge(
-            stated, lambda done, of: on_progress("checking gold answers", done, of) if on_progress else None
-        )
+        # a few first: a verifier that is too slow for all of them would take its limit for each
+        verdicts = pool.judge(stated[:TRIED_FIRST])
         if verdicts and not any(verdict.valid for verdict in verdicts):
             raise ConfigError(
-                f"The verifier {verifier} could judge none of the {len(verdicts)} gold answers. The first, "
+                f"The verifier {verifier} could judge none of the first {len(verdicts)} gold answers. The first, "
                 f"{_short(prompts[0].answer)} of {self.where[prompts[0].id]}: {verdicts[0].reason}. Mend the verifier."
             )
+        verdicts += pool.judge(
+            stated[TRIED_FIRST:],
+            lambda done, of: on_progress("checking gold answers", done, of) if on_progress else None,
+        )
         if verifier not in CHECKABLE and not self.graded:  # its score for an empty response may be graded
             empty = pool.judge([(prompt, "") for prompt in prompts[:TRIED_EMPTY]])
             self.graded = about_graded(verifier, [*verdicts, *empty], self.options.right_at)
