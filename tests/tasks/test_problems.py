@@ -319,7 +319,7 @@ def test_an_own_verifier_judges_and_its_gold_answers_must_not_be_invalid(tmp_pat
     finally:
         task.close()
     with pytest.raises(
-        ConfigError, match=r"broken could judge none of the 40 gold answers.*raised KeyError.*Mend the verifier"
+        ConfigError, match=r"broken could judge none of the first 8 gold answers.*raised KeyError.*Mend the verifier"
     ):
         problems(data=data, verifier=f"{path}:broken")
 

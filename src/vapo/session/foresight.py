@@ -38,15 +38,20 @@ OPERATIONS_PER_S = {"cpu": 1e11, "cuda": 1e15}
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Parameters of a network, adapters included, and how many of them are trained."""
+    """Parameters of a network, adapters included, and how many of them are trained.
+
+    `adapters` of them are all that a checkpoint keeps of a network with adapters; None for one without.
+    """
 
     parameters: int
     trained: int
+    adapters: int | None = None
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Float32 weights and two moments."""
-        return 4 * (self.parameters + 2 * self.trained)
+        """Float32 weights, or the adapters alone, and two moments of what is trained."""
+        kept = self.parameters if self.adapters is None else self.adapters
+        return 4 * (kept + 2 * self.trained)
 
 
 def memory_bytes(
@@ -88,7 +93,7 @@ def network_size(config: PreTrainedConfig, rank: int, *, critic: bool) -> Networ
         return NetworkSize(whole, whole)
     linear = [module for module in backbone.modules() if isinstance(module, torch.nn.Linear)]
     adapters = sum(rank * (layer.in_features + layer.out_features) for layer in linear)
-    return NetworkSize(whole + adapters, adapters + head)
+    return NetworkSize(whole + adapters, adapters + head, adapters + head)
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
     if isinstance(credit, Gae):
         critic_config = load_config(inputs.critic_source, trust_remote_code=model.trust_remote_code)
         learners.append(network_size(critic_config, model.critic_lora, critic=True))
-    reference = [NetworkSize(inputs.parameters, 0)] if algorithm.kl.coef > 0 else []
+    reference = [NetworkSize(inputs.parameters, 0, learners[0].adapters)] if algorithm.kl.coef > 0 else []
     limit = inputs.decoding.max_tokens
     longest = len(inputs.train_prompts[0].token_ids) + limit
     networks = [*learners, *reference]

@@ -243,7 +243,8 @@ def _json(path: Path, line: int, text: str, advice: str = "") -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path} line {line + error.lineno - 1} is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}.{advice}"
+            f"{path} line {line + error.lineno - 1} is not JSON: {error.msg.removesuffix(' at')} at column "
+            f"{error.colno}.{advice}"
         ) from error
 
 
