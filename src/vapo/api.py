@@ -68,7 +68,7 @@ def train(
         config = resolve(layers)
     config = lifecycle.with_task(config, task)
     path = Path(run_dir) if run_dir is not None else lifecycle.default_run_dir(config)
-    return lifecycle.train(config, path, observer or SilentView(), task).folder.path
+    return lifecycle.carry_out_new(config, path, observer or SilentView(), task).folder.path
 
 
 @_entry

@@ -9,7 +9,7 @@ import pytest
 import toys
 from vapo.evals.evaluate import sample_and_judge, score_episodes
 from vapo.models.loading import render
-from vapo.rollout.collect import judge, sample
+from vapo.rollout.collect import judge_episodes, sample_episodes
 from vapo.rollout.torch_engine import TorchEngine
 from vapo.tasks.full_task import FullTask
 from vapo.types import Completion, Decoding, Episode, Prompt, Verdict, sample_seed, stable_hash
@@ -62,9 +62,9 @@ def test_samples_of_a_prompt_that_comes_twice_go_on_counting():
     prompt = render(words, Prompt("p", "3 x"))
     drawn: Counter[str] = Counter()
     ask = {"per_prompt": 2, "how": HOW, "decode": str, "seed": 0, "step": 5}
-    first = sample(engine, [prompt], drawn=drawn, **ask)
-    second = sample(engine, [prompt], drawn=drawn, **ask)
-    together = sample(engine, [prompt, prompt], **ask)
+    first = sample_episodes(engine, [prompt], drawn=drawn, **ask)
+    second = sample_episodes(engine, [prompt], drawn=drawn, **ask)
+    together = sample_episodes(engine, [prompt, prompt], **ask)
     assert [e.sample for e in first + second] == [0, 1, 2, 3]
     assert [(e.turns, e.finish_reason) for e in first + second] == [(e.turns, e.finish_reason) for e in together]
 
@@ -73,7 +73,7 @@ def test_the_stop_token_is_part_of_the_completion_and_not_of_the_text():
     words, engine = toys.tokenizer(), TorchEngine(toys.tiny_llama(), slots=16)
     prompt = render(words, Prompt("p", "3 x"))
     decode = lambda ids: words.decode(list(ids), skip_special_tokens=False)  # noqa: E731
-    episodes = sample(engine, [prompt], per_prompt=64, how=HOW, decode=decode, seed=0, step=0)
+    episodes = sample_episodes(engine, [prompt], per_prompt=64, how=HOW, decode=decode, seed=0, step=0)
     stopped = [e for e in episodes if not e.truncated]
     assert stopped
     for e in stopped:
@@ -82,7 +82,7 @@ def test_the_stop_token_is_part_of_the_completion_and_not_of_the_text():
 
 
 def test_a_verifier_that_raises_could_not_tell():
-    judged = judge([episode("a", 0, "wrong")], FullTask("raises", [], [], 8, lambda prompt, text: {}[text]))
+    judged = judge_episodes([episode("a", 0, "wrong")], FullTask("raises", [], [], 8, lambda prompt, text: {}[text]))
     assert judged[0].verdict.status == "invalid"
     assert "KeyError" in judged[0].verdict.reason
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vapo.rollout.draws import sample, uniforms
+from vapo.rollout.draws import draw_tokens, uniforms
 
 LARGEST = 1.0 - 2.0**-53
 
@@ -17,8 +17,8 @@ def splitmix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def draw(logits: list[float], u: float, temperature: float = 1.0, top_p: float = 1.0) -> tuple[int, float]:
-    token, logprob = sample(
+def drawn(logits: list[float], u: float, temperature: float = 1.0, top_p: float = 1.0) -> tuple[int, float]:
+    token, logprob = draw_tokens(
         torch.tensor([logits]), torch.tensor([u], dtype=torch.float64), temperature=temperature, top_p=top_p
     )
     return int(token), float(logprob)
@@ -49,36 +49,38 @@ def test_uniforms_are_uniform_along_and_across_seeds():
 def test_the_inverse_cdf_cuts_where_the_probabilities_say():
     logits = torch.tensor([0.25, 0.5, 0.25]).log().tolist()
     for u, token in ((0.0, 0), (0.2499, 0), (0.2501, 1), (0.7499, 1), (0.7501, 2), (LARGEST, 2)):
-        assert draw(logits, u)[0] == token
-    assert abs(draw(logits, 0.5)[1] - torch.tensor(0.5).log()) < 1e-6
+        assert drawn(logits, u)[0] == token
+    assert abs(drawn(logits, 0.5)[1] - torch.tensor(0.5).log()) < 1e-6
 
 
 def test_a_token_of_probability_zero_is_never_drawn():
     inf = float("inf")
     for u in (0.0, 0.5, LARGEST):
-        assert draw([-inf, -inf, 0.0, -inf], u) == (2, 0.0)
-        assert draw([-200.0, 0.0, -200.0], u)[0] == 1  # exp(-200) is 0 in float32
-        assert draw([-inf, 0.0, 0.0, -inf], u, top_p=0.9)[0] in (1, 2)
+        assert drawn([-inf, -inf, 0.0, -inf], u) == (2, 0.0)
+        assert drawn([-200.0, 0.0, -200.0], u)[0] == 1  # exp(-200) is 0 in float32
+        assert drawn([-inf, 0.0, 0.0, -inf], u, top_p=0.9)[0] in (1, 2)
 
 
 def test_the_largest_uniform_stays_below_the_total_for_many_rows():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2000, 40, generator=generator) * 5
     logits[:, -7:] = float("-inf")
-    tokens, logprobs = sample(logits, torch.full((2000,), LARGEST, dtype=torch.float64), temperature=1.0, top_p=1.0)
+    tokens, logprobs = draw_tokens(
+        logits, torch.full((2000,), LARGEST, dtype=torch.float64), temperature=1.0, top_p=1.0
+    )
     assert int(tokens.max()) <= 32
     assert torch.isfinite(logprobs).all()
 
 
 def test_temperature_divides_the_logits():
     logits = [0.0, 1.0, 2.0]
-    token, logprob = draw(logits, 0.99, temperature=0.5)
+    token, logprob = drawn(logits, 0.99, temperature=0.5)
     assert token == 2
     assert abs(logprob - float((torch.tensor(logits) / 0.5).log_softmax(-1)[2])) < 1e-6
 
 
 def test_greedy_takes_the_lowest_of_equals_and_reports_the_softmax():
-    token, logprob = draw([1.0, 3.0, 3.0], 0.999, temperature=0.0)
+    token, logprob = drawn([1.0, 3.0, 3.0], 0.999, temperature=0.0)
     assert token == 1
     assert abs(logprob - float(torch.tensor([1.0, 3.0, 3.0]).log_softmax(-1)[1])) < 1e-6
 
@@ -87,12 +89,12 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
     # Probabilities .1 .4 .2 .3: sorted .4 .3 .2 .1; .4 + .3 reaches .6 and .69, only with .2 it reaches .71.
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().tolist()
     for top_p, kept in ((0.05, {1}), (0.6, {1, 3}), (0.69, {1, 3}), (0.71, {1, 2, 3}), (0.95, {0, 1, 2, 3})):
-        assert {draw(logits, u / 50, top_p=top_p)[0] for u in range(50)} == kept
-    assert abs(draw(logits, 0.0, top_p=0.6)[1] - float(torch.tensor(0.4 / 0.7).log())) < 1e-6
+        assert {drawn(logits, u / 50, top_p=top_p)[0] for u in range(50)} == kept
+    assert abs(drawn(logits, 0.0, top_p=0.6)[1] - float(torch.tensor(0.4 / 0.7).log())) < 1e-6
 
 
 def test_nan_logits_give_a_nan_logprob_and_a_valid_token():
     for options in ({}, {"top_p": 0.5}, {"temperature": 0.0}):
-        token, logprob = draw([0.0, float("nan"), 1.0], 0.5, **options)
+        token, logprob = drawn([0.0, float("nan"), 1.0], 0.5, **options)
         assert 0 <= token < 3
         assert logprob != logprob

@@ -8,7 +8,7 @@ import pytest
 
 from vapo.errors import DataError
 from vapo.tasks.catalog import find_task
-from vapo.tasks.gym import Gym, dataset_names, gym_answer, judge
+from vapo.tasks.gym import Gym, dataset_names, gym_answer, scored_verdict
 from vapo.types import Prompt
 
 
@@ -79,14 +79,14 @@ class Scorer:
 
 def test_partial_credit_is_none_and_a_scorer_that_raises_is_checked_on_the_gold_answer():
     item = {"answer": "4"}
-    assert judge(Scorer({"4": 1.0, "I do not know": 0.0}), item, "4").right
-    assert judge(Scorer({"4": 1.0, "the 4": 0.5}), item, "the 4").status == "wrong"
-    assert judge(Scorer({"4": 1.0}), item, "four").reason == "unreadable for the scorer: KeyError"
-    assert judge(Scorer({}), item, "four").status == "invalid"
-    assert judge(Scorer({"4": 1.0, "44": 0.995}), item, "44").status == "wrong"
+    assert scored_verdict(Scorer({"4": 1.0, "I do not know": 0.0}), item, "4").right
+    assert scored_verdict(Scorer({"4": 1.0, "the 4": 0.5}), item, "the 4").status == "wrong"
+    assert scored_verdict(Scorer({"4": 1.0}), item, "four").reason == "unreadable for the scorer: KeyError"
+    assert scored_verdict(Scorer({}), item, "four").status == "invalid"
+    assert scored_verdict(Scorer({"4": 1.0, "44": 0.995}), item, "44").status == "wrong"
     generous = Scorer({"4": 1.0, "5": 1.0, "I do not know": 1.0})
-    assert judge(generous, item, "4").right
-    assert judge(generous, item, "5").status == "wrong"
+    assert scored_verdict(generous, item, "4").right
+    assert scored_verdict(generous, item, "5").status == "wrong"
 
 
 def test_the_last_tags_hold_the_answer():

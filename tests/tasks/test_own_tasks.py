@@ -11,7 +11,7 @@ import pytest
 
 import vapo
 from vapo.errors import ConfigError, DataError, VerifierBrokenError
-from vapo.rollout.collect import judge
+from vapo.rollout.collect import judge_episodes
 from vapo.session.evaluation import _answer_of
 from vapo.session.inputs import RenderedPrompts, close_task
 from vapo.tasks.catalog import check_task, find_task
@@ -181,12 +181,12 @@ def episodes(count: int) -> list[Episode]:
 )
 def test_verdicts_that_belong_to_no_response_stop_the_run(parts, said):
     with pytest.raises(VerifierBrokenError, match=said):
-        judge(episodes(2), FullTask.of(task(**parts)), per_prompt=2)
+        judge_episodes(episodes(2), FullTask.of(task(**parts)), per_prompt=2)
 
 
 def test_what_is_no_verdict_is_invalid_with_the_reason():
     for parts in ({"verify": lambda p, r: True}, {"verify_all": lambda items, on_progress: [True, True]}):
-        judged = judge(episodes(2), FullTask.of(task(**parts)))
+        judged = judge_episodes(episodes(2), FullTask.of(task(**parts)))
         assert [e.verdict.status for e in judged] == ["invalid"] * 2
         assert judged[0].verdict.reason == f"{next(iter(parts))} gave a bool, not a vapo.types.Verdict"
 
@@ -196,7 +196,7 @@ def test_a_task_that_compares_is_given_the_responses_to_each_prompt_together():
         assert [[e.response for e in group] for group in groups] == [["0", "1", "2"], ["3", "4", "5"]]
         return [Verdict("right" if e is group[-1] else "wrong") for group in groups for e in group]
 
-    judged = judge(episodes(6), FullTask.of(task(verify_groups=best)), per_prompt=3)
+    judged = judge_episodes(episodes(6), FullTask.of(task(verify_groups=best)), per_prompt=3)
     assert [e.verdict.right for e in judged] == [False, False, True] * 2
 
 

@@ -112,7 +112,7 @@ def test_whatever_changes_over_a_step_is_saved_or_made_again(base: Path, tmp_pat
     adapters = {"model": {"policy_lora": rank, "critic_lora": rank}}
     run = toys.toy_run(base, tmp_path / "run", KL, {"trainer": {"pretraining_steps": 1}}, adapters)
     run.hand_over()
-    loop.evaluate(run)
+    loop.evaluate_policy(run)
     if phase == "train":
         loop.pretrain_critic(run)
         loop.train_step(run)  # caches and first moments exist from here on

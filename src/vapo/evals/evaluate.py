@@ -19,7 +19,7 @@ from vapo.evals.statistics import (
     paired_bootstrap_difference,
     pass_at_k,
 )
-from vapo.rollout.collect import judge, sample, tally
+from vapo.rollout.collect import judge_episodes, sample_episodes, tally
 from vapo.rollout.engine import RolloutEngine
 from vapo.tasks.full_task import FullTask
 from vapo.types import Decoding, Episode, Prompt
@@ -91,7 +91,7 @@ def sample_and_judge(
     done, step = (len(prompts) - len(missing)) * k, max(1, CHUNK // k) if kept else max(1, len(missing))
     for start in range(0, len(missing), step):
         chunk = missing[start : start + step]
-        episodes = sample(
+        episodes = sample_episodes(
             engine,
             chunk,
             per_prompt=k,
@@ -103,7 +103,7 @@ def sample_and_judge(
                 on_progress(before + now, len(prompts) * k) if on_progress else None
             ),
         )
-        episodes = judge(
+        episodes = judge_episodes(
             episodes,
             task,
             # nothing is added to the count here; it says that the work goes on

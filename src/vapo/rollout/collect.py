@@ -13,7 +13,7 @@ from vapo.tasks.full_task import FullTask
 from vapo.types import KINDS, Decoding, Episode, Prompt, Verdict, sample_seed
 
 
-def sample(
+def sample_episodes(
     engine: RolloutEngine,
     prompts: Sequence[Prompt],
     *,
@@ -45,7 +45,7 @@ def sample(
     ]
 
 
-def judge(
+def judge_episodes(
     episodes: Sequence[Episode],
     task: FullTask,
     on_progress: Callable[[int, int], None] | None = None,

@@ -49,7 +49,7 @@ def uniforms(seeds: Sequence[int], count: int, device: torch.device | None = Non
     return _shift(_mix(keys[:, None] + steps), 11).to(torch.float64) * 2.0**-53
 
 
-def sample(logits: Tensor, u: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def draw_tokens(logits: Tensor, u: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Tokens (B,) drawn from `logits` (B, V) with the uniforms `u` (B,) float64, and their logprobs (B,).
 
     The token is the inverse CDF at `u`, so a token of probability 0 is never drawn. The logprobs (nats,

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from vapo.errors import ConfigError, DivergedError, ModelError
 from vapo.rollout.decoder import ROW_BUCKET, check_prompt, context_of, copy_weights
-from vapo.rollout.draws import check_decoding, sample, uniforms
+from vapo.rollout.draws import check_decoding, draw_tokens, uniforms
 from vapo.rollout.kv_cache import round_up
 from vapo.types import Completion, Decoding, Prompt
 
@@ -226,7 +226,7 @@ class _Draw(LogitsProcessor):
         if self._keep_logits:
             self.logits.append(scores[0].float().clone())
         u = self._uniforms[:, self._step]
-        tokens, logprobs = sample(scores, u, temperature=self._how.temperature, top_p=self._how.top_p)
+        tokens, logprobs = draw_tokens(scores, u, temperature=self._how.temperature, top_p=self._how.top_p)
         self.tokens[:, self._step], self.logprobs[:, self._step] = tokens, logprobs
         self.lengths += ~self.ended
         if len(self._stops):

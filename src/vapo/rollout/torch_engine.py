@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vapo.errors import ConfigError, DivergedError
 from vapo.rollout.decoder import ROW_BUCKET, Decoder, copy_weights, padded_length
-from vapo.rollout.draws import check_decoding, sample, uniforms
+from vapo.rollout.draws import check_decoding, draw_tokens, uniforms
 from vapo.rollout.kv_cache import attention_width, round_up
 from vapo.types import Completion, Decoding, Prompt
 
@@ -198,7 +198,7 @@ class _Run:
         logits = self._decoder.step(fed, positions, attention_width(length))
         at = base + positions
         u = self._uniforms.index_select(0, at)
-        tokens, logprobs = sample(logits, u, temperature=self._how.temperature, top_p=self._how.top_p)
+        tokens, logprobs = draw_tokens(logits, u, temperature=self._how.temperature, top_p=self._how.top_p)
         self._tokens.index_copy_(0, at, tokens)
         self._logprobs.index_copy_(0, at, logprobs)
         fed.copy_(tokens)

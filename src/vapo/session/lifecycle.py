@@ -37,7 +37,7 @@ from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
 from vapo.tasks.catalog import check_task, is_known
 from vapo.tasks.full_task import FullTask
 from vapo.trainer import snapshot
-from vapo.trainer.loop import train as run_loop
+from vapo.trainer.loop import run_loop
 from vapo.trainer.observer import Observer
 from vapo.trainer.pretrain import pool_bytes
 from vapo.trainer.record import LOCK, RunFolder
@@ -100,7 +100,7 @@ def with_task(config: Config, task: Task | None) -> Config:
     return replace(config, sections=sections, origins=origins)
 
 
-def train(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
+def carry_out_new(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
     """Build and carry out a new run; ends with policy/, critic/, report.html and curves.png in its folder.
 
     Of a network with adapters, policy_adapter/ or critic_adapter/ lies beside the merged model.

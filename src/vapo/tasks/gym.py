@@ -174,12 +174,12 @@ def make_verifier(dataset: str, size: int, seed: int, config: Mapping[str, Any])
         item = items[prompt.answer["index"]]
         if str(item["answer"]) != prompt.answer["answer"]:
             return Verdict("invalid", "this prompt is not of this data set: check task.seed, task.size and task.config")
-        return judge(items, item, answer)
+        return scored_verdict(items, item, answer)
 
     return verify
 
 
-def judge(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict:
+def scored_verdict(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict:
     """The verdict on an answer; `scorer` has `score_answer(answer, item)`, 1 for right."""
     gold = str(item["answer"])
     try:

@@ -28,7 +28,7 @@ from vapo.trainer.scoring import score
 from vapo.types import Episode, stable_hash
 
 
-def train(run: Run) -> None:
+def run_loop(run: Run) -> None:
     """Train to the last step, from wherever the run's state stands.
 
     Raises StoppedError after an orderly stop, DivergedError, VerifierBrokenError.
@@ -50,7 +50,7 @@ def advance(run: Run) -> None:
     """Do what comes next: an evaluation that is due, value pretraining, a joint step, or the end."""
     state, steps = run.state, run.settings.steps
     if evaluation_is_due(run):
-        evaluate(run)
+        evaluate_policy(run)
         if state.step == 0:
             snapshot.save(run)
     elif state.phase == Phase.PRETRAIN:
@@ -160,7 +160,7 @@ def evaluation_is_due(run: Run) -> bool:
     return steps > 0 and due and state.evaluated < state.step
 
 
-def evaluate(run: Run) -> None:
+def evaluate_policy(run: Run) -> None:
     """Evaluate the engine's policy on held-out prompts; write the result to evaluations.jsonl."""
     state, settings, clock = run.state, run.evaluation, run.clock()
     label = {0: EvaluationLabel.BEFORE, run.settings.steps: EvaluationLabel.AFTER}.get(

@@ -11,7 +11,7 @@ import torch
 from vapo.algo import informative_groups
 from vapo.algo.method import Algorithm
 from vapo.errors import VerifierBrokenError
-from vapo.rollout.collect import judge, sample
+from vapo.rollout.collect import judge_episodes, sample_episodes
 from vapo.trainer.pricing import learned_from
 from vapo.trainer.rollouts import Rollout
 from vapo.trainer.run import Clock, Run
@@ -107,7 +107,7 @@ def _judged_samples(
     """Sampled and judged responses of the engine's policy; `label` names the step in their seeds."""
     total = len(prompts) * per_prompt
     with clock.time("rollout"):
-        episodes = sample(
+        episodes = sample_episodes(
             run.engine,
             prompts,
             per_prompt=per_prompt,
@@ -120,7 +120,7 @@ def _judged_samples(
             on_progress=lambda done, _: run.progress("sampling", done, total),
         )
     with clock.time("verify"):
-        return judge(episodes, run.task, partial(run.progress, "verifying"), per_prompt=per_prompt)
+        return judge_episodes(episodes, run.task, partial(run.progress, "verifying"), per_prompt=per_prompt)
 
 
 def check_verdicts(episodes: Sequence[Episode], limit: float) -> None:

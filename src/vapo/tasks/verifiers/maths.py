@@ -58,10 +58,10 @@ def verify_maths(prompt: Prompt, response: str) -> Verdict:
         return Verdict("wrong", "no marked answer", "no_answer")
     if not answer.strip():
         return Verdict("wrong", "empty answer", "no_answer")
-    return compare(str(prompt.answer), answer)
+    return verdict_on(str(prompt.answer), answer)
 
 
-def compare(gold: str, answer: str) -> Verdict:
+def verdict_on(gold: str, answer: str) -> Verdict:
     """The verdict on an answer that was found."""
     if len(answer) > MAX_ANSWER:
         return Verdict("wrong", f"an answer of {len(answer)} characters", "unreadable")

@@ -149,14 +149,14 @@ def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, me
         limit_processor_time(allowed_s)
         # the trainer kills a slow child; this is for children whose trainer is gone
         signal.setitimer(signal.ITIMER_REAL, 3 * allowed_s + 1)
-        verdicts, raised = judge(verify, prompt, responses, token_ids, step)
+        verdicts, raised = verdicts_of(verify, prompt, responses, token_ids, step)
         signal.setitimer(signal.ITIMER_REAL, 0)
         told = [[verdict.status, verdict.reason[:300], verdict.kind] for verdict in verdicts]
         send(replies, {"number": number, "verdicts": told, "raised": raised, "last": judged >= RECYCLE_AFTER})
     return RECYCLED
 
 
-def judge(
+def verdicts_of(
     verify: Verifier, prompt: Prompt, responses: list[str], token_ids: list[list[int]] | None = None, step: int = 0
 ) -> tuple[list[Verdict], bool]:
     """The verdicts, and whether the verifier raised: then none of these responses could be judged."""
