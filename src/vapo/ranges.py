@@ -71,5 +71,5 @@ def check_ranges(owner: Any, section: str) -> None:
             continue
         assert value is not None
         if isinstance(value, bool) or value not in allowed:
-            finite = "" if math.isfinite(value) else "finite and "
+            finite = "" if math.isfinite(value) or str(allowed) == "finite" else "finite and "
             raise ConfigError(f"{section}.{f.name} must be {finite}{allowed}, got {value}.")

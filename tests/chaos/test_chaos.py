@@ -84,7 +84,7 @@ def test_recorded_calls_are_counted_name_by_name(tmp_path: Path):
 BROKEN = """
 import sys
 import torch
-from vapo.trainer import {module}
+from {package} import {module}
 {change}
 from vapo.chaos import fork_server
 from pathlib import Path
@@ -133,7 +133,12 @@ snapshot.restore = shifted
 def test_a_trainer_with_a_flaw_fails(tmp_path: Path, flaw: str):
     module, change, asked = FLAWS[flaw]
     process = subprocess.Popen(
-        [sys.executable, "-c", BROKEN.format(module=module, change=change), str(tmp_path)],
+        [
+            sys.executable,
+            "-c",
+            BROKEN.format(package=PACKAGES.get(module, "vapo.trainer"), module=module, change=change),
+            str(tmp_path),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,8 +16,17 @@ from vapo.algo.method import DualClip, Fixed, LengthAdaptive
 from vapo.algo.presets import PRESETS, TECHNIQUES, without
 from vapo.algo.sizes import NAMES, sizes_of
 from vapo.errors import ConfigError
-from vapo.session.config import Config, resolve, with_sources
-from vapo.session.layers import Source, file_layer, flatten, recipe_layer, recipes, set_layer, source_layers
+from vapo.session.config import Config, resolve
+from vapo.session.layers import (
+    Source,
+    file_layer,
+    flatten,
+    recipe_layer,
+    recipes,
+    set_layer,
+    source_layers,
+    with_sources,
+)
 from vapo.session.reference import all_settings, page
 from vapo.session.suggest import SYNONYMS
 
@@ -159,6 +169,42 @@ def test_a_recipes_sizes_are_for_every_preset_without_a_word():
 
 
 # --------------------------------------------------------------------------- sizes and fields
+
+
+def test_some_sizes_alone_get_others_that_fit_them():
+    for given in ("samples_per_step=64", "minibatch_size=96", "group_size=6", "samples_per_step=20"):
+        name, value = given.split("=")
+        sizes = sizes_of(resolve([set_layer(f"trainer.{given}")]).algorithm)
+        assert getattr(sizes, name) == int(value)
+        assert sizes.samples_per_step % sizes.group_size == sizes.samples_per_step % sizes.minibatch_size == 0
+
+
+def test_a_size_that_takes_a_technique_away_shows_in_the_label():
+    assert of("trainer.pretraining_steps=0").label == "vapo, changed: trainer.pretraining_steps"
+    assert of("trainer.group_size=1").label == "vapo, changed: trainer.group_size"
+    assert of("trainer.pretraining_steps=0", "model.critic=x").label == "vapo"  # it was pretrained elsewhere
+    assert of("algorithm.without=[value-pretraining]", "trainer.pretraining_steps=0").label == (
+        "vapo without value-pretraining"
+    )
+    assert of("algorithm.credit={kind: group}").label == "vapo, changed: credit"
+
+
+def test_a_method_that_is_written_out_without_its_sizes_is_no_old_file():
+    method = yaml.safe_load(of().method_yaml())["algorithm"]
+    assert resolve([file_layer("mine", {"algorithm": method})]).label == "vapo"
+
+
+def test_a_runs_own_file_keeps_who_chose_its_settings(tmp_path: Path):
+    config = of("trainer.actor_lr=1e-5")
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    (tmp_path / "sources.json").write_text(json.dumps(config.sources()))
+    again = resolve(source_layers(str(tmp_path / "config.yaml")))
+    assert again == config
+    assert again.recipe == "maze"
+    sources = {key: origin.source for key, origin in again.origins.items()}
+    assert sources["trainer.actor_lr"] is Source.FILE
+    assert sources["trainer.critic_lr"] is Source.RECIPE  # no choice of the user: another model takes another
+    assert sources["trainer.layout"] is Source.DEFAULT
 
 
 def test_a_text_of_many_lines_is_written_on_one():

@@ -93,7 +93,8 @@ def asked(tmp_path: Path, row: dict[str, Any], **options: Any) -> str:
         ({"input": None, "level": "hard"}, "How many?"),
         ({"Passage": "Ann has 3.", "input": "Count."}, "Ann has 3.\n\nHow many?\n\nCount."),
         ({"options": "a) 3, b) 4"}, "How many?\n\na) 3, b) 4"),
-        ({"context": "How many"}, "How many?"),  # it says so already
+        ({"context": "How many?"}, "How many?"),  # it says so already
+        ({"context": "many"}, "many\n\nHow many?"),  # a word in common says nothing
     ],
 )
 def test_columns_that_belong_to_a_problem_are_put_before_or_behind_it(tmp_path, row, whole):

@@ -290,9 +290,9 @@ def test_a_run_keeps_its_method_and_who_chose_its_settings(base: Path, tmp_path:
     stopped(base, folder)
     with pytest.raises(ConfigError, match=r"algorithm.preset makes another method"):
         resume(folder, {"algorithm": {"preset": "grpo"}})
-    before = json.loads((folder / "sources.json").read_text())
+    before = json.loads((folder / "sources.json").read_text())["settings"]
     resume(folder, {"trainer": {"steps": 5}}).folder.close()
-    after = json.loads((folder / "sources.json").read_text())
+    after = json.loads((folder / "sources.json").read_text())["settings"]
     assert before["trainer.steps"] == ["file", "toy"]
     assert after == {**before, "trainer.steps": ["option", "--set"]}
 

@@ -56,6 +56,7 @@ MADE_AGAIN = {
     "critic._optimizer.param_groups": "the learning rate",
     "folder._waiting": "log lines on their way to the disk",
     "watch.": "when the last sign of life was",
+    "observer._": "of which phases the time left has been told",
     "train_prompts._rendered": "prompts as tokens, kept so that they are made once",
 }
 

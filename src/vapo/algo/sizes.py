@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import gcd, lcm
 from typing import Any
 
 from vapo.algo.method import Algorithm, Gae, LengthAdaptive
@@ -38,6 +39,22 @@ class Sizes:
     warmup_steps: int | None = None
     pretraining_steps: int | None = None
     alpha: float | None = None
+
+
+SAMPLES, GROUP, MINIBATCH = 128, 8, 32
+"""What one machine can sample and learn in a step; the paper's are 8,192, 16 and 512."""
+
+
+def with_batch(sizes: Sizes) -> Sizes:
+    """The sizes with what is missing of samples, group and minibatch filled in so that they divide one another."""
+    group, minibatch = sizes.group_size, sizes.minibatch_size
+    samples = sizes.samples_per_step
+    if samples is None:
+        unit = lcm(group or 1, minibatch or 1)
+        samples = unit * max(1, round(SAMPLES / unit))
+    group = group or gcd(samples, GROUP)
+    minibatch = minibatch or gcd(samples, MINIBATCH)
+    return replace(sizes, samples_per_step=samples, group_size=group, minibatch_size=minibatch)
 
 
 def scaled(algorithm: Algorithm, sizes: Sizes) -> Algorithm:

@@ -181,7 +181,7 @@ def _save_only(
     tracers: list[Popen[str]] = []
 
     def save_only(run: Run) -> None:
-        run.watch = Watch()  # a doing_file writes, too
+        run.watch = Watch()  # no file is written but those of the save
         if not again:
             run.saving = replace(run.saving, every=0, keep=1)
             run.hand_over()

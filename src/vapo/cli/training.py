@@ -97,13 +97,13 @@ def train(
 
 def _show_settings(config: Config, path: Path, as_json: bool) -> None:
     """Run all cheap checks; print the settings with their origins, and the resulting method."""
-    from vapo.reports.live import SilentView
+    from vapo.reports.live import NotesOnStderr
     from vapo.session import lifecycle
     from vapo.session.foresight import plan_of
     from vapo.session.inputs import close_task
 
     lifecycle.check_folder(path)
-    config, inputs = lifecycle.prepare(config, SilentView())
+    config, inputs = lifecycle.prepare(config, NotesOnStderr())
     close_task(inputs.task)
     plan = plan_of(config, inputs)
     if as_json:

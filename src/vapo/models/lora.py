@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vapo.errors import CheckpointError, ConfigError, ModelError
+from vapo.json_text import json_text
 from vapo.models.backbone import backbone_of
 from vapo.models.loaded import read_tensors
 
@@ -143,7 +144,7 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     # one entry only: safetensors writes several in an order of chance
     tensors = {_peft_name(name): parameter.detach().contiguous() for name, parameter in own.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"base": _digest(model)})
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1))
+    (folder / ADAPTER_CONFIG).write_text(json_text(config, indent=1))
 
 
 def peft_opens(model: PreTrainedModel, folder: Path) -> bool:

@@ -99,6 +99,18 @@ class SilentView:
         """Ignore an evaluation."""
 
 
+class NotesOnStderr(SilentView):
+    """Shows notes and alarms only, apart from the output that a program may read."""
+
+    def note(self, message: str) -> None:
+        """Print a note."""
+        print(f"note: {message}", file=sys.stderr)
+
+    def alarm(self, message: str) -> None:
+        """Print an alarm."""
+        print(f"ALARM: {message}", file=sys.stderr)
+
+
 class LiveView:
     """Shows a run on `console`: as a live panel if that is a terminal, else as plain lines.
 

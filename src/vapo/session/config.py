@@ -7,19 +7,19 @@ method is derived from it, written beside it for people and comparisons, and nev
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vapo.algo.method import Algorithm
+from vapo.algo.method import Algorithm, Gae
 from vapo.algo.presets import PRESETS, without, without_all
 from vapo.algo.sizes import NAMES, fields_of, scaled, sizes_of
 from vapo.errors import ConfigError
 from vapo.session.explain import explain, refuse_booleans
-from vapo.session.layers import Layer, Origin, Source, flatten, merge, nested
+from vapo.session.layers import Layer, Origin, Source, flatten, merge
 from vapo.session.old_files import modernised
 from vapo.session.schema import Choice, Sections, sizes
 from vapo.session.suggest import suggestion
@@ -65,8 +65,18 @@ class Config:
         differing = [key for key in {**preset, **ours} if preset.get(key) != ours.get(key)]
         tags = [key.removesuffix(".kind") for key in differing if key.endswith(".kind")]
         # another member of a union is one change, whatever fields it brings
-        kept = [key for key in differing if not any(key.startswith(f"{tag}.") for tag in tags)]
-        return tuple(sorted({*tags, *kept}))
+        changes = {*tags, *(key for key in differing if not key.endswith(".kind"))}
+        outer = {key for key in changes if not any(key.startswith(f"{tag}.") for tag in tags)}
+        return tuple(sorted({*outer, *self._switched_off()}))
+
+    def _switched_off(self) -> Iterator[str]:
+        """Sizes that take a technique away: no pretraining where no other critic is given, groups of one."""
+        preset = without_all(PRESETS[self.preset], self.without)
+        own_critic = isinstance(self.algorithm.credit, Gae) and self.sections.model.critic is None
+        if own_critic and preset.pretrains and not self.algorithm.pretrains:
+            yield "trainer.pretraining_steps"
+        if preset.sampling.per_prompt > 1 and self.algorithm.sampling.per_prompt == 1:
+            yield "trainer.group_size"
 
     @property
     def label(self) -> str:
@@ -110,23 +120,14 @@ class Config:
         head = "# The method that runs, derived from config.yaml; never read back as settings.\n"
         return head + yaml.safe_dump(told, sort_keys=False, width=120)
 
-    def sources(self) -> dict[str, list[str]]:
-        """`key: [source, place]` of everything that is not a default; `with_sources` reads it back."""
-        return {
+    def sources(self) -> dict[str, Any]:
+        """The recipe, and `key: [source, place]` of all that is no default; `layers.with_sources` reads it back."""
+        chosen = {
             key: [origin.source.value, origin.place]
             for key, origin in self.origins.items()
             if origin.source is not Source.DEFAULT
         }
-
-
-def with_sources(layer: Layer, sources: Mapping[str, Sequence[str]]) -> list[Layer]:
-    """The layer's settings again, each by whom it was chosen at first; settings without a source are defaults."""
-    default = Layer(Source.DEFAULT, "default", layer.values)
-    return [default, *(_kept(key, sources[key], value) for key, value in flatten(layer.values) if key in sources)]
-
-
-def _kept(key: str, source: Sequence[str], value: Any) -> Layer:
-    return Layer(Source(source[0]), source[1], nested(key, value))
+        return {"recipe": self.recipe, "settings": chosen}
 
 
 def resolve(layers: Sequence[Layer]) -> Config:

@@ -27,6 +27,10 @@ def explain(error: ValidationError, prefix: str = "") -> ConfigError:
     # what our own checks raise names the setting and the fix already
     if isinstance(cause := (problem.get("ctx") or {}).get("error"), ConfigError):
         return cause
+    if problem["type"] in ("dataclass_type", "model_type"):
+        return ConfigError(f"{key} holds settings of its own, {key}: {{name: value}}; got {problem.get('input')!r}.")
+    if problem["type"] == "literal_error" and key in all_settings():
+        return ConfigError(f"{key} takes {all_settings()[key].type}, got {problem.get('input')!r}.")
     return ConfigError(f"{key}: {problem['msg']}, got {problem.get('input')!r}.")
 
 
@@ -40,10 +44,8 @@ def unknown(key: str) -> ConfigError:
         kinds = " or ".join(known[key].kinds)
         whole = f"{section}={{kind: {known[key].kinds[0]}, {last}: ...}}"
         return ConfigError(f"{key} goes with kind {kinds}, which is not the one here. Set both: {whole}.")
-    if key in known and known[key].kinds:
-        kinds = " or ".join(known[key].kinds)
-        whole = f"{section}={{kind: {known[key].kinds[0]}, {last}: ...}}"
-        return ConfigError(f"{key} goes with kind {kinds}, which is not the one here. Set both: {whole}.")
+    if key in known:
+        return ConfigError(f"{key} stands where it is one word: write it nested, {section}: {{{last}: ...}}.")
     here = sorted({k[len(section) + 1 if section else 0 :].partition(".")[0] for k in known if k.startswith(section)})
     elsewhere = [k for k in known if k.rpartition(".")[2] == last]
     if elsewhere:

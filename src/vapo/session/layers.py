@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,8 @@ from vapo.session.suggest import suggestion
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEFAULT_RECIPE = "maze"
+SOURCES = "sources.json"
+"""Beside a run's config.yaml: who chose each setting."""
 
 
 class Source(StrEnum):
@@ -83,7 +86,27 @@ def source_layers(source: str | None) -> list[Layer]:
     base = values.pop("recipe", None)
     if not isinstance(base, str | None):
         raise ConfigError(f"{path}: recipe: must be the name of a recipe, got {base!r}.")
-    return [*([recipe_layer(base)] if base else []), file_layer(f"file {path.name}", values)]
+    own = file_layer(f"file {path.name}", values)
+    sources = path.with_name(SOURCES)
+    if path.name == "config.yaml" and sources.is_file():  # a run's: its recipe's sizes are no choices of the user
+        return with_sources(own, json.loads(sources.read_text(encoding="utf-8")), options=Source.FILE)
+    return [*([recipe_layer(base)] if base else []), own]
+
+
+def with_sources(layer: Layer, sources: Mapping[str, Any], *, options: Source = Source.OPTION) -> list[Layer]:
+    """The layer's settings again, each by whom it was chosen at first; settings without a source are defaults.
+
+    `sources` is what `Config.sources` gave. What was an option then becomes one of `options` now.
+    """
+    told, recipe = sources["settings"], sources["recipe"]
+    layers = [Layer(Source.DEFAULT, "default", layer.values)]
+    for key, value in flatten(layer.values):
+        if key in told:
+            source, place = Source(told[key][0]), told[key][1]
+            if source is Source.OPTION and options is not Source.OPTION:
+                source, place = options, layer.place
+            layers.append(Layer(source, place, nested(key, value), recipe if source is Source.RECIPE else None))
+    return layers
 
 
 def set_layer(assignment: str) -> Layer:

@@ -27,11 +27,11 @@ from vapo.models.loading import count_parameters, load_config
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
 from vapo.session.build import assemble, lambda_warning
-from vapo.session.config import Config, resolve, with_sources
+from vapo.session.config import Config, resolve
 from vapo.session.environment import environment
 from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
-from vapo.session.layers import Layer, Origin, Source, file_layer, flatten, read_yaml
+from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer, flatten, read_yaml, with_sources
 from vapo.session.schema import TaskConfig
 from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
 from vapo.tasks.catalog import check_task, is_known
@@ -44,7 +44,6 @@ from vapo.trainer.record import LOCK, RunFolder
 from vapo.trainer.run import Run
 from vapo.types import Task
 
-SOURCES = "sources.json"
 METHOD = "method.yaml"
 LEFTOVERS = (
     LOCK,

@@ -24,10 +24,23 @@ def modernised(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(rollout, Mapping):
         values["rollout"] = _rollout(dict(rollout))
     algorithm = values.get("algorithm")
-    if isinstance(algorithm, Mapping) and all(name in algorithm for name in _SPELLED_OUT):
+    if isinstance(algorithm, Mapping) and _is_spelled_out(algorithm):
         values["algorithm"], sizes = _chosen(dict(algorithm), values.get("trainer") or {})
         values["trainer"] = {**(values.get("trainer") or {}), **sizes}
     return values
+
+
+def _is_spelled_out(algorithm: Mapping[str, Any]) -> bool:
+    """Whether the whole method stands there, sizes too, as 0.1 wrote it."""
+    parts = [algorithm.get(name) for name in _SPELLED_OUT]
+    sampling, optimization = algorithm.get("sampling"), algorithm.get("optimization")
+    return (
+        all(part is not None for part in parts)
+        and isinstance(sampling, Mapping)
+        and isinstance(optimization, Mapping)
+        and {"prompts", "per_prompt"} <= sampling.keys()
+        and {"minibatch", "actor_lr", "critic_lr", "warmup_steps"} <= optimization.keys()
+    )
 
 
 def _rollout(rollout: dict[str, Any]) -> dict[str, Any]:

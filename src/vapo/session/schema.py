@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from vapo.algo.sizes import Sizes
+from vapo.algo.sizes import Sizes, with_batch
 from vapo.errors import ConfigError
 from vapo.ranges import check_ranges, number
 from vapo.rollout.engine_settings import DEFAULT_ENGINE, EngineSettings
@@ -159,8 +159,8 @@ class Choice(BaseModel):
 
 
 def sizes(trainer: TrainerConfig, alpha: float | None) -> Sizes:
-    """The chosen sizes."""
-    return Sizes(
+    """The chosen sizes; where some of samples, group and minibatch were chosen, the others fit them."""
+    chosen = Sizes(
         samples_per_step=trainer.samples_per_step,
         group_size=trainer.group_size,
         minibatch_size=trainer.minibatch_size,
@@ -170,3 +170,5 @@ def sizes(trainer: TrainerConfig, alpha: float | None) -> Sizes:
         pretraining_steps=trainer.pretraining_steps,
         alpha=alpha,
     )
+    batch = (trainer.samples_per_step, trainer.group_size, trainer.minibatch_size)
+    return chosen if all(size is None for size in batch) else with_batch(chosen)

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, replace
 
 from vapo.algo.method import LengthAdaptive
-from vapo.algo.sizes import NAMES
+from vapo.algo.sizes import NAMES, Sizes, with_batch
 from vapo.errors import ConfigError
 from vapo.session.config import Config, resolve
 from vapo.session.layers import Layer, Source, flatten, nested, recipe_layer
@@ -26,8 +26,8 @@ ABSURD = 30.0
 """A rate so many times the default for the model's size is warned about."""
 SAME_SIZE = 4.0
 """A recipe's sizes serve models of up to so many times more or fewer parameters than its own."""
-BATCH = {"samples_per_step": 128, "group_size": 8, "minibatch_size": 32, "warmup_steps": 5, "pretraining_steps": 8}
-"""What one machine can sample and learn in a step; the paper's are 8,192, 16, 512, -, 50."""
+ROUNDS = {"warmup_steps": 5, "pretraining_steps": 8}
+"""Rollout steps of warm-up and of value pretraining; the paper's are not stated, and 50."""
 OUTCOME_REACH = 100.0
 """α = this / (length limit in tokens) makes λ 0.99 at the limit; never below the paper's 0.05."""
 PAPER_ALPHA = 0.05
@@ -61,10 +61,11 @@ def fitted(config: Config, fit: Fit) -> tuple[Config, list[str]]:
     notes = []
     foreign = _recipe_is_foreign(config, fit)
     chosen = config.as_dict()
+    now = dict(flatten(chosen))
     unchosen = {}
     for key, value in _defaults(config, fit).items():
-        source = config.origins[key].source
-        if dict(flatten(chosen))[key] is None or (foreign and source is Source.RECIPE):
+        from_recipe = config.origins[key].source is Source.RECIPE
+        if _unchosen(config, key, fit) and (now[key] != value or from_recipe):
             unchosen[key] = value
     for key in ("trainer.pretraining_lr", "trainer.pretraining_passes"):
         if foreign and config.origins[key].source is Source.RECIPE:
@@ -117,6 +118,12 @@ def recipe_task(config: Config) -> str | None:
     return str(recipe_layer(config.recipe).values["task"]["name"])
 
 
+def _unchosen(config: Config, key: str, fit: Fit) -> bool:
+    """Whether nobody chose the size for this task and model: a default, or a recipe's for another one."""
+    source = config.origins[key].source
+    return source is Source.DEFAULT or (source is Source.RECIPE and _recipe_is_foreign(config, fit))
+
+
 def _recipe_is_foreign(config: Config, fit: Fit) -> bool:
     if config.recipe is None:
         return False
@@ -130,7 +137,18 @@ def _defaults(config: Config, fit: Fit) -> dict[str, float | int]:
     algorithm, model = config.algorithm, config.sections.model
     actor = usual_rate(fit.parameters, model.policy_lora > 0)
     critic = CRITIC_FACTOR * usual_rate(fit.parameters, model.critic_lora > 0)
-    defaults: dict[str, float | int] = {f"trainer.{name}": value for name, value in BATCH.items()}
+    sections = config.sections
+    chosen = Sizes(
+        **{
+            name: getattr(sections.trainer, name)
+            for name in ("samples_per_step", "group_size", "minibatch_size")
+            if not _unchosen(config, f"trainer.{name}", fit)
+        }
+    )
+    batch = with_batch(chosen)
+    defaults: dict[str, float | int] = {f"trainer.{name}": value for name, value in ROUNDS.items()}
+    for name in ("samples_per_step", "group_size", "minibatch_size"):
+        defaults[f"trainer.{name}"] = getattr(batch, name)
     defaults |= {"trainer.actor_lr": actor, "trainer.critic_lr": critic}
     defaults["algorithm.alpha"] = max(PAPER_ALPHA, OUTCOME_REACH / fit.max_response_tokens)
     rule = getattr(algorithm.credit, "policy_lambda", None)

@@ -134,7 +134,10 @@ def _read_joined(read: Callable[[Row], tuple[Any, Any]], columns: Sequence[str],
     parts = [row.get(name) or "" for name in columns]
     if not all(isinstance(part, str) for part in (problem, *parts)):
         raise TypeError("a part of the problem is no text")
-    return _joined([part for part in parts if part is problem or part not in problem]), answer
+    lines = problem.splitlines()
+    # a passage that the problem repeats is in it already; a word that both have says nothing
+    said = [part for part in parts if part is not problem and (part in lines or (len(part) > 40 and part in problem))]
+    return _joined([part for part in parts if part is problem or part not in said]), answer
 
 
 def _read_named(problem: str | Sequence[str], answer: str, where: str, row: Row) -> tuple[Any, Any]:

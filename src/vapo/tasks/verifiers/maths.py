@@ -81,6 +81,8 @@ def verdict_on(gold: str, answer: str) -> Verdict:
     ratio = conversion(unit, asked_unit)
     if ratio is None:
         return Verdict("wrong", f"another unit, {unit[:20]}", "wrong_answer")
+    if ratio != 1 and "£" in gold + answer:  # £ and pounds are one word, but money is not weighed
+        return Verdict("wrong", f"another unit, {unit[:20]}", "wrong_answer")
     if ratio != 1:
         converted = _times(tidy(value), ratio)
         same = not _unfit(converted, "") and equal(tidy(asked_value), converted)

@@ -37,7 +37,8 @@ _COUNTED = set(
 )
 """What one of may be counted: 1 apple. Several are told by their plural."""
 _NO_COUNT = {"plus", "minus", "times", "squares", "cubes", "factorials", "dozens", "hundreds", "thousands", "millions",
-             "billions", "trillions", "always", "perhaps"}  # fmt: skip
+             "billions", "trillions", "always", "perhaps", "halves", "thirds", "quarters", "tens", "pairs", "scores",
+             "negatives", "percents", "halfs", "units", "ones", "powers", "roots"}  # fmt: skip
 _PREFIXES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _SUFFIXES = {"squared": 2, "cubed": 3}
 _SCALE = {  # unit: (what it is a multiple of, how many)

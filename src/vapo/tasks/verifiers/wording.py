@@ -31,8 +31,10 @@ _PHRASES = {
 }
 _TWICE = re.compile(r"(.*\S) \(([A-Za-z -]+)\)|([A-Za-z -]+) \((.*\S)\)")
 _FIGURE = re.compile(r"\\(?:triangle|angle) ?([A-Z]{1,5})")
+_DENIED = "no|not|nor|cannot|isn|false|incorrect|wrong|invalid|untrue|impossible"
 _OPTION = re.compile(
-    r"(?:[Oo]ption |[Cc]hoice )?(?:\(([A-Z])\)|([A-Z])[.:)])(?!.*(?<![A-Za-z])(?:[A-Z]|or|and|not)(?![A-Za-z]))"
+    r"(?:[Oo]ption |[Cc]hoice )?(?:\(([A-Z])\)|([A-Z])[.:)])"
+    rf"(?!.*(?<![A-Za-z])(?:[A-Z]|or|and|{_DENIED})(?![A-Za-z]))"
 )
 _ARTICLE = re.compile(r"(?:an?|the) (?=\w\w)", re.IGNORECASE)
 
