@@ -81,6 +81,8 @@ def test_recorded_calls_are_counted_name_by_name(tmp_path: Path):
     assert faults.syscalls_in(log) == [("openat", 1), ("write", 1), ("openat", 3)]
 
 
+PACKAGES = {"checkpoint": "vapo.durability"}
+"""Of modules that are not in vapo.trainer."""
 BROKEN = """
 import sys
 import torch
@@ -132,11 +134,12 @@ snapshot.restore = shifted
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_a_trainer_with_a_flaw_fails(tmp_path: Path, flaw: str):
     module, change, asked = FLAWS[flaw]
+    script = BROKEN.format(package=PACKAGES.get(module, "vapo.trainer"), module=module, change=change)
     process = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            BROKEN.format(package=PACKAGES.get(module, "vapo.trainer"), module=module, change=change),
+            script,
             str(tmp_path),
         ],
         stdin=subprocess.PIPE,
