@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,15 +15,16 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 import toys
 from vapo.algo.presets import GRPO
-from vapo.errors import ConfigError, DataError, DivergedError, ModelError, StoppedError, VerifierBrokenError
+from vapo.errors import ConfigError, DataError, DivergedError, ModelError, StoppedError, VapoError, VerifierBrokenError
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.trainer.batch import collate
 from vapo.trainer.loop import train_step
 from vapo.trainer.pricing import price
 from vapo.trainer.record import RunFolder, read_rollouts
-from vapo.trainer.rollouts import consume
+from vapo.trainer.rollouts import check_age, consume
 from vapo.trainer.sources import stream
+from vapo.trainer.state import State
 from vapo.types import Episode, Prompt, Turn, Verdict
 
 pytestmark = pytest.mark.slow
@@ -293,3 +296,10 @@ def test_the_prompt_stream_shows_every_prompt_once_an_epoch():
     whole = [p.id for p in stream(prompts, seed=1, name="train", position=0, count=24)]
     parts = [p.id for at in range(0, 24, 6) for p in stream(prompts, seed=1, name="train", position=at, count=6)]
     assert whole == parts
+
+
+@pytest.mark.parametrize(("version", "max_age", "refused"), [(3, 0, False), (2, 0, True), (2, 1, False), (4, 1, True)])
+def test_a_rollout_of_weights_that_are_too_old_or_newer_than_the_trainers_is_refused(version, max_age, refused):
+    rollout, state = SimpleNamespace(weight_version=version), State(step=3)
+    with pytest.raises(VapoError, match=f"weights of step {version}") if refused else nullcontext():
+        check_age(rollout, state, max_age)  # type: ignore[arg-type]

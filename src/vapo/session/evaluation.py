@@ -15,7 +15,7 @@ from vapo.evals.evaluate import RANKS, EvaluationResult, sample_and_judge, score
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.models.critic import known_ids
-from vapo.models.loading import load_critic, load_policy, response_text, value_at
+from vapo.models.loading import load_critic, load_policy, response_text, value_at, value_head
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, set_threads, to_device
 from vapo.rollout.engine import RolloutEngine
@@ -123,7 +123,7 @@ def evaluate_model(
             network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
             where = "after" if value_at(network) == "end" else "before"
             observer.note(f"critic: {origin}, read {where} the last token of a response")
-            if "value head set to 0" in origin:
+            if not bool(value_head(network).weight.any()):  # a head that has learned nothing is exactly 0
                 raise ModelError(f"{inputs.critic_source} is no trained critic. Give the critic/ folder of a run.")
             if "weighted-vote" in ranks and inputs.task.final_answer is None:
                 if len(ranks) == 1:
