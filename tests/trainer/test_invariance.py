@@ -46,6 +46,8 @@ def batch_of(lengths: list[int], seed: int = 0) -> Batch:
         valid=torch.ones(rows, dtype=torch.bool),
         truncated=torch.zeros(rows, dtype=torch.bool),
         outcomes=right.float(),
+        critic_outcomes=right.float(),
+        policy_rows=torch.ones_like(right),
         sampled_logp=noise(1.0) - 3,
         old_logp=noise(0.2) - 2.8,
         ref_logp=noise(0.2) - 2.8,
@@ -228,7 +230,7 @@ def test_the_positive_term_is_divided_by_the_right_tokens_of_the_minibatch_and_l
 
 def test_shaping_does_not_move_a_response_out_of_the_positive_set():
     # NeMo RL takes "reward > 0": a right answer with the full overlong penalty (1 - 1 = 0) drops out
-    batch = replace(batch_of(LENGTHS), outcomes=torch.zeros(len(LENGTHS)))
+    batch = replace(batch_of(LENGTHS), outcomes=torch.zeros(len(LENGTHS)), critic_outcomes=torch.zeros(len(LENGTHS)))
     weights = PolicyObjective(Policy(toys.tiny_llama()), VAPO).weights(batch)["positive"]
     assert (weights[1, : LENGTHS[1]] > 0).all()
 

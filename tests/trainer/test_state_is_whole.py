@@ -225,6 +225,8 @@ ALWAYS = {"guards": {"clipped_ratio_above": 0.0, "patience": 2}}
 SPIKES = {"guards": {"grad_norm_above": 1.0001}, "trainer": {"steps": 7}}
 ROLLBACK = {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": "rollback", "max_rollbacks": 1}}
 
+FITTED = {"algorithm": {"credit": {"baseline": "fitted"}}}
+
 # piece of state, the checkpoint to resume from, settings under which it matters, and what is done to the run
 FIELDS: dict[str, tuple[str, dict[str, Any], Callable[[Run], None] | None]] = {
     "phase": ("step_000001", {}, None),
@@ -243,6 +245,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any], Callable[[Run], None] | None]] = {
     "recent": ("step_000005", SPIKES, None),
     "streaks": ("step_000001", ALWAYS, None),
     "verdicts": ("step_000001", {"guards": {"same_outcome_steps": 2}}, never_right),
+    "mixture": ("step_000001", FITTED, None),
     "rollbacks": ("step_000001", ROLLBACK, None),
     "micro_batch_tokens": ("step_000001", {}, small_memory),
     "log_bytes": ("step_000001", {}, None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vapo.algo.heads import head_values, start_bias
+from vapo.algo.method import Head, LinearHead
 from vapo.errors import ModelError
 from vapo.models.backbone import Layout, hidden_states, supports_packing
 from vapo.models.loading import ValueAt, context_length, value_head
@@ -45,10 +47,12 @@ class Sequences:
         return torch.cat([t[len(t) - n :] for t, n in zip(self.tokens, self.response_lengths, strict=True)])
 
     def rectangle(self, flat: Tensor, width: int) -> Tensor:
-        """Per-token numbers, flat, as (B, width); 0 beyond each response. Differentiable."""
+        """Per-token numbers (n,) or (n, K), flat, as (B, width) or (B, width, K); 0 beyond each response.
+        Differentiable."""
         lengths = torch.tensor(self.response_lengths, device=flat.device)
         inside = torch.arange(width, device=flat.device)[None] < lengths[:, None]
-        return flat.new_zeros(len(lengths), width).masked_scatter(inside, flat)
+        shape = (len(lengths), width, *flat.shape[1:])
+        return flat.new_zeros(shape).masked_scatter(inside.view(*inside.shape, *[1] * (flat.ndim - 1)), flat)
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,36 @@ class Critic:
     """What the weights were loaded from, for the run's log."""
     value_at: ValueAt = "tokens"
     """Where a whole response is judged: before its last token, or at its end (a reward model)."""
+    head: Head = field(default_factory=LinearHead)
+    """How values are made of the outputs; its range is filled in."""
+
+    def outputs(self, sequences: Sequences, width: int) -> Tensor:
+        """What the head reads at every response token: (B, width, K), float32."""
+        return sequences.rectangle(self._read(sequences, sequences.predicting_positions()), width)
 
     def values(self, sequences: Sequences, width: int) -> Tensor:
-        """V(s_t) for every response token, in reward units: (B, width), float32."""
-        return sequences.rectangle(self._read(sequences, sequences.predicting_positions()), width)
+        """V(s_t) for every response token, in reward units: (B, width), float32; 0 beyond each response."""
+        flat = head_values(self.head, self._read(sequences, sequences.predicting_positions()))
+        return sequences.rectangle(flat, width)
 
     def final_values(self, sequences: Sequences) -> Tensor:
         """V of the state after the last token, (B,): the expected outcome of a response that was cut off."""
         ends = torch.tensor([len(t) for t in sequences.tokens]).cumsum(0) - 1
-        return self._read(sequences, ends)
+        return head_values(self.head, self._read(sequences, ends))
+
+    @torch.no_grad()
+    def start_at(self, value: float) -> bool:
+        """Let a head that has learned nothing (its weights are 0) answer `value`; False if it has learned."""
+        layer = value_head(self.model)
+        if bool(layer.weight.any()):
+            return False
+        if layer.bias is None:
+            raise ModelError(
+                f"The value head of {type(self.model).__name__} has no bias, so it cannot start at a value. Set "
+                "algorithm.credit.head={kind: linear, start: 0}."
+            )
+        layer.bias.copy_(start_bias(self.head, value))
+        return True
 
     def _read(self, sequences: Sequences, positions: Tensor) -> Tensor:
         with _precision(self.autocast, self.model):
@@ -104,7 +129,7 @@ class Critic:
         head = value_head(self.model)
         hidden = hidden[positions.to(hidden.device)].float()
         # in float32 also under autocast: bf16 has steps of 2^-8 near 1, as large as the TD errors
-        return F.linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float())[:, 0]
+        return F.linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float())
 
 
 def output_embeddings(model: PreTrainedModel) -> torch.nn.Module:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from vapo.algo.heads import with_range
 from vapo.algo.method import Gae, LengthAdaptive
 from vapo.models.backbone import checkpoint_gradients
-from vapo.models.critic import known_ids
+from vapo.models.critic import freeze, known_ids
 from vapo.models.loading import load_critic, load_policy, set_value_at, value_head
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, choose_layout
@@ -22,6 +23,7 @@ from vapo.session.inputs import Inputs
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
+from vapo.trainer.pricing import target_range
 from vapo.trainer.run import Run
 from vapo.trainer.sources import SynchronousSource
 from vapo.types import Progress
@@ -59,14 +61,20 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
 
     critic = None
     if isinstance(algorithm.credit, Gae):
-        network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
+        head = with_range(algorithm.credit.head, *target_range(algorithm))
+        network, origin = load_critic(
+            inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust, head=head
+        )
         network = to_device(network, device)
         if sections.model.critic_lora:
             add_lora(network, sections.model.critic_lora, sections.model.lora_alpha, keep=value_head(network))
         if sections.model.gradient_checkpointing:
             checkpoint_gradients(network)
         set_value_at(network, settings.pretraining_at)  # what it learns here, whatever it started from
-        value = Critic(network, choose_layout(network, settings.layout), autocast, origin, settings.pretraining_at)
+        value = Critic(
+            network, choose_layout(network, settings.layout), autocast, origin, settings.pretraining_at, head
+        )
+        freeze(network, algorithm.credit.frozen)
         at_end = settings.pretraining_at == "end"
         critic = local(
             "critic", value, RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)

@@ -15,7 +15,7 @@ from vapo.evals.evaluate import RANKS, EvaluationResult, sample_and_judge, score
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.models.critic import known_ids
-from vapo.models.loading import load_critic, load_policy, response_text, value_at, value_head
+from vapo.models.loading import load_critic, load_policy, response_text, saved_head, value_at, value_head
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, set_threads, to_device
 from vapo.rollout.engine import RolloutEngine
@@ -134,7 +134,7 @@ def evaluate_model(
                 observer.note(f"{inputs.task.name} has no short final answers, so there is no vote to weigh")
             network = to_device(network, best_device()).requires_grad_(False)
             layout = choose_layout(network, sections.trainer.layout)
-            critic = Critic(network, layout, origin=origin, value_at=value_at(network))
+            critic = Critic(network, layout, origin=origin, value_at=value_at(network), head=saved_head(network.config))
         engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
         observer.phase("evaluating", 0, 1)
         result = evaluate_heldout(

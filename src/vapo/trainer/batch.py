@@ -21,8 +21,14 @@ class Batch:
 
     `mask` (B, T) is True on the tokens that are learned from: those the policy wrote, but none of an invalid
     response, and none of a cut-off one where the method drops those. `outcomes` (B,) is the verdict's reward plus
-    length shaping; `right` (B,) is the verdict alone, so that shaping cannot move a response in or out of the
-    positive-LM set.
+    length shaping; `critic_outcomes` (B,) is what of it the critic foresees; `right` (B,) is the verdict alone, so that
+    shaping cannot move a response in or out of the positive-LM set. `policy_rows` (B,) is False for responses that only
+    the critic learns from.
+
+    `old_values` (B, T) is what the critic answered before any update, a residual critic's answer included; `values`
+    (B, T) is the V that the advantages are measured from. `critic_shift` (B,) is what was taken off the critic's
+    target: a residual critic's V is `old_values` + `critic_shift`. `critic_weights` (B,) weigh the critic's loss of a
+    response, `sampler_weights` (B, T) the policy's of a token; `removed` (B, T) are the tokens that these cut.
     """
 
     tokens: tuple[Tensor, ...]
@@ -33,15 +39,22 @@ class Batch:
     valid: Tensor
     truncated: Tensor
     outcomes: Tensor
+    critic_outcomes: Tensor
+    policy_rows: Tensor
     sampled_logp: Tensor
     old_logp: Tensor | None = None
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
     old_values: Tensor | None = None
     final_values: Tensor | None = None
+    values: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
     lam: Tensor | None = None
+    critic_shift: Tensor | None = None
+    critic_weights: Tensor | None = None
+    sampler_weights: Tensor | None = None
+    removed: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -60,6 +73,12 @@ class Batch:
     def sequences(self) -> Sequences:
         """What a network needs to score the responses."""
         return Sequences(self.tokens, tuple(self.response_lengths.tolist()))
+
+    def for_policy(self) -> Batch:
+        """The batch as the policy learns from it: without the tokens of responses that only the critic learns from."""
+        if bool(self.policy_rows.all()):
+            return self
+        return replace(self, mask=self.mask & self.policy_rows[:, None])
 
     def select(self, rows: Tensor) -> Batch:
         """The given rows, in that order, with T cut to the longest of them."""
@@ -80,8 +99,10 @@ class Batch:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Batch:
-        """The batch whose `tensors` these are."""
+        """The batch whose `tensors` these are, now or in an earlier version."""
         rest = {name: value for name, value in tensors.items() if name not in ("tokens", "token_counts")}
+        rest.setdefault("critic_outcomes", rest["outcomes"])
+        rest.setdefault("policy_rows", torch.ones_like(rest["right"]))
         return cls(tokens=tensors["tokens"].split(tensors["token_counts"].tolist()), **rest)
 
     def to(self, device: torch.device) -> Batch:
@@ -115,6 +136,8 @@ def collate(episodes: Sequence[Episode], prices: Prices) -> Batch:
         valid=torch.tensor([e.verdict.valid for e in episodes]),
         truncated=torch.tensor([e.truncated for e in episodes]),
         outcomes=prices.outcomes,
+        critic_outcomes=prices.critic_outcomes,
+        policy_rows=prices.policy_learned,
         sampled_logp=sampled,
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from vapo.models.loading import value_head
 from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
 from vapo.models.networks import Critic, Policy
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
@@ -117,6 +118,7 @@ class LocalNetwork:
     def step(self, lr: float) -> StepResult:
         assert self._loss is not None
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        head = self._head_weight()
         # the loss counts too: a token whose loss is not finite can leave a finite gradient behind
         taken = math.isfinite(float(self._loss)) and math.isfinite(float(norm))
         if taken:
@@ -125,7 +127,17 @@ class LocalNetwork:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._loss = None
-        return StepResult(taken, {f"grad_norm/{self.name}": float(norm)})
+        figures = {f"grad_norm/{self.name}": float(norm)}
+        if head is not None and taken:
+            figures["value/head_step"] = float((value_head(self.model).weight.detach() - head).norm())
+        return StepResult(taken, figures)
+
+    def _head_weight(self) -> Tensor | None:
+        """A copy of a critic's head before a step: one that never moves is dead."""
+        return value_head(self.model).weight.detach().clone() if isinstance(self.network, Critic) else None
+
+    def start_at(self, value: float) -> bool:
+        return isinstance(self.network, Critic) and self.network.start_at(value)
 
     # ------------------------------------------------------------------ weights
 

@@ -65,6 +65,10 @@ class Network(Protocol):
         """
         ...
 
+    def start_at(self, value: float) -> bool:
+        """Let a critic whose head has learned nothing answer `value`, in units of reward; False if it has learned."""
+        ...
+
     def weights(self, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors: for a rollout engine with adapters merged into the weights they adapt, for a network of
         the same shape as they are."""

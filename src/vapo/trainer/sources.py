@@ -12,7 +12,7 @@ from vapo.algo import informative_groups
 from vapo.algo.method import Algorithm
 from vapo.errors import VerifierBrokenError
 from vapo.rollout.collect import judge_episodes, sample_episodes
-from vapo.trainer.pricing import learned_from
+from vapo.trainer.pricing import policy_learns_from
 from vapo.trainer.rollouts import Rollout
 from vapo.trainer.run import Clock, Run
 from vapo.trainer.state import State
@@ -139,7 +139,7 @@ def _informative(episodes: list[Episode], algorithm: Algorithm) -> list[int]:
     neighbours: a prompt that came twice is two groups here."""
     groups = torch.arange(len(episodes)) // algorithm.sampling.per_prompt
     right = torch.tensor([e.verdict.right for e in episodes])
-    keep = informative_groups(right, groups, torch.tensor([learned_from(e, algorithm) for e in episodes]))
+    keep = informative_groups(right, groups, torch.tensor([policy_learns_from(e, algorithm) for e in episodes]))
     return keep.nonzero()[:, 0].tolist()
 
 
