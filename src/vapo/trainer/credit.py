@@ -67,8 +67,8 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
             # response.
             policy_lam = lambdas(credit.policy_lambda, lengths)
             critic_lam = lambdas(credit.critic_lambda, lengths)
-            rewards = terminal_rewards(outcomes, batch.mask, bootstrap)
-            advantages = gae(rewards, values, batch.mask, lam=policy_lam, gamma=credit.gamma)
+            policy_rewards = terminal_rewards(outcomes, batch.mask, bootstrap)
+            advantages = gae(policy_rewards, values, batch.mask, lam=policy_lam, gamma=credit.gamma)
             critic_rewards = terminal_rewards(targets, batch.mask, critic_bootstrap)
             returns = gae(critic_rewards, answers, batch.mask, lam=critic_lam, gamma=credit.gamma) + answers
             if credit.whiten:

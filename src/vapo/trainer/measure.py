@@ -92,9 +92,16 @@ def group_figures(batch: Batch) -> dict[str, float]:
         ),
     }
     if batch.critic_shift is not None:
-        targets = masked((outcomes - batch.critic_shift)[:, None].expand(mask.shape), mask)
-        figures["value/residual_explained_variance"] = float(explained_variance(answers, targets, mask))
+        figures["value/residual_explained_variance"] = residual_explained_variance(batch)
     return figures
+
+
+def residual_explained_variance(batch: Batch) -> float:
+    """How much a residual critic explains of what the group's mean leaves of the outcomes."""
+    assert batch.old_values is not None
+    assert batch.critic_shift is not None
+    targets = (batch.critic_outcomes - batch.critic_shift)[:, None].expand(batch.mask.shape)
+    return float(explained_variance(batch.old_values, targets, batch.mask))
 
 
 def critic_values(batch: Batch) -> Tensor:

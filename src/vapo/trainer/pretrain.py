@@ -27,7 +27,7 @@ from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
 from vapo.trainer.credit import monte_carlo_returns, start_head, with_critic_target
 from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
-from vapo.trainer.measure import rollout_figures, value_figures
+from vapo.trainer.measure import residual_explained_variance, rollout_figures, value_figures
 from vapo.trainer.memory import within_memory
 from vapo.trainer.pricing import price
 from vapo.trainer.replay import ReplayPool, drawn_from, remove_pool
@@ -64,7 +64,8 @@ def pretrain_critic(run: Run) -> None:
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
         _pretraining_step(run, source, heldout, pool)
     ready, reached = run.settings.pretraining_ready, state.explained_variance
-    if reached is None or reached < ready:
+    # a critic beside the group's mean may begin knowing nothing
+    if credit.baseline == "none" and (reached is None or reached < ready):
         if same:
             advice = f"No outcome differs from another. {outcomes.lesson(verdicts, 'to held-out prompts')}"
         else:
@@ -140,7 +141,9 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
 
     state.pretrain_step += 1
     at_end = run.settings.pretraining_at == "end"
+    residual = heldout_figures.get("value/residual_explained_variance")
     explained = heldout_figures["value/end_explained_variance" if at_end else "value/explained_variance"]
+    explained = explained if residual is None else residual
     state.explained_variance = explained if math.isfinite(explained) else None
     best = -math.inf if state.best_explained_variance is None else state.best_explained_variance
     if state.explained_variance is not None and explained > best:
@@ -180,6 +183,8 @@ def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     judged = within_memory(run, "score", partial(score, heldout, critic=run.critic, final_values=at_end))
     assert judged.old_values is not None
     figures = value_figures(judged, gamma)
+    if judged.critic_shift is not None:
+        figures["value/residual_explained_variance"] = residual_explained_variance(judged)
     if judged.final_values is not None:
         learned = judged.mask.any(-1)
         explained = explained_variance(judged.final_values[:, None], judged.outcomes[:, None], learned[:, None])

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 import torch
 
 from vapo.algo import informative_groups
-from vapo.algo.method import Algorithm
+from vapo.algo.method import Algorithm, Gae
 from vapo.errors import VerifierBrokenError
 from vapo.rollout.collect import judge_episodes, sample_episodes
 from vapo.trainer.pricing import policy_learns_from
@@ -84,7 +84,10 @@ class PretrainingSource:
     def heldout(self, state: State) -> Rollout:
         """Responses to held-out prompts, the same each time; they are never learned from."""
         run, wanted = self._run, self._run.settings.pretraining_heldout
-        count = min(wanted, len(run.heldout_prompts))
+        credit = run.algorithm.credit
+        # a critic beside the group's mean is judged on groups
+        per_prompt = run.algorithm.sampling.per_prompt if isinstance(credit, Gae) and credit.baseline == "group" else 1
+        count = min(max(1, wanted // per_prompt), len(run.heldout_prompts))
         prompts = [run.heldout_prompts[i] for i in range(count)]
         return self._rollout(state, prompts, max(1, wanted // count), "pretrain held-out")
 
