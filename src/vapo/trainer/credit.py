@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -51,25 +52,26 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
             batch = with_critic_target(batch, algorithm)
             answers = masked(batch.old_values, batch.mask)
             values = masked(consumed_values(batch, credit, mixture), batch.mask)
-            outcomes, targets, bootstrap, critic_bootstrap = batch.outcomes, _targets(batch), None, None
+            outcomes, targets = batch.outcomes, _targets(batch)
+            bootstrap = policy_bootstrap = None
             if algorithm.truncated == "bootstrap":
                 assert batch.final_values is not None
                 # the value of going on stands in place of the failure, shaping included; a right answer is over
                 unfinished = batch.truncated & ~batch.right
                 outcomes = torch.where(unfinished, 0.0, outcomes)
                 targets = torch.where(unfinished, 0.0, targets)
-                critic_bootstrap = torch.where(unfinished, credit.gamma * batch.final_values, 0.0)
-                bootstrap = critic_bootstrap
+                bootstrap = torch.where(unfinished, credit.gamma * batch.final_values, 0.0)
+                policy_bootstrap = bootstrap
                 if batch.critic_shift is not None:
-                    bootstrap = torch.where(unfinished, batch.final_values + batch.critic_shift, 0.0)
+                    policy_bootstrap = bootstrap + torch.where(unfinished, batch.critic_shift, 0.0)
             lengths = batch.mask.sum(-1)
             # Decoupled GAE: twice, with one λ for the policy and another for the critic. Length-adaptive: one λ per
             # response.
             policy_lam = lambdas(credit.policy_lambda, lengths)
             critic_lam = lambdas(credit.critic_lambda, lengths)
-            policy_rewards = terminal_rewards(outcomes, batch.mask, bootstrap)
+            policy_rewards = terminal_rewards(outcomes, batch.mask, policy_bootstrap)
             advantages = gae(policy_rewards, values, batch.mask, lam=policy_lam, gamma=credit.gamma)
-            critic_rewards = terminal_rewards(targets, batch.mask, critic_bootstrap)
+            critic_rewards = terminal_rewards(targets, batch.mask, bootstrap)
             returns = gae(critic_rewards, answers, batch.mask, lam=critic_lam, gamma=credit.gamma) + answers
             if credit.whiten:
                 advantages = whiten(advantages, batch.mask)
@@ -118,6 +120,8 @@ def consumed_values(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> 
             everyone = torch.zeros_like(batch.groups)
             others = leave_one_out(batch.outcomes, everyone, valid=valid)
             return others[:, None].expand(batch.mask.shape)
+        case _:
+            assert_never(credit.baseline)
 
 
 def gate_is_open(batch: Batch) -> bool:

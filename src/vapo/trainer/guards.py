@@ -68,7 +68,7 @@ ALARMS = (
         "dead value head",
         "value/head_step",
         lambda x, s: x == 0,
-        "The value head does not move ({value:g}) while the critic has a gradient",
+        "The value head moved by {value:g} in guards.patience={s.patience} steps in which the critic had a gradient",
         only_if=("grad_norm/critic", 1e-8),
     ),
     Alarm(
