@@ -48,8 +48,8 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
                 per_response = group_advantages(batch.outcomes, batch.groups, std=std, valid=valid)
             return replace(batch, advantages=masked(per_response[:, None].expand(batch.mask.shape), batch.mask))
         case Gae() as credit:
-            assert batch.old_values is not None
             batch = with_critic_target(batch, algorithm)
+            assert batch.old_values is not None
             answers = masked(batch.old_values, batch.mask)
             values = masked(consumed_values(batch, credit, mixture), batch.mask)
             outcomes, targets = batch.outcomes, _targets(batch)
