@@ -146,7 +146,7 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     preset: str = "vapo"
-    """The method: ppo, vc-ppo, grpo, dapo or vapo."""
+    """The method: ppo, vc-ppo, grpo, dapo, vapo, vapo2, rloo, orz, sao, bpco, easyppo or justrl2 (docs/methods.md)."""
     without: list[str] = []
     """Techniques put back to plain PPO."""
     alpha: float | None = None
