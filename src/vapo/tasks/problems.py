@@ -13,7 +13,7 @@ from vapo.errors import ConfigError, DataError
 from vapo.tasks.builtin import read_options, split
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
-from vapo.tasks.verifiers.graded import FirstScores, about_graded
+from vapo.tasks.verifiers.graded import FirstScores, graded_notes
 from vapo.tasks.verifiers.notation import MAX_ANSWER, tidy
 from vapo.tasks.verifiers.pool import Group, Limits, VerifierPool
 from vapo.types import Episode, Progress, Prompt, Verdict, stable_hash
@@ -290,7 +290,7 @@ class Reader:
         )
         if verifier not in CHECKABLE and not self.graded:  # its score for an empty response may be graded
             empty = pool.judge([(prompt, "") for prompt in prompts[:TRIED_EMPTY]])
-            self.graded = about_graded(verifier, [*verdicts, *empty], self.options.right_at)
+            self.graded = graded_notes(verifier, [*verdicts, *empty], self.options.right_at)
         kept = []
         for prompt, verdict in zip(prompts, verdicts, strict=True):
             if verdict.right or (verdict.valid and verifier not in CHECKABLE):

@@ -183,14 +183,19 @@ def test_what_a_result_means(result, status):
     assert to_verdict(result).status == status
 
 
-def test_a_graded_score_is_told_from_0_and_one_without_end_has_its_reason():
-    assert [graded_score(to_verdict(score)) for score in (0.3, -1, 0, False, 1, 0.995)] == ["0.3", "-1", *[None] * 4]
-    assert graded_score(to_verdict(0.995, right_at=1.0)) == "0.995"
+def test_a_wrong_score_other_than_0_is_graded_and_an_infinite_score_is_invalid():
+    assert [graded_score(to_verdict(score)) for score in (0.3, -1, 0, False, 1, 0.995)] == [0.3, -1, *[None] * 4]
+    assert graded_score(to_verdict(0.995, right_at=1.0)) == 0.995
     assert to_verdict(float("inf")) == Verdict("invalid", "the verifier gave inf, not a finite score")
     assert to_verdict(float("nan")) == Verdict("invalid", "the verifier gave nan, not a finite score")
 
 
-def test_the_first_scores_must_hold_a_0_or_one_that_is_right():
+def test_a_reason_that_mentions_a_graded_score_is_not_a_graded_score():
+    assert graded_score(Verdict("wrong", "graded score 0.3")) is None
+    assert graded_score(Verdict("wrong", "no marked answer", score=0.3)) == 0.3
+
+
+def test_one_of_the_first_scores_must_be_0_or_right():
     scores = FirstScores("mine.py:judge", right_at=0.99)
     scores.check([to_verdict(0.3)] * 5)
     scores.check([to_verdict(None)] * 9)  # no score at all

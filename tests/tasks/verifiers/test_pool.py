@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from vapo.errors import ConfigError
 from vapo.tasks.verifiers import worker
-from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS, Group, Limits, VerifierPool
+from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS, Group, Limits, VerifierPool, _read_verdicts
 from vapo.types import Prompt
 
 VERIFIER = """
@@ -119,6 +120,23 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_score_comes_back_from_the_worker_as_a_number(tmp_path):
+    path = tmp_path / "scores.py"
+    path.write_text(
+        "from vapo.types import Verdict\n"
+        "def judge(response):\n    return float(response) if response else Verdict('wrong', 'graded score 0.3')\n"
+    )
+    with VerifierPool(f"{path}:judge", workers=1) as pool:
+        verdicts = pool.judge([(Prompt("p", "q", "a"), response) for response in ("0.3", "-1", "0", "1", "")])
+    assert [verdict.score for verdict in verdicts] == [0.3, -1.0, 0.0, 1.0, None]
+
+
+@pytest.mark.parametrize("score", [10**400, float("inf"), float("nan"), "0.3", None])
+def test_a_score_that_is_not_a_finite_float_is_dropped(score):
+    line = json.loads(json.dumps({"verdicts": [["wrong", "no", "wrong_answer", score]]}))
+    assert [verdict.score for verdict in _read_verdicts(line)] == [None]
 
 
 def test_verdicts_come_in_order_from_many_workers(tmp_path):

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
 from vapo.errors import ConfigError, UnguardedError, VapoError
-from vapo.tasks.verifiers.graded import GRADED
 from vapo.types import Prompt, Verdict, Verifier
 
 GROUP = "vapo.verifiers"
@@ -108,13 +107,12 @@ def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
 
 
 def verdict_of_score(score: float, right_at: float = RIGHT_AT) -> Verdict:
-    """Right from `right_at` on, else wrong, with a reason that tells a graded score from 0; nan and infinity are no
-    scores."""
+    """Right if the score is at least `right_at`, else wrong; invalid for nan and infinity."""
     if not math.isfinite(score):
         return Verdict("invalid", f"the verifier gave {score}, not a finite score")
     if score >= right_at:
-        return Verdict("right")
-    return Verdict("wrong", f"{GRADED}{score:g}" if score else "score 0")
+        return Verdict("right", score=score)
+    return Verdict("wrong", f"graded score {score:g}" if score else "score 0", score=score)
 
 
 def judge_exact(response: str, answer: Any) -> Verdict:

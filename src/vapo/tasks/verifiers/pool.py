@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -389,8 +390,9 @@ def _read_verdicts(message: dict[str, Any]) -> Reply:
 
 def _read_verdict(verdict: Any) -> Verdict | None:
     match verdict:
-        case ["right" | "wrong" | "invalid" as status, str(reason), kind]:
-            return Verdict(status, reason, kind if kind in KINDS else "unspecified")
+        case ["right" | "wrong" | "invalid" as status, str(reason), kind, score]:
+            kind = kind if kind in KINDS else "unspecified"
+            return Verdict(status, reason, kind, score if isinstance(score, float) and math.isfinite(score) else None)
     return None
 
 

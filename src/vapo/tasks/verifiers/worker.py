@@ -7,7 +7,7 @@ can send back text only.
     to it      {"number": 7, "prompt": {"id", "text", "answer", "columns"}, "responses": ["..."],
                 "token_ids": [[5, 2]] or null, "step": 0}
     from it    {"ready": pid, "together": false, "needs_tokens": false}   {"died": "SIGKILL"}
-               {"number": 7, "verdicts": [["right", "", "unspecified"]], "raised": false, "last": false}
+               {"number": 7, "verdicts": [["right", "", "unspecified", 1.0]], "raised": false, "last": false}
                {"failed": "why the verifier cannot be loaded", "unguarded": false}
 
 It ends when its trainer ends, for any reason: then the pipe it reads requests from closes.
@@ -151,8 +151,8 @@ def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, me
         signal.setitimer(signal.ITIMER_REAL, 3 * allowed_s + 1)
         verdicts, raised = verdicts_of(verify, prompt, responses, token_ids, step)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        told = [[verdict.status, verdict.reason[:300], verdict.kind] for verdict in verdicts]
-        send(replies, {"number": number, "verdicts": told, "raised": raised, "last": judged >= RECYCLE_AFTER})
+        rows = [verdict_fields(verdict) for verdict in verdicts]
+        send(replies, {"number": number, "verdicts": rows, "raised": raised, "last": judged >= RECYCLE_AFTER})
     return RECYCLED
 
 
@@ -167,6 +167,12 @@ def verdicts_of(
     except Exception as error:
         reason = f"the verifier raised {type(error).__name__}{memory_advice(error)}: {error}"
         return [Verdict("invalid", reason)] * len(responses), True
+
+
+def verdict_fields(verdict: Verdict) -> list[str | float | None]:
+    """A verdict as it is sent to the trainer: status, reason, kind and score."""
+    score = None if verdict.score is None else float(verdict.score)
+    return [verdict.status, verdict.reason[:300], verdict.kind, score]
 
 
 def memory_advice(error: Exception) -> str:
