@@ -359,7 +359,7 @@ def _column_notes(layout: Layout) -> list[str]:
     notes = []
     if layout.joined:
         notes.append(f"each problem is made of the columns {', '.join(layout.joined)}, with blank lines between")
-    for name in layout.unread:
+    for name in layout.not_joined:
         notes.append(f"the column {name} is not put into the prompt; to have it there, name it in task.columns")
     return notes
 

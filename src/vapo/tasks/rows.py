@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     read: Callable[[Row], tuple[Any, Any]]
     joined: tuple[str, ...] = ()
     """The columns whose texts form the problem, in order, if there are several."""
-    unread: tuple[str, ...] = ()
+    not_joined: tuple[str, ...] = ()
     """Columns of the row that are in `NOT_JOINED`."""
 
 
@@ -124,10 +124,12 @@ def _with_joined_columns(layout: Layout, row: Row, where: str) -> Layout:
                 f"the problem (a list as lettered lines), prompt: {problem} leaves it out."
             )
     before, after = ([name for name in names if name in others] for names in (BEFORE, AFTER))
-    unread = tuple(name for name in others if name in NOT_JOINED and row[name])
+    not_joined = tuple(name for name in others if name in NOT_JOINED and row[name])
     joined = (*before, problem, *after)
     read = partial(_read_joined, layout.read, joined) if len(joined) > 1 else layout.read
-    return layout._replace(read=partial(_read_lowered, read), joined=joined if len(joined) > 1 else (), unread=unread)
+    return layout._replace(
+        read=partial(_read_lowered, read), joined=joined if len(joined) > 1 else (), not_joined=not_joined
+    )
 
 
 def _read_joined(read: Callable[[Row], tuple[Any, Any]], columns: Sequence[str], row: Row) -> tuple[Any, Any]:

@@ -62,14 +62,14 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{Path(file).resolve()}:{function.__qualname__}"
 
 
-TRL = ("prompts", "completions", "completion_ids")
+TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
 """A function with one of these parameters is called as TRL calls reward functions."""
 
 
 def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifier:
     """A verifier that calls the function; `load_verifier` lists its possible signatures and results."""
     parameters = inspect.signature(function).parameters
-    if any(name in parameters for name in TRL):
+    if any(name in parameters for name in TRL_PARAMETERS):
         return RewardFunction(function, right_at)
     takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

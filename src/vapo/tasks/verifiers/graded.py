@@ -11,7 +11,7 @@ from vapo.errors import ConfigError
 from vapo.types import Verdict
 
 FEWEST_SCORES = 8
-"""If none of this many first scores is 0 or right, the verifier is refused: that is no coincidence."""
+"""The verifier is refused after this many scores if none of them was 0 or right."""
 
 
 def graded_score(verdict: Verdict) -> float | None:
