@@ -78,7 +78,7 @@ class Chain:
     """The chain task; see the docstring of the module. Prompts are distinct (number, words) pairs."""
 
     name = "chain"
-    description = "apply words whose rules must be found out; nothing half-way tells right from wrong"
+    description = "apply words whose rules must be found out; only the final answer is judged"
     max_response_tokens = 64
     vocabulary = VOCABULARY
 
