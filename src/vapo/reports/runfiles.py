@@ -10,7 +10,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,11 +141,11 @@ def column(rows: list[Record], key: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in finite], [value for _, value in finite]
 
 
-def flatten(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested settings, in file order."""
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, leaf value) of nested settings, in order; an empty mapping is a leaf."""
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{dotted}.")
         else:
             yield dotted, value
