@@ -119,7 +119,7 @@ def test_a_task_without_a_model_gets_advice():
 
 def test_a_shipped_model_is_refused_for_a_task_it_does_not_know():
     assert builtin_model("maze", make_task("maze").options) == builtin_model("maze")
-    with pytest.raises(ModelError, match=r"other task options: maps=4 \(the model knows \d\), side=9 \(.* \d\)\."):
+    with pytest.raises(ModelError, match=r"other task options: maps=4 \(the model has \d\), side=9 \(.* \d\)\."):
         builtin_model("maze", make_task("maze", side=9, maps=4).options)
 
 

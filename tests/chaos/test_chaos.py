@@ -48,12 +48,12 @@ TRIALS = [
 
 @pytest.mark.parametrize("asked", TRIALS, ids=lambda asked: f"{asked['trial']}-{list(asked.values())[1]}")
 def test_a_trial_of_each_kind_strikes_and_harms_nothing(server: ForkServer, asked: dict):
-    outcome = server.ask(asked)
+    outcome = server.run(asked)
     for _ in range(8):
         if outcome["count"] or "seed" not in asked:
             break
         asked = {**asked, "seed": asked["seed"] + 100}  # it struck before the work began, or room was left on the disk
-        outcome = server.ask(asked)
+        outcome = server.run(asked)
     assert outcome["failures"] == []
     assert outcome["count"] >= 1
 
@@ -62,12 +62,12 @@ def test_tracing_kills_at_the_very_call(server: ForkServer):
     if not faults.strace_works():
         pytest.skip("needs strace and leave to trace")
     asked = {"trial": "killed_in_save", "traced": True, "again": False}
-    beyond = server.ask({**asked, "number": 9999})
+    beyond = server.run({**asked, "number": 9999})
     assert beyond["count"] == 0
     size, struck = beyond["size"], {}
     assert size > 50
     for number in (3, size - 20, size - 10, size):
-        outcome = server.ask({**asked, "number": number})
+        outcome = server.run({**asked, "number": number})
         assert (outcome["count"], outcome["failures"]) == (1, [])
         struck |= outcome["places"]
     # the end of a save: the new folder takes its place, the oldest is deleted

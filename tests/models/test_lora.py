@@ -215,7 +215,7 @@ def test_adapters_and_whole_weights_do_not_take_each_others_place(tmp_path: Path
     base = toys.toy_base(tmp_path / "base")
     model = trained_network(base, critic=False)
     save_trained(model, None, tmp_path / "policy")
-    with pytest.raises(CheckpointError, match="holds adapters, and this run trains all weights"):
+    with pytest.raises(CheckpointError, match="holds adapters, but this run trains all weights"):
         load_trained(toys.tiny_llama(), tmp_path / "policy")
     with pytest.raises(CheckpointError, match="holds no adapters"):
         load_trained(model, base)
