@@ -103,7 +103,7 @@ def test_the_package_does_not_import_jaxtyping():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_low_precision_goes_in_and_float32_comes_out(dtype):
+def test_low_precision_inputs_give_float32_outputs(dtype):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 2, 3, generator=rng).to(dtype)
