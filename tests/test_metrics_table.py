@@ -44,7 +44,7 @@ def test_examples_in_docstrings_hold(module):
 
 
 def test_an_unknown_metric_raises_an_error_with_its_name():
-    with pytest.raises(KeyError, match="value/los is no metric"):
+    with pytest.raises(KeyError, match="value/los is not in the table"):
         metric_called("value/los")
 
 

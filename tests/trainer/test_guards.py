@@ -76,7 +76,7 @@ def test_an_alarm_gives_the_figure_its_setting_and_the_advice_of_the_table_of_me
     metrics = {alarm.metric: alarm.message(0.5, GuardSettings()) for alarm in ALARMS}
     assert metrics["entropy"] == (
         "The policy's entropy is 0.5000 nats a token, below guards.entropy_below=0.005. Near 0 the policy writes "
-        "almost the same every time and finds nothing new: raise algorithm.clip.high or lower trainer.actor_lr."
+        "almost the same response every time: raise algorithm.clip.high or lower trainer.actor_lr."
     )
     spike, few = State(recent={"critic": [1.0] * 5}), State(streaks={"too few with a signal": 2})
     (metrics["grad_norm/critic"],) = new_alarms({"grad_norm/critic": 99.0}, spike, GuardSettings()).values()

@@ -175,8 +175,15 @@ def _forest(axes: Axes, dots: list[Dot], *, labelled: bool) -> None:
         axes.plot(dot.runs, [row] * len(dot.runs), "o", markersize=3.6, fillstyle="none", color=dot.hue, alpha=0.55)
         if not math.isnan(dot.low):
             style = _ONE_SEED_DASHES if dot.over_prompts else "-"
-            ends = {"solid_capstyle": "butt", "dash_capstyle": "butt"}
-            axes.plot([dot.low, dot.high], [row, row], color=dot.hue, linewidth=2, linestyle=style, **ends)
+            axes.plot(
+                [dot.low, dot.high],
+                [row, row],
+                color=dot.hue,
+                linewidth=2,
+                linestyle=style,
+                solid_capstyle="butt",
+                dash_capstyle="butt",
+            )
         if not math.isnan(dot.mean):
             face = dot.hue if dot.filled else LIGHT.paper
             axes.plot([dot.mean], [row], "o", markersize=6.5, color=dot.hue, markerfacecolor=face, zorder=4)
