@@ -138,7 +138,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The functions load on first use: the methods as data, and settings with them, need no torch."""
+    """Load the functions on first use, because the methods as data and the settings do not need torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vapo.algo' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,6 +1,6 @@
 """The methods with their papers' numbers; `without` takes a technique away.
 
-A comment marks each number that a paper leaves open. `vapo.algo.sizes` puts a method at another size.
+A comment marks each number that a paper leaves open. `vapo.algo.sizes` adapts a method to another size.
 
 Sources: VAPO arXiv:2504.05118 §5.1 and Table 1; VC-PPO arXiv:2503.01491; DAPO arXiv:2503.14476 §4.1;
 GRPO as trained in DeepSeek-R1-Zero, arXiv:2501.12948; RLOO arXiv:2402.14740; Open-Reasoner-Zero arXiv:2503.24290 and
@@ -223,5 +223,5 @@ def without(algorithm: Algorithm, technique: str) -> Algorithm:
 
 
 def without_all(algorithm: Algorithm, techniques: Sequence[str]) -> Algorithm:
-    """`without`, for each name in turn."""
+    """The algorithm after `without` for each of the techniques."""
     return reduce(without, techniques, algorithm)

@@ -1,4 +1,4 @@
-"""Base models for the built-in tasks: where the shipped ones lie, and how one is made (`vapo make-base`)."""
+"""Base models for the built-in tasks: the folders of the shipped ones, and training of new ones (`vapo make-base`)."""
 
 from vapo.bases.base_model import BaseRecipe, builtin_model, make_base
 
