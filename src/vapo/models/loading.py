@@ -159,6 +159,7 @@ def load_critic(
         head_names = {name for name in head_names if name.endswith(".bias")}
     check_complete(model, info, source, "critic", may_lack=head_names)
     missing = set(info["missing_keys"])
+    set_head(model, head)
     layer = value_head(model)
     weight_missing = any(name.endswith(".weight") for name in missing)
     with torch.no_grad():
@@ -175,7 +176,6 @@ def load_critic(
     else:
         origin = f"saved critic {architectures[0]} in {source}"
         set_value_at(model, "end" if getattr(config, VALUE_AT, None) == "end" else "tokens")
-    set_head(model, head)
     model = own_memory(with_ids(model, num_ids))
     if adapter_base(source):
         merge_adapters(model, Path(source), head=value_head(model))
