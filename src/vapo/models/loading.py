@@ -5,6 +5,7 @@ A folder of adapters is read as the model that they make of their base.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from vapo.algo.heads import width
 from vapo.algo.method import BoundedHead, Head, HistogramHead, LinearHead, SigmoidHead
-from vapo.errors import ConfigError, ModelError
+from vapo.errors import ConfigError, DataError, ModelError
 from vapo.hub import hub_access, not_cached
 from vapo.models.critic import classifier_of, made_critic, with_ids
 from vapo.models.gguf import converted, is_gguf
@@ -43,6 +44,8 @@ ValueAt = Literal["tokens", "end"]
 """Where a critic's values are valid: before each response token, or only after the last one (a reward model)."""
 VALUE_AT = "vapo_value_at"
 """The entry of a saved critic's config.json that holds its `ValueAt`."""
+PRIVILEGED = "vapo_privileged"
+"""The entry of a saved critic's config.json that names the column it reads between prompt and response."""
 VALUE_HEAD = "vapo_value_head"
 """The entry of a saved critic's config.json that holds its head: the kind, and the numbers that make values of its
 outputs. A critic without it has a linear head."""
@@ -220,6 +223,21 @@ def set_head(critic: PreTrainedModel, head: Head) -> None:
         setattr(critic.config, VALUE_HEAD, head_entry(head))
 
 
+def set_privileged(critic: PreTrainedModel, column: str | None, source: str) -> None:
+    """Note in the configuration of a critic which column it reads; ModelError if a trained one has read another."""
+    before = getattr(critic.config, PRIVILEGED, None)
+    if bool(value_head(critic).weight.any()) and before != column:
+        wanted = "null" if before is None else before
+        raise ModelError(
+            f"The critic in {source} was trained with {'no' if before is None else 'the'} privileged column"
+            f"{'' if before is None else f' {before!r}'}, and the method gives it "
+            f"{'none' if column is None else repr(column)}. Set algorithm.credit.privileged={wanted}, or start the critic "
+            "from a base model."
+        )
+    if column is not None:
+        setattr(critic.config, PRIVILEGED, column)
+
+
 def same_values(one: Head, other: Head) -> bool:
     """Whether two heads make the same values of the same outputs."""
     return head_entry(one) == head_entry(other)
@@ -264,6 +282,23 @@ def render(
             "Set model.prompt_format=plain, or take a model with a chat template."
         )
     return replace(prompt, token_ids=_templated(tokenizer, prompt))
+
+
+def with_privileged(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, column: str) -> Prompt:
+    """The prompt with the tokens of one of its columns for the critic's eyes: `answer`, or a column of the data.
+
+    Raises DataError for a prompt that lacks it.
+    """
+    content = prompt.answer if column == "answer" else prompt.columns.get(column)
+    if content is None or content == "":
+        known = ", ".join([*(["answer"] if prompt.answer is not None else []), *prompt.columns]) or "none"
+        raise DataError(
+            f"Prompt {prompt.id} has no {column!r}, which algorithm.credit.privileged wants to show the critic; it has: "
+            f"{known}. Add the column to the data, or set algorithm.credit.privileged to null."
+        )
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, sort_keys=True)
+    ids = tokenizer(f"\n[Reference: {text}]\n", add_special_tokens=False)["input_ids"]
+    return replace(prompt, privileged_ids=tuple(cast(list[int], ids)))
 
 
 def plain_text(messages: Sequence[Mapping[str, str]]) -> str:

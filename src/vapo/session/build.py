@@ -12,7 +12,7 @@ from vapo.algo.heads import with_range
 from vapo.algo.method import Gae, LengthAdaptive
 from vapo.models.backbone import checkpoint_gradients
 from vapo.models.critic import freeze, known_ids
-from vapo.models.loading import load_critic, load_policy, set_value_at, value_head
+from vapo.models.loading import load_critic, load_policy, set_privileged, set_value_at, value_head
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.placing import best_device, set_threads, to_device
@@ -75,6 +75,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
             network, choose_layout(network, settings.layout), autocast, origin, settings.pretraining_at, head
         )
         freeze(network, algorithm.credit.frozen)
+        set_privileged(network, algorithm.credit.privileged, inputs.critic_source)
         at_end = settings.pretraining_at == "end"
         critic = local(
             "critic", value, RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)

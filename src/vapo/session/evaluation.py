@@ -15,7 +15,7 @@ from vapo.evals.evaluate import RANKS, EvaluationResult, sample_and_judge, score
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.models.critic import known_ids
-from vapo.models.loading import load_critic, load_policy, response_text, saved_head, value_at, value_head
+from vapo.models.loading import PRIVILEGED, load_critic, load_policy, response_text, saved_head, value_at, value_head
 from vapo.models.networks import Critic, choose_layout
 from vapo.models.placing import best_device, set_threads, to_device
 from vapo.rollout.engine import RolloutEngine
@@ -125,6 +125,11 @@ def evaluate_model(
             observer.note(f"critic: {origin}, read {where} the last token of a response")
             if not bool(value_head(network).weight.any()):  # a head that has learned nothing is exactly 0
                 raise ModelError(f"{inputs.critic_source} is no trained critic. Give the critic/ folder of a run.")
+            if (column := getattr(network.config, PRIVILEGED, None)) is not None:
+                raise ModelError(
+                    f"The critic {inputs.critic_source} reads the column {column!r} beside the response, so its choice "
+                    "would be given away. Rank with a critic that reads what the policy reads."
+                )
             if "weighted-vote" in ranks and inputs.task.final_answer is None:
                 if len(ranks) == 1:
                     raise ConfigError(

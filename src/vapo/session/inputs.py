@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +23,7 @@ from vapo.models.loading import (
     read_tokenizer,
     render,
     stop_token_ids,
+    with_privileged,
 )
 from vapo.models.lora import adapter_base
 from vapo.session.config import Config
@@ -93,7 +94,7 @@ class RenderedPrompts:
         return self._render(prompt)
 
     def _fits(self, prompt: Prompt) -> bool:
-        return self._max_tokens is None or len(prompt.token_ids) <= self._max_tokens
+        return self._max_tokens is None or len(prompt.token_ids) + len(prompt.privileged_ids) <= self._max_tokens
 
     def _refuse(self, prompt: Prompt, count: int) -> NoReturn:
         raise ConfigError(
@@ -203,6 +204,8 @@ def _checked(
         notes = check_vocabularies(source, critic_source, tokenizer, trust_remote_code=trust)
     limit = sections.rollout.max_response_tokens or task.max_response_tokens
     context = context_length(model_config)
+    credit = config.algorithm.credit
+    privileged = credit.privileged if isinstance(credit, Gae) else None
     rendered = {}
     wanted = {"train": task.train, "heldout": task.heldout} if to_train else {"heldout": task.heldout}
     for name, prompts in wanted.items():
@@ -213,7 +216,7 @@ def _checked(
             )
         rendered[name] = RenderedPrompts(
             prompts,
-            partial(render, tokenizer, form=model.prompt_format),
+            partial(_rendered, tokenizer, form=model.prompt_format, privileged=privileged),
             max_tokens=None if context is None else context - limit,
             advice=f"with rollout.max_response_tokens={limit} they exceed the model's context of {context}. "
             "Lower the limit or shorten the prompts.",
@@ -237,6 +240,18 @@ def _checked(
         parameters=count_parameters(model_config),
         notes=(*notes, *(_plainly_rendered(heldout, tokenizer) if model.prompt_format == "auto" else ())),
     )
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    form: Literal["auto", "chat", "plain"],
+    privileged: str | None,
+) -> Prompt:
+    """The prompt as tokens, with what the critic alone may read."""
+    prompt = render(tokenizer, prompt, form)
+    return prompt if privileged is None else with_privileged(tokenizer, prompt, privileged)
 
 
 def _plainly_rendered(prompts: RenderedPrompts, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from vapo.algo.method import Algorithm
 from vapo.models.networks import Sequences
 from vapo.trainer.pricing import Prices
 from vapo.types import Episode
+
+RAGGED = {"tokens": "token_counts", "critic_tokens": "critic_token_counts"}
+"""Fields with a tensor per row, and the name under which `Batch.tensors` keeps their lengths."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Batch:
     (B, T) is the V that the advantages are measured from. `critic_shift` (B,) is what was taken off the critic's
     target: a residual critic's V is `old_values` + `critic_shift`. `critic_weights` (B,) weigh the critic's loss of a
     response, `sampler_weights` (B, T) the policy's of a token; `removed` (B, T) are the tokens that these cut.
+    `critic_tokens` are `tokens` with what only the critic reads between prompt and response.
     """
 
     tokens: tuple[Tensor, ...]
@@ -55,6 +60,7 @@ class Batch:
     critic_weights: Tensor | None = None
     sampler_weights: Tensor | None = None
     removed: Tensor | None = None
+    critic_tokens: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -71,8 +77,13 @@ class Batch:
 
     @property
     def sequences(self) -> Sequences:
-        """What a network needs to score the responses."""
+        """What the policy needs to score the responses."""
         return Sequences(self.tokens, tuple(self.response_lengths.tolist()))
+
+    @property
+    def critic_sequences(self) -> Sequences:
+        """What the critic needs to score the responses."""
+        return replace(self.sequences, tokens=self.tokens if self.critic_tokens is None else self.critic_tokens)
 
     def for_policy(self) -> Batch:
         """The batch as the policy learns from it: without the tokens of responses that only the critic learns from."""
@@ -84,6 +95,8 @@ class Batch:
         """The given rows, in that order, with T cut to the longest of them."""
         width = max(1, int(self.response_lengths[rows].max())) if len(rows) else 1
         chosen: dict[str, object] = {"tokens": tuple(self.tokens[i] for i in rows.tolist())}
+        if self.critic_tokens is not None:
+            chosen["critic_tokens"] = tuple(self.critic_tokens[i] for i in rows.tolist())
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
@@ -93,23 +106,30 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """Everything under its name, `tokens` end to end with `token_counts`; `from_tensors` reads it back."""
         found = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        found["tokens"] = torch.cat(self.tokens)
-        found["token_counts"] = torch.tensor([len(t) for t in self.tokens])
+        for name in RAGGED:
+            if (rows := getattr(self, name)) is not None:
+                found[name] = torch.cat(rows)
+                found[RAGGED[name]] = torch.tensor([len(row) for row in rows])
         return {name: value.contiguous().cpu() for name, value in found.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Batch:
         """The batch whose `tensors` these are, now or in an earlier version."""
-        rest = {name: value for name, value in tensors.items() if name not in ("tokens", "token_counts")}
-        rest.setdefault("critic_outcomes", rest["outcomes"])
-        rest.setdefault("policy_rows", torch.ones_like(rest["right"]))
-        return cls(tokens=tensors["tokens"].split(tensors["token_counts"].tolist()), **rest)
+        found: dict[str, Any] = dict(tensors)
+        for name, counts in RAGGED.items():
+            if name in found:
+                found[name] = found[name].split(found.pop(counts).tolist())
+        found.setdefault("critic_outcomes", found["outcomes"])
+        found.setdefault("policy_rows", torch.ones_like(found["right"]))
+        return cls(**found)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device; itself where it is there already."""
         if self.mask.device == device:
             return self
-        moved: dict[str, object] = {"tokens": tuple(t.to(device) for t in self.tokens)}
+        moved: dict[str, object] = {
+            name: tuple(t.to(device) for t in rows) for name in RAGGED if (rows := getattr(self, name)) is not None
+        }
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), Tensor):
                 moved[f.name] = value.to(device)
@@ -129,6 +149,12 @@ def collate(episodes: Sequence[Episode], prices: Prices) -> Batch:
     written[inside] = torch.tensor([policy for e in episodes for policy in e.written])
     return Batch(
         tokens=tuple(torch.tensor(e.prompt.token_ids + r) for e, r in zip(episodes, responses, strict=True)),
+        critic_tokens=tuple(
+            torch.tensor(e.prompt.token_ids + e.prompt.privileged_ids + r)
+            for e, r in zip(episodes, responses, strict=True)
+        )
+        if any(e.prompt.privileged_ids for e in episodes)
+        else None,
         response_lengths=lengths,
         mask=written & prices.learned[:, None],
         groups=torch.tensor([ids.setdefault(e.prompt.id, len(ids)) for e in episodes]),
@@ -149,6 +175,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     """
     width = max(batch.width for batch in batches)
     joined: dict[str, object] = {"tokens": tuple(t for batch in batches for t in batch.tokens)}
+    if all(batch.critic_tokens is not None for batch in batches):
+        joined["critic_tokens"] = tuple(t for batch in batches for t in batch.critic_tokens or ())
     for f in fields(Batch):
         parts = [getattr(batch, f.name) for batch in batches]
         if any(part is None for part in parts):

@@ -93,17 +93,17 @@ class LocalNetwork:
         return scored
 
     def _score(self, micro: Batch, what: Sequence[Score]) -> dict[str, Tensor]:
-        sequences, width = micro.sequences, micro.width
+        width = micro.width
         found: dict[str, Tensor] = {}
         if isinstance(self.network, Policy):
-            logp, entropy = self.network.logp(sequences, width, with_entropy="entropy" in what)
+            logp, entropy = self.network.logp(micro.sequences, width, with_entropy="entropy" in what)
             found["logp"] = logp
             if entropy is not None:
                 found["entropy"] = entropy
         else:
-            found["values"] = self.network.values(sequences, width)
+            found["values"] = self.network.values(micro.critic_sequences, width)
             if "final_values" in what:
-                found["final_values"] = self.network.final_values(sequences)
+                found["final_values"] = self.network.final_values(micro.critic_sequences)
         return found
 
     # ------------------------------------------------------------------ learning

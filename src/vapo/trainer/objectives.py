@@ -158,7 +158,7 @@ class RewardModelObjective:
 
     def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Objective.loss`."""
-        per_response = value_loss(self.critic.final_values(micro.sequences), micro.outcomes)
+        per_response = value_loss(self.critic.final_values(micro.critic_sequences), micro.outcomes)
         loss = weighted_sum(per_response, weights["value"].sum(-1))
         return loss, {"value/loss": loss.detach()}
 
@@ -194,7 +194,7 @@ class CriticObjective:
     def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Objective.loss`."""
         assert micro.returns is not None
-        outputs = self.critic.outputs(micro.sequences, micro.width)
+        outputs = self.critic.outputs(micro.critic_sequences, micro.width)
         outputs = masked(outputs, micro.mask[..., None].expand(outputs.shape))
         # value pretraining has no old values to stay near: its targets are what was really earned, so it is not clipped
         old = None if micro.old_values is None else masked(micro.old_values, micro.mask)
