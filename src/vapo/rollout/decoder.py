@@ -12,20 +12,23 @@ from torch import Tensor, nn
 
 from vapo.errors import ConfigError, DataError, ModelError
 from vapo.rollout.kv_cache import SlotCache, StepMasks, attention_width, round_up
+from vapo.rollout.row_counts import ROW_BUCKET, exact_row_counts
 from vapo.types import Prompt
 
-ROW_BUCKET = 16
-"""Rows are computed in multiples of this; torch_engine says why."""
 SLOWER = "Sample with the model's own cache, which is slower: --set rollout.engine=generate."
 
 
 class Decoder:
     """The model with its cache and masks, on rows of tokens; the engine knows which sample has which row."""
 
-    def __init__(self, model: nn.Module, rows: int) -> None:
+    def __init__(self, model: nn.Module, slots: int) -> None:
         self.model = model
-        self.rows = rows
-        self.spare_row = rows
+        self._row_counts = exact_row_counts(model, slots)
+        self.rows = self.row_count(slots)
+        """Rows of the cache, at least one for each slot."""
+        self.prefills_many = self._row_counts == list(range(ROW_BUCKET, self.rows + 1, ROW_BUCKET))
+        """Whether prompts share a prefill. Else each has its own, so that it always has the same number of rows."""
+        self.spare_row = self.rows
         """A cache row that never decodes. It keeps the prompt of a group that is admitted in several parts."""
         self.config = _text_config(model)
         self.device = next(model.parameters()).device
@@ -44,6 +47,10 @@ class Decoder:
         """The cache that `reserve` made."""
         assert self._cache is not None
         return self._cache
+
+    def row_count(self, count: int) -> int:
+        """How many rows to compute for `count` of them: the fewest that sum alike, else a multiple of 16."""
+        return next((n for n in self._row_counts if n >= count), round_up(count, ROW_BUCKET))
 
     def release(self) -> None:
         """Free the cache and the masks."""
