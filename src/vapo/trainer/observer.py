@@ -31,3 +31,36 @@ class Observer(Protocol):
     def alarm(self, message: str) -> None:
         """Something is probably wrong; says what to do."""
         ...
+
+
+class AlarmRecorder:
+    """Forwards everything to another observer and keeps the messages of alarms: a run's folder may not exist yet."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.messages: list[str] = []
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """See `Observer`."""
+        self._observer.phase(name, done, total)
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """See `Observer`."""
+        self._observer.progress(what, done, total)
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """See `Observer`."""
+        self._observer.step(metrics)
+
+    def evaluation(self, result: dict[str, Any]) -> None:
+        """See `Observer`."""
+        self._observer.evaluation(result)
+
+    def note(self, message: str) -> None:
+        """See `Observer`."""
+        self._observer.note(message)
+
+    def alarm(self, message: str) -> None:
+        """See `Observer`; keeps the message."""
+        self.messages.append(message)
+        self._observer.alarm(message)
