@@ -23,7 +23,7 @@ from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
 from vapo.trainer.run import Run
-from vapo.trainer.sources import SynchronousSource
+from vapo.trainer.sources import FixedPolicySource, SynchronousSource
 from vapo.types import Progress
 
 
@@ -110,6 +110,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
         observer=observer,
     )
     run.source = SynchronousSource(run)
+    run.pretraining_source = FixedPolicySource(run)
     return run
 
 

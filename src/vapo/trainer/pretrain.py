@@ -29,11 +29,10 @@ from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, value_figures
 from vapo.trainer.memory import within_memory
 from vapo.trainer.pricing import price
-from vapo.trainer.replay import ReplayPool, drawn_from, remove_pool
-from vapo.trainer.rollouts import Rollout, consume
+from vapo.trainer.replay import ReplayPool, Rows, drawn_from, remove_pool
+from vapo.trainer.rollouts import PretrainingSource, Rollout, check_age, consume
 from vapo.trainer.run import Run
 from vapo.trainer.scoring import score
-from vapo.trainer.sources import PretrainingSource
 from vapo.types import stable_hash
 
 BAD_STEPS_TO_STOP = 3
@@ -50,7 +49,7 @@ def pretrain_critic(run: Run) -> None:
         state.phase = Phase.TRAIN
         return
     run.observer.phase(Phase.PRETRAIN, state.pretrain_step, credit.pretraining_steps)
-    source = PretrainingSource(run)
+    source = run.pretraining_source
     # the policy is fixed and each sample has its seed: after a resume these are the same responses as before
     judged = source.heldout(state)
     heldout, verdicts = _collated(run, judged), tally(judged.drawn)
@@ -96,7 +95,7 @@ def with_returns(batch: Batch, gamma: float) -> Batch:
     return replace(batch, returns=masked(batch.outcomes[:, None] * gamma**after, batch.mask))
 
 
-def replayed(batch: Batch, earlier: Sequence[Batch], count: int, generator: torch.Generator) -> Batch:
+def replayed(batch: Batch, earlier: Sequence[Rows], count: int, generator: torch.Generator) -> Batch:
     """`batch` with up to `count` responses drawn from `earlier`, none twice."""
     drawn = drawn_from(earlier, count, generator)
     return batch if drawn is None else concatenate([batch, drawn])
@@ -109,6 +108,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
     assert run.critic is not None
     step = state.pretrain_step
     rollout = source.next(state)
+    check_age(rollout, state, source.max_age)
     consume(state, rollout)
     clock.add(rollout.seconds)
     batch = _collated(run, rollout)

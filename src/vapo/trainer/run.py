@@ -22,7 +22,7 @@ from vapo.trainer.batch import Batch
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.record import RunFolder
-from vapo.trainer.rollouts import RolloutSource
+from vapo.trainer.rollouts import PretrainingSource, RolloutSource
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 from vapo.trainer.state import State
 from vapo.types import Decoding, Episode, Progress, PromptSet
@@ -56,6 +56,8 @@ class Run:
     """Where everything is written; set once the networks have loaded."""
     source: RolloutSource = field(init=False)
     """Where the responses of joint training come from."""
+    pretraining_source: PretrainingSource = field(init=False)
+    """Where the responses of value pretraining come from."""
     state: State = field(default_factory=State)
     watch: Watch = field(default_factory=Watch)
     """Gets a sign of life from time to time."""

@@ -62,8 +62,8 @@ class SynchronousSource:
         return Rollout(tuple(everything), tuple(kept), position, clock.seconds)
 
 
-class PretrainingSource:
-    """Samples the responses of value pretraining. The policy is fixed, so any step can be sampled again."""
+class FixedPolicySource:
+    """Samples the responses of value pretraining when they are asked for, from the fixed initial policy."""
 
     max_age = 0
 
