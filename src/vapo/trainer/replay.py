@@ -1,5 +1,7 @@
-"""The responses of earlier pretraining steps, on disk. A step reads the rows that it draws; a resume need not sample them
-again."""
+"""The responses of earlier pretraining steps, on disk.
+
+A step reads the rows that it draws, and a resume samples again only what is missing or damaged.
+"""
 
 from __future__ import annotations
 
