@@ -21,7 +21,7 @@ from vapo.session import lifecycle as runs
 from vapo.trainer.batch import collate
 from vapo.trainer.loop import train_step
 from vapo.trainer.pricing import price
-from vapo.trainer.record import RunFolder, read_rollouts
+from vapo.trainer.record import RunFolder, read_episodes
 from vapo.trainer.rollouts import Rollout, check_age, consume
 from vapo.trainer.sources import stream
 from vapo.trainer.state import State
@@ -76,7 +76,7 @@ def test_rollout_files_carry_every_token_with_its_numbers(vapo_run: Path):
 
 
 def test_a_saved_rollout_can_be_scored_again(base: Path, vapo_run: Path, tmp_path: Path):
-    episodes = read_rollouts(vapo_run / "rollouts" / "step_000001.jsonl.gz")
+    episodes = read_episodes(vapo_run / "rollouts" / "step_000001.jsonl.gz")
     fresh = toys.toy_run(base, tmp_path / "fresh")  # the policy that sampled the first step
     batch = collate(episodes, price(episodes, fresh.algorithm, max_response_tokens=8))
     logp = fresh.policy.score(batch, ("logp",), micro_batch_tokens=1000)["logp"]
@@ -97,10 +97,10 @@ def test_rollouts_of_several_turns_are_read_back_as_they_were(base: Path, tmp_pa
     folder.rollouts("step_000008", [episode], batch, lambda ids: [str(i) for i in ids])
     folder.close()
     file = tmp_path / "run" / "rollouts" / "step_000008.jsonl.gz"
-    assert read_rollouts(file) == [episode]
+    assert read_episodes(file) == [episode]
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"step_000008.jsonl.gz cannot be read"):
-        read_rollouts(file)
+        read_episodes(file)
 
 
 def test_the_sampler_and_the_trainer_agree_on_every_token(vapo_run: Path):

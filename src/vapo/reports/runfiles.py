@@ -10,7 +10,6 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,16 +138,6 @@ def column(rows: list[Record], key: str) -> tuple[list[int], list[float]]:
     points = [(int(row.get("step", index)), number(row.get(key))) for index, row in enumerate(rows, start=1)]
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
-
-
-def flatten(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested settings, in file order."""
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{dotted}.")
-        else:
-            yield dotted, value
 
 
 def _objects(path: Path, content: bytes) -> list[Record]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vapo.errors import ConfigError, DataError, ModelError
+from vapo.rollout.draws import check_decoding
 from vapo.rollout.kv_cache import SlotCache, StepMasks, attention_width, round_up
 from vapo.rollout.row_counts import ROW_BUCKET, exact_row_counts
-from vapo.types import Prompt
+from vapo.types import Decoding, Prompt
 
 SLOWER = "Sample with the model's own cache, which is slower: --set rollout.engine=generate."
 
@@ -80,9 +81,9 @@ class Decoder:
                 module.training = training
                 _drop_inference_tensors(module)
 
-    def check_prompt(self, prompt: Prompt, max_tokens: int) -> None:
-        """Raise if the prompt cannot be completed by `max_tokens` tokens."""
-        check_prompt(prompt, max_tokens, context=self.context, vocab_size=self.vocab_size)
+    def check_request(self, prompts: Sequence[Prompt], how: Decoding, seeds: Sequence[int]) -> None:
+        """See the function `check_request`."""
+        check_request(prompts, how, seeds, context=self.context, vocab_size=self.vocab_size)
 
     def reserve(self, length: int) -> None:
         """Make the cache wide enough for sequences of `length` tokens; keeps what is stored."""
@@ -181,8 +182,22 @@ class Decoder:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
-def check_prompt(prompt: Prompt, max_tokens: int, *, context: int, vocab_size: int) -> None:
-    """Raise DataError or ConfigError if the prompt cannot be completed by `max_tokens` tokens."""
+def check_request(
+    prompts: Sequence[Prompt], how: Decoding, seeds: Sequence[int], *, context: int, vocab_size: int
+) -> None:
+    """Check what an engine's `generate` was given, before it samples.
+
+    Raises ValueError if there is not one seed per prompt, DataError for prompts without tokens or with tokens beyond
+    `vocab_size`, ConfigError for settings out of range or responses that do not fit into `context` tokens.
+    """
+    if len(seeds) != len(prompts):
+        raise ValueError(f"one seed per prompt: got {len(seeds)} seeds for {len(prompts)} prompts")
+    check_decoding(how)
+    for prompt in prompts:
+        _check_prompt(prompt, how.max_tokens, context=context, vocab_size=vocab_size)
+
+
+def _check_prompt(prompt: Prompt, max_tokens: int, *, context: int, vocab_size: int) -> None:
     if not prompt.token_ids:
         raise DataError(
             f"Prompt {prompt.id!r} has no token_ids. Render it with a tokenizer first; a model without a "

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from vapo.errors import ConfigError, DivergedError
 from vapo.rollout.decoder import Decoder, copy_weights, padded_length
-from vapo.rollout.draws import check_decoding, draw_tokens, uniforms
+from vapo.rollout.draws import draw_tokens, uniforms
 from vapo.rollout.kv_cache import attention_width
 from vapo.types import Completion, Decoding, Prompt
 
@@ -94,15 +94,9 @@ class TorchEngine:
     ) -> list[Completion]:
         """One completion per prompt, in order; see `RolloutEngine.generate`.
 
-        Raises `ValueError` if there is not one seed per prompt, `DataError` for prompts without tokens or
-        with tokens the model does not know, `ConfigError` for a `how` that makes no sense or does not fit
-        the model's context, all before sampling; and `DivergedError` if the model's logits are not numbers.
+        Raises what `check_request` raises, before sampling; and `DivergedError` if the model's logits are not numbers.
         """
-        if len(seeds) != len(prompts):
-            raise ValueError(f"one seed per prompt: got {len(seeds)} seeds for {len(prompts)} prompts")
-        check_decoding(how)
-        for prompt in prompts:
-            self._decoder.check_prompt(prompt, how.max_tokens)
+        self._decoder.check_request(prompts, how, seeds)
         if not prompts:
             return []
         with self._decoder.borrowed_model():

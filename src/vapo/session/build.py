@@ -116,7 +116,8 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
 
 def lambda_warning(config: Config, longest: int) -> str | None:
     """The paper's α belongs to thousands of tokens: what to say where responses of `longest` tokens get a small λ."""
-    rule = getattr(config.algorithm.credit, "policy_lambda", None)
+    credit = config.algorithm.credit
+    rule = credit.policy_lambda if isinstance(credit, Gae) else None
     if not isinstance(rule, LengthAdaptive):
         return None
     lam = max(0.0, 1 - 1 / (rule.alpha * longest))

@@ -21,7 +21,7 @@ from vapo.bases.base_model import builtin_model
 from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
 from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command
-from vapo.json_text import json_text
+from vapo.json_text import flatten, json_text
 from vapo.metrics import EventName
 from vapo.models.loading import count_parameters, load_config
 from vapo.reports.curves import curves_png
@@ -32,7 +32,7 @@ from vapo.session.config import Config, resolve
 from vapo.session.environment import environment
 from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
-from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer, flatten, read_yaml, with_sources
+from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer, read_yaml, with_sources
 from vapo.session.schema import TaskConfig
 from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
 from vapo.tasks.catalog import check_task, is_known

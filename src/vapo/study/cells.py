@@ -10,8 +10,9 @@ from typing import Any, Literal
 from vapo.algo.method import Gae
 from vapo.algo.sizes import NAMES
 from vapo.errors import ConfigError
+from vapo.json_text import flatten
 from vapo.session.config import Config, resolve
-from vapo.session.layers import Layer, file_layer, flatten, merge, recipe_layer
+from vapo.session.layers import Layer, file_layer, merge, recipe_layer
 from vapo.study.study import PRETRAINED, Method, Study
 from vapo.types import stable_hash
 

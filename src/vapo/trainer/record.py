@@ -179,7 +179,7 @@ def _lasting_lines(text: str) -> Iterator[str]:
                 yield line
 
 
-def read_rollouts(path: Path) -> list[Episode]:
+def read_episodes(path: Path) -> list[Episode]:
     """The episodes of a file that `RunFolder.rollouts` wrote, to be scored or judged again.
 
     Log-probabilities have 4 decimals. A prompt has its id, text and tokens; what the verifier needs is the task's.

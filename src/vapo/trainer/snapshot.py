@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 
 from vapo.durability import checkpoint
 from vapo.errors import DivergedError, StoppedError, command
-from vapo.json_text import json_text, null_for_nan
+from vapo.json_text import flatten, json_text, null_for_nan
 from vapo.metrics import EventName, Phase
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
@@ -135,17 +134,9 @@ def changes(now: dict[str, Any], then: dict[str, Any] | None) -> list[str]:
     if then is None:
         return []
     # as JSON holds them: an option of a task may be infinite, and null in the file
-    old, new = dict(_flat(null_for_nan(then))), dict(_flat(null_for_nan(now)))
+    old, new = dict(flatten(null_for_nan(then))), dict(flatten(null_for_nan(now)))
     # a task's options are kept as they were given, so a new one is a change; of the other sections all settings are
     # kept, and one that is new was not known to the checkpoint's version
     found = [key for key in sorted(old) if old[key] != new.get(key)]
     found += [key for key in sorted(new) if key not in old and key.startswith("task.")]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in found if not key.startswith(FREE_TO_CHANGE)]
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
