@@ -46,7 +46,7 @@ def vapo_run(base: Path, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_leaves_everything_the_design_promises(vapo_run: Path):
+def test_a_run_writes_its_files_models_and_evaluations(vapo_run: Path):
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "evaluations.jsonl",
                  "report.html", "curves.png"):  # fmt: skip
         assert (vapo_run / name).stat().st_size > 0, name

@@ -51,7 +51,7 @@ def test_returns_are_what_was_earned_discounted_to_each_token():
     assert batch.returns.tolist() == [[0.25, 0.5, 1.0], [-1.0, 0.0, 0.0]]
 
 
-def test_without_discount_every_token_is_told_the_outcome():
+def test_without_discount_every_tokens_return_is_the_outcome():
     batch = with_returns(batch_of([3, 2], [1.0, 0.0]), gamma=1.0)
     assert batch.returns is not None
     assert batch.returns.tolist() == [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
@@ -242,7 +242,7 @@ def test_every_bit_of_a_pools_file_counts(tmp_path: Path):
         spoiled[at] ^= 1 << (at % 8)
         file.write_bytes(spoiled)
         restored = ReplayPool(tmp_path, pytest.fail)
-        restored.restore(1, lambda step: batch_of([1], [0.5]))  # told by its outcome
+        restored.restore(1, lambda step: batch_of([1], [0.5]))  # its outcome shows that it was sampled again
         found = everything(restored.batches[0])
         if float(found.outcomes[0]) == 1.0:  # white space of the header, or the like
             assert_equal(found, batch)
@@ -256,17 +256,17 @@ def test_a_resumed_pretraining_asks_the_engine_for_no_response_it_has_and_leaves
         runs.finish(run)
     assert [file.name for file in (tmp_path / "run" / "pretraining").iterdir()] == ["step_000001.safetensors"]
     run = runs.resume(tmp_path / "run", toys.SilentView(), task=toys.EchoTask())
-    asked: list[int] = []
+    requested: list[int] = []
     generate = run.engine.generate
 
     def counting(prompts, *rest):
-        asked.append(len(prompts))
+        requested.append(len(prompts))
         return generate(prompts, *rest)
 
     run.engine.generate = counting
     pretrain_critic(run)
     run.folder.close()
-    assert asked == [16, 32, 32]  # held out, step 2, step 3
+    assert requested == [16, 32, 32]  # held out, step 2, step 3
     assert not (tmp_path / "run" / "pretraining").exists()
 
 
@@ -323,7 +323,7 @@ def test_a_reward_model_learns_from_the_state_after_the_last_token_only(tmp_path
     critic = run.critic
     assert critic is not None
     batch = batch_of([2, 3], [1.0, 0.0])
-    batch = replace(batch, tokens=tuple(t % 12 + 2 for t in batch.tokens))  # the toy knows 16 tokens
+    batch = replace(batch, tokens=tuple(t % 12 + 2 for t in batch.tokens))  # the toy has 16 tokens
     critic.accumulate(batch, micro_batch_tokens=1000)
     head = next(p for name, p in critic.model.named_parameters() if name.endswith("score.weight"))
     assert head.grad is not None

@@ -1,4 +1,4 @@
-"""Who watches a run: a terminal view, a test, or nobody."""
+"""The protocol of observers, which show a run while it goes on: a terminal view, or a test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Observer(Protocol):
     """Receives what happens in a run; must not change the run."""
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """A phase begins, or goes on after a resume with `done` of `total` steps behind it."""
+        """A phase begins, or goes on after a resume with `done` of `total` steps finished."""
         ...
 
     def progress(self, what: str, done: int, total: int | None) -> None:
@@ -25,11 +25,11 @@ class Observer(Protocol):
         ...
 
     def note(self, message: str) -> None:
-        """Something worth a line."""
+        """Information for the user, in one line."""
         ...
 
     def alarm(self, message: str) -> None:
-        """Something is probably wrong; says what to do."""
+        """Something is probably wrong: the message gives the fix."""
         ...
 
 

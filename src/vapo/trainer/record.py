@@ -137,7 +137,7 @@ class RunFolder:
             raise
 
     def keep_skipped(self, name: str, batches: Sequence[Batch]) -> None:
-        """Write minibatches whose gradient steps were skipped, to look at and to try again; raises OSError or
+        """Write minibatches whose gradient steps were skipped, to inspect and to repeat; raises OSError or
         SafetensorError."""
         folder = self.path / "skipped"
         for number, batch in enumerate(batches):
@@ -151,7 +151,7 @@ class RunFolder:
     def _append(self, name: str, data: dict[str, Any], *, sync: bool = False) -> None:
         line = json_text(data) + "\n"
         self._waiting[name] = self._waiting.get(name, "") + line
-        # on a full disk the lines wait, and the next save says so
+        # On a full disk the lines wait in memory, and the next save reports it.
         with contextlib.suppress(OSError), (self.path / name).open("ab", buffering=0) as file:
             self._write(name, file)
             if sync:

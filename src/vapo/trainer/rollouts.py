@@ -1,7 +1,7 @@
 """A step's responses as a value, and the protocols of the sources of such values.
 
 A source only reads the run's state. The state moves when the loop consumes a rollout, so a rollout that is dropped
-(a stop, a crash) leaves nothing to undo, and one may be made ahead of its turn.
+(a stop, a crash) changes nothing, and one may be made ahead of time.
 """
 
 from __future__ import annotations
