@@ -94,6 +94,7 @@ def test_row_counts_whose_sums_differ_are_left_out(architecture, monkeypatch):
     monkeypatch.setattr(torch, "addmm", lambda *given: in_the_last_row_of_32(addmm(*given)))
     counts = exact_row_counts(tiny_model(architecture), 32)
     assert 32 not in counts
+    assert not TorchEngine(tiny_model(architecture), slots=7)._decoder.prefills_many  # 2 prompts would be 32 rows
     monkeypatch.undo()
     assert set(counts) <= set(exact_row_counts(tiny_model(architecture), 64))
 

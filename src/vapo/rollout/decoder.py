@@ -24,10 +24,12 @@ class Decoder:
 
     def __init__(self, model: nn.Module, slots: int) -> None:
         self.model = model
-        self._row_counts = exact_row_counts(model, slots)
+        # At least 128, also for few slots: prompts of a shared prefill have together more rows than there are slots.
+        self._row_counts = exact_row_counts(model, max(slots, 128))
         self.rows = self.row_count(slots)
         """Rows of the cache, at least one for each slot."""
-        self.prefills_many = self._row_counts == list(range(ROW_BUCKET, self.rows + 1, ROW_BUCKET))
+        every = range(ROW_BUCKET, max(self._row_counts, default=0) + 1, ROW_BUCKET)
+        self.prefills_many = bool(self._row_counts) and self._row_counts == list(every)
         """Whether prompts share a prefill. Else each has its own, so that it always has the same number of rows."""
         self.spare_row = self.rows
         """A cache row that never decodes. It keeps the prompt of a group that is admitted in several parts."""
