@@ -60,31 +60,13 @@ __all__ = [
     "whiten",
 ]
 
-_HOMES = {
-    "clipped_surrogate": "vapo.algo.losses",
-    "dual_clip": "vapo.algo.losses",
-    "explained_variance": "vapo.algo.diagnostics",
-    "gae": "vapo.algo.advantages",
-    "group_advantages": "vapo.algo.advantages",
-    "informative_groups": "vapo.algo.advantages",
-    "kl_divergence": "vapo.algo.losses",
-    "lambdas": "vapo.algo.advantages",
-    "length_adaptive_lambda": "vapo.algo.advantages",
-    "masked": "vapo.algo.reduction",
-    "positive_weights": "vapo.algo.reduction",
-    "relative_lambda": "vapo.algo.advantages",
-    "sequence_weights": "vapo.algo.reduction",
-    "soft_overlong_punishment": "vapo.algo.shaping",
-    "terminal_rewards": "vapo.algo.shaping",
-    "token_weights": "vapo.algo.reduction",
-    "value_loss": "vapo.algo.losses",
-    "weighted_sum": "vapo.algo.reduction",
-    "whiten": "vapo.algo.advantages",
-}
+_MODULES = ("advantages", "diagnostics", "losses", "reduction", "shaping")
 
 
 def __getattr__(name: str) -> Any:
-    """Load the functions on first use, because the methods as data and the settings do not need torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vapo.algo' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    """The functions load on first use: the methods as data, and settings with them, need no torch."""
+    if name in __all__:
+        for module in _MODULES:
+            if found := getattr(import_module(f"vapo.algo.{module}"), name, None):
+                return found
+    raise AttributeError(f"module 'vapo.algo' has no attribute {name!r}")

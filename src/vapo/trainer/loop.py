@@ -97,7 +97,7 @@ def train_step(run: Run) -> None:
                 ),
             )
             batch = assign_credit(batch, algorithm)
-        figures |= scoring_figures(batch, getattr(algorithm.credit, "gamma", 1.0))
+        figures |= scoring_figures(batch, algorithm.credit.gamma if isinstance(algorithm.credit, Gae) else 1.0)
 
         # 3. One optimizer step per minibatch, for each network.
         with clock.time("update"):

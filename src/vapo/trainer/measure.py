@@ -1,4 +1,4 @@
-"""The figures of one step, under the names docs/metrics.md explains."""
+"""The figures of one step, under the names in docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def scoring_figures(batch: Batch, gamma: float = 1.0) -> dict[str, float]:
 
 
 def value_figures(values: Tensor, outcomes: Tensor, mask: Tensor, gamma: float = 1.0) -> dict[str, float]:
-    """Calibration of V against what happened: explained variance and bias, whole and by relative position.
+    """Calibration of V against the outcomes: explained variance and bias, whole and by relative position.
 
     Always against the Monte-Carlo outcome, never against the critic's own bootstrap target, so that methods
     with different critic λ can be compared. Decile 0 is the first tenth of each response.

@@ -1,4 +1,4 @@
-"""What each network minimises. Weights are fixed over the whole minibatch, then micro-losses are summed."""
+"""The losses of the networks. Weights are fixed over the whole minibatch, then micro-losses are summed."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _nan_unless_finite(loss: Tensor, mask: Tensor, *inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RewardModelObjective:
-    """L = Σ w·½(V(s_end) - R)² over finished responses: a judge of whole answers that never sees a part of one."""
+    """L = Σ w·½(V(s_end) - R)² over finished responses: it scores whole responses only."""
 
     critic: Critic
 
@@ -138,7 +138,7 @@ class CriticObjective:
         """See `Objective.loss`."""
         assert micro.returns is not None
         values = masked(self.critic.values(micro.sequences, micro.width), micro.mask)
-        # value pretraining has no old values to stay near: its targets are what was really earned, so it is not clipped
+        # value pretraining has no old values to stay near: its targets are the outcomes, so it is not clipped
         old = None if micro.old_values is None else masked(micro.old_values, micro.mask)
         clip = None if old is None else self.credit.value_clip
         per_token = value_loss(values, masked(micro.returns, micro.mask), old_values=old, clip=clip)
