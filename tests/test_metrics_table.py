@@ -86,6 +86,39 @@ def test_metric_names_in_the_code_are_in_the_table():
     assert not unknown
 
 
+METRIC_LINES = ("m", "metrics", "self.metrics", "row")
+"""Names that a line of metrics.jsonl has in the code that reads one."""
+WITH_METRIC_NAMES = {"metric_called": 0, "column": 1, "_curve": 2, "Alarm": 1, "_remember": 1}
+"""Functions that take a metric's name, and at which place."""
+
+
+def metric_names_read(source: str) -> list[str]:
+    """Constants by which the code reads a metric: `line.get(name)`, `column(rows, name)` and the like."""
+    found: list[ast.AST] = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else ast.unparse(function)
+        if isinstance(function, ast.Attribute) and name == "get" and ast.unparse(function.value) in METRIC_LINES:
+            found += node.args[:1]
+        elif name in WITH_METRIC_NAMES:
+            place = WITH_METRIC_NAMES[name]
+            found += node.args[place : place + 1]
+    return [node.value for node in found if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_metrics_without_a_family_are_read_by_names_of_the_table():
+    read = {
+        (str(path.relative_to(ROOT)), name)
+        for path in [*(ROOT / "reports").rglob("*.py"), *(ROOT / "study").rglob("*.py"), ROOT / "trainer/guards.py"]
+        for name in metric_names_read(path.read_text(encoding="utf-8"))
+        if "/" not in name
+    }
+    assert {name for _, name in read} >= {"accuracy", "reward", "entropy", "num_samples", "step_time"}
+    assert [(path, name) for path, name in sorted(read) if name not in METRICS.keys() | PLACE.keys()] == []
+
+
 def test_each_phase_has_a_name_for_people_and_old_names_are_accepted():
     assert [phase.words for phase in Phase] == ["value pretraining", "training", "done"]
     assert Phase("pretrain") == "pretrain"  # what checkpoints and logs hold

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,16 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Prompt", "RolloutEngine", "Task", "Verdict", "Verifier", "evaluate", "resume", "train"]
 
-_HOMES = {
-    "train": "vapo.api",
-    "resume": "vapo.api",
-    "evaluate": "vapo.api",
-    "RolloutEngine": "vapo.rollout.engine",
-    "Prompt": "vapo.types",
-    "Task": "vapo.types",
-    "Verdict": "vapo.types",
-    "Verifier": "vapo.types",
-}
+_MODULES = ("types", "rollout.engine", "api")
 
 
 def __dir__() -> list[str]:
@@ -38,8 +30,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Public names load on first use: `import vapo` and `vapo --help` need no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vapo' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+    if name in __all__:
+        for module in _MODULES:  # the lightest first
+            if found := getattr(import_module(f"vapo.{module}"), name, None):
+                return found
+    raise AttributeError(f"module 'vapo' has no attribute {name!r}")

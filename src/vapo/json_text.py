@@ -1,9 +1,10 @@
-"""JSON as every file and pipe of the package has it: numbers that are not finite become null."""
+"""Plain data: JSON as every file and pipe of the package has it, and dotted keys."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -27,3 +28,16 @@ def null_for_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [null_for_nan(item) for item in value]
     return value
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, leaf value) pairs of nested data, in order; an empty mapping is a leaf.
+
+    >>> list(flatten({"a": {"b": 1, "c": {}}, "d": [2]}))
+    [('a.b', 1), ('a.c', {}), ('d', [2])]
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -481,7 +481,8 @@ def metrics_page() -> str:
         "One line an evaluation. The samples' seeds do not depend on the step: each evaluation meets the same luck.",
         _table(((f"`{key}`", meaning) for key, meaning in EVALUATION.items()), ("name", "meaning")),
         "## `events.jsonl`",
-        "One line an event, with the time of day.",
+        "One line an event, with the time of day. `lasting` is true for events about the process: resumes, and alarms\n"
+        "raised before the first step. They stay in the log when a resume or a rollback cuts it back.",
         _table(((f"`{name}`", meaning) for name, meaning in EVENTS.items()), ("event", "entries")),
         "`skipped/` holds the minibatches of gradient steps that were skipped because of numbers that are not finite;\n"
         "`stacks.txt` and `watchdog.log` what the watchdog saw ([durability](durability.md)).",

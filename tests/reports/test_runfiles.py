@@ -7,8 +7,9 @@ import re
 import pytest
 
 from vapo.errors import DataError
+from vapo.json_text import flatten
 from vapo.metrics import EVALUATION, EVENTS, METRICS, PLACE, Phase
-from vapo.reports.runfiles import column, flatten, number, read_rollouts, read_run, rollout_files
+from vapo.reports.runfiles import column, number, read_rollouts, read_run, rollout_files
 
 
 def test_reading_a_run_returns_its_config_metrics_evaluations_and_alarms(make_run):

@@ -46,7 +46,7 @@ def test_uniforms_are_uniform_along_and_across_seeds():
     assert abs(float(torch.corrcoef(u)[0, 1:].mean())) < 0.02
 
 
-def test_the_inverse_cdf_cuts_where_the_probabilities_say():
+def test_the_inverse_cdf_cuts_at_the_cumulative_probabilities():
     logits = torch.tensor([0.25, 0.5, 0.25]).log().tolist()
     for u, token in ((0.0, 0), (0.2499, 0), (0.2501, 1), (0.7499, 1), (0.7501, 2), (LARGEST, 2)):
         assert drawn(logits, u)[0] == token

@@ -169,16 +169,16 @@ def test_new_weights_are_sampled_from_and_stamped(engine_class):
 
 @each_engine
 def test_progress_ends_with_everything_done(engine_class):
-    told = []
+    progress = []
     completions = engine_class(tiny_model(), slots=3).generate(
-        PROMPTS, Decoding(5, ()), SEEDS, lambda done, tokens: told.append((done, tokens))
+        PROMPTS, Decoding(5, ()), SEEDS, lambda done, tokens: progress.append((done, tokens))
     )
-    assert told == sorted(told)
-    assert told[-1] == (len(PROMPTS), sum(len(c.token_ids) for c in completions))
+    assert progress == sorted(progress)
+    assert progress[-1] == (len(PROMPTS), sum(len(c.token_ids) for c in completions))
 
 
 @each_engine
-def test_what_cannot_be_sampled_is_refused_before_sampling(engine_class):
+def test_invalid_requests_are_refused_before_sampling(engine_class):
     engine, how = engine_class(tiny_model()), Decoding(4, ())
     with pytest.raises(DataError, match="no token_ids"):
         engine.generate([Prompt("a", "")], how, [0])
@@ -221,7 +221,7 @@ def _shifted(output, cached: bool):
     return output
 
 
-def test_a_model_that_cannot_generate_is_refused_in_words():
+def test_a_model_that_cannot_generate_is_refused_with_its_error():
     model = tiny_model()
 
     @functools.wraps(model.prepare_inputs_for_generation)

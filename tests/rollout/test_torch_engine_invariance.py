@@ -1,4 +1,8 @@
-"""The promise: a sample's tokens and logprobs do not depend on its company. Equality here is bitwise."""
+"""A sample's tokens and logprobs do not depend on the other samples.
+
+Equality is bitwise where the machine's matrix library allows it, which `library_sums_alike` computes without the
+engine. Elsewhere tokens are equal and logprobs agree to 1e-5.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +10,101 @@ import pytest
 import torch
 from tiny_models import make_prompts, tiny_model
 
+from vapo.rollout import decoder as decoder_module
 from vapo.rollout.kv_cache import attention_width
+from vapo.rollout.row_counts import exact_row_counts
 from vapo.rollout.torch_engine import TorchEngine
-from vapo.types import Decoding
+from vapo.types import Completion, Decoding
 
 PROMPTS = make_prompts([3, 3, 11, 20, 20, 33, 47, 60], per_prompt=5)
 SEEDS = [1000 + i for i in range(len(PROMPTS))]
 HOW = Decoding(max_tokens=24, stop_token_ids=(7, 8, 9))
 
 
+@torch.no_grad()
+def library_sums_alike(model, rows: int) -> bool:
+    """Whether the weights of each layer, times one row repeated 16 times and `rows` to `rows` + 32 times, give equal
+    rows for 16 and for one of the larger numbers."""
+    counts = set(range(rows, rows + 33, 16))
+    for name, weight in model.named_parameters():
+        if weight.dim() != 2 or "embed" in name or "wte" in name or "wpe" in name:
+            continue
+        conv1d = "attn.c" in name or "mlp.c" in name  # GPT-2's layers: (inputs, outputs), with a bias
+        bias = model.get_parameter(name.replace("weight", "bias")) if conv1d else None
+        row = torch.randn(1, weight.shape[0 if conv1d else 1], generator=torch.Generator().manual_seed(1))
+        results = {}
+        for n in (16, *counts):
+            x = row.repeat(n, 1)
+            results[n] = torch.addmm(bias, x, weight) if conv1d else torch.nn.functional.linear(x, weight)
+        first = results[16][0]
+        if not torch.equal(results[16], first.repeat(16, 1)):
+            return False
+        counts = {n for n in counts if torch.equal(results[n], first.repeat(n, 1))}
+    return bool(counts)
+
+
+def check_equal(samples: list[Completion], expected: list[Completion], bitwise: bool) -> None:
+    if bitwise:
+        assert samples == expected
+    for a, b in zip(samples, expected, strict=True):
+        assert (a.token_ids, a.finish_reason) == (b.token_ids, b.finish_reason)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
 @pytest.mark.parametrize("architecture", ["llama-mqa", "mistral-sliding", "gemma3-mixed", "gpt2"])
-def test_alone_in_a_batch_reversed_and_with_other_slots_are_bitwise_equal(architecture):
+def test_a_sample_is_equal_alone_in_a_batch_reversed_and_with_other_slots(architecture):
     model = tiny_model(architecture)
+    bitwise = library_sums_alike(model, 48)  # 40 samples are 48 rows
     engine = TorchEngine(model, slots=128)
     batch = engine.generate(PROMPTS, HOW, SEEDS)
-    assert engine.generate(PROMPTS[::-1], HOW, SEEDS[::-1])[::-1] == batch
-    assert TorchEngine(model, slots=7, prefill_tokens=40).generate(PROMPTS, HOW, SEEDS) == batch
+    check_equal(engine.generate(PROMPTS[::-1], HOW, SEEDS[::-1])[::-1], batch, bitwise)
+    check_equal(TorchEngine(model, slots=7, prefill_tokens=40).generate(PROMPTS, HOW, SEEDS), batch, bitwise)
     for i in range(0, len(PROMPTS), 8):
-        assert engine.generate([PROMPTS[i]], HOW, [SEEDS[i]]) == [batch[i]]
+        check_equal(engine.generate([PROMPTS[i]], HOW, [SEEDS[i]]), [batch[i]], bitwise)
+
+
+def test_samples_are_equal_with_row_counts_left_out(monkeypatch):
+    # As on a machine whose library sums 32 and 128 rows otherwise.
+    model = tiny_model()
+    expected = TorchEngine(model).generate(PROMPTS, HOW, SEEDS)
+    monkeypatch.setattr(decoder_module, "exact_row_counts", lambda *_: [16, 48, 64, 96, 112, 144])
+    engine = TorchEngine(model)
+    assert [engine._decoder.row_count(n) for n in (1, 17, 49, 65, 113)] == [16, 48, 64, 96, 144]
+    assert not engine._decoder.prefills_many
+    check_equal(engine.generate(PROMPTS, HOW, SEEDS), expected, library_sums_alike(model, 48))
+
+
+def test_without_exact_row_counts_rows_are_multiples_of_16(monkeypatch):
+    monkeypatch.setattr(decoder_module, "exact_row_counts", lambda *_: [])
+    engine = TorchEngine(tiny_model(), slots=40)
+    assert [engine._decoder.row_count(n) for n in (1, 16, 17, 40)] == [16, 16, 32, 48]
+    check_equal(engine.generate(PROMPTS, HOW, SEEDS), TorchEngine(tiny_model()).generate(PROMPTS, HOW, SEEDS), False)
+
+
+@pytest.mark.parametrize("architecture", ["llama-mqa", "gpt2"])
+def test_row_counts_whose_sums_differ_are_left_out(architecture, monkeypatch):
+    linear, addmm = torch.nn.functional.linear, torch.addmm
+
+    def in_the_last_row_of_32(result):
+        if len(result) == 32:
+            result[-1] += 1e-6
+        return result
+
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: in_the_last_row_of_32(linear(*given)))
+    monkeypatch.setattr(torch, "addmm", lambda *given: in_the_last_row_of_32(addmm(*given)))
+    counts = exact_row_counts(tiny_model(architecture), 32)
+    assert 32 not in counts
+    assert not TorchEngine(tiny_model(architecture), slots=7)._decoder.prefills_many  # 2 prompts would be 32 rows
+    monkeypatch.undo()
+    assert set(counts) <= set(exact_row_counts(tiny_model(architecture), 64))
+
+
+def test_no_row_count_is_exact_if_16_rows_differ(monkeypatch):
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(
+        torch.nn.functional, "linear", lambda *given: linear(*given) + 1e-3 * torch.arange(len(given[0]))[:, None]
+    )
+    assert exact_row_counts(tiny_model(), 32) == []
 
 
 def test_a_bfloat16_model_is_bitwise_equal_too():

@@ -13,8 +13,8 @@ from vapo.algo.method import Gae, GroupBaseline, Relative
 from vapo.algo.presets import TECHNIQUES
 from vapo.cli import app
 from vapo.errors import ConfigError, ModelError
+from vapo.json_text import flatten
 from vapo.session.inputs import with_whole_paths
-from vapo.session.layers import flatten
 from vapo.study.cells import base_folder, critic_cells, run_cells, tuning_cells
 from vapo.study.runner import (
     check_same,

@@ -53,7 +53,7 @@ def check_resumed_is_whole(whole: Path, copy: Path, task: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_resumed_run_is_a_run_never_stopped_and_a_roll_back_goes_back_exactly(tmp_path: Path, name: str):
+def test_a_resumed_run_equals_one_never_stopped_and_a_rollback_restores_exactly(tmp_path: Path, name: str):
     base = architectures.folder_of(architectures.tiny(name), tmp_path / "base", SHIFT)
     run = runs.finish(toys.toy_run(base, tmp_path / "whole", SMALL), report=False)
     at_one = tmp_path / "whole" / "checkpoints" / "step_000001"
@@ -65,7 +65,7 @@ def test_a_resumed_run_is_a_run_never_stopped_and_a_roll_back_goes_back_exactly(
 
 def check_restored_live(run: Run, folder: Path, scratch: Path) -> None:
     """A run that has gone on goes back, in place, to what it saved: what it would save now has the same bytes."""
-    run.folder.cut_logs = lambda _: None  # the run has ended, and its logs are not asked about here
+    run.folder.cut_logs = lambda _: None  # the run has ended; this test does not check its logs
     snapshot.restore(run, folder)
     saved = {p.relative_to(folder): checkpoint.sha256(p) for p in folder.rglob("*.safetensors")}
     assert len(saved) == 5

@@ -11,7 +11,7 @@ import vapo.trainer
 
 ROOM = Path(vapo.trainer.__file__).parent
 BEHIND = {"local_network", "objectives", "batch"}
-"""Modules that know how a network computes; `batch` only packs sequences for one."""
+"""Modules that may use the inside of a network; `batch` only packs sequences for one."""
 SEES_PROTOCOLS_ONLY = sorted(path for path in ROOM.glob("*.py") if path.stem not in BEHIND)
 TEXT_ONLY = {"vapo.models.loading.response_text"}
 """Of vapo.models, what works on a tokenizer alone."""
@@ -38,11 +38,11 @@ def offences(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SEES_PROTOCOLS_ONLY, ids=lambda path: path.stem)
-def test_no_module_of_the_trainer_reaches_behind_the_network_protocol(path: Path):
+def test_trainer_modules_use_networks_only_through_their_protocol(path: Path):
     assert offences(path.read_text()) == []
 
 
-def test_the_guard_covers_the_modules_that_matter():
+def test_the_check_covers_the_modules_of_the_loop():
     assert {"loop", "pretrain", "snapshot", "guards", "run", "sources", "learn"} <= {
         p.stem for p in SEES_PROTOCOLS_ONLY
     }
@@ -59,5 +59,5 @@ def test_the_guard_covers_the_modules_that_matter():
         "run.critic.optimizer.step()",
     ],
 )
-def test_the_guard_notices(line: str):
+def test_the_check_finds_each_forbidden_line(line: str):
     assert offences(line)

@@ -127,7 +127,7 @@ def two_turns(verdict: Verdict) -> Episode:
     return Episode(Prompt("p", "x", None, (9, 9)), 0, turns, "", "stop", 0, verdict)
 
 
-def test_only_the_policys_turns_are_learned_from_and_the_environments_are_read():
+def test_only_the_policys_turns_are_learned_from():
     batch = collate([two_turns(RIGHT), episode(WRONG, length=3)], GRPO, max_response_tokens=20)
     assert batch.tokens[0].tolist() == [9, 9, 2, 3, 4, 5, 6, 7]
     assert batch.response_lengths.tolist() == [6, 3]
@@ -137,7 +137,7 @@ def test_only_the_policys_turns_are_learned_from_and_the_environments_are_read()
         Turn("environment", (4, 5), (-1.0, -1.0))
 
 
-def test_credit_passes_over_the_environments_turn_as_if_it_were_not_there():
+def test_credit_skips_the_environments_turn():
     # with a hole: V = .5 .6 | 9 9 | .4 .8, R = 1, lambda .95: the four tokens have the advantages of one turn
     batch = collate([two_turns(RIGHT)], LONG, max_response_tokens=20)
     values = torch.tensor([[*VALUES[:2], 9.0, 9.0, *VALUES[2:]]])
@@ -154,7 +154,7 @@ def test_text_of_the_environment_fills_the_length_limit_but_not_the_adaptive_lam
     assert credited([two_turns(RIGHT)], adaptive).lam.tolist() == pytest.approx([1 - 1 / (0.5 * 4)])
 
 
-def test_whitening_touches_the_policy_and_never_the_critics_target():
+def test_whitening_changes_the_advantages_and_leaves_the_critics_targets():
     plain, white = (
         credited([episode(RIGHT)]),
         credited([episode(RIGHT)], replace(LONG, credit=replace(LONG.credit, whiten=True))),

@@ -172,7 +172,7 @@ def test_the_gradient_does_not_depend_on_the_order_of_the_rows(kind: str, algori
 
 
 @pytest.mark.parametrize("kind", ["policy", "critic"])
-def test_rubbish_at_masked_positions_reaches_no_gradient(kind: str, processes: Pair | None):
+def test_values_at_masked_positions_change_no_gradient(kind: str, processes: Pair | None):
     # pitfalls 1 and 10: 0 * nan is nan
     batch = batch_of(LENGTHS)
     hole = batch.mask.clone()

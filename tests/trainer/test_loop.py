@@ -21,8 +21,8 @@ from vapo.session import lifecycle as runs
 from vapo.trainer.batch import collate
 from vapo.trainer.loop import train_step
 from vapo.trainer.pricing import price
-from vapo.trainer.record import RunFolder, read_rollouts
-from vapo.trainer.rollouts import check_age, consume
+from vapo.trainer.record import RunFolder, read_episodes
+from vapo.trainer.rollouts import Rollout, check_age, consume
 from vapo.trainer.sources import stream
 from vapo.trainer.state import State
 from vapo.types import Episode, Prompt, Turn, Verdict
@@ -46,7 +46,7 @@ def vapo_run(base: Path, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_leaves_everything_the_design_promises(vapo_run: Path):
+def test_a_run_writes_its_files_models_and_evaluations(vapo_run: Path):
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "evaluations.jsonl",
                  "report.html", "curves.png"):  # fmt: skip
         assert (vapo_run / name).stat().st_size > 0, name
@@ -76,7 +76,7 @@ def test_rollout_files_carry_every_token_with_its_numbers(vapo_run: Path):
 
 
 def test_a_saved_rollout_can_be_scored_again(base: Path, vapo_run: Path, tmp_path: Path):
-    episodes = read_rollouts(vapo_run / "rollouts" / "step_000001.jsonl.gz")
+    episodes = read_episodes(vapo_run / "rollouts" / "step_000001.jsonl.gz")
     fresh = toys.toy_run(base, tmp_path / "fresh")  # the policy that sampled the first step
     batch = collate(episodes, price(episodes, fresh.algorithm, max_response_tokens=8))
     logp = fresh.policy.score(batch, ("logp",), micro_batch_tokens=1000)["logp"]
@@ -97,10 +97,10 @@ def test_rollouts_of_several_turns_are_read_back_as_they_were(base: Path, tmp_pa
     folder.rollouts("step_000008", [episode], batch, lambda ids: [str(i) for i in ids])
     folder.close()
     file = tmp_path / "run" / "rollouts" / "step_000008.jsonl.gz"
-    assert read_rollouts(file) == [episode]
+    assert read_episodes(file) == [episode]
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"step_000008.jsonl.gz cannot be read"):
-        read_rollouts(file)
+        read_episodes(file)
 
 
 def test_the_sampler_and_the_trainer_agree_on_every_token(vapo_run: Path):
@@ -160,6 +160,41 @@ def test_head_and_backbone_share_one_scheduled_optimizer(base: Path, tmp_path: P
     assert run.critic.optimizer.param_groups[0]["lr"] == pytest.approx(peak.critic_lr / 10)
     assert run.policy.optimizer.param_groups[0]["lr"] == pytest.approx(peak.actor_lr / 10)
     run.folder.close()
+
+
+def test_the_critics_warm_up_counts_pretraining_steps_and_the_policys_starts_with_joint_training(
+    base: Path, tmp_path: Path
+):
+    runs.finish(toys.toy_run(base, tmp_path / "run", {"trainer": {"warmup_steps": 10}}), report=False)
+    joint = [line for line in metrics(tmp_path / "run") if line["phase"] == "train"]
+    # 2 pretraining steps come before; the peaks are 1e-2 and 3e-3
+    assert [line["lr/critic"] for line in joint] == pytest.approx([3e-3, 4e-3, 5e-3])
+    assert [line["lr/actor"] for line in joint] == pytest.approx([3e-4, 6e-4, 9e-4])
+
+
+def test_the_kl_reference_becomes_the_policy_after_refresh_every_gradient_steps(base: Path, tmp_path: Path):
+    # 4 gradient steps a step: 8 of them reach the limit of 6 at the end of the second step
+    kl = {"algorithm": {"kl": {"coef": 0.01, "refresh_every": 6}}}
+    run = toys.toy_run(base, tmp_path / "run", kl, preset="grpo")
+    initial = weights_of(run.policy)
+    run.state.phase = "train"
+    run.hand_over()
+    ages = []
+    for expected in ("the initial policy", "the policy", "the policy of step 2"):
+        train_step(run)
+        ages.append(run.state.reference_age)
+        if expected == "the policy":
+            refreshed = weights_of(run.policy)
+        same = {"the initial policy": initial}.get(expected) or refreshed
+        reference = weights_of(run.reference)
+        assert all(torch.equal(reference[name], same[name]) for name in same), expected
+    assert ages == [4, 0, 4]
+    assert any(not torch.equal(initial[name], refreshed[name]) for name in initial)
+    run.folder.close()
+
+
+def weights_of(network) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
 
 
 def test_the_kl_penalty_is_a_loss_term_and_never_part_of_the_reward(base: Path, tmp_path: Path):
@@ -233,6 +268,24 @@ def test_dynamic_sampling_keeps_mixed_groups_only_and_gives_up_in_time(base: Pat
     run.folder.close()
 
 
+class InvalidUnlessShort(toys.EchoTask):
+    """Right in up to two words, otherwise invalid: the valid responses of every group agree."""
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        return Verdict("right") if len(response.split()) <= 2 else Verdict("invalid", "too long to judge")
+
+
+def test_dynamic_sampling_judges_a_group_by_the_responses_that_are_learned_from(base: Path, tmp_path: Path):
+    settings = {"trainer": {"max_invalid_ratio": 1.0}, "algorithm": {"sampling": {"refill_rounds": 1}}}
+    run = toys.toy_run(base, tmp_path / "run", settings, preset="dapo", task=InvalidUnlessShort())
+    run.hand_over()
+    rollout = run.source.next(run.state)
+    groups = [{e.verdict.status for e in rollout.drawn[i : i + 4]} for i in range(0, len(rollout.drawn), 4)]
+    assert {"right", "invalid"} in groups  # with the invalid responses counted as wrong it would be kept
+    assert rollout.kept == ()
+    run.folder.close()
+
+
 def test_one_broken_prompt_does_not_stop_a_step_of_dynamic_sampling(base: Path, tmp_path: Path):
     # 12.5 % of the prompts are invalid, the limit is 20 % of the step, however small the last refill is
     for seed in range(4):
@@ -296,6 +349,47 @@ def test_the_prompt_stream_shows_every_prompt_once_an_epoch():
     whole = [p.id for p in stream(prompts, seed=1, name="train", position=0, count=24)]
     parts = [p.id for at in range(0, 24, 6) for p in stream(prompts, seed=1, name="train", position=at, count=6)]
     assert whole == parts
+
+
+def test_a_rollout_of_several_weight_versions_is_refused():
+    episodes = [Episode(Prompt("p", "x"), i, (), "", "stop", version) for i, version in enumerate((4, 3, 4))]
+    assert Rollout((episodes[0], episodes[2]), (0, 1), 0).weight_version == 4
+    with pytest.raises(VapoError, match=r"several weight versions, \[3, 4\]"):
+        _ = Rollout(tuple(episodes), (0, 1, 2), 0).weight_version
+
+
+class Notes(SilentView):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize(("wanted", "noted"), [(8, False), (9, True)])
+def test_a_run_notes_that_it_evaluates_on_fewer_prompts_than_wanted(
+    base: Path, tmp_path: Path, wanted: int, noted: bool
+):
+    view, config = Notes(), toys.toy_config(base, {"evaluation": {"prompts": wanted}})
+    runs.begin(runs.with_task(config, toys.EchoTask()), tmp_path / "run", view, toys.EchoTask()).folder.close()
+    assert ("evaluation.prompts is 9, and echo holds out 8: all are used" in view.notes) == noted
+
+
+def test_a_run_and_its_resume_note_the_prompts_that_are_too_long(base: Path, tmp_path: Path):
+    # at most 1 % may be left out
+    task = toys.EchoTask()
+    task.train = (*(Prompt(f"train-{i}", "1 x", 1) for i in range(200)), *(Prompt(f"l{i}", "1 " * 60, 1) for i in "ab"))
+    task.heldout = (*(Prompt(f"heldout-{i}", "1 x", 1) for i in range(100)), Prompt("lc", "3 " * 57, 3))
+    for begin in (
+        lambda view: runs.begin(runs.with_task(toys.toy_config(base), task), tmp_path / "run", view, task),
+        lambda view: runs.resume(tmp_path / "run", view, task),
+    ):
+        view = Notes()
+        run = begin(view)
+        run.folder.close()
+        assert (len(run.train_prompts), len(run.heldout_prompts)) == (200, 100)
+        assert "2 training prompts are too long and left out" in view.notes
+        assert "1 held-out prompts are too long and left out" in view.notes
 
 
 @pytest.mark.parametrize(("version", "max_age", "refused"), [(3, 0, False), (2, 0, True), (2, 1, False), (4, 1, True)])

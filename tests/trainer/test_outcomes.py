@@ -1,4 +1,4 @@
-"""Runs whose responses are all wrong, or all right: it is said at once, why, and what to do."""
+"""Runs whose responses are all wrong or all right raise an alarm at once, with the reason and the fix."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def counts(responses: int, right: int = 0, **why: int) -> dict[str, int]:
 
 def step(**count: int) -> dict[str, Any]:
     """The figures of a step with these counts."""
-    told = counts(**count)
-    return {"accuracy": told["right"] / max(1, told["responses"]), **outcomes.figures_of(told)}
+    counted = counts(**count)
+    return {"accuracy": counted["right"] / max(1, counted["responses"]), **outcomes.figures_of(counted)}
 
 
 # --------------------------------------------------------------------------- counting
@@ -72,9 +72,9 @@ def test_wrong_responses_are_counted_by_kind_and_cut_off_ones_besides():
 @given(st.lists(st.sampled_from(["right", "invalid", *KINDS]), max_size=500), st.booleans())
 def test_the_counts_can_be_read_back_from_a_steps_figures(words, cut):
     finish = "length" if cut else "stop"
-    told = tally([episode(*((w,) if w not in KINDS else ("wrong", w)), finish=finish) for w in words])
-    figures = {"accuracy": told["right"] / told["responses"] if told["responses"] else float("nan")}
-    assert outcomes.tally_of({**figures, **outcomes.figures_of(told)}) == told
+    counted = tally([episode(*((w,) if w not in KINDS else ("wrong", w)), finish=finish) for w in words])
+    figures = {"accuracy": counted["right"] / counted["responses"] if counted["responses"] else float("nan")}
+    assert outcomes.tally_of({**figures, **outcomes.figures_of(counted)}) == counted
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_the_counts_can_be_read_back_from_a_steps_figures(words, cut):
     [("it is 5", "no_answer"), ("\\boxed{}", "no_answer"), ("\\boxed{5}", "wrong_answer"),
      ("\\boxed{9^{9^{9^9}}}", "unreadable"), ("\\boxed{maybe}", "unreadable")],
 )  # fmt: skip
-def test_the_maths_verifier_tells_why_an_answer_is_wrong(response, kind):
+def test_the_maths_verifier_gives_the_kind_of_a_wrong_answer(response, kind):
     from vapo.tasks.verifiers.maths import verify_maths
 
     verdict = verify_maths(Prompt("p", "x", "7"), response)
@@ -95,8 +95,8 @@ def test_kinds_come_back_from_a_verifiers_process_and_no_others(tmp_path: Path):
     code = "from vapo.types import Verdict\ndef judge(response, answer):\n    return Verdict('wrong', 'so', response)\n"
     (tmp_path / "mine.py").write_text(code)
     with VerifierPool(f"{tmp_path / 'mine.py'}:judge", workers=1) as pool:
-        said = pool.judge([(Prompt("p", "x"), kind) for kind in ("no_answer", "colour")])
-    assert [verdict.kind for verdict in said] == ["no_answer", "unspecified"]
+        verdicts = pool.judge([(Prompt("p", "x"), kind) for kind in ("no_answer", "colour")])
+    assert [verdict.kind for verdict in verdicts] == ["no_answer", "unspecified"]
 
 
 # --------------------------------------------------------------------------- words
@@ -135,21 +135,21 @@ def test_the_advice_fits_the_reasons(tally, words):
 # --------------------------------------------------------------------------- the guard
 
 
-def test_steps_without_a_right_response_are_told_once_with_their_counts():
+def test_steps_without_a_right_response_raise_one_alarm_with_their_counts():
     state, settings = State(), GuardSettings(same_outcome_steps=3)
     nothing, some = step(responses=8, no_answer=6, cut_off=4), step(responses=8, right=1, no_answer=7)
-    told = [new_alarms(s, state, settings) for s in (nothing, nothing, some, nothing, nothing, nothing, nothing)]
-    assert [list(t) for t in told] == [[]] * 5 + [["nothing right"]] + [[]]
-    assert "0 of 24 responses in 3 steps" in told[5]["nothing right"]
-    assert "18 without a marked answer, 12 cut off" in told[5]["nothing right"]
+    raised = [new_alarms(s, state, settings) for s in (nothing, nothing, some, nothing, nothing, nothing, nothing)]
+    assert [list(t) for t in raised] == [[]] * 5 + [["nothing right"]] + [[]]
+    assert "0 of 24 responses in 3 steps" in raised[5]["nothing right"]
+    assert "18 without a marked answer, 12 cut off" in raised[5]["nothing right"]
 
 
 def test_all_right_is_another_streak_than_all_wrong_and_no_verdict_is_neither():
     state, settings = State(), GuardSettings(same_outcome_steps=2)
     wrong, right, none = step(responses=4, no_answer=4), step(responses=4, right=4), step(responses=0)
-    told = [new_alarms(s, state, settings) for s in (wrong, right, none, right, wrong, right, right)]
-    assert [list(t) for t in told] == [[]] * 6 + [["nothing wrong"]]
-    assert told[6]["nothing wrong"].startswith("All 8 responses in 2 steps are right")
+    raised = [new_alarms(s, state, settings) for s in (wrong, right, none, right, wrong, right, right)]
+    assert [list(t) for t in raised] == [[]] * 6 + [["nothing wrong"]]
+    assert raised[6]["nothing wrong"].startswith("All 8 responses in 2 steps are right")
 
 
 def test_the_guard_can_be_switched_off():
@@ -162,8 +162,9 @@ def test_the_guard_can_be_switched_off():
 
 
 def alarms(folder: Path) -> list[dict[str, Any]]:
+    """The alarms of the run's steps, without those from before its first one."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [event for event in events if event["event"] == "alarm"]
+    return [event for event in events if event["event"] == "alarm" and "lasting" not in event]
 
 
 SHORT = {"trainer": {"steps": 3, "pretraining_ready": 0.1}, "guards": {"same_outcome_steps": 2}}
@@ -176,13 +177,11 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("preset", ["grpo", "vapo"])
 @pytest.mark.parametrize(("verdict", "name"), [(WRONG, "nothing right"), (RIGHT, "nothing wrong")])
-def test_a_run_with_nothing_to_learn_says_so_before_it_begins_and_while_it_goes_on(
-    base, tmp_path, preset, verdict, name
-):
+def test_a_run_with_equal_outcomes_raises_alarms_before_and_during_training(base, tmp_path, preset, verdict, name):
     runs.finish(toys.toy_run(base, tmp_path / "run", SHORT, preset=preset, task=Decided(verdict)), report=False)
-    told = [alarm for alarm in alarms(tmp_path / "run") if alarm.get("name") == name]
+    raised = [alarm for alarm in alarms(tmp_path / "run") if alarm.get("name") == name]
     in_steps = ["64 responses in 2 steps"] * (2 if preset == "vapo" else 1)  # both phases
-    for alarm, words in zip(told, ["16 responses before training", *in_steps], strict=True):
+    for alarm, words in zip(raised, ["16 responses before training", *in_steps], strict=True):
         assert words in alarm["message"]
         assert ("task.template" in alarm["message"]) == (name == "nothing right")
     everything = " ".join(alarm["message"] for alarm in alarms(tmp_path / "run"))
@@ -198,18 +197,18 @@ def test_a_run_with_nothing_to_learn_can_be_stopped(base, tmp_path):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_value_pretraining_alone_says_at_its_start_that_nothing_is_right(base, tmp_path):
+def test_value_pretraining_alone_raises_an_alarm_at_its_start_if_nothing_is_right(base, tmp_path):
     alone = {"trainer": {"steps": 0, "pretraining_steps": 1}}
     runs.finish(toys.toy_run(base, tmp_path / "run", alone, task=Decided(WRONG)), report=False)
     assert "0 of 16 responses to held-out prompts are right" in alarms(tmp_path / "run")[0]["message"]
 
 
-def test_a_step_that_moved_the_policy_far_is_told_at_once_and_ordinary_ones_are_not(base, tmp_path):
+def test_a_large_policy_update_raises_an_alarm_at_once_and_small_ones_do_not(base, tmp_path):
     runs.finish(toys.toy_run(base, tmp_path / "calm"), report=False)
     assert "step too far" not in [alarm.get("name") for alarm in alarms(tmp_path / "calm")]
     wild = {"trainer": {"actor_lr": 0.5, "warmup_steps": 0}}
     runs.finish(toys.toy_run(base, tmp_path / "wild", wild), report=False)
-    told = Counter(alarm.get("name") for alarm in alarms(tmp_path / "wild"))
-    assert told["step too far"] >= 1
+    raised = Counter(alarm.get("name") for alarm in alarms(tmp_path / "wild"))
+    assert raised["step too far"] >= 1
     message = next(a["message"] for a in alarms(tmp_path / "wild") if a.get("name") == "step too far")
     assert "lower trainer.actor_lr" in message

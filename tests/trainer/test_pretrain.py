@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +15,17 @@ import torch
 import toys
 from vapo.algo.presets import VAPO
 from vapo.durability.checkpoint import sha256
-from vapo.errors import ConfigError, StoppedError
+from vapo.errors import ConfigError, StoppedError, VapoError
 from vapo.models.backbone import hidden_states
 from vapo.session import lifecycle as runs
+from vapo.trainer import replay
 from vapo.trainer.batch import Batch, concatenate
 from vapo.trainer.loop import train_step
 from vapo.trainer.pretrain import pretrain_critic, replayed, rollouts_are_due, with_returns
-from vapo.trainer.replay import ReplayPool, drawn_from
+from vapo.trainer.replay import ReplayPool, Rows, drawn_from
+from vapo.trainer.rollouts import Rollout
 from vapo.trainer.run import Run
+from vapo.trainer.state import State
 
 
 def batch_of(lengths: list[int], outcomes: list[float], first_token: int = 0) -> Batch:
@@ -49,7 +54,7 @@ def test_returns_are_what_was_earned_discounted_to_each_token():
     assert batch.returns.tolist() == [[0.25, 0.5, 1.0], [-1.0, 0.0, 0.0]]
 
 
-def test_without_discount_every_token_is_told_the_outcome():
+def test_without_discount_every_tokens_return_is_the_outcome():
     batch = with_returns(batch_of([3, 2], [1.0, 0.0]), VAPO)
     assert batch.returns is not None
     assert batch.returns.tolist() == [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
@@ -93,6 +98,117 @@ def test_a_draw_gives_the_rows_that_drawing_from_all_batches_at_once_would():
             assert torch.equal(one[name], other[name]), name
 
 
+def everything(stored: Rows) -> Batch:
+    return stored.select(torch.arange(len(stored)))
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    assert one.tensors().keys() == other.tensors().keys()
+    for name, tensor in other.tensors().items():
+        assert torch.equal(one.tensors()[name], tensor), name
+        assert one.tensors()[name].dtype == tensor.dtype, name
+
+
+@pytest.mark.parametrize("row_read_bytes", [0, 2**15], ids=["row by row", "whole tensors"])
+def test_the_pool_reads_the_same_rows_from_disk_that_batches_in_memory_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_read_bytes: int
+):
+    monkeypatch.setattr(replay, "ROW_READ_BYTES", row_read_bytes)
+    batches = [
+        with_returns(batch_of([1, 4, 2], [1.0, 0.0, 1.0]), VAPO),
+        with_returns(batch_of([6, 3], [0.0, 1.0], 900), VAPO),
+    ]
+    pool = ReplayPool(tmp_path, pytest.fail)
+    for batch in batches:
+        pool.add(batch)
+    for rows in ([0], [2, 0], [1, 2, 0]):
+        assert_equal(pool.batches[0].select(torch.tensor(rows)), batches[0].select(torch.tensor(rows)))
+    for count in range(1, 6):
+        drawn, expected = (
+            drawn_from(source, count, torch.Generator().manual_seed(count)) for source in (pool.batches, batches)
+        )
+        assert drawn is not None
+        assert expected is not None
+        assert_equal(drawn, expected)
+
+
+def test_the_pool_keeps_no_batch_in_memory_unless_the_disk_refused_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    batch, refusals = batch_of([2, 3], [1.0, 0.0]), []
+    kept = weakref.ref(batch.sampled_logp)
+    pool = ReplayPool(tmp_path, refusals.append)
+    pool.add(batch)
+    del batch
+    gc.collect()
+    assert kept() is None
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(replay, "_write", full)
+    pool.add(batch_of([4, 1], [1.0, 0.0], 50))
+    assert "step_000002.safetensors" in refusals[0]
+    assert everything(pool.batches[1]).response_lengths.tolist() == [4, 1]
+
+
+def test_a_pool_file_that_cannot_be_read_stops_the_run_with_the_command_to_resume(tmp_path: Path):
+    pool = ReplayPool(tmp_path, pytest.fail)
+    pool.add(batch_of([2, 3], [1.0, 0.0]))
+    (tmp_path / "pretraining" / "step_000001.safetensors").unlink()
+    with pytest.raises(StoppedError, match=f"sampled again by: .*resume {tmp_path}"):
+        drawn_from(pool.batches, 1, torch.Generator())
+
+
+class RecordedSource:
+    """A source of pretraining rollouts that were made before: no engine takes part."""
+
+    max_age = 0
+
+    def __init__(self, steps: list[Rollout], heldout: Rollout) -> None:
+        self.steps, self.held, self.given = steps, heldout, []
+
+    def next(self, state: State) -> Rollout:
+        return self.at(state.pretrain_step, state)
+
+    def at(self, step: int, state: State) -> Rollout:
+        self.given.append(step)
+        return self.steps[step]
+
+    def heldout(self, state: State) -> Rollout:
+        return self.held
+
+
+def test_pretraining_takes_its_responses_from_any_source(tmp_path: Path):
+    base, replays = toys.toy_base(tmp_path / "base"), {"trainer": {"pretraining_passes": 2, "steps": 1}}
+    run = toys.toy_run(base, tmp_path / "run", replays)
+    source = RecordedSource(
+        [run.pretraining_source.at(step, run.state) for step in (0, 1)], run.pretraining_source.heldout(run.state)
+    )
+    pretrain_critic(run)
+    run.folder.close()
+    other = toys.toy_run(base, tmp_path / "other", replays)
+    other.pretraining_source = source
+
+    def fail(*_: object) -> None:
+        pytest.fail("the engine sampled")
+
+    other.engine.generate = fail
+    pretrain_critic(other)
+    other.folder.close()
+    assert source.given == [0, 1]
+    for one, two in zip(run.critic.parameters, other.critic.parameters, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_pretraining_refuses_a_rollout_of_another_weight_version(tmp_path: Path):
+    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run")
+    rollout = run.pretraining_source.at(0, run.state)
+    newer = replace(rollout, drawn=tuple(replace(e, policy_version=1) for e in rollout.drawn))
+    run.pretraining_source = RecordedSource([newer], run.pretraining_source.heldout(run.state))
+    with pytest.raises(VapoError, match="weights of step 1, the trainer is at step 0"):
+        pretrain_critic(run)
+    run.folder.close()
+
+
 def test_a_resume_reads_the_pool_and_samples_again_only_what_is_missing_or_damaged(tmp_path: Path):
     batches = [batch_of([2, 3], [1.0, 0.0], 300 * i) for i in range(4)]
     pool = ReplayPool(tmp_path, pytest.fail)
@@ -116,7 +232,7 @@ def test_a_resume_reads_the_pool_and_samples_again_only_what_is_missing_or_damag
         restored.restore(4, sample)
         assert sampled == again
         for one, other in zip(restored.batches, batches, strict=True):
-            assert all(torch.equal(one.tensors()[name], tensor) for name, tensor in other.tensors().items())
+            assert_equal(everything(one), other)
 
 
 def test_every_bit_of_a_pools_file_counts(tmp_path: Path):
@@ -129,9 +245,10 @@ def test_every_bit_of_a_pools_file_counts(tmp_path: Path):
         spoiled[at] ^= 1 << (at % 8)
         file.write_bytes(spoiled)
         restored = ReplayPool(tmp_path, pytest.fail)
-        restored.restore(1, lambda step: batch_of([1], [0.5]))  # told by its outcome
-        if float(restored.batches[0].outcomes[0]) == 1.0:  # white space of the header, or the like
-            assert all(torch.equal(restored.batches[0].tensors()[k], v) for k, v in batch.tensors().items()), at
+        restored.restore(1, lambda step: batch_of([1], [0.5]))  # its outcome shows that it was sampled again
+        found = everything(restored.batches[0])
+        if float(found.outcomes[0]) == 1.0:  # white space of the header, or the like
+            assert_equal(found, batch)
 
 
 def test_a_resumed_pretraining_asks_the_engine_for_no_response_it_has_and_leaves_no_pool(tmp_path: Path):
@@ -142,17 +259,17 @@ def test_a_resumed_pretraining_asks_the_engine_for_no_response_it_has_and_leaves
         runs.finish(run)
     assert [file.name for file in (tmp_path / "run" / "pretraining").iterdir()] == ["step_000001.safetensors"]
     run = runs.resume(tmp_path / "run", toys.SilentView(), task=toys.EchoTask())
-    asked: list[int] = []
+    requested: list[int] = []
     generate = run.engine.generate
 
     def counting(prompts, *rest):
-        asked.append(len(prompts))
+        requested.append(len(prompts))
         return generate(prompts, *rest)
 
     run.engine.generate = counting
     pretrain_critic(run)
     run.folder.close()
-    assert asked == [16, 32, 32]  # held out, step 2, step 3
+    assert requested == [16, 32, 32]  # held out, step 2, step 3
     assert not (tmp_path / "run" / "pretraining").exists()
 
 
@@ -209,7 +326,7 @@ def test_a_reward_model_learns_from_the_state_after_the_last_token_only(tmp_path
     critic = run.critic
     assert critic is not None
     batch = batch_of([2, 3], [1.0, 0.0])
-    batch = replace(batch, tokens=tuple(t % 12 + 2 for t in batch.tokens))  # the toy knows 16 tokens
+    batch = replace(batch, tokens=tuple(t % 12 + 2 for t in batch.tokens))  # the toy has 16 tokens
     critic.accumulate(batch, micro_batch_tokens=1000)
     head = next(p for name, p in critic.model.named_parameters() if name.endswith("score.weight"))
     assert head.grad is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 import toys
+from vapo.durability.watch import Watch
 from vapo.errors import DataError, ModelError
 from vapo.models.loading import PRIVILEGED, load_critic, with_privileged
 from vapo.reports.live import SilentView
@@ -25,6 +25,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("privileged")
     run = toys.toy_run(toys.toy_base(folder / "base"), folder / "run", ANSWER)
     runs.finish(run, report=False)
+    run.watch = Watch()  # the run's own has ended
     return run
 
 
@@ -46,7 +47,7 @@ def test_the_critic_reads_the_column_and_the_policy_does_not(run):
         assert len(long) == len(short) + extra
         assert torch.equal(long[len(long) - length :], short[len(short) - length :])
     values = run.critic.score(batch, ("values",), micro_batch_tokens=999)["values"]
-    other = tuple(torch.cat([t[:2], t[2:3] + 1, t[3:]]) for t in batch.critic_tokens)
+    other = tuple(torch.cat([t[:2], (t[2:3] + 1) % 16, t[3:]]) for t in batch.critic_tokens)
     changed = replace(batch, critic_tokens=other)
     assert not torch.equal(run.critic.score(changed, ("values",), micro_batch_tokens=999)["values"], values)
     same = run.policy.score(batch, ("logp",), micro_batch_tokens=999)["logp"]
@@ -75,17 +76,7 @@ def test_a_run_resumes_with_it(run):
 
 def test_a_prompt_without_the_column_is_named_with_what_it_has():
     prompt = Prompt("p-7", "1 x", None, columns={"solution": "x"})
-    with pytest.raises(DataError, match=r"Prompt p-7 has no 'rubric', which .* it has: solution\. Add the column"):
+    with pytest.raises(
+        DataError, match=r"Prompt p-7 has no 'rubric', the column of .* it has: solution\. Add the column"
+    ):
         with_privileged(toys.tokenizer(), prompt, "rubric")
-
-
-@pytest.mark.slow
-def test_a_critic_that_is_told_the_answer_explains_more(tmp_path: Path):
-    base, reached = toys.toy_base(tmp_path / "base"), {}
-    for name, layer in (("plain", {}), ("told", ANSWER)):
-        more = {"trainer": {"steps": 0, "pretraining_steps": 12, "pretraining_lr": 0.01, "samples_per_step": 64}}
-        run = toys.toy_run(base, tmp_path / name, layer, more)
-        runs.finish(run, report=False)
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        reached[name] = json.loads(lines[-1])["pretrain/explained_variance"]
-    assert reached["told"] is not None

@@ -95,12 +95,12 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_used(fini
     data = bytearray(victim.read_bytes())
     data[-5] ^= 1
     victim.write_bytes(data)
-    said: list[str] = []
+    messages: list[str] = []
     view = SilentView()
-    view.alarm = said.append
+    view.alarm = messages.append
     run = runs.resume(tmp_path / "copy", view, task=toys.EchoTask())
     assert run.state.step == 2
-    assert f"step_000003 is damaged (the SHA-256 of {file} has changed" in said[0]
+    assert f"step_000003 is damaged (the SHA-256 of {file} has changed" in messages[0]
     assert (tmp_path / "copy" / "checkpoints" / "step_000003.corrupt").is_dir()
     runs.finish(run)
     assert timeless(tmp_path / "copy", "metrics.jsonl") == timeless(whole, "metrics.jsonl")
@@ -136,7 +136,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
     assert edges(tmp_path / "run") == ["step_000002", "step_000003"]
 
 
-def test_a_state_of_another_version_is_refused_in_words():
+def test_a_state_with_an_unknown_field_is_refused_by_name():
     data = State().to_json()
     assert State.from_json(data) == State()
     assert State.from_json({key: value for key, value in data.items() if key != "verdicts"}) == State()

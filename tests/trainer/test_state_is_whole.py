@@ -56,7 +56,7 @@ MADE_AGAIN = {
     "critic._optimizer.param_groups": "the learning rate",
     "folder._waiting": "log lines on their way to the disk",
     "watch.": "when the last sign of life was",
-    "observer._": "of which phases the time left has been told",
+    "observer._": "for which phases the time left was noted",
     "train_prompts._rendered": "prompts as tokens, kept so that they are made once",
 }
 
@@ -109,7 +109,7 @@ def changed_over(work: Callable[[], object], run: Run) -> set[str]:
 
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("phase", ["pretrain", "train"])
-def test_whatever_changes_over_a_step_is_saved_or_made_again(base: Path, tmp_path: Path, phase: str, rank: int):
+def test_attributes_that_change_in_a_step_are_saved_or_recomputed(base: Path, tmp_path: Path, phase: str, rank: int):
     adapters = {"model": {"policy_lora": rank, "critic_lora": rank}}
     run = toys.toy_run(base, tmp_path / "run", KL, {"trainer": {"pretraining_steps": 1}}, adapters)
     run.hand_over()
@@ -144,7 +144,7 @@ NEW = {
 
 
 @pytest.mark.parametrize("kind", NEW)
-def test_the_walk_would_notice_something_new(base: Path, tmp_path: Path, kind: str):
+def test_the_search_finds_a_new_attribute(base: Path, tmp_path: Path, kind: str):
     value, change = NEW[kind]
     run = toys.toy_run(base, tmp_path / "run")
     run.forgotten = {"deep": [value]}
@@ -154,7 +154,7 @@ def test_the_walk_would_notice_something_new(base: Path, tmp_path: Path, kind: s
     assert all(path.startswith("forgotten.deep.0") for path in changed)
 
 
-def test_a_step_touches_no_global_chance(base: Path, tmp_path: Path):
+def test_a_step_leaves_global_random_states_unchanged(base: Path, tmp_path: Path):
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"pretraining_steps": 1}})
     before = torch.get_rng_state(), repr(random.getstate()), repr(np.random.get_state())
     runs.finish(run, report=False)
@@ -323,7 +323,7 @@ def killed(base: Path, tmp_path_factory) -> Killed:
 
 
 @pytest.mark.parametrize("piece", list(FIELDS))
-def test_leaving_out_any_piece_of_the_state_shows(killed: Killed, tmp_path: Path, piece: str):
+def test_a_resume_without_one_piece_of_the_state_differs(killed: Killed, tmp_path: Path, piece: str):
     edge, layers, meddle = FIELDS[piece]
     folder, expected = killed.of(edge, layers, meddle)  # without anything left out it is the same
     fresh = toys.toy_run(killed.base, tmp_path / "fresh", KL, layers)
@@ -340,5 +340,5 @@ def copy_of(folder: Path, to: Path) -> None:
     shutil.copytree(folder, to)
 
 
-def test_the_list_of_pieces_is_whole():
+def test_the_list_of_pieces_is_complete():
     assert set(FIELDS) >= {f.name for f in dataclasses.fields(State)}

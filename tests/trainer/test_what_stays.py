@@ -66,7 +66,7 @@ def adapted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, 
     return finished(base, folder, LORA, KL), folder
 
 
-def test_a_checkpoint_of_adapters_holds_no_base_model_and_is_as_large_as_was_foretold(adapted: tuple[Run, Path]):
+def test_a_checkpoint_of_adapters_holds_no_base_model_and_has_the_estimated_size(adapted: tuple[Run, Path]):
     run, folder = adapted
     newest = folder / "checkpoints" / "step_000002"
     names = {str(p.relative_to(newest)) for p in newest.rglob("*.safetensors")}
@@ -224,7 +224,7 @@ def test_a_run_killed_before_it_ended_keeps_its_checkpoints_and_goes_on(base: Pa
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_what_stays_may_be_chosen_when_a_run_goes_on(base: Path, tmp_path: Path):
+def test_a_resume_can_choose_to_keep_weights_only(base: Path, tmp_path: Path):
     finished(base, tmp_path / "run")
     again = resumed(tmp_path / "run", changes=[toys.file_layer("test", WEIGHTS)])
     runs.finish(again, report=False)

@@ -97,48 +97,13 @@ __all__ = [
     "within_group_auc",
 ]
 
-_HOMES = {
-    "anchor_mask": "vapo.algo.reduction",
-    "between_share": "vapo.algo.diagnostics",
-    "bounded_value": "vapo.algo.heads",
-    "clipped_surrogate": "vapo.algo.losses",
-    "dual_clip": "vapo.algo.losses",
-    "explained_variance": "vapo.algo.diagnostics",
-    "gae": "vapo.algo.advantages",
-    "group_advantages": "vapo.algo.advantages",
-    "head_loss": "vapo.algo.heads",
-    "head_values": "vapo.algo.heads",
-    "histogram_target": "vapo.algo.heads",
-    "histogram_value": "vapo.algo.heads",
-    "informative_groups": "vapo.algo.advantages",
-    "kl_divergence": "vapo.algo.losses",
-    "lambdas": "vapo.algo.advantages",
-    "leave_one_out": "vapo.algo.baselines",
-    "length_adaptive_lambda": "vapo.algo.advantages",
-    "masked": "vapo.algo.reduction",
-    "mixture_share": "vapo.algo.baselines",
-    "mixture_sums": "vapo.algo.baselines",
-    "positive_weights": "vapo.algo.reduction",
-    "probability_bounded_surrogate": "vapo.algo.sampler",
-    "prompt_weights": "vapo.algo.reduction",
-    "ratio_masked_surrogate": "vapo.algo.sampler",
-    "relative_lambda": "vapo.algo.advantages",
-    "sampler_weights": "vapo.algo.sampler",
-    "sequence_weights": "vapo.algo.reduction",
-    "share_lambda": "vapo.algo.advantages",
-    "soft_overlong_punishment": "vapo.algo.shaping",
-    "terminal_rewards": "vapo.algo.shaping",
-    "token_weights": "vapo.algo.reduction",
-    "turn_start_mask": "vapo.algo.reduction",
-    "value_loss": "vapo.algo.losses",
-    "weighted_sum": "vapo.algo.reduction",
-    "whiten": "vapo.algo.advantages",
-    "within_group_auc": "vapo.algo.diagnostics",
-}
+_MODULES = ("advantages", "baselines", "diagnostics", "heads", "losses", "reduction", "sampler", "shaping")
 
 
 def __getattr__(name: str) -> Any:
-    """Load the functions on first use, because the methods as data and the settings do not need torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vapo.algo' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    """The functions load on first use: the methods as data, and settings with them, need no torch."""
+    if name in __all__:
+        for module in _MODULES:
+            if found := getattr(import_module(f"vapo.algo.{module}"), name, None):
+                return found
+    raise AttributeError(f"module 'vapo.algo' has no attribute {name!r}")

@@ -5,7 +5,6 @@ A folder of adapters is read as the model that they make of their base.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from vapo.algo.heads import width
 from vapo.algo.method import BoundedHead, Head, HistogramHead, LinearHead, SigmoidHead
 from vapo.errors import ConfigError, DataError, ModelError
 from vapo.hub import hub_access, not_cached
+from vapo.json_text import json_text
 from vapo.models.critic import classifier_of, made_critic, with_ids
 from vapo.models.gguf import converted, is_gguf
 from vapo.models.loaded import check_complete, own_memory, read_model
@@ -227,12 +227,10 @@ def set_privileged(critic: PreTrainedModel, column: str | None, source: str) -> 
     """Note in the configuration of a critic which column it reads; ModelError if a trained one has read another."""
     before = getattr(critic.config, PRIVILEGED, None)
     if bool(value_head(critic).weight.any()) and before != column:
-        wanted = "null" if before is None else before
+        trained, given = (f"the privileged column {name!r}" if name else "no column" for name in (before, column))
         raise ModelError(
-            f"The critic in {source} was trained with {'no' if before is None else 'the'} privileged column"
-            f"{'' if before is None else f' {before!r}'}, and the method gives it "
-            f"{'none' if column is None else repr(column)}. Set algorithm.credit.privileged={wanted}, or start the critic "
-            "from a base model."
+            f"The critic in {source} was trained with {trained}, and the method gives it {given}. Set "
+            f"algorithm.credit.privileged={before or 'null'}, or start the critic from a base model."
         )
     if column is not None:
         setattr(critic.config, PRIVILEGED, column)
@@ -293,10 +291,10 @@ def with_privileged(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, column: 
     if content is None or content == "":
         known = ", ".join([*(["answer"] if prompt.answer is not None else []), *prompt.columns]) or "none"
         raise DataError(
-            f"Prompt {prompt.id} has no {column!r}, which algorithm.credit.privileged wants to show the critic; it has: "
-            f"{known}. Add the column to the data, or set algorithm.credit.privileged to null."
+            f"Prompt {prompt.id} has no {column!r}, the column of algorithm.credit.privileged; it has: {known}. "
+            "Add the column to the data, or set algorithm.credit.privileged to null."
         )
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, sort_keys=True)
+    text = content if isinstance(content, str) else json_text(content)
     ids = tokenizer(f"\n[Reference: {text}]\n", add_special_tokens=False)["input_ids"]
     return replace(prompt, privileged_ids=tuple(cast(list[int], ids)))
 

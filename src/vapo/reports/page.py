@@ -15,10 +15,11 @@ from statistics import median
 import yaml
 from markupsafe import Markup
 
+from vapo.json_text import flatten
 from vapo.metrics import Phase, metric_called
 from vapo.reports import formatting
 from vapo.reports.curves import curves_svg
-from vapo.reports.runfiles import Record, RunFiles, column, flatten, number, read_run
+from vapo.reports.runfiles import Record, RunFiles, column, number, read_run
 from vapo.reports.style import asset, page_templates, palette_css, themed
 from vapo.reports.tables import before_after_rows, headings, headline
 from vapo.reports.viewer import script_json, viewer_data

@@ -10,7 +10,6 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,16 +138,6 @@ def column(rows: list[Record], key: str) -> tuple[list[int], list[float]]:
     points = [(int(row.get("step", index)), number(row.get(key))) for index, row in enumerate(rows, start=1)]
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, leaf value) of nested settings, in order; an empty mapping is a leaf."""
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{dotted}.")
-        else:
-            yield dotted, value
 
 
 def _objects(path: Path, content: bytes) -> list[Record]:

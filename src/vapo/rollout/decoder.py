@@ -11,21 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from vapo.errors import ConfigError, DataError, ModelError
+from vapo.rollout.draws import check_decoding
 from vapo.rollout.kv_cache import SlotCache, StepMasks, attention_width, round_up
-from vapo.types import Prompt
+from vapo.rollout.row_counts import ROW_BUCKET, exact_row_counts
+from vapo.types import Decoding, Prompt
 
-ROW_BUCKET = 16
-"""Rows are computed in multiples of this; torch_engine says why."""
 SLOWER = "Sample with the model's own cache, which is slower: --set rollout.engine=generate."
 
 
 class Decoder:
     """The model with its cache and masks, on rows of tokens; the engine knows which sample has which row."""
 
-    def __init__(self, model: nn.Module, rows: int) -> None:
+    def __init__(self, model: nn.Module, slots: int) -> None:
         self.model = model
-        self.rows = rows
-        self.spare_row = rows
+        # At least 128, also for few slots: prompts of a shared prefill have together more rows than there are slots.
+        self._row_counts = exact_row_counts(model, max(slots, 128))
+        self.rows = self.row_count(slots)
+        """Rows of the cache, at least one for each slot."""
+        every = range(ROW_BUCKET, max(self._row_counts, default=0) + 1, ROW_BUCKET)
+        self.prefills_many = bool(self._row_counts) and self._row_counts == list(every)
+        """Whether prompts share a prefill. Else each has its own, so that it always has the same number of rows."""
+        self.spare_row = self.rows
         """A cache row that never decodes. It keeps the prompt of a group that is admitted in several parts."""
         self.config = _text_config(model)
         self.device = next(model.parameters()).device
@@ -44,6 +50,10 @@ class Decoder:
         """The cache that `reserve` made."""
         assert self._cache is not None
         return self._cache
+
+    def row_count(self, count: int) -> int:
+        """How many rows to compute for `count` of them: the fewest that sum alike, else a multiple of 16."""
+        return next((n for n in self._row_counts if n >= count), round_up(count, ROW_BUCKET))
 
     def release(self) -> None:
         """Free the cache and the masks."""
@@ -73,9 +83,9 @@ class Decoder:
                 module.training = training
                 _drop_inference_tensors(module)
 
-    def check_prompt(self, prompt: Prompt, max_tokens: int) -> None:
-        """Raise if the prompt cannot be completed by `max_tokens` tokens."""
-        check_prompt(prompt, max_tokens, context=self.context, vocab_size=self.vocab_size)
+    def check_request(self, prompts: Sequence[Prompt], how: Decoding, seeds: Sequence[int]) -> None:
+        """See the function `check_request`."""
+        check_request(prompts, how, seeds, context=self.context, vocab_size=self.vocab_size)
 
     def reserve(self, length: int) -> None:
         """Make the cache wide enough for sequences of `length` tokens; keeps what is stored."""
@@ -174,8 +184,22 @@ class Decoder:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
-def check_prompt(prompt: Prompt, max_tokens: int, *, context: int, vocab_size: int) -> None:
-    """Raise DataError or ConfigError if the prompt cannot be completed by `max_tokens` tokens."""
+def check_request(
+    prompts: Sequence[Prompt], how: Decoding, seeds: Sequence[int], *, context: int, vocab_size: int
+) -> None:
+    """Check what an engine's `generate` was given, before it samples.
+
+    Raises ValueError if there is not one seed per prompt, DataError for prompts without tokens or with tokens beyond
+    `vocab_size`, ConfigError for settings out of range or responses that do not fit into `context` tokens.
+    """
+    if len(seeds) != len(prompts):
+        raise ValueError(f"one seed per prompt: got {len(seeds)} seeds for {len(prompts)} prompts")
+    check_decoding(how)
+    for prompt in prompts:
+        _check_prompt(prompt, how.max_tokens, context=context, vocab_size=vocab_size)
+
+
+def _check_prompt(prompt: Prompt, max_tokens: int, *, context: int, vocab_size: int) -> None:
     if not prompt.token_ids:
         raise DataError(
             f"Prompt {prompt.id!r} has no token_ids. Render it with a tokenizer first; a model without a "

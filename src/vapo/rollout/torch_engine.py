@@ -5,13 +5,19 @@ prefilled (equal neighbours once) and join. Every step feeds each row its last t
 becomes free at a stop token or at the length limit. Prefill covers a prompt without its last token, which the first
 decode step feeds: so all logits that are sampled from come from the same computation.
 
-A sample's tokens do not depend on the other samples. The randomness is a hash of (seed, token number), see
-`sampling`; and the arithmetic is kept the same by never running fewer than 16 rows (below, matrix libraries
-take other kernels, whose sums run in another order), by widths that do not change sums (`attention_width`),
-and by prefilling prompts only with others of the same padded length. For dense models with SDPA on CPU this
-makes logprobs bitwise equal; where a library sums differently all the same (eager attention, experts that
-get another number of tokens, inner sizes from about 1024 with several threads, GPUs) they agree to rounding,
-about 1e-6 in float32, and a token could differ only if its uniform fell that close to a boundary.
+A sample's tokens do not depend on the other samples. The randomness is a hash of (seed, token number), see `draws`.
+The arithmetic stays the same too: a step computes a number of rows that the CPU's matrix library sums alike
+(`exact_row_counts`), attention widths do not change sums (`attention_width`), and prompts are prefilled only with
+others of the same padded length, or alone where the library does not sum all numbers of rows alike.
+
+What this guarantees, on one machine:
+
+- Logprobs are bitwise equal for dense models with SDPA on a CPU, whatever the other samples and `slots` are, as long as
+  `exact_row_counts` has a count for the slots. With AVX-512 and MKL it has. With AVX2 and MKL it has for small layers;
+  products with 128 inputs and 128 outputs, or with 1024 inputs, change their sums at 64 rows.
+- Everywhere else tokens are equal and logprobs agree to rounding, about 1e-6 in float32: more slots than that, other
+  libraries, eager attention, experts that get another number of tokens, inner sizes from about 1024 with several
+  threads, GPUs. There a token differs only if its uniform number is that close to the boundary of two tokens.
 """
 
 from __future__ import annotations
@@ -23,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from vapo.errors import ConfigError, DivergedError
-from vapo.rollout.decoder import ROW_BUCKET, Decoder, copy_weights, padded_length
-from vapo.rollout.draws import check_decoding, draw_tokens, uniforms
-from vapo.rollout.kv_cache import attention_width, round_up
+from vapo.rollout.decoder import Decoder, copy_weights, padded_length
+from vapo.rollout.draws import draw_tokens, uniforms
+from vapo.rollout.kv_cache import attention_width
 from vapo.types import Completion, Decoding, Prompt
 
 _FIRST_RESPONSE_CAPACITY = 256  # columns reserved for responses at first; doubled when a row needs more
@@ -61,7 +67,7 @@ class TorchEngine:
         self.prefill_tokens = prefill_tokens
         self.num_prefilled_tokens = 0
         """Prompt tokens that went through the model's prefill so far, padding not counted."""
-        self._decoder = Decoder(model if device is None else model.to(device), rows=round_up(slots, ROW_BUCKET))
+        self._decoder = Decoder(model if device is None else model.to(device), slots=slots)
         self._version = 0
         self._decoder.check_against_full_forward()
 
@@ -88,15 +94,9 @@ class TorchEngine:
     ) -> list[Completion]:
         """One completion per prompt, in order; see `RolloutEngine.generate`.
 
-        Raises `ValueError` if there is not one seed per prompt, `DataError` for prompts without tokens or
-        with tokens the model does not know, `ConfigError` for a `how` that makes no sense or does not fit
-        the model's context, all before sampling; and `DivergedError` if the model's logits are not numbers.
+        Raises what `check_request` raises, before sampling; and `DivergedError` if the model's logits are not numbers.
         """
-        if len(seeds) != len(prompts):
-            raise ValueError(f"one seed per prompt: got {len(seeds)} seeds for {len(prompts)} prompts")
-        check_decoding(how)
-        for prompt in prompts:
-            self._decoder.check_prompt(prompt, how.max_tokens)
+        self._decoder.check_request(prompts, how, seeds)
         if not prompts:
             return []
         with self._decoder.borrowed_model():
@@ -272,7 +272,7 @@ class _Run:
             if len(prompt) > 1:  # else the first step feeds the whole prompt
                 by_length.setdefault(padded_length(len(prompt) - 1), []).append((prompt[:-1], targets))
         for length, same in sorted(by_length.items()):
-            count = max(1, self._prefill_tokens // length)
+            count = max(1, self._prefill_tokens // length) if self._decoder.prefills_many else 1
             for i in range(0, len(same), count):
                 prompts, targets = zip(*same[i : i + count], strict=True)
                 self._decoder.prefill(prompts, targets)
@@ -308,7 +308,7 @@ class _Run:
     def _compact(self) -> None:
         """Move the last rows into unused ones if the batch then needs fewer buckets."""
         count = len(self._rows)
-        if round_up(count, ROW_BUCKET) >= self._batch:
+        if self._decoder.row_count(count) >= self._batch:
             return
         moved = [row for row in sorted(self._rows) if row >= count]
         holes = [row for row in range(count) if row not in self._rows]
@@ -337,6 +337,6 @@ class _Run:
         """Compute batch size, longest position and next deadline, which hold until rows are added or removed."""
         if not self._rows:
             return
-        self._batch = round_up(max(self._rows) + 1, ROW_BUCKET)
+        self._batch = self._decoder.row_count(max(self._rows) + 1)
         self._reach = max(s.prefix - s.born for s in self._rows.values())
         self._deadline = min(s.born for s in self._rows.values()) + self._how.max_tokens

@@ -25,7 +25,7 @@ from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective,
 from vapo.trainer.observer import Observer
 from vapo.trainer.pricing import target_range
 from vapo.trainer.run import Run
-from vapo.trainer.sources import SynchronousSource
+from vapo.trainer.sources import FixedPolicySource, SynchronousSource
 from vapo.types import Progress
 
 
@@ -119,12 +119,14 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
         observer=observer,
     )
     run.source = SynchronousSource(run)
+    run.pretraining_source = FixedPolicySource(run)
     return run
 
 
 def lambda_warning(config: Config, longest: int) -> str | None:
     """The paper's α belongs to thousands of tokens: what to say where responses of `longest` tokens get a small λ."""
-    rule = getattr(config.algorithm.credit, "policy_lambda", None)
+    credit = config.algorithm.credit
+    rule = credit.policy_lambda if isinstance(credit, Gae) else None
     if not isinstance(rule, LengthAdaptive):
         return None
     lam = max(0.0, 1 - 1 / (rule.alpha * longest))

@@ -18,8 +18,9 @@ from vapo.algo.method import Algorithm, Gae
 from vapo.algo.presets import PRESETS, without, without_all
 from vapo.algo.sizes import NAMES, fields_of, scaled, sizes_of
 from vapo.errors import ConfigError
+from vapo.json_text import flatten
 from vapo.session.explain import explain, refuse_booleans
-from vapo.session.layers import Layer, Origin, Source, flatten, merge
+from vapo.session.layers import Layer, Origin, Source, merge
 from vapo.session.old_files import modernised
 from vapo.session.schema import Choice, Sections, sizes
 from vapo.session.suggest import suggestion

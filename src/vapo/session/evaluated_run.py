@@ -10,9 +10,10 @@ from typing import Any
 
 from vapo.durability import checkpoint
 from vapo.errors import CheckpointError, ConfigError, command
+from vapo.json_text import flatten
 from vapo.metrics import Phase
 from vapo.session.config import Config, resolve
-from vapo.session.layers import Layer, file_layer, flatten, merge, source_layers
+from vapo.session.layers import Layer, file_layer, merge, source_layers
 from vapo.session.lifecycle import load_run_config
 from vapo.tasks.catalog import is_known
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vapo.errors import ConfigError
-from vapo.session.layers import flatten
+from vapo.json_text import flatten
 from vapo.session.reference import all_settings
 from vapo.session.suggest import SYNONYMS, suggestion
 

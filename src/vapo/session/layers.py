@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vapo.errors import ConfigError
-from vapo.reports.runfiles import flatten
+from vapo.json_text import flatten
 from vapo.session.suggest import suggestion
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

@@ -21,26 +21,27 @@ from vapo.bases.base_model import builtin_model
 from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
 from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command
-from vapo.json_text import json_text
+from vapo.json_text import flatten, json_text
 from vapo.metrics import EventName
 from vapo.models.loading import count_parameters, load_config
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
+from vapo.reports.runfiles import read_jsonl
 from vapo.session.build import assemble, lambda_warning
 from vapo.session.config import Config, resolve
 from vapo.session.environment import environment
 from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
-from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer, flatten, read_yaml, with_sources
+from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer, read_yaml, with_sources
 from vapo.session.schema import TaskConfig
 from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
 from vapo.tasks.catalog import check_task, is_known
 from vapo.tasks.full_task import FullTask
 from vapo.trainer import snapshot
 from vapo.trainer.loop import run_loop
-from vapo.trainer.observer import Observer
+from vapo.trainer.observer import AlarmRecorder, Observer
 from vapo.trainer.pretrain import pool_bytes
-from vapo.trainer.record import LOCK, RunFolder
+from vapo.trainer.record import EVENTS, LOCK, RunFolder
 from vapo.trainer.run import Run
 from vapo.types import Task
 
@@ -110,9 +111,10 @@ def carry_out_new(config: Config, run_dir: Path, observer: Observer, task: Task 
 def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
     """A new run, ready for `finish`; its folder begins once everything has loaded."""
     check_folder(run_dir)
-    config, inputs = prepare(config, observer, task)
+    alarms = AlarmRecorder(observer)
+    config, inputs = prepare(config, alarms, task)
     with _closing_task_on_error(inputs.task):
-        observer = foresee(config, inputs, run_dir, observer)
+        observer = foresee(config, inputs, run_dir, alarms)
         run = assemble(config, inputs, observer)
     with _closing_on_error(run, run_dir):
         check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
@@ -120,6 +122,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
         check_folder(run_dir)  # loading takes a while; somebody else may have been here
         run.folder.write_text("environment.json", json_text(environment(), indent=1))
         _write_settings(run.folder, config)
+        _record_alarms(run.folder, alarms)
     observer.note(f"run directory: {run_dir}")
     _report_critic(run)
     return run
@@ -143,10 +146,15 @@ def prepare(config: Config, observer: Observer, task: Task | None = None) -> tup
         for note in [*config.notes, *notes]:
             observer.note(note)
         report_notes(inputs, observer)
-        for warning in [lambda_warning(config, limit), *rate_warnings(config, inputs.parameters)]:
-            if warning is not None:
-                observer.alarm(warning)
+        _warn_of_settings(config, inputs, observer)
     return config, inputs
+
+
+def _warn_of_settings(config: Config, inputs: Inputs, observer: Observer) -> None:
+    """Raise an alarm for a λ or a learning rate that does not suit the model and its responses."""
+    for warning in [lambda_warning(config, inputs.decoding.max_tokens), *rate_warnings(config, inputs.parameters)]:
+        if warning is not None:
+            observer.alarm(warning)
 
 
 def resume(
@@ -201,8 +209,9 @@ def _refuse_weights_only(run_dir: Path) -> None:
 def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | None, allow_change: bool) -> Run:
     """A run as its newest healthy checkpoint has it, or as it began if there is none."""
     folder = RunFolder(run_dir)
+    alarms = AlarmRecorder(observer)
     try:
-        saved = checkpoint.newest(folder.checkpoints, observer.alarm)
+        saved = checkpoint.newest(folder.checkpoints, alarms.alarm)
         damaged = sorted(path.name for path in folder.checkpoints.glob("*.corrupt"))
         if saved is None and damaged:
             raise CheckpointError(
@@ -217,8 +226,9 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
             )
         inputs = read_inputs(config, task, saved, on_progress=observer.progress)
         with _closing_task_on_error(inputs.task):
-            report_notes(inputs, observer)
-            observer = foresee(config, inputs, run_dir, observer)
+            report_notes(inputs, alarms)
+            _warn_of_settings(config, inputs, alarms)
+            observer = foresee(config, inputs, run_dir, alarms)
             run = assemble(config, inputs, observer)
     except BaseException:
         folder.close()
@@ -234,6 +244,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
             )
         _write_settings(folder, config)
         _record_resume(folder, run, changed)
+        _record_alarms(folder, alarms)
         if changed:
             snapshot.save(run)  # under the new settings, so that the next resume need not be told again
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
@@ -283,11 +294,28 @@ def _record_resume(folder: RunFolder, run: Run, changed: Sequence[str]) -> None:
     """A resume goes into events.jsonl, and what it ran on into environment.json."""
     now = environment()
     state = run.state
-    folder.event(EventName.RESUMED, step=state.step, phase=state.phase, commit=now["commit"], changes=list(changed))
+    folder.event(
+        EventName.RESUMED,
+        lasting=True,
+        step=state.step,
+        phase=state.phase,
+        commit=now["commit"],
+        changes=list(changed),
+    )
     path = folder.path / "environment.json"
     first = json.loads(path.read_text()) if path.exists() else now
     resumed = [*first.pop("resumed", []), {"step": run.state.step, **now}]
     folder.write_text("environment.json", json_text({**first, "resumed": resumed}, indent=1))
+
+
+def _record_alarms(folder: RunFolder, alarms: AlarmRecorder) -> None:
+    """Alarms from before the run's first step go into events.jsonl; one that an earlier start wrote is left out."""
+    written = {
+        event.get("message") for event in read_jsonl(folder.path / EVENTS) if event.get("event") == EventName.ALARM
+    }
+    for message in dict.fromkeys(alarms.messages):
+        if message not in written:
+            folder.event(EventName.ALARM, lasting=True, message=message)
 
 
 def _report_critic(run: Run) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from vapo.algo.presets import PRESETS, without_all
 from vapo.algo.sizes import fields_of, without_sizes
 from vapo.errors import ConfigError
-from vapo.session.layers import flatten
+from vapo.json_text import flatten
 
 _SPELLED_OUT = ("sampling", "credit", "clip", "reduction", "optimization")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from vapo.algo.method import Gae
 from vapo.algo.sizes import NAMES
 from vapo.errors import ConfigError
-from vapo.reports.runfiles import flatten
+from vapo.json_text import flatten
 from vapo.session.config import Config, resolve
 from vapo.session.layers import Layer, file_layer, merge, recipe_layer
 from vapo.study.study import PRETRAINED, Method, Study

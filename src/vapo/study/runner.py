@@ -24,9 +24,9 @@ from statistics import fmean
 from typing import Any
 
 from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
-from vapo.json_text import json_text
+from vapo.json_text import flatten, json_text
 from vapo.metrics import EvaluationLabel, Phase
-from vapo.reports.runfiles import flatten, number, read_jsonl, read_run
+from vapo.reports.runfiles import number, read_jsonl, read_run
 from vapo.session.inputs import close_task, read_inputs, with_whole_paths
 from vapo.session.lifecycle import kept_weights_only, load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells

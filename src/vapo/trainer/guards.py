@@ -1,4 +1,4 @@
-"""Alarms: metrics that show early that a run is going wrong, and what to do: warn, stop or roll back."""
+"""Alarms: metrics that show early that a run fails, and the action that follows: warn, stop or roll back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Alarm:
     metric: str
     bad: Callable[[float, GuardSettings], bool]
     figure: str
-    """The value and the setting it is compared with, in words."""
+    """A sentence with the value and the setting it is compared with."""
     at_once: bool = False
     """Raised at the first bad step, not after `guards.patience` of them."""
     rather: str = ""

@@ -109,7 +109,7 @@ class LocalNetwork:
     # ------------------------------------------------------------------ learning
 
     def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> dict[str, float]:
-        self.optimizer.zero_grad(set_to_none=True)  # a try that ran out of memory may have left some
+        self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
         self._loss, figures = accumulate_gradient(
             self.objective, minibatch, torch.arange(len(minibatch)), micro_batch_tokens=micro_batch_tokens
         )

@@ -1,4 +1,4 @@
-"""The figures of one step, under the names docs/metrics.md explains."""
+"""The figures of one step, under the names in docs/metrics.md."""
 
 from __future__ import annotations
 

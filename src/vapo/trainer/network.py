@@ -1,7 +1,7 @@
-"""What the loop needs of a network. It never sees a module, so the network may live in another process.
+"""The protocol by which the loop uses a network. The loop never uses a module, so a network may be in another process.
 
-`LocalNetwork` keeps this promise in the process itself. One that is split over several processes keeps it too: it
-takes the same minibatches and leaves the same gradient.
+`LocalNetwork` implements it in this process. A network split over several processes implements it too: it takes the
+same minibatches and computes the same gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from vapo.trainer.batch import Batch
 
 Score = Literal["logp", "entropy", "values", "final_values"]
-"""What a network can say of sampled tokens: a policy the first two, a critic the last two."""
+"""What a network computes for sampled tokens: a policy the first two, a critic the last two."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Network(Protocol):
         ...
 
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
-        """What the network says of every response token, by name: (B, T) each; `final_values` is (B,).
+        """The network's scores of every response token, by name: (B, T) each; `final_values` is (B,).
 
         `logp` and `entropy` are in nats at the sampling temperature, values in units of reward. `final_values` is the
         value after the last token. Rows without a trainable token are 0: they are not computed.

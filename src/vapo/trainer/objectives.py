@@ -1,4 +1,4 @@
-"""What each network minimises. Weights are fixed over the whole minibatch, then micro-losses are summed."""
+"""The losses of the networks. Weights are fixed over the whole minibatch, then micro-losses are summed."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _nan_unless_finite(loss: Tensor, mask: Tensor, *inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RewardModelObjective:
-    """L = Σ w·½(V(s_end) - R)² over finished responses: a judge of whole answers that never sees a part of one."""
+    """L = Σ w·½(V(s_end) - R)² over finished responses: it scores whole responses only."""
 
     critic: Critic
 

@@ -1,11 +1,10 @@
-"""Value pretraining: fit the critic to what the fixed initial policy really earns, before joint training.
+"""Value pretraining: fit the critic to the returns of the fixed initial policy, before joint training.
 
-VAPO §4.1: keep sampling from a fixed policy, regress the critic onto Monte-Carlo returns, go on until value
-loss and explained variance are good. (The paper says "sufficiently low" of both; explained variance must
-of course become high.)
+VAPO §4.1: sample from a fixed policy and regress the critic onto Monte-Carlo returns until value loss is low and
+explained variance is high. (The paper says "sufficiently low" of both.)
 
-The policy does not change, so no response grows stale: each step learns from its own responses and from a draw of the
-earlier ones. A few hundred responses repeated five times in a row would be overfitted.
+The policy does not change, so earlier responses stay valid: each step learns from its own responses and from a draw of
+the earlier ones. The critic would overfit a few hundred responses repeated five times in a row.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ from vapo.trainer.learn import learn
 from vapo.trainer.measure import residual_explained_variance, rollout_figures, value_figures
 from vapo.trainer.memory import within_memory
 from vapo.trainer.pricing import price
-from vapo.trainer.replay import ReplayPool, drawn_from, remove_pool
-from vapo.trainer.rollouts import Rollout, consume
+from vapo.trainer.replay import ReplayPool, Rows, drawn_from, remove_pool
+from vapo.trainer.rollouts import PretrainingSource, Rollout, check_age, consume
 from vapo.trainer.run import Run
 from vapo.trainer.scoring import score
-from vapo.trainer.sources import PretrainingSource
 from vapo.types import stable_hash
 
 BAD_STEPS_TO_STOP = 3
@@ -51,12 +49,12 @@ def pretrain_critic(run: Run) -> None:
         state.phase = Phase.TRAIN
         return
     run.observer.phase(Phase.PRETRAIN, state.pretrain_step, credit.pretraining_steps)
-    source = PretrainingSource(run)
-    # the policy is fixed and each sample has its seed: after a resume these are the same responses as before
+    source = run.pretraining_source
+    # The policy is fixed and each sample has its seed, so a resume samples the same responses.
     judged = source.heldout(state)
     heldout, verdicts = _collated(run, judged), tally(judged.drawn)
     same = outcomes.sameness(verdicts)
-    if same and state.pretrain_step == 0 and run.settings.steps == 0:  # no evaluation has said so
+    if same and state.pretrain_step == 0 and run.settings.steps == 0:  # no evaluation raised this alarm
         run.alarm(outcomes.lesson(verdicts, "to held-out prompts"), name=same)
     pool = ReplayPool(run.folder.path, run.alarm) if run.settings.pretraining_passes > 1 else None
     if pool is not None:
@@ -72,11 +70,11 @@ def pretrain_critic(run: Run) -> None:
             advice = (
                 f"Held-out explained variance ended {'undefined' if reached is None else f'at {reached:.2f}'}, wanted "
                 f"{ready:.2f}. Pretrain longer (trainer.pretraining_steps, trainer.pretraining_passes), raise "
-                "trainer.pretraining_lr, or check that success can be foreseen."
+                "trainer.pretraining_lr, or check that a critic can predict success on this task."
             )
         run.alarm(f"The critic is not ready. {advice}")
     state.phase = Phase.TRAIN
-    state.recent.clear()  # joint training is judged by its own steps
+    state.recent.clear()  # the alarms of joint training count its own steps only
     state.streaks.clear()
     run.folder.event(EventName.PRETRAINING_FINISHED, steps=state.pretrain_step, explained_variance=reached)
     if snapshot.save(run):  # if the disk refuses, the newest checkpoint still needs the pool
@@ -100,7 +98,7 @@ def with_returns(batch: Batch, algorithm: Algorithm) -> Batch:
     return replace(batch, returns=monte_carlo_returns(batch, algorithm.credit.gamma))
 
 
-def replayed(batch: Batch, earlier: Sequence[Batch], count: int, generator: torch.Generator) -> Batch:
+def replayed(batch: Batch, earlier: Sequence[Rows], count: int, generator: torch.Generator) -> Batch:
     """`batch` with up to `count` responses drawn from `earlier`, none twice."""
     drawn = drawn_from(earlier, count, generator)
     return batch if drawn is None else concatenate([batch, drawn])
@@ -113,6 +111,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
     assert run.critic is not None
     step = state.pretrain_step
     rollout = source.next(state)
+    check_age(rollout, state, source.max_age)
     consume(state, rollout)
     clock.add(rollout.seconds)
     batch = _collated(run, rollout)
@@ -170,7 +169,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
     metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
     run.folder.metrics(metrics)
     run.observer.step(metrics)
-    # a rollback would lead to the same responses again: the policy is fixed and cannot have come to harm
+    # A rollback would sample the same responses again: the policy is fixed.
     apply_alarms(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
     if pool is not None:
         pool.add(batch)  # before the checkpoint, which counts on it
@@ -178,7 +177,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
 
 
 def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
-    """How well the critic foresees held-out outcomes; for a reward model also how well it sees them at the end."""
+    """How well the critic predicts held-out outcomes; for a reward model also at the last token."""
     at_end = run.settings.pretraining_at == "end"
     judged = within_memory(run, "score", partial(score, heldout, critic=run.critic, final_values=at_end))
     assert judged.old_values is not None

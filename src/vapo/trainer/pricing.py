@@ -1,4 +1,4 @@
-"""What each response earned, and which responses are learned from."""
+"""The outcome of each response, and which responses are learned from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Prices:
 
 
 def price(episodes: Sequence[Episode], algorithm: Algorithm, *, max_response_tokens: int) -> Prices:
-    """What the verdicts and lengths of the responses are worth under the method.
+    """The outcomes of responses by their verdicts and lengths, under the method.
 
     The overlong punishment measures everything after the prompt, text of the environment included: that is what fills
     the limit.

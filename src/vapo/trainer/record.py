@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from vapo.trainer.batch import Batch
 from vapo.types import Episode, Prompt, Turn, Verdict
 
 LOCK = "run.lock"
-LOGS = ("metrics.jsonl", "events.jsonl", "evaluations.jsonl")
+EVENTS = "events.jsonl"
+LOGS = ("metrics.jsonl", EVENTS, "evaluations.jsonl")
 
 
 class RunFolder:
@@ -73,9 +74,15 @@ class RunFolder:
         """Append a line to evaluations.jsonl."""
         self._append("evaluations.jsonl", result)
 
-    def event(self, event: str, **details: Any) -> None:
-        """Append a line to events.jsonl, with the time of day."""
-        self._append("events.jsonl", {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **details})
+    def event(self, event: str, *, lasting: bool = False, **details: Any) -> None:
+        """Append a line to events.jsonl, with the time of day.
+
+        A `lasting` event is about the process, not about the run's state, such as a resume. It is synced to the disk
+        at once, and `cut_logs` keeps it.
+        """
+        marks = {"lasting": True} if lasting else {}
+        line = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **details, **marks}
+        self._append(EVENTS, line, sync=lasting)
 
     def log_bytes(self) -> dict[str, int]:
         """Bring all lines to the disk; the length of each log. Raises OSError if the disk refuses."""
@@ -91,12 +98,27 @@ class RunFolder:
         return lengths
 
     def cut_logs(self, lengths: dict[str, int]) -> None:
-        """Cut each log to its length in `lengths`: the lines after a checkpoint go, so each step appears once."""
+        """Cut each log to its length in `lengths`: the lines after a checkpoint go, so each step appears once.
+
+        Lasting events stay.
+        """
+        events = self.path / EVENTS
+        content = events.read_bytes() if events.exists() else b""
+        length = lengths.get(EVENTS, 0)
+        lasting = "".join(_lasting_lines(content[length:].decode(errors="replace") + self._waiting.get(EVENTS, "")))
         self._waiting.clear()
         for name in LOGS:
             path = self.path / name
-            if path.exists():
+            if path.exists() and not (name == EVENTS and lasting):
                 os.truncate(path, min(path.stat().st_size, lengths.get(name, 0)))
+        if lasting:
+            try:
+                self.write_text(EVENTS, content[:length].decode(errors="replace") + lasting)
+            except OSError:  # a full disk: cut the log, and write the lasting events when there is space
+                (self.path / f".{EVENTS}.tmp").unlink(missing_ok=True)
+                if events.exists():
+                    os.truncate(events, min(len(content), length))
+                self._waiting[EVENTS] = lasting
 
     def rollouts(
         self, name: str, episodes: Sequence[Episode], batch: Batch, decode: Callable[[Sequence[int]], list[str]]
@@ -115,7 +137,7 @@ class RunFolder:
             raise
 
     def keep_skipped(self, name: str, batches: Sequence[Batch]) -> None:
-        """Write minibatches whose gradient steps were skipped, to look at and to try again; raises OSError or
+        """Write minibatches whose gradient steps were skipped, to inspect and to repeat; raises OSError or
         SafetensorError."""
         folder = self.path / "skipped"
         for number, batch in enumerate(batches):
@@ -126,12 +148,14 @@ class RunFolder:
         """Release the lock."""
         self._lock.close()
 
-    def _append(self, name: str, data: dict[str, Any]) -> None:
+    def _append(self, name: str, data: dict[str, Any], *, sync: bool = False) -> None:
         line = json_text(data) + "\n"
         self._waiting[name] = self._waiting.get(name, "") + line
-        # on a full disk the lines wait, and the next save says so
+        # On a full disk the lines wait in memory, and the next save reports it.
         with contextlib.suppress(OSError), (self.path / name).open("ab", buffering=0) as file:
             self._write(name, file)
+            if sync:
+                os.fsync(file.fileno())
 
     def _write(self, name: str, file: FileIO) -> None:
         """Write the waiting lines, all of them or none."""
@@ -146,7 +170,16 @@ class RunFolder:
         self._waiting.pop(name, None)
 
 
-def read_rollouts(path: Path) -> list[Episode]:
+def _lasting_lines(text: str) -> Iterator[str]:
+    """The lines of lasting events; a torn line is left out."""
+    for line in text.splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and record.get("lasting") and line.endswith("\n"):
+                yield line
+
+
+def read_episodes(path: Path) -> list[Episode]:
     """The episodes of a file that `RunFolder.rollouts` wrote, to be scored or judged again.
 
     Log-probabilities have 4 decimals. A prompt has its id, text and tokens; what the verifier needs is the task's.

@@ -1,7 +1,7 @@
-"""A step's responses as a value, and where such values come from.
+"""A step's responses as a value, and the protocols of the sources of such values.
 
 A source only reads the run's state. The state moves when the loop consumes a rollout, so a rollout that is dropped
-(a stop, a crash) leaves nothing to undo, and one may be made ahead of its turn.
+(a stop, a crash) changes nothing, and one may be made ahead of time.
 """
 
 from __future__ import annotations
@@ -65,6 +65,27 @@ class RolloutSource(Protocol):
 
         Raises AbandonedError when the run is to stop, and VerifierBrokenError.
         """
+        ...
+
+
+class PretrainingSource(Protocol):
+    """Makes the rollouts of value pretraining. The policy is fixed, so any step's can be made again."""
+
+    @property
+    def max_age(self) -> int:
+        """See `RolloutSource`."""
+        ...
+
+    def next(self, state: State) -> Rollout:
+        """The rollout of pretraining step `state.pretrain_step + 1`; see `RolloutSource`."""
+        ...
+
+    def at(self, step: int, state: State) -> Rollout:
+        """The rollout of the pretraining step that follows `step` finished ones."""
+        ...
+
+    def heldout(self, state: State) -> Rollout:
+        """Responses to held-out prompts, the same each time; they are never learned from."""
         ...
 
 

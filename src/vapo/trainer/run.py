@@ -1,4 +1,4 @@
-"""A run: the method, the networks, the engine, the task and the folder, put together."""
+"""A run: the method, the networks, the engine, the task and the folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vapo.trainer.batch import Batch
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.record import RunFolder
-from vapo.trainer.rollouts import RolloutSource
+from vapo.trainer.rollouts import PretrainingSource, RolloutSource
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 from vapo.trainer.state import State
 from vapo.types import Decoding, Episode, Progress, PromptSet
@@ -30,10 +30,10 @@ from vapo.types import Decoding, Episode, Progress, PromptSet
 
 @dataclass
 class Run:
-    """What the loop works on. Only `state`, the weights and the optimizers change from step to step."""
+    """The objects that the loop uses. Only `state`, the weights and the optimizers change from step to step."""
 
     config: dict[str, Any]
-    """All settings as plain data; saved with every checkpoint, so that no resume continues under others unseen."""
+    """All settings as plain data; saved with every checkpoint, so that a resume can compare them."""
     seed: int
     algorithm: Algorithm
     settings: TrainerSettings
@@ -56,9 +56,11 @@ class Run:
     """Where everything is written; set once the networks have loaded."""
     source: RolloutSource = field(init=False)
     """Where the responses of joint training come from."""
+    pretraining_source: PretrainingSource = field(init=False)
+    """Where the responses of value pretraining come from."""
     state: State = field(default_factory=State)
     watch: Watch = field(default_factory=Watch)
-    """Gets a sign of life from time to time."""
+    """Receives a beat at least once per piece of work."""
     stop_requested: bool = False
     """Set by a signal handler: the run drops what it is sampling, saves and stops."""
     failed_saves: int = 0
@@ -101,7 +103,7 @@ class Run:
             raise AbandonedError
 
     def clock(self) -> Clock:
-        """A clock for one step, which also gives the watch signs of life."""
+        """A clock for one step; each part that it times also beats the watch."""
         return Clock(self.watch.beat)
 
     def alarm(self, message: str, **details: Any) -> None:
@@ -128,7 +130,7 @@ class Run:
 
 
 class Clock:
-    """Where a step's seconds went; `on_start` is called with the name of what begins."""
+    """Measures the seconds of a step's parts; `on_start` is called with the name of each part as it begins."""
 
     def __init__(self, on_start: Callable[[str], None] = lambda _: None) -> None:
         self.started = time.perf_counter()

@@ -26,14 +26,14 @@ def score(
     """
     scored: dict[str, Tensor] = {}
     if policy is not None:
-        said = policy.score(batch, ("logp", "entropy"), micro_batch_tokens=micro_batch_tokens)
-        scored |= {"old_logp": said["logp"], "entropy": said["entropy"]}
+        scores = policy.score(batch, ("logp", "entropy"), micro_batch_tokens=micro_batch_tokens)
+        scored |= {"old_logp": scores["logp"], "entropy": scores["entropy"]}
     if critic is not None:
         what = ("values", "final_values") if final_values else ("values",)
-        said = critic.score(batch, what, micro_batch_tokens=micro_batch_tokens)
-        scored["old_values"] = said["values"]
+        scores = critic.score(batch, what, micro_batch_tokens=micro_batch_tokens)
+        scored["old_values"] = scores["values"]
         if final_values:
-            scored["final_values"] = said["final_values"]
+            scored["final_values"] = scores["final_values"]
     if reference is not None:
         scored["ref_logp"] = reference.score(batch, ("logp",), micro_batch_tokens=micro_batch_tokens)["logp"]
     return replace(batch, **scored)

@@ -54,7 +54,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """What counts as going wrong, and what to do then."""
+    """When a run raises an alarm, and the action that follows."""
 
     action: Literal["warn", "stop", "rollback"] = "warn"
     """On an alarm: warn and go on, stop with exit code 3, or roll back to the newest checkpoint and sample other

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 
 from vapo.durability import checkpoint
 from vapo.errors import DivergedError, StoppedError, command
-from vapo.json_text import json_text, null_for_nan
+from vapo.json_text import flatten, json_text, null_for_nan
 from vapo.metrics import EventName, Phase
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
@@ -73,7 +72,7 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
 
 
 def save_if_due(run: Run, step: int) -> None:
-    """Save at every so many steps, after a save that failed, and before a stop. Raises StoppedError to stop."""
+    """Save every `checkpoint.every` steps, after a save that failed, and before a stop. Raises StoppedError to stop."""
     due = run.saving.every > 0 and step % run.saving.every == 0
     if due or run.failed_saves or run.stop_requested:
         save(run)
@@ -87,7 +86,7 @@ def size(run: Run) -> int:
 
 
 def raise_stopped(run: Run) -> None:
-    """Raise StoppedError with the command that goes on; call it after a save."""
+    """Raise StoppedError with the command that resumes the run; call it after a save."""
     saved = "saved" if not run.failed_saves else "but the last save failed, so it goes on from the one before"
     raise StoppedError(f"Stopped in order, {saved}. Go on with: {command('resume', run.folder.path)}")
 
@@ -98,10 +97,12 @@ def roll_back(run: Run, reason: str) -> None:
     count, failed_at = run.state.rollbacks + 1, run.state.step
     newest = checkpoint.newest(run.folder.checkpoints, run.alarm)
     if newest is None:
-        raise DivergedError(f"An alarm ({reason}) asked to roll back, but there is no checkpoint yet.")
+        raise DivergedError(
+            f"The run cannot roll back after an alarm ({reason}): there is no checkpoint yet. Lower checkpoint.every."
+        )
     restore(run, newest)
     run.state.rollbacks = count
-    run.state.streaks.clear()  # or the checkpoint's own bad steps would sound the alarm again at once
+    run.state.streaks.clear()  # else the bad steps in the checkpoint would raise the alarm again at once
     run.hand_over()
     run.folder.event(EventName.ROLLED_BACK, reason=reason, from_step=failed_at, to_step=run.state.step, rollbacks=count)
     run.observer.alarm(f"Rolled back from step {failed_at} to {newest.name}; other responses are drawn from here.")
@@ -135,17 +136,9 @@ def changes(now: dict[str, Any], then: dict[str, Any] | None) -> list[str]:
     if then is None:
         return []
     # as JSON holds them: an option of a task may be infinite, and null in the file
-    old, new = dict(_flat(null_for_nan(then))), dict(_flat(null_for_nan(now)))
+    old, new = dict(flatten(null_for_nan(then))), dict(flatten(null_for_nan(now)))
     # a task's options are kept as they were given, so a new one is a change; of the other sections all settings are
     # kept, and one that is new was not known to the checkpoint's version
     found = [key for key in sorted(old) if old[key] != new.get(key)]
     found += [key for key in sorted(new) if key not in old and key.startswith("task.")]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in found if not key.startswith(FREE_TO_CHANGE)]
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

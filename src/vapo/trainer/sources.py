@@ -62,8 +62,8 @@ class SynchronousSource:
         return Rollout(tuple(everything), tuple(kept), position, clock.seconds)
 
 
-class PretrainingSource:
-    """Samples the responses of value pretraining. The policy is fixed, so any step can be sampled again."""
+class FixedPolicySource:
+    """Samples the responses of value pretraining when they are asked for, from the fixed initial policy."""
 
     max_age = 0
 
@@ -117,7 +117,7 @@ def _judged_samples(
             how=run.decoding,
             decode=run.decode,
             seed=run.seed,
-            # after a rollback other responses are drawn: the same ones would lead to the same place
+            # After a rollback other responses are drawn: the same ones would repeat the same updates.
             step=f"{label} after rollback {state.rollbacks}" if state.rollbacks else label,
             drawn=drawn,
             on_progress=lambda done, _: run.progress("sampling", done, total),
@@ -133,7 +133,7 @@ def check_verdicts(episodes: Sequence[Episode], limit: float) -> None:
         raise VerifierBrokenError(
             f"The verifier could not judge {len(invalid)} of {len(episodes)} responses "
             f"(first: prompt {invalid[0].prompt.id}: {invalid[0].verdict.reason}); the limit is "
-            f"trainer.max_invalid_ratio={limit}. Mend the verifier or the gold answers."
+            f"trainer.max_invalid_ratio={limit}. Fix the verifier or the gold answers."
         )
 
 

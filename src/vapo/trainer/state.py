@@ -17,7 +17,7 @@ from vapo.metrics import Phase
 
 @dataclass
 class State:
-    """The run's counters. Mutable on purpose: it is the one object that changes."""
+    """The run's counters. Mutable: the loop updates it in place."""
 
     phase: Phase = Phase.PRETRAIN
     evaluated: int = -1
@@ -44,9 +44,9 @@ class State:
     """The best so far, for the stop rule."""
     best_pretrain_step: int = 0
     recent: dict[str, list[float]] = field(default_factory=dict)
-    """The last steps' gradient norms, by network: what a spike is measured against."""
+    """The last steps' gradient norms, by network: a spike is compared with them."""
     streaks: dict[str, int] = field(default_factory=dict)
-    """For how many steps in a row each alarm has had cause."""
+    """For how many steps in a row the condition of each alarm has held."""
     verdicts: dict[str, int] = field(default_factory=dict)
     """How the responses came out of the last steps that were all wrong, or all right, in a row."""
     mixture: list[float] = field(default_factory=lambda: [0.0, 0.0])
@@ -86,7 +86,7 @@ class State:
 
 
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 (0.1) saved after evaluations that were due, but for the last, and knew no alarms."""
+    """Format 1 (0.1) saved after evaluations that were due, but for the last, and had no alarms."""
     later: dict[str, Any] = {"recent": {}, "streaks": {}, "rollbacks": 0, "micro_batch_tokens": {}}
     data = {**data, **later, "evaluated": data["step"] if data["started"] else -1}
     del data["started"]

@@ -12,9 +12,10 @@ import numpy as np
 
 from vapo.errors import ConfigError, DataError
 from vapo.evals.statistics import Scores
+from vapo.json_text import flatten
 from vapo.metrics import EvaluationLabel, EventName, Phase
 from vapo.reports.formatting import one_line
-from vapo.reports.runfiles import Record, RunFiles, flatten, number, read_run
+from vapo.reports.runfiles import Record, RunFiles, number, read_run
 from vapo.session.config import resolve
 from vapo.session.layers import file_layer
 from vapo.study.comparison.methods import distinct_labels, method_settings, table_order
