@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, replace
 
-from vapo.algo.method import Gae, LengthAdaptive
 from vapo.algo.sizes import NAMES, Sizes, with_batch
 from vapo.errors import ConfigError
 from vapo.json_text import flatten
-from vapo.session.config import Config, resolve
+from vapo.session.config import Config, alpha_follows_length, resolve
 from vapo.session.layers import Layer, Source, nested, recipe_layer
 
 RATES = ((1e6, 6e-4), (1e7, 3e-4), (5e7, 1e-4), (2.5e8, 1e-5), (1e9, 3e-6))
@@ -152,13 +151,11 @@ def _defaults(config: Config, fit: Fit) -> dict[str, float | int]:
         defaults[f"trainer.{name}"] = getattr(batch, name)
     defaults |= {"trainer.actor_lr": actor, "trainer.critic_lr": critic}
     defaults["algorithm.alpha"] = max(PAPER_ALPHA, OUTCOME_REACH / fit.max_response_tokens)
-    credit = algorithm.credit
-    rule = credit.policy_lambda if isinstance(credit, Gae) else None
     unused = {
         "trainer.group_size": algorithm.sampling.per_prompt == 1,
         "trainer.critic_lr": not algorithm.has_critic,
         "trainer.pretraining_steps": not algorithm.pretrains,
-        "algorithm.alpha": not isinstance(rule, LengthAdaptive),
+        "algorithm.alpha": not alpha_follows_length(config.choice, sections),
     }
     assert set(defaults) == set(NAMES.values())
     return {key: value for key, value in defaults.items() if not unused.get(key)}
