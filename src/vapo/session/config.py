@@ -209,6 +209,9 @@ def _unused(config: Config, origins: Mapping[str, Origin]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+CRITIC_SETTINGS = ("trainer.critic_lr", "model.critic", "model.critic_lora", "model.critic_kind", "model.side_layers")
+
+
 def _no_use(algorithm: Algorithm, key: str, value: Any) -> str | None:
     """Why the method has no use for a setting; None if it has, or would be the same without it."""
     derived = dataclasses.asdict(sizes_of(algorithm))
@@ -216,7 +219,7 @@ def _no_use(algorithm: Algorithm, key: str, value: Any) -> str | None:
         return None
     if key == "trainer.group_size" and algorithm.sampling.per_prompt == 1:
         return "it draws one response to each prompt"
-    if key in ("trainer.critic_lr", "model.critic", "model.critic_lora") and not algorithm.has_critic:
+    if key in CRITIC_SETTINGS and not algorithm.has_critic:
         return "it has no critic"
     if key.startswith("trainer.pretraining_") and not algorithm.pretrains:
         return "it does no value pretraining"

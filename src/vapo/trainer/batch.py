@@ -29,6 +29,9 @@ class Batch:
     (B, T) is the V that the advantages are measured from. `critic_shift` (B,) is what was taken off the critic's
     target: a residual critic's V is `old_values` + `critic_shift`. `critic_weights` (B,) weigh the critic's loss of a
     response, `sampler_weights` (B, T) the policy's of a token; `removed` (B, T) are the tokens that these cut.
+
+    `features[i]` (tokens, K) are the policy's hidden states of row i before any update, for a side critic. They are
+    kept in memory only: files leave them out.
     """
 
     tokens: tuple[Tensor, ...]
@@ -55,6 +58,7 @@ class Batch:
     critic_weights: Tensor | None = None
     sampler_weights: Tensor | None = None
     removed: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,18 +76,20 @@ class Batch:
     @property
     def sequences(self) -> Sequences:
         """What a network needs to score the responses."""
-        return Sequences(self.tokens, tuple(self.response_lengths.tolist()))
+        return Sequences(self.tokens, tuple(self.response_lengths.tolist()), self.features)
 
     def for_policy(self) -> Batch:
-        """The batch as the policy learns from it: without the tokens of responses that only the critic learns from."""
-        if bool(self.policy_rows.all()):
-            return self
-        return replace(self, mask=self.mask & self.policy_rows[:, None])
+        """The batch as the policy learns from it: without the tokens of responses that only the critic learns from,
+        and without the features that the critic reads."""
+        mask = self.mask if bool(self.policy_rows.all()) else self.mask & self.policy_rows[:, None]
+        return replace(self, mask=mask, features=None)
 
     def select(self, rows: Tensor) -> Batch:
         """The given rows, in that order, with T cut to the longest of them."""
         width = max(1, int(self.response_lengths[rows].max())) if len(rows) else 1
         chosen: dict[str, object] = {"tokens": tuple(self.tokens[i] for i in rows.tolist())}
+        if self.features is not None:
+            chosen["features"] = tuple(self.features[i] for i in rows.tolist())
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
@@ -91,7 +97,8 @@ class Batch:
         return replace(self, **chosen)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything under its name, `tokens` end to end with `token_counts`; `from_tensors` reads it back."""
+        """Everything but `features` under its name, `tokens` end to end with `token_counts`; `from_tensors` reads it
+        back."""
         found = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         found["tokens"] = torch.cat(self.tokens)
         found["token_counts"] = torch.tensor([len(t) for t in self.tokens])
@@ -110,6 +117,8 @@ class Batch:
         if self.mask.device == device:
             return self
         moved: dict[str, object] = {"tokens": tuple(t.to(device) for t in self.tokens)}
+        if self.features is not None:
+            moved["features"] = tuple(t.to(device) for t in self.features)
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), Tensor):
                 moved[f.name] = value.to(device)
@@ -156,6 +165,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         elif f.name == "groups":
             starts = [0, *accumulate(int(part.max()) + 1 for part in parts)]
             joined[f.name] = torch.cat([part + start for part, start in zip(parts, starts, strict=False)])
+        elif f.name == "features":
+            joined[f.name] = tuple(row for part in parts for row in part)
         elif isinstance(parts[0], Tensor):
             joined[f.name] = torch.cat([_widened(part, width) if part.ndim == 2 else part for part in parts])
     return replace(batches[0], **joined)
