@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from vapo.models.critic import freeze, known_ids
 from vapo.models.loading import load_critic, load_policy, load_side_critic, set_head, set_value_at, value_head
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout
-from vapo.models.placing import best_device, set_threads, to_device
+from vapo.models.placing import best_device, set_threads, to_device, total_memory
 from vapo.models.side import SideModel, describe, side_config
 from vapo.rollout.engines import make_engine
 from vapo.session.config import Config
@@ -154,17 +153,15 @@ def _side_critic(config: Config, inputs: Inputs, policy: Policy, head: Head) -> 
     layers = tuple(network.config.policy_layers or ())
     if model.side_layers not in (None, len(layers)):
         raise ConfigError(
-            f"model.side_layers={model.side_layers}, and the side critic in {inputs.critic_source} reads {len(layers)}. "
-            "Leave it out."
+            f"model.side_layers={model.side_layers}, and the side critic in {inputs.critic_source} reads "
+            f"{len(layers)}. Leave model.side_layers out."
         )
     policy = replace(policy, side_layers=layers)
     probe = torch.zeros(2, dtype=torch.long, device=policy.model.device)
     policy.features(Sequences((probe,), (1,)))  # fails here rather than in the first step
     network = to_device(network, policy.model.device)
-    critic = Critic(
-        network, policy.layout, False, origin, config.sections.trainer.pretraining_at, head, policy.features
-    )
-    return policy, critic
+    at = config.sections.trainer.pretraining_at
+    return policy, Critic(network, policy.layout, False, origin, at, head, policy.features)
 
 
 def features_fit(config: Config, inputs: Inputs, policy: Policy) -> bool:
@@ -175,8 +172,7 @@ def features_fit(config: Config, inputs: Inputs, policy: Policy) -> bool:
     """
     tokens = len(inputs.train_prompts[0].token_ids) + inputs.decoding.max_tokens
     states = len(policy.side_layers) * policy.model.config.get_text_config().hidden_size
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 * config.algorithm.sampling.samples * tokens * states < KEPT_SHARE * memory
+    return 4 * config.algorithm.sampling.samples * tokens * states < KEPT_SHARE * total_memory()
 
 
 def lambda_warning(config: Config, longest: int) -> str | None:

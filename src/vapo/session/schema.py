@@ -48,9 +48,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "model")
         if self.critic_kind == "side" and self.critic_lora:
-            raise ConfigError(
-                "A side critic has no adapters: leave out model.critic_lora, or set model.critic_kind=full."
-            )
+            raise ConfigError("A side critic takes no adapters: leave out model.critic_lora or model.critic_kind=side.")
         if self.critic_kind != "side" and self.side_layers is not None:
             raise ConfigError("model.side_layers is a side critic's: set model.critic_kind=side, or leave it out.")
 
