@@ -33,11 +33,12 @@ from vapo.types import Prompt, Verdict, stable_hash
 
 VOCABULARY, PROMPT = 512, 16
 SIZES = {
+    "mini": {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 1},
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "num_attention_heads": 2},
     "3M": {"hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 512, "num_attention_heads": 6},
     "20M": {"hidden_size": 384, "num_hidden_layers": 11, "intermediate_size": 1024, "num_attention_heads": 6},
 }
-HALF = {"3M": "tiny", "20M": "3M", "tiny": "tiny"}
+SMALLER = {"20M": "3M", "3M": "tiny", "tiny": "mini"}
 """The smaller base that one of the critics starts from."""
 CRITICS: dict[str, dict[str, Any]] = {
     "VAPO, full critic": {},
@@ -97,7 +98,7 @@ def run_of(size: str, length: int, samples: int, folder: Path, preset: str, laye
     """A run that has not taken a step yet; its responses never end before the limit."""
     layer = {**layer, "model": {"policy": base(size, folder), **layer.get("model", {})}}
     if layer["model"].get("critic") == "SMALLER":
-        layer["model"]["critic"] = base(HALF[size], folder)
+        layer["model"]["critic"] = base(SMALLER[size], folder)
     settings = {
         "trainer": {
             "steps": 1000, "samples_per_step": samples, "group_size": 4, "minibatch_size": samples // 2,
@@ -163,7 +164,7 @@ def table(size: str, length: int, rounds: int, samples: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", nargs="+", default=["3M", "20M"], choices=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", default=["3M", "20M"], choices=list(SMALLER))
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 512])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=16)
@@ -174,8 +175,7 @@ def main() -> None:
         "",
         f"`python benchmarks/critic_price.py`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, one core, "
         f"torch {torch.__version__}; medians of {options.rounds} steps, runs in turn; in brackets the lowest and the "
-        "highest ratio of a round. Two gradient steps per joint step. A smaller base has about an eighth of the "
-        "policy's parameters.",
+        "highest ratio of a round. Two gradient steps per joint step.",
         "",
     ]
     for size in options.sizes:

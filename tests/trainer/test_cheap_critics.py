@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 from test_invariance import batch_of
 from test_resume import hashes, timeless
+from transformers import AutoModelForCausalLM
 
 import toys
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError, ModelError
+from vapo.models.backbone import layer_states
 from vapo.models.loading import load_side_critic
 from vapo.models.saving import save_model
 from vapo.models.side import SHARE, SideModel
@@ -34,6 +36,11 @@ REPLAYS = {"trainer": {"pretraining_passes": 3}}
 FROZEN = {"algorithm": {"credit": {"frozen": ["*self_attn*"]}}}
 KINDS: dict[str, dict[str, Any]] = {
     "side": {**SIDE, **REPLAYS},
+    "side, as a reward model first": {**SIDE, "trainer": {"pretraining_at": "end"}},
+    "side, beside adapters, with a bounded head": {
+        "model": {"critic_kind": "side", "policy_lora": 2, "gradient_checkpointing": True},
+        "algorithm": {"credit": {"head": {"kind": "bounded"}}},
+    },
     "adapters on the critic": {"model": {"critic_lora": 2}},
     "frozen attention": FROZEN,
 }
@@ -109,6 +116,15 @@ def test_a_side_critics_folder_is_small_and_loads_beside_the_trained_policy(base
     assert equal(weights_of(run.critic), loaded.state_dict())
     assert not (tmp_path / "run" / "critic_adapter").exists()
     assert run.critic.published_bytes == 4 * loaded.num_parameters()
+    # as docs/tasks.md shows it
+    batch = batch_of([5, 5]).select(torch.tensor([0]))
+    expected = run.critic.score(batch, ("values", "final_values"), micro_batch_tokens=100)
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+    critic = SideModel.from_pretrained(folder)
+    _, features = layer_states(policy, batch.tokens, "padded", critic.config.policy_layers)
+    values = critic.values([features])[:, 0]
+    torch.testing.assert_close(values[2:-1], expected["values"][0])
+    torch.testing.assert_close(values[-1:], expected["final_values"])
 
 
 def test_the_critics_updates_leave_the_policy_as_it_is(base: Path, tmp_path: Path):

@@ -218,8 +218,9 @@ def report_size(plan: Plan, observer: Observer, *, free_disk: int, free: int | N
     if free is not None and plan.memory > free:
         observer.alarm(
             f"Networks and cache need about {_bytes(plan.memory)}, activations come on top, and {_bytes(free)} of "
-            "memory are free: the run may be killed. Adapters (model.policy_lora, model.critic_lora), smaller pieces "
-            "(rollout.engine.slots, trainer.micro_batch_tokens) and model.dtype=bfloat16 take less."
+            "memory are free: the run may be killed. Adapters (model.policy_lora, model.critic_lora), a side critic "
+            "(model.critic_kind=side), smaller pieces (rollout.engine.slots, trainer.micro_batch_tokens) and "
+            "model.dtype=bfloat16 take less."
         )
 
 
