@@ -19,7 +19,7 @@ import toys
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError, ModelError
 from vapo.models.backbone import layer_states
-from vapo.models.loading import load_side_critic
+from vapo.models.loading import load_side_critic, value_at
 from vapo.models.saving import save_model
 from vapo.models.side import SHARE, SideModel
 from vapo.reports.live import SilentView
@@ -36,7 +36,6 @@ REPLAYS = {"trainer": {"pretraining_passes": 3}}
 FROZEN = {"algorithm": {"credit": {"frozen": ["*self_attn*"]}}}
 KINDS: dict[str, dict[str, Any]] = {
     "side": {**SIDE, **REPLAYS},
-    "side, as a reward model first": {**SIDE, "trainer": {"pretraining_at": "end"}},
     "side, beside adapters, with a bounded head": {
         "model": {"critic_kind": "side", "policy_lora": 2, "gradient_checkpointing": True},
         "algorithm": {"credit": {"head": {"kind": "bounded"}}},
@@ -227,6 +226,17 @@ def test_features_that_do_not_fit_are_computed_again_and_the_run_learns_the_same
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
     ours, theirs = (timeless(tmp_path / name, "metrics.jsonl")[2] for name in ("kept", "again"))
     assert ours["value/mean"] == pytest.approx(theirs["value/mean"], abs=1e-4)
+
+
+def test_a_side_critic_can_be_a_reward_model_that_another_run_starts_from(base: Path, tmp_path: Path):
+    at_end = {"trainer": {"steps": 0, "pretraining_at": "end"}}
+    runs.finish(toys.toy_run(base, tmp_path / "judge", SIDE, at_end), report=False)
+    saved, _ = load_side_critic(tmp_path / "judge" / "critic", toys.tiny_llama())
+    assert value_at(saved) == "end"
+    assert bool(saved.score.weight.any())
+    given = {"model": {"critic": str(tmp_path / "judge" / "critic"), "critic_kind": "side"}}
+    run = runs.finish(toys.toy_run(base, tmp_path / "run", given, {"trainer": {"pretraining_steps": 0}}), report=False)
+    assert value_at(run.critic.model) == "tokens"
 
 
 def test_a_new_side_critic_starts_from_a_saved_one(base: Path, tmp_path: Path):

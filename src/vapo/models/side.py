@@ -34,12 +34,14 @@ MLP_FACTOR = 2
 
 
 class SideConfig(PreTrainedConfig):
-    """Sizes of a side critic: which of the policy's layers it reads (from 0), how wide these are, its own width."""
+    """Sizes of a side critic: which of the policy's layers it reads (from 0), how wide these are, its own width, and
+    how many numbers its head reads."""
 
     model_type = MODEL_TYPE
     policy_layers: list[int] | None = None
     policy_width: int = 0
     hidden_size: int = 0
+    outputs: int = 1
 
 
 AutoConfig.register(MODEL_TYPE, SideConfig)
@@ -57,7 +59,7 @@ class SideModel(PreTrainedModel):
         blocks = len(config.policy_layers or ())
         self.blocks = nn.ModuleList(Block(config.policy_width, width) for _ in range(blocks))
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.score = nn.Linear(width, config.num_labels)
+        self.score = nn.Linear(width, config.outputs)
         self.post_init()
 
     @torch.no_grad()
@@ -85,7 +87,7 @@ class SideModel(PreTrainedModel):
         return self.norm(stream)
 
     def values(self, features: Sequence[Tensor]) -> Tensor:
-        """The head's outputs (sum of lengths, labels) after every token; with a linear head V in units of reward."""
+        """The head's outputs (sum of lengths, outputs) after every token; with a linear head V in units of reward."""
         return self.score(self(features))
 
 
@@ -166,7 +168,7 @@ def side_config(
         policy_layers=[(i + 1) * there // count - 1 for i in range(count)],
         policy_width=text.hidden_size,
         hidden_size=fitting[-1] if fitting else WIDTHS[0],
-        num_labels=outputs,
+        outputs=outputs,
     )
 
 
@@ -178,7 +180,7 @@ def side_parameters(blocks: int, policy_width: int, width: int, outputs: int = 1
 
 def config_parameters(config: SideConfig) -> int:
     """The number of parameters of the side critic that a configuration describes."""
-    return side_parameters(len(config.policy_layers or ()), config.policy_width, config.hidden_size, config.num_labels)
+    return side_parameters(len(config.policy_layers or ()), config.policy_width, config.hidden_size, config.outputs)
 
 
 def check_readable(model: PreTrainedModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ class Batch:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Batch:
         """The batch whose `tensors` these are, now or in an earlier version."""
-        rest = {name: value for name, value in tensors.items() if name not in ("tokens", "token_counts")}
+        rest: dict[str, Any] = {n: value for n, value in tensors.items() if n not in ("tokens", "token_counts")}
         rest.setdefault("critic_outcomes", rest["outcomes"])
         rest.setdefault("policy_rows", torch.ones_like(rest["right"]))
         return cls(tokens=tensors["tokens"].split(tensors["token_counts"].tolist()), **rest)
