@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from test_invariance import batch_of
 from test_resume import hashes, timeless
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LongcatFlashConfig
 
 import toys
 from vapo.durability import checkpoint
@@ -272,14 +272,14 @@ def test_mistakes_with_a_side_critic_are_one_line_each(base: Path, tmp_path: Pat
     assert "model.side_layers=2, and the side critic in" in refusal(two)
 
 
-def test_a_policy_whose_layers_cannot_be_found_is_refused_before_weights_load(base: Path, tmp_path: Path, monkeypatch):
-    def refuse(model: object) -> None:
-        raise ModelError("The hidden states of this model cannot be read.")
-
-    monkeypatch.setattr("vapo.models.side.decoder_layers", refuse)
-    monkeypatch.setattr(build, "load_policy", lambda *_, **__: pytest.fail("weights were loaded"))
-    with pytest.raises(ModelError, match="cannot be read"):
-        toys.toy_run(base, tmp_path / "run", {"model": {"critic_kind": "side"}})
+def test_a_policy_whose_layers_cannot_be_found_is_refused_before_weights_load(tmp_path: Path):
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "n_routed_experts": 2}
+    config = LongcatFlashConfig(**sizes, pad_token_id=0, bos_token_id=None, eos_token_id=1, moe_topk=1)
+    config.save_pretrained(tmp_path / "base")  # its layers are two in one; the folder has no weights
+    toys.tokenizer().save_pretrained(tmp_path / "base")
+    rates = {"trainer": {"actor_lr": 1e-3, "critic_lr": 1e-3}}
+    with pytest.raises(ModelError, match=r"of LongcatFlashForCausalLM cannot be read.*model.critic_kind=full"):
+        toys.toy_run(tmp_path / "base", tmp_path / "run", {"model": {"critic_kind": "side"}}, rates)
 
 
 # --------------------------------------------------------------------------- a smaller base, frozen parts

@@ -1,8 +1,10 @@
 """A side critic: a small value transformer beside the policy, which reads the policy's hidden states.
 
 One block for each of a few decoder layers of the policy, from the first to the last. A block adds a projection of its
-layer's states to its own stream, then attends causally within the response, then applies an MLP. The policy's states
-come without a gradient, so nothing that the critic learns moves the policy ("ladder side-tuning", arXiv:2206.06522).
+layer's states to its own stream, attends causally within prompt and response, then applies an MLP. The policy's states
+come without a gradient, so nothing that the critic learns moves the policy.
+
+Source: ladder side-tuning, arXiv:2206.06522.
 """
 
 from __future__ import annotations
