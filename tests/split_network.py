@@ -129,6 +129,7 @@ class SplitNetwork:
         pair.tell("build", build)
         local = self.half.local
         self.name, self.origin, self.parameters = local.name, local.origin, local.parameters
+        self.reads = local.reads
         self.checkpoint_bytes, self.published_bytes = local.checkpoint_bytes, local.published_bytes
 
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 import toys
 from vapo.durability.watch import Watch
-from vapo.errors import DataError, ModelError
+from vapo.errors import ConfigError, DataError, ModelError
 from vapo.models.loading import PRIVILEGED, load_critic, with_privileged
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
@@ -80,3 +80,8 @@ def test_a_prompt_without_the_column_is_named_with_what_it_has():
         DataError, match=r"Prompt p-7 has no 'rubric', the column of .* it has: solution\. Add the column"
     ):
         with_privileged(toys.tokenizer(), prompt, "rubric")
+
+
+def test_a_side_critic_cannot_read_the_column(run, tmp_path: Path):
+    with pytest.raises(ConfigError, match="needs a critic that reads tokens"):
+        toys.toy_run(run.folder.path / "policy", tmp_path / "side", ANSWER, {"model": {"critic_kind": "side"}})

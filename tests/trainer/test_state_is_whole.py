@@ -107,11 +107,19 @@ def changed_over(work: Callable[[], object], run: Run) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+NETWORKS = {
+    "whole": {},
+    "adapters": {"policy_lora": 2, "critic_lora": 2},
+    "side critic": {"critic_kind": "side"},
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("phase", ["pretrain", "train"])
-def test_attributes_that_change_in_a_step_are_saved_or_recomputed(base: Path, tmp_path: Path, phase: str, rank: int):
-    adapters = {"model": {"policy_lora": rank, "critic_lora": rank}}
-    run = toys.toy_run(base, tmp_path / "run", KL, {"trainer": {"pretraining_steps": 1}}, adapters)
+def test_attributes_that_change_in_a_step_are_saved_or_recomputed(base: Path, tmp_path: Path, phase: str, kind: str):
+    rank = NETWORKS[kind].get("policy_lora", 0)
+    networks = {"model": NETWORKS[kind]}
+    run = toys.toy_run(base, tmp_path / "run", KL, {"trainer": {"pretraining_steps": 1}}, networks)
     run.hand_over()
     loop.evaluate_policy(run)
     if phase == "train":

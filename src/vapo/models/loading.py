@@ -36,8 +36,10 @@ from vapo.models.critic import classifier_of, made_critic, with_ids
 from vapo.models.gguf import converted, is_gguf
 from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.models.lora import adapter_base, merge_adapters
+from vapo.models.side import SideConfig, SideModel, check_fits, describe, is_side_critic
 from vapo.types import Prompt
 
+SIDE_ADVICE = "Set model.critic_kind=side, with the policy it was trained beside."
 CRITIC_LABEL = "value"
 """The label of a critic's output. It distinguishes a saved critic from a reward model."""
 ValueAt = Literal["tokens", "end"]
@@ -126,17 +128,15 @@ def load_critic(
     one wanted; None takes what the folder says, or a linear one. ModelError if a saved critic has another.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
+    if is_side_critic(config):
+        raise ModelError(f"{source} holds a side critic, which reads a policy's hidden states. {SIDE_ADVICE}")
     architectures = getattr(config, "architectures", None) or [""]
     is_classifier = "Classification" in architectures[0]
     saved = saved_head(config)
     if head is None:
         head = saved
-    elif is_classifier and not same_values(head, saved):
-        raise ModelError(
-            f"The critic in {source} has {_head_words(saved)}, and the method reads {_head_words(head)}. Set "
-            f"algorithm.credit.head={{{', '.join(f'{k}: {v}' for k, v in head_entry(saved).items())}}}, or start the "
-            "critic from a base model."
-        )
+    elif is_classifier:
+        _check_head(source, saved, head)
     labels = [CRITIC_LABEL] if width(head) == 1 else [f"{CRITIC_LABEL}_{i}" for i in range(width(head))]
     with _explained(source, "critic"):
         own: dict[str, Any] = {}
@@ -184,6 +184,24 @@ def load_critic(
         merge_adapters(model, Path(source), head=value_head(model))
         origin = f"saved critic, adapters in {source}"
     return _without_dropout(model), origin
+
+
+def load_side_critic(
+    source: str | Path, policy: PreTrainedModel, *, head: Head | None = None, trust_remote_code: bool = False
+) -> tuple[SideModel, str]:
+    """A saved side critic for the policy, and a description of it; ModelError if it does not fit the policy or `head`
+    (None: any)."""
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    if not isinstance(config, SideConfig):
+        raise ModelError(f"{source} holds no side critic. Leave model.critic out, or set model.critic_kind=full.")
+    if head is not None:
+        _check_head(source, saved_head(config), head)
+    check_fits(config, policy, source)
+    with _explained(source, "critic"):
+        model, info = read_model(SideModel, _folder(source), dtype=torch.float32, use_safetensors=True)
+    check_complete(model, info, source, "critic")
+    side = cast(SideModel, own_memory(model))
+    return cast(SideModel, _without_dropout(side)), f"{describe(side, policy)}, from {source}"
 
 
 def value_head(model: PreTrainedModel) -> torch.nn.Linear:
@@ -239,6 +257,16 @@ def set_privileged(critic: PreTrainedModel, column: str | None, source: str) -> 
 def same_values(one: Head, other: Head) -> bool:
     """Whether two heads make the same values of the same outputs."""
     return head_entry(one) == head_entry(other)
+
+
+def _check_head(source: str | Path, saved: Head, wanted: Head) -> None:
+    """Raise ModelError if a saved critic's head makes other values than the wanted one."""
+    if not same_values(wanted, saved):
+        raise ModelError(
+            f"The critic in {source} has {_head_words(saved)}, and the method reads {_head_words(wanted)}. Set "
+            f"algorithm.credit.head={{{', '.join(f'{k}: {v}' for k, v in head_entry(saved).items())}}}, or start the "
+            "critic from a base model."
+        )
 
 
 def _head_words(head: Head) -> str:

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from vapo.algo.heads import head_values, start_bias
 from vapo.algo.method import Head, LinearHead
 from vapo.errors import ModelError
-from vapo.models.backbone import Layout, hidden_states, supports_packing
+from vapo.models.backbone import Layout, hidden_states, layer_states, supports_packing
 from vapo.models.loading import ValueAt, context_length, value_head
 from vapo.models.logprobs import token_logps
+from vapo.models.side import SideModel
 
 PROBE = 19
 """Tokens of `choose_layout`'s test sequence: more than the windows of tiny models."""
@@ -26,11 +27,13 @@ PROBE = 19
 class Sequences:
     """Prompts with their responses, ragged: the input for scoring every response token.
 
-    `tokens[i]` is prompt and response, 1-D; the last `response_lengths[i]` of them are the response.
+    `tokens[i]` is prompt and response, 1-D; the last `response_lengths[i]` of them are the response. `features[i]`
+    is (tokens, K): the policy's hidden states, for a side critic.
     """
 
     tokens: tuple[Tensor, ...]
     response_lengths: tuple[int, ...]
+    features: tuple[Tensor, ...] | None = None
 
     def predicting_positions(self) -> Tensor:
         """Rows of the flat hidden states from which the response tokens are predicted, in order."""
@@ -63,11 +66,36 @@ class Policy:
     layout: Layout = "packed"
     temperature: float = 1.0
     autocast: bool = False
+    side_layers: tuple[int, ...] = ()
+    """The decoder layers that a side critic reads, from 0."""
 
     def logp(self, sequences: Sequences, width: int, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """log π of every response token at the sampling temperature, and the entropy: (B, width), nats, float32."""
+        logp, entropy, _ = self._read(sequences, width, with_entropy, ())
+        return logp, entropy
+
+    @torch.no_grad()
+    def logp_and_features(self, sequences: Sequences, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`logp`, entropy and `features` of one forward pass, the features end to end: (sum of lengths, K)."""
+        logp, entropy, features = self._read(sequences, width, True, self.side_layers)
+        assert entropy is not None
+        assert features is not None
+        return logp, entropy, features.float()
+
+    @torch.no_grad()
+    def features(self, sequences: Sequences) -> tuple[Tensor, ...]:
+        """What a side critic reads, without a gradient: per row (tokens, K), the states after each of `side_layers`
+        side by side, float32."""
         with _precision(self.autocast, self.model):
-            hidden = hidden_states(self.model, sequences.tokens, self.layout)
+            _, features = layer_states(self.model, sequences.tokens, self.layout, self.side_layers)
+        assert features is not None
+        return features.float().split([len(tokens) for tokens in sequences.tokens])
+
+    def _read(
+        self, sequences: Sequences, width: int, with_entropy: bool, layers: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        with _precision(self.autocast, self.model):
+            hidden, features = layer_states(self.model, sequences.tokens, self.layout, layers)
             hidden = hidden[sequences.predicting_positions().to(hidden.device)]
             logp, entropy = token_logps(
                 hidden,
@@ -78,12 +106,16 @@ class Policy:
                 vocab_size=self.model.config.get_text_config().vocab_size,
                 with_entropy=with_entropy,
             )
-        return sequences.rectangle(logp, width), None if entropy is None else sequences.rectangle(entropy, width)
+        per_token = sequences.rectangle(logp, width), None if entropy is None else sequences.rectangle(entropy, width)
+        return (*per_token, features)
 
 
 @dataclass(frozen=True)
 class Critic:
-    """A separate network with a scalar head: V of the state before each response token."""
+    """A separate network with a scalar head: V of the state before each response token.
+
+    A side critic's model is a `SideModel`: it reads the policy's hidden states instead of tokens.
+    """
 
     model: PreTrainedModel
     layout: Layout = "packed"
@@ -94,6 +126,8 @@ class Critic:
     """Where a whole response is judged: before its last token, or at its end (a reward model)."""
     head: Head = field(default_factory=LinearHead)
     """How values are made of the outputs; its range is filled in."""
+    features_of: Callable[[Sequences], tuple[Tensor, ...]] | None = None
+    """Where a side critic takes the features of sequences that come without: `Policy.features`."""
 
     def outputs(self, sequences: Sequences, width: int) -> Tensor:
         """What the head reads at every response token: (B, width, K), float32."""
@@ -124,12 +158,21 @@ class Critic:
         return True
 
     def _read(self, sequences: Sequences, positions: Tensor) -> Tensor:
-        with _precision(self.autocast, self.model):
-            hidden = hidden_states(self.model, sequences.tokens, self.layout)
+        hidden = self._hidden(sequences)
         head = value_head(self.model)
         hidden = hidden[positions.to(hidden.device)].float()
         # in float32 also under autocast: bf16 has steps of 2^-8 near 1, as large as the TD errors
         return F.linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float())
+
+    def _hidden(self, sequences: Sequences) -> Tensor:
+        if not isinstance(self.model, SideModel):
+            with _precision(self.autocast, self.model):
+                return hidden_states(self.model, sequences.tokens, self.layout)
+        features = sequences.features
+        if features is None:
+            assert self.features_of is not None, "a side critic needs the policy's features"
+            features = self.features_of(sequences)
+        return self.model(tuple(rows.detach() for rows in features))
 
 
 def output_embeddings(model: PreTrainedModel) -> torch.nn.Module:

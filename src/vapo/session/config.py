@@ -156,6 +156,12 @@ def resolve(layers: Sequence[Layer]) -> Config:
     if set_by.get("algorithm.alpha", Origin()).source is Source.RECIPE and not alpha_follows_length(choice, sections):
         choice = choice.model_copy(update={"alpha": None})  # a recipe's is VAPO's at the recipe's length
     algorithm = _method(choice, sections)
+    credit = algorithm.credit
+    if isinstance(credit, Gae) and credit.privileged is not None and sections.model.critic_kind == "side":
+        raise ConfigError(
+            "algorithm.credit.privileged needs a critic that reads tokens; a side critic reads the policy's states, which "
+            "have not seen the column. Set model.critic_kind=full, or leave privileged out."
+        )
     if sections.trainer.steps == 0 and not algorithm.pretrains:
         raise ConfigError(
             f"trainer.steps=0 pretrains a critic and stops, but {choice.preset} as set here pretrains none. "
@@ -217,6 +223,9 @@ def _unused(config: Config, origins: Mapping[str, Origin]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+CRITIC_SETTINGS = ("trainer.critic_lr", "model.critic", "model.critic_lora", "model.critic_kind", "model.side_layers")
+
+
 def _no_use(algorithm: Algorithm, key: str, value: Any) -> str | None:
     """Why the method has no use for a setting; None if it has, or would be the same without it."""
     derived = dataclasses.asdict(sizes_of(algorithm))
@@ -224,7 +233,7 @@ def _no_use(algorithm: Algorithm, key: str, value: Any) -> str | None:
         return None
     if key == "trainer.group_size" and algorithm.sampling.per_prompt == 1:
         return "it draws one response to each prompt"
-    if key in ("trainer.critic_lr", "model.critic", "model.critic_lora") and not algorithm.has_critic:
+    if key in CRITIC_SETTINGS and not algorithm.has_critic:
         return "it has no critic"
     if key.startswith("trainer.pretraining_") and not algorithm.pretrains:
         return "it does no value pretraining"

@@ -15,9 +15,19 @@ from vapo.evals.evaluate import RANKS, EvaluationResult, sample_and_judge, score
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.models.critic import known_ids
-from vapo.models.loading import PRIVILEGED, load_critic, load_policy, response_text, saved_head, value_at, value_head
-from vapo.models.networks import Critic, choose_layout
+from vapo.models.loading import (
+    PRIVILEGED,
+    load_critic,
+    load_policy,
+    load_side_critic,
+    response_text,
+    saved_head,
+    value_at,
+    value_head,
+)
+from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.placing import best_device, set_threads, to_device
+from vapo.models.side import holds_side_critic
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine
 from vapo.session.config import Config
@@ -120,7 +130,14 @@ def evaluate_model(
         set_threads(sections.scale.threads, model)
         critic = None
         if ranks:
-            network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
+            features_of = None
+            if holds_side_critic(inputs.critic_source):
+                network, origin = load_side_critic(inputs.critic_source, model)
+                layout = choose_layout(model, sections.trainer.layout)
+                features_of = Policy(model, layout, side_layers=tuple(network.config.policy_layers or ())).features
+            else:
+                network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
+                layout = choose_layout(network, sections.trainer.layout)
             where = "after" if value_at(network) == "end" else "before"
             observer.note(f"critic: {origin}, read {where} the last token of a response")
             if not bool(value_head(network).weight.any()):  # a head that has learned nothing is exactly 0
@@ -138,8 +155,14 @@ def evaluate_model(
                     )
                 observer.note(f"{inputs.task.name} has no short final answers, so there is no vote to weigh")
             network = to_device(network, best_device()).requires_grad_(False)
-            layout = choose_layout(network, sections.trainer.layout)
-            critic = Critic(network, layout, origin=origin, value_at=value_at(network), head=saved_head(network.config))
+            critic = Critic(
+                network,
+                layout,
+                origin=origin,
+                value_at=value_at(network),
+                head=saved_head(network.config),
+                features_of=features_of,
+            )
         engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
         observer.phase("evaluating", 0, 1)
         result = evaluate_heldout(

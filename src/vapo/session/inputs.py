@@ -9,23 +9,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from vapo.algo.method import Gae
 from vapo.bases.base_model import builtin_model
 from vapo.errors import ConfigError, DataError, VapoError
 from vapo.models.gguf import cache_folder, is_gguf
 from vapo.models.loading import (
+    SIDE_ADVICE,
     context_length,
     count_parameters,
     load_config,
     load_tokenizer,
     read_tokenizer,
     render,
+    skeleton,
     stop_token_ids,
     with_privileged,
 )
 from vapo.models.lora import adapter_base
+from vapo.models.side import check_readable, holds_side_critic, side_config
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
 from vapo.session.schema import TaskConfig
@@ -111,6 +114,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     policy_source: str
     critic_source: str
+    """Empty for a side critic with new weights."""
     train_prompts: RenderedPrompts
     """The held-out ones again where nothing is to be trained."""
     heldout_prompts: RenderedPrompts
@@ -194,13 +198,20 @@ def _checked(
     model, first = sections.model, model_source(sections.model.policy, task)
     # adapters go on from the weights they were put on, everything else from the checkpoint
     source = str(saved / "policy") if saved and not model.policy_lora else first
-    critic_source = str(saved / "critic") if saved and not model.critic_lora else model.critic or first
+    side = model.critic_kind == "side"
+    start = model.critic or ("" if side else first)
+    critic_source = str(saved / "critic") if saved and not model.critic_lora else start
     if on_progress and is_gguf(source) and Path(source).exists() and not cache_folder(Path(source)).exists():
         on_progress(f"converting {Path(source).name}, once", 0, 1)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     model_config = load_config(source, trust_remote_code=trust)
     notes: list[str] = []
-    if isinstance(config.algorithm.credit, Gae) and critic_source != source:
+    has_critic = isinstance(config.algorithm.credit, Gae)
+    if has_critic and side:
+        _check_side(model_config, model.side_layers)
+    elif has_critic and to_train and holds_side_critic(critic_source):
+        raise ConfigError(f"{critic_source} holds a side critic. {SIDE_ADVICE}")
+    elif has_critic and critic_source != source and not holds_side_critic(critic_source):
         notes = check_vocabularies(source, critic_source, tokenizer, trust_remote_code=trust)
     limit = sections.rollout.max_response_tokens or task.max_response_tokens
     context = context_length(model_config)
@@ -252,6 +263,13 @@ def _rendered(
     """The prompt as tokens, with what the critic alone may read."""
     prompt = render(tokenizer, prompt, form)
     return prompt if privileged is None else with_privileged(tokenizer, prompt, privileged)
+
+
+def _check_side(policy: PreTrainedConfig, layers: int | None) -> None:
+    """Raise ConfigError or ModelError unless a side critic can read so many layers of the policy."""
+    side_config(policy, 0, layers=layers)
+    if (model := skeleton(policy)) is not None:
+        check_readable(model)
 
 
 def _plainly_rendered(prompts: RenderedPrompts, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

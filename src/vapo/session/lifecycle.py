@@ -24,6 +24,7 @@ from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError,
 from vapo.json_text import flatten, json_text
 from vapo.metrics import EventName
 from vapo.models.loading import count_parameters, load_config
+from vapo.models.side import holds_side_critic
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
 from vapo.reports.runfiles import read_jsonl
@@ -200,6 +201,7 @@ def _refuse_weights_only(run_dir: Path) -> None:
         shutil.rmtree(run_dir / ".checkpoints.gone", ignore_errors=True)  # of a kill while they were deleted
         options = ["--set", f"model.policy={run_dir / 'policy'}"]
         options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
+        options += ["--set", "model.critic_kind=side"] if holds_side_critic(run_dir / "critic") else []
         raise ConfigError(
             f"{run_dir} has ended and kept its weights only (checkpoint.final=weights), so it cannot be made longer. "
             f"Start a new run from them: {command('train', *options)}"

@@ -34,6 +34,9 @@ class Batch:
     target: a residual critic's V is `old_values` + `critic_shift`. `critic_weights` (B,) weigh the critic's loss of a
     response, `sampler_weights` (B, T) the policy's of a token; `removed` (B, T) are the tokens that these cut.
     `critic_tokens` are `tokens` with what only the critic reads between prompt and response.
+
+    `features[i]` (tokens, K) are the policy's hidden states of row i before any update, for a side critic. They are
+    kept in memory only: files leave them out.
     """
 
     tokens: tuple[Tensor, ...]
@@ -61,6 +64,7 @@ class Batch:
     sampler_weights: Tensor | None = None
     removed: Tensor | None = None
     critic_tokens: tuple[Tensor, ...] | None = None
+    features: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -77,8 +81,8 @@ class Batch:
 
     @property
     def sequences(self) -> Sequences:
-        """What the policy needs to score the responses."""
-        return Sequences(self.tokens, tuple(self.response_lengths.tolist()))
+        """What a network needs to score the responses."""
+        return Sequences(self.tokens, tuple(self.response_lengths.tolist()), self.features)
 
     @property
     def critic_sequences(self) -> Sequences:
@@ -86,10 +90,10 @@ class Batch:
         return replace(self.sequences, tokens=self.tokens if self.critic_tokens is None else self.critic_tokens)
 
     def for_policy(self) -> Batch:
-        """The batch as the policy learns from it: without the tokens of responses that only the critic learns from."""
-        if bool(self.policy_rows.all()):
-            return self
-        return replace(self, mask=self.mask & self.policy_rows[:, None])
+        """The batch as the policy learns from it: without the tokens of responses that only the critic learns from,
+        and without the features that the critic reads."""
+        mask = self.mask if bool(self.policy_rows.all()) else self.mask & self.policy_rows[:, None]
+        return replace(self, mask=mask, features=None)
 
     def select(self, rows: Tensor) -> Batch:
         """The given rows, in that order, with T cut to the longest of them."""
@@ -97,6 +101,8 @@ class Batch:
         chosen: dict[str, object] = {"tokens": tuple(self.tokens[i] for i in rows.tolist())}
         if self.critic_tokens is not None:
             chosen["critic_tokens"] = tuple(self.critic_tokens[i] for i in rows.tolist())
+        if self.features is not None:
+            chosen["features"] = tuple(self.features[i] for i in rows.tolist())
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
@@ -104,7 +110,8 @@ class Batch:
         return replace(self, **chosen)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything under its name, `tokens` end to end with `token_counts`; `from_tensors` reads it back."""
+        """Everything but `features` under its name, `tokens` end to end with `token_counts`; `from_tensors` reads it
+        back."""
         found = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         for name in RAGGED:
             if (rows := getattr(self, name)) is not None:
@@ -128,7 +135,9 @@ class Batch:
         if self.mask.device == device:
             return self
         moved: dict[str, object] = {
-            name: tuple(t.to(device) for t in rows) for name in RAGGED if (rows := getattr(self, name)) is not None
+            name: tuple(t.to(device) for t in rows)
+            for name in (*RAGGED, "features")
+            if (rows := getattr(self, name)) is not None
         }
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), Tensor):
@@ -184,6 +193,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         elif f.name == "groups":
             starts = [0, *accumulate(int(part.max()) + 1 for part in parts)]
             joined[f.name] = torch.cat([part + start for part, start in zip(parts, starts, strict=False)])
+        elif f.name == "features":
+            joined[f.name] = tuple(row for part in parts for row in part)
         elif isinstance(parts[0], Tensor):
             joined[f.name] = torch.cat([_widened(part, width) if part.ndim == 2 else part for part in parts])
     return replace(batches[0], **joined)

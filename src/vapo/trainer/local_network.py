@@ -34,8 +34,9 @@ class LocalNetwork:
         objective: Objective | None = None,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
+        reads: tuple[Score, ...] = (),
     ) -> None:
-        self.name, self.network, self.tokenizer = name, network, tokenizer
+        self.name, self.network, self.tokenizer, self.reads = name, network, tokenizer, reads
         self.max_grad_norm = max_grad_norm
         self._objective = objective
         self._own_base = False
@@ -82,11 +83,17 @@ class LocalNetwork:
     @torch.no_grad()
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
         scored: dict[str, Tensor] = {}
+        lengths = torch.tensor([len(tokens) for tokens in batch.tokens])
+        shapes = {"final_values": (len(batch),), "features": (int(lengths.sum()), self._feature_width)}
         for name in what:
-            scored[name] = torch.zeros(len(batch), *([] if name == "final_values" else [batch.width]))
+            scored[name] = torch.zeros(shapes.get(name, (len(batch), batch.width)))
         for rows in micro_batches(batch, micro_batch_tokens):
             for name, part in self._score(batch.select(rows).to(self.model.device), what).items():
-                if part.ndim == 1:
+                if name == "features":
+                    pieces = scored[name].split(lengths.tolist())
+                    for row, states in zip(rows.tolist(), part.split(lengths[rows].tolist()), strict=True):
+                        pieces[row].copy_(states)
+                elif part.ndim == 1:
                     scored[name][rows] = part.cpu()
                 else:
                     scored[name][rows, : part.shape[1]] = part.cpu()
@@ -95,7 +102,9 @@ class LocalNetwork:
     def _score(self, micro: Batch, what: Sequence[Score]) -> dict[str, Tensor]:
         width = micro.width
         found: dict[str, Tensor] = {}
-        if isinstance(self.network, Policy):
+        if isinstance(self.network, Policy) and "features" in what:
+            found["logp"], found["entropy"], found["features"] = self.network.logp_and_features(micro.sequences, width)
+        elif isinstance(self.network, Policy):
             logp, entropy = self.network.logp(micro.sequences, width, with_entropy="entropy" in what)
             found["logp"] = logp
             if entropy is not None:
@@ -131,6 +140,12 @@ class LocalNetwork:
         if head is not None and taken:
             figures["value/head_step"] = float((value_head(self.model).weight.detach() - head).norm())
         return StepResult(taken, figures)
+
+    @property
+    def _feature_width(self) -> int:
+        """Numbers per token of `features`."""
+        layers = len(self.network.side_layers) if isinstance(self.network, Policy) else 0
+        return layers * self.model.config.get_text_config().hidden_size if layers else 0
 
     def _head_weight(self) -> Tensor | None:
         """A copy of a critic's head before a step: one that never moves is dead."""
