@@ -159,8 +159,8 @@ def resolve(layers: Sequence[Layer]) -> Config:
     credit = algorithm.credit
     if isinstance(credit, Gae) and credit.privileged is not None and sections.model.critic_kind == "side":
         raise ConfigError(
-            "algorithm.credit.privileged needs a critic that reads tokens; a side critic reads the policy's states, which "
-            "have not seen the column. Set model.critic_kind=full, or leave privileged out."
+            "algorithm.credit.privileged needs a critic that reads tokens; a side critic reads the policy's states, "
+            "which have not seen the column. Set model.critic_kind=full, or leave privileged out."
         )
     if sections.trainer.steps == 0 and not algorithm.pretrains:
         raise ConfigError(
