@@ -13,7 +13,7 @@ import pytest
 
 import toys
 from vapo import cli
-from vapo.bases.base_model import builtin_model
+from vapo.bases.shipped import builtin_model
 
 pytestmark = pytest.mark.slow
 

@@ -64,11 +64,13 @@ def ablate(
     Every cell is an ordinary run directory. Give the same command again to go on: finished cells are skipped,
     killed ones resume where they stopped.
     """
+    from vapo.study.cells import check_study_paths
     from vapo.study.study import DEFAULT_STUDY, only_methods, read_study, with_seeds, within
 
     study = with_seeds(only_methods(within(read_study(source), budget), methods or []), seeds)
     name = Path(source or DEFAULT_STUDY).stem + ("-selection" if methods else "")
     folder = out or Path("ablation") / f"{study.recipe}-{budget}"
+    check_study_paths(study, folder)
     if dry_run:
         _list_cells(study, folder, as_json)
         return

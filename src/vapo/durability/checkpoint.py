@@ -20,6 +20,8 @@ from vapo.errors import CheckpointError
 from vapo.json_text import json_text
 
 MANIFEST = "manifest.json"
+LOCK = "run.lock"
+"""The file in a run directory that the process which carries out the run keeps locked."""
 FORMAT = 3
 """1 (vapo 0.1): no settings and alarms in the state, no hash of the manifest. 1 and 2: of a network with adapters the
 merged model, and the adapters beside it. All are read."""

@@ -11,9 +11,10 @@ from typing import Any
 from vapo.durability import checkpoint
 from vapo.errors import CheckpointError, ConfigError, command
 from vapo.metrics import Phase
+from vapo.models.model_source import check_source
 from vapo.session.config import Config, resolve
 from vapo.session.layers import Layer, file_layer, flatten, merge, source_layers
-from vapo.session.lifecycle import load_run_config
+from vapo.session.run_dirs import load_run_config
 from vapo.tasks.catalog import is_known
 
 SIGNS_OF_A_RUN = ("metrics.jsonl", "environment.json")
@@ -55,9 +56,11 @@ def evaluation_config(
     """The configuration of an evaluation: the run's settings, where there is a run, below `settings` and `changes`.
 
     `task` is a task's name or a .yaml file; it replaces the run's task, with its options and its response limit. The
-    prompt format, the engine and the precision stay the run's. Raises ConfigError where nothing names the task: the
-    maze goes with the model shipped for it only.
+    prompt format, the engine and the precision stay the run's. Raises ModelError for a path without a model, and
+    ConfigError where nothing names the task: the maze goes with the model shipped for it only.
     """
+    if model.folder != "builtin":
+        check_source(model.folder, "policy")
     layers: list[Layer] = []
     if model.run is not None:
         of_run = load_run_config(model.run).as_dict()

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from vapo.errors import ConfigError, ModelError, VerifierBrokenError
-from vapo.evals.evaluate import RANKS, EvaluationResult, sample_and_judge, score_episodes
+from vapo.evals.evaluate import EvaluationResult, sample_and_judge, score_episodes
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
+from vapo.evals.statistics import RANKS
 from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy, response_text, value_at, value_head
 from vapo.models.networks import Critic, choose_layout

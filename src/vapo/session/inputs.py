@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.method import Gae
-from vapo.bases.base_model import builtin_model
+from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError, DataError, VapoError
-from vapo.models.gguf import cache_folder, is_gguf
+from vapo.models.gguf import cache_folder
 from vapo.models.loading import (
     context_length,
     count_parameters,
@@ -25,6 +25,7 @@ from vapo.models.loading import (
     stop_token_ids,
 )
 from vapo.models.lora import adapter_base
+from vapo.models.model_source import is_gguf
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
 from vapo.session.schema import TaskConfig

@@ -29,7 +29,7 @@ from vapo.metrics import EvaluationLabel, Phase
 from vapo.reports.runfiles import number, read_jsonl, read_run
 from vapo.session.inputs import close_task, read_inputs, with_whole_paths
 from vapo.session.layers import flatten
-from vapo.session.lifecycle import kept_weights_only, load_run_config
+from vapo.session.run_dirs import kept_weights_only, load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
 from vapo.study.study import Study, study_yaml

@@ -7,15 +7,17 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from vapo.errors import ConfigError, DataError, VapoError
 from vapo.tasks.builtin import read_options
 from vapo.tasks.full_task import FullTask
-from vapo.tasks.gym import PREFIX, Gym, GymOptions
-from vapo.tasks.problems import make_problems
+from vapo.tasks.gym import NO_GYM, PREFIX, Gym, GymOptions
+from vapo.tasks.problems import make_problems, problem_options
 from vapo.tasks.registry import BUILTIN, make_task
-from vapo.tasks.verifiers.functions import import_function
+from vapo.tasks.rows import check_rows
+from vapo.tasks.verifiers.functions import check_function, check_verifier, import_function
 from vapo.types import Progress, Prompt, Task
 
 GROUP = "vapo.tasks"
@@ -46,21 +48,55 @@ def find_task(
     if name in BUILTIN:
         return make_task(name, **options)
     if name in DATA_TASKS:
-        made = {**DATA_TASKS[name][1], **options}
-        if not to_train and made.get("eval_data"):
-            made["data"] = None
-        return make_problems(name, made, on_progress)
+        return make_problems(name, _data_options(name, options, to_train), on_progress)
     if name.startswith(PREFIX):
-        known = [f.name for f in fields(GymOptions)]
-        if unknown := sorted(set(options) - set(known)):
-            raise ConfigError(
-                f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(known)}. "
-                "Settings of the data set itself go into task.config."
-            )
-        return Gym(name.removeprefix(PREFIX), read_options(GymOptions, options))
+        return Gym(name.removeprefix(PREFIX), _gym_options(name, options))
+    return _made(import_function(_function_of(name), "task.name"), name, options)
+
+
+def check_named(name: str, options: Mapping[str, Any], *, to_train: bool = True) -> None:
+    """Raise what `find_task` would raise, as far as it can be known at once.
+
+    Reads no data, starts no process, and imports no code of the user's: looks at names, options and paths.
+    """
+    if name in BUILTIN:
+        make_task(name, **options)
+    elif name in DATA_TASKS:
+        read = problem_options(name, _data_options(name, options, to_train))
+        for source in filter(None, (read.data, read.eval_data)):
+            check_rows(source)
+        check_verifier(read.verifier)
+    elif name.startswith(PREFIX):
+        _gym_options(name, options)
+        if find_spec("reasoning_gym") is None:
+            raise ConfigError(NO_GYM)
+    else:
+        check_function(_function_of(name), "task.name")
+
+
+def _data_options(name: str, options: Mapping[str, Any], to_train: bool) -> dict[str, Any]:
+    """The options of a data task over its own; without training data where it is not needed."""
+    made = {**DATA_TASKS[name][1], **options}
+    if not to_train and made.get("eval_data"):
+        made["data"] = None
+    return made
+
+
+def _gym_options(name: str, options: Mapping[str, Any]) -> GymOptions:
+    known = [f.name for f in fields(GymOptions)]
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(
+            f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(known)}. "
+            "Settings of the data set itself go into task.config."
+        )
+    return read_options(GymOptions, options)
+
+
+def _function_of(name: str) -> str:
+    """The function that makes a task which is a plug-in or the user's; ConfigError for a name that is neither."""
     plugins = installed()
     if name in plugins or ":" in name:
-        return _made(import_function(plugins.get(name, name), "task.name"), name, options)
+        return plugins.get(name, name)
     choices = [*BUILTIN, *DATA_TASKS, *plugins]
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -19,6 +19,7 @@ from vapo.types import Prompt, Verdict, Verifier
 PREFIX = "reasoning-gym/"
 INSTRUCTION = "{problem}\n\nThink step by step, then write your final answer between <answer> and </answer>."
 COMPOSITE = "composite"
+NO_GYM = "reasoning-gym tasks need its package: pip install reasoning-gym."
 NO_ANSWER = "I do not know"
 FULL = 1.0
 """Some scorers give nearly 1 for a long answer with one wrong letter."""
@@ -141,7 +142,7 @@ def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) 
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise ConfigError("reasoning-gym tasks need its package: pip install reasoning-gym.") from error
+        raise ConfigError(NO_GYM) from error
     if dataset == COMPOSITE:
         raise ConfigError(
             "reasoning-gym's composite mixes other data sets by objects no YAML can hold. Take one of them."

@@ -321,10 +321,15 @@ class Reader:
 
 def make_problems(name: str, options: Mapping[str, Any], on_progress: Progress | None = None) -> Problems:
     """A data task; ConfigError for an option that does not exist or fit."""
+    return Problems(name, problem_options(name, options), on_progress)
+
+
+def problem_options(name: str, options: Mapping[str, Any]) -> ProblemOptions:
+    """The options of a data task; ConfigError for one that does not exist or fit. Reads no data."""
     names = [f.name for f in fields(ProblemOptions)]
     if unknown := sorted(set(options) - set(names)):
         raise ConfigError(f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(names)}.")
-    return Problems(name, read_options(ProblemOptions, options), on_progress)
+    return read_options(ProblemOptions, options)
 
 
 def _plain(value: Any) -> bool:
