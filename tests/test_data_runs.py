@@ -163,7 +163,7 @@ def test_a_verifier_that_hangs_stops_the_run_with_code_4(place, monkeypatch, cap
         (["--data", "none.jsonl"], "There is no file none.jsonl"),
         (["--data", "mine.py"], "mine.py is none of .jsonl"),
         (["--data", "test.jsonl", "--set", "task.verifier=mine.py:no"], "has no function 'no'"),
-        (["--data", "test.jsonl", "--set", "task.verifier_timeout_s=0"], "verifier_timeout_s must lie in"),
+        (["--data", "test.jsonl", "--set", "task.verifier_timeout_s=0"], "verifier_timeout_s must be in"),
     ],
 )
 def test_a_mistake_in_an_evaluation_is_one_line(place, monkeypatch, capsys, arguments, words):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from vapo.errors import ConfigError
+from vapo.ranges import RANGE, Range
 from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.words import DONE, FILLERS, LOST
 from vapo.types import Prompt, Task, Verdict, WrongKind, stable_hash
@@ -61,6 +63,16 @@ def check_range(option: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not fits or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
         raise ConfigError(f"task.{option} must be {kind} from {low} to {high}, got {value!r}.")
+
+
+def check_options(options: Any) -> None:
+    """`check_range` for every option of the dataclass that was declared with `vapo.ranges.number`."""
+    for option in fields(options):
+        allowed: Range | None = option.metadata.get(RANGE)
+        if allowed is not None:
+            assert allowed.ge is not None
+            assert allowed.le is not None
+            check_range(option.name, getattr(options, option.name), allowed.ge, allowed.le)
 
 
 def split(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vapo.errors import ConfigError, DataError
+from vapo.ranges import check_ranges, number
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.pool import Limits, VerifierPool
 from vapo.types import Prompt, Verdict, Verifier
@@ -29,29 +30,33 @@ TRIED = 20
 
 @dataclass(frozen=True)
 class GymOptions:
-    """How many items, and how hard: `config` goes to the data set as it is.
+    """How many items, how hard they are, and how they are put."""
 
-    `size` items to train on and `heldout` to evaluate on come from one `seed`; `template` puts an item's question
-    into words.
-    """
-
-    size: int = 10_000
-    heldout: int = 200
+    size: int = number(10_000, ge=1, unit="items")
+    """Items to train on."""
+    heldout: int = number(200, ge=1, unit="items")
+    """Items to evaluate on."""
     seed: int = 0
+    """Seed of all items."""
     config: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the data set itself, such as its difficulty; it gets them as they are."""
     template: str = INSTRUCTION
+    """What the model is asked, with {problem} where the item's question goes."""
     system: str | None = None
-    verifier_workers: int | None = None
-    verifier_timeout_s: float = 2.0
-    verifier_memory_mb: int = 2048
-    max_response_tokens: int = 512
+    """The system message before the question."""
+    verifier_workers: int | None = number(None, ge=1, unit="processes")
+    """Processes that judge; null takes one per core, at most 8."""
+    verifier_timeout_s: float = number(2.0, ge=0.05, le=600, unit="seconds")
+    """Time limit of one verdict; a response that takes longer is invalid."""
+    verifier_memory_mb: int = number(2048, ge=256, le=1 << 20, unit="MiB")
+    """Memory limit of a process that judges."""
+    max_response_tokens: int = number(512, ge=1, unit="tokens")
+    """Length limit of a response, where rollout.max_response_tokens sets none."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "task")
         if "{problem}" not in self.template:
             raise ConfigError(f"task.template must hold {{problem}}, where the problem goes; got {self.template!r}.")
-        for name in ("size", "heldout", "max_response_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
 
 
 class Gym:

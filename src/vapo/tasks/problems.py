@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vapo.errors import ConfigError, DataError
+from vapo.ranges import check_ranges, number
 from vapo.tasks.builtin import read_options, split
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
@@ -34,43 +35,46 @@ FEWEST = 16
 
 @dataclass(frozen=True)
 class ProblemOptions:
-    """Where the problems are, how they are put, and who judges.
-
-    `data` and `eval_data` are files (.jsonl, .json, .parquet), folders or hub data sets; without `eval_data`,
-    `heldout` problems of `data` are kept for evaluation. `columns` ({prompt: ..., answer: ...}) names columns
-    that no known layout has; a list of them as the prompt is joined, with blank lines. `template` puts a problem
-    into words ({problem}), `system` goes before it; rows that hold messages are taken as they are. `verifier` is
-    `math`, `exact`, an installed plug-in, package.module:function or file.py:function; scores count as right from
-    `right_at` on, in (0, 1].
-    """
+    """Where the problems are, how they are put, and who judges."""
 
     data: str | None = None
+    """Problems to train on: a file (.jsonl, .json, .parquet), a folder, or a hub data set."""
     subset: str | None = None
+    """The hub data set's configuration of that name; null takes its only one."""
     split: str = "train"
+    """The split of a folder or a hub data set."""
     eval_data: str | None = None
+    """Problems to evaluate on, as for data; null keeps some of data for that."""
     eval_subset: str | None = None
+    """As subset, for eval_data."""
     eval_split: str = "test"
+    """As split, for eval_data."""
     columns: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-    heldout: int = 200
+    """{prompt: ..., answer: ...}: the columns of problem and answer, where no known layout fits; a list of columns as
+    the prompt is joined, with blank lines between."""
+    heldout: int = number(200, ge=1, unit="problems")
+    """Problems of data that are kept for evaluation where there is no eval_data."""
     template: str = INSTRUCTION
+    """What the model is asked, with {problem} where the problem goes; rows that hold messages are taken as they are."""
     system: str | None = None
+    """The system message before the problem."""
     verifier: str = "math"
-    right_at: float = 0.99
-    verifier_workers: int | None = None
-    verifier_timeout_s: float = 1.0
-    verifier_memory_mb: int = 2048
-    max_response_tokens: int = 1024
+    """Who judges: math, exact, an installed plug-in, package.module:function or file.py:function."""
+    right_at: float = number(0.99, gt=0, le=1)
+    """The lowest score of a verifier that counts as right."""
+    verifier_workers: int | None = number(None, ge=1, unit="processes")
+    """Processes that judge; null takes one per core, at most 8."""
+    verifier_timeout_s: float = number(1.0, ge=0.05, le=600, unit="seconds")
+    """Time limit of one verdict; a response that takes longer is invalid."""
+    verifier_memory_mb: int = number(2048, ge=256, le=1 << 20, unit="MiB")
+    """Memory limit of a process that judges."""
+    max_response_tokens: int = number(1024, ge=1, unit="tokens")
+    """Length limit of a response, where rollout.max_response_tokens sets none."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "task")
         if "{problem}" not in self.template:
             raise ConfigError(f"task.template must hold {{problem}}, where the problem goes; got {self.template!r}.")
-        for name in ("heldout", "max_response_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.right_at <= 1:
-            raise ConfigError(
-                f"task.right_at must lie in (0, 1], got {self.right_at}: a verifier's score is 1 for a right answer."
-            )
         if self.data is None and self.eval_data is None:
             raise ConfigError(
                 "This task has no problems of its own: give them with --set task.data=FILE (or a hub data set)."
