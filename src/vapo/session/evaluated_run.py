@@ -15,6 +15,7 @@ from vapo.models.model_source import check_source
 from vapo.session.config import Config, resolve
 from vapo.session.layers import Layer, file_layer, flatten, merge, source_layers
 from vapo.session.run_dirs import load_run_config
+from vapo.session.unused import unused_in_evaluation
 from vapo.tasks.catalog import is_known
 
 SIGNS_OF_A_RUN = ("metrics.jsonl", "environment.json")
@@ -61,6 +62,9 @@ def evaluation_config(
     """
     if model.folder != "builtin":
         check_source(model.folder, "policy")
+    for layer in changes:
+        if why := unused_in_evaluation(dict(flatten(layer.values))):
+            raise ConfigError(f"{layer.place} {why}")
     layers: list[Layer] = []
     if model.run is not None:
         of_run = load_run_config(model.run).as_dict()

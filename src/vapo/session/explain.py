@@ -53,6 +53,17 @@ def unknown(key: str) -> ConfigError:
     return ConfigError(f"Unknown setting {key}{suggestion(last, here)} Known here: {', '.join(here)}.")
 
 
+def null_given(key: str) -> ConfigError:
+    """A null for a field of the method, where leaving the field out is what takes the preset's."""
+    known = all_settings()
+    if key in known:
+        return ConfigError(f"{key} takes {known[key].type}, got null. Leave it out for the preset's.")
+    kind = known.get(f"{key}.kind")
+    name = key.rpartition(".")[2]
+    takes = f"{{kind: {kind.type}, ...}}" if kind else f"settings of its own, {name}: {{...}}"
+    return ConfigError(f"{key} takes {takes}, got null. Leave it out for the preset's.")
+
+
 def refuse_booleans(values: Mapping[str, Any]) -> None:
     """Raise ConfigError for `true` and `false` where a number is wanted: Python would take them for 1 and 0."""
     known = all_settings()
