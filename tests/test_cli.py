@@ -54,7 +54,14 @@ def trained(tmp_path_factory) -> Path:
     command = [sys.executable, "-m", "vapo", "train", "--steps", "2", "--run-dir", str(folder), *TINY]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for words in ("value pretraining 1/1", "training 2/2", "avg@2", "report.html", "--steps 2 --preset grpo"):
+    for words in (
+        "value pretraining 1/1",
+        "training 2/2",
+        "avg@2",
+        "report.html",
+        "--steps 2 --preset grpo",
+        "--steps 2 --preset vapo --without value-pretraining",
+    ):
         assert words in done.stdout, words
     assert "\x1b" not in done.stdout  # not a terminal: plain lines
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +27,6 @@ def _show_version(wanted: bool) -> None:
 app = typer.Typer(
     help="Reinforcement learning with a critic for reasoning language models: VAPO, PPO, VC-PPO, GRPO, DAPO.\n\n"
     "Start with [bold]vapo train[/bold]: it learns on a laptop in minutes, without a download.",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -51,21 +51,22 @@ def main() -> None:
     main_exit(_run_app)
 
 
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+"""click's error for what was typed wrong; typer has its own copy of click from some version on."""
+
+
 def _run_app() -> None:
     """Run the command that was typed. A wrong option or argument is a ConfigError, so it prints one line as well."""
+    if len(sys.argv) == 1:
+        app(["--help"], prog_name="vapo", standalone_mode=False)
+        raise SystemExit(ConfigError.exit_code)
     try:
         code = app(prog_name="vapo", standalone_mode=False)
-    except Exception as error:
-        # typer's usage errors: by what they can do, since typer has its own copy of click's classes from 0.21 on
-        if not hasattr(error, "format_message") or not hasattr(error, "ctx"):
-            raise
-        context: Any = getattr(error, "ctx", None)
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(context.get_help())
-            raise SystemExit(ConfigError.exit_code) from None
-        name = context.command_path if context is not None else "vapo"
-        message = " ".join(str(error.format_message()).split()).replace("Input should be", "must be").rstrip(".")  # type: ignore[attr-defined]
+    except USAGE_ERROR as error:
+        problem: Any = error
+        message = " ".join(problem.format_message().split()).replace("Input should be", "must be").rstrip(".")
         end = "" if message.endswith("?") else "."
+        name = problem.ctx.command_path if problem.ctx is not None else "vapo"
         raise ConfigError(f"{message}{end} All options: {name} --help") from error
     if isinstance(code, int) and code:
         raise SystemExit(code)

@@ -215,6 +215,7 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
     from vapo.reports.live import best_effort_console
     from vapo.reports.runfiles import read_run
     from vapo.reports.tables import before_after_table
+    from vapo.session.run_dirs import load_run_config
 
     run = read_run(path)
     evaluations = run.evaluations
@@ -235,7 +236,9 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
         lines += ["", lesson]
     elif again:
         others = ["--preset grpo" if critic else "--preset vapo"]
-        others += ["--without value-pretraining"] if run.label == "vapo" else []
+        config = load_run_config(path)
+        if config.algorithm.pretrains and not config.without and not config.changed:
+            others.append(f"--preset {config.preset} --without value-pretraining")
         lines += ["", "Next, see what the critic is worth:", *(f"  {command(*again)} {other}" for other in others)]
     console = best_effort_console()
     console.print(before_after_table(evaluations))

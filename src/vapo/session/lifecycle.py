@@ -20,7 +20,7 @@ from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
 from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command
 from vapo.json_text import json_text
-from vapo.metrics import EventName
+from vapo.metrics import EventName, Phase
 from vapo.models.loading import count_parameters, load_config
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
@@ -175,7 +175,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
         if changed:
             snapshot.save(run)  # under the new settings, so that the next resume need not be told again
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
-    if run.state.phase == "done":
+    if run.state.phase == Phase.DONE:
         observer.note(f"this run has ended; to make it longer: {command('resume', run_dir)} --set trainer.steps=N")
     else:
         observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
