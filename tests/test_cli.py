@@ -208,9 +208,9 @@ def test_exit_codes_come_through_a_closed_stderr(tmp_path: Path):
 @pytest.mark.parametrize(
     ("task", "setting", "words"),
     [
-        ("math", "task.max_response_tokens=1e3", "task.max_response_tokens: Input should be a valid integer"),
-        ("math", "task.eval_data=5", "task.eval_data: Input should be a valid string"),
-        ("reasoning-gym/chain_sum", "task.config=5", "task.config: Input should be a valid dictionary"),
+        ("math", "task.max_response_tokens=1e3", "task.max_response_tokens takes a whole number, got"),
+        ("math", "task.eval_data=5", "task.eval_data takes text, got 5"),
+        ("reasoning-gym/chain_sum", "task.config=5", "task.config takes a mapping, {name: value}, got 5"),
         ("maze", "task.side=abc", "task.side must be a whole number from 4 to 9"),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_list_in_the_place_of_a_name_is_a_mistake_in_one_line(place, monkeypat
     data = ["task.data=train.jsonl", "model.policy=base", f"task.{key}=[a.py:b, c]"]
     assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*TASK, *SMALL, *data)) == 2
     said = capsys.readouterr().err
-    assert f"task.{key}: Input should be a valid string, got ['a.py:b', 'c']" in said
+    assert f"task.{key} takes text, got ['a.py:b', 'c']" in said
     assert "Traceback" not in said
 
 

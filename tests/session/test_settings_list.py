@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from vapo import cli
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, DataError
 from vapo.session.reference import Setting, all_settings, task_options
 from vapo.tasks.catalog import DATA_TASKS, check_named
 from vapo.tasks.registry import BUILTIN
@@ -87,6 +87,24 @@ def test_a_value_below_the_listed_range_of_an_option_is_refused(task: str):
         below: Any = yaml.safe_load(low[0]) - 1
         with pytest.raises(ConfigError, match=rf"{option.key} must be .*got {below}"):
             check_named(task, {**TASKS[task], option.key.removeprefix("task."): below})
+
+
+def test_an_entry_of_another_type_is_explained_by_what_may_stand_there():
+    with pytest.raises(ConfigError, match=r"task.columns takes {prompt: ...} with text or a list, \[a, b\], got"):
+        check_named("math", {**TASKS["math"], "columns": {"prompt": 3, "answer": "x"}})
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("value", [[1], {"a": 1}, "some words", 1.5])
+def test_an_option_of_another_type_is_explained_in_our_own_words(task: str, value: Any):
+    for option in options_of(task):
+        said = ""
+        try:
+            check_named(task, {**TASKS[task], option.key.removeprefix("task."): value})
+        except (ConfigError, DataError) as error:
+            said = str(error)
+        assert re.search(rf"^{option.key}[: ]|these task options|^There is no file|^$", said), said
+        assert not re.search("Input should|valid (?:integer|number|string|dict)", said)
 
 
 def test_every_data_task_is_named_with_the_options():

@@ -54,6 +54,16 @@ def main() -> None:
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """click's error for what was typed wrong; typer has its own copy of click from some version on."""
 
+PLAIN_WORDS = {
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    "Input should be a valid integer": "it takes a whole number",
+    "Input should be a valid number": "it takes a number",
+    "Input should be greater than or equal to": "it must be at least",
+    "Input should be less than or equal to": "it must be at most",
+}
+"""typer's words for a value of another type or out of range, and ours."""
+
 
 def _run_app() -> None:
     """Run the command that was typed. A wrong option or argument is a ConfigError, so it prints one line as well."""
@@ -64,7 +74,9 @@ def _run_app() -> None:
         code = app(prog_name="vapo", standalone_mode=False)
     except USAGE_ERROR as error:
         problem: Any = error
-        message = " ".join(problem.format_message().split()).replace("Input should be", "must be").rstrip(".")
+        message = " ".join(problem.format_message().split()).rstrip(".")
+        for theirs, ours in PLAIN_WORDS.items():
+            message = message.replace(theirs, ours)
         end = "" if message.endswith("?") else "."
         name = problem.ctx.command_path if problem.ctx is not None else "vapo"
         raise ConfigError(f"{message}{end} All options: {name} --help") from error

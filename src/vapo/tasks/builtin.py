@@ -13,6 +13,7 @@ from vapo.errors import ConfigError
 from vapo.ranges import RANGE, Range
 from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.words import DONE, FILLERS, LOST
+from vapo.type_words import expected, shown
 from vapo.types import Prompt, Task, Verdict, WrongKind, stable_hash
 
 T = TypeVar("T")
@@ -199,6 +200,14 @@ def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
     try:
         return TypeAdapter(kind).validate_python(dict(options))
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"task.{key}: {problem['msg']}, got {problem.get('input')!r}.") from error
+        first = error.errors()[0]["loc"][0]
+        problems = [problem for problem in error.errors() if problem["loc"][0] == first]
+        got = options.get(str(first), problems[0].get("input"))
+        raise ConfigError(f"task.{first} takes {_takes(problems)}, got {shown(got)}.") from error
+
+
+def _takes(problems: Sequence[Any]) -> str:
+    """What an option takes; of a mapping, what the entry takes that has the problems."""
+    entries = [str(problem["loc"][1]) for problem in problems if len(problem["loc"]) > 1]
+    inside = f"{{{entries[0]}: ...}} with " if entries else ""
+    return inside + expected(problems)
