@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
-from vapo.errors import ConfigError, DataError, VapoError
+from vapo.errors import ConfigError, DataError
 from vapo.models.gguf import cache_folder
 from vapo.models.loading import (
     context_length,
@@ -28,79 +28,13 @@ from vapo.models.lora import adapter_base
 from vapo.models.model_source import is_gguf
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
+from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.schema import TaskConfig
-from vapo.tasks.catalog import check_prompt, check_task, find_task
+from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask, do_nothing, part_of
-from vapo.tasks.problems import MAX_DROPPED
 from vapo.tasks.verifiers.functions import refuse_while_importing
 from vapo.trainer.observer import Observer
-from vapo.types import Decoding, Progress, Prompt, PromptSet, Task
-
-TRIES = 1000
-"""Prompts of a lazy set that are tried for one that fits."""
-
-
-class RenderedPrompts:
-    """A prompt set with token ids, rendered on first use and kept; prompts over `max_tokens` never come.
-
-    Of prompts that stand in a tuple they are left out, and over 1 % of them is a ConfigError; where prompts are
-    made when asked for, the next one that fits comes in their place.
-    """
-
-    def __init__(
-        self, prompts: PromptSet, render: Callable[[Prompt], Prompt], *, max_tokens: int | None = None, advice: str = ""
-    ) -> None:
-        self._prompts, self._render, self._max_tokens, self._advice = prompts, render, max_tokens, advice
-        self._rendered: dict[int, Prompt] = {}
-        self.too_long = 0
-        if isinstance(prompts, tuple) and max_tokens is not None:
-            self._leave_out_long()
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def __getitem__(self, index: int, /) -> Prompt:
-        if index not in self._rendered:
-            self._rendered[index] = self._first_fitting(index)
-        return self._rendered[index]
-
-    def _leave_out_long(self) -> None:
-        rendered = [self._at(index) for index in range(len(self._prompts))]
-        kept = [prompt for prompt in rendered if self._fits(prompt)]
-        self.too_long = len(rendered) - len(kept)
-        if self.too_long > MAX_DROPPED * len(rendered):
-            self._refuse(next(prompt for prompt in rendered if not self._fits(prompt)), self.too_long)
-        self._prompts, self._rendered = tuple(kept), dict(enumerate(kept))
-
-    def _first_fitting(self, index: int) -> Prompt:
-        prompt = self._at(index)
-        for step in range(1, TRIES):
-            if self._fits(prompt):
-                return prompt
-            prompt = self._at((index + step) % len(self._prompts))
-        self._refuse(prompt, TRIES)
-
-    def _at(self, index: int) -> Prompt:
-        """The rendered prompt of that index; DataError if the task, which may be the user's, has none there."""
-        try:
-            prompt = self._prompts[index]
-        except VapoError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"The task's prompt {index} raised {type(error).__name__}: {error}. Mend the task."
-            ) from error
-        check_prompt(prompt, f"The task's prompt {index}")
-        return self._render(prompt)
-
-    def _fits(self, prompt: Prompt) -> bool:
-        return self._max_tokens is None or len(prompt.token_ids) <= self._max_tokens
-
-    def _refuse(self, prompt: Prompt, count: int) -> NoReturn:
-        raise ConfigError(
-            f"{count} of {len(self._prompts)} prompts are too long, first {prompt.id} with {len(prompt.token_ids)} "
-            f"tokens: {self._advice}"
-        )
+from vapo.types import Decoding, Progress, Task
 
 
 @dataclass(frozen=True)
@@ -118,7 +52,7 @@ class Inputs:
     parameters: int
     """Of the policy."""
     notes: tuple[str, ...] = ()
-    """What the user should know of the models, and of how prompts are rendered."""
+    """What the user should know of the models, the response limit, and how prompts are rendered."""
 
 
 def read_inputs(
@@ -202,9 +136,7 @@ def _checked(
     notes: list[str] = []
     if isinstance(config.algorithm.credit, Gae) and critic_source != source:
         notes = check_vocabularies(source, critic_source, tokenizer, trust_remote_code=trust)
-    limit = sections.rollout.max_response_tokens or task.max_response_tokens
-    context = context_length(model_config)
-    rendered = {}
+    rendered: dict[str, RenderedPrompts] = {}
     wanted = {"train": task.train, "heldout": task.heldout} if to_train else {"heldout": task.heldout}
     for name, prompts in wanted.items():
         if len(prompts) == 0:
@@ -212,14 +144,18 @@ def _checked(
                 f"Task {task.name} has no {name} prompts with these options. Loosen the task's options"
                 + (", or give it data: --set task.data=FILE." if task.drops is not None else ".")
             )
-        rendered[name] = RenderedPrompts(
-            prompts,
-            partial(render, tokenizer, form=model.prompt_format),
-            max_tokens=None if context is None else context - limit,
-            advice=f"with rollout.max_response_tokens={limit} they exceed the model's context of {context}. "
-            "Lower the limit or shorten the prompts.",
-        )
+        rendered[name] = RenderedPrompts(prompts, partial(render, tokenizer, form=model.prompt_format))
         rendered[name][0]  # a template that refuses prompts does so before weights load
+    limit = sections.rollout.max_response_tokens or task.max_response_tokens
+    if (context := context_length(model_config)) is not None:
+        limit, about_limit = _limit_within(context, limit, config, task, rendered, may_lower=not to_train)
+        notes += about_limit
+        for prompts in rendered.values():
+            prompts.limit(
+                context - limit,
+                f"the model's context is {context} tokens, {limit} of them for the response. Shorten the prompts, or "
+                "take a model with a longer context.",
+            )
     heldout = rendered["heldout"]
     origin = config.origins.get("evaluation.prompts", Origin())
     if sections.evaluation.prompts > len(heldout) and origin.source is Source.OPTION:
@@ -237,6 +173,42 @@ def _checked(
         decoding=Decoding(limit, stop_token_ids(tokenizer, source, model_config), sections.rollout.temperature),
         parameters=count_parameters(model_config),
         notes=(*notes, *(_plainly_rendered(heldout, tokenizer) if model.prompt_format == "auto" else ())),
+    )
+
+
+def _limit_within(
+    context: int,
+    limit: int,
+    config: Config,
+    task: FullTask,
+    rendered: Mapping[str, RenderedPrompts],
+    *,
+    may_lower: bool,
+) -> tuple[int, list[str]]:
+    """(response limit, notes): the limit for which the model's context has room beside the prompts.
+
+    With `may_lower`, a limit that nobody chose is lowered, with a note. Raises ConfigError for a limit that was chosen,
+    and in training, where the limit is part of what is learned. Prompts that alone fill the context keep the limit.
+    """
+    fitting = [prompts.fitting_limit(limit, context) for prompts in rendered.values()]
+    lower = min((found for found in fitting if found is not None), default=limit)
+    if lower == limit or lower < 1:
+        return limit, []
+    origin = config.origins.get("rollout.max_response_tokens", Origin())
+    chosen = config.sections.rollout.max_response_tokens is not None
+    if may_lower and not chosen:
+        return lower, [
+            f"responses are limited to {lower} tokens: with the {limit} of the task {task.name} they would exceed the "
+            f"model's context of {context}"
+        ]
+    name = (
+        f"rollout.max_response_tokens={limit} ({origin.place})"
+        if chosen
+        else f"the response limit of the task {task.name}, {limit} tokens"
+    )
+    raise ConfigError(
+        f"With {name}, prompts of up to {context - lower} tokens and their responses exceed the model's context of "
+        f"{context}. Set rollout.max_response_tokens to {lower} or less."
     )
 
 
