@@ -66,7 +66,9 @@ def test_training_never_lowers_the_limit_of_a_task(base: Path):
 def test_prompts_that_alone_fill_the_context_are_blamed_themselves(base: Path):
     task = toys.EchoTask()
     task.heldout = [Prompt("long", " ".join("x" * 70), 1)]
-    with pytest.raises(ConfigError, match=r"prompts are too long, first long with 70 tokens: .*Shorten the prompts"):
+    with pytest.raises(
+        ConfigError, match=r"1 of 1 prompt is too long, first long with 70 tokens: .*Shorten the prompts"
+    ):
         _ = inputs_of(base, task, to_train=False).heldout_prompts[0]
 
 

@@ -154,7 +154,7 @@ def test_a_study_that_is_stopped_and_whose_cells_are_killed_ends_as_if_nothing_h
     os.kill(victim, signal.SIGKILL)
     said, _ = study.communicate(timeout=300)
     assert study.returncode == 1
-    assert "1 trials of tuning failed" in said
+    assert "Of tuning, 1 trial failed" in said
     assert not (out / "runs").exists()  # nothing runs untuned
     assert "Traceback" not in said
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, counted
 from vapo.ranges import check_ranges, number
 
 # --------------------------------------------------------------------------- rules for lambda
@@ -260,8 +260,9 @@ class Algorithm:
                 )
         if self.sampling.samples % self.optimization.minibatch:
             raise ConfigError(
-                f"The minibatch ({self.optimization.minibatch} responses) must divide the {self.sampling.samples} "
-                f"responses of a step ({self.sampling.prompts} prompts x {self.sampling.per_prompt}); change "
+                f"The minibatch ({counted(self.optimization.minibatch, 'response')}) must divide the "
+                f"{counted(self.sampling.samples, 'response')} of a step "
+                f"({counted(self.sampling.prompts, 'prompt')} x {self.sampling.per_prompt}); change "
                 "trainer.minibatch_size."
             )
 

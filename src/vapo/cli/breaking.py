@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from vapo.cli.options import DebugOption, JsonOption, view_for
-from vapo.errors import VapoError
+from vapo.errors import VapoError, counted
 from vapo.json_text import json_text
 
 
@@ -62,5 +62,7 @@ def chaos(
         for detail in failed:
             console.print(detail, style="red", markup=False)
     if failed:
-        raise VapoError(f"{len(failed)} trials failed; their runs are kept in {work}. The same again: --seed {seed}")
+        raise VapoError(
+            f"{counted(len(failed), 'trial')} failed; the runs are kept in {work}. The same again: --seed {seed}"
+        )
     shutil.rmtree(work, ignore_errors=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vapo.cli.options import DebugOption, JsonOption
-from vapo.errors import ConfigError, command
+from vapo.errors import ConfigError, command, counted
 from vapo.json_text import json_text
 from vapo.session.signals import InterruptedRunError
 
@@ -168,7 +168,7 @@ def _list_cells(study: Study, folder: Path, as_json: bool) -> None:
     if as_json:
         print(json_text([{**cell.card(), "folder": str(cell.folder), "ended": ended(cell)} for cell in cells]))
         return
-    table = Table("cell", "kind", "ended", title=f"{len(cells)} cells in {folder}")
+    table = Table("cell", "kind", "ended", title=f"{counted(len(cells), 'cell')} in {folder}")
     for cell in cells:
         table.add_row(describe(cell), cell.kind, "yes" if ended(cell) else "")
     Console().print(table)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from vapo.cli.options import DebugOption, JsonOption, print_names
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, counted
 from vapo.json_text import json_text
 
 
@@ -71,7 +71,7 @@ def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         return
     for entry in found:
         console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")
-        console.print(f"  {entry['train']:,} training prompts, {entry['heldout']:,} held out")
+        console.print(f"  {counted(entry['train'], 'training prompt')}, {entry['heldout']:,} held out")
         console.print(f"  prompt    [cyan]{escape(str(entry['prompt']))}[/cyan]")
         console.print(f"  response  {escape(entry['right response'])}\n")
     for entry in [*data, *plugins]:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
-from vapo.errors import command
+from vapo.errors import command, counted
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
 
@@ -183,7 +183,8 @@ def make_base(
     measured = made["measured"]
     Console(soft_wrap=True).print(
         f"{made['parameters']:,} parameters in {out}; right on {measured['success']:.1%} of {measured['prompts']} "
-        f"held-out prompts x {measured['samples_per_prompt']} samples, mean length {measured['mean_length']:.0f}.\n"
+        f"held-out prompts x {counted(measured['samples_per_prompt'], 'sample')}, mean length "
+        f"{measured['mean_length']:.0f}.\n"
         f"Train on it with: {command('train', '--set', f'task.name={task}', '--set', f'model.policy={out}')}"
     )
 

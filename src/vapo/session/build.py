@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vapo.algo.method import Gae, LengthAdaptive
+from vapo.errors import counted
 from vapo.models.backbone import checkpoint_gradients
 from vapo.models.critic import known_ids
 from vapo.models.loading import load_critic, load_policy, set_value_at, value_head
@@ -122,6 +123,6 @@ def lambda_warning(config: Config, longest: int) -> str | None:
     if lam >= 0.95:
         return None
     return (
-        f"alpha={rule.alpha} gives lambda={lam:.2f} even at the length limit of {longest} tokens: credit will hardly "
-        "reach past the last few. Raise algorithm.alpha until it is 0.98 or more."
+        f"alpha={rule.alpha} gives lambda={lam:.2f} even at the length limit of {counted(longest, 'token')}: credit "
+        "will hardly reach past the last few. Raise algorithm.alpha until it is 0.98 or more."
     )

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from vapo.algo.method import Gae
+from vapo.errors import counted
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.models.backbone import backbone_of
 from vapo.models.loading import load_config, skeleton
@@ -139,8 +140,10 @@ class Plan:
 
     def step_words(self) -> str:
         """What a step samples."""
-        again = f", {self.rounds} times at most," if self.rounds > 1 else ""
-        return f"a step samples {self.responses} responses{again} of up to {self.max_tokens} tokens"
+        again = f", {self.rounds:,} times at most," if self.rounds > 1 else ""
+        return (
+            f"a step samples {counted(self.responses, 'response')}{again} of up to {counted(self.max_tokens, 'token')}"
+        )
 
     def size_words(self) -> str:
         """Memory and disk."""
@@ -200,7 +203,7 @@ def report_size(plan: Plan, observer: Observer, *, free_disk: int, free: int | N
     least = plan.least_seconds(operations_per_s)
     if plan.step_tokens > MANY_TOKENS or least > LONG_S:
         observer.note(
-            f"{plan.step_words()}, {short_count(plan.step_tokens)} in all; {plan.all_steps} such steps take "
+            f"{plan.step_words()}, {short_count(plan.step_tokens)} in all; {counted(plan.all_steps, 'such step')} take "
             f"{_long(least)} or more on this machine where responses reach the limit. Fewer: "
             "trainer.samples_per_step, rollout.max_response_tokens, trainer.steps"
         )
@@ -272,8 +275,8 @@ class Forecaster:
         self._sizes_told = True
         self._observer.note(
             f"{self._plan.step_words()}, about {duration(each)} at the measured {short_count(speed)} tokens/s; "
-            f"{self._plan.all_steps} steps and their evaluations: about {duration(whole)}, and learning comes on top; "
-            f"{self._plan.size_words()}"
+            f"{counted(self._plan.all_steps, 'step')} and the evaluations: about {duration(whole)}, and learning comes "
+            f"on top; {self._plan.size_words()}"
         )
 
     def step(self, metrics: dict[str, Any]) -> None:
@@ -293,8 +296,8 @@ class Forecaster:
         self._sizes_told = True
         self._observer.note(
             f"the first step of {Phase(phase).words} took {duration(metrics['step_time'])}: about "
-            f"{duration(left * metrics['step_time'] + evaluations)} for the {left} step{'s' if left > 1 else ''} left"
-            + (" and their evaluations" if evaluations else "")
+            f"{duration(left * metrics['step_time'] + evaluations)} for the {counted(left, 'step')} left"
+            + (" and the evaluations" if evaluations else "")
             + sizes
         )
 

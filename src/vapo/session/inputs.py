@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
-from vapo.errors import ConfigError, DataError
+from vapo.errors import ConfigError, DataError, counted
 from vapo.models.gguf import cache_folder
 from vapo.models.loading import (
     context_length,
@@ -153,15 +153,15 @@ def _checked(
         for prompts in rendered.values():
             prompts.limit(
                 context - limit,
-                f"the model's context is {context} tokens, {limit} of them for the response. Shorten the prompts, or "
-                "take a model with a longer context.",
+                f"the model's context is {counted(context, 'token')}, {limit} of them for the response. Shorten the "
+                "prompts, or take a model with a longer context.",
             )
     heldout = rendered["heldout"]
     origin = config.origins.get("evaluation.prompts", Origin())
     if sections.evaluation.prompts > len(heldout) and origin.source is Source.OPTION:
         raise ConfigError(
-            f"evaluation.prompts={sections.evaluation.prompts} ({origin.place}) exceeds the {len(heldout)} held-out "
-            f"prompts of task {task.name}. Lower it, or make the task hold out more."
+            f"evaluation.prompts={sections.evaluation.prompts} ({origin.place}) exceeds the "
+            f"{counted(len(heldout), 'held-out prompt')} of task {task.name}. Lower it, or make the task hold out more."
         )
     return Inputs(
         task=task,
@@ -198,17 +198,17 @@ def _limit_within(
     chosen = config.sections.rollout.max_response_tokens is not None
     if may_lower and not chosen:
         return lower, [
-            f"responses are limited to {lower} tokens: with the {limit} of the task {task.name} they would exceed the "
-            f"model's context of {context}"
+            f"responses are limited to {counted(lower, 'token')}: with the {limit} of the task {task.name} they would "
+            f"exceed the model's context of {context}"
         ]
     name = (
         f"rollout.max_response_tokens={limit} ({origin.place})"
         if chosen
-        else f"the response limit of the task {task.name}, {limit} tokens"
+        else f"the response limit of the task {task.name}, {counted(limit, 'token')}"
     )
     raise ConfigError(
-        f"With {name}, prompts of up to {context - lower} tokens and their responses exceed the model's context of "
-        f"{context}. Set rollout.max_response_tokens to {lower} or less."
+        f"With {name}, prompts of up to {counted(context - lower, 'token')} and their responses exceed the model's "
+        f"context of {context}. Set rollout.max_response_tokens to {lower} or less."
     )
 
 
@@ -233,7 +233,7 @@ def report_notes(inputs: Inputs, observer: Observer) -> None:
         )
     for name, prompts in (("training", inputs.train_prompts), ("held-out", inputs.heldout_prompts)):
         if prompts.too_long:
-            observer.note(f"{prompts.too_long} {name} prompts are too long and left out")
+            observer.note(f"left out as too long: {counted(prompts.too_long, f'{name} prompt')}")
 
 
 def model_source(policy: str, task: FullTask) -> str:

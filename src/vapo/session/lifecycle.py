@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from vapo.bases.shipped import builtin_model
 from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
-from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command
+from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command, counted
 from vapo.json_text import json_text
 from vapo.metrics import EventName, Phase
 from vapo.models.loading import count_parameters, load_config
@@ -167,8 +167,8 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
         snapshot.restore(run, saved)
         if run.state.step > run.settings.steps:
             raise ConfigError(
-                f"{run_dir} has done {run.state.step} steps, so trainer.steps={run.settings.steps} is behind it. "
-                f"Set trainer.steps to {run.state.step} or more."
+                f"{run_dir} has done {counted(run.state.step, 'step')}, so trainer.steps={run.settings.steps} is "
+                f"behind it. Set trainer.steps to {run.state.step} or more."
             )
         _write_settings(folder, config)
         _record_resume(folder, run, changed)

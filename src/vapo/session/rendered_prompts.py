@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NoReturn
 
-from vapo.errors import ConfigError, DataError, VapoError
+from vapo.errors import ConfigError, DataError, VapoError, counted
 from vapo.tasks.catalog import check_prompt
 from vapo.tasks.problems import MAX_DROPPED
 from vapo.types import Prompt, PromptSet
@@ -70,12 +70,13 @@ class RenderedPrompts:
         return context - longest
 
     def _first_fitting(self, index: int) -> Prompt:
-        prompt = self._at(index)
-        for step in range(1, TRIES):
+        """The prompt of that index or, if it is too long, the next one that fits."""
+        tries = min(TRIES, len(self._prompts))
+        for step in range(tries):
+            prompt = self._at((index + step) % len(self._prompts) if step else index)
             if self._fits(prompt):
                 return prompt
-            prompt = self._at((index + step) % len(self._prompts))
-        self._refuse(prompt, TRIES)
+        self._refuse(self._at(index), tries)
 
     def _at(self, index: int) -> Prompt:
         """The rendered prompt of that index; DataError if the task, which may be the user's, has none there."""
@@ -94,7 +95,8 @@ class RenderedPrompts:
         return self._max_tokens is None or len(prompt.token_ids) <= self._max_tokens
 
     def _refuse(self, prompt: Prompt, count: int) -> NoReturn:
+        among = counted(len(self._prompts), "prompt")
         raise ConfigError(
-            f"{count} of {len(self._prompts)} prompts are too long, first {prompt.id} with {len(prompt.token_ids)} "
-            f"tokens: {self._advice}"
+            f"{count} of {among} {'is' if len(self._prompts) == 1 else 'are'} too long, first {prompt.id} with "
+            f"{counted(len(prompt.token_ids), 'token')}: {self._advice}"
         )

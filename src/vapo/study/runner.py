@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
+from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError, counted
 from vapo.json_text import json_text
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.reports.runfiles import number, read_jsonl, read_run
@@ -96,7 +96,7 @@ class Runner:
         seeds = [base for base in study.bases if isinstance(base, int)]
         missing = [seed for seed in seeds if not Path(base_folder(study, self.out, seed), "config.json").is_file()]
         if missing:
-            self.say(f"making {len(missing)} base models (some minutes each)")
+            self.say(f"making {counted(len(missing), 'base model')} (some minutes each)")
         for seed, code in self._map(make, missing):
             if code:
                 raise StudyError(f"Making the base model of seed {seed} failed; see {self.logs}.")
@@ -227,7 +227,7 @@ def run_study(
                     raise StudyError(f"{describe(cell)} did not finish, and runs start from it; see {runner.logs}.")
         if failed := runner.run(tried):
             raise StudyError(
-                f"{len(failed)} trials of tuning failed (first: {describe(failed[0])}), and without all of them no "
+                f"Of tuning, {counted(len(failed), 'trial')} failed (first: {describe(failed[0])}), and without all no "
                 f"learning rate can be chosen. Look into {runner.logs}, then give the same command again."
             )
         tuned = choose_settings(study, trials, out)
@@ -246,8 +246,8 @@ def run_study(
             results = {}
     if failed:
         raise StudyError(
-            f"{len(failed)} cells failed (first: {describe(failed[0])}); what finished is compared in {out / name}. "
-            f"Look into {runner.logs}, then give the same command again."
+            f"{counted(len(failed), 'cell')} failed (first: {describe(failed[0])}); what finished is compared in "
+            f"{out / name}. Look into {runner.logs}, then give the same command again."
         )
     return results
 

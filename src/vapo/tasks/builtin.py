@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, counted
 from vapo.ranges import RANGE, Range
 from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.words import DONE, FILLERS, LOST
@@ -86,7 +86,7 @@ def split(
     shuffled = sorted(prompts, key=lambda prompt: stable_hash("split", prompt.id))
     if len(shuffled) < heldout + smallest_train:
         raise ConfigError(
-            f"These task options allow only {len(shuffled)} prompts: too few for task.heldout={heldout} "
+            f"These task options allow only {counted(len(shuffled), 'prompt')}: too few for task.heldout={heldout} "
             f"and at least {smallest_train} to train on. Widen the distance range, or lower task.heldout."
         )
     return tuple(shuffled[heldout:]), tuple(shuffled[:heldout])
@@ -137,7 +137,7 @@ def judge_moves(
         place, error = make(place, word, words[at + 1])
         if error:
             return wrong(f"move {count}: {error}")
-    return wrong(f"never stopped: at {place} after {count} moves", "no_answer")
+    return wrong(f"never stopped: at {place} after {counted(count, 'move')}", "no_answer")
 
 
 class Quitting(Protocol):

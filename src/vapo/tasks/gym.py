@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vapo.errors import ConfigError, DataError
+from vapo.errors import ConfigError, DataError, counted
 from vapo.ranges import check_ranges, number
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.pool import Limits, VerifierPool
@@ -107,7 +107,8 @@ class Gym:
         verdicts = self.verify_all([(p, f"<answer>{p.answer['answer']}</answer>") for p in prompts])
         if broken := [v for v in verdicts if not v.valid]:
             raise DataError(
-                f"{self.name}: its scorer fails on {len(broken)} of {len(verdicts)} items: {broken[0].reason}"
+                f"{self.name}: its scorer fails on {len(broken)} of {counted(len(verdicts), 'item')}: "
+                f"{broken[0].reason}"
             )
         refused = sum(not verdict.right for verdict in verdicts)
         if refused:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vapo.errors import ConfigError, DataError
+from vapo.errors import ConfigError, DataError, counted
 from vapo.ranges import check_ranges, number
 from vapo.tasks.builtin import read_options, split
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
@@ -117,8 +117,8 @@ class Problems:
             read.check()
             if not heldout and len(train) < o.heldout + FEWEST:
                 raise DataError(
-                    f"{o.data} has {len(train)} problems: too few to hold out task.heldout={o.heldout} and train on at "
-                    f"least {FEWEST}. Lower task.heldout, or give task.eval_data."
+                    f"{o.data} has {counted(len(train), 'problem')}: too few to hold out task.heldout={o.heldout} and "
+                    f"train on at least {FEWEST}. Lower task.heldout, or give task.eval_data."
                 )
         except BaseException:
             self.close()
@@ -131,12 +131,12 @@ class Problems:
     @property
     def notes(self) -> list[str]:
         """Sentences about the rows that were read and left out."""
-        text = f"{self.name}: {len(self.train):,} training problems, {len(self.heldout):,} held out"
+        text = f"{self.name}: {counted(len(self.train), 'training problem')}, {len(self.heldout):,} held out"
         if self.duplicates:
-            text += f", {self.duplicates:,} duplicates left out"
+            text += f", {counted(self.duplicates, 'duplicate')} left out"
         if self.drops:
             first = self.drops[0]
-            text += f", {len(self.drops):,} bad rows dropped (first: {first.where}: {first.reason})"
+            text += f", {counted(len(self.drops), 'bad row')} dropped (first: {first.where}: {first.reason})"
         about = dict.fromkeys(note for layout in self.layouts for note in _about(layout))
         return [text, *about, *self.graded]
 
@@ -250,7 +250,8 @@ class Reader:
         if isinstance(answer, list):
             return (
                 None,
-                f"a list of {len(answer)} answers: name one, as in task.columns={{prompt: ..., answer: NAME.0}}",
+                f"a list of {counted(len(answer), 'answer')}: name one, as in "
+                f"task.columns={{prompt: ..., answer: NAME.0}}",
             )
         if isinstance(answer, bool) or not isinstance(answer, int | float):
             return None, f"an answer of type {type(answer).__name__}, not text or number"
@@ -285,7 +286,8 @@ class Reader:
         verdicts = pool.judge(stated[:TRIED_FIRST])
         if verdicts and not any(verdict.valid for verdict in verdicts):
             raise ConfigError(
-                f"The verifier {verifier} could judge none of the first {len(verdicts)} gold answers. The first, "
+                f"The verifier {verifier} could judge none of the first "
+                f"{counted(len(verdicts), 'gold answer')}. The first, "
                 f"{_short(prompts[0].answer)} of {self.where[prompts[0].id]}: {verdicts[0].reason}. Mend the verifier."
             )
         verdicts += pool.judge(
@@ -318,7 +320,8 @@ class Reader:
             kinds = Counter(drop.reason.partition(":")[0] for drop in self.drops)
             first = "\n".join(f"  {drop.where}: {drop.reason}" for drop in self.drops[:5])
             raise DataError(
-                f"{len(self.drops)} of {self.rows} rows cannot be used ({_counted(kinds)}); at most {MAX_DROPPED:.0%} "
+                f"{len(self.drops)} of {counted(self.rows, 'row')} cannot be used ({_counted(kinds)}); at most "
+                f"{MAX_DROPPED:.0%} "
                 f"may be dropped. The first:\n{first}\nMend or remove them, or name the columns with task.columns."
             )
 

@@ -143,7 +143,7 @@ def test_the_same_run_twice_is_refused(make_cell):
 
 
 def test_without_any_finished_run_nothing_is_compared(make_cell):
-    assert "None of the 1 runs has finished" in refused(make_cell(finished=False))
+    assert "None of 1 run has finished" in refused(make_cell(finished=False))
 
 
 def test_damage_is_named_with_its_place(make_cell, tmp_path):

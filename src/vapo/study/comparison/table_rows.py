@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from vapo.errors import counted
 from vapo.reports.formatting import NOTHING, figure, interval, percent, short_count, signed
 from vapo.reports.runfiles import Record, number
 from vapo.study.comparison.methods import LADDER
@@ -161,7 +162,7 @@ def column_explanations(results: Record) -> list[str]:
         f"{results['equal']['samples_with_pretraining']:,} training samples, the most that every run has reached; "
         "samples of value pretraining count, a shared critic's too. The second table also reads it at "
         f"{results['equal']['samples']:,} samples, pretraining not counted. Evaluations during training use "
-        f"{results['curve_k']} sample{'s' if results['curve_k'] > 1 else ''} per prompt, so these columns are noisier.",
+        f"{counted(results['curve_k'], 'sample')} per prompt, so these columns are noisier.",
     ]
     if results["target"]:
         target = results["target"]
@@ -292,4 +293,4 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _runs(num: int) -> str:
-    return f"{num} run{'s' if num != 1 else ''}"
+    return counted(num, "run")

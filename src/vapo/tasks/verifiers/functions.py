@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
-from vapo.errors import ConfigError, UnguardedError, VapoError
+from vapo.errors import ConfigError, UnguardedError, VapoError, counted
 from vapo.tasks.verifiers.graded import GRADED
 from vapo.types import Prompt, Verdict, Verifier
 
@@ -195,10 +195,10 @@ class RewardFunction:
             result = self._loop.run_until_complete(_awaited(result))
         rewards = list(result) if isinstance(result, Iterable) and not isinstance(result, str | dict) else None
         if rewards is None or len(rewards) != len(responses):
-            gave = f"a {type(result).__name__}" if rewards is None else f"{len(rewards)} rewards"
-            return [Verdict("invalid", f"the reward function gave {gave} for {len(responses)} completions")] * len(
-                responses
-            )
+            gave = f"a {type(result).__name__}" if rewards is None else counted(len(rewards), "reward")
+            return [
+                Verdict("invalid", f"the reward function gave {gave} for {counted(len(responses), 'completion')}")
+            ] * len(responses)
         return [to_verdict(reward, self.right_at) for reward in rewards]
 
 
