@@ -227,7 +227,7 @@ def test_tokens_that_the_critic_has_not_met_are_told(tmp_path: Path):
     policy = toys.tokenizer()
     policy.add_tokens(["<think>"])
     (note,) = check_vocabularies("policy", critic, policy)
-    assert "has not met 1 of the policy's tokens, such as '<think>'" in note
+    assert "lacks 1 of the policy's tokens, such as '<think>'" in note
 
 
 def test_a_critic_without_a_tokenizer_must_have_the_policys_size(tmp_path: Path):

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
-"""click's error for what was typed wrong; typer has its own copy of click from some version on."""
+"""click's error for a wrong option or argument; newer versions of typer contain a copy of click."""
 
 PLAIN_WORDS = {
     ", unable to parse string as an integer": "",

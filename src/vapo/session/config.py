@@ -112,14 +112,14 @@ class Config:
     def method_yaml(self) -> str:
         """The label and the expanded method, for people and comparisons."""
         whole = self.effective()
-        told = {
+        method = {
             "label": self.label,
             "algorithm": whole["algorithm"],
             "trainer": {name.partition(".")[2]: whole["trainer"][name.partition(".")[2]]
                         for name in NAMES.values() if name.startswith("trainer.")},
         }  # fmt: skip
         head = "# The method that runs, derived from config.yaml; never read back as settings.\n"
-        return head + yaml.safe_dump(told, sort_keys=False, width=120)
+        return head + yaml.safe_dump(method, sort_keys=False, width=120)
 
     def sources(self) -> dict[str, Any]:
         """The recipe, and `key: [source, place]` of all that is no default; `layers.with_sources` reads it back."""

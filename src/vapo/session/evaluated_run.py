@@ -34,7 +34,7 @@ class EvaluatedModel:
 
 
 def find_model(model: str) -> EvaluatedModel:
-    """The model that is meant: a run's own policy where a run directory or a checkpoint is named, else itself.
+    """The model to evaluate: the policy of a run directory or of a checkpoint; any other source as it is.
 
     Raises ConfigError for a run that has no policy to evaluate yet.
     """
@@ -96,7 +96,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _model_of(run: Path) -> EvaluatedModel:
-    """The policy of a run's end; of its newest healthy checkpoint while it has not ended, or goes on again."""
+    """The final policy of a run that has ended; of any other run, the policy of its newest healthy checkpoint."""
     root = run / "checkpoints"
     names = checkpoint.names(root)
     if (run / "policy").is_dir() and (not names or _has_ended(root / names[0])):
@@ -112,7 +112,7 @@ def _model_of(run: Path) -> EvaluatedModel:
 
 
 def _has_ended(saved: Path) -> bool:
-    """Whether a checkpoint is a run's last one, as far as it can be read: a damaged one does not outdo a policy/."""
+    """Whether a checkpoint is a run's last one, as far as it can be read: beside a damaged one, policy/ counts."""
     try:
         return checkpoint.read_json(saved, "state.json")["phase"] == Phase.DONE
     except (CheckpointError, KeyError, TypeError):

@@ -106,14 +106,14 @@ def with_whole_paths(config: Config) -> Config:
 def _whole(value: Any) -> Any:
     """A path, or `path.py:function`, made absolute if it is there; a hub id or a name as it is."""
     if not isinstance(value, str):
-        return value  # wrong, and said so where the task reads its options
+        return value  # of a wrong type; the task reports it when it reads its options
     name, colon, function = value.rpartition(":")
     path, rest = (name, colon + function) if name.endswith(".py") else (value, "")
     return str(Path(path).resolve()) + rest if value != "builtin" and Path(path).exists() else value
 
 
 def close_task(task: Task | FullTask) -> None:
-    """End the processes that the task holds. An error there is a warning: it must not hide how the work ended."""
+    """End the task's processes. An error there becomes a warning, so that it does not hide an earlier error."""
     try:
         part_of(task, "close", do_nothing)()
     except Exception as error:
@@ -218,12 +218,12 @@ def _plainly_rendered(prompts: RenderedPrompts, tokenizer: PreTrainedTokenizerBa
         return ()
     return (
         "the tokenizer has no chat template: messages become plain text (Problem: ... Solution:), which suits base "
-        "models. model.prompt_format=plain says that it is meant",
+        "models. model.prompt_format=plain does the same without this note",
     )
 
 
 def report_notes(inputs: Inputs, observer: Observer) -> None:
-    """Tell the user what the task says of its problems, and which prompts were left out."""
+    """Report the notes on task, models and prompts, and how many prompts were left out."""
     for note in (*inputs.task.notes, *inputs.notes):
         observer.note(note)
     if inputs.train_prompts is not inputs.heldout_prompts and len(inputs.train_prompts) == 1:
@@ -237,7 +237,7 @@ def report_notes(inputs: Inputs, observer: Observer) -> None:
 
 
 def model_source(policy: str, task: FullTask) -> str:
-    """Where the policy's weights are: the base model shipped for this very task, or what the user named."""
+    """Where the policy's weights are: the base model shipped for the task, or the source that was named."""
     return str(builtin_model(task.name, task.options)) if policy == "builtin" else policy
 
 
@@ -247,10 +247,10 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 def check_vocabularies(
     policy: str, critic: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False
 ) -> list[str]:
-    """What there is to say about how the critic reads the policy's tokens; ConfigError if it reads others.
+    """Notes on how the vocabularies differ; ConfigError if the critic would read other tokens than the policy writes.
 
-    The same id must be the same token. Sizes may differ: vocabularies are padded, and one side may know tokens that
-    the other has not met. A critic without a tokenizer must have the policy's size.
+    The same id must be the same token. Sizes may differ: vocabularies are padded, and one may have tokens that the
+    other lacks. A critic without a tokenizer must have the policy's size.
     """
     own = _tokenizer_of(critic, trust_remote_code)
     if own is None:
@@ -260,9 +260,9 @@ def check_vocabularies(
         if sizes[0] != sizes[1]:
             raise ConfigError(
                 f"The critic {critic} has no tokenizer to compare, and a vocabulary of {sizes[1]} where the policy has "
-                f"{sizes[0]}: it may not read the policy's tokens. Put the critic's tokenizer into its folder."
+                f"{sizes[0]}: so the same ids may be other tokens. Put the critic's tokenizer into its folder."
             )
-        return [f"the critic {critic} has no tokenizer; it is taken to read the policy's, as both know {sizes[0]} ids"]
+        return [f"the critic {critic} has no tokenizer; the policy's is used, since both have {sizes[0]} ids"]
     ours, its = tokenizer.get_vocab(), own.get_vocab()
     named = {number: token for token, number in its.items()}
     for token, number in sorted(ours.items(), key=lambda item: item[1]):
@@ -271,12 +271,13 @@ def check_vocabularies(
                 f"The critic {critic} has another tokenizer than the policy {policy}: id {number} is {token!r} for the "
                 f"policy, and for the critic {named.get(number, 'no token')!r}"
                 + (f" ({token!r} is {there} there)" if token in its else "")
-                + ". It could not read the policy's tokens. Take a critic with the same tokenizer."
+                + ". Take a critic with the same tokenizer."
             )
-    unmet = [token for token in ours if token not in its]
-    if not unmet:
+    missing = [token for token in ours if token not in its]
+    if not missing:
         return []
-    return [f"the critic {critic} has not met {len(unmet)} of the policy's tokens, such as {min(unmet)!r}"]
+    lacking = f"{len(missing)} of the policy's tokens, such as {min(missing)!r}"
+    return [f"the vocabulary of the critic {critic} lacks {lacking}"]
 
 
 def _tokenizer_of(source: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:

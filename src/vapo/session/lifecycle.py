@@ -84,7 +84,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
     with _closing_on_error(run, run_dir):
         check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
         run.folder = RunFolder(run_dir)
-        check_folder(run_dir)  # loading takes a while; somebody else may have been here
+        check_folder(run_dir)  # loading takes a while; another process may have written into it
         run.folder.write_text("environment.json", json_text(environment(), indent=1))
         _write_settings(run.folder, config)
     observer.note(f"run directory: {run_dir}")
@@ -173,7 +173,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
         _write_settings(folder, config)
         _record_resume(folder, run, changed)
         if changed:
-            snapshot.save(run)  # under the new settings, so that the next resume need not be told again
+            snapshot.save(run)  # under the new settings, so that the next resume needs no --allow-change
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
     if run.state.phase == Phase.DONE:
         observer.note(f"this run has ended; to make it longer: {command('resume', run_dir)} --set trainer.steps=N")
@@ -248,7 +248,7 @@ def _closing_on_error(run: Run, run_dir: Path) -> Iterator[None]:
 
 
 def finish(run: Run, *, report: bool = True) -> Run:
-    """Train to the end and write what the user takes away: models, and the report unless told otherwise."""
+    """Train to the end; write the models and, with `report`, the curves and the report."""
     guards, path = run.guards, run.folder.path
     try:
         if guards.watchdog:

@@ -1,4 +1,4 @@
-"""Run directories, as far as their files say: is one free for a new run, what was a run started with, can it go on.
+"""Checks of run directories by their files: free for a new run, complete for a resume, and the run's configuration.
 
 Needs no torch, so that a wrong path is reported at once.
 """
