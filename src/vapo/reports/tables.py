@@ -139,6 +139,6 @@ def _plain(name: str, before: object, after: object) -> Row:
     return Row(name, figure(was), figure(now), signed(now - was))
 
 
-def _counted(value: Any, noun: str) -> str:
+def _counted(value: object, noun: str) -> str:
     """`counted` for a number of a file, where it may be missing."""
     return counted(value, noun) if isinstance(value, int) else f"? {noun}s"
