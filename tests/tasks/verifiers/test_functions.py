@@ -96,11 +96,10 @@ def test_none_of_a_group_is_invalid_alone_and_a_wrong_number_of_rewards_is_for_a
     few = adapted(lambda completions, **rest: [1.0])
     assert (
         few.together(PROMPT, list("ab"))
-        == [Verdict("invalid", "the reward function gave 1 rewards for 2 completions")] * 2
+        == [Verdict("invalid", "the reward function gave 1 reward for 2 completions")] * 2
     )
     assert (
-        adapted(lambda prompts, **rest: "good")(PROMPT, "a").reason
-        == "the reward function gave a str for 1 completions"
+        adapted(lambda prompts, **rest: "good")(PROMPT, "a").reason == "the reward function gave a str for 1 completion"
     )
 
 
