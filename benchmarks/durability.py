@@ -1,4 +1,4 @@
-"""What durability costs: a save against writing the same bytes, saving every step, and the watchdog.
+"""Measure the cost of durability: a save compared with writing the same bytes, saving every step, and the watchdog.
 
     python benchmarks/durability.py --out benchmarks/durability.md
 
@@ -120,7 +120,7 @@ def per_step(root: Path) -> list[str]:
 
 
 def beat(root: Path) -> float:
-    """Microseconds of one sign of life that is passed on."""
+    """Microseconds of one report to the watchdog."""
     root.mkdir()
     watch = Watchdog(root, factor=10.0, floor_s=60.0)
     taken = seconds(lambda: [watch.beat(f"work {i % 2}") for i in range(20_000)])

@@ -1,4 +1,4 @@
-"""What a GPU must show, in a few minutes on one: python benchmarks/gpu.py OUT.json [--seconds 300]
+"""Checks and measurements on a GPU, in a few minutes: python benchmarks/gpu.py OUT.json [--seconds 300]
 
 Nothing is downloaded: models are built from configurations. Checked: the maze learns and a stopped run resumes to the
 same weights; scores on the GPU agree with the CPU's; sampler and trainer agree. Measured: tokens per second of rollouts
@@ -35,7 +35,7 @@ PROMPT, RESPONSE, SAMPLES = 64, 256, 64
 
 
 def vapo(*arguments: str) -> str:
-    """Run the command line; its output."""
+    """Run the command line and return its output."""
     done = subprocess.run([sys.executable, "-m", "vapo", *arguments], capture_output=True, text=True)  # noqa: S603
     if done.returncode:
         raise SystemExit(f"vapo {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
@@ -43,7 +43,7 @@ def vapo(*arguments: str) -> str:
 
 
 def maze(work: Path) -> dict[str, Any]:
-    """Ten steps at once and four, resumed to ten: accuracy before and after, and whether the weights are the same."""
+    """Run ten steps, and four resumed to ten. Returns accuracy before and after, and whether the weights are equal."""
     small = [
         word
         for setting in ("trainer.pretraining_steps=2", "evaluation.prompts=64", "checkpoint.every=1")
@@ -70,7 +70,7 @@ def maze(work: Path) -> dict[str, Any]:
 
 
 def peak_gb() -> float:
-    """The most memory that was allocated since the last call, in GB."""
+    """Peak memory allocated since the last call, in GB."""
     peak = torch.cuda.max_memory_allocated() / 1e9
     torch.cuda.reset_peak_memory_stats()
     return peak
@@ -154,7 +154,7 @@ def agrees_with_cpu() -> float:
 
 
 def main() -> None:
-    """Write the figures as far as the time goes."""
+    """Write the measurements that fit into the time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=300.0, help="begin nothing new after so many seconds")

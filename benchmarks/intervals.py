@@ -1,4 +1,4 @@
-"""How often intervals of paired differences hold the truth, in simulated studies. Writes intervals.md beside itself.
+"""Measure the coverage of intervals of paired differences in simulated studies. Writes intervals.md next to this file.
 
     python benchmarks/intervals.py
 

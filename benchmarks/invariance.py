@@ -1,4 +1,4 @@
-"""How much does an optimizer step's gradient change with the way its batch is cut? On real rollouts.
+"""Measure how much the gradient of an optimizer step depends on the way its batch is cut, on real rollouts.
 
 Samples one step's responses from the shipped base model, then takes the policy gradient (surrogate, LM term
 and both) and the critic gradient with several micro-batch budgets, packed and padded, rows in two orders, and
@@ -43,7 +43,9 @@ def main() -> None:
         run = runs.begin(config, Path(folder) / "run", SilentView())
         assert run.critic is not None
         torch.manual_seed(0)
-        torch.nn.init.normal_(value_head(run.critic.model).weight, std=0.1)  # a head at 0 gives the backbone nothing
+        torch.nn.init.normal_(
+            value_head(run.critic.model).weight, std=0.1
+        )  # with a head at 0 the backbone has no gradient
         episodes = run.source.next(run.state).episodes
         batch = collate(episodes, price(episodes, run.algorithm, max_response_tokens=run.decoding.max_tokens))
         batch = score(batch, policy=run.policy, critic=run.critic, micro_batch_tokens=16384)

@@ -1,4 +1,4 @@
-"""How often the maths verifier and math-verify alone differ from the labels of corpora.
+"""Measure how often the maths verifier, and math-verify alone, differ from the labels of corpora.
 
     python benchmarks/maths_agreement.py --out benchmarks/maths_agreement.md
     python benchmarks/maths_agreement.py mine.jsonl

@@ -1,4 +1,4 @@
-"""How fast answers are verified: per worker, with hostile ones among them, and how long a pool takes to start.
+"""Measure verifications per second, per worker and with hostile answers, and the start time of a pool.
 
     python benchmarks/verifier.py --out benchmarks/verifier.md
 

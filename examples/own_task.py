@@ -29,7 +29,7 @@ class SouthFirst:
 if __name__ == "__main__":
     settings = {
         "model": {"policy": str(builtin_model("maze"))},  # any causal language model: a folder or a hub id
-        "algorithm": {"alpha": 4.0},  # lambda = 1 - 1/(alpha * length): short responses want a large alpha
+        "algorithm": {"alpha": 4.0},  # lambda = 1 - 1/(alpha * length): short responses need a large alpha
         "trainer": {"steps": 20, "pretraining_steps": 2, "actor_lr": 1e-3},
         "evaluation": {"prompts": 4, "samples_per_prompt": 16},
     }

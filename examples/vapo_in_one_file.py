@@ -1,4 +1,4 @@
-"""VAPO (arXiv:2504.05118) in one file: vapo.algo, transformers and torch, nothing else.
+"""VAPO (arXiv:2504.05118) in one file with vapo.algo, transformers and torch.
 
 A tiny Llama without any training is shown a digit. It must write digits and stop after writing that one: a reward of 1
 for a response whose last digit is the prompt's, else 0. Run it (a minute or so on one core):
@@ -34,7 +34,7 @@ ACTOR_LR, CRITIC_LR = 1e-3, 2e-3  # for a model of 0.1 million parameters; the p
 
 
 def networks(seed):
-    """A policy and a critic of its size; the value head starts at 0, so V = 0 until something is learned."""
+    """A policy and a critic of its size; the value head starts at 0, so V = 0 before training."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=10, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_labels=1,
@@ -67,7 +67,7 @@ def rollout(policy):
 def logp_of(policy, tokens):
     """(B, T) log π of each response token."""
     logits = policy(tokens).logits[:, :-1].clone()
-    logits[..., PAD] = -torch.inf  # the sampler cannot draw it
+    logits[..., PAD] = -torch.inf  # the sampler never draws it
     return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None].clamp(max=STOP))[..., 0]
 
 
@@ -87,7 +87,7 @@ def policy_step(policy, optimizer, tokens, mask, right, old_logp, advantages):
     """One gradient step on eq. 10: the token-level clipped surrogate with clip-higher, plus μ times the LM loss."""
     logp = masked(logp_of(policy, tokens), mask)
     surrogate = clipped_surrogate(logp, old_logp, advantages, low=CLIP_LOW, high=CLIP_HIGH)
-    loss = weighted_sum(surrogate, token_weights(mask))  # every token counts the same, eq. 7
+    loss = weighted_sum(surrogate, token_weights(mask))  # equal weights for all tokens, eq. 7
     loss = loss + POSITIVE_LM * weighted_sum(-logp, positive_weights(mask, right))  # eq. 9
     step(policy, optimizer, loss)
 
@@ -100,13 +100,13 @@ def step(model, optimizer, loss):
 
 
 def main(steps=120, pretraining_steps=10, seed=0):
-    """Train; the share of right responses in each step."""
+    """Train, and return the share of right responses in each step."""
     torch.set_num_threads(1)
     policy, critic = networks(seed)
     actor = torch.optim.AdamW(policy.parameters(), lr=ACTOR_LR, weight_decay=0.0)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=CRITIC_LR, weight_decay=0.0)
 
-    # Value pretraining, section 4.1: fit the critic to what the fixed initial policy really earns, with λ = 1.
+    # Value pretraining, section 4.1: fit the critic to the outcomes of the fixed initial policy, with λ = 1.
     for _ in range(pretraining_steps):
         tokens, mask, right = rollout(policy)
         returns = masked(right.float()[:, None].expand(mask.shape), mask)
@@ -118,7 +118,7 @@ def main(steps=120, pretraining_steps=10, seed=0):
         # 1. Sample groups of responses from the current policy; the verifier judges them.
         tokens, mask, right = rollout(policy)
 
-        # 2. Score every token once, before any update, and hand out credit.
+        # 2. Score every token once, before any update, and compute advantages and returns.
         with torch.no_grad():
             old_logp = masked(logp_of(policy, tokens), mask)
             values = masked(values_of(critic, tokens), mask)

@@ -1,4 +1,4 @@
-"""While tests run, every public function of `vapo.algo` is held to the shapes and dtypes it promises."""
+"""During tests, check the shape and dtype annotations of every public function of `vapo.algo`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 import vapo.algo
 
 torch.set_num_threads(1)
-# The same examples on every machine, and no stopwatch: the first call of anything in torch is slow.
+# The same examples on every machine, without deadlines, because the first call of a torch function is slow.
 hypothesis.settings.register_profile("vapo", derandomize=True, deadline=None, max_examples=30)
 hypothesis.settings.load_profile("vapo")
 

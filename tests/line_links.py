@@ -15,7 +15,7 @@ LINK = re.compile(r"\[`([^`]+)`\]\(((?:\.\./)?(?:src|tests|examples)/[^)#]+)#L(\
 
 
 def broken_links(page: Path) -> list[str]:
-    """What is wrong with a page's links to lines, in words."""
+    """One message for each wrong link to a line on a page."""
     found = []
     for text, target, line in LINK.findall(page.read_text(encoding="utf-8")):
         if not holds(page.parent / target, int(line), text):
@@ -30,7 +30,7 @@ def holds(path: Path, number: int, text: str) -> bool:
 
 
 def refreshed(page: Path) -> str:
-    """The page with every link at the line that has its text; raises ValueError where that is not one line."""
+    """The page with every link set to the line with its text. Raises ValueError unless exactly one line has it."""
 
     def moved(match: re.Match[str]) -> str:
         text, target, line = match.groups()

@@ -36,11 +36,11 @@ class Pair:
         _join(folder / "meet", 0)
 
     def tell(self, *command: Any) -> None:
-        """Let the second process do the same as the first is about to do."""
+        """Tell the second process to run the same call as the first."""
         self._pipe.send(command)
 
     def ask(self, *command: Any) -> Any:
-        """What the second process answers."""
+        """The answer of the second process."""
         self.tell(*command)
         return self._pipe.recv()
 
@@ -94,7 +94,7 @@ class Half:
             local.objective, minibatch, self.rows(minibatch), micro_batch_tokens=micro_batch_tokens
         )
         for parameter in local.parameters:
-            if parameter.grad is None:  # nothing to learn from here
+            if parameter.grad is None:  # no gradient in this half
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
         dist.all_reduce(loss)
@@ -114,7 +114,7 @@ class Half:
         return scored
 
     def digest(self) -> str:
-        """Of the weights."""
+        """A hash of the weights."""
         found = hashlib.sha256()
         for _, tensor in self.local.weights():
             found.update(tensor.detach().contiguous().numpy().tobytes())

@@ -23,14 +23,14 @@ def copied(text: str) -> list[str]:
     return shlex.split(text[text.rindex("vapo resume") :])
 
 
-def test_a_command_comes_apart_into_its_words_again():
+def test_a_quoted_command_splits_into_its_arguments():
     assert shlex.split(command("resume", Path(ODD), "--set", "trainer.steps=3")) == [
         *("vapo", "resume", ODD),
         *("--set", "trainer.steps=3"),
     ]
 
 
-def test_a_folder_that_is_taken_is_named_in_a_command_that_works(tmp_path: Path):
+def test_the_error_for_an_existing_folder_has_a_working_command(tmp_path: Path):
     run = tmp_path / ODD
     run.mkdir(parents=True)
     (run / "config.yaml").touch()
@@ -39,14 +39,14 @@ def test_a_folder_that_is_taken_is_named_in_a_command_that_works(tmp_path: Path)
     assert copied(str(error.value)) == ["vapo", "resume", str(run)]
 
 
-def test_a_run_that_stopped_says_how_to_go_on_in_a_command_that_works():
+def test_a_stopped_run_prints_a_working_resume_command():
     run = SimpleNamespace(failed_saves=0, folder=SimpleNamespace(path=Path(ODD)))
     with pytest.raises(StoppedError) as error:
         snapshot.raise_stopped(run)  # type: ignore[arg-type]
     assert copied(str(error.value)) == ["vapo", "resume", ODD]
 
 
-def test_the_watchdog_says_how_to_go_on_in_a_command_that_works(tmp_path: Path, capsys, monkeypatch):
+def test_the_watchdog_logs_a_working_resume_command(tmp_path: Path, capsys, monkeypatch):
     run = tmp_path / "a run"
     run.mkdir()
     monkeypatch.setattr(watchdog.os, "kill", lambda *_: None)
@@ -54,7 +54,7 @@ def test_the_watchdog_says_how_to_go_on_in_a_command_that_works(tmp_path: Path, 
     assert copied(capsys.readouterr().err.strip()) == ["vapo", "resume", str(run)]
 
 
-def test_no_message_builds_a_command_by_hand():
+def test_messages_build_commands_with_one_function():
     found = [
         f"{path.name}: {line.strip()}"
         for path in Path(vapo.__file__).parent.rglob("*.py")

@@ -71,7 +71,9 @@ TASK = [
         "task.max_response_tokens=8"]  # fmt: skip
 
 
-def test_own_problems_and_an_own_verifier_train_resume_and_evaluate(place, monkeypatch, capsys, tmp_path_factory):
+def test_a_run_with_custom_problems_and_verifier_trains_resumes_and_evaluates(
+    place, monkeypatch, capsys, tmp_path_factory
+):
     data = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
     assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*TASK, *data, *SMALL)) == 0
     assert "math: 6 training problems, 4 held out" in capsys.readouterr().out
@@ -134,7 +136,7 @@ def counted_again(samples: Path) -> tuple[float, ...]:
     return mean(mean(row) for row in right), passed(1), passed(2), passed(4)
 
 
-def test_a_verifier_that_hangs_stops_the_run_with_code_4(place, monkeypatch, capsys):
+def test_a_hanging_verifier_stops_the_run_with_code_4(place, monkeypatch, capsys):
     (place / "slow.py").write_text(
         "import time\n\n"
         "def judge(response):\n    if 'boxed' not in response:\n        time.sleep(60)\n    return True\n"
@@ -166,7 +168,7 @@ def test_a_verifier_that_hangs_stops_the_run_with_code_4(place, monkeypatch, cap
         (["--data", "test.jsonl", "--set", "task.verifier_timeout_s=0"], "verifier_timeout_s must be in"),
     ],
 )
-def test_a_mistake_in_an_evaluation_is_one_line(place, monkeypatch, capsys, arguments, words):
+def test_a_mistake_in_an_evaluation_gives_an_error_of_one_line(place, monkeypatch, capsys, arguments, words):
     assert vapo(monkeypatch, "eval", "base", "--task", "math", *arguments) == 2
     said = capsys.readouterr()
     assert words in said.err
@@ -174,7 +176,7 @@ def test_a_mistake_in_an_evaluation_is_one_line(place, monkeypatch, capsys, argu
 
 
 @pytest.mark.parametrize("key", ["verifier", "eval_data"])
-def test_a_list_in_the_place_of_a_name_is_a_mistake_in_one_line(place, monkeypatch, capsys, key):
+def test_a_list_instead_of_a_name_gives_an_error_of_one_line(place, monkeypatch, capsys, key):
     data = ["task.data=train.jsonl", "model.policy=base", f"task.{key}=[a.py:b, c]"]
     assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*TASK, *SMALL, *data)) == 2
     said = capsys.readouterr().err
@@ -182,7 +184,7 @@ def test_a_list_in_the_place_of_a_name_is_a_mistake_in_one_line(place, monkeypat
     assert "Traceback" not in said
 
 
-def test_only_files_become_whole_paths(place):
+def test_only_existing_files_become_absolute_paths(place):
     (place / "gsm8k").mkdir()
     (place / "test").mkdir()
     task = {"name": "gsm8k", "data": "train.jsonl", "eval_split": "test", "verifier": "mine.py:names_the_digit"}
@@ -205,14 +207,14 @@ def as_is(prompt: Prompt) -> Prompt:
     return prompt
 
 
-def test_prompts_without_room_for_a_response_are_left_out_and_many_are_an_error():
+def test_too_long_prompts_are_left_out_and_many_of_them_raise():
     rendered = RenderedPrompts(prompts(*[3] * 150, 9), as_is, max_tokens=8)
     assert (len(rendered), rendered.too_long) == (150, 1)
     with pytest.raises(ConfigError, match="2 of 12 prompts are too long, first p10 with 9 tokens: lower it"):
         RenderedPrompts(prompts(*[3] * 10, 9, 9), as_is, max_tokens=8, advice="lower it")
 
 
-def test_where_prompts_are_made_when_asked_for_the_next_that_fits_comes():
+def test_generated_prompts_that_are_too_long_are_replaced_by_the_next_that_fits():
     lazy: Any = list(prompts(3, 9, 9, 4))
     rendered = RenderedPrompts(lazy, as_is, max_tokens=8)
     assert [rendered[i].id for i in range(4)] == ["p0", "p3", "p3", "p3"]
@@ -220,7 +222,7 @@ def test_where_prompts_are_made_when_asked_for_the_next_that_fits_comes():
         RenderedPrompts(list(prompts(9)), as_is, max_tokens=8)[0]
 
 
-def test_messages_become_a_plain_text_for_a_base_model_or_the_chat_template():
+def test_messages_become_plain_text_or_go_through_the_chat_template():
     words = toys.tokenizer()
     prompt = Prompt("p", ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 x"}))
     assert plain_text(prompt.text) == "Be brief.\n\nProblem: 2 x\n\nSolution:"
@@ -250,7 +252,7 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System rol
     ],
 )
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_a_chat_template_that_refuses_a_prompt_ends_in_its_own_words(
+def test_a_chat_template_that_raises_ends_the_run_with_its_message(
     place, monkeypatch, capsys, template, words, command
 ):
     given_a_template(place / "base", template)
@@ -269,9 +271,7 @@ def test_a_chat_template_that_refuses_a_prompt_ends_in_its_own_words(
 
 
 @pytest.mark.parametrize(("more", "times"), [([], 1), (["model.prompt_format=plain"], 0)])
-def test_messages_that_become_plain_text_for_want_of_a_template_are_mentioned_once(
-    place, monkeypatch, capsys, more, times
-):
+def test_a_missing_chat_template_is_noted_once(place, monkeypatch, capsys, more, times):
     data = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
     assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*TASK, *data, *SMALL, *more)) == 0
     told = capsys.readouterr().out
@@ -279,7 +279,7 @@ def test_messages_that_become_plain_text_for_want_of_a_template_are_mentioned_on
 
 
 @pytest.mark.parametrize("preset", ["vapo", "grpo"])
-def test_a_run_in_which_nothing_was_right_ends_with_what_to_do_about_it(place, monkeypatch, capsys, preset):
+def test_a_run_without_right_answers_ends_with_advice(place, monkeypatch, capsys, preset):
     (place / "mine.py").write_text("def names_the_digit(response, answer):\n    return False\n")
     data = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
     assert vapo(monkeypatch, "train", "--run-dir", "run", "--preset", preset, *sets(*TASK, *data, *SMALL)) == 0
@@ -292,7 +292,7 @@ def test_a_run_in_which_nothing_was_right_ends_with_what_to_do_about_it(place, m
     assert "0 of 32 responses in all 2 steps are right: nothing to learn" in capsys.readouterr().out
 
 
-def test_a_verifier_can_be_a_plain_function_in_python(place: Path, monkeypatch):
+def test_a_verifier_can_be_a_python_function(place: Path, monkeypatch):
     import importlib.util
 
     import vapo
@@ -324,7 +324,7 @@ def _assigned(assignments: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("other", ["answer", "verifier", "nothing"])
-def test_scores_against_other_answers_or_by_another_verifier_are_not_compared(place: Path, monkeypatch, capsys, other):
+def test_scores_with_other_answers_or_another_verifier_are_not_compared(place: Path, monkeypatch, capsys, other):
     files = ["task.data=train.jsonl", "task.eval_data=test.jsonl", "model.policy=base"]
     small = sets(*SMALL, *TASK, *files)
     assert vapo(monkeypatch, "train", *small, "--run-dir", "one") == 0

@@ -19,16 +19,16 @@ def tracked_pages() -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_lines_hold_the_code_they_name(page: Path):
+def test_links_to_lines_point_to_the_code_they_name(page: Path):
     assert not broken_links(page)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_pages_that_explain_code_do_link_to_its_lines(name: str):
+def test_pages_that_explain_code_have_links_to_lines(name: str):
     assert (ROOT / "docs" / name).read_text(encoding="utf-8").count("#L") > 15
 
 
-def test_a_link_follows_its_line(tmp_path: Path):
+def test_links_are_updated_when_lines_move(tmp_path: Path):
     page = tmp_path / "docs" / "equations.md"
     page.parent.mkdir()
     code = ROOT / "src" / "vapo" / "algo" / "advantages.py"
@@ -38,7 +38,7 @@ def test_a_link_follows_its_line(tmp_path: Path):
     assert refreshed(page) == f"[`def gae(`](../src/vapo/algo/advantages.py#L{number})"
 
 
-def test_every_relative_link_of_a_page_leads_to_a_file():
+def test_every_relative_link_of_a_page_points_to_a_file():
     missing = []
     for name in tracked_pages():
         page = ROOT / name
@@ -49,7 +49,7 @@ def test_every_relative_link_of_a_page_leads_to_a_file():
     assert not missing
 
 
-def test_comments_name_pages_and_pitfalls_that_are_there():
+def test_comments_name_existing_pages_and_pitfalls():
     pitfalls = set(re.findall(r"^## (\d+)\. ", (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8"), re.M))
     pages = {Path(name).name for name in tracked_pages()}
     wrong = []

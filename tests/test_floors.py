@@ -53,7 +53,7 @@ def test_every_room_imports_only_from_the_floors_below_it():
     assert not offences
 
 
-def test_verifiers_do_not_know_where_problems_come_from():
+def test_verifiers_do_not_import_problem_sources():
     for path in (ROOT / "tasks" / "verifiers").glob("*.py"):
         imported = {
             node.module
@@ -63,7 +63,7 @@ def test_verifiers_do_not_know_where_problems_come_from():
         assert all(name.startswith("vapo.tasks.verifiers") for name in imported), path
 
 
-def test_each_file_name_stands_once_in_the_package():
+def test_file_names_are_unique_in_the_package():
     names = Counter(path.stem for path in ROOT.rglob("*.py") if path.stem != "__init__")
     assert [name for name, count in names.items() if count > 1] == []
 
@@ -76,7 +76,7 @@ def test_the_package_and_the_command_line_load_without_torch_or_optional_package
     assert done.stdout.strip() == "[]"
 
 
-def test_algo_alone_needs_torch_and_nothing_of_ours_but_types_and_errors():
+def test_algo_imports_only_torch_and_the_lowest_modules():
     script = (
         "import sys, vapo.algo; [getattr(vapo.algo, name) for name in vapo.algo.__all__]; "
         "print(sorted(m for m in sys.modules if m.startswith('vapo.') "
@@ -86,7 +86,7 @@ def test_algo_alone_needs_torch_and_nothing_of_ours_but_types_and_errors():
     assert done.stdout.strip() == "['vapo.errors', 'vapo.ranges'] False"
 
 
-def test_public_names_are_where_the_design_says():
+def test_public_names_can_be_imported_from_their_documented_modules():
     import vapo.algo as algo
     from vapo.algo import presets
 

@@ -33,7 +33,7 @@ def cut_off(monkeypatch):
 NOT_HERE = r"there is no such .*folder here, it is not in the cache, and 127.0.0.1 cannot be reached \(.*refused"
 
 
-def test_a_model_that_is_not_there_is_told_at_once(monkeypatch):
+def test_a_missing_model_raises_at_once_without_the_hub(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to try again"))
     for load in (load_tokenizer, load_config):
         with pytest.raises(ModelError, match=rf"from nobody/nowhere: {NOT_HERE}"):
@@ -41,7 +41,7 @@ def test_a_model_that_is_not_there_is_told_at_once(monkeypatch):
     assert not constants.HF_HUB_OFFLINE
 
 
-def test_a_data_set_that_is_not_there_is_told_at_once(monkeypatch):
+def test_a_missing_data_set_raises_at_once_without_the_hub(monkeypatch):
     import datasets
 
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to try again"))
@@ -50,7 +50,7 @@ def test_a_data_set_that_is_not_there_is_told_at_once(monkeypatch):
     assert datasets.config.HF_HUB_OFFLINE == constants.HF_HUB_OFFLINE
 
 
-def test_a_hub_that_answers_and_a_source_that_is_here_are_asked_as_ever(tmp_path, monkeypatch):
+def test_a_reachable_hub_and_local_sources_are_used_normally(tmp_path, monkeypatch):
     with hub.hub_access(tmp_path) as why:
         assert (why, constants.HF_HUB_OFFLINE) == ("", False)
     with socket.socket() as listener:
@@ -61,7 +61,7 @@ def test_a_hub_that_answers_and_a_source_that_is_here_are_asked_as_ever(tmp_path
             assert (why, constants.HF_HUB_OFFLINE) == ("", False)
 
 
-def test_behind_a_proxy_the_proxy_is_what_is_tried(monkeypatch):
+def test_behind_a_proxy_the_connection_to_the_proxy_is_checked(monkeypatch):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -70,13 +70,13 @@ def test_behind_a_proxy_the_proxy_is_what_is_tried(monkeypatch):
         assert hub.unreachable() == ""
 
 
-def test_a_name_that_takes_forever_to_look_up_is_given_up(monkeypatch):
+def test_a_host_lookup_that_hangs_is_abandoned_after_the_limit(monkeypatch):
     monkeypatch.setattr(hub, "LIMIT_S", 0.05)
     monkeypatch.setattr(socket, "create_connection", lambda *_: time.sleep(0.3) or nullcontext())
     assert hub.unreachable() == "127.0.0.1 cannot be reached (no answer within 0.05 s)"
 
 
-def test_only_what_was_to_be_downloaded_counts_as_not_cached():
+def test_only_download_errors_count_as_not_cached():
     told = OSError("cannot load")
     told.__cause__ = ConnectionError("offline")
     assert hub.not_cached(told)

@@ -32,7 +32,7 @@ RUNS = [
 """Settings that write every metric between them."""
 
 
-def test_the_page_is_printed_from_the_table():
+def test_docs_metrics_md_equals_the_generated_page():
     assert (DOCS / "metrics.md").read_text(encoding="utf-8") == metrics.metrics_page(), (
         "Print it again: python -m vapo.metrics docs/metrics.md"
     )
@@ -43,13 +43,13 @@ def test_examples_in_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0
 
 
-def test_an_unknown_metric_is_named():
-    with pytest.raises(KeyError, match="value/los is no metric"):
+def test_an_unknown_metric_raises_an_error_with_its_name():
+    with pytest.raises(KeyError, match="value/los is not in the table"):
         metric_called("value/los")
 
 
 @pytest.mark.slow
-def test_runs_write_the_metrics_of_the_table_and_no_others(tmp_path: Path):
+def test_runs_write_exactly_the_metrics_of_the_table(tmp_path: Path):
     base, written = toys.toy_base(tmp_path / "base"), defaultdict(set)
     evaluation: set[str] = set()
     for number, (preset, layer) in enumerate(RUNS):
@@ -64,7 +64,7 @@ def test_runs_write_the_metrics_of_the_table_and_no_others(tmp_path: Path):
     assert evaluation == EVALUATION.keys()
 
 
-def test_names_of_metrics_in_the_code_are_names_of_the_table():
+def test_metric_names_in_the_code_are_in_the_table():
     # a figure or an alarm that asks for a name which nothing writes stays empty without a word
     families = tuple(dict.fromkeys(name.split("/")[0] + "/" for name in METRICS if "/" in name))
     unknown = []
@@ -84,19 +84,19 @@ def test_names_of_metrics_in_the_code_are_names_of_the_table():
     assert not unknown
 
 
-def test_each_phase_has_its_words_and_old_names_still_fit():
+def test_each_phase_has_a_name_for_people_and_old_names_are_accepted():
     assert [phase.words for phase in Phase] == ["value pretraining", "training", "done"]
     assert Phase("pretrain") == "pretrain"  # what checkpoints and logs hold
 
 
-def test_json_has_null_for_what_json_cannot_say():
+def test_json_has_null_for_nan_and_infinity():
     nested = {"intervals": {"maj": (math.nan, 1.0)}, "right": [1, 2], "x": -math.inf, "y": None, "z": "NaN"}
     assert json.loads(json_text.json_text(nested)) == {
         "intervals": {"maj": [None, 1.0]}, "right": [1, 2], "x": None, "y": None, "z": "NaN",
     }  # fmt: skip
 
 
-def test_no_line_of_a_run_holds_nan(tmp_path: Path):
+def test_no_line_of_a_run_contains_nan(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     folder.evaluation({"avg": math.nan, "intervals": {"maj": (math.nan, math.nan)}})
     folder.close()

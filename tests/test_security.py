@@ -71,7 +71,7 @@ def test_no_task_can_name_a_run_out_of_its_folder(name: str, tmp_path: Path, mon
     assert path.resolve().is_relative_to(tmp_path / "runs")
 
 
-def test_weights_that_are_pickled_are_not_read(tmp_path: Path):
+def test_pickled_weights_are_not_read(tmp_path: Path):
     model = toys.tiny_llama()
     model.config.save_pretrained(tmp_path)
     toys.tokenizer().save_pretrained(tmp_path)

@@ -10,7 +10,7 @@ from vapo.models.placing import set_threads
 @pytest.mark.parametrize(
     ("wanted", "given", "threads"), [(None, "1", 1), (2, "1", 2), (None, "0", 3), (None, "4,2", 3), (None, None, 3)]
 )
-def test_a_set_number_of_threads_is_kept_by_large_models(monkeypatch, wanted, given, threads):
+def test_large_models_keep_the_set_number_of_threads(monkeypatch, wanted, given, threads):
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(vocab_size=20_000, hidden_size=512, num_hidden_layers=1))
     monkeypatch.setattr("os.cpu_count", lambda: 3)

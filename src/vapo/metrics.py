@@ -1,7 +1,7 @@
-"""Every number a run writes: its name, meaning, unit, healthy range, and what to do outside of it.
+"""The table of all metrics: name, meaning, unit, healthy range, and advice.
 
-Curves, the live view, comparisons and alarms take titles, units and advice from here, and `docs/metrics.md` is
-printed from here:
+Curves, the live view, comparisons and alarms use its titles, units and advice. This module also prints
+`docs/metrics.md`:
 
     python -m vapo.metrics docs/metrics.md
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 class Phase(StrEnum):
-    """Where a run stands, and `phase` in every line of metrics.jsonl (which has no line for DONE)."""
+    """The phase of a run, and the value of `phase` in each line of metrics.jsonl (which has no line for DONE)."""
 
     PRETRAIN = "pretrain"
     TRAIN = "train"
@@ -25,7 +25,7 @@ class Phase(StrEnum):
 
     @property
     def words(self) -> str:
-        """The phase as people call it.
+        """The phase's name for people.
 
         >>> Phase.PRETRAIN.words
         'value pretraining'
@@ -34,7 +34,7 @@ class Phase(StrEnum):
 
 
 class EvaluationLabel(StrEnum):
-    """Which evaluation of a run a line of evaluations.jsonl is."""
+    """The kind of an evaluation in evaluations.jsonl."""
 
     BEFORE = "before"
     DURING = "during"
@@ -42,7 +42,7 @@ class EvaluationLabel(StrEnum):
 
 
 class EventName(StrEnum):
-    """What a line of events.jsonl tells."""
+    """The kind of an event in events.jsonl."""
 
     ALARM = "alarm"
     CRITIC_LOADED = "critic loaded"
@@ -66,11 +66,11 @@ class Metric:
     unit: str = ""
     healthy: str = ""
     advice: str = ""
-    """What to do outside of the healthy range."""
+    """What to do outside the healthy range."""
     title: str = ""
-    """The heading of a figure that shows it."""
+    """The title of its figure."""
     short: str = ""
-    """Its name where there is little room, as in the terminal."""
+    """A short name, for example for the terminal."""
     phases: tuple[Phase, ...] = TRAIN
     where: str = ""
     """The methods or settings that write it; empty for all."""
@@ -97,7 +97,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Section:
-    """Rows of the page under one heading."""
+    """The rows under one heading of the page."""
 
     heading: str
     rows: tuple[Metric, ...]
@@ -113,11 +113,11 @@ SHOW_THE_FORM = "show the model the form of an answer (in the prompt: `task.temp
 _SAMPLED = (
     Metric(
         "reward", "mean outcome: the verdict's reward plus length shaping", "", "rises",
-        "flat: is anything ever right (`accuracy`)?", title="Reward", short="reward", phases=BOTH,
+        "flat: check whether any answer is right (`accuracy`)", title="Reward", short="reward", phases=BOTH,
     ),
     Metric(
         "reward_std", "its standard deviation over the step's responses", "reward", "well above 0",
-        "0: nothing to compare; take easier or harder prompts", phases=BOTH,
+        "0: all rewards are equal; use easier or harder prompts", phases=BOTH,
     ),
     Metric(
         "accuracy", "share of valid verdicts that are right, training prompts", SHARE, "rises",
@@ -139,8 +139,8 @@ _SAMPLED = (
     ),
     Metric("verdict/judged", "responses with a valid verdict, right or wrong", "responses", phases=BOTH),
     Metric(
-        "verdict/reason/wrong_answer", "share of them that are wrong because the answer is another one. With "
-        "`accuracy` and the next three it adds up to 1", SHARE, "what training is for", phases=BOTH,
+        "verdict/reason/wrong_answer", "share of them with a wrong answer. With "
+        "`accuracy` and the next three it adds up to 1", SHARE, "falls", phases=BOTH,
     ),
     Metric(
         "verdict/reason/no_answer", "share of them without a marked answer", SHARE, "falls",
@@ -152,11 +152,11 @@ _SAMPLED = (
     ),
     Metric(
         "verdict/reason/unspecified", "share of them that are wrong without a reason given", SHARE, "",
-        "look in the rollouts whether the verifier can say right at all", phases=BOTH,
+        "check in the rollouts whether the verifier accepts any answer", phases=BOTH,
     ),
     Metric(
-        "verdict/reason/cut_off", "share of them that are wrong and were cut off at the length limit, whatever else is "
-        "said of them", SHARE, "below 0.1", "raise `rollout.max_response_tokens`", phases=BOTH,
+        "verdict/reason/cut_off", "share of them that are wrong and were cut off at the length limit, regardless of "
+        "other reasons", SHARE, "below 0.1", "raise `rollout.max_response_tokens`", phases=BOTH,
     ),
     Metric(
         "verdict/invalid_ratio", "share of responses the verifier could not judge", SHARE, "0",
@@ -173,7 +173,7 @@ _SAMPLED = (
     ),
     Metric(
         "num_samples", "responses sampled for training so far, value pretraining and dropped groups included; the "
-        "honest x axis for comparing methods", "responses", short="samples", phases=BOTH,
+        "x axis for comparing methods by cost", "responses", short="samples", phases=BOTH,
     ),
     Metric("num_tokens", "their tokens", "tokens", short="tokens", phases=BOTH),
 )  # fmt: skip
@@ -181,7 +181,7 @@ _SAMPLED = (
 _POLICY = (
     Metric(
         "entropy", "mean entropy of the sampled distribution", "nats per token", "falls slowly",
-        "near 0 the policy writes almost the same every time and finds nothing new: raise `algorithm.clip.high` or "
+        "near 0 the policy writes almost the same response every time: raise `algorithm.clip.high` or "
         "lower `trainer.actor_lr`", title="Entropy", short="entropy",
     ),
     Metric("loss/policy", "the clipped surrogate, reduced as the method says", "", "around 0, noisy"),
@@ -197,8 +197,8 @@ _POLICY = (
     Metric(
         "kl/update", "how far the step's updates moved π from the policy that sampled (k3), mean over its gradient "
         "steps", "nats per token", "below 0.05; above `guards.kl_update_above` an alarm at once",
-        "the policy leaves the one that sampled, and a few such steps destroy a model: lower `trainer.actor_lr` or "
-        "take fewer minibatches",
+        "a few steps of this size can destroy the model: lower `trainer.actor_lr` or "
+        "use fewer minibatches",
     ),
     Metric(
         "clip_ratio/high_mean", "weight of the tokens above 1 + ε_high with A > 0", SHARE, "below 0.05",
@@ -239,16 +239,16 @@ _CRITIC = (
     ),
     Metric("value/mean", "mean V", "reward", where=CRITIC),
     Metric(
-        "value/bias", "mean V - R; a constant offset is invisible to explained variance", "reward", "near 0",
+        "value/bias", "mean V - R; explained variance does not measure it", "reward", "near 0",
         where=CRITIC,
     ),
     Metric(
         "value/explained_variance_by_position/*", "explained variance by tenths of the response", "",
-        "rises with position", "low at the end: the text does not show what was achieved", where=CRITIC,
+        "rises with position", "low at the end: the critic cannot read the outcome from the text", where=CRITIC,
     ),
     Metric(
         "value/bias_by_position/*", "mean V - R by tenths of the response", "reward", "near 0",
-        "negative early: the reward model's bias that value pretraining is meant to cure",
+        "negative early: bias of a reward model, which value pretraining removes",
         title="Value bias by position in the response", where=CRITIC,
     ),
     Metric(
@@ -282,7 +282,7 @@ _PRETRAINING = (
     Metric(
         "pretrain/explained_variance", "explained variance on responses to held-out prompts, after the step's update",
         "", "above `trainer.pretraining_ready`",
-        "more steps or passes, a higher `trainer.pretraining_lr`, or prompts whose promise can be read",
+        "more steps or passes, a higher `trainer.pretraining_lr`, or prompts whose outcome can be predicted",
         title="Explained variance", short="EV", phases=PRETRAIN,
     ),
     Metric("pretrain/mean", "mean V on them", "reward", phases=PRETRAIN),
@@ -297,7 +297,7 @@ _PRETRAINING = (
     ),
     Metric(
         "pretrain/end_explained_variance", "explained variance of the value after the last token", "", "near 1",
-        "more steps: a reward model that cannot judge finished text is no start for a critic", phases=PRETRAIN,
+        "more steps: a reward model must judge finished text before a critic starts from it", phases=PRETRAIN,
         where="reward models: `trainer.pretraining_at: end`",
     ),
     Metric(
@@ -317,8 +317,8 @@ _TIME = (
     Metric("time/score", "log-probabilities, values and credit", "s", short="score"),
     Metric("time/update", "gradient steps", "s", short="update", phases=BOTH),
     Metric(
-        "time/evaluate", "the held-out check of value pretraining. That of other evaluations stands in "
-        "`evaluations.jsonl`, and no step's time holds it", "s", phases=PRETRAIN,
+        "time/evaluate", "the held-out check of value pretraining. The time of other evaluations is in "
+        "`evaluations.jsonl`, and not in the time of a step", "s", phases=PRETRAIN,
     ),
     Metric(
         "throughput/rollout_tokens_per_s", "response tokens sampled per second of sampling", "tokens/s",
@@ -334,22 +334,24 @@ SECTIONS = (
     Section(
         "What was sampled",
         _SAMPLED,
-        "Where dynamic sampling drops groups, these numbers are of everything that was drawn. Responses whose verdict\n"
-        "is invalid count in `verdict/invalid_ratio` only.",
+        "With dynamic sampling, these numbers include the dropped groups. Responses with an invalid verdict\n"
+        "count in `verdict/invalid_ratio` only.",
     ),
     Section(
         "Policy",
         _POLICY,
-        "Token means run over the tokens that are learned from. A diagnostic that overflows is `null`\n"
-        "and cancels no gradient step.",
+        "Token means are over the trainable tokens. A diagnostic that overflows is `null`\n"
+        "and does not cancel the gradient step.",
     ),
     Section(
         "Critic",
         _CRITIC,
-        "Always measured against what really happened (the Monte-Carlo outcome R), before the step's update, never\n"
-        "against the critic's own bootstrap target: so methods with different λ can be compared.",
+        "Always measured against the Monte-Carlo outcome R, before the step's update, and not\n"
+        "against the critic's bootstrap target, so that methods with different λ can be compared.",
     ),
-    Section("Value pretraining", _PRETRAINING, "The critic is never fitted to the held-out prompts it is judged on."),
+    Section(
+        "Value pretraining", _PRETRAINING, "The critic is never trained on the held-out prompts of its evaluation."
+    ),
     Section(
         "Time", _TIME, "Time and throughput are the only metrics that differ between a run and its exact repetition."
     ),
@@ -362,7 +364,7 @@ PLACE = {
     "phase": "`pretrain` (value pretraining) or `train` (the joint loop)",
     "step": "counts from 1 within the phase",
 }
-"""The entries of a line of metrics.jsonl that say where it belongs."""
+"""The entries of a line of metrics.jsonl that identify the step."""
 
 EVALUATION = {
     "step": "the joint step after which it was made",
@@ -374,11 +376,11 @@ EVALUATION = {
     "low": "lower end of its 95 % interval over prompts",
     "high": "upper end",
     "pass": "unbiased pass@j by j",
-    "maj": "majority vote's accuracy; null where the task has no final answer to vote on",
+    "maj": "accuracy of the majority vote; null if the task has no final answers",
     "intervals": "95 % intervals over prompts of `pass@j` and `maj`",
     "mean_length": "mean response tokens",
     "clipped_ratio": "share cut off at the length limit",
-    "invalid_ratio": "share the verifier could not judge",
+    "invalid_ratio": "share with an invalid verdict",
     "verdicts": "valid responses, right ones, and wrong ones by reason",
     "right": "right samples of each prompt, in order",
     "valid": "valid samples of each prompt, in order",
@@ -387,25 +389,25 @@ EVALUATION = {
 """The entries of a line of evaluations.jsonl."""
 
 EVENTS = {
-    EventName.ALARM: "`message`: something is probably wrong; `name` where it is one of `guards` or of equal outcomes",
-    EventName.CRITIC_LOADED: "`origin`: what the critic's weights come from",
+    EventName.ALARM: "`message`: the problem; `name` for alarms of `guards` and of equal outcomes",
+    EventName.CRITIC_LOADED: "`origin`: the source of the critic's weights",
     EventName.PRETRAINING_FINISHED: "`steps`, and the held-out `explained_variance` reached",
-    EventName.RESUMED: "went on after `step`; `changes` lists settings that differ from before: `key: old -> new`",
-    EventName.ROLLED_BACK: "an alarm (`reason`) took the run back: `from_step`, `to_step`, `rollbacks` so far",
+    EventName.RESUMED: "resumed after `step`; `changes` lists the changed settings: `key: old -> new`",
+    EventName.ROLLED_BACK: "an alarm (`reason`) rolled the run back: `from_step`, `to_step`, `rollbacks` so far",
     EventName.DIVERGED: "`message`: the run stopped with exit code 3",
 }
-"""What a line of events.jsonl can be, with its entries."""
+"""The entries of events.jsonl by kind."""
 
 
 def metric_called(name: str) -> Metric:
-    """The row of a metric, under its own name also for a member of a family; raises KeyError for an unknown one.
+    """The row of a metric or of a member of a family, with the given name. Raises KeyError for an unknown name.
 
     >>> metric_called("value/bias_by_position/3").unit
     'reward'
     """
     family = re.sub(r"/\d+$", "/*", name)
     if family not in METRICS:
-        raise KeyError(f"{name} is no metric of the table in vapo.metrics.")
+        raise KeyError(f"{name} is not in the table of vapo.metrics.")
     return replace(METRICS[family], name=name)
 
 

@@ -68,12 +68,13 @@ class Verdict:
     """A verifier's judgement. `invalid` means it could not judge (timeout, crash, bad gold); never count it as wrong.
 
     `reason` is for people. `kind` is for counting why responses are wrong: no answer found, answer unreadable, or
-    another answer. A verifier may leave it unspecified.
+    another answer. A verifier may leave it unspecified. `score` is the verifier's finite score, None if it gave none.
     """
 
     status: Literal["right", "wrong", "invalid"]
     reason: str = ""
     kind: WrongKind = field(default="unspecified", compare=False)  # verdicts with equal status and reason are equal
+    score: float | None = field(default=None, compare=False)
 
     @property
     def right(self) -> bool:

@@ -60,13 +60,13 @@ seeds, widths = st.integers(0, 2**31), st.integers(1, 70)
         (1.0, [0.5, 0.4, 0.6, 0.2]),  # 1 - V
     ],
 )
-def test_gae_matches_four_tokens_worked_by_hand(lam, expected):
+def test_gae_of_four_tokens_matches_hand_computed_values(lam, expected):
     advantages = gae(REWARDS, VALUES, ALL, lam=lam)
     assert_rows(advantages, expected)
     assert_rows(advantages + VALUES, [a + v for a, v in zip(expected, VALUES[0].tolist(), strict=True)])
 
 
-def test_gae_with_the_length_adaptive_lambda_of_four_tokens_matches_by_hand():
+def test_gae_with_the_length_adaptive_lambda_matches_hand_computed_values():
     lengths = ALL.sum(1)
     # α·l = .5·4 = 2 -> λ = .5;  1.5·4 = 6 -> λ = 5/6;  .05·4 = .2 -> λ = -4, clamped to 0
     assert_rows(gae(REWARDS, VALUES, ALL, lam=length_adaptive_lambda(lengths, 0.5)), [0.125, 0.05, 0.5, 0.2])
@@ -94,7 +94,7 @@ def test_gae_of_a_wrong_answer_is_negative(lam, expected):
     assert_rows(gae(-REWARDS, VALUES, ALL, lam=lam), expected)
 
 
-def test_decoupled_gae_gives_the_policy_its_lambda_and_the_critic_the_plain_outcome():
+def test_decoupled_gae_uses_the_policys_lambda_for_advantages_and_lambda_1_for_returns():
     assert_rows(gae(REWARDS, VALUES, ALL, lam=0.95), [0.442475, 0.3605, 0.59, 0.2])
     assert_rows(gae(REWARDS, VALUES, ALL, lam=1.0) + VALUES, [1.0, 1.0, 1.0, 1.0])
     # coupled (plain PPO), the critic would learn this instead
@@ -116,7 +116,7 @@ def test_gae_is_the_average_of_n_step_returns_minus_the_value():
     assert_rows(gae(REWARDS, VALUES, ALL, lam=0.95), [g - v for g, v in zip(averages, values, strict=True)])
 
 
-def test_the_outcome_reaches_a_token_n_steps_before_the_end_with_lambda_to_the_n():
+def test_the_weight_of_the_outcome_n_steps_before_the_end_is_lambda_to_the_n():
     # .95^n
     mask = torch.ones(1, 201, dtype=torch.bool)
     rewards = terminal_rewards(torch.tensor([1.0]), mask)
@@ -126,7 +126,7 @@ def test_the_outcome_reaches_a_token_n_steps_before_the_end_with_lambda_to_the_n
     assert reached == pytest.approx(expected, rel=1e-5)
 
 
-def test_forty_tokens_with_alpha_005_halve_the_outcome_at_every_step():
+def test_forty_tokens_with_alpha_005_have_lambda_one_half():
     # λ = 1 - 1/(.05·40) = .5
     mask = torch.ones(1, 40, dtype=torch.bool)
     rewards, lam = terminal_rewards(torch.tensor([1.0]), mask), length_adaptive_lambda(mask.sum(1))
@@ -137,7 +137,7 @@ def test_forty_tokens_with_alpha_005_halve_the_outcome_at_every_step():
     assert_rows(undecided[:, -5:], [0.03125, 0.0625, 0.125, 0.25, 0.5])
 
 
-def test_three_tokens_of_bpco_match():
+def test_gae_matches_the_three_token_example_of_bpco():
     # α = .4, l = 3: λ = 1 - 1/1.2 = 1/6; δ = (.3, .3, .2); A = (.3 + .333333/6, .3 + .2/6, .2)
     mask = torch.ones(1, 3, dtype=torch.bool)
     lam = length_adaptive_lambda(mask.sum(1), alpha=0.4)
@@ -149,7 +149,7 @@ def test_three_tokens_of_bpco_match():
 # --------------------------------------------------------------------------- masks
 
 
-def test_a_hole_in_the_mask_is_skipped_as_if_it_were_not_there():
+def test_gae_skips_a_hole_in_the_mask():
     # pitfall 2 (tool tokens as transitions). With the hole as a state of value 0, the first two would be
     # .396851 and .312475.
     mask = torch.tensor([[True, True, False, True, True]])
@@ -158,7 +158,7 @@ def test_a_hole_in_the_mask_is_skipped_as_if_it_were_not_there():
     assert_rows(gae(rewards, values, mask, lam=0.95), [0.442475, 0.3605, 0.0, 0.59, 0.2])
 
 
-def test_values_of_the_padding_do_not_bootstrap_into_the_response():
+def test_values_of_padding_do_not_change_the_advantages():
     # pitfall 1: two pads on which the critic says .3
     values, rewards = torch.tensor([[0.5, 0.6, 0.4, 0.8, 0.3, 0.3]]), torch.tensor([[0.0, 0, 0, 1, 0, 0]])
     mask = torch.tensor([[True, True, True, True, False, False]])
@@ -168,13 +168,13 @@ def test_values_of_the_padding_do_not_bootstrap_into_the_response():
     assert_rows(unmasked[:, :4], [0.467553, 0.386898, 0.617788, 0.22925])
 
 
-def test_a_wild_value_after_the_last_token_changes_nothing():
+def test_a_large_value_after_the_last_token_does_not_change_the_advantages():
     # pitfall 1 as ROLL had it: (5.7, 6.0) came out. A_1 = 1, A_0 = .95·1
     mask, rewards = torch.tensor([[True, True, False]]), torch.tensor([[0.0, 1.0, 0.0]])
     assert_rows(gae(rewards, torch.tensor([[0.0, 0.0, 100.0]]), mask, lam=0.95), [0.95, 1.0, 0.0])
 
 
-def test_the_outcome_is_not_paid_one_state_late():
+def test_the_outcome_is_the_reward_of_the_last_token():
     # pitfall 18: with one more state of V = .9 after the last token, all advantages shrink
     late = gae(
         torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]]),
@@ -189,7 +189,7 @@ def test_the_outcome_is_not_paid_one_state_late():
     assert_rows(advantages, [0.442475, 0.3605, 0.59, 0.2, 0.0])
 
 
-def test_one_step_td_of_the_last_token_sees_the_outcome():
+def test_one_step_td_of_the_last_token_contains_the_outcome():
     # pitfall 18 as one library has it: with λ = 0 the last action never learns of R
     assert gae(REWARDS, VALUES, ALL, lam=0.0)[0, -1].item() == pytest.approx(1 - 0.8)
 
@@ -209,7 +209,7 @@ def test_empty_batches_give_empty_advantages(shape):
 
 
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e38])
-def test_garbage_outside_the_mask_reaches_no_advantage(garbage):
+def test_nan_and_inf_outside_the_mask_do_not_change_the_advantages(garbage):
     # pitfalls 1 and 10
     rewards, values, mask, lam = random_batch(0, rows=8, width=20)
     dirty_rewards, dirty_values = rewards.masked_fill(~mask, garbage), values.masked_fill(~mask, garbage)
@@ -221,13 +221,13 @@ def test_garbage_outside_the_mask_reaches_no_advantage(garbage):
     assert gae(dirty_rewards, dirty_values, mask, lam=1.0).isfinite().all()
 
 
-def test_a_bad_value_on_a_token_that_counts_is_not_hidden():
+def test_a_nan_value_inside_the_mask_gives_nan_advantages():
     values = VALUES.clone()
     values[0, 2] = NAN
     assert gae(REWARDS, values, ALL, lam=0.95).isnan().any()
 
 
-def test_one_bad_row_does_not_spoil_the_others():
+def test_a_nan_row_does_not_change_the_other_rows():
     values = VALUES.repeat(2, 1)
     values[0] = NAN
     advantages = gae(REWARDS.repeat(2, 1), values, ALL.repeat(2, 1), lam=0.95)
@@ -238,7 +238,7 @@ def test_one_bad_row_does_not_spoil_the_others():
 
 
 @given(seeds, st.integers(1, 6), widths, st.sampled_from([0.0, 0.5, 0.99, 1.0]))
-def test_the_doubling_passes_agree_with_the_backward_loop(seed, rows, width, gamma):
+def test_gae_equals_the_backward_loop(seed, rows, width, gamma):
     rewards, values, mask, lam = random_batch(seed, rows, width)
     expected = loop_gae(rewards, values, mask, lam, gamma)
     torch.testing.assert_close(
@@ -249,7 +249,7 @@ def test_the_doubling_passes_agree_with_the_backward_loop(seed, rows, width, gam
 
 
 @given(seeds, widths)
-def test_lambda_one_plus_the_value_is_the_outcome_whatever_the_critic_says(seed, width):
+def test_advantages_with_lambda_one_plus_values_equal_the_outcome(seed, width):
     _, values, mask, _ = random_batch(seed, 4, width)
     outcomes = torch.tensor([1.0, 0.0, -1.0, 0.3])
     returns = gae(terminal_rewards(outcomes, mask), values, mask, lam=1.0) + values
@@ -264,7 +264,7 @@ def test_lambda_zero_is_the_one_step_td_error(seed, width):
 
 
 @given(seeds, widths, st.integers(0, 5), st.integers(0, 5))
-def test_padding_on_either_side_changes_nothing(seed, width, left, right):
+def test_padding_on_either_side_does_not_change_the_advantages(seed, width, left, right):
     rewards, values, mask, lam = random_batch(seed, 4, width)  # pitfall 7: width means nothing
 
     def padded(x: Tensor, fill: float) -> Tensor:
@@ -276,13 +276,13 @@ def test_padding_on_either_side_changes_nothing(seed, width, left, right):
 
 
 @given(seeds, widths, st.sampled_from([0.0, 0.6, 1.0]))
-def test_one_lambda_for_all_rows_is_the_same_as_the_number(seed, width, lam):
+def test_equal_lambdas_per_row_give_the_same_advantages_as_one_number(seed, width, lam):
     rewards, values, mask, _ = random_batch(seed, 3, width)
     assert torch.equal(gae(rewards, values, mask, lam=torch.full((3,), lam)), gae(rewards, values, mask, lam=lam))
 
 
 @given(seeds, widths, st.floats(0.0, 1.0))
-def test_gae_is_the_average_of_n_step_returns_for_random_values_too(seed, width, lam):
+def test_gae_is_the_average_of_n_step_returns_for_random_values(seed, width, lam):
     values = random_batch(seed, 1, width)[1].double()
     mask = torch.ones(1, width, dtype=torch.bool)
     rewards = terminal_rewards(torch.tensor([1.0], dtype=torch.float64), mask)
@@ -302,7 +302,7 @@ def test_sixteen_thousand_tokens_by_sixty_four_match_the_closed_form():
         torch.testing.assert_close(advantages[:, -1 - distance].double(), expected, atol=1e-9, rtol=2e-3)
 
 
-def test_advantages_are_constants_even_if_the_values_have_a_gradient():
+def test_advantages_have_no_gradient():
     values = VALUES.clone().requires_grad_()
     assert not gae(REWARDS, values, ALL, lam=0.95).requires_grad
 
@@ -321,14 +321,14 @@ def test_advantages_are_constants_even_if_the_values_have_a_gradient():
         (0.8, 1.0, [0.3, 0.2, 0.4, 0.0]),
     ],
 )
-def test_bootstrapping_is_a_value_added_to_the_last_reward(bootstrap, lam, expected):
+def test_bootstrapping_adds_a_value_to_the_last_reward(bootstrap, lam, expected):
     # pitfalls 19 and 20: the value to bootstrap with is that of the state *after* the last token
     rewards = terminal_rewards(torch.tensor([0.0]), ALL, bootstrap=torch.tensor([bootstrap]))
     assert_rows(gae(rewards, VALUES, ALL, lam=lam), expected)
 
 
 @given(seeds, st.integers(2, 40), st.floats(0.0, 1.0))
-def test_bootstrapping_equals_one_more_state_with_that_value(seed, width, lam):
+def test_bootstrapping_equals_an_additional_state_with_that_value(seed, width, lam):
     # with a state of V = v after the cut, worth exactly v itself (r = v), its own TD error is 0
     values = random_batch(seed, 1, width)[1].double()
     mask, gamma = torch.ones(1, width, dtype=torch.bool), 0.9

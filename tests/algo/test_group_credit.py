@@ -56,19 +56,19 @@ def test_groups_may_be_any_integers_in_any_order():
 
 
 @pytest.mark.parametrize("std", ["population", "sample", None])
-def test_a_response_without_company_has_no_advantage(std):
+def test_a_group_of_one_response_has_advantage_zero(std):
     assert group_advantages(torch.tensor([1.0, 0.3]), torch.tensor([0, 1]), std=std).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("std", ["population", "sample", None])
 @given(reward=st.floats(-10, 10, width=32), size=st.integers(1, 17))
-def test_equal_rewards_have_exactly_no_advantage(std, reward, size):
+def test_equal_rewards_have_advantage_exactly_zero(std, reward, size):
     # in floats the mean of n times .1 need not be .1; divided by an equally tiny std that would become ±1
     rewards = torch.full((size,), reward)
     assert group_advantages(rewards, torch.zeros(size, dtype=torch.long), std=std).eq(0).all()
 
 
-def test_responses_the_verifier_could_not_judge_stay_out_of_the_baseline():
+def test_invalid_responses_are_left_out_of_the_baseline():
     # pitfall 8: without the two invalid ones this is (1, 0) -> ±1; their rewards may be anything
     rewards = torch.tensor([1.0, NAN, 0.0, 1e9])
     valid = torch.tensor([True, False, True, False])
@@ -79,7 +79,7 @@ def test_responses_the_verifier_could_not_judge_stay_out_of_the_baseline():
     torch.testing.assert_close(sample, torch.tensor([0.7071068, 0.0, -0.7071068, 0.0]))
 
 
-def test_responses_without_a_trainable_token_do_not_enter_the_group_mean():
+def test_responses_without_trainable_tokens_are_left_out_of_the_group_mean():
     # pitfall 9: (1, 0) and an empty response of reward 0. Counted, it would pull the mean to 1/3.
     mask = torch.tensor([[True, True], [True, False], [False, False]])
     advantages = group_advantages(
@@ -88,13 +88,13 @@ def test_responses_without_a_trainable_token_do_not_enter_the_group_mean():
     assert advantages.tolist() == [0.5, -0.5, 0.0]
 
 
-def test_a_group_without_any_valid_response_has_zeros():
+def test_a_group_without_valid_responses_has_advantages_zero():
     rewards, groups = torch.tensor([NAN, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 1])
     valid = torch.tensor([False, False, True, True])
     assert group_advantages(rewards, groups, valid=valid).tolist() == [0.0, 0.0, 1.0, -1.0]
 
 
-def test_a_bad_reward_of_a_valid_response_spoils_its_own_group_only():
+def test_a_nan_reward_changes_its_own_group_only():
     rewards, groups = torch.tensor([NAN, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 1])
     advantages = group_advantages(rewards, groups)
     assert advantages[:2].isnan().all()
@@ -118,7 +118,7 @@ def test_group_advantages_agree_with_one_group_at_a_time(seed, count, std):
             torch.testing.assert_close(advantages[members], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_no_group_of_rewards_gives_no_advantages():
+def test_empty_rewards_give_empty_advantages():
     nothing = torch.zeros(0)
     assert group_advantages(nothing, nothing.long()).shape == (0,)
     assert informative_groups(nothing.bool(), nothing.long()).shape == (0,)
@@ -131,7 +131,7 @@ def test_dynamic_sampling_keeps_the_groups_with_right_and_wrong_answers():
     assert informative_groups(right, groups).tolist() == [True, False, False, False, True, False, False]
 
 
-def test_dynamic_sampling_does_not_take_an_invalid_verdict_for_a_wrong_answer():
+def test_an_invalid_verdict_does_not_make_a_group_informative():
     groups, right = torch.tensor([1, 1, 2, 2, 2]), torch.tensor([True, False, True, False, False])
     valid = torch.tensor([True, False, True, True, False])
     # group 1: its only valid response is right; group 2 is mixed even without the invalid one

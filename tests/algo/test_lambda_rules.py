@@ -37,7 +37,7 @@ def test_length_adaptive_lambda_matches_the_table(column, alpha):
 
 
 @pytest.mark.parametrize(("column", "alpha"), list(enumerate(ALPHAS)))
-def test_the_first_token_feels_the_outcome_as_the_table_says(column, alpha):
+def test_the_weight_of_the_outcome_on_the_first_token_matches_the_table(column, alpha):
     lengths = torch.tensor(list(TABLE), dtype=torch.float64)
     weights = torch.tensor([row[column][1] for row in TABLE.values()], dtype=torch.float64)
     actual = length_adaptive_lambda(lengths, alpha) ** (lengths - 1)
@@ -55,33 +55,33 @@ def test_the_first_token_feels_the_outcome_as_the_table_says(column, alpha):
         (1.5, 0.5134171),
     ],
 )
-def test_in_long_responses_that_weight_is_exp_of_minus_one_over_alpha(alpha, limit):
+def test_in_long_responses_the_weight_of_the_outcome_is_exp_of_minus_one_over_alpha(alpha, limit):
     length = torch.tensor([1e8], dtype=torch.float64)
     weight = (length_adaptive_lambda(length, alpha) ** (length - 1)).item()
     assert weight == pytest.approx(limit, rel=1e-4)
     assert weight == pytest.approx(math.exp(-1 / alpha), rel=1e-4)
 
 
-def test_with_the_papers_alpha_twenty_tokens_get_one_step_td_and_twenty_one_do_not():
+def test_lambda_with_alpha_005_is_zero_for_20_tokens_and_positive_for_21():
     lam = length_adaptive_lambda(torch.tensor([0, 1, 19, 20, 21]))
     assert lam[:4].tolist() == [0.0, 0.0, 0.0, 0.0]
     assert lam[4].item() == pytest.approx(1 - 1 / 1.05, abs=1e-6)
 
 
-def test_the_weights_of_a_long_responses_td_errors_sum_to_alpha_times_its_length():
+def test_the_td_weights_of_a_long_response_sum_to_alpha_times_its_length():
     # eq. 4: l = 1000, α = .05: Σ_{t<1000} .98^t = 49.9999999, for 50
     lam = length_adaptive_lambda(torch.tensor([1000.0], dtype=torch.float64)).item()
     assert sum(lam**t for t in range(1000)) == pytest.approx(50, abs=1e-6)
 
 
 @given(st.lists(st.integers(0, 30000), min_size=2, max_size=20), st.floats(0.01, 5.0))
-def test_length_adaptive_lambda_never_falls_with_the_length_and_stays_below_one(lengths, alpha):
+def test_length_adaptive_lambda_does_not_decrease_with_length_and_is_below_one(lengths, alpha):
     lam = length_adaptive_lambda(torch.tensor(sorted(lengths)), alpha)
     assert ((lam >= 0) & (lam < 1)).all()
     assert (lam.diff() >= 0).all()
 
 
-def test_relative_lambda_leaves_the_first_token_the_same_share_at_every_length():
+def test_relative_lambda_gives_the_first_token_weight_q_at_every_length():
     lengths = torch.tensor([2, 4, 100, 1000])
     lam = relative_lambda(lengths, q=0.1)
     torch.testing.assert_close(lam, torch.tensor([0.1, 0.4641589, 0.9770100, 0.9976978]))

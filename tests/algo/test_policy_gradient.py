@@ -81,27 +81,27 @@ def test_the_enumeration_is_complete():
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 0.95, 1.0])
-def test_with_the_exact_values_the_mean_policy_gradient_is_right_for_every_lambda(lam):
+def test_with_exact_values_the_mean_policy_gradient_is_exact_for_every_lambda(lam):
     mdp = enumerated(can_stop=True)
     torch.testing.assert_close(mdp.estimated_gradient(mdp.exact_values(), lam), mdp.true_gradient())
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 0.95])
-def test_with_wrong_values_only_lambda_one_is_right(lam):
+def test_with_wrong_values_only_lambda_one_is_unbiased(lam):
     mdp = enumerated(can_stop=True)
     wrong = mdp.exact_values() + torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(mdp.estimated_gradient(wrong, 1.0), mdp.true_gradient())
     assert (mdp.estimated_gradient(wrong, lam) - mdp.true_gradient()).abs().max() > 1e-3
 
 
-def test_a_lambda_that_depends_on_the_length_is_biased_even_with_the_exact_values():
+def test_a_length_dependent_lambda_is_biased_even_with_exact_values():
     mdp = enumerated(can_stop=True)
     lam = length_adaptive_lambda(mdp.mask.sum(1).double(), alpha=1.0)  # 0, 1/2, 2/3 for 1, 2, 3 tokens
     error = mdp.estimated_gradient(mdp.exact_values(), lam) - mdp.true_gradient()
     assert error.abs().max() > 1e-3
 
 
-def test_where_all_lengths_are_equal_the_length_adaptive_lambda_is_right_with_the_exact_values():
+def test_with_equal_lengths_and_exact_values_the_length_adaptive_lambda_is_unbiased():
     mdp = enumerated(can_stop=False)
     lam = length_adaptive_lambda(mdp.mask.sum(1).double(), alpha=1.0)
     torch.testing.assert_close(mdp.estimated_gradient(mdp.exact_values(), lam), mdp.true_gradient())

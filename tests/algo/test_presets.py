@@ -37,11 +37,11 @@ def test_vapo_without_all_its_techniques_is_ppo():
     assert without_all(VAPO, list(TECHNIQUES)) == PPO
 
 
-def test_the_order_in_which_techniques_go_does_not_matter():
+def test_removing_techniques_gives_the_same_method_in_any_order():
     assert reduce(without, reversed(TECHNIQUES), VAPO) == PPO
 
 
-def test_there_are_seven_techniques_under_the_names_of_the_design():
+def test_there_are_seven_techniques_with_their_public_names():
     assert list(TECHNIQUES) == [
         "value-pretraining",
         "decoupled-gae",
@@ -54,7 +54,7 @@ def test_there_are_seven_techniques_under_the_names_of_the_design():
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
-def test_taking_one_technique_away_changes_its_field_and_no_other(technique):
+def test_removing_a_technique_changes_its_field_only(technique):
     changed = differences(VAPO, without(VAPO, technique))
     field = TECHNIQUES[technique]
     assert changed
@@ -62,13 +62,13 @@ def test_taking_one_technique_away_changes_its_field_and_no_other(technique):
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
-def test_taking_a_technique_away_twice_is_taking_it_away_once(technique):
+def test_removing_a_technique_twice_equals_removing_it_once(technique):
     once = without(VAPO, technique)
     assert without(once, technique) == once
     assert without(PPO, technique) == PPO
 
 
-def test_vapo_carries_the_numbers_of_its_paper():
+def test_vapo_has_the_numbers_of_its_paper():
     # VAPO §5.1
     credit = critic_of(VAPO)
     assert (VAPO.sampling.prompts, VAPO.sampling.per_prompt) == (512, 16)
@@ -80,7 +80,7 @@ def test_vapo_carries_the_numbers_of_its_paper():
     assert (optimization.actor_lr, optimization.critic_lr, optimization.minibatch) == (1e-6, 2e-6, 512)
 
 
-def test_ppo_carries_the_numbers_of_vapos_baseline():
+def test_ppo_has_the_numbers_of_vapos_baseline():
     # VAPO §5.1; 8192 / 512 = 16 updates per rollout
     credit = critic_of(PPO)
     assert (PPO.sampling.prompts, PPO.sampling.per_prompt) == (8192, 1)
@@ -91,7 +91,7 @@ def test_ppo_carries_the_numbers_of_vapos_baseline():
     assert PPO.sampling.samples == VAPO.sampling.samples
 
 
-def test_what_vapo_leaves_open_is_off():
+def test_options_that_vapo_does_not_mention_are_off():
     for preset in (PPO, VC_PPO, VAPO):
         credit = critic_of(preset)
         assert not credit.whiten
@@ -114,7 +114,7 @@ def test_vc_ppo_is_ppo_with_decoupled_gae_and_value_pretraining():
     assert replace(plain, reward=PPO.reward) == PPO
 
 
-def test_dapo_carries_the_numbers_of_its_paper():
+def test_dapo_has_the_numbers_of_its_paper():
     # DAPO §4.1, eq. 7, 9, 13
     assert DAPO.credit == GroupBaseline(std="population")
     assert (DAPO.sampling.prompts, DAPO.sampling.per_prompt) == (512, 16)
@@ -126,7 +126,7 @@ def test_dapo_carries_the_numbers_of_its_paper():
     assert DAPO.optimization.warmup_steps == 20
 
 
-def test_grpo_carries_the_numbers_of_r1_zero():
+def test_grpo_has_the_numbers_of_r1_zero():
     assert GRPO.credit == GroupBaseline(std="population")
     assert (GRPO.sampling.samples, GRPO.sampling.per_prompt) == (8192, 16)
     assert (GRPO.kl.coef, GRPO.kl.estimator, GRPO.kl.refresh_every) == (0.001, "k3", 400)
@@ -134,7 +134,7 @@ def test_grpo_carries_the_numbers_of_r1_zero():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_kl_penalty_has_one_place_only(name):
+def test_the_kl_penalty_is_one_field(name):
     # pitfall 12: counted in the reward and in the loss
     assert [path for path in leaves(PRESETS[name]) if path.endswith(".coef")] == ["kl.coef"]
 
@@ -142,25 +142,25 @@ def test_a_kl_penalty_has_one_place_only(name):
 # --------------------------------------------------------------------------- refusals
 
 
-def test_an_unknown_technique_is_refused_with_the_names_of_the_seven():
+def test_an_unknown_technique_raises_an_error_with_the_known_names():
     with pytest.raises(ConfigError, match=r"dual-clip.*value-pretraining.*group-sampling"):
         without(VAPO, "dual-clip")
 
 
 @pytest.mark.parametrize("technique", ["value-pretraining", "decoupled-gae", "length-adaptive-gae"])
 @pytest.mark.parametrize("preset", [GRPO, DAPO])
-def test_group_methods_have_no_critic_techniques_to_take_away(preset, technique):
+def test_removing_a_critic_technique_from_a_group_method_raises(preset, technique):
     with pytest.raises(ConfigError, match="critic"):
         without(preset, technique)
 
 
 @pytest.mark.parametrize("preset", [GRPO, DAPO])
-def test_group_methods_cannot_do_without_groups(preset):
+def test_removing_group_sampling_from_a_group_method_raises(preset):
     with pytest.raises(ConfigError, match="group"):
         without(preset, "group-sampling")
 
 
-def test_group_methods_can_do_without_the_rest():
+def test_other_techniques_can_be_removed_from_group_methods():
     assert without(DAPO, "clip-higher").clip == PPO.clip
     assert without(DAPO, "token-level-loss").reduction == "sequence"
 
@@ -179,7 +179,7 @@ def test_group_methods_can_do_without_the_rest():
         (lambda: replace(VAPO, sampling=Sampling(prompts=100, per_prompt=3)), "divide"),
     ],
 )
-def test_impossible_methods_are_refused(impossible, advice):
+def test_impossible_methods_raise(impossible, advice):
     with pytest.raises(ConfigError, match=advice):
         impossible()
 
@@ -187,7 +187,7 @@ def test_impossible_methods_are_refused(impossible, advice):
 # --------------------------------------------------------------------------- other sizes
 
 
-def test_scaling_keeps_what_makes_the_method():
+def test_scaling_changes_sizes_only():
     small = scaled(
         VAPO,
         Sizes(samples_per_step=256, group_size=8, alpha=0.4, pretraining_steps=10, minibatch_size=64, actor_lr=1e-4),
@@ -200,7 +200,7 @@ def test_scaling_keeps_what_makes_the_method():
     assert small.optimization.critic_lr == VAPO.optimization.critic_lr
 
 
-def test_scaling_gives_a_method_nothing_it_does_not_have():
+def test_scaling_ignores_sizes_that_a_method_does_not_use():
     small = scaled(PPO, Sizes(samples_per_step=256, group_size=8, alpha=0.4, pretraining_steps=10, minibatch_size=64))
     assert (small.sampling.prompts, small.sampling.per_prompt) == (256, 1)
     assert critic_of(small).policy_lambda == Fixed(0.95)
@@ -208,7 +208,7 @@ def test_scaling_gives_a_method_nothing_it_does_not_have():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_scales_and_no_number_means_the_papers(name):
+def test_every_preset_scales_and_none_keeps_the_papers_numbers(name):
     assert scaled(PRESETS[name], Sizes()) == PRESETS[name]
     small = scaled(PRESETS[name], Sizes(samples_per_step=64, group_size=4, minibatch_size=32))
     assert small.sampling.samples == 64
@@ -216,7 +216,7 @@ def test_every_preset_scales_and_no_number_means_the_papers(name):
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
-def test_a_technique_taken_away_stays_away_at_another_size(technique):
+def test_a_removed_technique_stays_removed_after_scaling(technique):
     sizes = Sizes(samples_per_step=64, group_size=4, alpha=0.4, pretraining_steps=10, minibatch_size=32)
     small, ppo = scaled(without(VAPO, technique), sizes), scaled(PPO, sizes)
     field = TECHNIQUES[technique]
@@ -225,18 +225,18 @@ def test_a_technique_taken_away_stays_away_at_another_size(technique):
             assert value == leaves(ppo)[path]
 
 
-def test_scaling_refuses_groups_that_do_not_divide_the_samples():
+def test_scaling_raises_if_the_group_size_does_not_divide_the_samples():
     with pytest.raises(ConfigError, match="must divide"):
         scaled(VAPO, Sizes(samples_per_step=100, group_size=16))
     with pytest.raises(ConfigError, match="must divide"):
         scaled(VAPO, Sizes(group_size=0))
 
 
-def test_scaling_refuses_minibatches_that_do_not_divide_the_samples():
+def test_scaling_raises_if_the_minibatch_does_not_divide_the_samples():
     with pytest.raises(ConfigError, match="minibatch"):
         scaled(VAPO, Sizes(samples_per_step=64, group_size=4, minibatch_size=48))
 
 
-def test_scaling_a_group_method_to_single_responses_is_refused():
+def test_scaling_a_group_method_to_single_responses_raises():
     with pytest.raises(ConfigError, match="at least 2"):
         scaled(GRPO, Sizes(group_size=1))

@@ -20,7 +20,7 @@ def test_soft_overlong_punishment_matches_the_toy_numbers():
     assert soft_overlong_punishment(lengths, 20, 4).tolist() == [0.0, -0.25, -0.5, -0.75, -1.0, -1.0]
 
 
-def test_the_outcome_lands_on_the_last_trainable_token():
+def test_the_reward_is_on_the_last_trainable_token():
     # pitfall 2: the last token is masked (row 1), there is a hole (row 2)
     mask = torch.tensor([[True, True, True, True], [True, True, False, False], [False, True, False, True]])
     rewards = terminal_rewards(torch.tensor([1.0, -1.0, 0.5]), mask)
@@ -33,13 +33,13 @@ def test_a_response_without_trainable_tokens_gets_no_reward():
     assert rewards.tolist() == [[0.0, 0.0], [1.0, 0.0]]
 
 
-def test_masking_tokens_neither_loses_nor_repeats_the_outcome():
+def test_the_outcome_occurs_exactly_once_for_every_mask():
     # pitfall 11: the outcome is one number per response, apart from any token mask
     masks = torch.tensor([[True, True, True], [True, True, False], [False, True, False], [True, False, True]])
     assert terminal_rewards(torch.ones(4), masks).sum(1).tolist() == [1.0, 1.0, 1.0, 1.0]
 
 
-def test_a_bootstrap_of_zero_is_a_finished_response():
+def test_a_bootstrap_of_zero_equals_a_finished_response():
     # pitfall 20: a response that ended by itself bootstraps nothing, also at the limit; the caller passes 0
     mask = torch.ones(2, 3, dtype=torch.bool)
     rewards = terminal_rewards(torch.tensor([1.0, 0.0]), mask, bootstrap=torch.tensor([0.0, 0.7]))

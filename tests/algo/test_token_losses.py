@@ -71,7 +71,7 @@ def test_clip_higher_lowers_the_loss_of_a_batch_with_rising_tokens():
 
 
 @pytest.mark.parametrize(("high", "ceiling"), [(0.2, 0.012), (0.28, 0.0128)])
-def test_clip_higher_lifts_the_ceiling_of_an_unlikely_token(high, ceiling):
+def test_clip_higher_raises_the_largest_probability_of_an_unlikely_token(high, ceiling):
     # DAPO §3.1: from probability .01 there is a gradient up to the ceiling, and none above it
     for probability, rises in ((ceiling * 0.999, True), (ceiling * 1.001, False)):
         _, gradient = surrogate_and_gradient(probability / 0.01, 1.0, low=0.2, high=high)
@@ -79,13 +79,13 @@ def test_clip_higher_lifts_the_ceiling_of_an_unlikely_token(high, ceiling):
 
 
 @given(st.floats(0.01, 10), st.floats(-5, -0.01), st.floats(0.2, 10))
-def test_the_upper_bound_does_nothing_where_the_advantage_is_negative(ratio, advantage, high):
+def test_the_upper_bound_has_no_effect_if_the_advantage_is_negative(ratio, advantage, high):
     narrow = surrogate_and_gradient(ratio, advantage, low=0.2, high=0.2)
     assert surrogate_and_gradient(ratio, advantage, low=0.2, high=high) == narrow
 
 
 @given(st.floats(0.01, 10), st.floats(0.01, 5), st.floats(0.2, 1.0))
-def test_the_lower_bound_does_nothing_where_the_advantage_is_positive(ratio, advantage, low):
+def test_the_lower_bound_has_no_effect_if_the_advantage_is_positive(ratio, advantage, low):
     narrow = surrogate_and_gradient(ratio, advantage, low=0.2, high=0.2)
     assert surrogate_and_gradient(ratio, advantage, low=low, high=0.2) == narrow
 
@@ -111,7 +111,7 @@ def test_only_the_current_log_probability_gets_a_gradient():
     torch.testing.assert_close(fresh.grad, torch.tensor([[-2.0]]))
 
 
-def test_a_ratio_beyond_the_range_of_floats_is_clipped_like_any_other():
+def test_a_ratio_that_overflows_is_clipped():
     logp = torch.tensor([[0.0, 0.0, 0.0]], requires_grad=True)
     old = torch.full((1, 3), -200.0)
     loss = clipped_surrogate(logp, old, torch.tensor([[1.0, 0.0, -1.0]]), low=0.2, high=0.28)
@@ -123,13 +123,13 @@ def test_a_ratio_beyond_the_range_of_floats_is_clipped_like_any_other():
 @pytest.mark.parametrize(
     ("ratio", "c", "objective"), [(5.0, 3.0, -3.0), (5.0, 10.0, -5.0), (12.0, 3.0, -3.0), (12.0, 10.0, -10.0)]
 )
-def test_dual_clip_bounds_the_objective_of_a_bad_token(ratio, c, objective):
+def test_dual_clip_bounds_the_loss_of_a_token_with_negative_advantage(ratio, c, objective):
     got, gradient = surrogate_and_gradient(ratio, -1.0, low=0.2, high=0.2, c=c)
     assert got == pytest.approx(objective)
     assert gradient == pytest.approx(-1.0 if ratio < c else 0.0)
 
 
-def test_dual_clip_leaves_good_tokens_alone_and_bounds_an_infinite_loss():
+def test_dual_clip_keeps_positive_advantages_and_bounds_an_infinite_loss():
     advantages = torch.tensor([[1.0, 1.0, -1.0, -2.0]])
     loss = torch.tensor([[-1.28, 7.0, INF, 2.0]])  # 7 cannot happen; it shows that the sign of A decides
     torch.testing.assert_close(dual_clip(loss, advantages, c=3.0), torch.tensor([[-1.28, 7.0, 3.0, 2.0]]))
@@ -144,7 +144,7 @@ def test_the_value_loss_is_half_the_squared_error():
     torch.testing.assert_close(loss, torch.tensor([[0.005, 0.18]]))
 
 
-def test_value_clipping_takes_the_worse_of_the_two_errors():
+def test_value_clipping_uses_the_larger_error():
     # V_old = .5, clip .2. V = .9 counts as .7: max(.005, ½·.3² = .045). V = .4 is near enough: .18
     values = torch.tensor([[0.9, 0.4]], requires_grad=True)
     loss = value_loss(values, torch.ones(1, 2), old_values=torch.full((1, 2), 0.5), clip=0.2)
@@ -153,12 +153,12 @@ def test_value_clipping_takes_the_worse_of_the_two_errors():
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, -0.6]]))  # V - y where not clipped
 
 
-def test_old_values_without_a_clip_change_nothing():
+def test_old_values_without_a_clip_have_no_effect():
     values, returns = torch.tensor([[0.9]]), torch.ones(1, 1)
     assert torch.equal(value_loss(values, returns, old_values=torch.zeros(1, 1)), value_loss(values, returns))
 
 
-def test_the_gradient_of_the_value_loss_is_the_error_and_flows_into_the_values_alone():
+def test_the_gradient_of_the_value_loss_is_the_error_and_only_values_get_it():
     values, returns = torch.tensor([[0.9]], requires_grad=True), torch.tensor([[1.0]], requires_grad=True)
     value_loss(values, returns).sum().backward()
     torch.testing.assert_close(values.grad, torch.tensor([[-0.1]]))
@@ -222,7 +222,7 @@ MASK = torch.tensor([[True, False, True, False], [False, True, True, True], [Fal
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e38, -1e38, -1e4])
 @pytest.mark.parametrize("dirty", [(0,), (1,), (2,), (0, 1, 2)])
 @pytest.mark.parametrize("cleaned", [True, False])
-def test_garbage_outside_the_mask_reaches_neither_loss_nor_gradient(loss, garbage, dirty, cleaned):
+def test_nan_and_inf_outside_the_mask_change_neither_loss_nor_gradient(loss, garbage, dirty, cleaned):
     # pitfall 10: with masked() on the inputs, and even without it
     rng = torch.Generator().manual_seed(0)
     inputs = list(torch.randn(3, *MASK.shape, generator=rng))
@@ -245,13 +245,13 @@ def test_garbage_outside_the_mask_reaches_neither_loss_nor_gradient(loss, garbag
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_bad_number_on_a_token_that_counts_shows_in_the_loss(loss):
+def test_a_nan_inside_the_mask_makes_the_loss_nan(loss):
     x, a, b = torch.randn(3, *MASK.shape, generator=torch.Generator().manual_seed(0))
     x[0, 0] = NAN
     assert not weighted_sum(LOSSES[loss](x, a, b), token_weights(MASK)).isfinite()
 
 
-def test_masked_cleans_arithmetic_that_selection_afterwards_cannot():
+def test_masked_inputs_prevent_nan_gradients_that_masked_outputs_do_not():
     # the "double where": exp(1000) is inf, and the gradient of where(mask, exp(x), 0) is 0·inf = nan
     mask, x = torch.tensor([[True, False]]), torch.tensor([[0.0, 1000.0]], requires_grad=True)
     torch.where(mask, x.exp(), 0.0).sum().backward()
@@ -273,7 +273,7 @@ def test_masked_selects_instead_of_multiplying():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_low_precision_is_left_behind_before_the_arithmetic(loss, dtype):
+def test_low_precision_inputs_are_converted_before_the_arithmetic(loss, dtype):
     x, a, b = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     x.requires_grad_()
     computed = LOSSES[loss](x, a, b)

@@ -28,7 +28,7 @@ def test_sequence_weights_average_responses_and_token_weights_average_tokens():
     assert weighted_sum(LOSS, token_weights(MASK)).item() == pytest.approx(0.28)
 
 
-def test_a_token_of_a_short_response_weighs_more_only_by_sequence():
+def test_a_token_of_a_short_response_has_more_weight_only_in_sequence_weights():
     by_sequence, by_token = sequence_weights(MASK), token_weights(MASK)
     torch.testing.assert_close(by_sequence[:, 0], torch.tensor([0.25, 0.0625]))  # 1/(2·2), 1/(2·8)
     torch.testing.assert_close(by_token[:, 0], torch.tensor([0.1, 0.1]))
@@ -36,7 +36,7 @@ def test_a_token_of_a_short_response_weighs_more_only_by_sequence():
     assert by_token[0, 2:].eq(0).all()
 
 
-def test_a_long_mild_response_outweighs_a_short_bad_one_only_by_token():
+def test_a_long_response_outweighs_a_short_one_only_in_token_weights():
     # 4 tokens with loss 1, 400 with -.1: (1 - .1)/2 = .45;  (4 - 40)/404 = -.0891089
     mask = torch.arange(400) < torch.tensor([[4], [400]])
     loss = torch.tensor([[1.0], [-0.1]]).expand(2, 400)
@@ -80,7 +80,7 @@ def test_without_a_correct_response_the_positive_loss_is_zero():
     assert weighted_sum(-LOGP, weights).item() == 0
 
 
-def test_rewards_cannot_stand_in_for_verdicts():
+def test_positive_weights_raise_for_rewards_instead_of_verdicts():
     # pitfall 4 and its cousin in NeMo RL: a right answer with the full overlong penalty has shaped reward 0
     with pytest.raises(ValueError, match="bool correct"):
         positive_weights(LOGP_MASK, torch.tensor([1.0, 0.0, 0.0]))  # type: ignore[arg-type]
@@ -113,27 +113,27 @@ def test_weights_sum_to_one_over_the_mask_and_are_zero_outside(seed):
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (0, 4), (3, 0)])
-def test_an_empty_mask_has_no_weight_at_all(shape):
+def test_an_empty_mask_has_weights_zero(shape):
     empty = torch.zeros(shape, dtype=torch.bool)
     for weights in (token_weights(empty), sequence_weights(empty), positive_weights(empty, empty.any(1))):
         assert weights.eq(0).all()
         assert weighted_sum(torch.ones(shape), weights).item() == 0
 
 
-def test_responses_without_trainable_tokens_do_not_thin_out_the_others():
+def test_responses_without_trainable_tokens_do_not_change_the_other_weights():
     # dropped rows (overlong filtering, invalid verdicts) are rows that are all False
     rows = torch.cat([MASK, torch.zeros(3, 8, dtype=torch.bool)])
     torch.testing.assert_close(sequence_weights(rows)[:2], sequence_weights(MASK))
 
 
-def test_padding_does_not_enter_a_sequence_level_average():
+def test_padding_does_not_change_a_sequence_level_average():
     # pitfall 21: with two pads of 9 averaged in, a row's mean would move
     mask = torch.tensor([[True, True, False, False]])
     per_token = torch.tensor([[0.5, 0.7, 9.0, 9.0]])
     assert weighted_sum(per_token, sequence_weights(mask)).item() == pytest.approx(0.6)
 
 
-def test_the_weighted_sum_neither_sees_nor_differentiates_tokens_without_weight():
+def test_tokens_of_weight_zero_change_neither_the_weighted_sum_nor_its_gradient():
     # pitfall 10: 0·nan is nan, so they are left out by selection
     per_token = torch.tensor([[1.0, float("nan"), float("inf")]], requires_grad=True)
     total = weighted_sum(per_token, torch.tensor([[0.5, 0.0, 0.0]]))
@@ -142,7 +142,7 @@ def test_the_weighted_sum_neither_sees_nor_differentiates_tokens_without_weight(
     torch.testing.assert_close(per_token.grad, torch.tensor([[0.5, 0.0, 0.0]]))
 
 
-def test_negative_weights_count_and_a_weight_that_is_not_a_number_is_not_hidden():
+def test_negative_weights_count_and_a_nan_weight_gives_nan():
     assert weighted_sum(torch.ones(1, 2), torch.tensor([[0.5, -2.0]])).item() == -1.5
     assert weighted_sum(torch.ones(1, 2), torch.tensor([[0.5, float("nan")]])).isnan()
 

@@ -41,7 +41,7 @@ def shipped(request):
     return make_task(request.param), folder, AutoTokenizer.from_pretrained(folder)
 
 
-def test_the_tokenizer_has_few_words_and_knows_them_all():
+def test_the_tokenizer_encodes_every_word_of_the_vocabulary():
     tokenizer = make_tokenizer(VOCABULARY)
     assert len(tokenizer) == len(VOCABULARY) + 3 <= 256
     ids = tokenizer.encode(" ".join(VOCABULARY))
@@ -49,7 +49,7 @@ def test_the_tokenizer_has_few_words_and_knows_them_all():
     assert tokenizer.encode("north blah") == [tokenizer.get_vocab()["north"], tokenizer.unk_token_id]
 
 
-def test_a_vocabulary_with_doubles_or_spaces_is_refused():
+def test_a_vocabulary_with_repeated_words_or_spaces_raises():
     for words in (("a", "a"), ("a b",), ("",), ("<eos>",)):
         with pytest.raises(ConfigError, match="vocabulary"):
             make_tokenizer(words)
@@ -67,7 +67,7 @@ def test_encode_and_decode_are_inverse_on_every_prompt_and_response(shipped):
     assert task.verify(task.example()[0], tokenizer.decode(with_end, skip_special_tokens=True)).right
 
 
-def test_a_shipped_model_loads_as_an_ordinary_llama_whose_config_fits(shipped):
+def test_a_shipped_model_loads_as_a_llama_with_a_matching_config(shipped):
     task, folder, tokenizer = shipped
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model) is LlamaForCausalLM
@@ -83,7 +83,7 @@ def test_a_shipped_model_loads_as_an_ordinary_llama_whose_config_fits(shipped):
     assert model.config.max_position_embeddings >= longest + task.max_response_tokens
 
 
-def test_provenance_tells_how_a_shipped_model_was_made_and_is_true(shipped):
+def test_the_provenance_of_a_shipped_model_matches_its_files(shipped):
     task, folder, _ = shipped
     provenance = json.loads((folder / "provenance.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -95,7 +95,7 @@ def test_provenance_tells_how_a_shipped_model_was_made_and_is_true(shipped):
     assert 0.03 < provenance["measured"]["success"] < 0.2
 
 
-def test_a_shipped_model_answers_about_as_well_as_its_provenance_says(shipped):
+def test_a_shipped_model_has_about_the_success_rate_of_its_provenance(shipped):
     task, folder, tokenizer = shipped
     told = json.loads((folder / "provenance.json").read_text())["measured"]
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -110,19 +110,19 @@ def test_the_shipped_files_are_small(shipped):
     assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 4_000_000
 
 
-def test_a_task_without_a_model_gets_advice():
+def test_a_task_without_a_shipped_model_raises_an_error_with_the_fix():
     for name in ("nonesuch", "../maze", "", "."):
         with pytest.raises(ModelError, match=r"there is one for: chain, maze, walk\. Set model\.policy"):
             builtin_model(name)
 
 
-def test_a_shipped_model_is_refused_for_a_task_it_does_not_know():
+def test_a_shipped_model_raises_for_other_task_options():
     assert builtin_model("maze", make_task("maze").options) == builtin_model("maze")
-    with pytest.raises(ModelError, match=r"other task options: maps=4 \(the model knows \d\), side=9 \(.* \d\)\."):
+    with pytest.raises(ModelError, match=r"other task options: maps=4 \(the model has \d\), side=9 \(.* \d\)\."):
         builtin_model("maze", make_task("maze", side=9, maps=4).options)
 
 
-def test_make_base_leaves_a_folder_that_loads_with_its_provenance(tmp_path):
+def test_make_base_writes_a_loadable_folder_with_its_provenance(tmp_path):
     seen: list[tuple[str, int, int]] = []
     made = make_base(
         make_task("maze"),
@@ -141,7 +141,7 @@ def test_make_base_leaves_a_folder_that_loads_with_its_provenance(tmp_path):
     assert seen[-1][1] == seen[-1][2]
 
 
-def test_the_same_seed_makes_the_same_weights_and_another_seed_others(tmp_path):
+def test_equal_seeds_give_equal_weights_and_different_seeds_different_ones(tmp_path):
     task = make_task("chain")
     digests = []
     for number, seed in enumerate((1, 1, 2)):
@@ -166,7 +166,7 @@ def test_training_lowers_the_loss(tmp_path):
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_make_base_refuses_a_place_that_is_taken(tmp_path):
+def test_make_base_raises_if_the_folder_is_not_empty(tmp_path):
     (tmp_path / "file").write_text("x")
     for place in (tmp_path, tmp_path / "file"):
         with pytest.raises(ConfigError, match="is not an empty folder"):
@@ -174,7 +174,7 @@ def test_make_base_refuses_a_place_that_is_taken(tmp_path):
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_sampled_responses_end_at_the_stop_token_or_the_limit_in_batches_of_any_size():
+def test_sampled_responses_end_at_the_stop_token_or_the_limit_for_any_batch_size():
     task = make_task("chain")
     tokenizer = make_tokenizer(task.vocabulary)
     model = new_model(tokenizer, TINY, 0).eval()

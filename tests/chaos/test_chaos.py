@@ -47,34 +47,34 @@ TRIALS = [
 
 
 @pytest.mark.parametrize("asked", TRIALS, ids=lambda asked: f"{asked['trial']}-{list(asked.values())[1]}")
-def test_a_trial_of_each_kind_strikes_and_harms_nothing(server: ForkServer, asked: dict):
-    outcome = server.ask(asked)
+def test_a_trial_of_each_kind_injects_its_fault_without_failures(server: ForkServer, asked: dict):
+    outcome = server.run(asked)
     for _ in range(8):
         if outcome["count"] or "seed" not in asked:
             break
         asked = {**asked, "seed": asked["seed"] + 100}  # it struck before the work began, or room was left on the disk
-        outcome = server.ask(asked)
+        outcome = server.run(asked)
     assert outcome["failures"] == []
     assert outcome["count"] >= 1
 
 
-def test_tracing_kills_at_the_very_call(server: ForkServer):
+def test_tracing_kills_at_the_requested_call(server: ForkServer):
     if not faults.strace_works():
         pytest.skip("needs strace and leave to trace")
     asked = {"trial": "killed_in_save", "traced": True, "again": False}
-    beyond = server.ask({**asked, "number": 9999})
+    beyond = server.run({**asked, "number": 9999})
     assert beyond["count"] == 0
     size, struck = beyond["size"], {}
     assert size > 50
     for number in (3, size - 20, size - 10, size):
-        outcome = server.ask({**asked, "number": number})
+        outcome = server.run({**asked, "number": number})
         assert (outcome["count"], outcome["failures"]) == (1, [])
         struck |= outcome["places"]
     # the end of a save: the new folder takes its place, the oldest is deleted
     assert struck.keys() & {"rename", "renameat", "renameat2", "unlinkat", "rmdir"}
 
 
-def test_recorded_calls_are_counted_name_by_name(tmp_path: Path):
+def test_recorded_calls_are_counted_per_name(tmp_path: Path):
     log = tmp_path / "log"
     calls = ['7 openat(3, "a", O_WRONLY) = 4', '7 write(4, "x", 1) = 1', '8 openat(3, "c", O_RDONLY) = 5']
     log.write_text("\n".join([*calls, '8 openat(3, "b", O_RDWR) = 5', "+++ exited with 0 +++"]))
@@ -132,7 +132,7 @@ snapshot.restore = shifted
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
-def test_a_trainer_with_a_flaw_fails(tmp_path: Path, flaw: str):
+def test_a_trainer_with_a_bug_fails_the_trials(tmp_path: Path, flaw: str):
     module, change, asked = FLAWS[flaw]
     script = BROKEN.format(package=PACKAGES.get(module, "vapo.trainer"), module=module, change=change)
     process = subprocess.Popen(
@@ -162,14 +162,14 @@ def test_a_trainer_with_a_flaw_fails(tmp_path: Path, flaw: str):
     assert failures != []
 
 
-def test_the_bound_is_clopper_and_pearsons():
+def test_the_bound_is_the_clopper_pearson_bound():
     # zero failures: 1 - 0.05^(1/n); one in ten: the root of P(X <= 1) = 0.05, from tables
     assert upper_bound(0, 120) == pytest.approx(1 - 0.05 ** (1 / 120), rel=1e-6)
     assert upper_bound(1, 10) == pytest.approx(0.3942, abs=1e-4)
     assert upper_bound(0, 0) == upper_bound(3, 3) == 1.0
 
 
-def test_the_plan_has_what_the_suite_promises():
+def test_the_plan_has_the_documented_faults_and_counts():
     rows = {row.name: row for row in plan(quick=False, seed=0, traced=True)}
     wanted = [rows[name].wanted for name in ("killed at a random moment", "SIGTERM at a random moment")]
     assert wanted == [120, 100]
@@ -178,7 +178,7 @@ def test_the_plan_has_what_the_suite_promises():
     assert rows["one number not finite"].wanted >= 120
 
 
-def test_kills_of_a_run_of_the_recipes_lengths_are_in_the_plan_and_beside_them_runs_that_nothing_happens_to():
+def test_the_plan_has_kills_of_the_long_run_and_undisturbed_controls():
     for quick, kills in ((False, 30), (True, 3)):
         control, killed = (row for row in plan(quick=quick, seed=0, traced=True) if "long run" in row.name)
         assert next(control.trials) == {"trial": "undisturbed", "long": True}
@@ -186,7 +186,7 @@ def test_kills_of_a_run_of_the_recipes_lengths_are_in_the_plan_and_beside_them_r
         assert (killed.wanted, asked["trial"], asked["end"], asked["long"]) == (kills, "interrupted", 9, True)
 
 
-def test_the_long_run_is_the_shipped_model_at_the_recipes_lengths():
+def test_the_long_run_has_the_shipped_model_and_the_recipes_lengths():
     shipped, long, small = resolve([recipe_layer("maze")]).sections, long_config().sections, small_config().sections
     assert (long.model, long.task) == (shipped.model, shipped.task)
     assert long.rollout.max_response_tokens is None is shipped.rollout.max_response_tokens
@@ -194,14 +194,14 @@ def test_the_long_run_is_the_shipped_model_at_the_recipes_lengths():
     assert (long.trainer.steps, small.trainer.steps) == (8, 4)
 
 
-def test_the_table_names_the_machine_that_it_holds_for():
+def test_the_table_names_the_machine():
     machine = {**environment(), "processor": "A Processor", "instructions": "AVX2 of: fma avx avx2", "cores": 2}
     table = faults_table({"rows": [], "environment": machine, "seed": 7})
     assert "A Processor, 2 cores, AVX2 of: fma avx avx2" in table
     assert "seed 7" in table
 
 
-def test_every_kind_of_damage_is_found(tmp_path: Path):
+def test_every_kind_of_damage_is_detected(tmp_path: Path):
     def write(folder: Path) -> None:
         for name in "abc":
             (folder / name).write_text(name * 20)
@@ -220,7 +220,7 @@ COMMAND = ["--set", "trainer.steps=3", "--set", "evaluation.prompts=20", "--set"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
-def test_the_command_saves_and_stops_with_its_exit_code(tmp_path: Path, number: signal.Signals, code: int):
+def test_the_command_saves_its_results_and_returns_its_exit_code(tmp_path: Path, number: signal.Signals, code: int):
     run = tmp_path / "run"
     train = [sys.executable, "-m", "vapo", "train", *COMMAND, "--run-dir", str(run)]
     process = subprocess.Popen(train, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

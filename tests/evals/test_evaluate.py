@@ -1,4 +1,4 @@
-"""An evaluation: who is sampled with which seed, and how verdicts become scores."""
+"""Evaluation: the seeds of samples, and the scores computed from verdicts."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ def episode(prompt: str, sample_number: int, status: str, length: int = 4, finis
     return Episode.of_completion(Prompt(prompt, "x"), sample_number, completion, status, Verdict(status))
 
 
-def test_scores_of_two_prompts_with_four_samples_each_counted_by_hand():
+def test_scores_of_two_prompts_with_four_samples_match_hand_computed_values():
     # a: 2 of 4 right; b: 1 of 3 valid. avg = (1/2 + 1/3)/2; pass@2: a 1 - C(2,2)/C(4,2) = 5/6, b 1 - 1/3 = 2/3
     verdicts = {"a": ["right", "wrong", "right", "wrong"], "b": ["wrong", "invalid", "right", "wrong"]}
     episodes = [episode(p, j, status) for p, row in verdicts.items() for j, status in enumerate(row)]
     result = score_episodes(episodes, k=4)
     assert result.avg == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert result.pass_at[2] == pytest.approx((5 / 6 + 2 / 3) / 2)
-    assert result.pass_at[4] == pytest.approx(1.0)  # b has 3 valid samples: it cannot tell, a is certain
+    assert result.pass_at[4] == pytest.approx(1.0)  # b has 3 valid samples, so its pass@4 is nan; a's is 1
     assert result.invalid_ratio == 1 / 8
     assert [(row["right"], row["valid"]) for row in result.per_prompt] == [(2, 4), (1, 3)]
     assert result.maj is None
     assert result.low <= result.avg <= result.high
 
 
-def test_majority_votes_where_the_task_has_a_final_answer():
+def test_maj_is_computed_if_the_task_has_a_final_answer():
     episodes = [episode("a", j, s) for j, s in enumerate(["right", "wrong", "right"])]
     assert score_episodes(episodes, k=3, answer_of=lambda text: text).maj == 1.0
 
 
-def test_lengths_and_cuts_are_the_samplers_own():
+def test_mean_length_and_clipped_ratio_come_from_the_sampler():
     result = score_episodes([episode("a", 0, "right", 3), episode("a", 1, "wrong", 5, "length")], k=2)
     assert (result.mean_length, result.clipped_ratio) == (4.0, 0.5)
 
 
-def test_equal_policies_meet_the_same_luck_and_a_sample_does_not_depend_on_its_company():
+def test_equal_policies_draw_equal_samples_in_any_order_of_prompts():
     task, words, engine = FullTask.of(toys.EchoTask()), toys.tokenizer(), TorchEngine(toys.tiny_llama(), slots=16)
     prompts = [render(words, p) for p in task.heldout]
     decode = lambda ids: words.decode(list(ids))  # noqa: E731
@@ -57,19 +57,19 @@ def test_equal_policies_meet_the_same_luck_and_a_sample_does_not_depend_on_its_c
     assert other.per_prompt != whole.per_prompt
 
 
-def test_samples_of_a_prompt_that_comes_twice_go_on_counting():
+def test_a_repeated_prompt_continues_the_sample_numbers():
     words, engine = toys.tokenizer(), TorchEngine(toys.tiny_llama(), slots=16)
     prompt = render(words, Prompt("p", "3 x"))
     drawn: Counter[str] = Counter()
-    ask = {"per_prompt": 2, "how": HOW, "decode": str, "seed": 0, "step": 5}
-    first = sample_episodes(engine, [prompt], drawn=drawn, **ask)
-    second = sample_episodes(engine, [prompt], drawn=drawn, **ask)
-    together = sample_episodes(engine, [prompt, prompt], **ask)
+    options = {"per_prompt": 2, "how": HOW, "decode": str, "seed": 0, "step": 5}
+    first = sample_episodes(engine, [prompt], drawn=drawn, **options)
+    second = sample_episodes(engine, [prompt], drawn=drawn, **options)
+    together = sample_episodes(engine, [prompt, prompt], **options)
     assert [e.sample for e in first + second] == [0, 1, 2, 3]
     assert [(e.turns, e.finish_reason) for e in first + second] == [(e.turns, e.finish_reason) for e in together]
 
 
-def test_the_stop_token_is_part_of_the_completion_and_not_of_the_text():
+def test_the_stop_token_is_in_the_completion_and_not_in_the_text():
     words, engine = toys.tokenizer(), TorchEngine(toys.tiny_llama(), slots=16)
     prompt = render(words, Prompt("p", "3 x"))
     decode = lambda ids: words.decode(list(ids), skip_special_tokens=False)  # noqa: E731
@@ -81,21 +81,21 @@ def test_the_stop_token_is_part_of_the_completion_and_not_of_the_text():
         assert "<eos>" not in e.response
 
 
-def test_a_verifier_that_raises_could_not_tell():
+def test_a_verifier_that_raises_gives_an_invalid_verdict():
     judged = judge_episodes([episode("a", 0, "wrong")], FullTask("raises", [], [], 8, lambda prompt, text: {}[text]))
     assert judged[0].verdict.status == "invalid"
     assert "KeyError" in judged[0].verdict.reason
 
 
-def test_seeds_are_the_same_in_every_process_and_release():
-    # written down once: a change here changes every run's samples
+def test_seeds_do_not_depend_on_process_or_release():
+    # a fixed value: a change here changes the samples of every run
     assert stable_hash("a", 1) == 4742018630964328543
     assert sample_seed(0, 3, "p", 2) == stable_hash("sample", 0, 3, "p", 2)
     assert len({sample_seed(0, s, p, j) for s in range(4) for p in "ab" for j in range(4)}) == 32
 
 
-def test_where_no_response_holds_an_answer_there_is_no_vote():
-    # a verifier of one's own may accept responses that mark nothing: maj@k would say 0 of them
+def test_maj_is_none_if_no_response_has_an_answer():
+    # a user's verifier may accept responses without a marked answer, for which maj@k would be 0
     episodes = [
         Episode.of_completion(Prompt("p", "?", "1"), i, Completion((1,), (0.0,), "stop", 0), "7", Verdict("right"))
         for i in range(2)

@@ -1,4 +1,4 @@
-"""A critic that picks among samples: counted by brute force, and by hand."""
+"""Picking among samples by the critic's values, compared with brute force and hand-computed values."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_best_of_n_is_the_mean_over_all_subsets(n):
     assert best_of_n([correct], [values], n)[0] == pytest.approx(by_brute_force(correct, values, n))
 
 
-def test_best_of_all_with_equal_values_is_the_share_of_right_ones():
+def test_best_of_n_of_samples_with_equal_values_is_their_share_of_right_ones():
     assert best_of_n([[1, 0, 0, 1]], [[0.5] * 4], 4)[0] == pytest.approx(0.5)
     # two share the top, one of them right
     assert best_of_n([[1, 0, 1]], [[0.9, 0.9, 0.1]], 3)[0] == pytest.approx(0.5)
 
 
-def test_best_of_one_is_the_average_and_a_perfect_critic_finds_what_there_is():
+def test_best_of_one_is_the_average_and_a_perfect_critic_picks_a_right_sample():
     rng = np.random.default_rng(0)
     correct = (rng.random((20, 8)) < 0.3).astype(float)
     np.testing.assert_allclose(best_of_n(correct, rng.random((20, 8)), 1), correct.mean(1))
@@ -52,25 +52,25 @@ def test_best_of_one_is_the_average_and_a_perfect_critic_finds_what_there_is():
     np.testing.assert_allclose(best_of_n(correct, -correct, 8), correct.min(1))
 
 
-def test_invalid_samples_are_not_there_to_be_picked():
+def test_invalid_samples_are_never_picked():
     assert best_of_n([[0, NAN, 1]], [[0.1, 0.9, 0.5]], 2)[0] == 1.0
     assert np.isnan(best_of_n([[0, NAN, NAN]], [[0.1, 0.9, 0.5]], 2)[0])
 
 
-def test_a_weighted_vote_counted_by_hand():
+def test_weighted_votes_match_hand_computed_values():
     # "5" has .2 + .3, "7" has .6: the majority says 5, the critic 7
     answers, correct = [["5", "5", "7"]], [[0, 0, 1]]
     assert weighted_vote(answers, [[0.2, 0.3, 0.6]], correct)[0] == 1.0
     assert weighted_vote(answers, [[0.2, 0.3, 0.4]], correct)[0] == 0.0
-    # a critic of rewards -1 and 1: moved up by 2, "5" has 1 + 0, "7" has 1.5
+    # negative values are shifted by 2, "5" has 1 + 0, "7" has 1.5
     assert weighted_vote(answers, [[-1.0, -2.0, -0.5]], correct)[0] == 1.0
-    assert weighted_vote(answers, [[0.0, 0.0, 0.0]], correct)[0] == 0.0  # nothing to tell them by: the majority
+    assert weighted_vote(answers, [[0.0, 0.0, 0.0]], correct)[0] == 0.0  # equal values: the majority
     assert weighted_vote([["5", "7"]], [[0.3, 0.3]], [[0, 1]])[0] == 0.5  # a tie
-    assert weighted_vote([[None, None]], [[0.3, 0.3]], [[1, 1]])[0] == 0.0  # nothing to vote on
+    assert weighted_vote([[None, None]], [[0.3, 0.3]], [[1, 1]])[0] == 0.0  # no answers
     assert np.isnan(weighted_vote([["5"]], [[0.3]], [[NAN]])[0])
 
 
-def test_the_value_read_is_the_one_before_the_last_token_whatever_the_batches():
+def test_last_values_are_those_before_the_last_token_for_any_batch_size():
     torch.manual_seed(0)
     config = toys.tiny_llama().config
     config.num_labels = 1
@@ -92,11 +92,11 @@ def test_the_value_read_is_the_one_before_the_last_token_whatever_the_batches():
     assert len(set(np.round(one_by_one, 5))) == 4
     with torch.no_grad():
         critic.model.score.weight.fill_(float("nan"))
-    with pytest.raises(ModelError, match="not numbers"):
+    with pytest.raises(ModelError, match="not finite"):
         last_values(critic, episodes, tokens_at_once=12)
 
 
-def test_an_evaluation_tells_what_the_critic_adds():
+def test_ranking_has_the_differences_to_majority_vote_and_single_sample():
     verdicts, answers = [1, 1, 0, 0, 0, 1], ["5", "5", "6", "6", "6", "5"]
     episodes = [
         Episode.of_completion(Prompt(f"p{i // 3}", "x"), i % 3, Completion((2,), (0.0,), "stop", 0), answers[i],
@@ -114,7 +114,7 @@ def test_an_evaluation_tells_what_the_critic_adds():
     assert score_episodes(episodes, k=3, values=values, ranks=["best-of-n"]).ranking.keys() == {"best-of-n"}
 
 
-def test_a_critic_of_tokens_and_a_reward_model_with_the_same_weights_rank_by_different_states(tmp_path: Path):
+def test_a_critic_ranks_by_the_value_before_the_last_token_and_a_reward_model_by_that_after_it(tmp_path: Path):
     # the value of a state is +1 after token 5, -1 after token 6: of (5, 6) and (6, 5) the first is better before its
     # last token, the second after it
     config = toys.tiny_llama(num_hidden_layers=1).config
@@ -139,7 +139,7 @@ def test_a_critic_of_tokens_and_a_reward_model_with_the_same_weights_rank_by_dif
         critic = Critic(loaded, "padded", value_at=value_at(loaded))
         return int(np.argmax(last_values(critic, episodes, tokens_at_once=100)))
 
-    save_model(network, None, tmp_path / "old")  # says nothing: a critic of tokens
+    save_model(network, None, tmp_path / "old")  # without a record: a critic of tokens
     set_value_at(network, "end")
     save_model(network, None, tmp_path / "pretrained-at-the-end")
     set_value_at(network, "tokens")
@@ -153,14 +153,14 @@ def test_a_critic_of_tokens_and_a_reward_model_with_the_same_weights_rank_by_dif
 
 
 @pytest.mark.parametrize("at", ["end", "tokens"])
-def test_a_critic_that_a_run_publishes_says_where_its_value_was_learned(tmp_path: Path, at: str):
+def test_a_published_critic_records_whether_it_was_trained_on_tokens_or_at_the_end(tmp_path: Path, at: str):
     base = toys.toy_base(tmp_path / "base")
     first = {"trainer": {"steps": 0, "pretraining_at": at, "pretraining_steps": 1}}
     runs.finish(toys.toy_run(base, tmp_path / "first", first), report=False)
     network, origin = load_critic(tmp_path / "first" / "critic")
     assert (value_at(network), origin.split(" in ")[0]) == (at, "saved critic LlamaForTokenClassification")
     assert value_at(load_critic(next((tmp_path / "first" / "checkpoints").iterdir()) / "critic")[0]) == at
-    # a run that goes on from a reward model trains values of tokens
+    # a run that starts from a reward model trains values of tokens
     second = {"model": {"critic": str(tmp_path / "first" / "critic")}, "trainer": {"steps": 1, "pretraining_steps": 0}}
     run = toys.toy_run(base, tmp_path / "second", second)
     assert run.critic is not None

@@ -1,4 +1,4 @@
-"""An evaluation that is stopped goes on where it was, and never mixes two of them."""
+"""A stopped evaluation resumes from its sample file, and rejects the file of another evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ABOUT = {"model": "toy", "k": 2}
 
 
 class Stopping:
-    """An engine that is interrupted after so many responses."""
+    """An engine that raises KeyboardInterrupt after `limit` responses."""
 
     def __init__(self, limit: int) -> None:
         self.engine, self.left = TorchEngine(toys.tiny_llama(), slots=16), limit
@@ -38,22 +38,22 @@ def run(engine, kept):
     )
 
 
-def test_a_stopped_evaluation_goes_on_and_equals_one_that_was_not(tmp_path, monkeypatch):
+def test_a_resumed_evaluation_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.setattr("vapo.evals.evaluate.CHUNK", 4)
     whole = run(Stopping(100), None)
     with pytest.raises(KeyboardInterrupt):
         run(Stopping(8), SampleFile(tmp_path, ABOUT))
-    rest = Stopping(8)  # 4 of 8 problems are left: no more than their 8 samples are drawn again
+    rest = Stopping(8)  # 4 of 8 problems are left, so 8 samples are drawn
     resumed = run(rest, SampleFile(tmp_path, ABOUT))
     assert rest.left == 0
     assert score_episodes(resumed, k=2) == score_episodes(whole, k=2)
     assert [e.response for e in resumed] == [e.response for e in whole]
     assert score_episodes(run(Stopping(0), SampleFile(tmp_path, ABOUT)), k=2) == score_episodes(
         whole, k=2
-    )  # all of it is there
+    )  # no sample is drawn
 
 
-def test_half_a_line_is_dropped_and_its_problem_sampled_again(tmp_path):
+def test_a_half_written_line_is_dropped_and_its_problem_sampled_again(tmp_path):
     whole = run(Stopping(100), SampleFile(tmp_path, ABOUT))
     path = tmp_path / "samples.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
@@ -71,13 +71,13 @@ def test_invalid_samples_are_drawn_again(tmp_path):
     assert engine.left == 0
 
 
-def test_a_file_of_something_else_is_refused(tmp_path):
+def test_another_file_in_place_of_samples_raises(tmp_path):
     (tmp_path / "samples.jsonl").write_text('{"about": {}}\nnot ours\n')
-    with pytest.raises(ConfigError, match=r"damaged or none of ours.*Choose another --out"):
+    with pytest.raises(ConfigError, match=r"damaged or not a file of vapo.*Choose another --out"):
         SampleFile(tmp_path, ABOUT)
 
 
-def test_samples_of_another_evaluation_are_refused(tmp_path):
+def test_samples_of_another_evaluation_raise(tmp_path):
     run(Stopping(100), SampleFile(tmp_path, ABOUT))
     with pytest.raises(ConfigError, match=r"another evaluation: k was 2, is 4. Choose another --out"):
         SampleFile(tmp_path, {**ABOUT, "k": 4})

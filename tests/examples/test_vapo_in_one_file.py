@@ -23,20 +23,20 @@ def example() -> ModuleType:
     return module
 
 
-def test_it_needs_the_mathematics_and_nothing_else_of_ours():
+def test_the_example_imports_only_vapo_algo():
     imported = [node.module for node in ast.walk(ast.parse(FILE.read_text())) if isinstance(node, ast.ImportFrom)]
     assert [name for name in imported if name and name.startswith("vapo")] == ["vapo.algo"]
     assert len(FILE.read_text().splitlines()) <= 160
 
 
-def test_two_steps_run(example: ModuleType, capsys: pytest.CaptureFixture[str]):
+def test_the_example_runs_two_steps(example: ModuleType, capsys: pytest.CaptureFixture[str]):
     accuracy = example.main(steps=2, pretraining_steps=1)
     assert len(accuracy) == 2
     assert all(0 <= share <= 1 for share in accuracy)
     assert capsys.readouterr().out.startswith("step   1  right")
 
 
-def test_its_critic_starts_at_zero_and_its_right_answers_are_right(example: ModuleType):
+def test_the_critic_starts_at_zero_and_right_answers_are_verified(example: ModuleType):
     policy, critic = example.networks(0)
     tokens, mask, right = example.rollout(policy)
     assert not example.values_of(critic, tokens).any()
@@ -46,6 +46,6 @@ def test_its_critic_starts_at_zero_and_its_right_answers_are_right(example: Modu
 
 
 @pytest.mark.slow
-def test_its_reward_rises(example: ModuleType):
+def test_the_reward_of_the_example_rises(example: ModuleType):
     accuracy = example.main(steps=60)
     assert fmean(accuracy[-10:]) > 2 * fmean(accuracy[:10])

@@ -54,7 +54,7 @@ def values(model: PreTrainedModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", UNCLASSIFIED)
-def test_an_architecture_without_a_classifier_has_a_critic_that_comes_back_bit_for_bit(tmp_path: Path, name: str):
+def test_a_critic_of_an_architecture_without_a_classifier_is_saved_and_loaded_bit_for_bit(tmp_path: Path, name: str):
     policy = policy_of(name)
     save_model(policy, None, tmp_path / "base")
     critic, origin = load_critic(tmp_path / "base")
@@ -71,7 +71,7 @@ def test_an_architecture_without_a_classifier_has_a_critic_that_comes_back_bit_f
     assert values(again).abs().max() > 0.1
 
 
-def test_plain_transformers_opens_such_a_critic_as_the_documentation_says(tmp_path: Path):
+def test_transformers_loads_the_backbone_of_such_a_critic(tmp_path: Path):
     save_model(policy_of("Granite"), None, tmp_path / "base")
     critic, _ = load_critic(tmp_path / "base")
     torch.nn.init.normal_(value_head(critic).weight)
@@ -86,7 +86,7 @@ def test_plain_transformers_opens_such_a_critic_as_the_documentation_says(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["Granite", "Llama4"])
-def test_adapters_on_such_a_critic_are_trained_beside_its_head_and_come_back(tmp_path: Path, name: str):
+def test_adapters_on_such_a_critic_are_trained_with_its_head_and_loaded_again(tmp_path: Path, name: str):
     save_model(policy_of(name), None, tmp_path / "base")
     critics = []
     for _ in range(2):
@@ -106,13 +106,13 @@ def test_adapters_on_such_a_critic_are_trained_beside_its_head_and_come_back(tmp
     torch.testing.assert_close(values(merged), values(critics[0]), atol=1e-4, rtol=1e-4)
 
 
-def test_a_classifier_of_transformers_is_taken_where_there_is_one(tmp_path: Path):
+def test_the_classifier_of_transformers_is_used_if_there_is_one(tmp_path: Path):
     toys.toy_base(tmp_path)
     critic, _ = load_critic(tmp_path)
     assert type(critic) is transformers.LlamaForTokenClassification
 
 
-def test_a_wrong_prefix_hides_no_backbone_and_a_bare_one_is_itself():
+def test_the_backbone_is_found_with_a_wrong_prefix_and_without_a_head():
     model = policy_of("Llama4")
     assert model.base_model is model
     assert backbone_of(model) is model.model
@@ -121,7 +121,7 @@ def test_a_wrong_prefix_hides_no_backbone_and_a_bare_one_is_itself():
 
 
 @pytest.mark.parametrize("name", UNCLASSIFIED)
-def test_padding_changes_no_log_probability(name: str):
+def test_padding_does_not_change_log_probabilities(name: str):
     model = policy_of(name)
     with torch.no_grad():
         together, _ = Policy(model, choose_layout(model)).logp(SEQUENCES, 6)
@@ -130,7 +130,7 @@ def test_padding_changes_no_log_probability(name: str):
     torch.testing.assert_close(together[1, :2], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_layers_that_look_beyond_a_border_are_not_packed():
+def test_layers_that_would_mix_packed_sequences_are_not_packed():
     assert choose_layout(policy_of("Lfm2")) == "padded"  # a convolution
     assert choose_layout(policy_of("Mamba")) == "padded"  # a recurrence
     wide = policy_of("Llama4")
@@ -138,7 +138,7 @@ def test_layers_that_look_beyond_a_border_are_not_packed():
     assert choose_layout(wide) == "padded"
 
 
-def test_whatever_an_architecture_raises_is_told_in_words():
+def test_an_exception_of_an_architecture_becomes_a_model_error():
     model = toys.tiny_llama()
 
     def broken(*args, **how):
@@ -149,7 +149,7 @@ def test_whatever_an_architecture_raises_is_told_in_words():
         choose_layout(model)
 
 
-def test_a_sequence_that_padding_changes_is_refused():
+def test_a_model_whose_outputs_change_with_padding_raises():
     model = toys.tiny_llama()
     forward = model.model.forward
 
@@ -164,7 +164,7 @@ def test_a_sequence_that_padding_changes_is_refused():
         choose_layout(model)
 
 
-def test_caps_and_factors_on_logits_are_those_of_the_model():
+def test_logits_have_the_models_caps_and_factors():
     model = toys.tiny_llama()
     hidden = torch.randn(3, 32)
     plain = logits_head(model)(hidden)
@@ -194,7 +194,7 @@ def _tokenizer(words: list[str]):
         toys.WORDS[:] = before
 
 
-def test_vocabularies_may_be_padded_otherwise(tmp_path: Path):
+def test_policy_and_critic_may_have_different_vocabulary_padding(tmp_path: Path):
     small, wide = folder(tmp_path / "small"), folder(tmp_path / "wide", size=40)
     assert check_vocabularies(wide, small, toys.tokenizer()) == []
     assert check_vocabularies(small, wide, toys.tokenizer()) == []
@@ -213,7 +213,7 @@ def test_vocabularies_may_be_padded_otherwise(tmp_path: Path):
     assert known_ids(load_critic(wide, num_ids=16)[0]) == 40
 
 
-def test_another_tokenizer_is_refused_by_its_first_differing_token(tmp_path: Path):
+def test_a_critic_with_another_tokenizer_raises_an_error_with_the_first_different_token(tmp_path: Path):
     swapped = [*toys.WORDS]
     swapped[4], swapped[7] = swapped[7], swapped[4]
     critic = folder(tmp_path / "critic", words=swapped)
@@ -222,7 +222,7 @@ def test_another_tokenizer_is_refused_by_its_first_differing_token(tmp_path: Pat
         check_vocabularies("policy", critic, toys.tokenizer())
 
 
-def test_tokens_that_the_critic_has_not_met_are_told(tmp_path: Path):
+def test_tokens_missing_in_the_critic_are_reported(tmp_path: Path):
     critic = folder(tmp_path / "critic")
     policy = toys.tokenizer()
     policy.add_tokens(["<think>"])
@@ -230,7 +230,7 @@ def test_tokens_that_the_critic_has_not_met_are_told(tmp_path: Path):
     assert "lacks 1 of the policy's tokens, such as '<think>'" in note
 
 
-def test_a_critic_without_a_tokenizer_must_have_the_policys_size(tmp_path: Path):
+def test_a_critic_without_a_tokenizer_must_have_the_policys_vocabulary_size(tmp_path: Path):
     policy = folder(tmp_path / "policy")
     save_model(toys.tiny_llama(), None, tmp_path / "same")
     save_model(toys.tiny_llama(vocab_size=17), None, tmp_path / "other")
@@ -255,14 +255,14 @@ def test_adapters_of_a_mixture_with_shared_experts_go_to_linear_layers_only():
     assert not any(name.endswith("mlp.experts") for name in adapted)
 
 
-def test_layers_whose_weight_goes_past_their_forward_get_no_adapter():
+def test_layers_whose_weight_is_used_without_forward_get_no_adapter():
     model = policy_of("Mamba")
     add_lora(model, 2, None)
     adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_" in name}
     assert adapted == {"in_proj", "x_proj"}
 
 
-def test_a_linear_layer_of_its_own_kind_gets_an_adapter_if_it_is_linear():
+def test_a_subclass_of_linear_gets_an_adapter_if_it_is_linear():
     falcon = transformers.FalconForCausalLM(
         transformers.FalconConfig(vocab_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     )

@@ -71,7 +71,7 @@ def tiny(tmp_path, monkeypatch) -> Path:
     return path
 
 
-def test_policy_critic_and_tokenizer_come_out_of_one_file_and_can_be_trained_and_saved(tiny, tmp_path, capfd):
+def test_policy_critic_and_tokenizer_load_from_one_gguf_file_and_can_be_saved(tiny, tmp_path, capfd):
     tokenizer, policy, (critic, origin) = load_tokenizer(tiny), load_policy(tiny), load_critic(tiny)
     assert tokenizer("ab")["input_ids"] == [7]
     assert stop_token_ids(tokenizer, tiny) == (2,)
@@ -85,7 +85,7 @@ def test_policy_critic_and_tokenizer_come_out_of_one_file_and_can_be_trained_and
     assert "Converting" not in capfd.readouterr().err
 
 
-def test_it_is_converted_once_and_again_when_the_file_changes(tiny):
+def test_a_gguf_file_is_converted_once_and_again_after_it_changes(tiny):
     load_policy(tiny)
     marker = cache_folder(tiny) / "marker"
     marker.touch()
@@ -96,7 +96,7 @@ def test_it_is_converted_once_and_again_when_the_file_changes(tiny):
     assert cache_folder(tiny) != before
 
 
-def test_a_file_that_is_not_there_or_no_model_is_an_error(tiny, tmp_path):
+def test_a_missing_or_invalid_gguf_file_raises(tiny, tmp_path):
     with pytest.raises(ModelError, match="does not exist"):
         load_policy(tmp_path / "none.gguf")
     (tmp_path / "bad.gguf").write_bytes(b"nothing")

@@ -37,7 +37,7 @@ def is_at_home(tensor: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("shift", [0, 8, 24, 56])
-def test_a_loaded_model_lies_in_torchs_memory_wherever_its_file_keeps_the_data(tmp_path: Path, shift: int):
+def test_a_loaded_model_is_in_memory_allocated_by_torch(tmp_path: Path, shift: int):
     base = architectures.folder_of(architectures.tiny("llama"), tmp_path / "base", shift)
     for model in (load_policy(base), load_critic(base)[0]):
         assert all(is_at_home(tensor) for tensor in homes(model))
@@ -47,14 +47,14 @@ def test_a_loaded_model_lies_in_torchs_memory_wherever_its_file_keeps_the_data(t
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt2", "deepseek_v3"])
-def test_so_do_buffers_and_what_transformers_converts(tmp_path: Path, name: str):
+def test_buffers_and_converted_tensors_are_in_memory_allocated_by_torch(tmp_path: Path, name: str):
     base = architectures.folder_of(architectures.tiny(name), tmp_path / "base", 24)
     model = load_policy(base)
     assert list(model.buffers()) or name == "gpt2"
     assert all(is_at_home(tensor) for tensor in homes(model))
 
 
-def test_moving_home_changes_no_number_and_keeps_ties_and_what_is_fixed():
+def test_own_memory_keeps_numbers_ties_and_requires_grad():
     model = architectures.tiny("llama, tied")
     layer = model.model.layers[0].mlp
     layer.up_proj.weight = torch.nn.Parameter(layer.up_proj.weight.data.T.contiguous().T)  # as after a transposition
@@ -74,7 +74,7 @@ def test_moving_home_changes_no_number_and_keeps_ties_and_what_is_fixed():
     assert model.lm_head.weight.requires_grad
 
 
-def test_moments_read_from_a_file_lie_there_too(tmp_path: Path):
+def test_loaded_moments_are_in_memory_allocated_by_torch(tmp_path: Path):
     model = toys.tiny_llama()
     optimizer, again = (torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True) for _ in range(2))
     model(torch.tensor([[2, 3]])).logits.sum().backward()
@@ -92,7 +92,7 @@ def test_moments_read_from_a_file_lie_there_too(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_saved_weights_go_back_into_a_live_model_bit_for_bit(tmp_path: Path, name: str):
+def test_saved_weights_load_into_an_existing_model_bit_for_bit(tmp_path: Path, name: str):
     policy, other = architectures.tiny(name), architectures.tiny(name, seed=1)
     save_model(policy, None, tmp_path / "saved")
     places = {key: tensor.data_ptr() for key, tensor in other.state_dict().items()}
@@ -106,7 +106,7 @@ def test_saved_weights_go_back_into_a_live_model_bit_for_bit(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", ["llama", *architectures.RENAMED])
-def test_a_critics_do_as_well(tmp_path: Path, name: str):
+def test_saved_critic_weights_load_into_an_existing_critic_bit_for_bit(tmp_path: Path, name: str):
     base = architectures.folder_of(architectures.tiny(name), tmp_path / "base")
     critic, other = load_critic(base)[0], load_critic(base)[0]
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_a_critics_do_as_well(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
-def test_saved_weights_that_are_not_the_models_are_refused_and_nothing_is_changed(tmp_path: Path, name: str):
+def test_weights_of_another_model_raise_and_change_nothing(tmp_path: Path, name: str):
     save_model(architectures.tiny(name, num_hidden_layers=1), None, tmp_path / "short")
     save_model(architectures.tiny(name, hidden_size=64), None, tmp_path / "wide")
     model = architectures.tiny(name)
@@ -180,7 +180,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_folder_that_is_not_the_whole_model_is_refused_by_name(tmp_path: Path, damage: str):
+def test_an_incomplete_model_folder_raises_an_error_with_the_tensor_names(tmp_path: Path, damage: str):
     change, config, message = DAMAGES[damage]
     folder = changed(architectures.tiny("llama"), tmp_path / "base", change, **config)
     for load, what in ((load_policy, "policy"), (load_critic, "critic")):
@@ -190,7 +190,7 @@ def test_a_folder_that_is_not_the_whole_model_is_refused_by_name(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "deepseek_v3"])
-def test_an_expert_that_is_not_there_is_missed_too(tmp_path: Path, name: str):
+def test_a_missing_expert_raises(tmp_path: Path, name: str):
     def without_last_expert(tensors: Tensors) -> Tensors:
         return {key: tensor for key, tensor in tensors.items() if ".experts.3." not in key}
 
@@ -200,14 +200,14 @@ def test_an_expert_that_is_not_there_is_missed_too(tmp_path: Path, name: str):
             load(folder)
 
 
-def test_a_policy_without_its_head_is_refused_and_a_critic_does_not_need_it(tmp_path: Path):
+def test_a_policy_without_its_head_raises_and_a_critic_loads(tmp_path: Path):
     folder = changed(architectures.tiny("llama"), tmp_path / "base", without("lm_head.weight"))
     with pytest.raises(ModelError, match=r"lacks .*lm_head\.weight"):
         load_policy(folder)
     assert "value head set to 0" in load_critic(folder)[1]
 
 
-def test_a_tied_head_is_not_missed_and_both_ends_are(tmp_path: Path):
+def test_a_tied_head_may_be_missing_but_not_both_tied_tensors(tmp_path: Path):
     tied = architectures.tiny("llama, tied")
     folder = architectures.folder_of(tied, tmp_path / "tied")
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
@@ -217,7 +217,7 @@ def test_a_tied_head_is_not_missed_and_both_ends_are(tmp_path: Path):
         load_policy(damaged)
 
 
-def test_parts_beside_the_model_are_left_out_only_if_the_source_is_of_another_class(tmp_path: Path):
+def test_extra_parts_are_ignored_only_if_the_source_has_another_class(tmp_path: Path):
     eyes = with_more("vision_tower.patches.weight", 3)
     class_with_eyes = {"architectures": ["LlavaForConditionalGeneration"]}
     load_policy(changed(architectures.tiny("llama"), tmp_path / "multimodal", eyes, **class_with_eyes))
@@ -229,13 +229,13 @@ def test_parts_beside_the_model_are_left_out_only_if_the_source_is_of_another_cl
         load_policy(changed(architectures.tiny("llama"), tmp_path / "inside", biased, **class_with_eyes))
 
 
-def test_tensors_that_transformers_itself_passes_over_are_fine(tmp_path: Path):
+def test_tensors_that_transformers_ignores_are_accepted(tmp_path: Path):
     old = with_more("transformer.h.0.attn.bias", 1, 1, 8, 8)  # masks that GPT-2 files of old hold
     load_policy(changed(architectures.tiny("gpt2"), tmp_path / "gpt2", old))
 
 
 @pytest.mark.parametrize("kind", [LlamaForTokenClassification, LlamaForSequenceClassification])
-def test_a_critic_or_reward_model_that_lost_its_head_is_no_base_model(tmp_path: Path, kind: type[PreTrainedModel]):
+def test_a_critic_or_reward_model_without_its_head_raises(tmp_path: Path, kind: type[PreTrainedModel]):
     config = architectures.tiny("llama").config
     config.num_labels = 1
     folder = changed(kind(config), tmp_path / "critic", without("score.weight"))
@@ -243,7 +243,7 @@ def test_a_critic_or_reward_model_that_lost_its_head_is_no_base_model(tmp_path: 
         load_critic(folder)
 
 
-def test_the_command_line_names_what_is_missing_and_returns_2(tmp_path: Path, monkeypatch, capsys):
+def test_the_command_line_names_missing_tensors_and_returns_2(tmp_path: Path, monkeypatch, capsys):
     folder = changed(architectures.tiny("llama"), tmp_path / "base", without("lm_head.weight"))
     words = ["vapo", "eval", str(folder), "--task", "maze", "-k", "1", "--prompts", "1"]
     words += ["--set", "rollout.max_response_tokens=24"]
@@ -256,7 +256,7 @@ def test_the_command_line_names_what_is_missing_and_returns_2(tmp_path: Path, mo
     assert "Traceback" not in said
 
 
-def test_a_gguf_file_without_a_tensor_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_incomplete_gguf_file_raises_and_is_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from test_gguf import write_tiny_llama  # beside this file
 
     monkeypatch.setenv("VAPO_CACHE", str(tmp_path / "cache"))

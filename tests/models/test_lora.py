@@ -55,7 +55,7 @@ def adapted(seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def test_fresh_adapters_are_the_base_and_only_they_are_trained():
+def test_new_adapters_do_not_change_outputs_and_only_they_are_trained():
     base, model = toys.tiny_llama(), toys.tiny_llama()
     assert not has_lora(model)
     add_lora(model, 2, None)
@@ -69,7 +69,7 @@ def test_fresh_adapters_are_the_base_and_only_they_are_trained():
     assert {name for name, p in model.named_parameters() if p.grad is not None} == trained
 
 
-def test_the_critics_head_is_trained_beside_them():
+def test_the_critics_head_is_trained_with_the_adapters():
     config = toys.tiny_llama().config
     config.num_labels = 1
     model = LlamaForTokenClassification(config)
@@ -80,7 +80,7 @@ def test_the_critics_head_is_trained_beside_them():
     }
 
 
-def test_plain_weights_are_the_same_model_under_its_own_names(tmp_path: Path):
+def test_plain_weights_give_the_same_model_with_its_original_names(tmp_path: Path):
     model, plain = adapted(), toys.tiny_llama()
     before = logp(plain)
     weights = dict(plain_weights(model))
@@ -94,7 +94,7 @@ def test_plain_weights_are_the_same_model_under_its_own_names(tmp_path: Path):
     assert {name for name, _ in plain_weights(unadapted)} == unadapted.state_dict().keys()
 
 
-def test_adapters_go_back_onto_the_base_they_were_trained_on_and_no_other(tmp_path: Path):
+def test_adapters_load_onto_their_base_and_raise_for_another(tmp_path: Path):
     model = adapted()
     save_adapters(model, tmp_path)
     file = tmp_path / "adapter_model.safetensors"
@@ -130,7 +130,7 @@ def outputs(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("critic", [False, True])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # read by peft
-def test_peft_opens_the_folder_and_gives_the_merged_models_outputs(tmp_path: Path, critic: bool):
+def test_peft_loads_the_folder_with_the_merged_models_outputs(tmp_path: Path, critic: bool):
     base = toys.toy_base(tmp_path / "base")
     model = trained_network(base, critic)
     save_adapters(model, tmp_path / "adapter")
@@ -146,7 +146,7 @@ def test_peft_opens_the_folder_and_gives_the_merged_models_outputs(tmp_path: Pat
     assert (opened - before).abs().max() > 1e-2
 
 
-def test_where_peft_would_adapt_other_layers_it_is_noticed(tmp_path: Path):
+def test_peft_opens_is_false_if_peft_would_adapt_other_layers(tmp_path: Path):
     # told that this is DeepSeek-V3, peft puts the adapters of dense blocks onto the experts
     base = architectures.folder_of(architectures.tiny("deepseek_v3"), tmp_path / "base")
     model = trained_network(base, critic=False)
@@ -160,7 +160,7 @@ def same_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bo
 
 
 @pytest.mark.parametrize("critic", [False, True])
-def test_a_folder_of_adapters_loads_as_the_model_they_make_of_their_base(tmp_path: Path, critic: bool):
+def test_a_folder_of_adapters_loads_as_the_merged_model(tmp_path: Path, critic: bool):
     base = toys.toy_base(tmp_path / "base")
     model = trained_network(base, critic)
     save_adapters(model, tmp_path / "adapter")
@@ -175,7 +175,7 @@ def test_a_folder_of_adapters_loads_as_the_model_they_make_of_their_base(tmp_pat
         load_critic(tmp_path / "adapter") if critic else load_policy(tmp_path / "adapter")
 
 
-def test_adapters_that_cannot_be_read_are_refused_in_words(tmp_path: Path):
+def test_unreadable_adapters_raise_an_error_with_the_reason(tmp_path: Path):
     base = toys.toy_base(tmp_path / "base")
     save_adapters(trained_network(base, critic=False), tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
@@ -197,7 +197,7 @@ def test_adapters_that_cannot_be_read_are_refused_in_words(tmp_path: Path):
         load_policy(tmp_path / "adapter")
 
 
-def test_adapters_that_the_first_formats_kept_beside_the_merged_model_come_back(tmp_path: Path):
+def test_adapters_saved_in_formats_1_and_2_can_be_loaded(tmp_path: Path):
     base = toys.toy_base(tmp_path / "base")
     model = trained_network(base, critic=False)
     save_adapters(model, tmp_path / "new")
@@ -211,24 +211,24 @@ def test_adapters_that_the_first_formats_kept_beside_the_merged_model_come_back(
     assert all(torch.equal(p, own[name]) for name, p in adapter_parameters(again).items())
 
 
-def test_adapters_and_whole_weights_do_not_take_each_others_place(tmp_path: Path):
+def test_loading_adapters_as_whole_weights_or_the_reverse_raises(tmp_path: Path):
     base = toys.toy_base(tmp_path / "base")
     model = trained_network(base, critic=False)
     save_trained(model, None, tmp_path / "policy")
-    with pytest.raises(CheckpointError, match="holds adapters, and this run trains all weights"):
+    with pytest.raises(CheckpointError, match="holds adapters, but this run trains all weights"):
         load_trained(toys.tiny_llama(), tmp_path / "policy")
     with pytest.raises(CheckpointError, match="holds no adapters"):
         load_trained(model, base)
 
 
-def test_a_model_without_linear_layers_is_refused():
+def test_adapters_on_a_model_without_linear_layers_raise():
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=16))
     with pytest.raises(ConfigError, match="no linear layers"):
         add_lora(model, 2, None)
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_checkpointed_gradients_are_the_same_and_dropout_stays_off(lora):
+def test_checkpointed_gradients_are_equal_and_dropout_is_off(lora):
     def gradients(checkpointed: bool) -> dict[str, torch.Tensor]:
         model = toys.tiny_llama(attention_dropout=0.5)
         torch.manual_seed(0)

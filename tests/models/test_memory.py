@@ -26,7 +26,7 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-def test_logps_of_4096_tokens_over_150k_words_cost_a_fraction_of_the_logits():
+def test_logps_of_4096_tokens_and_150k_words_use_a_fraction_of_the_memory_of_the_logits():
     # the whole logits would be 4096 * 150,000 * 4 bytes = 2,344 MiB, and as much again for their gradient; seen
     # here: 119 MiB. Large blocks go back to the system when freed, so that the peak is what is alive, not what
     # the allocator hoards.

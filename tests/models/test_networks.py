@@ -91,14 +91,14 @@ def test_packed_and_padded_give_the_same_gradients(architecture: str):
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-5
 
 
-def test_an_architecture_that_cannot_be_packed_is_padded_and_refuses_the_wish_for_packed():
+def test_an_architecture_that_cannot_be_packed_is_padded_and_raises_for_packed():
     model = model_of("gemma 2, soft caps")
     assert choose_layout(model) == "padded"
     with pytest.raises(ModelError, match=r"trainer\.layout"):
         choose_layout(model, "packed")
 
 
-def test_a_head_whose_logits_we_would_get_wrong_is_refused():
+def test_a_model_with_an_unsupported_head_raises():
     model = toys.tiny_llama()
     forward = model.forward
     model.forward = lambda *a, **k: _scaled(forward(*a, **k))
@@ -119,7 +119,7 @@ def test_temperature_divides_the_logits():
     torch.testing.assert_close(logp[1, :2], own[:-1].gather(-1, sequences.tokens[1][1:, None])[-2:, 0])
 
 
-def test_chunking_changes_neither_logps_nor_gradients():
+def test_chunks_do_not_change_logps_and_gradients():
     torch.manual_seed(0)
     hidden, weight = torch.randn(50, 8), torch.randn(31, 8)
     targets = torch.randint(31, (50,))
@@ -135,7 +135,7 @@ def test_chunking_changes_neither_logps_nor_gradients():
         torch.testing.assert_close(w, results[-1][2], rtol=1e-5, atol=1e-4)
 
 
-def test_values_belong_to_the_state_before_each_token():
+def test_values_are_those_of_the_state_before_each_token():
     # pitfall 18: V for action t is the output at position t-1
     critic, sequences = critic_with_random_head(), some_sequences()
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_a_critic_from_a_reward_model_keeps_its_head(tmp_path: Path):
         torch.testing.assert_close(last, reward_model(input_ids=tokens[None]).logits[0])
 
 
-def test_a_saved_critic_comes_back_bit_for_bit(tmp_path: Path):
+def test_a_saved_critic_is_loaded_bit_for_bit(tmp_path: Path):
     critic = critic_with_random_head()
     critic.model.config.id2label = {0: "value"}
     save_model(critic.model, toys.tokenizer(), tmp_path / "critic")
@@ -202,14 +202,14 @@ def test_values_stay_float32_under_autocast():
     assert values.dtype == logp.dtype == torch.float32
 
 
-def test_the_logits_head_of_a_capped_model_caps():
+def test_the_logits_head_applies_the_models_cap():
     model = model_of("gemma 2, soft caps")
     with torch.no_grad():
         logits = logits_head(model)(torch.full((1, 32), 1e6))
     assert float(logits.abs().max()) <= model.config.final_logit_softcapping
 
 
-def test_missing_and_unsuitable_models_are_named(tmp_path: Path):
+def test_missing_and_unsuitable_models_raise_an_error_with_their_name(tmp_path: Path):
     with pytest.raises(ModelError, match="does not exist"):
         load_policy(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -230,7 +230,7 @@ def test_a_prompt_is_rendered_as_plain_text_or_through_the_chat_template():
     assert render(words, Prompt("b", ({"role": "user", "content": "3"},))).token_ids == (5, 12)
 
 
-def test_weights_and_optimizer_survive_saving_bit_for_bit(tmp_path: Path):
+def test_weights_and_optimizer_are_saved_and_loaded_bit_for_bit(tmp_path: Path):
     model = toys.tiny_llama()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     for _ in range(2):

@@ -37,7 +37,7 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.mark.timeout(600)
-def test_it_knows_what_it_was_taught(model: Path):
+def test_a_real_model_answers_a_simple_question(model: Path):
     tokenizer, policy = load_tokenizer(str(model)), load_policy(str(model)).eval()
     assert 134e6 < policy.num_parameters() < 135e6
     ids = torch.tensor([tokenizer("The capital of France is").input_ids])
@@ -47,7 +47,7 @@ def test_it_knows_what_it_was_taught(model: Path):
 
 
 @pytest.mark.timeout(600)
-def test_it_is_evaluated_on_a_real_task(model: Path):
+def test_a_real_model_is_evaluated_on_a_real_task(model: Path):
     shots = "Calculate 3 + 5.\n\nSolution: 3 + 5 = 8. Answer: 8<|im_end|>\n\nProblem: {problem}"
     sums = {"operators": ["+"], "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     result = vapo.evaluate(

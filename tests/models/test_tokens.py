@@ -57,15 +57,15 @@ def stops(path: Path) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(("named", "expected"), [(4, (1, 4)), ([1, 4], (1, 4)), ([4, 6], (1, 4, 6)), (None, (1,))])
-def test_an_end_token_that_only_the_models_configuration_names_ends_a_response(tmp_path, named, expected):
+def test_an_end_token_from_config_json_ends_a_response(tmp_path, named, expected):
     assert stops(folder(tmp_path / "m", {"eos_token_id": named})) == expected
 
 
-def test_the_end_tokens_of_both_files_and_the_tokenizer_count(tmp_path):
+def test_end_tokens_come_from_both_configurations_and_the_tokenizer(tmp_path):
     assert stops(folder(tmp_path / "m", {"eos_token_id": 4}, {"eos_token_id": [6]})) == (1, 4, 6)
 
 
-def test_the_text_part_of_a_composite_model_names_end_tokens_too(tmp_path):
+def test_end_tokens_come_from_the_text_part_of_a_composite_model(tmp_path):
     words = tokenizer()
     words.save_pretrained(tmp_path)
     text = {"model_type": "gemma3_text", "eos_token_id": [1, 4]}
@@ -73,7 +73,7 @@ def test_the_text_part_of_a_composite_model_names_end_tokens_too(tmp_path):
     assert stops(tmp_path) == (1, 4)
 
 
-def test_ordinary_text_ends_nothing_whatever_a_stale_configuration_says(tmp_path):
+def test_ids_of_ordinary_text_in_a_configuration_are_not_end_tokens(tmp_path):
     # configurations have defaults: Llama's end token is number 2, which other vocabularies use for a letter
     assert stops(folder(tmp_path / "m", {"eos_token_id": 7}, {"eos_token_id": [8, 31]})) == (1,)
 
@@ -90,11 +90,11 @@ def test_ordinary_text_ends_nothing_whatever_a_stale_configuration_says(tmp_path
         (None, (1,)),
     ],
 )
-def test_the_token_with_which_the_chat_template_closes_an_assistants_turn_ends_a_response(tmp_path, chat, expected):
+def test_the_token_that_ends_an_assistants_turn_in_the_chat_template_ends_a_response(tmp_path, chat, expected):
     assert stops(folder(tmp_path / "m", {"eos_token_id": 1}, chat=chat)) == expected
 
 
-def test_a_saved_policy_has_the_end_tokens_of_the_model_it_comes_from(tmp_path):
+def test_a_saved_policy_keeps_the_end_tokens_of_its_base_model(tmp_path):
     from vapo.models.loading import load_policy
 
     source = folder(tmp_path / "m", {"eos_token_id": [1, 6, 8]})
@@ -142,7 +142,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_a_response_of_ordinary_text_is_the_text_it_always_was(kind, data):
+def test_a_response_without_special_tokens_decodes_to_its_text(kind, data):
     words, low, high = KINDS[kind]
     ids = data.draw(st.lists(st.integers(low, high), max_size=8))
     before = words.decode([*ids, words.eos_token_id], skip_special_tokens=True)
@@ -153,7 +153,7 @@ def test_a_response_of_ordinary_text_is_the_text_it_always_was(kind, data):
 # --------------------------------------------------------------------------- how a prompt becomes tokens
 
 
-def test_a_text_that_went_through_a_template_gets_no_second_bos():
+def test_a_templated_text_gets_no_second_bos():
     words = tokenizer("{{ bos_token }}" + CHAT, bos=True)
     through = render(words, Prompt("p", HELLO)).token_ids
     text = words.apply_chat_template(list(HELLO), tokenize=False, add_generation_prompt=True)
@@ -173,7 +173,7 @@ def test_a_text_that_went_through_a_template_gets_no_second_bos():
     ],
 )
 @pytest.mark.parametrize("role", ["system", "user"])
-def test_a_template_that_refuses_a_prompt_is_quoted_with_the_setting_that_helps(template, words, role):
+def test_a_chat_template_that_raises_gives_an_error_with_its_message_and_the_setting(template, words, role):
     prompt = Prompt("math/17", ({"role": role, "content": "3"}, {"role": "user", "content": "3"}))
     with pytest.raises(ConfigError) as told:
         render(tokenizer(template), prompt)

@@ -1,4 +1,4 @@
-"""Run directories: copies of two recorded runs (recorded/README.md), and what is left of one at an earlier moment."""
+"""Run directories for tests: copies of two recorded runs (recorded/README.md), whole or before their first step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from reports.recorded.record import restore
 MakeRun = Callable[..., Path]
 
 
-def only_begun(path: Path) -> None:
-    """Leave what a run has before its first step."""
+def cut_before_first_step(path: Path) -> None:
+    """Remove everything that a run writes from its first step on."""
     for name in ("metrics.jsonl", "events.jsonl", "evaluations.jsonl"):
         (path / name).write_text("")
     for file in (path / "rollouts").glob("*"):
@@ -24,17 +24,17 @@ def only_begun(path: Path) -> None:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """A copy of a recorded run; `begun` only: before its first step; `config`: with other settings."""
+    """A function that copies a recorded run; `begun` cuts it before its first step, `config` replaces its settings."""
 
     def make(
         preset: str = "vapo", *, name: str | None = None, begun: bool = False, config: dict[str, Any] | None = None
     ) -> Path:
         path = restore(preset, tmp_path / (name or f"maze-{preset}-s0"))
         if begun:
-            only_begun(path)
+            cut_before_first_step(path)
         if config is not None:
             (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-            (path / "method.yaml").unlink()  # as vapo 0.1 left it
+            (path / "method.yaml").unlink()  # vapo 0.1 did not write it
         return path
 
     return make

@@ -1,7 +1,8 @@
-"""The figure shows the run's numbers, with a critic and without, and never fails on gaps."""
+"""The figure shows the run's numbers, with and without a critic, and draws runs with missing data."""
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vapo.metrics import Phase
 from vapo.reports import curves
@@ -21,13 +22,13 @@ def width_of_png(path):
     return int.from_bytes(path.read_bytes()[16:20], "big")
 
 
-def test_the_png_is_as_wide_as_a_readme(make_run, tmp_path):
+def test_the_png_is_1200_pixels_wide(make_run, tmp_path):
     out = curves_png(make_run(), tmp_path / "docs" / "curves.png")
     assert out.read_bytes().startswith(b"\x89PNG")
     assert width_of_png(out) == 1200
 
 
-def test_a_vapo_run_has_all_its_panels_and_its_name(make_run):
+def test_a_vapo_run_has_all_panels_and_a_heading(make_run):
     run = read_run(make_run())
     titles = set(panels(run))
     assert {"Accuracy", "Explained variance", "Value loss", "Entropy (nats per token)", "Clipped tokens"} <= titles
@@ -50,7 +51,7 @@ def test_every_panel_and_every_curve_has_data_in_one_of_the_recorded_runs(make_r
     assert {key for panel in curves._PANELS for key in panel.keys} <= written
 
 
-def test_held_out_points_carry_their_intervals(make_run):
+def test_held_out_points_have_interval_bars(make_run):
     run = read_run(make_run())
     bars = panels(run)["Accuracy"].containers[0]
     steps, means = bars.lines[0].get_data(orig=False)
@@ -60,7 +61,22 @@ def test_held_out_points_carry_their_intervals(make_run):
     np.testing.assert_allclose([s[:, 1] for s in bar.get_segments()], [[e["low"], e["high"]] for e in run.evaluations])
 
 
-def test_explained_variance_keeps_the_phases_apart(make_run):
+def test_the_accuracy_legend_covers_no_curve(make_run):
+    figure = curves_figure(read_run(make_run()))
+    FigureCanvasAgg(figure).draw()
+    axes = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Accuracy")
+    legend, panel, title = (artist.get_window_extent() for artist in (axes.get_legend(), axes, axes._left_title))
+    assert legend.y0 > panel.y1 - 1  # above the panel, up to a pixel of rounding
+    assert not legend.overlaps(title)
+    assert legend.x1 < panel.x1 + 1
+
+
+def test_the_share_cut_off_is_drawn_below_the_top_of_its_panel(make_run):
+    axes = panels(read_run(make_run()))["Cut off at the limit"]
+    assert max(axes.lines[0].get_ydata()) < 0.95 * axes.get_ylim()[1]
+
+
+def test_explained_variance_draws_pretraining_left_of_training(make_run):
     run = read_run(make_run())
     zero, during, before = panels(run)["Explained variance"].lines
     assert list(zero.get_ydata()) == [0, 0]
@@ -75,7 +91,7 @@ def test_explained_variance_keeps_the_phases_apart(make_run):
 
 
 @pytest.mark.parametrize("lines", [0, 1, 3])  # nothing, a pretraining step, the first joint one
-def test_the_shortest_runs_can_be_drawn(make_run, tmp_path, lines):
+def test_runs_of_at_most_three_lines_can_be_drawn(make_run, tmp_path, lines):
     path = make_run()
     first_lines(path / "metrics.jsonl", lines)
     first_lines(path / "evaluations.jsonl", min(lines, 1))
@@ -98,11 +114,11 @@ def test_the_same_run_gives_the_same_svg_twice(make_run):
     assert svg.startswith("<svg")
 
 
-def test_a_name_with_dollars_is_text_and_not_mathematics(make_run, tmp_path):
+def test_dollar_signs_in_a_run_name_are_drawn_as_text(make_run, tmp_path):
     curves_png(make_run(name="run_$\\frac$", begun=True), tmp_path / "curves.png")
 
 
-def test_trailing_means_never_see_the_future():
+def test_trailing_means_use_earlier_values_only():
     # window 2 over 1, 3, 5: 1, (1+3)/2, (3+5)/2
     assert trailing_mean([1.0, 3.0, 5.0], 2) == [1.0, 2.0, 4.0]
     assert trailing_mean([], 3) == []

@@ -1,4 +1,4 @@
-"""What the terminal shows: a panel on a terminal, plain lines elsewhere, and an honest estimate of the time left."""
+"""The live view: a panel on a terminal, plain lines elsewhere, and the estimate of the time left."""
 
 import doctest
 import io
@@ -39,13 +39,13 @@ def with_critic(step):
     return train(step, **{"value/explained_variance": 0.38, "value/loss": 0.031, "entropy": 1.23})
 
 
-def drawn(state, width=100):
+def rendered_panel(state, width=100):
     console = Console(file=io.StringIO(), width=width)
     console.print(panel(state, "maze · vapo"))
     return console.file.getvalue()
 
 
-def plain(drive, seconds_per_step=3.0):
+def plain_output(drive, seconds_per_step=3.0):
     clock, file = Clock(), io.StringIO()
     with LiveView(Console(file=file, width=80), title="maze · vapo", clock=clock) as view:
         drive(view, clock, seconds_per_step)
@@ -60,12 +60,12 @@ def ten_steps(view, clock, seconds):
 
 
 @pytest.mark.parametrize("module", [formatting, progress])
-def test_examples_in_docstrings_hold(module):
+def test_docstring_examples_pass(module):
     assert doctest.testmod(module).failed == 0
 
 
 def test_a_log_file_gets_one_plain_line_per_step():
-    lines = plain(ten_steps).splitlines()
+    lines = plain_output(ten_steps).splitlines()
     assert lines[:2] == ["maze · vapo", "training: 10 steps"]
     assert len(lines) == 12
     assert lines[2] == (
@@ -75,25 +75,25 @@ def test_a_log_file_gets_one_plain_line_per_step():
     assert "left" not in lines[-1]
 
 
-def test_quick_steps_share_a_line_but_the_last_always_has_one():
-    lines = plain(ten_steps, seconds_per_step=0.5).splitlines()
+def test_steps_within_two_seconds_share_a_line_and_the_last_step_has_its_own():
+    lines = plain_output(ten_steps, seconds_per_step=0.5).splitlines()
     assert [line.split()[1] for line in lines if "accuracy" in line] == ["1/10", "5/10", "9/10", "10/10"]
 
 
-def test_a_run_stopped_between_lines_still_says_its_last_step():
+def test_a_run_that_stops_between_two_lines_prints_its_last_step():
     def stopped(view, clock, seconds):
         view.phase("train", 0, 10)
         for step in (1, 2, 3):
             clock.now += 0.1
             view.step(train(step))
 
-    assert "training 3/10" in plain(stopped)
+    assert "training 3/10" in plain_output(stopped)
 
 
-def test_plain_lines_hold_no_control_codes_whoever_sends_them(monkeypatch):
+def test_plain_lines_contain_no_control_codes(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
 
-    def evil(view, clock, seconds):
+    def send_control_codes(view, clock, seconds):
         view.phase("tr\x1bain", 0, 2)
         view.progress("roll\rout", 1, None)
         view.note("saved \x1b[2J [bold]not markup[/bold]")
@@ -101,29 +101,29 @@ def test_plain_lines_hold_no_control_codes_whoever_sends_them(monkeypatch):
         view.evaluation(RESULT)
         view.step(train(1))
 
-    text = plain(evil)
+    text = plain_output(send_control_codes)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
     assert "saved [2J [bold]not markup[/bold]" in text
     assert "ALARM entropy fell\n" in text
     assert "evaluation during, step 20: avg@8 0.500 [0.460, 0.540]  pass@8 0.700" in text
 
 
-def test_long_notes_are_not_broken_into_lines():
-    assert "x" * 300 in plain(lambda view, *_: view.note("x" * 300))
+def test_long_notes_stay_on_one_line():
+    assert "x" * 300 in plain_output(lambda view, *_: view.note("x" * 300))
 
 
-def test_slow_steps_say_now_and_then_what_they_do():
+def test_a_slow_step_prints_its_progress_every_15_seconds():
     def slow(view, clock, seconds):
         view.phase("train", 0, 2)
         for done in range(40):
             clock.now += 1
             view.progress("rollout", done, 128)
 
-    lines = [line for line in plain(slow).splitlines() if "rollout" in line]
+    lines = [line for line in plain_output(slow).splitlines() if "rollout" in line]
     assert [line.split()[-1] for line in lines] == ["0/128", "15/128", "30/128"]
 
 
-def test_the_panel_shows_the_run_within_twelve_lines():
+def test_the_panel_has_at_most_twelve_lines_and_shows_all_metrics():
     clock = Clock()
     state = Progress(clock)
     state.enter("train", 0, 100)
@@ -133,8 +133,8 @@ def test_the_panel_shows_the_run_within_twelve_lines():
     state.evaluate(RESULT | {"step": 0, "label": "before", "avg": 0.1})
     state.evaluate(RESULT)
     state.alarm("entropy fell")
-    state.doing = ("rollout", 34, 128)
-    text = drawn(state)
+    state.activity = ("rollout", 34, 128)
+    text = rendered_panel(state)
     assert len(text.splitlines()) <= 12
     for part in ("training", "37/100", "3m 12s elapsed", "about 5m 28s left", "5.2s/step", "0.925", "0.380", "0.031"):
         assert part in text
@@ -149,21 +149,21 @@ def test_the_panel_shows_the_run_within_twelve_lines():
         assert part in text
     assert "▁" in text
     assert "█" in text
-    assert all(len(line) <= 60 for line in drawn(state, width=60).splitlines())
+    assert all(len(line) <= 60 for line in rendered_panel(state, width=60).splitlines())
 
 
 def test_the_panel_of_a_run_without_a_critic_has_no_critic_row():
     state = Progress(Clock())
-    assert "starting" in drawn(state)
+    assert "starting" in rendered_panel(state)
     state.enter("train", 0, 5)
     state.step(train(1, entropy=None))
-    text = drawn(state)
+    text = rendered_panel(state)
     assert "EV" not in text
     assert "entropy" not in text
     assert "0.400" in text
 
 
-def test_a_terminal_gets_a_panel_and_notes_above_it_and_is_left_in_order():
+def test_a_terminal_shows_panel_and_notes_and_gets_its_cursor_back_after_an_error():
     file = Terminal()
     console = Console(file=file, width=90, height=30, force_terminal=True, force_interactive=True, color_system=None)
     with pytest.raises(KeyboardInterrupt), LiveView(console, title="maze") as view:  # noqa: PT012
@@ -177,7 +177,7 @@ def test_a_terminal_gets_a_panel_and_notes_above_it_and_is_left_in_order():
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor was hidden, and is back
 
 
-def test_time_left_follows_recent_steps_and_each_phase_counts_alone():
+def test_time_left_uses_the_last_ten_steps_of_the_current_phase():
     clock = Clock()
     state = Progress(clock)
     assert math.isnan(state.seconds_left)
@@ -187,7 +187,7 @@ def test_time_left_follows_recent_steps_and_each_phase_counts_alone():
         state.step({"phase": "pretrain", "step": step, "pretrain/explained_variance": 0.2})
     assert math.isnan(state.seconds_left)  # done
     state.enter("train", 0, 50)
-    assert math.isnan(state.seconds_left)  # pretraining steps say nothing about training steps
+    assert math.isnan(state.seconds_left)  # pretraining steps do not count
     for step in range(1, 31):
         clock.now += 10 if step <= 20 else 4
         state.step(train(step))
@@ -196,10 +196,10 @@ def test_time_left_follows_recent_steps_and_each_phase_counts_alone():
     clock.now += 1.5
     assert state.seconds_left == pytest.approx(78.5)
     clock.now += 100
-    assert state.seconds_left == pytest.approx(76)  # a long step cannot promise more than its own time
+    assert state.seconds_left == pytest.approx(76)  # a long step subtracts at most its expected time
 
 
-def test_a_resumed_run_counts_from_where_it_stopped():
+def test_a_resumed_run_counts_from_its_saved_step():
     clock = Clock()
     state = Progress(clock)
     state.enter("train", 40, 50)
@@ -208,7 +208,7 @@ def test_a_resumed_run_counts_from_where_it_stopped():
     assert (state.done, state.seconds_left) == (41, pytest.approx(27))
 
 
-def test_the_phases_own_explained_variance_is_shown():
+def test_pretraining_shows_its_own_explained_variance():
     state = Progress(Clock())
     state.enter("pretrain", 0, 4)
     state.step({"step": 1, "pretrain/explained_variance": 0.21, "pretrain/value_loss": None})
@@ -229,7 +229,7 @@ def test_a_recorded_run_shows_its_explained_variance_in_both_phases(make_run):
                 clock.now += seconds
                 view.step(row)
 
-    lines = plain(replay).splitlines()
+    lines = plain_output(replay).splitlines()
     keys = ("pretrain/explained_variance", "value/explained_variance")
     explained = [row[key] for row in run.metrics for key in keys if key in row]
     shown = [line for line in lines if "EV" in line]
@@ -237,13 +237,13 @@ def test_a_recorded_run_shows_its_explained_variance_in_both_phases(make_run):
     assert shown[0].startswith("value pretraining 1/2")
 
 
-def test_sparklines_show_the_whole_series_and_go_below_zero():
+def test_sparklines_average_long_series_and_accept_negative_values():
     assert sparkline([0, 0, 1, 1], 2) == "▁█"
     assert sparkline([-1.0, 1.0], 8) == "▁█"
     assert len(sparkline([0.5] * 1000, 28)) == 28
 
 
-def test_a_silent_view_takes_every_call_and_prints_nothing(capsys):
+def test_a_silent_view_accepts_every_call_and_prints_nothing(capsys):
     with SilentView() as view:
         view.phase("train", 0, 1)
         view.progress("rollout", 1, None)

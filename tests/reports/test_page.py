@@ -1,4 +1,4 @@
-"""The page holds the run's numbers, opens without a network, and never runs what a model wrote."""
+"""The page shows the run's numbers, needs no network, and never executes text that a model wrote."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- &amp;
 
 
 class Elements(HTMLParser):
-    """Tags with their attributes, and the text a reader sees."""
+    """The page's tags with their attributes, and its visible text."""
 
     def __init__(self, page):
         super().__init__()
@@ -52,7 +52,7 @@ def add_samples(path, records, name="step_000099.jsonl.gz"):
     (path / "rollouts" / name).write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
 
 
-def test_the_page_says_the_numbers_of_the_run(make_run):
+def test_the_page_shows_the_numbers_of_the_run(make_run):
     path = make_run()
     page, elements, _ = report(path)
     words, run = elements.words(), read_run(path)
@@ -78,7 +78,7 @@ def test_the_page_needs_no_network(make_run):
     assert "@media (prefers-color-scheme: dark)" in page
 
 
-def test_what_a_model_wrote_never_becomes_html(make_run):
+def test_html_in_model_text_is_shown_as_text(make_run):
     path = make_run("grpo")
     evil = dict.fromkeys(("prompt_id", "prompt", "response", "reason", "sample", "weight_version"), EVIL)
     add_samples(path, [evil | {"verdict": "wrong", "tokens": [EVIL, "ok"], "logp": [-1, -2], "advantage": [0, 1]}])
@@ -90,11 +90,11 @@ def test_what_a_model_wrote_never_becomes_html(make_run):
     assert "alert(1)</script>" not in page
     assert "<script>alert" not in page
     shown = data["steps"][-1]["samples"][0]
-    assert (shown["tokens"], shown["prompt"]) == ([EVIL, "ok"], EVIL)  # and yet nothing is lost
+    assert (shown["tokens"], shown["prompt"]) == ([EVIL, "ok"], EVIL)  # the text is complete
     assert "<script>alert(1)</script>" in elements.words()  # the alarm, as text
 
 
-def test_a_config_or_an_environment_with_html_is_text(make_run):
+def test_html_in_settings_is_shown_as_text(make_run):
     path = make_run(config={"task": {"name": "<b>maze</b>"}, "<i>": "<script>alert(3)</script>"})
     _, elements, _ = report(path)
     tags = [tag for tag, _ in elements.tags]
@@ -103,10 +103,10 @@ def test_a_config_or_an_environment_with_html_is_text(make_run):
     assert "<script>alert(3)</script>" in elements.words()
 
 
-def test_our_script_writes_text_only_and_is_the_only_one_allowed():
+def test_the_viewer_script_uses_no_function_that_parses_html_or_code():
     script = (resources.files("vapo.reports") / "assets" / "report.js").read_text()
-    for door in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("):
-        assert door not in script
+    for unsafe in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("):
+        assert unsafe not in script
 
 
 def test_the_viewer_has_tokens_with_all_their_numbers(make_run):
@@ -140,7 +140,7 @@ def test_nan_and_short_columns_become_gaps(make_run):
     assert sample["verdict"] == "invalid"
 
 
-def test_long_responses_lose_their_middle_until_the_page_is_small(make_run):
+def test_long_responses_are_cut_in_the_middle_to_the_size_limit(make_run):
     path = make_run()
     (record, *_) = read_rollouts(rollout_files(path)[-1].path)
     long = {key: (value * 4000)[:4000] if isinstance(value, list) else value for key, value in record.items()}
@@ -155,7 +155,7 @@ def test_long_responses_lose_their_middle_until_the_page_is_small(make_run):
     assert len(sample["tokens"]) + sample["left_out"] == 4000
 
 
-def test_cutting_twice_is_cutting_once():
+def test_cutting_a_cut_sample_again_equals_cutting_it_once():
     series = {key: list(range(100)) for key in ("tokens", "logp", "value", "advantage")}
     whole = series | {"return": None, "cut_at": 0, "left_out": 0}
     once = without_middle(whole, 11)
@@ -172,7 +172,7 @@ def test_samples_are_picked_so_that_each_verdict_appears():
     assert chosen_samples([], 8) == []
 
 
-def test_steps_are_first_middle_and_last(tmp_path):
+def test_the_viewer_has_the_first_middle_and_last_training_step(tmp_path):
     files = [RolloutFile(tmp_path, Phase.PRETRAIN, s) for s in (1, 2)]
     files += [RolloutFile(tmp_path, Phase.TRAIN, s) for s in (1, 10, 20, 30, 40)]
     assert [(f.phase, f.step) for f in chosen_steps(files)] == [
@@ -184,7 +184,7 @@ def test_steps_are_first_middle_and_last(tmp_path):
     assert chosen_steps([]) == []
 
 
-def test_a_run_that_has_only_begun_has_a_page(make_run):
+def test_a_run_before_its_first_step_has_a_page(make_run):
     _, elements, data = report(make_run(begun=True))
     assert data is None
     assert "There is no evaluation both before and after training yet." in elements.words()
@@ -199,7 +199,7 @@ def test_a_damaged_rollout_file_is_named_on_the_page_and_the_rest_is_shown(make_
     assert len(data["steps"]) == 3
 
 
-def test_no_page_for_what_is_not_a_run(tmp_path):
+def test_a_folder_that_is_not_a_run_raises_and_gets_no_page(tmp_path):
     with pytest.raises(DataError, match="not a run"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Reading a run back: what is there, what is torn, and what is not a run at all."""
+"""Reading a run directory: complete files, half-written files, and folders that are not runs."""
 
 import gzip
 import math
@@ -11,7 +11,7 @@ from vapo.metrics import EVALUATION, EVENTS, METRICS, PLACE, Phase
 from vapo.reports.runfiles import column, flatten, number, read_rollouts, read_run, rollout_files
 
 
-def test_a_run_comes_back_as_it_was_written(make_run):
+def test_reading_a_run_returns_its_config_metrics_evaluations_and_alarms(make_run):
     run = read_run(make_run())
     assert (run.name, run.label, run.config["task"]["name"]) == ("maze-vapo-s0", "vapo", "maze")
     assert len(run.phase(Phase.PRETRAIN)) == 2
@@ -22,20 +22,20 @@ def test_a_run_comes_back_as_it_was_written(make_run):
     assert run.environment["packages"]["torch"].startswith("2.")
 
 
-def test_techniques_taken_away_are_part_of_the_name(make_run):
+def test_removed_techniques_are_part_of_the_label(make_run):
     run = read_run(make_run(config={"algorithm": {"preset": "vapo", "without": ["clip-higher", "positive-lm"]}}))
     assert run.label == "vapo without clip-higher, positive-lm"
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 13, "rew', b'{"step": 13, "note": "\xe2\x82', b"17", b"\x00\x00"])
-def test_a_torn_last_line_is_left_out(make_run, torn):
+def test_a_half_written_last_line_is_skipped(make_run, torn):
     path = make_run("grpo")
     with (path / "metrics.jsonl").open("ab") as file:
         file.write(torn)
     assert [row["step"] for row in read_run(path).metrics] == [1, 2, 3]
 
 
-def test_a_damaged_line_in_the_middle_is_an_error_with_its_place(make_run):
+def test_a_damaged_line_in_the_middle_raises_an_error_with_its_line_number(make_run):
     path = make_run()
     lines = (path / "events.jsonl").read_text().splitlines()
     (path / "events.jsonl").write_text("\n".join([lines[0], "{torn", *lines[1:]]))
@@ -58,7 +58,7 @@ def test_damaged_settings_are_named(make_run, name, text):
         read_run(path)
 
 
-def test_a_run_that_has_only_begun_is_empty_but_a_run(make_run):
+def test_a_run_before_its_first_step_is_read_as_empty(make_run):
     run = read_run(make_run(begun=True))
     assert (run.metrics, run.evaluations, run.alarms) == ([], [], [])
 
@@ -75,21 +75,21 @@ def test_rollouts_are_listed_by_phase_and_step_and_read_back(make_run):
     assert len(samples[0]["tokens"]) == len(samples[0]["value"]) > 20
 
 
-def test_a_rollout_file_cut_short_gives_the_samples_before_the_cut(make_run):
+def test_a_rollout_file_that_was_cut_returns_the_samples_before_the_cut(make_run):
     path = rollout_files(make_run())[1].path
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 3 // 4])
     assert 0 < len(read_rollouts(path)) < 4
 
 
-def test_a_rollout_file_of_garbage_is_an_error_with_its_name(tmp_path):
+def test_a_rollout_file_that_is_not_gzip_raises_an_error_with_its_name(tmp_path):
     for content in (b"not gzip", gzip.compress(b'{"a": 1}\n' * 500)[:-60] + b"x" * 60):
         (tmp_path / "step_000001.jsonl.gz").write_bytes(content)
         with pytest.raises(DataError, match=r"step_000001\.jsonl\.gz"):
             read_rollouts(tmp_path / "step_000001.jsonl.gz")
 
 
-def test_only_finite_numbers_make_a_curve():
+def test_a_curve_contains_finite_numbers_only():
     rows = [{"step": 1, "x": None}, {"step": 2, "x": 0.5}, {"step": 3}, {"step": 4, "x": math.nan}, {"step": 5, "x": 2}]
     assert column(rows, "x") == ([2, 5], [0.5, 2.0])
     assert math.isnan(number("0.5"))
@@ -101,8 +101,8 @@ def test_settings_flatten_to_dotted_keys():
 
 
 @pytest.mark.parametrize("preset", ["vapo", "grpo"])
-def test_recorded_runs_hold_the_names_that_runs_write_today(make_run, preset):
-    # record them again where this fails: tests/reports/recorded/README.md
+def test_recorded_runs_have_the_metric_names_that_runs_write_now(make_run, preset):
+    # if this fails, record them again: tests/reports/recorded/README.md
     run = read_run(make_run(preset))
     for row in run.metrics:
         names = {re.sub(r"/\d+$", "/*", key) for key in row.keys() - PLACE.keys()}

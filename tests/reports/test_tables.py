@@ -1,4 +1,4 @@
-"""The before-and-after table says the numbers, and no more than they carry."""
+"""The before-and-after table shows the scores, and claims a change only if the intervals do not overlap."""
 
 import io
 
@@ -19,7 +19,7 @@ def printed(evaluations):
     return console.file.getvalue()
 
 
-def test_before_and_after_stand_beside_each_other_with_intervals_and_change():
+def test_the_table_shows_before_and_after_with_intervals_and_change():
     evaluations = [result("before", 0, 0.1), result("during", 10, 0.3), result("after", 20, 0.75)]
     text = printed(evaluations)
     line = next(line for line in text.splitlines() if "avg@8" in line)
@@ -32,31 +32,31 @@ def test_before_and_after_stand_beside_each_other_with_intervals_and_change():
     assert "maj" not in text  # null on both sides: no row of dashes
 
 
-def test_the_recorded_runs_have_a_row_for_every_score_they_write(make_run):
+def test_recorded_runs_have_a_row_for_every_score(make_run):
     for preset in ("vapo", "grpo"):
         rows = before_after_rows(read_run(make_run(preset)).evaluations)
         assert [row.name for row in rows] == ["avg@2", "pass@2", "mean length", "cut off at the limit"]
         assert all("–" not in (row.before, row.after) for row in rows)
 
 
-def test_a_run_that_goes_on_shows_its_newest_evaluation_by_step():
+def test_an_unfinished_run_shows_its_newest_evaluation_with_its_step():
     evaluations = [result("before", 0, 0.1), result("during", 10, 0.3), result("during", 20, 0.4)]
     assert "step 20" in printed(evaluations)
     assert before_after_rows(evaluations)[0].after == "0.400"
 
 
-def test_missing_sides_and_missing_numbers_are_dashes():
+def test_missing_evaluations_and_numbers_are_shown_as_dashes():
     only_after = before_after_rows([result("after", 20, 0.5, low=None, high=None)])[0]
     assert (only_after.before, only_after.after, only_after.change) == ("–", "0.500", "–")
     assert only_after.after_interval == ""
     assert "No evaluation yet" in printed([])
 
 
-def test_the_headline_claims_a_change_only_where_intervals_are_apart():
+def test_the_headline_claims_a_change_only_if_the_intervals_do_not_overlap():
     rise = headline([result("before", 0, 0.1), result("after", 20, 0.75)])
     assert rise == "Held-out avg@8 rose from 0.100 [0.060, 0.140] to 0.750 [0.710, 0.790] in 20 steps."
     assert "fell from" in headline([result("before", 0, 0.75), result("after", 20, 0.1)])
-    assert "cannot tell apart" in headline([result("before", 0, 0.50), result("after", 20, 0.55)])
+    assert "the intervals show no difference" in headline([result("before", 0, 0.50), result("after", 20, 0.55)])
     one_prompt = result("after", 20, 0.9, low=None, high=None)
-    assert "cannot tell apart" in headline([result("before", 0, 0.1), one_prompt])
+    assert "the intervals show no difference" in headline([result("before", 0, 0.1), one_prompt])
     assert "no evaluation both before and after" in headline([result("before", 0, 0.1)])

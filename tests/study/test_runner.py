@@ -1,4 +1,4 @@
-"""A study is carried out by real processes: done once, gone on with after a kill, and compared."""
+"""Studies run in real processes: each cell once, resumed after a kill, then compared."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def carried_out(study_file: Path) -> tuple[Path, dict]:
-    """The study's folder after all its cells ran, two at a time."""
+def finished_study(study_file: Path) -> tuple[Path, dict]:
+    """The study's folder and results after all cells have run, two at a time."""
     out = study_file.parent / "out"
     return out, run_study(read_study(str(study_file)), out, jobs=2, say=lambda line: None)
 
 
-def moments(out: Path) -> dict[str, int]:
+def modification_times(out: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in out.rglob("metrics.jsonl")}
 
 
-def test_every_cell_is_a_finished_run_and_the_page_is_there(carried_out: tuple[Path, dict]):
-    out, results = carried_out
+def test_a_study_leaves_a_finished_run_per_cell_and_the_comparison_files(finished_study: tuple[Path, dict]):
+    out, results = finished_study
     names = sorted(p.name for p in (out / "runs").iterdir())
     assert names == ["grpo-shipped-seed0", "vapo-shipped-seed0"]
     for folder in (out / "runs").iterdir():
@@ -70,8 +70,8 @@ def test_every_cell_is_a_finished_run_and_the_page_is_there(carried_out: tuple[P
     assert results
 
 
-def test_the_shared_critic_is_what_the_runs_start_from_and_its_cost_is_on_their_card(carried_out: tuple[Path, dict]):
-    out, _ = carried_out
+def test_runs_start_from_the_shared_critic_and_their_card_has_its_cost(finished_study: tuple[Path, dict]):
+    out, _ = finished_study
     cell = next(c for c in run_cells(read_study(str(out.parent / "small.yaml")), out, {}) if c.method == "vapo")
     card = critic_card(cell)
     assert card is not None
@@ -81,8 +81,8 @@ def test_the_shared_critic_is_what_the_runs_start_from_and_its_cost_is_on_their_
     assert "critics/pretrained" in next(e for e in events if e["event"] == "critic loaded")["origin"]
 
 
-def test_tuning_takes_the_better_point_by_training_accuracy(carried_out: tuple[Path, dict]):
-    out, _ = carried_out
+def test_tuning_chooses_the_grid_point_with_the_higher_training_accuracy(finished_study: tuple[Path, dict]):
+    out, _ = finished_study
     study = read_study(str(out.parent / "small.yaml"))
     entry = json.loads((out / "tuning.json").read_text())["grpo"]
     assert len(entry["late_accuracy"]) == 2
@@ -90,16 +90,16 @@ def test_tuning_takes_the_better_point_by_training_accuracy(carried_out: tuple[P
     assert choose_settings(study, tuning_cells(study, out), out) == {"grpo": entry["chosen"]}
 
 
-def test_the_same_command_again_runs_nothing_and_compares_again(carried_out: tuple[Path, dict]):
-    out, results = carried_out
-    before = moments(out)
+def test_a_second_identical_call_runs_nothing_and_returns_the_same_results(finished_study: tuple[Path, dict]):
+    out, results = finished_study
+    before = modification_times(out)
     again = run_study(read_study(str(out.parent / "small.yaml")), out, jobs=2, say=lambda line: None)
-    assert moments(out) == before
+    assert modification_times(out) == before
     assert again == results
 
 
-def test_a_killed_cell_goes_on_from_its_checkpoint_to_the_same_weights(carried_out: tuple[Path, dict], tmp_path: Path):
-    out, _ = carried_out
+def test_a_killed_cell_resumes_and_reaches_the_same_weights(finished_study: tuple[Path, dict], tmp_path: Path):
+    out, _ = finished_study
     folder = out / "runs" / "grpo-shipped-seed0"
     kept = tmp_path / "kept"
     shutil.copytree(folder, kept)
@@ -111,20 +111,20 @@ def test_a_killed_cell_goes_on_from_its_checkpoint_to_the_same_weights(carried_o
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(carried_out: tuple[Path, dict]):
-    out, _ = carried_out
+def test_other_settings_in_the_same_folder_raise_before_anything_runs(finished_study: tuple[Path, dict]):
+    out, _ = finished_study
     study = read_study(str(out.parent / "small.yaml"))
     other = study.model_copy(update={"settings": merge(study.settings, {"trainer": {"steps": 2}})})
-    before = moments(out)
+    before = modification_times(out)
     with pytest.raises(ConfigError, match="other settings"):
         run_study(other, out, jobs=1, say=lambda line: None)
-    assert moments(out) == before
+    assert modification_times(out) == before
 
 
-def test_a_study_that_is_stopped_and_whose_cells_are_killed_ends_as_if_nothing_had_happened(
-    carried_out: tuple[Path, dict],
+def test_a_stopped_study_with_killed_cells_reaches_the_same_weights_as_an_undisturbed_one(
+    finished_study: tuple[Path, dict],
 ):
-    whole, _ = carried_out
+    whole, _ = finished_study
     out = whole.parent / "stopped"
     command = ["ablate", str(whole.parent / "small.yaml"), "--budget", "full", "--out", str(out)]
 
@@ -136,31 +136,31 @@ def test_a_study_that_is_stopped_and_whose_cells_are_killed_ends_as_if_nothing_h
             text=True,
         )
 
-    # stopped while the critic is made: it saves, and no process stays behind
+    # stopped while the critic trains: it saves, and no process remains
     critic = out / "critics" / "pretrained-shipped"
     study = start()
     wait_for(lambda: (critic / "metrics.jsonl").exists())
     study.send_signal(signal.SIGTERM)
-    said, _ = study.communicate(timeout=120)
+    output, _ = study.communicate(timeout=120)
     assert study.returncode == 130
-    assert f"Go on with: vapo ablate {whole.parent}" in said
-    assert "Traceback" not in said
-    assert not cells_at_work(out)
+    assert f"Go on with: vapo ablate {whole.parent}" in output
+    assert "Traceback" not in output
+    assert not running_cells(out)
 
-    # a cell killed from outside is not taken for finished, nor for a bad score
+    # a killed cell counts neither as finished nor as a low score
     study = start()
-    wait_for(lambda: bool(cells_at_work(out / "tuning")))
-    victim = cells_at_work(out / "tuning")[0]
+    wait_for(lambda: bool(running_cells(out / "tuning")))
+    victim = running_cells(out / "tuning")[0]
     os.kill(victim, signal.SIGKILL)
-    said, _ = study.communicate(timeout=300)
+    output, _ = study.communicate(timeout=300)
     assert study.returncode == 1
-    assert "Of tuning, 1 trial failed" in said
-    assert not (out / "runs").exists()  # nothing runs untuned
-    assert "Traceback" not in said
+    assert "1 trial of tuning failed" in output
+    assert not (out / "runs").exists()  # no run starts before tuning is complete
+    assert "Traceback" not in output
 
     study = start()
-    said, _ = study.communicate(timeout=300)
-    assert study.returncode == 0, said
+    output, _ = study.communicate(timeout=300)
+    assert study.returncode == 0, output
     for name in ("vapo-shipped-seed0", "grpo-shipped-seed0"):
         file = Path("runs", name, "policy", "model.safetensors")
         assert sha256(out / file) == sha256(whole / file)
@@ -170,18 +170,18 @@ def test_a_study_that_is_stopped_and_whose_cells_are_killed_ends_as_if_nothing_h
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"the condition was not met in {seconds} s"
         time.sleep(0.02)
 
 
-def cells_at_work(folder: Path) -> list[int]:
-    """Processes of `vapo train` and `vapo resume` whose run lies in the folder."""
+def running_cells(folder: Path) -> list[int]:
+    """The ids of the `vapo train` and `vapo resume` processes with a run in the folder."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            words = Path("/proc", pid, "cmdline").read_bytes().decode(errors="replace").split("\0")
+            arguments = Path("/proc", pid, "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if {"train", "resume"} & set(words) and any(word.startswith(str(folder)) for word in words):
+        if {"train", "resume"} & set(arguments) and any(a.startswith(str(folder)) for a in arguments):
             found.append(int(pid))
     return found

@@ -1,4 +1,4 @@
-"""A study's file becomes cells that differ in what is compared and in nothing else."""
+"""A study's file becomes cells that differ only in method, seed, base model and critic."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vapo.study.study import method_from_name, only_methods, read_study, studies
 OUT = Path("somewhere")
 
 
-def written(tmp_path: Path, text: str) -> str:
+def write_study(tmp_path: Path, text: str) -> str:
     (tmp_path / "study.yaml").write_text(text)
     return str(tmp_path / "study.yaml")
 
@@ -48,7 +48,7 @@ def test_every_shipped_study_resolves_at_every_budget(name: str, budget: str):
     assert study.about
 
 
-def test_the_main_study_has_the_ladder_every_removal_and_enough_seeds():
+def test_the_maze_study_has_five_seeds_of_each_main_method_and_three_of_each_ablation():
     study = read_study("maze")
     assert {"ppo", "vc-ppo", "grpo", "dapo", "vapo", "vapo with dynamic-sampling"} <= study.methods.keys()
     assert {f"vapo without {technique}" for technique in TECHNIQUES} <= study.methods.keys()
@@ -71,7 +71,7 @@ def test_cells_of_one_seed_differ_only_in_the_method_and_its_critic():
         assert algorithm.optimization == cells[0].config.algorithm.optimization
 
 
-def test_tuning_tries_the_same_points_for_every_method_on_seeds_of_its_own():
+def test_tuning_tries_the_same_points_for_every_method_on_separate_seeds():
     study = read_study("maze")
     assert study.tuning is not None
     trials = tuning_cells(study, OUT)
@@ -82,7 +82,7 @@ def test_tuning_tries_the_same_points_for_every_method_on_seeds_of_its_own():
         assert rates == [1.5e-4, 3e-4, 6e-4, 1.2e-3]
 
 
-def test_what_tuning_chose_for_vapo_holds_for_its_ablations():
+def test_ablations_use_the_settings_that_tuning_chose_for_vapo():
     tuned = {"vapo": {"trainer": {"actor_lr": 6e-4}}, "grpo": {"trainer": {"actor_lr": 1.5e-4}}}
     rates = {c.method: c.config.algorithm.optimization.actor_lr for c in run_cells(read_study("maze"), OUT, tuned)}
     assert rates["vapo"] == rates["vapo without clip-higher"] == rates["vapo with dynamic-sampling"] == 6e-4
@@ -91,7 +91,7 @@ def test_what_tuning_chose_for_vapo_holds_for_its_ablations():
     assert rates["dapo"] == untuned
 
 
-def test_one_critic_per_base_serves_exactly_the_methods_that_pretrain():
+def test_each_base_has_one_critic_shared_by_the_methods_that_pretrain():
     study = read_study("maze").model_copy(update={"bases": ["builtin", 1]})
     critics = critic_cells(study, OUT)
     assert [(c.base, c.config.sections.trainer.steps) for c in critics] == [("shipped", 0), ("seed 1", 0)]
@@ -106,7 +106,7 @@ def test_one_critic_per_base_serves_exactly_the_methods_that_pretrain():
             assert cell.config.sections.model.critic == str(folder / "critic")
 
 
-def test_a_critic_that_starts_from_another_stands_after_it():
+def test_a_critic_that_starts_from_another_follows_it():
     cells = critic_cells(read_study("critics"), OUT)
     assert [c.method for c in cells] == [
         "critic pretrained",
@@ -119,14 +119,14 @@ def test_a_critic_that_starts_from_another_stands_after_it():
     assert {c.critic for c in unpretrained} == {cells[1].folder}
 
 
-def test_studies_that_are_alike_share_their_runs():
+def test_a_study_like_another_shares_its_runs():
     shared = {c.folder: c.config for c in run_cells(read_study("maze"), OUT, {})}
     common = [c for c in run_cells(read_study("alpha"), OUT, {}) if c.folder in shared]
     assert {c.method for c in common} == {"vapo"}
     assert all(c.config == shared[c.folder] for c in common)
 
 
-def test_the_control_differs_from_vapo_in_the_baseline_alone():
+def test_the_control_differs_from_vapo_in_the_baseline_only():
     study = read_study("control")
     methods = {c.method: c.config.algorithm for c in run_cells(study, OUT, {}) if c.seed == 0}
     vapo, control = methods["vapo"], methods["vapo with a group baseline"]
@@ -135,7 +135,7 @@ def test_the_control_differs_from_vapo_in_the_baseline_alone():
     assert {name for name, _ in tuning_cells(study, OUT)} == {"grpo", "vapo", "vapo with a group baseline"}
 
 
-def test_the_alpha_study_sweeps_the_rule():
+def test_the_alpha_study_has_several_alphas_and_a_relative_rule():
     study = read_study("alpha")
     lambdas = {c.method: c.config.algorithm.credit for c in run_cells(study, OUT, {}) if c.seed == 0}
     alphas = {credit.policy_lambda.alpha for credit in lambdas.values() if hasattr(credit.policy_lambda, "alpha")}
@@ -143,10 +143,10 @@ def test_the_alpha_study_sweeps_the_rule():
     assert any(isinstance(credit.policy_lambda, Relative) for credit in lambdas.values())
 
 
-def test_a_name_says_which_method_it_is():
+def test_method_names_are_parsed_and_unknown_names_raise():
     assert method_from_name("vapo without clip-higher") == {"preset": "vapo", "without": ["clip-higher"]}
     assert method_from_name("vapo with dynamic-sampling")["settings"]["algorithm"]["sampling"]["refill_rounds"] == 9
-    with pytest.raises(ConfigError, match="Cannot tell which method 'vapo without cliphigher' is"):
+    with pytest.raises(ConfigError, match="Unknown method 'vapo without cliphigher'"):
         method_from_name("vapo without cliphigher")
 
 
@@ -166,7 +166,7 @@ def test_budgets_and_options_choose_seeds_and_methods(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("methods: [vapo]\nsedes: [1]", "sedes.*Known here: about, recipe"),
         ("methods: {vapo: {critic: mine}}", "starts from the critic 'mine', which is not listed"),
@@ -184,12 +184,12 @@ def test_budgets_and_options_choose_seeds_and_methods(tmp_path: Path):
         ("methods: [vapo]\nseeds: [-1]", "seeds"),
     ],
 )
-def test_a_mistake_in_a_study_is_named(tmp_path: Path, text: str, words: str):
-    with pytest.raises(ConfigError, match=words):
-        read_study(written(tmp_path, text))
+def test_a_mistake_in_a_study_raises_an_error_that_names_the_entry(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        read_study(write_study(tmp_path, text))
 
 
-def test_a_study_that_is_like_itself_is_refused(tmp_path: Path):
+def test_a_study_that_is_like_itself_raises(tmp_path: Path):
     path = tmp_path / "study.yaml"
     path.write_text(f"like: {path}\nmethods: [vapo]")
     with pytest.raises(ConfigError, match="leads back to the file itself"):
@@ -199,27 +199,29 @@ def test_a_study_that_is_like_itself_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     "text", ["methods: [vapo]\nseeds: [0, 0]", "methods: {a b: {preset: ppo}, a-b: {preset: ppo}}"]
 )
-def test_cells_that_would_share_a_folder_are_refused(tmp_path: Path, text: str):
-    with pytest.raises(ConfigError, match="Two cells of the study would lie in"):
-        run_cells(read_study(written(tmp_path, text)), OUT, {})
+def test_two_cells_with_the_same_folder_raise(tmp_path: Path, text: str):
+    with pytest.raises(ConfigError, match="Two cells of the study have the same folder"):
+        run_cells(read_study(write_study(tmp_path, text)), OUT, {})
 
 
-def test_a_base_that_is_made_lies_in_a_folder_of_its_task_and_options():
+def test_the_folder_of_a_made_base_depends_on_task_and_options():
     near, far = read_study("other-base"), read_study("long")
     assert base_folder(near, OUT, 1) == "somewhere/bases/maze-seed1"
     assert base_folder(far, OUT, 1) != base_folder(near, OUT, 1)
     assert base_folder(near, OUT, "builtin") == "builtin"
 
 
-def test_a_single_ablation_is_tuned_as_its_preset_is():
+def test_a_single_ablation_keeps_the_tuning_of_its_preset():
     study = only_methods(read_study("maze"), ["vapo without clip-higher"])
     assert {name for name, _ in tuning_cells(study, OUT)} == {"vapo"}
     assert [cell.method for cell in critic_cells(study, OUT)] == ["critic pretrained"]
     assert {cell.method for cell in run_cells(study, OUT, {})} == {"vapo without clip-higher"}
 
 
-def test_a_method_asked_for_by_name_needs_the_studys_critics(tmp_path: Path):
-    study = read_study(written(tmp_path, "methods: [grpo]\ncritics: {}\n".replace("[grpo]", "{grpo: {critic: null}}")))
+def test_a_method_added_by_name_raises_if_the_study_lacks_its_critic(tmp_path: Path):
+    study = read_study(
+        write_study(tmp_path, "methods: [grpo]\ncritics: {}\n".replace("[grpo]", "{grpo: {critic: null}}"))
+    )
     with pytest.raises(ConfigError, match="starts from the critic 'pretrained', which is not listed"):
         only_methods(study, ["vapo"])
 
@@ -234,13 +236,13 @@ def test_studies_in_one_folder_keep_each_others_tuning(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"vapo": 3}', '{"vapo": {"grid": []}}'])
-def test_a_damaged_tuning_file_is_named(tmp_path: Path, text: str):
+def test_a_damaged_tuning_file_raises_an_error_with_its_name(tmp_path: Path, text: str):
     (tmp_path / "tuning.json").write_text(text)
     with pytest.raises(ConfigError, match=r"tuning.json cannot be read .* Delete it"):
         chosen_before(tmp_path)
 
 
-def test_a_damaged_cell_card_leaves_the_cell_to_be_gone_on_with(tmp_path: Path):
+def test_a_cell_with_a_damaged_card_has_not_ended(tmp_path: Path):
     cell = run_cells(read_study("maze"), tmp_path, {})[0]
     cell.folder.mkdir(parents=True)
     (cell.folder / "cell.json").write_text('{"outcome": "fin')
@@ -261,19 +263,19 @@ def test_a_damaged_cell_card_leaves_the_cell_to_be_gone_on_with(tmp_path: Path):
         (-9, "unfinished"),
     ],
 )
-def test_exit_codes_say_how_a_cell_ended(code: int, outcome: str):
+def test_the_exit_code_determines_the_outcome_of_a_cell(code: int, outcome: str):
     assert outcome_of(code) == outcome
 
 
-def test_a_second_study_in_the_folder_is_refused(tmp_path: Path):
-    with locked(tmp_path), pytest.raises(ConfigError, match="at work in"), locked(tmp_path):
+def test_a_second_study_in_the_same_folder_raises(tmp_path: Path):
+    with locked(tmp_path), pytest.raises(ConfigError, match="Another `vapo ablate` uses"), locked(tmp_path):
         pass
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"), locked(tmp_path / "file"):
         pass
 
 
-def test_a_dry_run_lists_every_cell_and_what_has_ended(tmp_path: Path):
+def test_a_dry_run_lists_every_cell_and_whether_it_has_ended(tmp_path: Path):
     cell = next(c for c in run_cells(read_study("chain"), tmp_path, {}) if c.method == "grpo")
     cell.folder.mkdir(parents=True)
     (cell.folder / "cell.json").write_text('{"outcome": "finished"}')
@@ -286,18 +288,18 @@ def test_a_dry_run_lists_every_cell_and_what_has_ended(tmp_path: Path):
     assert [(c["method"], c["seed"]) for c in cells if c["ended"]] == [("grpo", 0)]
 
 
-def test_a_dry_run_finds_a_base_that_does_not_know_the_task(tmp_path: Path):
-    study = written(tmp_path, "methods: [grpo]\nsettings: {task: {min_distance: 9}}")
+def test_a_dry_run_raises_for_a_base_made_for_other_task_options(tmp_path: Path):
+    study = write_study(tmp_path, "methods: [grpo]\nsettings: {task: {min_distance: 9}}")
     done = CliRunner().invoke(app, ["ablate", study, "--out", str(tmp_path / "out"), "--dry-run"])
     assert isinstance(done.exception, ModelError)
 
 
-def test_an_unknown_study_lists_those_there_are():
+def test_an_unknown_study_name_raises_an_error_with_the_known_names():
     with pytest.raises(ConfigError, match=r"No study is called 'maza'; there are: .*maze"):
         read_study("maza")
 
 
-def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path: Path):
+def test_a_folder_with_a_run_of_other_settings_raises(tmp_path: Path):
     cell = next(iter(run_cells(read_study("maze"), tmp_path, {})))
     cell.folder.mkdir(parents=True)
     (cell.folder / "config.yaml").write_text(cell.config.to_yaml())
@@ -307,7 +309,7 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path: Path):
         check_same(other)
 
 
-def test_a_study_told_by_a_relative_path_knows_its_runs_which_keep_whole_ones(tmp_path: Path, monkeypatch):
+def test_a_study_with_relative_paths_matches_its_runs_with_absolute_ones(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (cell,) = run_cells(only_methods(with_seeds(read_study("maze"), 1), ["vapo"]), Path("out"), {})
     critic = Path(cell.config.sections.model.critic or "")
@@ -318,11 +320,11 @@ def test_a_study_told_by_a_relative_path_knows_its_runs_which_keep_whole_ones(tm
     check_same(cell)
 
 
-def test_differences_are_taken_to_a_method_that_finished(tmp_path: Path):
+def test_the_reference_is_a_method_with_a_finished_run_else_vapo(tmp_path: Path):
     for name, method, outcome in (("a", "grpo", "finished"), ("b", "mine", "failed")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "cell.json").write_text(json.dumps({"method": method, "outcome": outcome}))
     finished = finished_methods([tmp_path / "a", tmp_path / "b"])
     assert finished == {"grpo"}
     assert reference_among(finished, "grpo") == "grpo"
-    assert reference_among(finished, "mine") == "vapo"  # chosen for the table, but there is nothing to subtract
+    assert reference_among(finished, "mine") == "vapo"  # "mine" has no finished run

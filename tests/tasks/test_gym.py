@@ -1,4 +1,4 @@
-"""Reasoning-gym's data sets: lazily made, disjoint, judged by their own scorers, which are not trusted blindly."""
+"""Tasks on reasoning-gym: lazy and disjoint prompts, and verdicts from scorers that may be wrong."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def gym(name: str, **options: Any) -> Gym:
     return task
 
 
-def asked(prompt: Prompt) -> str:
+def question(prompt: Prompt) -> str:
     return prompt.text[-1]["content"]
 
 
-def test_items_repeat_themselves_and_no_question_is_both_trained_and_held_out():
+def test_items_are_reproducible_and_no_training_question_is_held_out():
     easy = {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
     one, other = gym("chain_sum", **easy), gym("chain_sum", **easy)
     one.close()
     other.close()
     assert list(one.train) == list(other.train)
-    assert not {asked(p) for p in one.train} & {asked(p) for p in one.heldout}
+    assert not {question(p) for p in one.train} & {question(p) for p in one.heldout}
     assert one.heldout[0].id == "reasoning-gym/chain_sum/40"
 
 
 def test_too_few_different_questions_are_refused():
-    coin = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
-    task = gym("chain_sum", size=3, heldout=3000, config=coin)
+    small = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    task = gym("chain_sum", size=3, heldout=3000, config=small)
     task.close()
     with pytest.raises(DataError, match="too few different questions"):
         list(task.train)
@@ -43,19 +43,19 @@ def test_too_few_different_questions_are_refused():
 @pytest.mark.parametrize(
     "name", ["chain_sum", "countdown", "spell_backward", "prime_factorization", "game_of_life_halting"]
 )
-def test_gold_answers_are_right_and_garbage_is_wrong(name):
+def test_gold_answers_are_right_and_other_text_is_wrong(name):
     task = gym(name)
     try:
         prompts = [task.heldout[i] for i in range(8)]
         gold = task.verify_all([(p, f"I think <answer>{p.answer['answer']}</answer>") for p in prompts])
         assert all(verdict.right for verdict in gold)
-        for garbage in (
+        for text in (
             "<answer>I do not know</answer>",
             "<answer></answer>",
             "",
             "<answer>the answer is 5, 6 or 7</answer>",
         ):
-            assert not any(v.right for v in task.verify_all([(p, garbage) for p in prompts])), garbage
+            assert not any(v.right for v in task.verify_all([(p, text) for p in prompts])), text
         assert all(
             v.status == "wrong" for v in task.verify_all([(p, "<answer>I do not know</answer>") for p in prompts])
         )
@@ -63,7 +63,7 @@ def test_gold_answers_are_right_and_garbage_is_wrong(name):
         task.close()
 
 
-def test_a_scorer_that_refuses_its_own_answers_is_told_of():
+def test_a_scorer_that_refuses_its_gold_answers_gives_a_note():
     task = gym("rush_hour")
     task.close()
     assert task.notes == ["reasoning-gym/rush_hour: its scorer refuses 8 of 8 of its own answers"]
@@ -77,7 +77,7 @@ class Scorer:
         return self.scores[answer]
 
 
-def test_partial_credit_is_none_and_a_scorer_that_raises_is_checked_on_the_gold_answer():
+def test_a_partial_score_is_wrong_and_a_scorer_that_raises_is_tested_on_the_gold_answer():
     item = {"answer": "4"}
     assert scored_verdict(Scorer({"4": 1.0, "I do not know": 0.0}), item, "4").right
     assert scored_verdict(Scorer({"4": 1.0, "the 4": 0.5}), item, "the 4").status == "wrong"
@@ -89,13 +89,13 @@ def test_partial_credit_is_none_and_a_scorer_that_raises_is_checked_on_the_gold_
     assert scored_verdict(generous, item, "5").status == "wrong"
 
 
-def test_the_last_tags_hold_the_answer():
+def test_the_last_answer_tags_are_read():
     assert gym_answer("<answer>1</answer> no <answer> 2 </answer>") == "2"
     assert gym_answer("\\boxed{3}") == "3"
     assert gym_answer("3") is None
 
 
-def test_all_data_sets_are_listed():
+def test_dataset_names_lists_all_data_sets_except_composite():
     assert len(dataset_names()) > 100
     assert "reasoning-gym/countdown" in dataset_names()
     assert "reasoning-gym/composite" not in dataset_names()

@@ -1,4 +1,4 @@
-"""The maze: maps, moves, and every way a response can be wrong."""
+"""The maze task: maps, moves, and the verdicts on wrong responses."""
 
 import dataclasses
 import random
@@ -47,7 +47,7 @@ def maze():
         "  north\ta2\neast b2 south b1 done  ",
     ],
 )
-def test_a_legal_way_to_the_goal_is_right(small, response):
+def test_a_path_to_the_goal_is_right(small, response):
     assert small.verify(PROMPT, response) == Verdict("right")
 
 
@@ -75,11 +75,11 @@ def test_a_legal_way_to_the_goal_is_right(small, response):
         ("north " * 200_000, "too long to judge"),
     ],
 )
-def test_a_wrong_response_is_wrong_for_the_reason_given(small, response, reason):
+def test_a_wrong_response_gets_its_reason(small, response, reason):
     assert small.verify(PROMPT, response) == Verdict("wrong", reason)
 
 
-def test_a_shortest_way_found_by_search_is_right_for_every_prompt(maze):
+def test_the_shortest_path_of_every_prompt_is_right(maze):
     for prompt in [*maze.heldout, *maze.train]:
         moves = search(maze.grids[prompt.answer["map"]], prompt.answer["start"], maze.landmarks[prompt.answer["goal"]])
         assert maze.options.min_distance <= len(moves) <= maze.options.max_distance
@@ -88,11 +88,11 @@ def test_a_shortest_way_found_by_search_is_right_for_every_prompt(maze):
         assert maze.verify(prompt, response.rsplit(" ", 3)[0] + " done").reason.startswith("stopped at")
 
 
-def test_a_shortest_way_fits_the_response_limit_many_times(maze):
+def test_the_response_limit_exceeds_four_times_the_longest_shortest_path(maze):
     assert maze.max_response_tokens > 4 * (2 * maze.options.max_distance + 2)
 
 
-def test_walls_have_two_sides_and_every_cell_can_be_reached(maze):
+def test_walls_are_symmetric_and_every_cell_is_reachable(maze):
     opposite = {"north": "south", "south": "north", "east": "west", "west": "east"}
     for grid in maze.grids.values():
         assert len(grid.steps) == maze.options.side**2
@@ -102,13 +102,13 @@ def test_walls_have_two_sides_and_every_cell_can_be_reached(maze):
                 assert there is None or grid.steps[there][opposite[direction]] == cell
 
 
-def test_landmarks_are_at_the_corners_then_the_middle_and_maps_differ(maze):
+def test_landmarks_are_in_the_corners_then_the_middle_and_maps_differ(maze):
     assert spread_out(7, 5) == ("a1", "g7", "a7", "g1", "d4")
     assert Maze(MazeOptions(side=7)).landmarks == {"tower": "a1", "lake": "g7", "mill": "a7", "cave": "g1"}
     assert len({str(grid.steps) for grid in maze.grids.values()}) == maze.options.maps
 
 
-def test_loops_open_walls_from_a_tree_to_an_open_field():
+def test_loops_0_gives_a_tree_and_loops_1_opens_all_walls():
     def doors(loops: float) -> int:
         grid = make_grid("a", 6, loops, 0)
         return sum(there is not None for around in grid.steps.values() for there in around.values()) // 2
@@ -118,18 +118,18 @@ def test_loops_open_walls_from_a_tree_to_an_open_field():
     assert doors(0.0) < doors(0.3) < doors(1.0)
 
 
-def test_the_map_is_the_same_on_every_machine_and_python():
+def test_a_map_has_the_recorded_cells():
     grid = make_grid("a", 4, 0.25, 0)
     eastward = [cell for cell, around in grid.steps.items() if around["east"]]
     assert eastward == ["a1", "b1", "a2", "c2", "a3", "c3", "a4", "b4", "c4"]
 
 
-def test_following_the_compass_alone_does_not_solve_the_maze(maze):
-    # The traces' only hint is the compass; always obeying it must not be the trick that solves the task.
-    sharp = Maze(clumsiness=dataclasses.replace(maze.clumsiness, compass=1.0, err=0.0, despair=0.0, notice=1.0))
-    rng, asked = random.Random(0), {prompt.id for prompt in maze.train}
-    traces = [trace for trace in (sharp.noisy_trace(rng) for _ in range(1200)) if trace[0].id in asked]
-    assert sum(sharp.verify(*trace).right for trace in traces) / len(traces) < 0.6
+def test_always_going_straight_towards_the_goal_does_not_solve_the_maze(maze):
+    # The only hint in the traces is the direction of the goal. Following it always must not solve the task.
+    straight = Maze(clumsiness=dataclasses.replace(maze.clumsiness, compass=1.0, err=0.0, despair=0.0, notice=1.0))
+    rng, train_ids = random.Random(0), {prompt.id for prompt in maze.train}
+    traces = [trace for trace in (straight.noisy_trace(rng) for _ in range(1200)) if trace[0].id in train_ids]
+    assert sum(straight.verify(*trace).right for trace in traces) / len(traces) < 0.6
 
 
 def search(grid: Grid, start: str, goal: str) -> list[tuple[str, str]]:
@@ -137,11 +137,11 @@ def search(grid: Grid, start: str, goal: str) -> list[tuple[str, str]]:
     queue: deque[tuple[str, list[tuple[str, str]]]] = deque([(start, [])])
     seen = {start}
     while queue:
-        cell, way = queue.popleft()
+        cell, path = queue.popleft()
         if cell == goal:
-            return way
+            return path
         for direction, there in grid.steps[cell].items():
             if there is not None and there not in seen:
                 seen.add(there)
-                queue.append((there, [*way, (direction, there)]))
-    raise AssertionError(f"no way from {start} to {goal}")
+                queue.append((there, [*path, (direction, there)]))
+    raise AssertionError(f"no path from {start} to {goal}")

@@ -1,4 +1,4 @@
-"""Tasks that users wrote: whatever is wrong with one is a sentence that names the part, never a traceback."""
+"""Tasks written by users: each fault gives an error of one sentence that names the part."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def prompt(name: str = "p", text: Any = "What?") -> Prompt:
 
 
 def task(without: str = "", **parts: Any) -> Any:
-    """A sound task with these parts in place of its own."""
-    sound: dict[str, Any] = {
+    """A valid task with these parts replaced, and without one part."""
+    valid: dict[str, Any] = {
         "name": "mine",
         "train": [prompt()],
         "heldout": (prompt("q", ({"role": "user", "content": "What?"},)),),
         "max_response_tokens": 8,
         "verify": lambda prompt, response: Verdict("right"),
     }
-    return SimpleNamespace(**{key: value for key, value in {**sound, **parts}.items() if key != without})
+    return SimpleNamespace(**{key: value for key, value in {**valid, **parts}.items() if key != without})
 
 
 class Lazy:
-    """Prompts whose making fails from the second on."""
+    """Prompts of which only the first can be read."""
 
     def __len__(self) -> int:
         return 3
@@ -47,39 +47,39 @@ class Lazy:
         return prompt()
 
 
-class Absent:
-    """A task with a part that raises when it is asked for."""
+class RaisingName:
+    """A task whose `name` raises."""
 
     @property
     def name(self) -> str:
         raise RuntimeError("not yet")
 
 
-def test_a_sound_task_passes_with_and_without_the_parts_that_may_be_missing():
+def test_a_valid_task_passes_with_and_without_its_optional_parts():
     check_task(task())
     check_task(task(notes=["made by hand"], close=lambda: None, final_answer=lambda response: None))
     check_task(task(verify_all=lambda items, on_progress: [], verify_groups=lambda groups, on_progress=None: []))
     check_task(task(train=None), ("heldout",))
-    check_task(task(train=[]))  # what has no prompts is told later, with advice
+    check_task(task(train=[]))  # an empty set of prompts is refused later, with advice
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         (None, "The task is a NoneType without 'name'. It needs name, train, heldout, max_response_tokens, verify"),
         (task(without="verify"), "The task is a SimpleNamespace without 'verify'"),
-        (Absent(), "name of the task, a Absent, raised RuntimeError: not yet"),
+        (RaisingName(), "name of the task, a RaisingName, raised RuntimeError: not yet"),
         (task(name=None), "name of the task, a SimpleNamespace, must be a text, got None"),
         (task(max_response_tokens="8"), "max_response_tokens of the task mine, .* whole number from 1 on, got '8'"),
         (task(max_response_tokens=0), "whole number from 1 on, got 0"),
         (
             task(verify="exact"),
-            r"verify of the task mine, .* called with \(prompt, response\): it is a str, no function",
+            r"verify of the task mine, .* called with \(prompt, response\): it is a str, not a function",
         ),
         (task(verify=lambda response: True), r"verify .* \(prompt, response\): too many positional arguments"),
         (task(verify_all=lambda items: []), r"verify_all .* \(items, on_progress\): too many positional arguments"),
         (task(final_answer=lambda: ""), r"final_answer .* \(response\): too many positional arguments"),
-        (task(close=None), r"close of the task mine, .* called with \(\): it is a NoneType, no function"),
+        (task(close=None), r"close of the task mine, .* called with \(\): it is a NoneType, not a function"),
         (task(notes="made by hand"), "notes of the task mine, .* list of sentences, got a str"),
         (task(train=5), "train of the task mine, .* with a length and an index.* a int raised TypeError"),
         (task(train={"p": prompt()}), "train of the task mine, .* a dict raised KeyError: 0"),
@@ -89,12 +89,12 @@ def test_a_sound_task_passes_with_and_without_the_parts_that_may_be_missing():
         (task(train=[prompt(text=({"role": "user"},))]), r"messages with role and content, got \({'role': 'user'},\)"),
     ],
 )
-def test_what_a_task_lacks_is_named(broken, said):
-    with pytest.raises((ConfigError, DataError), match=said):
+def test_a_missing_or_wrong_part_is_named(broken, message):
+    with pytest.raises((ConfigError, DataError), match=message):
         check_task(broken)
 
 
-def test_a_full_task_has_the_parts_of_the_task_and_defaults_for_the_others():
+def test_a_full_task_has_defaults_for_missing_parts():
     bare, rich = (
         task(),
         task(notes=["made by hand"], final_answer=lambda response: "4", drops=[], description="One sum."),
@@ -109,7 +109,7 @@ def test_a_full_task_has_the_parts_of_the_task_and_defaults_for_the_others():
     assert full.given == {"notes", "final_answer", "drops", "description"}
 
 
-def test_parts_of_a_task_are_read_once_when_it_is_taken_in():
+def test_the_parts_of_a_task_are_read_once():
     reads = []
 
     class Counted(SimpleNamespace):
@@ -122,7 +122,7 @@ def test_parts_of_a_task_are_read_once_when_it_is_taken_in():
     assert (full.notes, full.notes, reads) == ([], [], ["notes"])
 
 
-def test_parts_of_a_task_are_looked_up_by_name_in_one_place():
+def test_only_full_task_looks_up_parts_by_name():
     parts, others = {*REQUIRED, *OPTIONAL}, []
     for path in sorted(Path(vapo.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -135,24 +135,24 @@ def test_parts_of_a_task_are_looked_up_by_name_in_one_place():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"sise": 5}, r"does not take these options: got an unexpected keyword argument 'sise'. It takes \(size=3\)"),
-        ({"size": 0}, "raised ZeroDivisionError: .* Mend it, or the task's options"),
+        ({"size": 0}, "raised ZeroDivisionError: .* Fix it or the task's options"),
         ({"size": "no"}, "^size is a number$"),
     ],
 )
-def test_a_function_that_makes_no_task_of_its_options_says_why(tmp_path, options, said):
+def test_a_task_function_that_fails_gives_an_error_with_the_cause(tmp_path, options, message):
     path = tmp_path / "mine.py"
     path.write_text(
         "from vapo.errors import ConfigError\n\n"
         "def make(size=3):\n    if size == 'no':\n        raise ConfigError('size is a number')\n    return 1 / size\n"
     )
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         find_task(f"{path}:make", options)
 
 
-def test_a_prompt_that_cannot_be_had_later_on_is_named():
+def test_a_prompt_that_cannot_be_read_later_is_named():
     rendered = RenderedPrompts(Lazy(), lambda prompt: prompt)
     assert rendered[0] == prompt()
     with pytest.raises(DataError, match=r"The task's prompt 1 raised OSError: no such page. Mend the task"):
@@ -166,7 +166,7 @@ def episodes(count: int) -> list[Episode]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "said"),
+    ("parts", "message"),
     [
         (
             {"verify_all": lambda items, on_progress: [Verdict("right")]},
@@ -179,19 +179,19 @@ def episodes(count: int) -> list[Episode]:
         ({"verify_groups": lambda groups, on_progress: groups * 3}, "verify_groups of .* gave 3 verdicts for 2 resp"),
     ],
 )
-def test_verdicts_that_belong_to_no_response_stop_the_run(parts, said):
-    with pytest.raises(VerifierBrokenError, match=said):
+def test_a_wrong_number_of_verdicts_stops_the_run(parts, message):
+    with pytest.raises(VerifierBrokenError, match=message):
         judge_episodes(episodes(2), FullTask.of(task(**parts)), per_prompt=2)
 
 
-def test_what_is_no_verdict_is_invalid_with_the_reason():
+def test_a_result_that_is_not_a_verdict_is_invalid():
     for parts in ({"verify": lambda p, r: True}, {"verify_all": lambda items, on_progress: [True, True]}):
         judged = judge_episodes(episodes(2), FullTask.of(task(**parts)))
         assert [e.verdict.status for e in judged] == ["invalid"] * 2
         assert judged[0].verdict.reason == f"{next(iter(parts))} gave a bool, not a vapo.types.Verdict"
 
 
-def test_a_task_that_compares_is_given_the_responses_to_each_prompt_together():
+def test_verify_groups_gets_the_responses_to_each_prompt_together():
     def best(groups, on_progress):
         assert [[e.response for e in group] for group in groups] == [["0", "1", "2"], ["3", "4", "5"]]
         return [Verdict("right" if e is group[-1] else "wrong") for group in groups for e in group]
@@ -200,16 +200,16 @@ def test_a_task_that_compares_is_given_the_responses_to_each_prompt_together():
     assert [e.verdict.right for e in judged] == [False, False, True] * 2
 
 
-def test_a_vote_that_cannot_be_counted_stops_in_words():
+def test_an_invalid_final_answer_stops_the_evaluation():
     assert _answer_of(FullTask.of(task())) is None
-    for final_answer, said in ((lambda r: 5, "gave a int, not a text"), (lambda r: r[9], "raised IndexError")):
+    for final_answer, message in ((lambda r: 5, "gave a int, not a text"), (lambda r: r[9], "raised IndexError")):
         answer_of = _answer_of(FullTask.of(task(final_answer=final_answer)))
         assert answer_of is not None
-        with pytest.raises(VerifierBrokenError, match=f"final_answer of the task mine {said}"):
+        with pytest.raises(VerifierBrokenError, match=f"final_answer of the task mine {message}"):
             answer_of("x")
 
 
-def test_a_close_that_raises_does_not_hide_how_the_run_ended():
+def test_a_close_that_raises_gives_a_warning():
     def fail() -> None:
         raise RuntimeError("already closed")
 

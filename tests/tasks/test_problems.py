@@ -1,4 +1,4 @@
-"""Data sets: how they are laid out, what is refused, and who judges."""
+"""Data tasks: layouts of data sets, rows that are refused, and the verifiers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def problems(name: str = "math", **options: Any) -> Problems:
 
 
 @pytest.mark.parametrize(
-    ("row", "asked", "answer"),
+    ("row", "problem", "answer"),
     [
         ({"question": "How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}, "How many?", "7"),  # GSM8K
         ({"problem": "P", "solution": "so \\boxed{\\frac12}", "level": "Level 5"}, "P", "\\frac12"),  # MATH
@@ -51,18 +51,18 @@ def problems(name: str = "math", **options: Any) -> Problems:
         ({"instruction": "P", "input": "", "output": "5"}, "P", "5"),
     ],
 )  # fmt: skip
-def test_common_layouts_are_recognised(tmp_path, row, asked, answer):
+def test_common_layouts_are_recognised(tmp_path, row, problem, answer):
     task = problems(eval_data=jsonl(tmp_path / "data.jsonl", [row]), template="{problem}")
     [prompt] = task.heldout
-    assert (prompt.text[-1], prompt.answer) == ({"role": "user", "content": asked}, answer)
+    assert (prompt.text[-1], prompt.answer) == ({"role": "user", "content": problem}, answer)
 
 
-def test_columns_of_ones_own_are_named_and_nested_ones_reached(tmp_path):
+def test_named_columns_may_be_nested_and_unknown_names_are_errors(tmp_path):
     rows = [{"q": {"text": f"P{i}"}, "gold": f"The sum: \\boxed{{{i}}}", "difficulty": i} for i in range(40)]
     columns = {"prompt": "q.text", "answer": "gold"}
     task = problems(data=jsonl(tmp_path / "d.jsonl", rows), columns=columns)
     assert {p.answer for p in (*task.train, *task.heldout)} == {str(i) for i in range(40)}
-    assert task.train[0].columns["difficulty"] == int(task.train[0].answer)  # for verifiers that ask for it
+    assert task.train[0].columns["difficulty"] == int(task.train[0].answer)  # verifiers may ask for it
     with pytest.raises(DataError, match=r"line 1 has no column 'q.words'. There are: q, gold, difficulty"):
         problems(data=jsonl(tmp_path / "d.jsonl", rows), columns={**columns, "prompt": "q.words"})
     with pytest.raises(DataError, match=r"has the columns a, b: none of the known layouts.*task.columns="):
@@ -70,7 +70,7 @@ def test_columns_of_ones_own_are_named_and_nested_ones_reached(tmp_path):
 
 
 def read(tmp_path: Path, rows: list[Any], verifier: str = "exact", **options: Any) -> list[Prompt]:
-    """The prompts that stand in such rows; nothing judges them."""
+    """The prompts of these rows, without judging their gold answers."""
     data = jsonl(tmp_path / "d.jsonl", rows)
     chosen = ProblemOptions(data=data, verifier=verifier, template="{problem}", **options)
     reader = Reader(chosen, "math")
@@ -79,8 +79,8 @@ def read(tmp_path: Path, rows: list[Any], verifier: str = "exact", **options: An
     return prompts
 
 
-def asked(tmp_path: Path, row: dict[str, Any], **options: Any) -> str:
-    """What the problem of such a row asks."""
+def problem_text(tmp_path: Path, row: dict[str, Any], **options: Any) -> str:
+    """The problem in the prompt of this row."""
     [prompt] = read(tmp_path, [{**row, "answer": "0", "question": "How many?"}], **options)
     return prompt.text[-1]["content"]
 
@@ -93,15 +93,15 @@ def asked(tmp_path: Path, row: dict[str, Any], **options: Any) -> str:
         ({"input": None, "level": "hard"}, "How many?"),
         ({"Passage": "Ann has 3.", "input": "Count."}, "Ann has 3.\n\nHow many?\n\nCount."),
         ({"options": "a) 3, b) 4"}, "How many?\n\na) 3, b) 4"),
-        ({"context": "How many?"}, "How many?"),  # it says so already
-        ({"context": "many"}, "many\n\nHow many?"),  # a word in common says nothing
+        ({"context": "How many?"}, "How many?"),  # the problem contains it
+        ({"context": "many"}, "many\n\nHow many?"),  # a short text may be in the problem by chance
     ],
 )
-def test_columns_that_belong_to_a_problem_are_put_before_or_behind_it(tmp_path, row, whole):
-    assert asked(tmp_path, row) == whole
+def test_columns_that_belong_to_a_problem_are_joined_before_or_after_it(tmp_path, row, whole):
+    assert problem_text(tmp_path, row) == whole
 
 
-def test_alpacas_rows_that_share_an_instruction_are_problems_of_their_own_and_a_note_tells_how(tmp_path):
+def test_alpaca_rows_with_one_instruction_are_different_problems_and_notes_name_the_columns(tmp_path):
     rows = [
         {"instruction": "Add.", "input": f"{i} + 1", "output": str(i + 1), "system": "Be brief.", "hint": "", "id": i}
         for i in range(40)
@@ -115,23 +115,23 @@ def test_alpacas_rows_that_share_an_instruction_are_problems_of_their_own_and_a_
     ]
 
 
-def test_choices_in_a_list_are_refused_until_it_is_said_where_they_go(tmp_path):
+def test_a_list_of_choices_is_refused_until_task_columns_names_its_place(tmp_path):
     row = {"choices": ["three", "four"]}
     with pytest.raises(DataError, match=r"line 1 has a column 'choices' .* list: .*prompt: \[question, choices\]"):
-        asked(tmp_path, row)
-    whole = asked(tmp_path, row, columns={"prompt": ["question", "choices"], "answer": "answer"})
+        problem_text(tmp_path, row)
+    whole = problem_text(tmp_path, row, columns={"prompt": ["question", "choices"], "answer": "answer"})
     assert whole == "How many?\n\nA. three\nB. four"
     labelled = {"choices": {"label": ["1", "2"], "text": ["three", "four"]}}
-    whole = asked(tmp_path, labelled, columns={"prompt": ["question", "choices"], "answer": "answer"})
+    whole = problem_text(tmp_path, labelled, columns={"prompt": ["question", "choices"], "answer": "answer"})
     assert whole == "How many?\n\n1. three\n2. four"
-    assert asked(tmp_path, row, columns={"prompt": "question", "answer": "answer"}) == "How many?"
+    assert problem_text(tmp_path, row, columns={"prompt": "question", "answer": "answer"}) == "How many?"
     with pytest.raises(DataError, match="the answer 1 counts choices"):
-        asked(tmp_path, {**row, "gold": 1}, columns={"prompt": ["question", "choices"], "answer": "gold"})
+        problem_text(tmp_path, {**row, "gold": 1}, columns={"prompt": ["question", "choices"], "answer": "gold"})
     with pytest.raises(DataError, match=r"task.columns.answer names one column"):
-        asked(tmp_path, row, columns={"prompt": "question", "answer": ["answer"]})
+        problem_text(tmp_path, row, columns={"prompt": "question", "answer": ["answer"]})
 
 
-def test_an_own_verifier_gets_the_answer_as_it_stands_there(tmp_path):
+def test_a_users_verifier_gets_the_answer_unchanged(tmp_path):
     golds: list[Any] = [["3", "4"], {"3": [4]}, 5, 0.5, True, ["6"], "x" * 500, " 7 "]
     rows = [{"problem": f"P{i}", "answer": gold} for i, gold in enumerate(golds)]
     assert [p.answer for p in read(tmp_path, rows, "mine.py:judge")] == [*golds[:-1], "7"]
@@ -139,20 +139,20 @@ def test_an_own_verifier_gets_the_answer_as_it_stands_there(tmp_path):
         read(tmp_path, [*sums(1), {"problem": "P", "answer": None}], "mine.py:judge")
 
 
-def test_an_own_verifier_judges_by_a_list(tmp_path):
+def test_a_users_verifier_may_compare_with_a_list_of_answers(tmp_path):
     (tmp_path / "mine.py").write_text("def judge(response, answer):\n    return response in answer\n")
     rows = [{"problem": f"P{i}", "answer": [str(i), "?"]} for i in range(17)]
     options = {"data": jsonl(tmp_path / "d.jsonl", rows), "verifier": f"{tmp_path / 'mine.py'}:judge", "heldout": 1}
     task = find_task("math", {**options, "verifier_workers": 1})
     try:
-        asked, gold = task.train[0], task.train[0].answer[0]
-        statuses = [v.status for v in task.verify_all([(asked, gold), (asked, "?"), (asked, "no")])]
+        prompt, gold = task.train[0], task.train[0].answer[0]
+        statuses = [v.status for v in task.verify_all([(prompt, gold), (prompt, "?"), (prompt, "no")])]
         assert statuses == ["right", "right", "wrong"]
     finally:
         task.close()
 
 
-def test_of_a_list_the_one_answer_it_holds_is_taken_and_of_several_one_is_named(tmp_path):
+def test_a_list_of_one_answer_is_used_and_a_longer_list_needs_an_index(tmp_path):
     rows = [{"problem": "P", "final_answer": ["7", "or so"], "answer": ["\\boxed{7}"]}]
     assert [p.answer for p in read(tmp_path, rows)] == ["7"]
     columns = {"prompt": "problem", "answer": "final_answer.0"}
@@ -162,13 +162,13 @@ def test_of_a_list_the_one_answer_it_holds_is_taken_and_of_several_one_is_named(
 
 
 @pytest.mark.parametrize("right_at", [1.5, 0, -1, float("nan")])
-def test_a_threshold_that_no_score_or_every_score_reaches_is_refused(right_at):
+def test_right_at_outside_its_range_is_refused(right_at):
     with pytest.raises(ConfigError, match=r"task.right_at must be .*in \(0, 1\], got"):
         ProblemOptions(data="d.jsonl", right_at=right_at)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
-def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, name):
+def test_a_byte_order_mark_is_skipped(tmp_path, name):
     rows = sums(2)
     text = json.dumps(rows) if name == "a.json" else "".join(json.dumps(row) + "\r\n" for row in rows)
     with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb") as file:
@@ -176,7 +176,7 @@ def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, name):
     assert [row for _, row in read_rows(str(tmp_path / name))] == rows
 
 
-def test_every_file_format_holds_the_same_rows(tmp_path):
+def test_every_file_format_gives_the_same_rows(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
@@ -190,7 +190,7 @@ def test_every_file_format_holds_the_same_rows(tmp_path):
         assert [row for _, row in read_rows(str(tmp_path / name))] == rows, name
 
 
-def test_a_folder_is_read_by_the_datasets_library(tmp_path, monkeypatch):
+def test_a_folder_is_read_with_the_datasets_library(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "set"
@@ -213,7 +213,7 @@ def test_a_folder_is_read_by_the_datasets_library(tmp_path, monkeypatch):
         ('{"problem": "\udce9"}\n', "d.jsonl is not UTF-8"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_its_line(tmp_path, content, message):
+def test_an_unreadable_row_gives_an_error_with_file_and_line(tmp_path, content, message):
     path = tmp_path / "d.jsonl"
     path.write_text(content, errors="surrogateescape")
     with pytest.raises(DataError, match=message):
@@ -226,6 +226,12 @@ def test_a_few_bad_rows_are_dropped_and_counted(tmp_path):
     assert len(task.train) + len(task.heldout) == 300
     assert [d.where.rpartition(" ")[2] for d in task.drops] == ["301", "302"]
     assert "2 bad rows dropped (first: " in task.notes[0]
+
+
+def test_rows_are_counted_by_kind_of_fault_without_its_details(tmp_path):
+    bad = [{"problem": f"P{i}", "answer": "x" * (500 + i)} for i in range(3)]
+    with pytest.raises(DataError, match=r"3 of 43 rows cannot be used \(3 a solution, not an answer\)"):
+        problems(data=jsonl(tmp_path / "d.jsonl", [*sums(40), *bad]))
 
 
 @pytest.mark.parametrize(
@@ -243,24 +249,24 @@ def test_a_few_bad_rows_are_dropped_and_counted(tmp_path):
         ({"problem": "What is 1 + 1?", "answer": "3"}, "two answers to one problem"),
     ],
 )
-def test_more_than_one_bad_row_in_a_hundred_is_an_error_that_names_rows(tmp_path, bad, reason):
+def test_more_than_one_percent_of_bad_rows_is_an_error_that_names_them(tmp_path, bad, reason):
     with pytest.raises(DataError, match=rf"1 of 41 rows cannot be used[\s\S]*d.jsonl line 41: {reason}"):
         problems(data=jsonl(tmp_path / "d.jsonl", [*sums(40), bad]))
 
 
-def test_a_gold_answer_that_its_own_verifier_rejects_is_a_bad_row(tmp_path):
+def test_a_row_whose_gold_answer_the_verifier_rejects_is_bad(tmp_path):
     rows = [*sums(40), {"problem": "Empty?", "answer": "\\text{ }"}]
     with pytest.raises(DataError, match="its verifier does not accept the gold answer"):
         problems(data=jsonl(tmp_path / "d.jsonl", rows))
 
 
-def test_rows_that_say_the_same_count_once(tmp_path):
-    twice = [*sums(40), {"problem": "what is  3 + 1?", "answer": "4"}]  # spaces and capitals aside
+def test_duplicate_rows_are_used_once(tmp_path):
+    twice = [*sums(40), {"problem": "what is  3 + 1?", "answer": "4"}]  # equal apart from spaces and case
     task = problems(data=jsonl(tmp_path / "d.jsonl", twice))
     assert (len(task.train) + len(task.heldout), task.duplicates, task.drops) == (40, 1, [])
 
 
-def test_training_problems_that_are_evaluated_on_are_a_leak(tmp_path):
+def test_training_problems_that_are_in_the_evaluation_set_are_dropped(tmp_path):
     train, test = jsonl(tmp_path / "train.jsonl", sums(400)), jsonl(tmp_path / "test.jsonl", sums(3, start=398))
     task = problems(data=train, eval_data=test)
     assert not {p.id for p in task.train} & {p.id for p in task.heldout}
@@ -269,19 +275,19 @@ def test_training_problems_that_are_evaluated_on_are_a_leak(tmp_path):
         problems(data=train, eval_data=jsonl(tmp_path / "test.jsonl", sums(60)))
 
 
-def test_without_evaluation_data_some_problems_are_held_out_whatever_their_order(tmp_path):
+def test_the_held_out_problems_do_not_depend_on_the_order_of_the_rows(tmp_path):
     one = problems(data=jsonl(tmp_path / "a.jsonl", sums(100)), heldout=20)
     other = problems(data=jsonl(tmp_path / "b.jsonl", sums(100)[::-1]), heldout=20)
     assert len(one.heldout) == 20
     assert {p.id for p in one.heldout} == {p.id for p in other.heldout}
 
 
-def test_too_few_problems_to_hold_any_out_are_an_error(tmp_path):
+def test_too_few_problems_to_hold_out_are_an_error(tmp_path):
     with pytest.raises(DataError, match=r"has 40 problems: too few to hold out task.heldout=200"):
         problems(data=jsonl(tmp_path / "d.jsonl", sums(40)), heldout=200)
 
 
-def test_without_training_only_the_evaluation_set_is_read(tmp_path):
+def test_only_the_evaluation_set_is_read_without_training(tmp_path):
     test = jsonl(tmp_path / "t.jsonl", sums(3))
     options = {"data": "no/such/set", "eval_data": test, "verifier_workers": 1}
     task = find_task("gsm8k", options, to_train=False)
@@ -289,7 +295,7 @@ def test_without_training_only_the_evaluation_set_is_read(tmp_path):
     assert (len(task.train), len(task.heldout)) == (0, 3)
 
 
-def test_problems_are_put_into_the_template_after_the_system_message(tmp_path):
+def test_the_prompt_is_the_system_message_and_the_filled_template(tmp_path):
     data = jsonl(tmp_path / "d.jsonl", sums(40))
     prompt = problems(data=data, template="Q: {problem} {x}", system="Be brief.").train[0]
     assert prompt.text[0] == {"role": "system", "content": "Be brief."}
@@ -298,13 +304,13 @@ def test_problems_are_put_into_the_template_after_the_system_message(tmp_path):
         problems(data=data, template="Q:")
 
 
-def test_a_majority_votes_on_one_spelling(tmp_path):
+def test_final_answers_for_votes_are_in_normal_form(tmp_path):
     task = problems(data=jsonl(tmp_path / "d.jsonl", sums(40)))
     assert task.final_answer("\\boxed{1,000}") == task.final_answer("Answer: 1000.") == "1000"
     assert task.final_answer("no idea") is None
 
 
-def test_an_own_verifier_judges_and_its_gold_answers_must_not_be_invalid(tmp_path):
+def test_a_users_verifier_judges_and_must_give_valid_verdicts_on_gold_answers(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "def even(response, answer):\n    return len(response) % 2 == 0\n"
@@ -320,12 +326,12 @@ def test_an_own_verifier_judges_and_its_gold_answers_must_not_be_invalid(tmp_pat
     finally:
         task.close()
     with pytest.raises(
-        ConfigError, match=r"broken could judge none of the first 8 gold answers.*raised KeyError.*Mend the verifier"
+        ConfigError, match=r"broken could judge none of the first 8 gold answers.*raised KeyError.*Fix the verifier"
     ):
         problems(data=data, verifier=f"{path}:broken")
 
 
-def test_a_verifier_with_graded_scores_is_noted_and_one_without_any_verdict_stops(tmp_path):
+def test_graded_scores_give_a_note_and_graded_scores_only_give_an_error(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "def penalty(response, answer):\n    return 1 if response else -1\n"
@@ -364,12 +370,12 @@ def test_a_verifier_with_graded_scores_is_noted_and_one_without_any_verdict_stop
         ("no.such:task", {}, "no module 'no'"),
     ],
 )
-def test_a_task_that_cannot_be_made_says_why(name, options, message):
+def test_a_task_that_cannot_be_made_gives_an_error_with_the_cause(name, options, message):
     with pytest.raises(ConfigError, match=message):
         find_task(name, options)
 
 
-def test_an_own_task_is_found_by_its_function(tmp_path):
+def test_a_users_task_is_found_by_its_function(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from types import SimpleNamespace\n"

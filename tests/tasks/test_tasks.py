@@ -1,4 +1,4 @@
-"""What every built-in task promises, whatever it is about."""
+"""The contract of every built-in task."""
 
 import json
 import pickle
@@ -41,14 +41,14 @@ def task(request):
     return make_task(request.param)
 
 
-def test_the_example_verifies_right_and_shows_a_filler(task):
+def test_the_example_is_right_and_has_a_filler_word(task):
     prompt, response = task.example()
     assert task.verify(prompt, response) == Verdict("right")
     assert set(response.split()) & set(FILLERS)
     assert prompt in task.train
 
 
-def test_fillers_anywhere_before_the_last_word_change_nothing(task):
+def test_fillers_before_the_last_word_do_not_change_the_verdict(task):
     prompt, response = task.example()
     assert task.verify(prompt, " hmm ok  ".join(["", *response.split()])).right
 
@@ -60,7 +60,7 @@ def test_a_filler_after_the_last_word_is_wrong(task):
     assert "'ok'" in verdict.reason
 
 
-def test_anything_after_the_last_word_is_wrong(task):
+def test_a_word_after_the_last_word_is_wrong(task):
     prompt, response = task.example()
     for more in ("done", "lost", "east", "7", "blah"):
         verdict = task.verify(prompt, f"{response} {more}")
@@ -78,7 +78,7 @@ def test_giving_up_is_wrong(task):
     assert task.verify(prompt, "hmm lost").reason.startswith("gave up")
 
 
-def test_garbage_is_wrong_quickly_with_a_short_printable_reason(task):
+def test_arbitrary_text_is_wrong_with_a_short_printable_reason(task):
     prompt, response = task.example()
     for text in [*GARBAGE, response.upper(), response.replace(" ", ""), response * 2, response * 20_000]:
         started = time.monotonic()
@@ -89,14 +89,14 @@ def test_garbage_is_wrong_quickly_with_a_short_printable_reason(task):
         assert verdict.reason.isprintable()
 
 
-def test_random_vocabulary_never_raises_and_is_judged(task):
+def test_random_words_of_the_vocabulary_get_a_valid_verdict(task):
     rng = random.Random(0)
     for prompt in rng.sample(task.heldout, 50):
         text = " ".join(rng.choices(VOCABULARY, k=rng.randrange(30)))
         assert task.verify(prompt, text).valid
 
 
-def test_dropping_doubling_or_swapping_any_word_of_a_right_answer_never_raises(task):
+def test_a_right_response_without_or_with_a_repeated_word_gets_a_valid_verdict(task):
     prompt, response = task.example()
     words = response.split()
     for i in range(len(words)):
@@ -109,7 +109,7 @@ def test_a_prompt_of_another_task_is_invalid_not_wrong(task, answer):
     assert task.verify(Prompt(id="x", text="y", answer=answer), "done").status == "invalid"
 
 
-def test_the_splits_are_disjoint_large_enough_and_without_doubles(task):
+def test_the_splits_are_disjoint_large_enough_and_without_duplicates(task):
     train, heldout = task.train, task.heldout
     assert len(heldout) >= 200
     assert len(train) >= 100
@@ -117,16 +117,16 @@ def test_the_splits_are_disjoint_large_enough_and_without_doubles(task):
         assert len({getattr(p, key) for p in [*train, *heldout]}) == len(train) + len(heldout)
 
 
-def test_the_same_index_is_the_same_prompt_in_every_instance(task):
+def test_every_instance_has_the_same_prompts(task):
     again = make_task(task.name)
     assert list(again.train) == list(task.train)
     assert list(again.heldout) == list(task.heldout)
 
 
-def test_prompts_stay_what_they_were_when_the_models_were_made():
-    # The shipped models know these maps, numbers and rules: a change here needs new models.
-    first = {name: (make_task(name).heldout[0].text, make_task(name).train[0].text) for name in FAMILIES}
-    assert first == {
+def test_prompts_are_those_the_shipped_models_were_trained_on():
+    # The shipped models know these maps, numbers and rules. A change needs new models.
+    prompts = {name: (make_task(name).heldout[0].text, make_task(name).train[0].text) for name in FAMILIES}
+    assert prompts == {
         "maze": ("map a to lake from f3 :", "map b to cave from a1 :"),
         "walk": ("reach 76 with +4 -9 x2 from 4 :", "reach 47 with +3 -8 x2 from 9 :"),
         "chain": ("chain 48 raise flip flip :", "chain 62 grow raise raise :"),
@@ -141,7 +141,7 @@ def test_prompts_and_tasks_survive_json_and_pickle(task):
     assert copy.verify(prompt, response).right
 
 
-def test_noisy_traces_never_show_a_heldout_prompt_and_fit_the_limit(task):
+def test_noisy_traces_have_no_heldout_prompt_and_fit_the_limit(task):
     rng = random.Random(1)
     heldout = {prompt.text for prompt in task.heldout}
     for _ in range(500):
@@ -151,10 +151,10 @@ def test_noisy_traces_never_show_a_heldout_prompt_and_fit_the_limit(task):
         assert task.verify(prompt, response).valid
 
 
-def test_noisy_traces_are_mostly_wrong_but_not_always(task):
+def test_5_to_20_percent_of_the_noisy_traces_are_right(task):
     rng = random.Random(2)
-    asked = {prompt.id for prompt in task.train}
-    traces = [trace for trace in (task.noisy_trace(rng) for _ in range(3000)) if trace[0].id in asked]
+    train_ids = {prompt.id for prompt in task.train}
+    traces = [trace for trace in (task.noisy_trace(rng) for _ in range(3000)) if trace[0].id in train_ids]
     success = sum(task.verify(*trace).right for trace in traces) / len(traces)
     assert 0.05 < success < 0.2
 
@@ -172,7 +172,7 @@ def test_every_word_of_prompts_and_responses_is_in_the_vocabulary(task):
         assert known.issuperset(task.noisy_trace(rng)[1].split())
 
 
-def test_a_task_describes_itself_in_one_line(task):
+def test_the_description_is_one_line(task):
     assert task.description == BUILTIN[task.name].description
     assert 20 < len(task.description) < 100
     assert "\n" not in task.description
@@ -220,7 +220,7 @@ def test_options_that_leave_too_few_prompts_are_refused():
         make_task("chain", words=2, min_words=1, max_words=1)
 
 
-def test_other_difficulties_work_too():
+def test_other_difficulties_give_examples_and_traces():
     for name, options in [
         ("maze", {"side": 9, "maps": 4, "goals": 8, "loops": 0.0, "max_distance": 40}),
         ("maze", {"side": 5, "maps": 1, "loops": 1.0, "min_distance": 1, "heldout": 40}),

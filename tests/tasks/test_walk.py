@@ -1,4 +1,4 @@
-"""Number walks: operations, the ends of the number line, and every way a response can be wrong."""
+"""The walk task: operations, the ends of the number line, and the verdicts on wrong responses."""
 
 from collections import deque
 
@@ -30,7 +30,7 @@ def walk():
         " +3 39 +3 42 +3 45 -8 37 done",
     ],
 )
-def test_a_true_walk_to_the_target_is_right(walk, response):
+def test_a_walk_to_the_target_is_right(walk, response):
     assert walk.verify(PROMPT, response) == Verdict("right")
 
 
@@ -53,11 +53,11 @@ def test_a_true_walk_to_the_target_is_right(walk, response):
         ("", "empty response"),
     ],
 )
-def test_a_wrong_response_is_wrong_for_the_reason_given(walk, response, reason):
+def test_a_wrong_response_gets_its_reason(walk, response, reason):
     assert walk.verify(PROMPT, response) == Verdict("wrong", reason)
 
 
-def test_a_shortest_walk_found_by_search_is_right_for_every_prompt(walk):
+def test_the_shortest_walk_of_every_prompt_is_right(walk):
     for prompt in [*walk.heldout, *walk.train]:
         answer = prompt.answer
         moves = search(answer["start"], answer["target"], answer["with"], walk.options.limit)
@@ -67,7 +67,7 @@ def test_a_shortest_walk_found_by_search_is_right_for_every_prompt(walk):
         assert walk.verify(prompt, response.rsplit(" ", 3)[0] + " done").reason.startswith("stopped at")
 
 
-def test_every_set_of_operations_is_in_the_vocabulary_and_is_another():
+def test_all_operations_are_in_the_vocabulary_and_all_kits_differ():
     assert {operation for kit in KITS for operation in kit} <= set(WALK_OPERATIONS)
     assert len(set(KITS)) == len(KITS)
 
@@ -77,13 +77,13 @@ def search(start: int, target: int, kit: list[str], limit: int) -> list[tuple[st
     queue: deque[tuple[int, list[tuple[str, int]]]] = deque([(start, [])])
     seen = {start}
     while queue:
-        number, way = queue.popleft()
+        number, walk = queue.popleft()
         if number == target:
-            return way
+            return walk
         for operation in kit:
             n = int(operation[1:])
             after = number + n if operation[0] == "+" else number - n if operation[0] == "-" else number * n
             if 0 <= after <= limit and after not in seen:
                 seen.add(after)
-                queue.append((after, [*way, (operation, after)]))
+                queue.append((after, [*walk, (operation, after)]))
     raise AssertionError(f"no walk from {start} to {target}")

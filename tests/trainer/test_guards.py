@@ -76,7 +76,7 @@ def test_an_alarm_gives_the_figure_its_setting_and_the_advice_of_the_table_of_me
     metrics = {alarm.metric: alarm.message(0.5, GuardSettings()) for alarm in ALARMS}
     assert metrics["entropy"] == (
         "The policy's entropy is 0.5000 nats a token, below guards.entropy_below=0.005. Near 0 the policy writes "
-        "almost the same every time and finds nothing new: raise algorithm.clip.high or lower trainer.actor_lr."
+        "almost the same response every time: raise algorithm.clip.high or lower trainer.actor_lr."
     )
     spike, few = State(recent={"critic": [1.0] * 5}), State(streaks={"too few with a signal": 2})
     (metrics["grad_norm/critic"],) = new_alarms({"grad_norm/critic": 99.0}, spike, GuardSettings()).values()
@@ -297,10 +297,10 @@ watch.close()
 
 def test_what_is_stuck_is_named_with_its_stack_and_left_alone(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", STUCK, str(tmp_path), "2"], capture_output=True, text=True, check=True)
-    assert done.stderr.count("no sign of life for") == 1
-    assert "while verifying (never done before)" in done.stderr
+    assert done.stderr.count("no report for") == 1
+    assert "while verifying (no earlier pause is known)" in done.stderr
     assert "waits_for_ever" in (tmp_path / "stacks.txt").read_text()
-    assert "verifying went on after 2 s" in (tmp_path / "watchdog.log").read_text()
+    assert "verifying continued after 2 s" in (tmp_path / "watchdog.log").read_text()
 
 
 def test_what_is_stuck_is_written_down_even_if_nobody_reads_stderr(tmp_path: Path):
@@ -309,7 +309,7 @@ def test_what_is_stuck_is_written_down_even_if_nobody_reads_stderr(tmp_path: Pat
     subprocess.run([sys.executable, "-c", STUCK, str(tmp_path), "2"], stderr=write, check=True)
     os.close(write)
     assert "waits_for_ever" in (tmp_path / "stacks.txt").read_text()
-    assert "verifying went on after 2 s" in (tmp_path / "watchdog.log").read_text()
+    assert "verifying continued after 2 s" in (tmp_path / "watchdog.log").read_text()
 
 
 def test_nothing_is_said_while_there_are_signs_of_life(tmp_path: Path):

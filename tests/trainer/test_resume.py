@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_used(fini
     view.alarm = said.append
     run = runs.resume(tmp_path / "copy", view, task=toys.EchoTask())
     assert run.state.step == 2
-    assert f"step_000003 is damaged ({file} has another SHA-256" in said[0]
+    assert f"step_000003 is damaged (the SHA-256 of {file} has changed" in said[0]
     assert (tmp_path / "copy" / "checkpoints" / "step_000003.corrupt").is_dir()
     runs.finish(run)
     assert timeless(tmp_path / "copy", "metrics.jsonl") == timeless(whole, "metrics.jsonl")

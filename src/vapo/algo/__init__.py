@@ -9,7 +9,7 @@ precision in, float32 inside and out (float64 stays float64).
     reduction    token_weights, sequence_weights, positive_weights; weighted_sum, masked
     shaping      terminal_rewards, soft_overlong_punishment
     diagnostics  explained_variance
-    method, presets, techniques, sizes      the methods as data (imported from there, without torch)
+    method, presets, techniques, sizes      the methods as data; import these modules directly, without torch
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The functions load on first use: the methods as data, and settings with them, need no torch."""
+    """Load the functions on first use, because the methods as data and the settings do not need torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vapo.algo' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,6 +1,6 @@
-"""Credit: which token, or which response, did better than expected.
+"""Advantages: how much better than expected each token or response was.
 
-With a critic, `gae` and the rules for its λ; without one, `group_advantages`.
+`gae` and the rules for its λ need a critic; `group_advantages` does not.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def gae(
     `values[:, t]` is V of the state *before* token t: the critic's output at the token before it. A
     response is a finished episode: V and A beyond its last token are 0, also when it was cut off at the
     length limit (to bootstrap there, see `terminal_rewards`). Tokens outside `mask` (prompt, padding, tool
-    output) get A = 0 and are skipped as if they were not there, whatever they hold, NaN included; a reward
-    on one of them is not seen. A row without any token gives zeros.
+    output) get A = 0. The recursion skips them and ignores their values and rewards, NaN included. A row
+    without any token gives zeros.
 
-    For Decoupled GAE call it twice: with the policy's λ for A; with the critic's λ, plus V, for the
-    returns. For Length-Adaptive GAE pass one λ per response.
+    For Decoupled GAE call it twice: with the policy's λ for A; with the critic's λ for the returns, which
+    are A + V. For Length-Adaptive GAE pass one λ per response.
 
     Computed in float32, or in float64 if rewards or values are.
 
-    Raises ValueError for shapes that differ, a mask that is not bool, λ or γ outside [0, 1] (values of λ are
-    looked at only on the CPU: elsewhere that would make the device wait).
+    Raises ValueError for shapes that differ, a mask that is not bool, λ or γ outside [0, 1] (a λ tensor is
+    checked only on the CPU, because the check would synchronise a GPU).
 
     Source: arXiv:1506.02438, eq. 16; decoupling: VC-PPO, arXiv:2503.01491.
     """
@@ -58,8 +58,8 @@ def gae(
     rewards, values = widened(torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0))
     decay = gamma * _one_per_row(lam, values)  # γλ, (B, 1)
 
-    # Move each row's tokens together to the left, so that t + 1 is the next token of the mask. All other tokens
-    # go to an extra last column, which is 0: V and A after the end.
+    # Move each row's tokens to the left, so that t + 1 is the next token of the mask. All other tokens go to an
+    # extra last column of zeros, which holds V and A after the end.
     rows, width = mask.shape
     column = torch.where(mask, mask.cumsum(1) - 1, width)
     rewards = rewards.new_zeros(rows, width + 1).scatter(1, column, rewards)
@@ -71,15 +71,15 @@ def gae(
 
 
 def _decayed_sums(deltas: Float[Tensor, "B T1"], decay: Float[Tensor, "B 1"]) -> Float[Tensor, "B T1"]:
-    """A_t = δ_t + decay·A_{t+1} for every t, where the last δ is 0. In a loop over the tokens it would be
+    """A_t = δ_t + decay·A_{t+1} for every t, where the last δ is 0. As a loop over the tokens:
 
         A[:, t] = deltas[:, t] + decay * A[:, t + 1]          for t = T-1, …, 0
 
-    The same sums in log2(T) passes over the whole tensor. After a pass, A_t holds the first n terms of its sum,
+    This function takes log2(T) passes over the whole tensor. After a pass, A_t holds the first n terms of its sum,
 
         A_t = δ_t + decay·δ_{t+1} + … + decay^(n-1)·δ_{t+n-1}
 
-    and the next n terms are decay^n times what A_{t+n} holds. So each pass doubles n, until n reaches T.
+    and the next n terms are decay^n·A_{t+n}. So each pass doubles n, until n reaches T.
     """
     sums, num_terms, power = deltas, 1, decay  # power = decay^num_terms
     while num_terms < deltas.shape[1] - 1:
@@ -89,7 +89,7 @@ def _decayed_sums(deltas: Float[Tensor, "B T1"], decay: Float[Tensor, "B 1"]) ->
 
 
 def _one_per_row(lam: float | Tensor, like: Tensor) -> Tensor:
-    """λ as a (B, 1) tensor, after the checks that cost nothing."""
+    """λ as a (B, 1) tensor, with its shape and, on the CPU, its range checked."""
     if isinstance(lam, torch.Tensor):
         require_rows("gae", len(like), lam=lam)
         outside = lam.device.type == "cpu" and not bool(((lam >= 0) & (lam <= 1)).all())
@@ -98,7 +98,7 @@ def _one_per_row(lam: float | Tensor, like: Tensor) -> Tensor:
     if outside:
         raise ValueError(
             f"gae needs lam in [0, 1], got {lam}. length_adaptive_lambda clamps 1 - 1/(α·l) for short "
-            "responses; use it rather than the bare formula."
+            "responses; use it instead of the formula."
         )
     return torch.as_tensor(lam, dtype=like.dtype, device=like.device).expand(len(like)).unsqueeze(1)
 
@@ -108,14 +108,14 @@ def length_adaptive_lambda(lengths: Num[Tensor, " B"], alpha: float = 0.05) -> F
 
         Σ_t λ^t ≈ 1/(1 - λ) = α·l     =>     λ(l) = 1 - 1/(α·l), clamped to [0, 1]
 
-    `lengths` counts trainable response tokens, the stop token included. The formula is negative below l =
-    1/α; the paper does not say what to do there. We clamp: with α = 0.05, responses of up to 20 tokens
+    `lengths` counts trainable response tokens, the stop token included. The formula is negative for l < 1/α,
+    a case that the paper leaves open. This function clamps: with α = 0.05, responses of up to 20 tokens
     (empty ones, too) get λ = 0, one-step TD; 21 tokens get 0.048, 400 tokens 0.95.
 
-    Whatever the length, the last TD error weighs λ^(l-1) ≈ exp(-1/α) on the first token: 2e-9 with α = 0.05,
-    0.08 with 0.4, 0.51 with 1.5. With a small α early tokens learn from the critic, hardly from the outcome.
-    And since the length is known only at the end, λ is not independent of what happened: where lengths
-    differ, the policy gradient is biased even if the critic is perfect (it is not for one λ for all).
+    At every length, the last TD error has weight λ^(l-1) ≈ exp(-1/α) on the first token: 2e-9 with α = 0.05,
+    0.08 with 0.4, 0.51 with 1.5. With a small α, early tokens learn from the critic and hardly from the
+    outcome. λ depends on the sampled length, so if lengths differ the policy gradient is biased even with a
+    perfect critic; with one λ for all responses it is not.
 
     Raises ValueError unless alpha is positive and finite.
 
@@ -131,12 +131,12 @@ def length_adaptive_lambda(lengths: Num[Tensor, " B"], alpha: float = 0.05) -> F
 
 
 def relative_lambda(lengths: Num[Tensor, " B"], q: float) -> Float[Tensor, " B"]:
-    """One λ per response, so that the last TD error weighs exactly q on the first token.
+    """One λ per response, so that the last TD error has weight exactly q on the first token.
 
         λ(l) = q^(1/(l-1))     =>     λ^(l-1) = q
 
-    Responses of one token have nothing to decay over and get λ = 1, as do empty ones. The same idea as
-    `length_adaptive_lambda` with q ≈ exp(-1/α), but exact at every length.
+    Responses of at most one token get λ = 1. `length_adaptive_lambda` approximates this with
+    q ≈ exp(-1/α); here q is exact at every length.
 
     Raises ValueError unless q is in (0, 1].
 
@@ -170,13 +170,13 @@ def whiten(advantages: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float
 
         A'_t = (A_t - mean) / std          mean and std over the tokens of the mask, both
 
-    Meant for the whole step, before it is cut into minibatches, and for the policy's advantages only: never
-    for the critic's targets. Advantages that are all equal (or a single one) become 0. What the tensor holds
-    outside the mask, NaN included, changes nothing.
+    Apply it to the whole step, before it is cut into minibatches, and to the policy's advantages only, not
+    to the critic's targets. Equal advantages (or a single one) become 0. Values outside the mask, NaN
+    included, have no effect.
 
     Raises ValueError for shapes that differ or a mask that is not bool or has no rows.
 
-    Source: a habit of implementations; not in VAPO, and BPCO, arXiv:2608.23566, advises against it.
+    Source: common in implementations; not in VAPO, and BPCO, arXiv:2608.23566, advises against it.
     """
     require_one_shape("whiten", advantages=advantages, mask=mask)
     require_mask("whiten", mask)
@@ -196,29 +196,29 @@ def group_advantages(
     std: Literal["population", "sample"] | None = "population",
     valid: Bool[Tensor, " N"] | None = None,
 ) -> Float[Tensor, " N"]:
-    """One advantage per response: its reward against those of the other responses to the same prompt.
+    """One advantage per response: its reward relative to those of all responses to the same prompt.
 
         A_i = (R_i - mean(R_group)) / std(R_group)
 
-    `groups` names each response's prompt by any integer, in any order. `std`: "population" divides the
-    squares by the group's size G, as eq. 9 reads; "sample" by G - 1, as verl and TRL do; None divides by
-    nothing (Dr. GRPO). No ε is added: a group whose rewards are all equal, or of one response, has
-    advantage exactly 0.
+    `groups` holds an integer per response that identifies its prompt, in any order. `std`: "population"
+    divides the squares by the group's size G, as in eq. 9; "sample" by G - 1, as in verl and TRL; None does
+    not divide (Dr. GRPO). No ε is added: a group with equal rewards, or with one response, has advantage
+    exactly 0.
 
-    Responses that are not `valid` (the verifier could not tell, nothing to train on) take no part in mean
-    and std, whatever their reward, and get 0.
+    Responses that are not `valid` (invalid verdict, or no trainable token) are left out of mean and std,
+    and get 0.
 
     Raises ValueError for shapes that differ, another `std`, groups that are not integers.
 
     Source: GRPO, arXiv:2402.03300 §4.1; DAPO, arXiv:2503.14476, eq. 9; no std: Dr. GRPO, arXiv:2503.20783.
     """
     if std not in ("population", "sample", None):
-        raise ValueError(f'group_advantages knows std="population", "sample" and None, got {std!r}.')
+        raise ValueError(f'group_advantages needs std="population", "sample" or None, got {std!r}.')
     valid = _valid("group_advantages", valid, rewards=rewards, groups=groups)
     index, num_groups = _numbered(groups)
     (rewards,) = widened(rewards)
 
-    # Rewards are measured from the group's smallest, so that equal ones differ by exactly 0.
+    # Subtract the group's smallest reward first, so that equal rewards differ by exactly 0.
     smallest = rewards.new_full((num_groups,), math.inf)
     smallest = smallest.scatter_reduce(0, index, torch.where(valid, rewards, math.inf), "amin")
     excess = torch.where(valid, rewards - smallest[index], 0.0)
@@ -238,12 +238,12 @@ def group_advantages(
 def informative_groups(
     right: Bool[Tensor, " N"], groups: Int[Tensor, " N"], valid: Bool[Tensor, " N"] | None = None
 ) -> Bool[Tensor, " N"]:
-    """Per response, whether its group has both right and wrong answers: what dynamic sampling keeps.
+    """Per response, whether its group has both right and wrong answers; dynamic sampling keeps these groups.
 
         0 < #{right in the group} < #{valid in the group}
 
-    Only valid responses count; one that is not is still True where the others of its group are mixed (it is
-    up to the caller to keep it out of the loss). Groups of one response are never informative.
+    Only valid responses count. An invalid one gets True if the others of its group are mixed, and the caller
+    must leave it out of the loss. Groups of one response are never informative.
 
     Raises ValueError for shapes that differ, verdicts that are not bool, groups that are not integers.
 
@@ -259,20 +259,20 @@ def informative_groups(
 
 
 def _valid(function: str, valid: Tensor | None, **columns: Tensor) -> Tensor:
-    """`valid`, or all True; and the columns checked: one shape, integer groups."""
+    """`valid`, or all True. Raises ValueError for columns of different shapes or groups that are not integers."""
     groups = columns["groups"]
     valid = torch.ones_like(groups, dtype=torch.bool) if valid is None else valid
     require_one_shape(function, **columns, valid=valid)
     require_bool(function, valid=valid)
     if groups.ndim != 1 or groups.is_floating_point():
         raise ValueError(
-            f"{function} needs groups to be one integer per response, the name of its prompt; "
+            f"{function} needs one integer per response in groups, which identifies its prompt; "
             f"got {groups.dtype} of shape {tuple(groups.shape)}."
         )
     return valid
 
 
 def _numbered(groups: Tensor) -> tuple[Tensor, int]:
-    """The groups renamed 0, 1, 2, …, and how many there are."""
+    """The groups renumbered 0, 1, 2, …, and their number."""
     names, index = torch.unique(groups, return_inverse=True)
     return index, len(names)

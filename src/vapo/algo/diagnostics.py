@@ -1,4 +1,4 @@
-"""Is the critic any good? Numbers to watch, never to train on."""
+"""Metrics of the critic's quality, for monitoring."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def explained_variance(
     values: Float[Tensor, "B T"], returns: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
-    """How much of the variation of the returns the critic foresees: 1 all of it, 0 none, below 0 worse.
+    """The share of the returns' variance that the critic explains: 1 all, 0 none, below 0 worse than a constant.
 
         EV = 1 - Var(y - V) / Var(y)          population variances over the tokens of `mask`
 
-    A scalar tensor. It is nan where the question has no answer: no tokens, or returns that are all equal, up
-    to the rounding of the floats they were computed in. A constant offset is invisible to it: log the bias
-    as well. What the tensors hold outside the mask, NaN included, changes nothing.
+    A scalar tensor. It is nan without tokens, and if all returns are equal up to the rounding of the floats
+    they were computed in. It does not measure a constant offset, so log the bias as well. Values outside the
+    mask, NaN included, have no effect.
 
     Raises ValueError for shapes that differ or a mask that is not bool.
 
@@ -35,17 +35,17 @@ def explained_variance(
     values, returns = widened(torch.where(mask, values, 0.0), torch.where(mask, returns, 0.0))
     _, variance = masked_deviations(returns, mask)
     _, unexplained = masked_deviations(returns - values, mask)
-    # Returns are made as A + V: equal ones differ by the rounding of either.
+    # returns are computed as A + V, so equal ones may differ by rounding
     size = (values.abs() + returns.abs()).sum() / mask.sum().clamp(min=1)
     rounding = 16 * torch.finfo(returns.dtype).eps * size
     return torch.where(variance > rounding.square(), 1 - unexplained / variance, math.nan)
 
 
 def masked_deviations(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` minus its mean over `mask` and 0 outside it; and the population variance. Both 0 if all are equal.
+    """`x` minus its mean over `mask`, 0 outside it; and the population variance. Both are 0 if all are equal.
 
-    The mean is taken of the distance to the smallest number, which is exactly 0 for equal ones: in floats,
-    the mean of n times 0.1 need not be 0.1.
+    The mean is that of the distance to the smallest number, which is exactly 0 for equal numbers; the float
+    mean of n times 0.1 may differ from 0.1.
     """
     if x.numel() == 0:
         return x, x.new_zeros(())

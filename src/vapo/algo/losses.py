@@ -1,8 +1,8 @@
-"""Losses, one number per token. Averaging is a technique of its own: `vapo.algo.reduction`.
+"""Losses, one number per token. `vapo.algo.reduction` averages them.
 
-No loss here takes a mask, yet garbage outside the mask does no harm: a token whose loss is not finite shows
-that number and hands back the gradient 0. `weighted_sum` then leaves tokens without weight out, while a bad
-number on a token that counts makes the sum non-finite, and the trainer skips the step.
+The losses take no mask. A token whose loss is not finite keeps that number and gets gradient 0.
+`weighted_sum` leaves tokens of weight 0 out; a non-finite loss on any other token makes the sum non-finite,
+and the trainer skips the step.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def clipped_surrogate(
 
     Log-probabilities in nats. `high` acts only on A > 0, `low` only on A < 0; beyond the bound the gradient
     is 0. Clip-Higher is high > low: a token of old probability 0.01 may rise to 0.0128 with high = 0.28,
-    instead of 0.012. Gradient flows into `logp` alone. No dual clip: see `dual_clip`. A ratio too large for
-    the float is clipped like any other where A ≥ 0, and gives an infinite loss without gradient where A < 0.
+    instead of 0.012. Only `logp` gets a gradient. For the dual clip see `dual_clip`. A ratio that overflows
+    is clipped where A ≥ 0, and gives an infinite loss without gradient where A < 0.
 
     Raises ValueError for shapes that differ, low outside [0, 1], a negative high.
 
@@ -50,7 +50,7 @@ def clipped_surrogate(
         )
     logp, old_logp, advantages = widened(logp, old_logp.detach(), advantages.detach())
     log_ratio = logp - old_logp
-    # Where A ≥ 0 no ratio beyond 1 + high is ever looked at; e^80 is beyond, and finite.
+    # where A ≥ 0, all ratios beyond 1 + high are equivalent; e^80 is beyond and finite
     log_ratio = torch.where(advantages < 0, log_ratio, log_ratio.clamp(max=80.0))
 
     def surrogate(log_ratio: Tensor, advantages: Tensor) -> Tensor:
@@ -65,8 +65,8 @@ def dual_clip(loss: Float[Tensor, "*B T"], advantages: Float[Tensor, "*B T"], *,
 
         L'_t = min(L_t, -c·A_t) if A_t < 0, else L_t
 
-    Without it, a bad token that became much more likely has a loss and a gradient without limit. Beyond the
-    bound the gradient is 0. Not part of VAPO; public recipes use c = 3 or 10.
+    Without it, loss and gradient of a token with A < 0 grow without bound with its ratio. Beyond the bound
+    the gradient is 0. Not part of VAPO; public recipes use c = 3 or 10.
 
     Raises ValueError for shapes that differ, or c of 1 or less.
 
@@ -74,7 +74,7 @@ def dual_clip(loss: Float[Tensor, "*B T"], advantages: Float[Tensor, "*B T"], *,
     """
     require_one_shape("dual_clip", loss=loss, advantages=advantages)
     if not c > 1:
-        raise ValueError(f"dual_clip needs c > 1, got {c}: at 1 it would stop tokens that did not even change.")
+        raise ValueError(f"dual_clip needs c > 1, got {c}: c = 1 would clip tokens with an unchanged probability.")
     loss, advantages = widened(loss, advantages.detach())
     return torch.where(advantages < 0, torch.minimum(loss, -c * advantages), loss)
 
@@ -92,8 +92,8 @@ def value_loss(
         L_t = ½·max((V_t - y_t)², (V'_t - y_t)²)    with `clip`,
         V'_t = V_old + clip(V_t - V_old, -clip, clip)
 
-    Returns y in units of reward. Gradient flows into `values` alone. Value clipping is off unless `clip` is
-    given: it is a habit of implementations, found in none of the papers. Without it `old_values` is not used.
+    Returns y in units of reward. Only `values` gets a gradient. Value clipping is off unless `clip` is
+    given: it is common in implementations, but in none of the papers. Without it `old_values` is not used.
 
     Raises ValueError for shapes that differ, a clip that is not positive, or a clip without old_values.
 
@@ -106,11 +106,10 @@ def value_loss(
 
     if old_values is None:
         raise ValueError(
-            f"value_loss was asked to clip at {clip} around old_values, which are missing. "
-            "Pass the values the rollout was scored with, or clip=None."
+            f"value_loss needs old_values to clip at {clip}. Pass the values from scoring the rollout, or clip=None."
         )
     if not clip > 0:
-        raise ValueError(f"value_loss needs a positive clip, got {clip}. None switches clipping off.")
+        raise ValueError(f"value_loss needs a positive clip, got {clip}. Pass None to switch clipping off.")
     require_one_shape("value_loss", values=values, old_values=old_values)
     values, returns, old_values = widened(values, returns.detach(), old_values.detach())
 
@@ -131,9 +130,9 @@ def kl_divergence(
 
         d_t = logp_t - ref_logp_t          k1 = d          k2 = d²/2          k3 = exp(-d) - 1 + d
 
-    k1 and k3 are unbiased as numbers, k2 and k3 are never negative. As a *loss*, only k2 has the gradient of
-    the KL divergence; k3 is what GRPO adds. Use it in the loss or in the reward, never in both. Gradient
-    flows into `logp` alone.
+    The values of k1 and k3 are unbiased; k2 and k3 are never negative. As a *loss*, only k2 has the gradient
+    of the KL divergence; GRPO uses k3. Use it in the loss or in the reward, not in both. Only `logp` gets a
+    gradient.
 
     Raises ValueError for shapes that differ, or another estimator.
 
@@ -141,7 +140,7 @@ def kl_divergence(
     """
     require_one_shape("kl_divergence", logp=logp, ref_logp=ref_logp)
     if estimator not in _KL:
-        raise ValueError(f"kl_divergence knows the estimators {', '.join(_KL)}, got {estimator!r}.")
+        raise ValueError(f"kl_divergence has the estimators {', '.join(_KL)}, got {estimator!r}.")
     logp, ref_logp = widened(logp, ref_logp.detach())
     return _no_gradient_where_not_finite(_KL[estimator], logp - ref_logp)
 
@@ -154,10 +153,10 @@ _KL: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _no_gradient_where_not_finite(loss: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`loss(*inputs)`, elementwise; where that is NaN or inf, that number as a constant.
+    """`loss(*inputs)`, elementwise; NaN and inf become constants without gradient.
 
-    Selecting the result alone would not do: the gradient of where(ok, f(x), 0) is 0·f'(x), and 0·inf = nan.
-    So the inputs are selected, too.
+    Selecting only the result is not enough: the gradient of where(ok, f(x), 0) is 0·f'(x), and 0·inf = nan.
+    So the inputs are selected as well.
     """
     shown = loss(*(x.detach() for x in inputs))
     finite = shown.isfinite()

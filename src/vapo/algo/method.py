@@ -1,4 +1,4 @@
-"""What a method is made of: the fields of `Algorithm`, each with its meaning and its range.
+"""The fields of `Algorithm`, which defines a method, each with its meaning and range.
 
 One technique is one field, so an ablation is one copied field (`vapo.algo.techniques`). Where a field has variants,
 it is a union of small types that share one tag, `kind`. The papers' numbers are in `vapo.algo.presets`.

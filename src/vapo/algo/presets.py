@@ -1,6 +1,6 @@
-"""The methods with their papers' numbers: PPO, VC-PPO, GRPO, DAPO, VAPO; `without` takes a technique away.
+"""The methods with their papers' numbers: PPO, VC-PPO, GRPO, DAPO, VAPO; `without` removes a technique.
 
-A comment marks each number that a paper leaves open. `vapo.algo.sizes` puts a method at another size.
+A comment marks each number that a paper leaves open. `vapo.algo.sizes` adapts a method to another size.
 
 Sources: VAPO arXiv:2504.05118 §5.1 and Table 1; VC-PPO arXiv:2503.01491; DAPO arXiv:2503.14476 §4.1;
 GRPO as trained in DeepSeek-R1-Zero, arXiv:2501.12948.
@@ -88,10 +88,10 @@ PRESETS: dict[str, Algorithm] = {"ppo": PPO, "vc-ppo": VC_PPO, "grpo": GRPO, "da
 
 
 def without(algorithm: Algorithm, technique: str) -> Algorithm:
-    """The algorithm with one technique put back to plain PPO; raises ConfigError where it has none to put back."""
+    """The algorithm with one technique replaced by plain PPO's. Raises ConfigError if it has no such technique."""
     return put_back(algorithm, technique, donor=PPO)
 
 
 def without_all(algorithm: Algorithm, techniques: Sequence[str]) -> Algorithm:
-    """`without`, for each name in turn."""
+    """The algorithm after `without` for each of the techniques."""
     return reduce(without, techniques, algorithm)

@@ -1,4 +1,4 @@
-"""From one number per token to one number: a reduction is a tensor of weights.
+"""Reductions from one number per token to a scalar, as tensors of weights.
 
 Weights are made on the whole minibatch of an optimizer step, over all ranks, before it is cut into
 micro-batches. Each micro-batch then takes its rows of them, and the micro-losses are *summed*:
@@ -7,7 +7,7 @@ micro-batches. Each micro-batch then takes its rows of them, and the micro-losse
     for rows in micro_batches:
         weighted_sum(clipped_surrogate(...), weights[rows]).backward()
 
-That is the gradient of one big batch by construction, however it was cut.
+The sum of these gradients is the gradient of the whole minibatch for every way of cutting it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def token_weights(mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B T"]:
-    """Weights under which every token counts the same (DAPO, VAPO), float32.
+    """Weights that are equal for all tokens (DAPO, VAPO), float32.
 
         w_it = 1 / Σ_j |o_j|          |o_j|: the trainable tokens of response j
 
-    They sum to 1 over the mask and are 0 outside it; all 0, not NaN, if the mask is empty.
+    They sum to 1 over the mask and are 0 outside it; all are 0 if the mask is empty.
 
     Raises ValueError if the mask is not bool.
 
@@ -39,11 +39,11 @@ def token_weights(mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B T"]:
 
 
 def sequence_weights(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Weights under which every response counts the same (GRPO, plain PPO), float32.
+    """Weights with an equal sum for every response (GRPO, plain PPO), float32.
 
-        w_it = 1 / (G·|o_i|)          G: the responses that have trainable tokens at all
+        w_it = 1 / (G·|o_i|)          G: the number of responses with trainable tokens
 
-    They sum to 1 over the mask and are 0 outside it; all 0, not NaN, if the mask is empty.
+    They sum to 1 over the mask and are 0 outside it; all are 0 if the mask is empty.
 
     Raises ValueError if the mask is not bool.
 
@@ -60,8 +60,8 @@ def positive_weights(mask: Bool[Tensor, "B T"], correct: Bool[Tensor, " B"]) -> 
         w_it = 1 / Σ_{j correct} |o_j|  if response i is correct, else 0
         L_NLL = Σ_it w_it·(-logp_it)          L = L_PPO + μ·L_NLL
 
-    They sum to 1; all 0, not NaN, if no response is correct. `correct` is the verifier's verdict, before any
-    shaping: a right answer that was punished for its length is still right.
+    They sum to 1; all are 0 if no response is correct. `correct` is the verifier's verdict before shaping: a
+    right answer with a length penalty counts as right.
 
     Raises ValueError if mask or correct is not bool, or correct is not one per response.
 
@@ -74,14 +74,13 @@ def positive_weights(mask: Bool[Tensor, "B T"], correct: Bool[Tensor, " B"]) -> 
 
 
 def weighted_sum(per_token: Float[Tensor, "*B T"], weights: Float[Tensor, "*B T"]) -> Float[Tensor, ""]:
-    """The sum of `per_token` under `weights`: a scalar in float32, ready for backward().
+    """The weighted sum of `per_token`: a scalar in float32, ready for backward().
 
         L = Σ_it w_it·L_it
 
-    Tokens of weight 0 are left out by selection: neither their value nor, through this sum, their gradient
-    counts, even if it is NaN. That alone does not mend a gradient that turns NaN further back, in the
-    arithmetic that made `per_token`: the losses of `vapo.algo` see to it themselves; for arithmetic of your
-    own, clean the inputs with `masked` first.
+    Tokens of weight 0 are left out by selection: their value, even NaN, does not count, and this sum passes
+    them gradient 0. A gradient can still become NaN in the arithmetic that computes `per_token`. The losses
+    of `vapo.algo` prevent this; for other arithmetic, apply `masked` to its inputs first.
 
     Raises ValueError for shapes that differ.
     """
@@ -93,9 +92,9 @@ def weighted_sum(per_token: Float[Tensor, "*B T"], weights: Float[Tensor, "*B T"
 def masked(x: Float[Tensor, "*B T"], mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B T"]:
     """`x` where the mask is True and 0 elsewhere, in float32. Apply it to inputs, *before* arithmetic.
 
-    Selecting afterwards is not enough for gradients: where(mask, f(x), 0) sends 0·f'(x) back, which is NaN
-    if f'(x) is. Behind this function nothing non-finite from outside the mask is left, and the gradient it
-    hands back to `x` there is exactly 0.
+    Selecting the result is not enough: the gradient of where(mask, f(x), 0) outside the mask is 0·f'(x),
+    which is NaN if f'(x) is not finite. With this function, the values and gradients outside the mask are
+    exactly 0.
 
     Raises ValueError for shapes that differ or a mask that is not bool.
     """

@@ -1,4 +1,4 @@
-"""From what a whole response earned to rewards of tokens."""
+"""Rewards per token from the outcome of a whole response, and the length penalty."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ def terminal_rewards(
 ) -> Float[Tensor, "B T"]:
     """Rewards per token: each response's outcome on its last trainable token, 0 on all others.
 
-    The last *trainable* token: a mask that ends early or has holes neither loses nor delays the outcome. A
-    row without trainable tokens gets nothing, whatever its outcome.
+    The reward is on the last *trainable* token, also if the mask ends early or has holes. A row without
+    trainable tokens gets no reward.
 
     `bootstrap` is γ·V(s') of the state s' *after* the last token, for responses that were cut off, and 0 for
-    finished ones. It is added to the same reward, which is exactly bootstrapping: with r_T + γ·V(s') for r_T
-    and no state afterwards, δ_T = r_T + γ·V(s') - V_T, in `gae` for every λ. The critic's target then
-    contains V(s'), too, even at λ = 1.
+    finished ones. It is added to the same reward, which equals bootstrapping: `gae` then computes
+    δ_T = r_T + γ·V(s') - V_T for every λ. The critic's target also contains V(s'), even at λ = 1.
 
     Raises ValueError if the mask is not bool, or outcomes or bootstrap are not one per response.
 
@@ -45,10 +44,10 @@ def terminal_rewards(
 
 
 def soft_overlong_punishment(lengths: Num[Tensor, " B"], max_length: int, cache_length: int) -> Float[Tensor, " B"]:
-    """What to add to the outcome of long responses, from 0 down to -1.
+    """The length penalty to add to the outcome of each response, from 0 down to -1.
 
         0                                         |y| <= L_max - L_cache
-        ((L_max - L_cache) - |y|) / L_cache       in between: a straight line
+        ((L_max - L_cache) - |y|) / L_cache       in between, linear
         -1                                        |y| >= L_max
 
     All lengths in response tokens. DAPO uses L_max = 20,480 and L_cache = 4,096: the line starts at 16,384.
@@ -60,8 +59,8 @@ def soft_overlong_punishment(lengths: Num[Tensor, " B"], max_length: int, cache_
     if not 0 < cache_length <= max_length:
         raise ValueError(
             "soft_overlong_punishment needs 0 < cache_length <= max_length, got "
-            f"cache_length={cache_length}, max_length={max_length}. The cache is the last stretch of the "
-            "limit; DAPO takes a fifth of it."
+            f"cache_length={cache_length}, max_length={max_length}. The cache is the last part of the "
+            "limit; DAPO uses a fifth of it."
         )
     (lengths,) = widened(lengths)
     return ((max_length - cache_length - lengths) / cache_length).clamp(-1.0, 0.0)

@@ -1,7 +1,7 @@
-"""The numbers that put a method at a model's and a task's size, under the one name that each has in settings.
+"""The numbers that adapt a method to the size of a model and a task, each with one name in the settings.
 
-A size is chosen as `trainer.<name>` or `algorithm.alpha`. The method's own field is derived from it, the same way
-for every preset, and never set by hand.
+A size is set as `trainer.<name>` or `algorithm.alpha`. The method's field is derived from it in the same way for every
+preset and cannot be set directly.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ NAMES = {
     "credit.pretraining_steps": "trainer.pretraining_steps",
     "credit.policy_lambda.alpha": "algorithm.alpha",
 }
-"""The method's field, and the one name of its number in settings."""
+"""The name in the settings of each method field that holds a size."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """One size each; None keeps the preset's."""
+    """The sizes of a method; None keeps the preset's number."""
 
     samples_per_step: int | None = None
     group_size: int | None = None
@@ -42,11 +42,11 @@ class Sizes:
 
 
 SAMPLES, GROUP, MINIBATCH = 128, 8, 32
-"""What one machine can sample and learn in a step; the paper's are 8,192, 16 and 512."""
+"""Default batch sizes for one machine; the paper's are 8,192, 16 and 512."""
 
 
 def with_batch(sizes: Sizes) -> Sizes:
-    """The sizes with what is missing of samples, group and minibatch filled in so that they divide one another."""
+    """The sizes with missing samples, group and minibatch filled in, so that group and minibatch divide the samples."""
     group, minibatch = sizes.group_size, sizes.minibatch_size
     samples = sizes.samples_per_step
     if samples is None:
@@ -58,8 +58,8 @@ def with_batch(sizes: Sizes) -> Sizes:
 
 
 def scaled(algorithm: Algorithm, sizes: Sizes) -> Algorithm:
-    """The same method at another size. A size counts only where the method uses it at all: the group size where it
-    samples groups, alpha where λ is length-adaptive, pretraining steps where it pretrains.
+    """The same method with other sizes. A size has an effect only if the method uses it: the group size if it
+    samples groups, alpha if λ is length-adaptive, pretraining steps if it pretrains.
 
     Raises ConfigError if the group size does not divide the samples.
     """
@@ -90,7 +90,7 @@ def scaled(algorithm: Algorithm, sizes: Sizes) -> Algorithm:
 
 
 def sizes_of(algorithm: Algorithm) -> Sizes:
-    """The sizes a method has; None where it has no such number."""
+    """The sizes of a method; None for a number that it does not have."""
     sampling, credit, optimization = algorithm.sampling, algorithm.credit, algorithm.optimization
     gae = credit if isinstance(credit, Gae) else None
     rule = gae.policy_lambda if gae else None
@@ -107,7 +107,7 @@ def sizes_of(algorithm: Algorithm) -> Sizes:
 
 
 def without_sizes(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A method's nested fields as plain data, without the numbers that `NAMES` spells otherwise."""
+    """A method's nested fields as plain data, without the fields in `NAMES`."""
     kept: dict[str, Any] = {}
     for name, value in fields.items():
         path = f"{prefix}{name}"
@@ -122,5 +122,5 @@ def without_sizes(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def fields_of(algorithm: Algorithm) -> dict[str, Any]:
-    """The method's fields that are no sizes, as nested plain data."""
+    """The method's fields without the sizes, as nested plain data."""
     return without_sizes(asdict(algorithm))

@@ -1,4 +1,4 @@
-"""VAPO's seven techniques, each one field of the method, and how one is taken away: its field is copied from PPO."""
+"""VAPO's seven techniques. Each is one field of the method; removing one copies its field from PPO."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ TECHNIQUES: dict[str, str] = {
     "positive-lm": "positive_lm",
     "group-sampling": "sampling",
 }
-"""Each technique, and the field that holds it."""
+"""The method field of each technique."""
 
 
 def put_back(algorithm: Algorithm, technique: str, donor: Algorithm) -> Algorithm:
-    """The algorithm with the technique's field as the donor has it.
+    """The algorithm with the technique's field copied from the donor.
 
-    Raises ConfigError for a name that is not in `TECHNIQUES`, or a method that has no such field (GRPO has
-    no λ to put back).
+    Raises ConfigError for a name that is not in `TECHNIQUES`, or a method without the field (GRPO has no λ).
     """
     if technique not in TECHNIQUES:
         close = get_close_matches(technique, TECHNIQUES, n=1)
@@ -33,9 +32,9 @@ def put_back(algorithm: Algorithm, technique: str, donor: Algorithm) -> Algorith
         raise ConfigError(f"Unknown technique {technique!r}{hint} VAPO's seven are: {', '.join(TECHNIQUES)}.")
     path = TECHNIQUES[technique]
     if path.startswith("credit.") and not isinstance(algorithm.credit, Gae):
-        raise ConfigError(f"{technique} belongs to methods with a critic; this one has a group baseline.")
+        raise ConfigError(f"{technique} needs a critic; this method has a group baseline. Use a preset with a critic.")
     if technique == "group-sampling" and isinstance(algorithm.credit, GroupBaseline):
-        raise ConfigError("Without group-sampling a group baseline has nothing to compare; use a preset with a critic.")
+        raise ConfigError("A group baseline needs group-sampling. Use a preset with a critic to remove it.")
     return _graft(algorithm, path, donor)
 
 

@@ -1,1 +1,1 @@
-"""Base models for the built-in tasks: where the shipped ones lie, and how one is made (`vapo make-base`)."""
+"""Base models for the built-in tasks: the folders of the shipped ones, and training of new ones (`vapo make-base`)."""

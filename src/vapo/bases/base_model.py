@@ -1,10 +1,10 @@
 """Base models for the built-in tasks, trained on noisy traces in minutes and shipped with the package.
 
-Reinforcement learning starts from a base model: it writes well-formed text and succeeds sometimes. It is a small
-`LlamaForCausalLM`, trained from scratch by next-token prediction on *noisy traces*: the text of a solver that errs at
-random (each task's `noisy_trace` says how). The solver does not plan, prefers the better choice only slightly, and
-most of its traces for the task's prompts end wrong. Traces use training prompts and, in some tasks, easier prompts
-that are not in the task; never held-out ones.
+Reinforcement learning starts from a base model that writes well-formed text and sometimes succeeds. It is a small
+`LlamaForCausalLM`, trained from scratch by next-token prediction on *noisy traces*: the text of a solver that makes
+random errors (defined by each task's `noisy_trace`). The solver does not plan and prefers the better choice only
+slightly, so most of its traces for the task's prompts are wrong. Traces use training prompts and, in some tasks, easier
+prompts from outside the task, but no held-out prompts.
 """
 
 from __future__ import annotations
@@ -65,27 +65,27 @@ class TracedTask(Task, Protocol):
 
     @property
     def max_response_tokens(self) -> int:
-        """The response limit, stop token included, that the task was designed for."""
+        """The task's response limit in tokens, stop token included."""
         ...
 
     @property
     def options(self) -> object:
-        """The difficulty parameters, a dataclass; written to the provenance."""
+        """The task's difficulty parameters as a dataclass; stored in the provenance."""
         ...
 
     @property
     def clumsiness(self) -> object:
-        """How often the solver that writes the traces errs, a dataclass; written to the provenance."""
+        """The error rates of the solver that writes the traces, as a dataclass; stored in the provenance."""
         ...
 
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
-        """A prompt that is not held out, and the text of a solver that errs."""
+        """A prompt that is not held out, and the text of the solver with random errors."""
         ...
 
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """The size of a base model, and its training."""
+    """The size and training settings of a base model."""
 
     hidden_size: int = 64
     layers: int = 2
@@ -93,7 +93,7 @@ class BaseRecipe:
     intermediate_size: int = 192
     max_positions: int = 1024
     steps: int = 6000
-    batch_tokens: int = 512  # response tokens of one optimizer step, about
+    batch_tokens: int = 512  # approximate response tokens per optimizer step
     peak_lr: float = 3e-3
     warmup: float = 0.05  # share of the steps
     weight_decay: float = 0.01
@@ -111,13 +111,13 @@ def make_base(
 ) -> dict[str, Any]:
     """Train a base model for the task and save it in `out_dir`. Returns the content of `provenance.json`.
 
-    The folder has model, tokenizer and provenance, and appears only when it is complete. The same seed, versions
-    and number of threads give the same weights on one machine. `threads` None keeps
-    torch's setting. Errors: ConfigError if `out_dir` exists and is not an empty folder.
+    The folder has model, tokenizer and provenance, and appears only when it is complete. The same seed, versions and
+    number of threads give the same weights on one machine. `threads` None keeps torch's setting. Raises ConfigError
+    if `out_dir` exists and is not an empty folder.
     """
     recipe, target = recipe or BaseRecipe(), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists and is not an empty folder: choose another place for the base model.")
+        raise ConfigError(f"{target} exists and is not an empty folder. Choose another folder for the base model.")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     tokenizer = make_tokenizer(task.vocabulary)
@@ -177,7 +177,7 @@ def make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, recipe: BaseRecipe, seed: int) -> LlamaForCausalLM:
-    """An untrained model with weights drawn from the seed. Leaves torch's global generator as it was."""
+    """An untrained model with weights drawn from the seed. Does not change torch's global generator."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
@@ -209,9 +209,9 @@ def measure_base(
     seed: int,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Success (avg@samples), lengths and reasons for failure of the model on prompts, at temperature 1.
+    """The model's success rate (avg@samples), lengths and reasons for failure on prompts, at temperature 1.
 
-    Greedy decoding would mislead: the most likely response is not a typical one where wording is free.
+    Greedy decoding is not representative: the most likely response is not a typical one if the wording is free.
     """
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     responses = sample_responses(model, tokenizer, repeated, task.max_response_tokens, seed, on_progress)
@@ -252,7 +252,7 @@ def sample_responses(
 ) -> list[tuple[list[int], bool]]:
     """`(response tokens, stopped)` per prompt at temperature 1; `stopped` is False if cut at `max_tokens`.
 
-    A plain sampler for measuring a base model when it is made; training samples with `vapo.rollout`.
+    A simple sampler for measuring new base models; training uses `vapo.rollout`.
     """
     generator = torch.Generator().manual_seed(stable_hash("measure base", seed))
     token_ids = [_encode(tokenizer, str(prompt.text)) for prompt in prompts]
@@ -265,7 +265,7 @@ def sample_responses(
         for at in range(0, len(same), rows)
     ]
     total = len(batches) * max_tokens
-    for number, active in enumerate(batches):  # all prompts of a batch have equal length, so there is no padding
+    for number, active in enumerate(batches):  # the prompts of a batch have equal length, so it needs no padding
         cache = DynamicCache()
         inputs = torch.tensor([token_ids[i] for i in active])
         for step in range(max_tokens):
@@ -327,7 +327,7 @@ def _fit(
 
 
 def _schedule(progress: float, warmup: float) -> float:
-    """The learning rate as a share of its peak: a linear rise, then a cosine down to a twentieth."""
+    """The learning rate relative to its peak: linear warm-up, then cosine decay to 0.05."""
     if progress < warmup:
         return progress / warmup
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
@@ -336,16 +336,16 @@ def _schedule(progress: float, warmup: float) -> float:
 def _trace_batches(
     task: TracedTask, tokenizer: PreTrainedTokenizerFast, recipe: BaseRecipe, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """An endless stream of `(inputs, targets)` of new traces. Prompt tokens are inputs, and ignored as targets."""
+    """An endless stream of `(inputs, targets)` from new traces. Prompt tokens are inputs and are ignored as targets."""
     rng = random.Random(stable_hash("traces", task.name, seed))  # noqa: S311 - not for secrets
     while True:
-        # Traces of similar length share a batch, for little padding; the batches are shuffled.
+        # Traces of similar length share a batch to reduce padding; the batches are shuffled.
         rows: list[tuple[list[int], int]] = []
         for _ in range(2048):
             prompt, response = task.noisy_trace(rng)
             prompt_ids, response_ids = _encode(tokenizer, str(prompt.text)), _encode(tokenizer, response)
             if len(response_ids) < task.max_response_tokens:
-                response_ids.append(EOS_ID)  # a trace that was cut off at the limit has no end
+                response_ids.append(EOS_ID)  # a trace that was cut off at the limit gets no EOS
             rows.append((prompt_ids + response_ids, len(prompt_ids)))
         rows.sort(key=lambda row: len(row[0]))
         batches = list(_in_batches(rows, recipe.batch_tokens))

@@ -1,4 +1,4 @@
-"""Where the base models that ship with the package are. Needs no torch."""
+"""Finds the base models that ship with the package. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 def builtin_model(task_name: str, options: object = None) -> Path:
     """The folder of the base model shipped for a built-in task, in Hugging Face format.
 
-    `options` are the task's, to check that the model was trained for them. ModelError if no model ships for that
-    name, or for these options.
+    `options` are the task's; if given, the model must have been trained for them. Raises ModelError if no model ships
+    for this name or these options.
     """
     folder = ASSETS / task_name
     if task_name.isidentifier() and (folder / "config.json").is_file():
@@ -35,10 +35,10 @@ def _check_options(task_name: str, folder: Path, options: object) -> None:
     wanted = plain_options(options)
     if wanted != made_for:
         different = sorted(key for key in {*wanted, *made_for} if wanted.get(key) != made_for.get(key))
-        differences = ", ".join(f"{key}={wanted.get(key)} (the model knows {made_for.get(key)})" for key in different)
+        differences = ", ".join(f"{key}={wanted.get(key)} (the model has {made_for.get(key)})" for key in different)
         raise ModelError(
             f"The base model shipped for {task_name!r} was made for other task options: {differences}. "
-            "Make a base model for these options, or leave them as they are."
+            "Make a base model for these options, or use the options of the model."
         )
 
 

@@ -1,4 +1,4 @@
-"""One attempt at the small run in a forked process, watched from outside."""
+"""Run one attempt at the small run in a forked process, and watch it from the parent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vapo.session.signals import carry_out, exit_code_of
 from vapo.trainer.run import Run
 
 LIMIT_S = 600.0
-"""Seconds after which an attempt counts as hanging; on a busy machine the long run took two minutes."""
+"""Seconds after which an attempt counts as hanging; the long run took two minutes on a busy machine."""
 CRASHED = 70
 """Exit code of a child that ended with a traceback."""
 
@@ -30,7 +30,7 @@ Tamper = Callable[[Run], None]
 
 @dataclass(frozen=True)
 class AttemptResult:
-    """Exit code of an attempt (negative for a signal), what it did last, seconds since the signal, and its output."""
+    """Exit code of an attempt (negative for a signal), its last activity, seconds since the signal, and its output."""
 
     code: int
     doing: str
@@ -39,13 +39,13 @@ class AttemptResult:
 
 
 class LastDoing(Watch):
-    """Keeps what the run does in a file, which outlives a kill."""
+    """Writes the run's current activity to a file, where it stays after a kill."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY)
 
     def beat(self, doing: str) -> None:
-        """The run is alive and does this."""
+        """Write the current activity."""
         os.pwrite(self._file, f"{doing:<40}".encode(), 0)
 
 
@@ -59,17 +59,17 @@ def attempt(
     when_forked: Callable[[int], None] | None = None,
     notes: Path | None = None,
 ) -> AttemptResult:
-    """Start the run, or resume it, in a child; `end` is sent `after_s` seconds after it began to work.
+    """Start or resume the run in a child process; send it the signal `end` after `after_s` seconds.
 
-    `tamper` may change the run's objects before it begins; `when_forked` gets the child's process id. What the child
-    does and prints is written into the folder `notes`, by default beside the run.
+    `tamper` may change the run's objects before it starts; `when_forked` gets the child's process id. The child's
+    activity and output are written into the folder `notes`, by default the parent of the run's folder.
     """
-    notes = notes or folder.parent  # not on a disk that is to be full
-    doing_file, said = notes / f"{folder.name}.doing", notes / f"{folder.name}.said"
+    notes = notes or folder.parent  # `notes` must not be on a disk that a trial fills
+    doing_file, output = notes / f"{folder.name}.doing", notes / f"{folder.name}.output"
     doing_file.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
-        _run_in_child(folder, config, tamper, doing_file, said)
+        _run_in_child(folder, config, tamper, doing_file, output)
     if when_forked:
         when_forked(child)
     started = time.monotonic()
@@ -86,15 +86,15 @@ def attempt(
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         return AttemptResult(CRASHED, "hung: " + _read(doing_file), seconds)
-    return AttemptResult(os.waitstatus_to_exitcode(status), _read(doing_file), seconds, _read(said))
+    return AttemptResult(os.waitstatus_to_exitcode(status), _read(doing_file), seconds, _read(output))
 
 
-def _run_in_child(folder: Path, config: Config, tamper: Tamper | None, doing_file: Path, said: Path) -> None:
-    """What the child does; never returns."""
+def _run_in_child(folder: Path, config: Config, tamper: Tamper | None, doing_file: Path, output: Path) -> None:
+    """Run the attempt in the child process; never returns."""
     code = CRASHED
-    with said.open("w") as words:
-        os.dup2(words.fileno(), 1)
-        os.dup2(words.fileno(), 2)
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     try:
 
         def prepare() -> Run:
@@ -118,7 +118,7 @@ def _run_in_child(folder: Path, config: Config, tamper: Tamper | None, doing_fil
 
 
 def _wait(child: int, until: float) -> int | None:
-    """The child's status, or None if it is still there at `until`."""
+    """The child's exit status, or None if it still runs at `until`."""
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:

@@ -1,4 +1,4 @@
-"""The faults: in a run's process, its files, its disk and its numbers."""
+"""Faults in a run's process, files, disk and numbers."""
 
 from __future__ import annotations
 
@@ -29,51 +29,52 @@ MUTATING = (
 
 
 def strace_works() -> bool:
-    """Whether processes may be traced here."""
+    """Whether strace is installed and may trace processes on this machine."""
     if not shutil.which("strace"):
         return False
     command = ["strace", "-o", os.devnull, "true"]
-    tried = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - fixed words
+    tried = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - fixed arguments
     return tried.returncode == 0
 
 
 def record_syscalls(child: int, log: Path) -> subprocess.Popen[str]:
-    """Have every system call of a process that changes files written to a log, in order."""
+    """Log every system call of a process that changes files, in order."""
     return _trace(child, ["-o", str(log), "-e", f"trace={','.join(MUTATING)}"])
 
 
 def kill_at_syscall(child: int, name: str, number: int) -> subprocess.Popen[str]:
-    """Have the kernel kill a process as it enters its `number`-th system call of that name (strace counts each name
-    by itself)."""
+    """Kill a process when it enters its `number`-th system call with this name; strace counts each name separately."""
     return _trace(child, ["-o", os.devnull, "-e", f"trace={name}", "-e", f"inject={name}:signal=SIGKILL:when={number}"])
 
 
 def _trace(child: int, options: list[str]) -> subprocess.Popen[str]:
     command = ["strace", "-f", *options, "-p", str(child)]
-    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603 - numbers and our own words
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603 - numbers and fixed arguments
     assert tracer.stderr is not None
-    said = tracer.stderr.readline()
-    if "attached" not in said:
-        raise RuntimeError(f"strace did not attach: {said}")
+    message = tracer.stderr.readline()
+    if "attached" not in message:
+        raise RuntimeError(f"strace did not attach: {message}")
     return tracer
 
 
 def syscalls_in(log: Path) -> list[tuple[str, int]]:
-    """(name, how many of that name so far) of each call that a recording holds, in order."""
+    """(name, count of this name so far) of each call in a log of `record_syscalls`, in order."""
     seen: Counter[str] = Counter()
     calls = []
     for line in log.read_text(errors="replace").splitlines():
         found = re.match(r"(?:\d+ +)?([a-z0-9_]+)\(", line)
         if found and found[1] in MUTATING:
             seen[found[1]] += 1
-            if "O_RDONLY" not in line:  # opening for reading changes nothing, but strace counts it
+            if "O_RDONLY" not in line:  # strace also counts files opened for reading, which change nothing
                 calls.append((found[1], seen[found[1]]))
     return calls
 
 
 def kill_at_operation(number: int) -> None:
-    """Kill this process at its `number`-th file operation, where tracing is not allowed. Operations inside of
-    safetensors are not seen."""
+    """Kill this process at its `number`-th file operation, for machines without tracing.
+
+    It does not count the operations inside safetensors.
+    """
     left = number
 
     def count() -> None:
@@ -98,7 +99,7 @@ def kill_at_operation(number: int) -> None:
 
 
 def damage(checkpoint: Path, rng: random.Random) -> str:
-    """Damage one file of a checkpoint; a description of the damage."""
+    """Damage one file of a checkpoint. Returns a description of the damage."""
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.stat().st_size)
     victim, other = rng.sample(files, 2)
     name, size = victim.relative_to(checkpoint), victim.stat().st_size
@@ -131,8 +132,11 @@ def damage(checkpoint: Path, rng: random.Random) -> str:
 
 
 def fill_disk(folder: Path, leave: int, mounted: bool) -> Callable[[], None]:
-    """Leave so many bytes on the file system of `folder` (where it is one of its own), or let no file of this process
-    grow longer; returns what undoes it."""
+    """Simulate a full disk, and return a function that undoes it.
+
+    If `folder` is `mounted` as a separate file system, fill it up to `leave` bytes. Otherwise limit the files of this
+    process to `leave` bytes.
+    """
     if not mounted:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (leave, before[1]))
@@ -145,9 +149,9 @@ def fill_disk(folder: Path, leave: int, mounted: bool) -> Callable[[], None]:
 
 
 def spoil_gradient_step(run: Run, name: str, number: int, what: str, value: float, times: int = 1) -> None:
-    """From the `number`-th gradient step of a network on, `times` of them meet a number that is not finite.
+    """Put a non-finite number into `times` gradient steps of a network, starting with the `number`-th.
 
-    `what` is `loss` (it alone, the gradient stays finite), `gradient`, or a per-token field of the batch.
+    `what` is `loss` (the gradient stays finite), `gradient`, or a per-token field of the batch.
     """
     network = next(x for x in run.learners if x.name == name)
     assert isinstance(network, LocalNetwork)
@@ -178,7 +182,7 @@ def spoil_gradient_step(run: Run, name: str, number: int, what: str, value: floa
 
 
 def _with(minibatch: Batch, what: str, value: float) -> Batch:
-    """The minibatch with one learned token's number replaced."""
+    """The minibatch with one trainable token's number replaced."""
     tensors = minibatch.tensors()
     row, column = minibatch.mask.nonzero()[0].tolist()
     tensors[what] = tensors[what].clone()

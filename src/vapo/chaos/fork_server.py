@@ -1,4 +1,4 @@
-"""The process that forks runs: JSON in, one trial a line; JSON out, one outcome a line.
+"""The process that forks runs. It reads one trial per line as JSON and writes one outcome per line as JSON.
 
 python -m vapo.chaos.fork_server FOLDER [MOUNT]
 """
@@ -24,27 +24,27 @@ DISK_MB = 64
 
 
 def main(root: Path, mount: bool) -> None:
-    """Prepare, say so, then do trials until stdin ends."""
+    """Prepare, report readiness, then run trials until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # libraries print to stderr, so that stdout has only answers
     torch.set_num_threads(1)  # a process with threads cannot be forked safely
     mounted = None
     if mount:
         mounted = root / "disk"
         mounted.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "disk", str(mounted)]
-        subprocess.run(command, check=True)  # noqa: S603 - a folder of ours, in a name space of our own
+        subprocess.run(command, check=True)  # noqa: S603 - our own folder, in a private namespace
     _warm_up(root)
     context = TrialContext(root, mounted)
     answers.write(json_text({"ready": context.seconds}) + "\n")
     for line in sys.stdin:
-        asked = json.loads(line)
-        outcome = TRIALS[asked.pop("trial")](context, **asked)
+        trial = json.loads(line)
+        outcome = TRIALS[trial.pop("trial")](context, **trial)
         answers.write(json_text(outcome.to_json()) + "\n")
 
 
 def _warm_up(root: Path) -> None:
-    """Build a run once, so that what is imported and compiled on the way is there in every child."""
+    """Build a run once, so that every child inherits its imports and compiled code."""
     run = runs.begin(small_config(), root / "warm", SilentView())
     run.engine.close()
     run.folder.close()

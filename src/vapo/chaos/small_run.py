@@ -1,7 +1,7 @@
-"""The runs that trials break: the built-in maze, both phases, every kind of step, in about a second; and a longer one.
+"""The runs for trials: a small one on the built-in maze with both phases, which takes about a second, and a long one.
 
-The longer one has the recipe's own response lengths. Rounding may depend on where in memory a tensor lies, and the
-products of four steps of 24 tokens are too small to show it.
+The long run has the recipe's response lengths. Rounding may depend on the memory address of a tensor, and the small
+run's matrix products are too small to show it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vapo.session.config import Config, resolve
 from vapo.session.layers import file_layer, recipe_layer
 
 SETTINGS: dict[str, Any] = {
-    "algorithm": {"kl": {"coef": 0.01, "refresh_every": 4}},  # so that a reference belongs to the state, too
+    "algorithm": {"kl": {"coef": 0.01, "refresh_every": 4}},  # makes a reference policy part of the state
     "rollout": {"max_response_tokens": 24},
     "trainer": {
         "steps": 4,
@@ -38,7 +38,7 @@ LONGER: dict[str, Any] = {
     "rollout": {"max_response_tokens": None},  # the task's own
     "trainer": {"steps": 8, "samples_per_step": 32, "minibatch_size": 16},
 }
-"""What the long run changes of `SETTINGS`."""
+"""The settings of the long run that differ from `SETTINGS`."""
 CLOCKS = ("time/", "throughput/", "step_time")
 FILES = ("metrics.jsonl", "evaluations.jsonl")
 
@@ -55,16 +55,16 @@ def long_config() -> Config:
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
-    """What must be the same however often the run was killed.
+    """The results that must be equal for killed and undisturbed runs.
 
-    The lines of its logs without times, the counters, the SHA-256 of both networks, both optimizers, the reference
+    These are the log lines without times, the counters, the SHA-256 of both networks, both optimizers, the reference
     and the finished models, and the rollouts' text.
     """
     newest = max((run / "checkpoints").iterdir(), key=_serial)
     files = json.loads((newest / MANIFEST).read_text())["files"]
     found: dict[str, Any] = {f"checkpoint/{n}": e["sha256"] for n, e in files.items() if n != "state.json"}
     state = json.loads((newest / "state.json").read_text())
-    del state["log_bytes"]  # events carry the time of day, and tell of resumes
+    del state["log_bytes"]  # events contain times and resumes
     found |= {f"state/{key}": value for key, value in state.items()}
     found |= {name: [_timeless(line) for line in (run / name).read_text().splitlines()] for name in FILES}
     for name in ("policy", "critic"):

@@ -1,4 +1,4 @@
-"""The durability suite: the faults, how often each is tried, and the table of results."""
+"""The durability suite: the faults, the number of trials of each, and the table of results."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from vapo.session.environment import environment
 
 CONFIDENCE = 0.95
 ALL = 10_000
-"""More than any save has system calls."""
+"""A number larger than the number of system calls of any save."""
 WHERE = ("critic", "policy")
 GRADIENT_STEPS = {"critic": 10, "policy": 6}
-"""Gradient steps of the small run, by network, in which a bad number may turn up (it has a few more)."""
+"""The number of gradient steps of the small run, by network, that get a bad number; the run has a few more."""
 KINDS = {"critic": ("loss", "gradient", "returns"), "policy": ("loss", "gradient", "advantages", "old_logp")}
 VALUES = ("nan", "inf", "-inf")
 CONTROLS = 2
-"""Runs that nothing happens to, compared all the same."""
+"""The number of undisturbed runs that are compared as controls."""
 
 
 @dataclass
@@ -54,12 +54,12 @@ class Fault:
 
     @property
     def size(self) -> int:
-        """How many faults will be tried, as far as is known."""
+        """The number of planned faults, as far as it is known."""
         return self.calls or (self.wanted if self.wanted < ALL else self.count + 1)
 
     @property
     def bound(self) -> float:
-        """95 % upper bound of the chance that one such fault does harm (Clopper-Pearson)."""
+        """95 % upper bound of the probability that one such fault causes a failure (Clopper-Pearson)."""
         return upper_bound(len(self.details), self.count)
 
     @property
@@ -67,21 +67,21 @@ class Fault:
         """One description per failure."""
         return [*self.failures, *self.disagreements()]
 
-    def add(self, asked: dict[str, Any], outcome: dict[str, Any]) -> None:
-        """Count a trial's outcome."""
+    def add(self, trial: dict[str, Any], outcome: dict[str, Any]) -> None:
+        """Add a trial's outcome."""
         self.count += outcome["count"]
         self.failures += outcome["failures"]
         self.places.update(outcome["places"])
         self.longest_s = max(self.longest_s, outcome["longest_s"])
         if digest := outcome["digest"]:
-            self.agree.setdefault(f"{asked['learner']} {asked['number']}", set()).add(digest)
-        # a save has as many system calls as it has: the first number beyond them strikes nothing
-        if asked["trial"] == "killed_in_save":
+            self.agree.setdefault(f"{trial['learner']} {trial['number']}", set()).add(digest)
+        # the number of system calls of a save is unknown at first: the first number beyond it has no effect
+        if trial["trial"] == "killed_in_save":
             self.calls = max(self.calls, outcome["size"])
-            self.ended = self.ended or (asked["number"] >= self.calls if self.calls else not outcome["count"])
+            self.ended = self.ended or (trial["number"] >= self.calls if self.calls else not outcome["count"])
 
     def disagreements(self) -> list[str]:
-        """Places where different bad numbers led to different runs."""
+        """The gradient steps where different bad numbers led to different results."""
         return [
             f"{place}: {counted(len(found), 'different run')}" for place, found in self.agree.items() if len(found) > 1
         ]
@@ -100,7 +100,7 @@ class Fault:
 
 
 def upper_bound(failures: int, trials: int) -> float:
-    """The one-sided 95 % Clopper-Pearson bound; 1 without trials.
+    """The one-sided 95 % Clopper-Pearson upper bound; 1 without trials.
 
     >>> round(upper_bound(0, 120), 4)
     0.0247
@@ -108,7 +108,7 @@ def upper_bound(failures: int, trials: int) -> float:
     if failures >= trials:
         return 1.0
     low, high = failures / trials, 1.0
-    for _ in range(60):  # P(at most `failures` | p) falls with p; find where it is 5 %
+    for _ in range(60):  # bisection: P(at most `failures` | p) decreases in p; find where it is 5 %
         middle = (low + high) / 2
         chance = sum(_binomial(trials, i, middle) for i in range(failures + 1))
         low, high = (middle, high) if chance > 1 - CONFIDENCE else (low, middle)
@@ -116,7 +116,7 @@ def upper_bound(failures: int, trials: int) -> float:
 
 
 def plan(*, quick: bool, seed: int, traced: bool) -> list[Fault]:
-    """All faults with how often they are tried."""
+    """All faults with their trials."""
     share = 10 if quick else 1
 
     def seeds(trial: str, **more: Any) -> Iterator[dict[str, Any]]:
@@ -161,7 +161,7 @@ def plan(*, quick: bool, seed: int, traced: bool) -> list[Fault]:
 
 
 class ForkServer:
-    """A process that forks trials, asked through pipes."""
+    """A process that forks trials; requests and answers go through pipes."""
 
     def __init__(self, root: Path, mount: bool) -> None:
         root.mkdir(parents=True)
@@ -179,7 +179,7 @@ class ForkServer:
         self._root = root
         self.seconds = self._answer()["ready"]
 
-    def ask(self, trial: dict[str, Any]) -> dict[str, Any]:
+    def run(self, trial: dict[str, Any]) -> dict[str, Any]:
         """Run one trial and return its outcome."""
         assert self._process.stdin is not None
         self._process.stdin.write(json_text(trial) + "\n")
@@ -189,23 +189,23 @@ class ForkServer:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.communicate()  # and close the pipes
+        self._process.communicate()  # closes the pipes
         self._log.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise VapoError(f"A process of the suite ended by itself; see {self._root / 'fork_server.log'}.")
+            raise VapoError(f"A process of the suite ended unexpectedly; see {self._root / 'fork_server.log'}.")
         return json.loads(line)
 
 
 def mounts_work() -> bool:
-    """Whether a process may mount a small disk of its own here."""
+    """Whether a process may mount a private tmpfs on this machine."""
     if not shutil.which("unshare"):
         return False
     command = ["unshare", "-rm", "mount", "-t", "tmpfs", "vapo", tempfile.gettempdir()]
-    tried = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - fixed words
+    tried = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - fixed arguments
     return tried.returncode == 0
 
 
@@ -217,7 +217,7 @@ def run_suite(
     seed: int,
     on_progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """All trials; the table as plain data. Runs that failed stay in `folder`."""
+    """Run all trials and return the table as plain data. Failed runs stay in `folder`."""
     started = time.monotonic()
     traced, mounted = faults.strace_works(), mounts_work()
     rows = plan(quick=quick, seed=seed, traced=traced)
@@ -229,7 +229,7 @@ def run_suite(
             alive.append(ForkServer(folder / f"server-{i}", mounted))
             servers.put(alive[-1])
         for row in rows:
-            _work_off(row, servers, jobs, on_progress)
+            _run_trials(row, servers, jobs, on_progress)
     finally:
         for server in alive:
             server.close()
@@ -245,10 +245,10 @@ def run_suite(
     }
 
 
-def _work_off(
+def _run_trials(
     row: Fault, servers: SimpleQueue[ForkServer], jobs: int, on_progress: Callable[[str, int, int], None]
 ) -> None:
-    """Run trials of one row on all servers until enough faults have struck."""
+    """Run trials of one row on all servers until enough faults have occurred."""
     lock, errors = threading.Lock(), []
 
     def work() -> None:
@@ -256,12 +256,12 @@ def _work_off(
         try:
             while True:
                 with lock:
-                    asked = None if row.ended or row.count >= row.wanted or errors else next(row.trials, None)
-                if asked is None:
+                    trial = None if row.ended or row.count >= row.wanted or errors else next(row.trials, None)
+                if trial is None:
                     return
-                outcome = server.ask(asked)
+                outcome = server.run(trial)
                 with lock:
-                    row.add(asked, outcome)
+                    row.add(trial, outcome)
                     on_progress(row.name, row.count, row.size)
         except Exception as error:
             errors.append(error)
@@ -278,7 +278,7 @@ def _work_off(
 
 
 def faults_table(result: dict[str, Any]) -> str:
-    """The results as a markdown table, and the machine they hold for."""
+    """The results as a Markdown table, with a line about the machine."""
     lines = ["| fault | trials | failures | 95 % bound | struck while |", "|---|--:|--:|--:|---|"]
     for row in result["rows"]:
         places = ", ".join(f"{place} {count}" for place, count in row["places"].items())

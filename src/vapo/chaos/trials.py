@@ -33,29 +33,29 @@ STOPPED = StoppedError.exit_code
 DIVERGED = DivergedError.exit_code
 START_LIMIT_S = 60.0
 INTERRUPTIONS = 2
-"""Of one run, before it may finish."""
+"""The number of interruptions of one run."""
 
 
 @dataclass
 class Outcome:
-    """`count`: faults that struck a working run; `failures`: one description each; `places`: what the run did then."""
+    """`count`: faults that hit a working run; `failures`: one description each; `places`: the run's activity then."""
 
     count: int = 0
     failures: list[str] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)
     longest_s: float = 0.0
     size: int = 0
-    """How many places there are to strike, where that is known."""
+    """The number of possible places of the fault, if known."""
     digest: str = ""
-    """Of the run's fingerprint, where several trials must agree."""
+    """A hash of the run's fingerprint, for trials that must agree."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The outcome as plain data."""
         return asdict(self)
 
 
 class TrialContext:
-    """What trials share: a folder, the settings of the small run or another, and the result of an undisturbed run."""
+    """The common data of trials: a folder, the run's settings, and the results of an undisturbed run."""
 
     def __init__(self, root: Path, mounted: Path | None, config: Config | None = None) -> None:
         self.root, self.mounted, self.config = root, mounted, config or small_config()
@@ -64,19 +64,19 @@ class TrialContext:
         self.reference = root / "reference"
         started = time.monotonic()
         if attempt(self.reference, self.config).code != 0:
-            raise RuntimeError(f"the run to compare with does not work: see {self.reference}.said")
+            raise RuntimeError(f"the undisturbed run failed: see {self.reference}.output")
         self.seconds = time.monotonic() - started
         self.expected = fingerprint(self.reference)
 
     @cached_property
     def long(self) -> TrialContext:
-        """The same with the long run."""
+        """The same context with the long run."""
         root = self.root / "long"
         root.mkdir()
         return TrialContext(root, None, long_config())
 
     def calls(self, again: bool) -> list[tuple[str, int]]:
-        """The system calls of one save that change files, recorded once."""
+        """The file-changing system calls of one save, recorded on the first call."""
         if again not in self._calls:
             log = self.root / f"calls-{again}.txt"
             folder = _copy(self, drop=1)
@@ -86,12 +86,12 @@ class TrialContext:
         return self._calls[again]
 
     def folder(self, root: Path | None = None) -> Path:
-        """A new name for a run."""
+        """The path for a new run."""
         self._number += 1
         return (root or self.root) / f"run-{self._number}"
 
     def clear(self, folder: Path) -> None:
-        """Remove a run whose trial went well, and what lies beside it."""
+        """Remove the run of a trial without failures, and its files beside the folder."""
         shutil.rmtree(folder)
         for path in self.root.glob(folder.name + ".*"):
             path.unlink()
@@ -99,28 +99,28 @@ class TrialContext:
     def add_differences(
         self, folder: Path, ended: AttemptResult, outcome: Outcome, *, without: str | None = None
     ) -> Outcome:
-        """Add to the outcome what differs from the run to which nothing happened."""
+        """Add the differences to the undisturbed run to the outcome, and return it."""
         if ended.code != 0:
             outcome.failures.append(f"{folder}: ended with {ended.code} while {ended.doing}: {ended.output[-500:]}")
             return outcome
         found = differences(self.expected, fingerprint(folder))
         found = [name for name in found if without is None or not name.startswith(without)]
         if found:
-            outcome.failures.append(f"{folder}: other {', '.join(found[:5])}")
+            outcome.failures.append(f"{folder}: different {', '.join(found[:5])}")
         return outcome
 
 
 def undisturbed(context: TrialContext, long: bool) -> Outcome:
-    """Nothing happens. A difference here is the machine's, and says nothing about a resume."""
+    """A run without a fault. A difference here comes from the machine and not from a resume."""
     context = context.long if long else context
     folder = context.folder()
     return _cleared(context, folder, context.add_differences(folder, attempt(folder, context.config), Outcome(count=1)))
 
 
 def interrupted(context: TrialContext, seed: int, end: int, long: bool = False) -> Outcome:
-    """Two signals at random moments, a resume after each; then to the end."""
+    """Send two signals at random moments, resume after each, then run to the end."""
     context = context.long if long else context
-    rng, outcome, folder = random.Random(seed), Outcome(), context.folder()  # noqa: S311 - chance, not secrets
+    rng, outcome, folder = random.Random(seed), Outcome(), context.folder()  # noqa: S311 - not for secrets
     expected, struck = -end if end == signal.SIGKILL else STOPPED, 0
     while struck < INTERRUPTIONS:
         ended = attempt(folder, context.config, end=signal.Signals(end), after_s=rng.uniform(0, context.seconds))
@@ -141,10 +141,10 @@ def interrupted(context: TrialContext, seed: int, end: int, long: bool = False) 
 
 
 def killed_in_save(context: TrialContext, number: int, traced: bool, again: bool) -> Outcome:
-    """Killed at the `number`-th change to the disk of one save; count 0 when the save has fewer, `size` says how many.
+    """Kill the run at the `number`-th change to the disk in one save. `count` is 0 if the save has fewer, and `size` is
+    their number.
 
-    The save is that of a new step, which pushes out the checkpoint before; or with `again` of the same step once
-    more.
+    The run saves a new step, which replaces the checkpoint before, or with `again` the same step once more.
     """
     folder, outcome = _copy(context, drop=1), Outcome()
     calls = context.calls(again) if traced else None
@@ -159,7 +159,7 @@ def killed_in_save(context: TrialContext, number: int, traced: bool, again: bool
     ended = _save_only(context, folder, again, strike, None if traced else number)
     outcome.count = int(ended.code == -signal.SIGKILL)
     if calls is not None and not outcome.count:
-        outcome.failures.append(f"{folder}: call {number}, {calls[number - 1]}, struck nothing")
+        outcome.failures.append(f"{folder}: call {number}, {calls[number - 1]}, did not kill the run")
     if ended.code not in (0, -signal.SIGKILL):
         outcome.failures.append(f"{folder}: ended with {ended.code} in the save: {ended.output[-500:]}")
     if outcome.count:
@@ -175,13 +175,12 @@ def _save_only(
     strike: Callable[[int], Popen[str] | None],
     number: int | None = None,
 ) -> AttemptResult:
-    """Resume, take a step unless the same one is to be saved `again`, save and end; `strike` comes just before the
-    save."""
+    """Resume, take a step unless the same one is saved `again`, save and exit; `strike` runs just before the save."""
     ready, go = os.pipe(), os.pipe()
     tracers: list[Popen[str]] = []
 
     def save_only(run: Run) -> None:
-        run.watch = Watch()  # no file is written but those of the save
+        run.watch = Watch()  # so that only the save writes files
         if not again:
             run.saving = replace(run.saving, every=0, keep=1)
             run.hand_over()
@@ -195,7 +194,7 @@ def _save_only(
 
     def when_forked(child: int) -> None:
         if not select.select([ready[0]], [], [], START_LIMIT_S)[0]:
-            return  # it ended before; its exit code says how
+            return  # the run ended before the save; its exit code shows why
         if (tracer := strike(child)) is not None:
             tracers.append(tracer)
         os.write(go[1], b"g")
@@ -209,20 +208,20 @@ def _save_only(
 
 
 def damaged(context: TrialContext, seed: int) -> Outcome:
-    """A file of the newest checkpoint spoiled: found, set aside, and the one before used."""
-    rng, outcome, folder = random.Random(seed), Outcome(count=1), _copy(context)  # noqa: S311 - chance, not secrets
+    """Damage a file of the newest checkpoint: the run must set it aside and use the one before."""
+    rng, outcome, folder = random.Random(seed), Outcome(count=1), _copy(context)  # noqa: S311 - not for secrets
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     what = faults.damage(newest, rng)
     ended = attempt(folder, context.config)
     if not any(p.suffix == ".corrupt" for p in (folder / "checkpoints").iterdir()):
-        outcome.failures.append(f"{folder}: {what}, and nothing was set aside")
+        outcome.failures.append(f"{folder}: {what}, but no checkpoint was set aside")
     context.add_differences(folder, ended, outcome)
     return _cleared(context, folder, outcome)
 
 
 def disk_full(context: TrialContext, seed: int) -> Outcome:
-    """The disk fills up at some step, for some steps or until the run gives up; then there is space again."""
-    rng = random.Random(seed)  # noqa: S311 - chance, not secrets
+    """Fill the disk at a random step, for some steps or until the run stops; then free it again."""
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
     folder = context.folder(context.mounted)
     start, steps = rng.randrange(0, 4), rng.choice([1, 2, 9])
     leave = rng.choice([0, 3_000, 200_000, 600_000])
@@ -251,13 +250,13 @@ def disk_full(context: TrialContext, seed: int) -> Outcome:
     outcome.places[f"exit code {ended.code}"] = 1
     if ended.code == STOPPED:
         ended = attempt(folder, context.config)
-    # rollouts are for people to read; a step whose file found no room is left out, and an event says so
+    # the run skips rollout files that do not fit on the disk and logs an event
     context.add_differences(folder, ended, outcome, without="rollouts/")
     return _cleared(context, folder, outcome)
 
 
 def bad_number(context: TrialContext, learner: str, number: int, what: str, value: str) -> Outcome:
-    """One number that is not finite in one gradient step: the step is skipped, told, and nothing else changes."""
+    """Put one non-finite number into one gradient step: the run must skip the step and record it."""
     folder = context.folder()
     spoil = partial(faults.spoil_gradient_step, name=learner, number=number, what=what, value=float(value))
     ended = attempt(folder, context.config, tamper=spoil)
@@ -267,19 +266,19 @@ def bad_number(context: TrialContext, learner: str, number: int, what: str, valu
     found = fingerprint(folder)
     outcome.digest = sha256(repr(sorted(found.items())).encode()).hexdigest()
     if not differences(context.expected, found):
-        outcome.failures.append(f"{folder}: {value} in the {what} changed nothing: it was not where it was aimed at")
+        outcome.failures.append(f"{folder}: {value} in the {what} changed nothing, so the fault was not injected")
     skipped = list((folder / "skipped").glob("*.safetensors")) if (folder / "skipped").exists() else []
     if len(skipped) != 1:
         outcome.failures.append(f"{folder}: {counted(len(skipped), 'skipped gradient step')} instead of 1")
     for name in ("policy", "critic"):
         weights = load_file(folder / name / "model.safetensors")
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-            outcome.failures.append(f"{folder}: the {name} holds a number that is not finite")
+            outcome.failures.append(f"{folder}: the {name} has a number that is not finite")
     return _cleared(context, folder, outcome)
 
 
 def bad_for_good(context: TrialContext, learner: str, what: str) -> Outcome:
-    """Numbers that are never finite again: the run stops with exit code 3, all weights finite."""
+    """Make all further gradient steps non-finite: the run must stop with exit code 3."""
     folder = context.folder()
     spoil = partial(faults.spoil_gradient_step, name=learner, number=1, what=what, value=float("nan"), times=10**6)
     ended = attempt(folder, context.config, tamper=spoil)
@@ -301,7 +300,7 @@ TRIALS: dict[str, Callable[..., Outcome]] = {
 
 
 def _copy(context: TrialContext, drop: int = 0) -> Path:
-    """The finished run once more, without its newest checkpoints."""
+    """A copy of the undisturbed run, without its `drop` newest checkpoints."""
     folder = context.folder()
     shutil.copytree(context.reference, folder)
     for checkpoint in sorted((folder / "checkpoints").iterdir())[::-1][:drop]:

@@ -1,4 +1,4 @@
-"""What keeps a run from losing work: atomic checkpoint folders, and a process that notices when the trainer hangs.
+"""Atomic checkpoint folders, and a watchdog process that reports when the trainer hangs.
 
-Nothing here knows what is saved: `vapo.trainer.snapshot` says what a run's state is.
+`vapo.trainer.snapshot` defines the content of a checkpoint.
 """

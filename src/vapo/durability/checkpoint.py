@@ -1,7 +1,7 @@
-"""Folders that are either whole or not there: written aside, synced, listed by hash, then renamed.
+"""Atomic checkpoint folders: written under a temporary name, synced, listed by hash, then renamed.
 
-Only safetensors and JSON go in. A folder whose content does not match its manifest is set aside as
-`*.corrupt` and the one before it is used.
+They contain only safetensors and JSON. A folder whose content does not match its manifest is renamed to `*.corrupt`,
+and the one before it is used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MANIFEST = "manifest.json"
 LOCK = "run.lock"
 """The file in a run directory that the process which carries out the run keeps locked."""
 FORMAT = 3
-"""1 (vapo 0.1): no settings and alarms in the state, no hash of the manifest. 1 and 2: of a network with adapters the
-merged model, and the adapters beside it. All are read."""
+"""Format 1 (vapo 0.1) has no settings and alarms in the state, and no hash of the manifest. Formats 1 and 2 store a
+network with adapters as the merged model, with the adapters in a separate file. All formats can be read."""
 OWN = "manifest_sha256"
 REFUSALS = frozenset(
     (
@@ -42,24 +42,24 @@ REFUSALS = frozenset(
 
 
 def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, keep: int) -> Path:
-    """Let `write` fill a folder and put it at `root/name`, atomically; then delete all but the newest `keep`.
+    """Let `write` fill a folder, move it to `root/name` atomically, then delete all but the newest `keep`.
 
-    After a crash at any moment there is either no `root/name` or a complete one.
+    After a crash at any moment, `root/name` is either missing or complete.
     """
     if not root.exists():
         root.mkdir(parents=True)
         _sync(root.parent)
-    for leftover in root.glob(".*"):  # of attempts that were killed
+    for leftover in root.glob(".*"):  # from killed attempts
         shutil.rmtree(leftover, ignore_errors=True)
     final, temporary = root / name, root / f".{name}.tmp"
     temporary.mkdir()
     try:
         _fill(temporary, write, serial)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space
+        shutil.rmtree(temporary, ignore_errors=True)  # frees space on a full disk
         raise
     old = root / f"{name}.old"
-    if final.exists():  # the same step again; until the new one is in place the old one can be found as `.old`
+    if final.exists():  # the same step again; the old folder stays available as `.old` until the new one is in place
         remove(old)
         final.rename(old)
     temporary.rename(final)
@@ -73,19 +73,19 @@ def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, k
 
 
 def refused(error: BaseException) -> bool:
-    """Whether an exception means that the disk takes no more: full, read-only, no permission, broken."""
+    """Whether an exception means that the disk cannot be written: full, read-only, no permission, or broken."""
     number = error.errno if isinstance(error, OSError) else None
-    found = re.search(r"os error (\d+)", str(error))  # libraries written in Rust say it in words only
+    found = re.search(r"os error (\d+)", str(error))  # Rust libraries have the number in the message only
     return number in REFUSALS or (found is not None and int(found[1]) in REFUSALS)
 
 
 def names(root: Path) -> list[str]:
-    """The finished checkpoints, newest first."""
+    """The names of the finished checkpoints, newest first."""
     return [folder.name for _, folder in _finished(root)]
 
 
 def _fill(temporary: Path, write: Callable[[Path], None], serial: int) -> None:
-    """Let `write` work, bring every byte to the disk, and list them."""
+    """Call `write`, sync every file to the disk, and write the manifest."""
     write(temporary)
     files = {}
     for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
@@ -101,10 +101,10 @@ def _fill(temporary: Path, write: Callable[[Path], None], serial: int) -> None:
 
 
 def newest(root: Path, on_damage: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose every file matches its manifest, or None if there is none.
+    """The newest checkpoint whose files all match its manifest, or None if there is none.
 
-    Damaged ones are reported in words, renamed to `*.corrupt`, and passed over. Raises CheckpointError for one that a
-    newer version of vapo wrote.
+    Damaged ones are reported to `on_damage`, renamed to `*.corrupt`, and skipped. Raises CheckpointError for one that
+    a newer version of vapo wrote.
     """
     for _, folder in _finished(root):
         _check_format(folder)
@@ -113,7 +113,7 @@ def newest(root: Path, on_damage: Callable[[str], None]) -> Path | None:
             return folder
         aside = folder.with_name(folder.name + ".corrupt")
         number = 1
-        while aside.exists():  # nothing is lost: somebody may want to look at both
+        while aside.exists():  # keep all damaged folders for inspection
             number += 1
             aside = folder.with_name(f"{folder.name}-{number}.corrupt")
         folder.rename(aside)
@@ -122,7 +122,7 @@ def newest(root: Path, on_damage: Callable[[str], None]) -> Path | None:
 
 
 def problems(folder: Path) -> list[str]:
-    """What does not match the manifest, in words; empty for a healthy folder."""
+    """One message per mismatch with the manifest; empty for a healthy folder."""
     try:
         files = _manifest(folder)["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -135,12 +135,12 @@ def problems(folder: Path) -> list[str]:
         elif path.stat().st_size != entry["bytes"]:
             found.append(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
         elif sha256(path) != entry["sha256"]:
-            found.append(f"{name} has another SHA-256 than when it was saved")
+            found.append(f"the SHA-256 of {name} has changed since it was saved")
     return found
 
 
 def read_json(folder: Path, name: str) -> dict:
-    """A JSON file of a checkpoint; raises CheckpointError if it cannot be read."""
+    """Read a JSON file of a checkpoint. Raises CheckpointError if it cannot be read."""
     try:
         return json.loads((folder / name).read_text())
     except (OSError, ValueError) as error:
@@ -150,29 +150,31 @@ def read_json(folder: Path, name: str) -> dict:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """The hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finished(root: Path) -> list[tuple[int, Path]]:
-    """(serial, folder) of every finished checkpoint, newest first. One without a readable manifest counts as
-    the newest, so that its damage is reported rather than overlooked."""
+    """(serial, folder) of every finished checkpoint, newest first.
+
+    A folder without a readable manifest counts as the newest, so that its damage is reported.
+    """
     found = []
     for folder in root.glob("*") if root.is_dir() else []:
         if folder.is_dir() and not folder.name.startswith(".") and not folder.name.endswith(".corrupt"):
             serial = _serial(folder)
             found.append((2**62 if serial is None else serial, folder))
-    # of two with one serial the replaced one, `.old`, is the second choice
+    # if two folders have the same serial, the replaced one (`.old`) comes second
     return sorted(found, key=lambda entry: (-entry[0], entry[1].suffix == ".old", entry[1].name))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, proved by its own hash; raises OSError, ValueError, KeyError or TypeError for any other."""
+    """The manifest, checked by its own hash. Raises OSError, ValueError, KeyError or TypeError if it is damaged."""
     content = json.loads((folder / MANIFEST).read_text())
     own = content.pop(OWN, None)
     if content["format"] != 1 and own != _digest(content):
-        raise ValueError("it has another SHA-256 than when it was saved")
+        raise ValueError("its SHA-256 has changed since it was saved")
     return content
 
 
@@ -191,7 +193,7 @@ def _check_format(folder: Path) -> None:
     try:
         number = int(_manifest(folder)["format"])
     except (OSError, ValueError, KeyError, TypeError):
-        return  # damaged, which is found out next
+        return  # damaged; `problems` reports it
     if number > FORMAT:
         raise CheckpointError(
             f"{folder} has format {number}; this version of vapo reads up to {FORMAT}. "
@@ -200,7 +202,7 @@ def _check_format(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder so that a crash on the way leaves none that looks damaged."""
+    """Delete a folder, renaming it first so that a crash leaves no folder that looks damaged."""
     if folder.exists():
         gone = folder.with_name(f".{folder.name}.gone")
         shutil.rmtree(gone, ignore_errors=True)
@@ -209,7 +211,7 @@ def remove(folder: Path) -> None:
 
 
 def sync(folder: Path, *, deep: bool = True) -> None:
-    """Bring a folder's entries to the disk, and with `deep` all that is in it; nothing if there is no such folder."""
+    """Sync a folder's entries to the disk, and with `deep` everything in it. Does nothing if the folder is missing."""
     for path in folder.rglob("*") if deep else ():
         _sync(path)
     if folder.exists():

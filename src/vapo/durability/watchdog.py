@@ -1,6 +1,6 @@
 """The watchdog process; standard library only, so that it starts in milliseconds.
 
-python watchdog.py PID LOG STACKS FACTOR FLOOR < signs of life, one line each: what is being done
+python watchdog.py PID LOG STACKS FACTOR FLOOR < reports, one activity per line
 """
 
 import os
@@ -12,23 +12,23 @@ import time
 
 
 class Deadlines:
-    """The longest allowed pause for each kind of work, learned from the pauses that ended."""
+    """The longest allowed pause for each activity, learned from earlier pauses."""
 
     def __init__(self, factor: float, floor_s: float) -> None:
         self.factor, self.floor_s = factor, floor_s
         self.longest: dict[str, float] = {}
 
     def learn(self, doing: str, pause_s: float) -> None:
-        """Record a pause in `doing` that has ended."""
+        """Record the length of a pause in the activity `doing`."""
         self.longest[doing] = max(pause_s, self.longest.get(doing, 0.0))
 
     def of(self, doing: str) -> float:
-        """Seconds after which a pause in `doing` is too long."""
+        """Seconds after which a pause in the activity `doing` is reported."""
         return max(self.floor_s, self.factor * self.longest.get(doing, 0.0))
 
 
 def watch(pid: int, log: str, stacks: str, deadlines: Deadlines, pipe: int = 0) -> None:
-    """Read signs of life until the pipe ends; report every pause that is too long, once."""
+    """Read reports until the pipe ends; log every pause that is too long, once."""
     doing, last, reported, rest = "starting", time.monotonic(), False, b""
     while True:
         left = None if reported else max(0.0, last + deadlines.of(doing) - time.monotonic())
@@ -42,19 +42,19 @@ def watch(pid: int, log: str, stacks: str, deadlines: Deadlines, pipe: int = 0) 
         if not read:
             return
         if reported:
-            _write(log, f"{doing} went on after {now - last:.0f} s")
+            _write(log, f"{doing} continued after {now - last:.0f} s")
         deadlines.learn(doing, now - last)
         *lines, rest = (rest + read).split(b"\n")
         doing, last, reported = (lines[-1].decode() if lines else doing), now, False
 
 
 def _report(pid: int, log: str, stacks: str, doing: str, pause_s: float, longest: float | None) -> None:
-    before = "never done before" if longest is None else f"the longest pause before was {longest:.0f} s"
+    before = "no earlier pause is known" if longest is None else f"the longest pause before was {longest:.0f} s"
     where = os.path.join(os.path.dirname(log), stacks)
     _write(
         log,
-        f"no sign of life for {pause_s:.0f} s while {doing} ({before}). "
-        f"What process {pid} is doing: {where}. It goes on by itself or not at all; to end it: kill -9 {pid}, "
+        f"no report for {pause_s:.0f} s while {doing} ({before}). "
+        f"The stacks of process {pid} are in {where}. If it does not continue, end it: kill -9 {pid}, "
         f"then vapo resume {shlex.quote(os.path.dirname(log))}",
         loud=True,
     )
@@ -70,12 +70,12 @@ def _write(log: str, text: str, *, loud: bool = False) -> None:
         with open(log, "a") as file:
             file.write(line)
     except OSError:
-        pass  # a full disk is not this process's to report
+        pass  # the trainer reports a full disk
     if loud:
         try:
             sys.stderr.write(line)
             sys.stderr.flush()
-        except OSError:  # nobody reads it any more; the stacks are written all the same
+        except OSError:  # stderr is closed; the stacks are written anyway
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 

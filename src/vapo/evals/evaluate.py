@@ -1,4 +1,4 @@
-"""avg@k, pass@k and maj@k of one policy on one set of prompts, with bootstrap intervals."""
+"""Evaluate a policy on a set of prompts: avg@k, pass@k and maj@k, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from vapo.tasks.full_task import FullTask
 from vapo.types import Decoding, Episode, Prompt
 
 CHUNK = 512
-"""Responses sampled, judged and saved together; an interrupted evaluation loses at most these."""
+"""The number of responses sampled, judged and saved together; an interrupted evaluation loses at most these."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What `vapo eval` prints and `evaluations.jsonl` holds.
+    """The scores of an evaluation, as `vapo eval` prints them and `evaluations.jsonl` stores them.
 
-    `avg` is the mean over prompts of the share of right samples, `low`/`high` its 95 % bootstrap interval over
-    prompts; `pass_at` maps k to the unbiased chance that one of k samples is right; `maj` is the majority
-    vote's accuracy, None where the task has no final answer to vote on. `intervals` are those of `pass@k` and
-    `maj`. `ranking` says what a critic adds that picks among the samples. Invalid verdicts are left out. `verdicts`
-    counts the others: right ones, and wrong ones by kind (`vapo.rollout.collect.tally`).
+    `avg` is the mean over prompts of the share of right samples; `low` and `high` are its 95 % bootstrap interval over
+    prompts. `pass_at` maps k to the unbiased estimate of the probability that at least one of k samples is right.
+    `maj` is the accuracy of the majority vote; None if the task has no final answers. `intervals` has the intervals of
+    `pass@k` and `maj`. `ranking` has the scores of a critic that picks among the samples. Invalid verdicts are left
+    out of all scores. `verdicts` counts the valid ones: right, and wrong by kind (`vapo.rollout.collect.tally`).
     """
 
     k: int
@@ -56,14 +56,14 @@ class EvaluationResult:
     verdicts: dict[str, int] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the per-prompt table, as JSON."""
+        """All fields except the per-prompt table, as JSON data."""
         data = {name: value for name, value in asdict(self).items() if name not in {"per_prompt", "pass_at"}}
         if not self.ranking:
             del data["ranking"]
         return {**data, "pass": {str(k): value for k, value in self.pass_at.items()}}
 
     def tallies(self) -> dict[str, list[int]]:
-        """`right` and `valid` samples of each prompt, in order: what paired comparisons of runs need."""
+        """The numbers of `right` and `valid` samples of each prompt, in order, for paired comparisons of runs."""
         return {name: [row[name] for row in self.per_prompt] for name in ("right", "valid")}
 
 
@@ -79,11 +79,10 @@ def sample_and_judge(
     kept: SampleFile | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Episode]:
-    """k judged samples of each rendered prompt, in blocks of k.
+    """Sample and judge k responses to each rendered prompt. Returns the episodes in blocks of k per prompt.
 
-    The samples' seeds depend on the seed, the prompt and the sample's number only, so two policies meet the
-    same luck and their difference can be paired. Samples that are in `kept` are taken from there, and new ones
-    are put there.
+    A sample's seed depends only on `seed`, the prompt and the sample's number, so that two policies use the same
+    random numbers and can be compared in pairs. Samples in the file `kept` are reused, and new ones are added to it.
     """
     found = {prompt.id: kept.get(prompt) if kept else None for prompt in prompts}
     missing = [prompt for prompt in prompts if found[prompt.id] is None]
@@ -105,7 +104,7 @@ def sample_and_judge(
         episodes = judge_episodes(
             episodes,
             task,
-            # nothing is added to the count here; it says that the work goes on
+            # judging reports progress without increasing the count
             lambda _, of, before=done: on_progress(before + of, len(prompts) * k) if on_progress else None,
             per_prompt=k,
         )
@@ -125,10 +124,10 @@ def score_episodes(
     values: Sequence[float] | None = None,
     ranks: Sequence[str] = RANKS,
 ) -> EvaluationResult:
-    """The result of judged episodes that stand in blocks of k samples a prompt.
+    """Score judged episodes, given in blocks of k samples per prompt.
 
-    `answer_of` extracts what maj@k votes on; where it finds nothing in any response there is no vote. With the critic's
-    `values` of the episodes, the `ranks` are counted.
+    `answer_of` extracts the final answer for maj@k; if no response has one, `maj` is None. `values` are the critic's
+    values of the episodes; with them, the scores of `ranks` are computed.
     """
     correct = np.array([e.verdict.right if e.verdict.valid else np.nan for e in episodes], dtype=float).reshape(-1, k)
     scores = avg_at_k(correct)
@@ -142,7 +141,7 @@ def score_episodes(
     majority = answers = None
     if answer_of is not None:
         flat = [answer_of(e.response) for e in episodes]
-        # a verifier of the user's own may judge responses that mark no answer at all
+        # a user's verifier may judge responses without a marked answer
         if any(answer is not None for answer in flat):
             answers = [flat[i : i + k] for i in range(0, len(flat), k)]
             majority = maj_at_k(answers, correct)
@@ -183,7 +182,7 @@ def critic_ranking(
     majority: Scores | None,
     ranks: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
-    """What a critic's values are worth at test time: scores, and differences to a majority vote and to one sample.
+    """Scores of picking answers by the critic's values, and differences to the majority vote and to a single sample.
 
     `best_of` maps n to the accuracy of the best of n. Differences are paired over prompts, with 95 % intervals.
     """
@@ -201,17 +200,17 @@ def critic_ranking(
 
 
 def powers_to(k: int) -> list[int]:
-    """1, 2, 4, ... below k, and k."""
+    """The powers of two below k, and k."""
     return sorted({1, *(2**i for i in range(1, 12) if 2**i <= k), k})
 
 
 def _compared(scores: Scores, correct: Scores, majority: Scores | None) -> dict[str, Any]:
     low, high = bootstrap_interval(scores)
-    told: dict[str, Any] = {"score": _mean(scores), "low": low, "high": high}
-    told["over_avg"] = tuple(paired_bootstrap_difference(scores, avg_at_k(correct)))
+    compared: dict[str, Any] = {"score": _mean(scores), "low": low, "high": high}
+    compared["over_avg"] = tuple(paired_bootstrap_difference(scores, avg_at_k(correct)))
     if majority is not None:
-        told["over_maj"] = tuple(paired_bootstrap_difference(scores, majority))
-    return told
+        compared["over_maj"] = tuple(paired_bootstrap_difference(scores, majority))
+    return compared
 
 
 def _mean(scores: np.ndarray) -> float:

@@ -1,8 +1,7 @@
-"""The critic at test time: it picks among the samples of a problem, without knowing the answer.
+"""Pick among the samples of a problem by the critic's values, without the verifier.
 
-`values[p][s]` is the critic's value of sample s of problem p, read where it was trained last: before the response's
-last token, where the whole answer stands, and for a reward model after that token. `correct` is as in
-`vapo.evals.statistics`. Invalid samples are never picked.
+`values[p][s]` is the critic's value of sample s of problem p: before the response's last token for a critic, after it
+for a reward model. `correct` is as in `vapo.evals.statistics`. Invalid samples are never picked.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from vapo.types import Episode
 
 
 def best_of_n(correct: ArrayLike, values: ArrayLike, n: int) -> Scores:
-    """Per problem, the chance that the sample of highest value among n random ones is right; nan with fewer valid.
+    """Per problem, the probability that the sample with the highest value among n random ones is right.
 
-    All subsets of n samples count: the i-th best of m is the best of a subset with probability
-    C(m-i, n-1) / C(m, n), i from 1, so nothing depends on the order of sampling. Samples of equal value share
-    their places.
+    Averages over all subsets of n valid samples: the i-th best of m is the best of a subset with probability
+    C(m-i, n-1) / C(m, n), i from 1. Samples with equal values share their probabilities. nan with fewer than n valid
+    samples. Raises ValueError for n < 1 or different shapes.
     """
     if n < 1:
         raise ValueError(f"best of n needs n of at least 1, got {n}.")
@@ -37,8 +36,9 @@ def best_of_n(correct: ArrayLike, values: ArrayLike, n: int) -> Scores:
 def weighted_vote(answers: Sequence[Sequence[Hashable | None]], values: ArrayLike, correct: ArrayLike) -> Scores:
     """Per problem, the correctness of the answer whose samples have the highest sum of values; nan if none is valid.
 
-    Values of a critic of rewards -1 and 1 are moved up, so that the lowest of all is 0. Where all are 0, all samples
-    count the same. Ties and answers without text are treated as in `maj_at_k`.
+    If some value is negative, all are shifted so that the lowest is 0. If the values of a problem are all 0, its
+    samples count equally. Ties and missing answers are treated as in `maj_at_k`. Raises ValueError for different
+    shapes.
 
     Source: weighted majority voting, Li et al. 2023, arXiv:2206.02336, with the critic as the verifier.
     """
@@ -46,13 +46,16 @@ def weighted_vote(answers: Sequence[Sequence[Hashable | None]], values: ArrayLik
     if verdicts.shape != scores.shape or [len(row) for row in answers] != [verdicts.shape[1]] * len(verdicts):
         raise ValueError(f"A weighted vote needs one answer and one value per verdict, tables of {verdicts.shape}.")
     scores = scores - min(0.0, float(scores.min(initial=0.0)))
-    return np.array([_elect(*row) for row in zip(answers, scores, verdicts, strict=True)], dtype=np.float64)
+    return np.array([_vote(*row) for row in zip(answers, scores, verdicts, strict=True)], dtype=np.float64)
 
 
 @torch.no_grad()
 def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: int) -> list[float]:
-    """The critic's value of each whole response, in reward units: before its last token, or after it where
-    `critic.value_at` is `end`. Raises ModelError for values that are not numbers."""
+    """The critic's value of each response, in reward units.
+
+    The value is that before the last token, or after it if `critic.value_at` is `end`. A batch has at most
+    `tokens_at_once` tokens, padding included. Raises ModelError for values that are not finite.
+    """
     values = [0.0] * len(episodes)
     device = next(critic.model.parameters()).device
     order = sorted(range(len(episodes)), key=lambda i: _length(episodes[i]))
@@ -75,7 +78,9 @@ def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: 
             values[i] = value
         start = end
     if not np.isfinite(values).all():
-        raise ModelError("The critic gives values that are not numbers; it cannot rank samples.")
+        raise ModelError(
+            "The critic returned values that are not finite, so it cannot rank samples. Use another critic."
+        )
     return values
 
 
@@ -89,7 +94,7 @@ def _best(correct: Scores, values: Scores, n: int) -> float:
     m = len(correct)
     if m < n:
         return float("nan")
-    # chance that each place, from the best down, is the best of the subset
+    # the probability that the sample at each rank is the best of a subset
     chance, weights = n / m, np.zeros(m)
     for place in range(m - n + 1):
         weights[place] = chance
@@ -102,7 +107,7 @@ def _best(correct: Scores, values: Scores, n: int) -> float:
     return float((shared * correct[order]).sum())
 
 
-def _elect(answers: Sequence[Hashable | None], values: Scores, correct: Scores) -> float:
+def _vote(answers: Sequence[Hashable | None], values: Scores, correct: Scores) -> float:
     valid = ~np.isnan(correct)
     if not valid.any():
         return float("nan")

@@ -1,4 +1,4 @@
-"""Judged samples on disk, so that a long evaluation resumes where it stopped."""
+"""Store judged samples on disk, so that a stopped evaluation can resume."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vapo.types import Completion, Episode, Prompt, Verdict
 
 
 class SampleFile:
-    """`DIR/samples.jsonl`: a line that says what is evaluated, then one line for each problem with its samples.
+    """`DIR/samples.jsonl`: one line that describes the evaluation, then one line for each problem with its samples.
 
-    Raises ConfigError if the folder holds samples of something else.
+    Raises ConfigError if the file holds samples of another evaluation or cannot be written.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
@@ -30,18 +30,18 @@ class SampleFile:
                 self._append({"about": about})
             except OSError as error:
                 raise ConfigError(
-                    f"Cannot keep samples in {folder}: {error.strerror}. Give --out another folder."
+                    f"Cannot write samples into {folder}: {error.strerror}. Choose another --out."
                 ) from error
 
     def get(self, prompt: Prompt) -> list[Episode] | None:
-        """The samples of a problem if they are there."""
+        """The stored samples of a problem; None if there are none or if one has an invalid verdict."""
         lines = self._lines.get(prompt.id)
         if lines is None or any(line["verdict"] == "invalid" for line in lines):
-            return None  # the verifier may be able to tell this time
+            return None  # the verifier may succeed this time
         return [_episode(prompt, number, line) for number, line in enumerate(lines)]
 
     def put(self, episodes: Sequence[Episode]) -> None:
-        """Keep the samples of one problem."""
+        """Append the samples of one problem to the file."""
         self._append({"prompt": episodes[0].prompt.id, "samples": [_record(e) for e in episodes]})
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -50,13 +50,15 @@ class SampleFile:
 
     def _read(self, about: Mapping[str, Any]) -> None:
         lines = self.path.read_bytes().split(b"\n")
-        if lines[-1]:  # a line that was being written when the machine went down
+        if lines[-1]:  # a half-written line
             self.path.write_bytes(b"\n".join(lines[:-1]) + b"\n" if len(lines) > 1 else b"")
         try:
             records = [json.loads(line) for line in lines[:-1] if line]
             self._lines = {record["prompt"]: record["samples"] for record in records[1:]}
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.path} is damaged or none of ours: {error}. Choose another --out.") from error
+            raise ConfigError(
+                f"{self.path} is damaged or not a file of vapo: {error}. Choose another --out."
+            ) from error
         before = records[0].get("about", {}) if records else about
         if not records:
             self._append({"about": about})
@@ -81,7 +83,7 @@ def _record(episode: Episode) -> dict[str, Any]:
 
 def _episode(prompt: Prompt, number: int, line: Mapping[str, Any]) -> Episode:
     tokens = tuple(line["tokens"])
-    unknown = (float("nan"),) * len(tokens)  # no score needs the log-probabilities, so they are not kept
+    unknown = (float("nan"),) * len(tokens)  # the file has no log-probabilities, because no score needs them
     completion = Completion(tokens, unknown, line["finish"], 0)
     return Episode.of_completion(
         prompt,

@@ -1,11 +1,11 @@
-"""Scores of an evaluation: avg@k, pass@k, maj@k, each one number per problem, and bootstrap intervals.
+"""Scores of an evaluation, one per problem: avg@k, pass@k and maj@k; and bootstrap intervals of their means.
 
-All scores start from `correct`, a problems × samples matrix of 1 (right), 0 (wrong) and nan (invalid: the
-verifier could not tell). Invalid samples are left out: they count neither as right nor as wrong and do not
-vote. A problem without a single valid sample scores nan and is left out of means and intervals.
+All scores are computed from `correct`, a problems × samples matrix of 1 (right), 0 (wrong) and nan (invalid: the
+verifier failed). Invalid samples count neither as right nor as wrong and do not vote. A problem without valid samples
+has score nan and is left out of means and intervals.
 
     scores = avg_at_k(correct)                       # (P,)
-    np.nanmean(scores), bootstrap_interval(scores)   # the number, and how far to trust it
+    np.nanmean(scores), bootstrap_interval(scores)   # the mean and its interval
 
 Intervals resample problems, because samples of one problem are not independent.
 """
@@ -24,14 +24,14 @@ RANKS = ("best-of-n", "weighted-vote")
 
 
 class Interval(NamedTuple):
-    """The two ends of a confidence interval; both nan where one cannot be had."""
+    """The ends of a confidence interval; both nan if it cannot be computed."""
 
     low: float
     high: float
 
 
 class Difference(NamedTuple):
-    """The mean of `a - b` over the problems both sides scored, with its interval."""
+    """The mean of `a - b` over the problems with scores on both sides, and its interval."""
 
     mean: float
     low: float
@@ -39,27 +39,27 @@ class Difference(NamedTuple):
 
 
 def counts(correct: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Per problem, how many samples are valid and how many of those are right: the n and c of `pass_at_k`."""
+    """(P,) the number of valid samples n and (P,) the number of right ones c, as for `pass_at_k`."""
     matrix = _verdicts(correct)
     return (~np.isnan(matrix)).sum(axis=1), np.nansum(matrix, axis=1).astype(np.int64)
 
 
 def avg_at_k(correct: ArrayLike) -> Scores:
-    """Per problem, the share of its valid samples that are right; nan where none is valid.
+    """(P,) the share of right ones among each problem's valid samples; nan where none is valid.
 
-    Their mean is the paper's "mean pass rate over 32 samples per problem". Source: arXiv:2504.05118, §5.1.
+    The mean is the paper's "mean pass rate over 32 samples per problem". Source: arXiv:2504.05118, §5.1.
     """
     num_valid, num_right = counts(correct)
     return np.where(num_valid > 0, num_right / np.maximum(num_valid, 1), np.nan)
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Scores:
-    """The unbiased chance that at least one of k samples is right, from n samples of which c were.
+    """The unbiased estimate of the probability that at least one of k samples is right, from n samples with c right.
 
         pass@k = 1 - C(n-c, k) / C(n, k) = 1 - Π_{j<k} (n-c-j) / (n-j)
 
-    The product never forms a large binomial. n and c broadcast, one entry per problem; the answer is nan
-    where n < k, because fewer than k samples cannot tell. With k = 1 it is c/n.
+    The product avoids large binomials. n and c broadcast, with one entry per problem. The result is nan where n < k,
+    and c/n for k = 1. Raises ValueError for k < 1 or counts outside 0 <= c <= n.
 
     Source: Chen et al. 2021, "Evaluating Large Language Models Trained on Code", arXiv:2107.03374, eq. 1.
     """
@@ -70,17 +70,17 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Scores:
         raise ValueError("pass@k needs 0 <= c <= n: c counts the right ones among n samples.")
     all_wrong = np.ones_like(num)
     for j in range(k):
-        # Beyond n-c wrong samples a factor is 0 and stays 0: some sample must be right.
+        # the factor is 0 if k exceeds the number of wrong samples: one of k is certainly right
         all_wrong *= np.maximum(num - right - j, 0.0) / np.maximum(num - j, 1.0)
     return np.where(num >= k, 1.0 - all_wrong, np.nan)
 
 
 def maj_at_k(answers: Sequence[Sequence[Hashable | None]], correct: ArrayLike) -> Scores:
-    """Per problem, the chance that its most frequent final answer is right; nan where no sample is valid.
+    """(P,) the correctness of each problem's most frequent final answer; nan where no sample is valid.
 
-    `answers[p][s]` is the answer that `correct[p][s]` judges; None means none was found in the text. A None
-    never wins; where every valid sample is None the score is 0. Of tied winners one is drawn at random: the
-    score is the expected value. Should equal answers carry different verdicts, their mean counts.
+    `answers[p][s]` is the answer that `correct[p][s]` judges, or None if the response has none. None never wins; if
+    all valid samples have None, the score is 0. The score of tied answers is their mean, the expected value of a random
+    choice. If equal answers have different verdicts, their mean counts. Raises ValueError for different shapes.
 
     Source: self-consistency, Wang et al. 2022, arXiv:2203.11171 (majority vote without weights).
     """
@@ -99,15 +99,14 @@ def bootstrap_interval(
 ) -> Interval:
     """The percentile bootstrap interval of the mean score, resampling problems with replacement.
 
-    The same seed gives the same interval. nan scores are left out; fewer than two problems say nothing
-    about spread, so both ends are nan. Where all problems have the same score there is nothing to resample,
-    and the exact interval of `unanimous_interval` takes its place; `bounds` are the least and the greatest
-    score that there can be.
+    The same seed gives the same interval. nan scores are left out; with fewer than two scores both ends are nan. If
+    all scores are equal, resampling has no variance, and the result is the exact interval of `unanimous_interval`,
+    where `bounds` are the smallest and largest possible scores. Raises ValueError for a level outside (0, 1).
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
     if not 0 < level < 1:
-        raise ValueError(f"An interval's level lies between 0 and 1, got {level}.")
+        raise ValueError(f"An interval's level must be between 0 and 1, got {level}.")
     scores = np.asarray(per_problem_scores, dtype=np.float64).ravel()
     scores = scores[~np.isnan(scores)]
     if len(scores) < 2:
@@ -122,13 +121,13 @@ def bootstrap_interval(
 def unanimous_interval(
     score: float, num_problems: int, level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Interval:
-    """The exact interval of a mean score where every one of the problems has the same one.
+    """The exact interval of a mean score if all problems have the same score.
 
         reach = 1 - ((1 - level) / 2)^(1/n)        32 problems, none solved: [0, 0.109]
 
-    If a share p of all problems scored higher than c, n random ones would all miss them with probability (1 - p)^n.
-    So p is at most `reach`, and the mean at most c + reach·(high - c); the lower end likewise. For c = 0 and c = 1
-    this is the interval of Clopper and Pearson for 0 and n successes of n.
+    If a share p of all problems had a score above c, n random problems would contain none of them with probability
+    (1 - p)^n. So p is at most `reach`, and the mean at most c + reach·(high - c); the lower end is analogous. For c = 0
+    and c = 1 this is the Clopper-Pearson interval for 0 and n successes of n.
 
     Source: Clopper & Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the
     binomial", Biometrika 26(4).
@@ -143,8 +142,8 @@ def paired_bootstrap_difference(
 ) -> Difference:
     """The mean of `a - b` and its interval, where `a[p]` and `b[p]` score the same problem.
 
-    Pairing takes the problems' difficulty out, so the interval is tighter than two separate ones suggest.
-    A problem that is nan on either side is left out.
+    Pairing removes the problems' difficulty, so the interval is narrower than two separate intervals suggest. A
+    problem with nan on either side is left out. Raises ValueError for different numbers of problems.
 
     Source: Efron & Tibshirani 1993; for model comparisons Koehn 2004, "Statistical Significance Tests for
     Machine Translation Evaluation".
@@ -161,14 +160,14 @@ def _verdicts(correct: ArrayLike) -> Scores:
     """`correct` as floats, checked to be a matrix of 0, 1 and nan."""
     matrix = np.asarray(correct, dtype=np.float64)
     if matrix.ndim != 2:
-        raise ValueError(f"Verdicts form a problems × samples matrix, got shape {matrix.shape}.")
+        raise ValueError(f"Verdicts must be a problems × samples matrix, got shape {matrix.shape}.")
     if not (np.isnan(matrix) | (matrix == 0) | (matrix == 1)).all():
         raise ValueError("Verdicts are 1 (right), 0 (wrong) or nan (invalid); found another number.")
     return matrix
 
 
 def _vote(answers: Sequence[Hashable | None], right: Scores) -> float:
-    """The expected correctness of one problem's majority answer."""
+    """The expected correctness of a problem's majority answer."""
     verdicts_of: dict[Hashable, list[float]] = {}
     num_valid = 0
     for answer, verdict in zip(answers, right.tolist(), strict=True):
@@ -186,7 +185,7 @@ def _vote(answers: Sequence[Hashable | None], right: Scores) -> float:
 
 
 def _resampled_means(scores: Scores, resamples: int, seed: int) -> Iterator[Scores]:
-    """Means of `resamples` draws with replacement, in blocks of a fixed size so memory stays small."""
+    """Means of `resamples` draws with replacement, in blocks that bound the memory."""
     rng = np.random.default_rng(seed)
     block = max(1, 1_000_000 // len(scores))
     for start in range(0, resamples, block):

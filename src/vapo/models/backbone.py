@@ -89,8 +89,8 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
     if len(inner) != 1:
         raise ModelError(
-            f"{type(model).__name__} does not say which of its parts is the language model below the head (it names "
-            f"{model.base_model_prefix!r}, which it has not). Take a text-only model of the family."
+            f"{type(model).__name__} does not declare the language model below its head (its base_model_prefix "
+            f"{model.base_model_prefix!r} names no part). Use a text-only model of the family."
         )
     return inner[0]
 

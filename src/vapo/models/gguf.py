@@ -31,7 +31,7 @@ def converted(path: Path) -> Path:
         from transformers import GgufConfig
     except ImportError as error:
         raise ModelError(f"Reading {path} needs two packages: pip install gguf accelerate.") from error
-    with redirect_stderr(io.StringIO()):  # it draws a progress bar that no setting turns off
+    with redirect_stderr(io.StringIO()):  # hides a progress bar that has no setting
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         # packed weights could not be trained
         model, info = read_model(

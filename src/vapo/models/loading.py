@@ -38,11 +38,11 @@ from vapo.types import Prompt
 CRITIC_LABEL = "value"
 """The label of a critic's output. It distinguishes a saved critic from a reward model."""
 ValueAt = Literal["tokens", "end"]
-"""Where a critic's value means something: before each response token, or only after the last one (a reward model)."""
+"""Where a critic's values are valid: before each response token, or only after the last one (a reward model)."""
 VALUE_AT = "vapo_value_at"
 """The entry of a saved critic's config.json that holds its `ValueAt`."""
-_SAID = "Forty-two it is"
-"""An assistant's message, to find how the chat template ends a turn."""
+_MESSAGE = "The answer is 42"
+"""An assistant's message, for finding the token with which the chat template ends a turn."""
 
 
 def read_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -56,7 +56,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
     tokenizer = read_tokenizer(source, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            f"The tokenizer of {source} has no EOS token, so a response could never end. "
+            f"The tokenizer of {source} has no EOS token to end a response. "
             "Set `eos_token` in its tokenizer_config.json (or special_tokens_map.json)."
         )
     return tokenizer
@@ -78,8 +78,7 @@ def count_parameters(config: PreTrainedConfig) -> int:
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel | None:
-    """The causal language model that a configuration describes, without memory for weights; None where it cannot be
-    built so."""
+    """The causal language model of a configuration, without memory for weights; None if it cannot be built so."""
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
@@ -115,7 +114,7 @@ def load_critic(
     It has embeddings for at least `num_ids` token ids; those missing in the folder start as the mean of the others.
 
     A base model gives the backbone, and the head is 0. A reward model (sequence classification with one label) and a
-    saved critic give backbone and head. `value_at` says where its value is to be read.
+    saved critic give backbone and head. `value_at` returns where to read its values.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
     architectures = getattr(config, "architectures", None) or [""]
@@ -174,12 +173,12 @@ def value_head(model: PreTrainedModel) -> torch.nn.Linear:
 
 
 def value_at(critic: PreTrainedModel) -> ValueAt:
-    """Where the critic's value is to be read; critics saved before this was written down: before each token."""
+    """Where to read the critic's values; "tokens" for critics saved without this entry."""
     return getattr(critic.config, VALUE_AT, "tokens")
 
 
 def set_value_at(critic: PreTrainedModel, at: ValueAt) -> None:
-    """Note in the critic's configuration, which is saved with it, where its value is to be read."""
+    """Set in the critic's configuration, which is saved with it, where to read its values."""
     setattr(critic.config, VALUE_AT, at)
 
 
@@ -253,11 +252,11 @@ def _templated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int,
     try:
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     except Exception as error:  # the template is the model's code and may raise anything
-        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         system = any(message.get("role") == "system" for message in messages)
         advice = "Leave out the system message (task.system, or the one in the data), or set" if system else "Set"
         raise ConfigError(
-            f"The tokenizer's chat template refuses prompt {prompt.id}: {said}. {advice} model.prompt_format=plain."
+            f"The tokenizer's chat template refuses prompt {prompt.id}: {reason}. {advice} model.prompt_format=plain."
         ) from error
     return tuple(cast(list[int], ids))
 
@@ -286,12 +285,12 @@ def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The special token that the chat template puts directly after an assistant's message, if any."""
     if tokenizer.chat_template is None:
         return set()
-    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": _SAID}]
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": _MESSAGE}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except Exception:  # `render` reports a template that fails
         return set()
-    after = text.rpartition(_SAID)[2].lstrip() if _SAID in text else ""
+    after = text.rpartition(_MESSAGE)[2].lstrip() if _MESSAGE in text else ""
     special = _special_tokens(tokenizer)
     ends = [token for token in special if after.startswith(token) and token != tokenizer.bos_token]
     return {special[max(ends, key=len)]} if ends else set()

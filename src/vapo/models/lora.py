@@ -1,6 +1,6 @@
-"""Low-rank adapters on a policy or a critic, with peft: they need a fraction of the optimizer's memory.
+"""Low-rank adapters on a policy or a critic, with peft. They reduce the optimizer's memory.
 
-They are kept in folders that peft opens, too: `PeftModel.from_pretrained(base, folder)`.
+peft can also open their folders: `PeftModel.from_pretrained(base, folder)`.
 
 W x becomes W x + (α/r) B A x in every linear layer of the backbone, with W fixed (Hu et al. 2021, arXiv:2106.09685,
 eq. 3). B starts at 0, so the first policy is the base.
@@ -41,7 +41,7 @@ PLAIN = {
     "rank_pattern": {},
     "alpha_pattern": {},
 }
-"""What W + (α/r) B A means in an adapter_config.json; with anything else peft computes something else."""
+"""The entries of an adapter_config.json for W + (α/r) B A; with other values peft computes something else."""
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: torch.nn.Module | None = None) -> None:
@@ -54,8 +54,8 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: to
     except ImportError as error:
         raise ConfigError("Low-rank adapters need peft: pip install peft.") from error
     backbone = backbone_of(model)
-    # peft gets a bare module: where it knows the architecture, it replaces linear layers of some mixtures of experts
-    # (shared experts, dense blocks) by the experts' fused tensors
+    # peft gets a plain module, because for some mixtures of experts that it knows, it replaces linear layers (shared
+    # experts, dense blocks) by the experts' fused tensors
     below = torch.nn.ModuleDict({"backbone": backbone})
     targets = [
         f"backbone.{name}"
@@ -106,8 +106,8 @@ def has_lora(model: PreTrainedModel) -> bool:
 
 
 def adapter_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """The parameters, by name, that are the adapters' or trained beside them: all that a base model lacks."""
-    # of a reference with adapters nothing is trained
+    """The parameters, by name, of the adapters and of the modules trained with them, such as a critic's head."""
+    # a reference has adapters without trainable parameters
     return {name: p for name, p in model.named_parameters() if p.requires_grad or _is_adapter(name)}
 
 
@@ -141,23 +141,23 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    # one entry only: safetensors writes several in an order of chance
+    # a single entry, because safetensors writes several in random order
     tensors = {_peft_name(name): parameter.detach().contiguous() for name, parameter in own.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"base": _digest(model)})
     (folder / ADAPTER_CONFIG).write_text(json_text(config, indent=1))
 
 
 def peft_opens(model: PreTrainedModel, folder: Path) -> bool:
-    """Whether peft, given the base and the folder that `save_adapters` wrote, adapts the layers that were trained.
+    """Whether peft, given the base and the folder that `save_adapters` wrote, adapts the trained layers.
 
-    Told the architecture, it puts those of some mixtures (DeepSeek-V3) onto the experts instead, without a word.
+    For some mixtures of experts that it knows (DeepSeek-V3), it silently adapts the experts instead.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    with torch.device("meta"):  # its structure, not its weights
+    with torch.device("meta"):  # the structure without weights
         base = type(model)(copy.deepcopy(model.config))
     try:
-        with warnings.catch_warnings(action="ignore"):  # what it says of the layers that it trades is told by False
+        with warnings.catch_warnings(action="ignore"):  # the return value replaces peft's warnings about the layers
             inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), base)
     except (ValueError, TypeError, NotImplementedError):
         return False
@@ -165,31 +165,38 @@ def peft_opens(model: PreTrainedModel, folder: Path) -> bool:
 
 
 def load_adapters(model: PreTrainedModel, path: Path) -> None:
-    """Put saved adapters back, from the file of a PEFT folder or one under the model's own names, as vapo wrote first.
+    """Load saved adapters into the model, from a PEFT file or from the first formats' file with the model's names.
 
-    Raises CheckpointError if there are none, or if they were trained on other weights.
+    Raises CheckpointError if the file is missing, or if the adapters were trained on other weights.
     """
     if not path.exists():
         raise CheckpointError(
-            f"{path.parent} holds no adapters: this network was trained without. Set model.policy_lora and "
-            "model.critic_lora back to what they were."
+            f"{path.parent} holds no adapters: this network was trained without them. Set model.policy_lora and "
+            "model.critic_lora back to their earlier values."
         )
     own = adapter_parameters(model)
     with safe_open(path, "pt") as file:
         if (file.metadata() or {}).get("base") != _digest(model):
-            raise CheckpointError(f"{path} was trained on other base weights than the model's. Has it been changed?")
+            raise CheckpointError(
+                f"{path} was trained on other base weights than the model's. Set model.policy back to that base model."
+            )
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         names = {name: name if name in shapes else _peft_name(name) for name in own}
         if shapes != {names[name]: tuple(parameter.shape) for name, parameter in own.items()}:
-            raise CheckpointError(f"{path} does not fit the model: it holds adapters of another shape.")
+            raise CheckpointError(
+                f"{path} holds adapters of another shape than the model's. Set model.policy_lora and model.critic_lora "
+                "back to their earlier values."
+            )
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(file.get_tensor(names[name]))
 
 
 def adapter_base(source: str | Path) -> str | None:
-    """The base model of a folder that holds adapters only; None for any other source. Raises ModelError if it names
-    none."""
+    """The base model of a folder that holds adapters only; None for any other source.
+
+    Raises ModelError if the folder names no base model or one that does not exist.
+    """
     folder = Path(source)
     if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").exists():
         return None
@@ -204,7 +211,7 @@ def adapter_base(source: str | Path) -> str | None:
 
 @torch.no_grad()
 def merge_adapters(model: PreTrainedModel, folder: Path, *, head: torch.nn.Linear | None = None) -> None:
-    """Add the adapters of a PEFT folder to a plain model's weights, in place; with `head`, a critic's is read, too.
+    """Add the adapters of a PEFT folder to a plain model's weights, in place; also load a critic's `head`.
 
     Raises ModelError for adapters of another kind or of another model.
     """
@@ -233,7 +240,10 @@ def merge_adapters(model: PreTrainedModel, folder: Path, *, head: torch.nn.Linea
         digest = (file.metadata() or {}).get("base")
     fixed = {pair.removeprefix(PEFT_PREFIX) for pair in pairs}
     if digest is not None and digest != _digest(model, adapted=fixed, kept=kept):
-        raise ModelError(f"{folder} was trained on other weights than those of its base model. Has that been changed?")
+        raise ModelError(
+            f"{folder} was trained on other weights than those of its base model. Set base_model_name_or_path in its "
+            f"{ADAPTER_CONFIG} to the base model that it was trained on."
+        )
     for pair, layer in layers.items():
         down, up = tensors[f"{pair}.lora_A.weight"], tensors[f"{pair}.lora_B.weight"]
         layer.weight += (up @ down).to(layer.weight) * (config["lora_alpha"] / len(down))  # type: ignore[union-attr]
@@ -242,12 +252,12 @@ def merge_adapters(model: PreTrainedModel, folder: Path, *, head: torch.nn.Linea
 
 
 def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
-    """peft's layers, by the names that the linear ones had."""
+    """peft's layers, by the names of the linear layers that they replace."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
 
 
 def _peft_name(name: str) -> str:
-    """A parameter's name in the files of peft, which leave out the adapter's own."""
+    """A parameter's name in peft's files, which omit the adapter's name."""
     return PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")
 
 
@@ -263,16 +273,16 @@ def _is_adapter(name: str) -> bool:
 
 
 def _digest(model: PreTrainedModel, adapted: Collection[str] = (), kept: str | None = None) -> str:
-    """A hash of the fixed weights' names, shapes and first numbers: another base shows in them.
+    """A hash of the fixed weights' names, shapes and first numbers, which differs between base models.
 
-    Of a plain model it is what it would be with adapters on the layers `adapted` and the module `kept` trained.
+    For a plain model, it is the hash of the model with adapters on the layers `adapted` and `kept` as a trained module.
     """
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     own = adapter_parameters(model) if has_lora(model) else {}
     for name, parameter in model.named_parameters():
         layer, _, leaf = name.rpartition(".")
         if name not in own and (kept is None or layer != kept):
             name = f"{layer}.base_layer.{leaf}" if layer in adapted else name
-            told.update(f"{name} {tuple(parameter.shape)}".encode())
-            told.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return told.hexdigest()
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

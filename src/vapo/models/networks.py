@@ -87,7 +87,7 @@ class Critic:
     origin: str = ""
     """What the weights were loaded from, for the run's log."""
     value_at: ValueAt = "tokens"
-    """Where a whole response is judged: before its last token, or at its end (a reward model)."""
+    """Where to read the value of a whole response: before its last token, or after it (a reward model)."""
 
     def values(self, sequences: Sequences, width: int) -> Tensor:
         """V(s_t) for every response token, in reward units: (B, width), float32."""

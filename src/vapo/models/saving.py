@@ -56,7 +56,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """What a resume needs besides the base model: the adapters as a PEFT folder if there are any, else `save_model`."""
+    """Save the trained weights for a resume: the adapters as a PEFT folder if there are any, else the whole model."""
     if has_lora(model):
         save_adapters(model, folder)
     else:
@@ -66,7 +66,7 @@ def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | No
 def load_trained(model: PreTrainedModel, folder: Path) -> None:
     """Load what `save_trained` wrote into the model, in place; CheckpointError on any mismatch."""
     if has_lora(model):
-        beside = folder.with_name(f"{folder.name}_adapters.safetensors")  # of formats 1 and 2, beside a merged model
+        beside = folder.with_name(f"{folder.name}_adapters.safetensors")  # formats 1 and 2
         load_adapters(model, beside if beside.exists() else folder / ADAPTER_WEIGHTS)
     else:
         load_weights(model, folder)
@@ -75,15 +75,15 @@ def load_trained(model: PreTrainedModel, folder: Path) -> None:
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Load the weights that `save_model` wrote into the model, in place; CheckpointError on any mismatch.
 
-    In a model with adapters they become the base, and the adapters add nothing to them.
+    In a model with adapters they become the base weights, and the adapters are set to 0.
 
     transformers writes some architectures (GPT-NeoX, most mixtures of experts) under other names and shapes. So its
-    own reader makes a second model, whose tensors are copied.
+    own reader loads a second model, whose tensors are copied.
     """
     if (folder / ADAPTER_CONFIG).exists():
         raise CheckpointError(
-            f"{folder} holds adapters, and this run trains all weights. Set model.policy_lora and model.critic_lora "
-            "back to what they were."
+            f"{folder} holds adapters, but this run trains all weights. Set model.policy_lora and model.critic_lora "
+            "back to their earlier values."
         )
     try:
         with _quiet():
@@ -103,7 +103,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Save all moments as `<parameter index>.<name>` tensors; the hyper-parameters are in the config."""
+    """Save all moments as `<parameter index>.<name>` tensors; hyper-parameters are in the config and not saved."""
     state = optimizer.state_dict()["state"]
     tensors = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
     save_file(tensors, path, metadata={"content": json_text({"parameters": len(state)})})

@@ -1,5 +1,5 @@
-"""What a run did, for people: curves, tables, one HTML page, and a live view in the terminal.
+"""Reports about a run: curves, tables, one HTML page, and a live view in the terminal.
 
-Everything but the live view reads the files of a run directory (`runfiles.py`), never live objects: a
-report can be made while the run goes on, after it was killed, and on another machine.
+All reports except the live view read only the files of a run directory (`runfiles.py`), so a report can be made while
+the run goes on, after it was killed, and on another machine.
 """

@@ -1,6 +1,6 @@
-"""The curves of one run in one figure: accuracy first, then what explains it.
+"""One figure with the curves of a run: accuracy first, then the metrics that explain it.
 
-Only panels with data are drawn: a GRPO run has no critic, so the next panels on the list move up.
+Only panels with data are drawn. A GRPO run has no critic, so the next panels on the list take those places.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from vapo.reports.style import as_png, as_svg, frame
 
 TIMES = ("time/rollout", "time/verify", "time/score", "time/update")
 _COLUMNS = 3
-_SMALL_PANELS = 7  # beside accuracy, which takes two of the nine places
+_SMALL_PANELS = 7  # the accuracy panel takes two of the nine places
 
 
 class Panel(NamedTuple):
-    """A small panel: the metrics it shows, of which the first gives the title, and how to draw them."""
+    """A small panel: the metrics it shows and the function that draws them. The first metric gives the title."""
 
     keys: tuple[str, ...]
     draw: Callable[[Axes, RunFiles, Palette], None]
 
 
 def curves_png(run_dir: str | Path, out: str | Path) -> Path:
-    """Draw the run's curves into a PNG, 1200 pixels wide; returns where it lies."""
+    """Draw the run's curves into a PNG, 1200 pixels wide, and return its path."""
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     as_png(lambda: curves_figure(read_run(run_dir), LIGHT), target)
@@ -42,12 +42,12 @@ def curves_png(run_dir: str | Path, out: str | Path) -> Path:
 
 
 def curves_svg(run: RunFiles, palette: Palette = LIGHT) -> str:
-    """The same figure as an `<svg>` element without a heading, to stand in a page."""
+    """The same figure as an `<svg>` element without a heading, for embedding in a page."""
     return as_svg(lambda: curves_figure(run, palette, heading=False))
 
 
 def curves_figure(run: RunFiles, palette: Palette = LIGHT, *, heading: bool = True) -> Figure:
-    """The figure itself, with or without the run's name above it."""
+    """The figure; `heading` adds the run's name above it."""
     panels = [panel for panel in _PANELS if _has_any(run, panel.keys)][:_SMALL_PANELS]
     num_rows = max(1, math.ceil((len(panels) + 2) / _COLUMNS))
     above = 0.98 if heading else 0.35
@@ -68,9 +68,9 @@ def curves_figure(run: RunFiles, palette: Palette = LIGHT, *, heading: bool = Tr
         _heading(figure, _subtitle(run), 0.48 / height, palette.quiet, fontsize=9.5)
     places = [(place // _COLUMNS, place % _COLUMNS) for place in range(2, 2 + len(panels))]
     last_step = max([1, *(int(row.get("step", 1)) for row in run.phase(Phase.TRAIN))])
-    hero = figure.add_subplot(grid[0, :2])
-    frame(hero, metric_called("accuracy").heading, palette, whole=True)
-    _accuracy(hero, run, palette)
+    accuracy = figure.add_subplot(grid[0, :2])
+    frame(accuracy, metric_called("accuracy").heading, palette, whole=True)
+    _accuracy(accuracy, run, palette)
     for panel, (row, place) in zip(panels, places, strict=True):
         axes = figure.add_subplot(grid[row, place])
         frame(axes, metric_called(panel.keys[0]).heading, palette, whole=True)
@@ -80,7 +80,7 @@ def curves_figure(run: RunFiles, palette: Palette = LIGHT, *, heading: bool = Tr
 
 
 def trailing_mean(values: list[float], window: int) -> list[float]:
-    """Each value averaged with those before it, `window` in all; never with the future."""
+    """The mean of each value and up to `window - 1` values before it."""
     sums = [0.0, *accumulate(values)]
     return [(sums[end] - sums[max(0, end - window)]) / min(end, window) for end in range(1, len(values) + 1)]
 
@@ -117,7 +117,7 @@ def _legend(axes: Axes, palette: Palette, **how: object) -> None:
 
 
 def _curve(axes: Axes, rows: list[dict], key: str, colour: str, label: str | None = None) -> None:
-    """The raw curve, faint, under its trailing mean."""
+    """Draw the raw curve faintly, and its trailing mean over it."""
     steps, values = column(rows, key)
     if not steps:
         return
@@ -179,17 +179,16 @@ def _accuracy(axes: Axes, run: RunFiles, palette: Palette) -> None:
     axes.set_xlabel("training step", fontsize=8.5, color=palette.quiet, labelpad=2)
     axes.yaxis.set_major_formatter(_AS_PERCENT)
     if axes.get_legend_handles_labels()[0]:
-        _legend(axes, palette, loc="lower right")
+        # in the row of the title, where it covers no curve
+        _legend(axes, palette, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, columnspacing=1.2, borderaxespad=0)
     else:
-        _say_why_empty(axes, "no training step yet", palette)
-
-
-def _say_why_empty(axes: Axes, why: str, palette: Palette) -> None:
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color=palette.quiet, fontsize=10)
+        axes.text(
+            0.5, 0.5, "no training step yet", transform=axes.transAxes, ha="center", color=palette.quiet, fontsize=10
+        )
 
 
 def _length(axes: Axes, run: RunFiles, palette: Palette) -> None:
-    """The mean length and, in a strip below on its own scale, the share that was cut off at the limit."""
+    """Draw the mean length, and the share cut off at the limit in a strip below with its own scale."""
     rows = run.phase(Phase.TRAIN)
     _curve(axes, rows, "completions/mean_length", palette.first)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
@@ -204,7 +203,7 @@ def _length(axes: Axes, run: RunFiles, palette: Palette) -> None:
         metric_called("completions/clipped_ratio").heading, loc="left", fontsize=8, color=palette.quiet, pad=3
     )
     _curve(strip, rows, "completions/clipped_ratio", palette.second)
-    strip.set_ylim(0, max(0.05, strip.get_ylim()[1]))
+    strip.set_ylim(0, max(0.05, strip.get_ylim()[1] * 1.15))
     strip.set_xlim(axes.get_xlim())
     strip.yaxis.set_major_locator(MaxNLocator(nbins=2))
     strip.yaxis.set_major_formatter(_AS_PERCENT)
@@ -223,7 +222,7 @@ def _value_loss(axes: Axes, run: RunFiles, palette: Palette) -> None:
 
 
 def _two_phases(axes: Axes, run: RunFiles, palette: Palette, before_key: str, train_key: str) -> None:
-    """Pretraining in a shaded strip of fixed width on the left, training on its own steps beside it."""
+    """Draw pretraining in a shaded strip of fixed width on the left, and training by step to its right."""
     train = run.phase(Phase.TRAIN)
     _curve(axes, train, train_key, palette.first, "training")
     steps, values = column(run.phase(Phase.PRETRAIN), before_key)
@@ -267,7 +266,7 @@ def _clip_ratios(axes: Axes, run: RunFiles, palette: Palette) -> None:
 
 
 def _one_metric(key: str, from_zero: bool = True) -> Callable[[Axes, RunFiles, Palette], None]:
-    """How to draw a panel that shows one metric and nothing else."""
+    """The drawing function of a panel with one metric."""
 
     def draw(axes: Axes, run: RunFiles, palette: Palette) -> None:
         _curve(axes, run.phase(Phase.TRAIN), key, palette.first)
@@ -283,7 +282,7 @@ def _one_metric(key: str, from_zero: bool = True) -> Callable[[Axes, RunFiles, P
 
 
 def _time(axes: Axes, run: RunFiles, palette: Palette) -> None:
-    """Seconds per step, stacked; a mean over the window, so that one save does not make a needle."""
+    """Stack the seconds per step; the trailing mean keeps one slow step from dominating the panel."""
     rows = run.phase(Phase.TRAIN)
     colours = dict(zip(TIMES, [palette.first, palette.quiet, palette.fifth, palette.second], strict=True))
     steps = [int(row.get("step", at)) for at, row in enumerate(rows, start=1)]
@@ -297,8 +296,8 @@ def _time(axes: Axes, run: RunFiles, palette: Palette) -> None:
             shades.append(colours[key])
     if layers:
         axes.stackplot(steps, layers, labels=names, colors=shades, alpha=0.85, linewidth=0)
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.42)
-        _legend(axes, palette, loc="upper center", ncols=3, columnspacing=1.0, handlelength=0.9)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
+        _legend(axes, palette, loc="upper center", ncols=4, columnspacing=0.9, handlelength=0.7, fontsize=7.5)
 
 
 _AS_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")

@@ -1,4 +1,4 @@
-"""Numbers, durations and text from files, formatted for tables, page and terminal."""
+"""Format numbers, durations and text for tables, the page and the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """`figure` with a plus sign where it belongs."""
+    """`figure` with a plus sign before positive numbers."""
     text = figure(value, digits)
     return f"+{text}" if value is not None and value > 0 else text
 
@@ -44,7 +44,7 @@ def percent(value: float | None) -> str:
 
 
 def short_count(value: float | None) -> str:
-    """A large number in three digits and a letter.
+    """A large number with three digits and a unit letter.
 
     >>> short_count(950), short_count(41234), short_count(3.2e6)
     ('950', '41.2k', '3.20M')
@@ -76,7 +76,7 @@ def duration(seconds: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """An interval in brackets; nothing at all where there is none.
+    """An interval in brackets; empty if either end is None or nan.
 
     >>> interval(0.47, 0.553)
     '[0.470, 0.553]'
@@ -87,7 +87,7 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def one_line(text: object) -> str:
-    """Text fit for a terminal: one line, and no control codes, whoever wrote it.
+    """Text on one line and without control codes, safe to print in a terminal.
 
     >>> one_line("a\\x1b[31mred\\nb")
     'a [31mred b'

@@ -1,8 +1,8 @@
-"""A run in the terminal while it goes on.
+"""Show a running run in the terminal.
 
-The trainer calls `phase`, `progress`, `step`, `note`, `alarm` and `evaluation`; a view shows them. On a
-terminal that is a panel at the bottom, with notes scrolling above it; anywhere else one plain line per
-step, at most one every two seconds, without control codes. `SilentView` shows nothing.
+The trainer calls `phase`, `progress`, `step`, `note`, `alarm` and `evaluation`; a view shows them. A terminal gets a
+panel at the bottom, with notes scrolling above it. Files and pipes get one plain line per step, at most one every two
+seconds, without control codes. `SilentView` shows nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from vapo.reports.formatting import NOTHING, duration, figure, interval, one_lin
 from vapo.reports.progress import SPEED, Progress, evaluation_line, sparkline
 from vapo.reports.runfiles import Record, number
 
-_STEP_LINE_EVERY_S = 2.0  # at most one plain line for steps in this time
-_PROGRESS_LINE_EVERY_S = 15.0  # and one for progress within a step in this time
+_STEP_LINE_EVERY_S = 2.0  # shortest time between two plain lines about steps
+_PROGRESS_LINE_EVERY_S = 15.0  # shortest time between two plain lines about progress within a step
 _SPARK_WIDTH = 28
 
 
 class BestEffortStream:
-    """A stream that ignores write errors: the run goes on when nobody reads its output or the disk is full."""
+    """A stream that ignores write errors, so that a closed pipe or a full disk does not end the run."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -62,13 +62,13 @@ class BestEffortStream:
     def _discard_output(self) -> None:
         # also what the stream still buffers: the interpreter would fail to flush it at exit
         with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._file.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._file.fileno())
+            os.close(null)
 
 
 def best_effort_console() -> Console:
-    """A console on stdout that survives a closed pipe or a full disk."""
+    """A console on stdout that ignores a closed pipe or a full disk."""
     return Console(file=cast(TextIO, BestEffortStream(sys.stdout)))
 
 
@@ -101,7 +101,7 @@ class SilentView:
 
 
 class NotesOnStderr(SilentView):
-    """Shows notes and alarms only, apart from the output that a program may read."""
+    """Print notes and alarms to stderr, so that stdout holds only the output that programs read."""
 
     def note(self, message: str) -> None:
         """Print a note."""
@@ -113,9 +113,9 @@ class NotesOnStderr(SilentView):
 
 
 class LiveView:
-    """Shows a run on `console`: as a live panel if that is a terminal, else as plain lines.
+    """Shows a run on `console`: as a live panel on a terminal, else as plain lines.
 
-    Use it as a context manager; the terminal is left in order however the run ends.
+    Use it as a context manager, which restores the terminal however the run ends.
 
         with LiveView(title="maze-vapo-s0 · vapo") as view:
             train(run, view)
@@ -129,7 +129,7 @@ class LiveView:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         console = console or best_effort_console()
-        # With FORCE_COLOR rich calls any file a terminal; only a real one can show a panel.
+        # with FORCE_COLOR rich treats any file as a terminal; a panel needs a real one
         live = console.file.isatty() and console.is_interactive and not console.is_jupyter
         self._state = Progress(clock)
         self._screen: _Screen = (
@@ -146,74 +146,74 @@ class LiveView:
         self._screen.close()
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """The phase `name` (a Phase, or any words) begins, or goes on after `done` of `total` steps."""
+        """Show that the phase `name` (a Phase or any text) begins, or continues after `done` of `total` steps."""
         with self._screen.lock:
             new = name != self._state.name
             self._state.enter(name, done, total)
         if new:
-            self._screen.say(
+            self._screen.print(
                 f"{self._state.title}: {counted(total, 'step')}" + (f", {done} done before" if done else ""), ""
             )
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        """Within a step: `done` of `total` (None: nobody knows) of "rollout", "verify" …"""
+        """Show progress within a step: `done` of `total` (None if unknown) of "rollout", "verify" …"""
         with self._screen.lock:
-            self._state.doing = (one_line(what), done, total)
+            self._state.activity = (one_line(what), done, total)
         self._screen.progressed()
 
     def step(self, metrics: Record) -> None:
-        """A step ended with these metrics."""
+        """Show the metrics of a step that ended."""
         with self._screen.lock:
             self._state.step(metrics)
         self._screen.stepped()
 
     def note(self, message: str) -> None:
-        """Something worth a line: saved, resumed, evaluated …"""
-        self._screen.say(one_line(message), "dim")
+        """Show one line about an event, such as a save or a resume."""
+        self._screen.print(one_line(message), "dim")
 
     def alarm(self, message: str) -> None:
-        """Something is wrong, or soon will be."""
+        """Show a warning that a metric or the run is unhealthy."""
         with self._screen.lock:
             self._state.alarm(message)
-        self._screen.say(f"ALARM {one_line(message)}", "bold yellow")
+        self._screen.print(f"ALARM {one_line(message)}", "bold yellow")
 
     def evaluation(self, result: Record) -> None:
-        """An evaluation ended with this result (a line of `evaluations.jsonl`)."""
+        """Show the result of an evaluation (a line of `evaluations.jsonl`)."""
         with self._screen.lock:
             self._state.evaluate(result)
-        self._screen.say(evaluation_line(result), "cyan")
+        self._screen.print(evaluation_line(result), "cyan")
 
 
 class _Screen(Protocol):
-    """Where a run is shown."""
+    """The output of a `LiveView`."""
 
     lock: RLock
 
     def open(self) -> None: ...
     def close(self) -> None: ...
-    def say(self, line: str, style: str) -> None: ...
+    def print(self, line: str, style: str) -> None: ...
     def stepped(self) -> None: ...
     def progressed(self) -> None: ...
 
 
 class _LineScreen:
-    """Plain lines, for log files and pipes."""
+    """Prints plain lines, for log files and pipes."""
 
     def __init__(self, console: Console, title: str, state: Progress, clock: Callable[[], float]) -> None:
         self.lock = RLock()
         self._console, self._title, self._state, self._clock = console, title, state, clock
         self._last_line_at = -math.inf
-        self._unsaid_step = False
+        self._unprinted_step = False
 
     def open(self) -> None:
-        self.say(one_line(self._title), "")
+        self.print(one_line(self._title), "")
 
     def close(self) -> None:
-        if self._unsaid_step:
+        if self._unprinted_step:
             self.stepped(due=True)
 
-    def say(self, line: str, style: str) -> None:
-        # No style on purpose: FORCE_COLOR must not put codes into a log file.
+    def print(self, line: str, style: str) -> None:
+        # the style is ignored, so that FORCE_COLOR puts no control codes into a log file
         self._console.print(Text(line), soft_wrap=True)
 
     def stepped(self, due: bool = False) -> None:
@@ -221,22 +221,22 @@ class _LineScreen:
         now = self._clock()
         if due or first_or_last or now - self._last_line_at >= _STEP_LINE_EVERY_S:
             self._last_line_at = now
-            self.say(self._state.step_line(), "")
-            self._unsaid_step = False
+            self.print(self._state.step_line(), "")
+            self._unprinted_step = False
         else:
-            self._unsaid_step = True
+            self._unprinted_step = True
 
     def progressed(self) -> None:
         now = self._clock()
         if now - self._last_line_at >= _PROGRESS_LINE_EVERY_S:
             self._last_line_at = now
             state = self._state
-            where = f"{state.title} {state.done}/{state.total}  " if state.total > 1 else ""  # no phase of steps yet
-            self.say(f"{where}{state.doing_text()}", "")
+            where = f"{state.title} {state.done}/{state.total}  " if state.total > 1 else ""  # empty before a phase
+            self.print(f"{where}{state.activity_text()}", "")
 
 
 class _PanelScreen:
-    """A panel of at most twelve lines that is drawn anew a few times a second."""
+    """Draws a panel of at most twelve lines, and redraws it four times a second."""
 
     def __init__(self, console: Console, title: str, state: Progress) -> None:
         self.lock = RLock()
@@ -247,10 +247,10 @@ class _PanelScreen:
         self._live.start()
 
     def close(self) -> None:
-        self._state.doing = None
+        self._state.activity = None
         self._live.stop()
 
-    def say(self, line: str, style: str) -> None:
+    def print(self, line: str, style: str) -> None:
         self._console.print(Text(line, style=style), soft_wrap=True)
 
     def stepped(self) -> None:
@@ -265,7 +265,7 @@ class _PanelScreen:
 
 
 def panel(state: Progress, title: str) -> Panel:
-    """The live panel: phase and time, then one row per metric that the run has."""
+    """The live panel: phase and times, then one row for each metric that the run has."""
     m = state.metrics
     explained, value_loss = state.value_figures
     rows = Table.grid(padding=(0, 2), expand=True)
@@ -301,13 +301,13 @@ def panel(state: Progress, title: str) -> Panel:
     alarm = Text()
     if state.num_alarms:
         alarm = Text(f"alarm {state.num_alarms}: {state.last_alarm}", style="yellow")
-    now = Text(state.doing_text() or " ", style="dim", no_wrap=True, overflow="ellipsis")
+    now = Text(state.activity_text() or " ", style="dim", no_wrap=True, overflow="ellipsis")
     body = Group(_times(state), *([rows] if rows.row_count else []), *([alarm] if alarm else []), now)
     return Panel(body, title=Text(title), title_align="left", border_style="dim", padding=(0, 1))
 
 
 def _times(state: Progress) -> Table:
-    """Phase, step, bar, and the times."""
+    """The row with phase, step, progress bar and times."""
     line = Table.grid(padding=(0, 2), expand=False)
     times = [f"{duration(state.elapsed)} elapsed"]
     if not math.isnan(state.seconds_left):
@@ -324,7 +324,7 @@ def _times(state: Progress) -> Table:
 
 
 def _held_out(state: Progress) -> Text:
-    """The newest held-out score, its interval, and where it started."""
+    """The newest held-out score's interval and step, and the first score."""
     first, last = state.first_evaluation or {}, state.last_evaluation or {}
     bounds = interval(number(last.get("low")), number(last.get("high")))
     text = f"avg@{last.get('k', 'k')} {bounds} at step {last.get('step', '?')}"

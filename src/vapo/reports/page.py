@@ -1,8 +1,7 @@
-"""One self-contained page about a run: it opens without a network, in light and in dark.
+"""One self-contained HTML page about a run. It needs no network and supports light and dark mode.
 
-Text that a model wrote stands on the page as JSON in a data block, and the script shows it as text.
-Everything else goes through jinja2 with autoescape. A content security policy allows our own script, by its
-hash, and no other.
+The page holds the model's text as JSON in a data block, and the script shows it as text. Everything else goes through
+jinja2 with autoescape. A content security policy allows only our own script, by its hash.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ def write_report(run_dir: str | Path) -> Path:
     """Write `report.html` into the run directory and return its path."""
     target = Path(run_dir) / "report.html"
     page = report_html(run_dir)
-    target.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair is no reason to fail
+    target.write_text(page, encoding="utf-8", errors="replace")  # a model may write half of a surrogate pair
     return target
 
 
 def report_html(run_dir: str | Path) -> str:
-    """The page as text."""
+    """The HTML text of the page."""
     run = read_run(run_dir)
     samples, notes = viewer_data(run_dir)
     script = asset("report.js")
@@ -62,7 +61,7 @@ def report_html(run_dir: str | Path) -> str:
 
 
 def _totals(run: RunFiles) -> list[tuple[str, str]]:
-    """Steps, samples, tokens and time, as label and value."""
+    """(label, value) of the run's totals: steps, samples, tokens and time."""
     train = run.phase(Phase.TRAIN)
     seconds = [s for s in (number(row.get("step_time")) for row in run.metrics) if math.isfinite(s)]
     step_seconds = column(train, "step_time")[1]
@@ -81,7 +80,7 @@ def _totals(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def _settings(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The config by section, values as YAML writes them."""
+    """The settings by section, each value as in YAML."""
     alone = [(key, _plain(value)) for key, value in run.config.items() if not isinstance(value, dict)]
     sections = [(key, value) for key, value in run.config.items() if isinstance(value, dict)]
     named = [(section, [(k, _plain(v)) for k, v in flatten(tree)]) for section, tree in sections]
@@ -95,7 +94,7 @@ def _plain(value: object) -> str:
 
 
 def _event(event: Record) -> tuple[str, str, str]:
-    """Time, name and details of an event."""
+    """(time, name, details) of an event."""
     details = {key: value for key, value in event.items() if key not in ("event", "time", "message")}
     parts = [str(event["message"])] if event.get("message") else []
     parts += [f"{key} {_plain(value)}" for key, value in details.items()]

@@ -1,4 +1,4 @@
-"""Colours for a light and a dark page, one per role; colour-blind readers can tell them apart."""
+"""Colours for light and dark pages, one per role, chosen for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Palette:
-    """One scheme. `first` is the main curve, `second` the one beside it, `third` to `fifth` the others."""
+    """One colour scheme. `first` is for the main curve, `second` to `fifth` for the others in order."""
 
     paper: str
     ink: str

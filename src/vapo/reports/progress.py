@@ -1,6 +1,6 @@
 """The state that the live view shows: steps done, time left, the last metrics.
 
-The trainer's calls fill it; the panel and the plain lines read it.
+The calls from the trainer update it; the panel and the plain lines read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PHASES = {phase.value: phase for phase in Phase}
 
 
 class Progress:
-    """The state of one run, from the calls of its observer. `clock` counts seconds and only moves forward."""
+    """The state of one run, updated by its observer. `clock` returns seconds from a monotonic clock."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -31,7 +31,8 @@ class Progress:
         self.done = 0
         self.total = 0
         self.metrics: Record = {}
-        self.doing: tuple[str, int, int | None] | None = None
+        self.activity: tuple[str, int, int | None] | None = None
+        """What runs within the step, how much of it is done, and the total (None if unknown)."""
         self.first_evaluation: Record | None = None
         self.last_evaluation: Record | None = None
         self.num_alarms = 0
@@ -42,7 +43,7 @@ class Progress:
         self._last_step_at: float | None = None
 
     def enter(self, name: str, done: int, total: int) -> None:
-        """A phase begins, or goes on at `done` of `total` steps; other phases' step times do not count."""
+        """Record that a phase begins, or continues at `done` of `total` steps. Step times start anew in each phase."""
         if name != self.name:
             self._step_seconds.clear()
             self.explained_variance.clear()
@@ -50,66 +51,66 @@ class Progress:
             self.metrics = {}
             self._last_step_at = self._clock()
         self.name, self.done, self.total = name, done, total
-        self.doing = None
+        self.activity = None
 
     def step(self, metrics: Record) -> None:
-        """A step ended."""
+        """Record the metrics of a step that ended."""
         now = self._clock()
         seconds = now - self._last_step_at if self._last_step_at is not None else math.nan
-        own = number(metrics.get("step_time"))
-        # The clock sees evaluations and saves too; a step's own time serves where the clock cannot.
-        self._step_seconds.append(own if math.isnan(seconds) or seconds <= 0 else seconds)
+        step_time = number(metrics.get("step_time"))
+        # the clock also measures evaluations and saves; step_time is the fallback if the clock has no earlier step
+        self._step_seconds.append(step_time if math.isnan(seconds) or seconds <= 0 else seconds)
         self._last_step_at = now
         self.metrics = metrics
         step = number(metrics.get("step"))
         self.done = self.done + 1 if math.isnan(step) else int(step)
-        self.doing = None
-        self._remember(self.accuracy, "accuracy")
-        self._remember(self.explained_variance, self._explained_key)
+        self.activity = None
+        self._append(self.accuracy, "accuracy")
+        self._append(self.explained_variance, self._explained_key)
 
     def evaluate(self, result: Record) -> None:
-        """An evaluation ended."""
+        """Record the result of an evaluation."""
         self.first_evaluation = self.first_evaluation or result
         self.last_evaluation = result
-        self.doing = None
+        self.activity = None
 
     def alarm(self, message: str) -> None:
-        """An alarm was raised."""
+        """Record an alarm."""
         self.num_alarms += 1
         self.last_alarm = one_line(message)
 
     @property
     def title(self) -> str:
-        """The phase in words."""
+        """The phase's name for people."""
         return _PHASES[self.name].words if self.name in _PHASES else one_line(self.name)
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the view began."""
+        """Seconds since the view started."""
         return self._clock() - self._started
 
     @property
     def seconds_per_step(self) -> float:
-        """The mean over the phase's most recent steps; nan before the first."""
+        """Mean seconds over the phase's ten most recent steps; nan before the first step ends."""
         seconds = [s for s in self._step_seconds if math.isfinite(s)]
         return fmean(seconds) if seconds else math.nan
 
     @property
     def seconds_left(self) -> float:
-        """Of this phase, if it goes on as it went lately; nan where unknown, and once it is done."""
+        """Estimated seconds until the phase ends, from the recent steps; nan if unknown or if the phase is done."""
         if self.done >= self.total:
             return math.nan
         since = self._clock() - self._last_step_at if self._last_step_at is not None else 0.0
         each = self.seconds_per_step
-        return max(0.0, (self.total - self.done) * each - min(since, each)) if each == each else math.nan
+        return math.nan if math.isnan(each) else max(0.0, (self.total - self.done) * each - min(since, each))
 
     @property
     def value_figures(self) -> tuple[float, float]:
-        """Explained variance and value loss of the phase at hand; nan without a critic."""
+        """Explained variance and value loss of the current phase; nan without a critic."""
         return number(self.metrics.get(self._explained_key)), number(self.metrics.get(self._value_loss_key))
 
     def figures(self) -> list[tuple[str, str]]:
-        """The last step's figures in words, those it has: what a plain line says."""
+        """(label, formatted value) of the last step's metrics, without the missing ones, for a plain line."""
         m = self.metrics
         texts = {
             "reward": figure(number(m.get("reward"))),
@@ -125,18 +126,18 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float:
-        """Sampling speed of the last step."""
+        """Response tokens sampled per second in the last step."""
         return number(self.metrics.get(SPEED))
 
-    def doing_text(self) -> str:
-        """What is being done within the step."""
-        if self.doing is None:
+    def activity_text(self) -> str:
+        """What runs within the step, with its progress; empty between steps."""
+        if self.activity is None:
             return ""
-        what, done, total = self.doing
+        what, done, total = self.activity
         return f"{what} {done}" if total is None else f"{what} {done}/{total}"
 
     def step_line(self) -> str:
-        """The last step in one plain line."""
+        """One plain line about the last step."""
         figures = "  ".join(f"{label} {text}" for label, text in self.figures())
         timing = f"{duration(self.seconds_per_step)}/step"
         if not math.isnan(self.seconds_left):
@@ -151,14 +152,14 @@ class Progress:
     def _value_loss_key(self) -> str:
         return "pretrain/value_loss" if self.name == Phase.PRETRAIN else "value/loss"
 
-    def _remember(self, series: list[float], key: str) -> None:
+    def _append(self, series: list[float], key: str) -> None:
         value = number(self.metrics.get(key))
         if math.isfinite(value):
             series.append(value)
 
 
 def evaluation_line(result: Record) -> str:
-    """An evaluation in one plain line."""
+    """One plain line about an evaluation."""
     when = one_line(result.get("label", "evaluation"))
     parts = [f"avg@{result.get('k', 'k')} {figure(number(result.get('avg')))}"]
     if bounds := interval(number(result.get("low")), number(result.get("high"))):
@@ -170,7 +171,7 @@ def evaluation_line(result: Record) -> str:
 
 
 def sparkline(values: list[float], width: int, low: float = 0.0, high: float = 1.0) -> str:
-    """The whole series in `width` small bars, each the mean of its share; the scale widens if it must.
+    """The series as up to `width` bars, each the mean of an equal part; the scale widens to hold all means.
 
     >>> sparkline([0.0, 0.5, 1.0], 8), sparkline([], 8)
     ('▁▅█', '')

@@ -1,6 +1,6 @@
-"""The files of a run directory, read back: `read_run` for what is small, `read_rollouts` for samples.
+"""Read the files of a run directory: `read_run` for everything small, `read_rollouts` for samples.
 
-A run may be killed at any moment, so the last line of a JSONL file may be half written; it is left out. A
+A run may be killed at any moment, so the last line of a JSONL file may be half written; it is skipped. A
 damaged line anywhere else is an error that names file and line.
 """
 
@@ -10,7 +10,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run as its files tell it. Whatever was not written yet is empty."""
+    """The content of a run's files. Files that do not exist yet are empty here."""
 
     path: Path
     config: Record
     config_text: str
     method: Record
-    """method.yaml: the label and the expanded method; empty for a run of vapo 0.1."""
+    """The content of method.yaml: the label and the expanded method; empty for a run of vapo 0.1."""
     environment: Record
     metrics: list[Record]
     events: list[Record]
@@ -39,24 +39,24 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        """The run directory's own name."""
+        """The name of the run directory."""
         return self.path.resolve().name
 
     @property
     def label(self) -> str:
-        """The method that ran, in words, such as "vapo without clip-higher, changed: credit.gamma"."""
+        """A label of the method that ran, such as "vapo without clip-higher, changed: credit.gamma"."""
         if label := self.method.get("label"):
             return str(label)
         algorithm = self.config.get("algorithm")
         if not isinstance(algorithm, dict):
             return str(algorithm or "unknown")
-        taken_away = algorithm.get("without") or []
-        words = str(algorithm.get("preset") or "custom")
-        return f"{words} without {', '.join(map(str, taken_away))}" if taken_away else words
+        removed = algorithm.get("without") or []
+        preset = str(algorithm.get("preset") or "custom")
+        return f"{preset} without {', '.join(map(str, removed))}" if removed else preset
 
     @property
     def alarms(self) -> list[Record]:
-        """The events that somebody should look at."""
+        """The alarms among the events."""
         return [event for event in self.events if event.get("event") == EventName.ALARM]
 
     def phase(self, phase: Phase) -> list[Record]:
@@ -66,7 +66,7 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class RolloutFile:
-    """Where the samples of one step lie."""
+    """The file with the samples of one step."""
 
     path: Path
     phase: Phase
@@ -74,7 +74,7 @@ class RolloutFile:
 
 
 def read_run(path: str | Path) -> RunFiles:
-    """Read everything small in a run directory; `DataError` if the folder is not one."""
+    """Read everything small in a run directory. Raises DataError if the folder is not a run."""
     folder = Path(path)
     if not folder.is_dir():
         raise DataError(f"No run at {folder}: there is no such folder. Name the --run-dir of a training run.")
@@ -97,7 +97,7 @@ def read_run(path: str | Path) -> RunFiles:
 
 
 def read_jsonl(path: Path) -> list[Record]:
-    """The objects of a JSONL file, without a torn last line; empty if there is no file."""
+    """The objects of a JSONL file, without a half-written last line; empty if there is no file."""
     if not path.exists():
         return []
     return _objects(path, path.read_bytes())
@@ -115,37 +115,37 @@ def rollout_files(path: str | Path) -> list[RolloutFile]:
 
 
 def read_rollouts(path: Path) -> list[Record]:
-    """The samples of one rollout file, as far as it was written."""
+    """The samples of one rollout file, up to where a killed run stopped writing. Raises DataError for other damage."""
     packed, content = path.read_bytes(), bytearray()
     try:
-        while packed:  # a gzip file is one stream or several; a cut one gives what comes before the cut
+        while packed:  # a gzip file holds one or more streams; a cut one yields the bytes before the cut
             stream = zlib.decompressobj(wbits=31)
             content += stream.decompress(packed)
             packed = stream.unused_data
     except zlib.error as error:
-        raise DataError(f"{path} cannot be read: {error}. Delete it to go on without.") from error
+        raise DataError(f"{path} cannot be read: {error}. Delete it to continue without it.") from error
     return _objects(path, bytes(content))
 
 
 def number(value: object) -> float:
-    """A metric as a float; nan for null, absent, and anything that is not a number."""
+    """A metric as a float; nan for null, for a missing value, and for anything that is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
     return float(value)
 
 
 def column(rows: list[Record], key: str) -> tuple[list[int], list[float]]:
-    """The steps and finite values of one metric: a curve without the steps that do not have it."""
+    """The steps and finite values of one metric; steps without a finite value are left out."""
     points = [(int(row.get("step", index)), number(row.get(key))) for index, row in enumerate(rows, start=1)]
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
 
 
-def flatten(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested settings, in file order."""
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, leaf value) of nested settings, in order; an empty mapping is a leaf."""
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{dotted}.")
         else:
             yield dotted, value
@@ -159,7 +159,7 @@ def _objects(path: Path, content: bytes) -> list[Record]:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError(f"expected an object, found {type(record).__name__}")
-        except ValueError as error:  # of which JSON and Unicode errors are kinds
+        except ValueError as error:  # includes JSON and Unicode errors
             if at == lines[-1][0]:
                 break
             raise DataError(f"{path}, line {at}: {error}. Only the last line may be half written.") from error

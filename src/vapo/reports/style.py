@@ -1,4 +1,4 @@
-"""The style that all figures and pages share."""
+"""The common style of all figures and pages."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "svg.fonttype": "path",
-    "svg.hashsalt": "vapo",  # the same data give the same file
-    "text.parse_math": False,  # a dollar in a label is a dollar
+    "svg.hashsalt": "vapo",  # the same data yield the same file
+    "text.parse_math": False,  # labels may contain dollar signs
 }
 
 
@@ -35,7 +35,7 @@ def as_png(figure: Callable[[], Figure], path: str | Path) -> None:
 
 
 def as_svg(figure: Callable[[], Figure]) -> str:
-    """The figure as an `<svg>` element, to stand in a page."""
+    """The figure as an `<svg>` element, for embedding in a page."""
     buffer = BytesIO()
     with mpl.rc_context(_STYLE):
         FigureCanvasSVG(figure()).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -44,7 +44,7 @@ def as_svg(figure: Callable[[], Figure]) -> str:
 
 
 def themed(svg: str) -> str:
-    """A drawing in the light palette with its colours replaced by the page's variables: it serves both schemes."""
+    """The SVG with the light palette's colours replaced by CSS variables, so that it fits both colour schemes."""
     for name, hue in asdict(LIGHT).items():
         svg = svg.replace(hue, f"var(--{name})")
     return svg
@@ -53,7 +53,7 @@ def themed(svg: str) -> str:
 def frame(
     axes: Axes, title: str, palette: Palette = LIGHT, *, grid: Literal["x", "y", "both"] = "y", whole: bool = False
 ) -> None:
-    """A panel's title, grid, ticks and borders; `whole` puts x ticks on whole numbers only."""
+    """Style a panel's title, grid, ticks and borders; `whole` puts x ticks on whole numbers only."""
     axes.set_title(title, loc="left", fontsize=10, weight="bold", color=palette.ink, pad=7)
     axes.set_facecolor(palette.paper)
     axes.grid(axis=grid, color=palette.line, linewidth=0.8)
@@ -67,7 +67,7 @@ def frame(
 
 
 def page_templates(package: str = "vapo.reports") -> Environment:
-    """The page templates in a package's `assets`; whatever comes from files is escaped."""
+    """A jinja2 environment with the templates in a package's `assets`; it escapes all inserted text."""
     return Environment(
         loader=PackageLoader(package, "assets"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Held-out scores before and after training: one table, for the terminal and the page."""
+"""The table of held-out scores before and after training, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vapo.reports.runfiles import Record, number
 
 @dataclass(frozen=True)
 class Row:
-    """One score, before and after, in words."""
+    """One score before and after training, formatted."""
 
     name: str
     before: str
@@ -26,13 +26,13 @@ class Row:
     after_interval: str = ""
 
     def cells(self) -> tuple[str, str, str, str]:
-        """The row as a table shows it, each score with its interval."""
+        """The cells of the row, each score with its interval."""
         before, after = f"{self.before} {self.before_interval}", f"{self.after} {self.after_interval}"
         return self.name, before.rstrip(), after.rstrip(), self.change
 
 
 def first_and_last(evaluations: list[Record]) -> tuple[Record | None, Record | None]:
-    """The evaluation before training and the newest one that saw training; None where there is none."""
+    """The evaluation before training and the newest one during or after it; None where there is none."""
     before = [e for e in evaluations if e.get("label") == EvaluationLabel.BEFORE]
     later = [e for e in evaluations if e.get("label") != EvaluationLabel.BEFORE]
     after = [e for e in later if e.get("label") == EvaluationLabel.AFTER]
@@ -40,7 +40,7 @@ def first_and_last(evaluations: list[Record]) -> tuple[Record | None, Record | N
 
 
 def before_after_rows(evaluations: list[Record]) -> list[Row]:
-    """Every score that either evaluation has; pass@1 is left out, for it is avg@k."""
+    """One row for each score that either evaluation has; pass@1 is left out because it equals avg@k."""
     before, after = (evaluation or {} for evaluation in first_and_last(evaluations))
     k = after.get("k", before.get("k", "k"))
     rows = [replace(_plain(f"avg@{k}", before.get("avg"), after.get("avg")), **_intervals(before, after))]
@@ -56,7 +56,7 @@ def before_after_rows(evaluations: list[Record]) -> list[Row]:
 
 
 def headline(evaluations: list[Record]) -> str:
-    """The change of held-out accuracy in one sentence; a rise or fall only where the intervals are apart."""
+    """One sentence about held-out accuracy. It says "rose" or "fell" only if the two intervals do not overlap."""
     before, after = first_and_last(evaluations)
     if before is None or after is None:
         return "There is no evaluation both before and after training yet."
@@ -66,12 +66,12 @@ def headline(evaluations: list[Record]) -> str:
     elif number(after.get("high")) < number(before.get("low")):
         change = f"fell from {was} to {now}"
     else:
-        change = f"went from {was} to {now}, which the intervals cannot tell apart"
+        change = f"went from {was} to {now}; the intervals show no difference"
     return f"Held-out avg@{k} {change} in {_counted(after.get('step'), 'step')}."
 
 
 def headings(evaluations: list[Record]) -> tuple[str, str]:
-    """The names of the two columns; "after" only if training has ended."""
+    """The names of the two columns; the second is "after" only if training has ended."""
     _, after = first_and_last(evaluations)
     if after is None or after.get("label") == EvaluationLabel.AFTER:
         return EvaluationLabel.BEFORE, EvaluationLabel.AFTER
@@ -85,18 +85,18 @@ def evaluation_table(result: Record) -> Table:
     if "top_p" in result:
         title += f", temperature {result.get('temperature')}, top-p {result.get('top_p')}"
     table = Table("", "score", "95 % interval", title=title)
-    known = {
+    intervals = {
         re.sub("^maj$", f"maj@{result.get('k')}", name): ends for name, ends in result.get("intervals", {}).items()
     }
     for row in rows:
-        table.add_row(row.name, row.after, row.after_interval or _ends(known.get(row.name)))
-    for rank, told in result.get("ranking", {}).items():
-        table.add_row(f"{rank}, by the critic", figure(told["score"]), _ends((told["low"], told["high"])))
+        table.add_row(row.name, row.after, row.after_interval or _ends(intervals.get(row.name)))
+    for rank, scores in result.get("ranking", {}).items():
+        table.add_row(f"{rank}, by the critic", figure(scores["score"]), _ends((scores["low"], scores["high"])))
         for other, name in (("over_maj", "the majority"), ("over_avg", "one sample")):
-            if other in told:
-                mean, low, high = map(number, told[other])
+            if other in scores:
+                mean, low, high = map(number, scores[other])
                 table.add_row(f"  over {name}", f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}")
-    table.add_row("verifier could not tell", percent(number(result.get("invalid_ratio"))), "")
+    table.add_row("invalid verdicts", percent(number(result.get("invalid_ratio"))), "")
     return table
 
 
@@ -105,7 +105,7 @@ def _ends(ends: Sequence[float] | None) -> str:
 
 
 def before_after_table(evaluations: list[Record]) -> Table:
-    """The table for a terminal; print it with rich."""
+    """The before-and-after table as a rich table."""
     before, after = headings(evaluations)
     table = Table(title=_title(evaluations), title_justify="left", title_style="bold", border_style="dim")
     table.add_column("held-out score")

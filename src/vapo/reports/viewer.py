@@ -1,4 +1,4 @@
-"""The samples on the page: a few responses of a few steps, small enough for any browser."""
+"""The samples on the page: a few responses of a few steps, limited in size for the browser."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PROMPT_CHARACTERS = 4_000
 def viewer_data(
     run_dir: str | Path, *, samples_per_step: int = 8, max_bytes: int = 3_500_000
 ) -> tuple[Record, list[str]]:
-    """What the page's viewer needs, as plain JSON data, and notes on what had to be left out.
+    """The data of the page's viewer as plain JSON data, and notes about what was left out.
 
-    Shown are the last step of pretraining and the first, middle and last step of training that have
-    rollouts. Responses too long for `max_bytes` lose their middle, all down to the same length.
+    The steps are the last step of pretraining and the first, middle and last step of training that have
+    rollouts. If the data exceed `max_bytes`, responses are cut in the middle, all to the same length.
     """
     steps, notes = [], []
     for file in chosen_steps(rollout_files(run_dir)):
@@ -56,7 +56,7 @@ def chosen_steps(files: list[RolloutFile]) -> list[RolloutFile]:
 
 
 def chosen_samples(records: list[Record], limit: int) -> list[Record]:
-    """Up to `limit` samples, one verdict after the other as long as each lasts, in file order."""
+    """Up to `limit` samples, taken from the verdicts in turn, in file order."""
     queues = [[r for r in records if _verdict(r) == verdict] for verdict in VERDICTS]
     picked: list[Record] = []
     while len(picked) < limit and any(queues):
@@ -66,18 +66,18 @@ def chosen_samples(records: list[Record], limit: int) -> list[Record]:
 
 
 def without_middle(sample: Record, limit: int) -> Record:
-    """The sample with at most `limit` tokens: its start and its end, and how many are missing where."""
+    """The sample cut to its first and last tokens, `limit` in all; `cut_at` and `left_out` describe the gap."""
     num = len(sample["tokens"])
     if num <= limit:
         return sample
     head, tail = limit - limit // 2, limit // 2
     cut = {key: sample[key] and sample[key][:head] + sample[key][num - tail :] for key in ("tokens", *SERIES)}
-    # A second cut falls into the same gap: the first one left head and tail of equal size.
+    # head and tail have equal size, so a second cut falls into the same gap
     return sample | cut | {"cut_at": head, "left_out": sample["left_out"] + num - head - tail}
 
 
 def script_json(data: object) -> str:
-    """JSON that may stand inside a `<script>` element: pure ASCII, and nothing in it can end the element."""
+    """JSON that is safe inside a `<script>` element: ASCII only, without <, > and &."""
     text = json_text(data, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -128,7 +128,7 @@ def _prompt(prompt: Any) -> str:
 
 
 def _numbers(values: Any, num_tokens: int) -> list[float | None] | None:
-    """One rounded number per token, null for nan; null as a whole if the run has none."""
+    """One rounded number per token, None for nan; None as a whole if the run has no such numbers."""
     if not isinstance(values, list):
         return None
     padded = [*values, *[None] * num_tokens][:num_tokens]
@@ -140,7 +140,7 @@ def _short(value: float) -> float | None:
 
 
 def _scale(steps: list[Record]) -> Record:
-    """The ends of each colour scale, equal for all samples so that they can be compared."""
+    """The ends of each colour scale; all samples share them."""
 
     def all_of(key: str) -> list[float]:
         samples = [sample for step in steps for sample in step["samples"]]

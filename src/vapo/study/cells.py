@@ -1,4 +1,4 @@
-"""The cells of a study: methods crossed with seeds and base models, each one run with settings of its own."""
+"""The cells of a study: one run for each combination of method, seed and base model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, Literal
 from vapo.algo.method import Gae
 from vapo.algo.sizes import NAMES
 from vapo.errors import ConfigError
+from vapo.reports.runfiles import flatten
 from vapo.session.config import Config, resolve
-from vapo.session.layers import Layer, file_layer, flatten, merge, recipe_layer
+from vapo.session.layers import Layer, file_layer, merge, recipe_layer
 from vapo.session.path_checks import check_policy, check_task_files
 from vapo.study.study import PRETRAINED, Method, Study
 from vapo.types import stable_hash
@@ -19,7 +20,7 @@ from vapo.types import stable_hash
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid: where it lies, and the settings that make it."""
+    """One run of the grid: its folder and its settings."""
 
     kind: Literal["run", "tuning", "critic"]
     folder: Path
@@ -28,35 +29,35 @@ class Cell:
     seed: int
     config: Config
     critic: Path | None = None
-    """The folder of the run that made the critic this one starts from."""
+    """The folder of the run that trains this run's initial critic."""
 
     def card(self) -> dict[str, Any]:
-        """What cell.json says of the run, besides how it ended."""
+        """The identity of the run for cell.json; the runner adds the outcome."""
         return {"kind": self.kind, "method": self.method, "base": self.base, "seed": self.seed}
 
 
 def critic_cells(study: Study, out: Path) -> list[Cell]:
-    """The critics that some method starts from, for every base; a critic stands after the one it starts from."""
-    wanted: list[str] = []
+    """One cell for each base and each critic that a method starts from; a critic follows the one it starts from."""
+    needed: list[str] = []
 
-    def want(name: str) -> None:
+    def add(name: str) -> None:
         start = study.critics[name].start
         if start is not None:
-            want(start)
-        if name not in wanted:
-            wanted.append(name)
+            add(start)
+        if name not in needed:
+            needed.append(name)
 
     for method in [*study.methods.values(), *study.untabled.values()]:
         if (name := critic_of(study, method)) is not None:
-            want(name)
-    return [_critic_cell(study, out, name, base) for name in wanted for base in study.bases]
+            add(name)
+    return [_critic_cell(study, out, name, base) for name in needed for base in study.bases]
 
 
 def tuning_cells(study: Study, out: Path) -> dict[tuple[str, int], list[Cell]]:
-    """By (method, number of the grid point): one run per tuning seed on the first base, with the least evaluation."""
+    """By (method, index of the grid point): one run per tuning seed, on the first base, with little evaluation."""
     if study.tuning is None:
         return {}
-    quiet = {"evaluation": {"every": 0, "samples_per_prompt": 1, "final_samples_per_prompt": None, "prompts": 8}}
+    evaluation = {"every": 0, "samples_per_prompt": 1, "final_samples_per_prompt": None, "prompts": 8}
     return {
         (name, point): [
             _cell(
@@ -66,7 +67,7 @@ def tuning_cells(study: Study, out: Path) -> dict[tuple[str, int], list[Cell]]:
                 study.bases[0],
                 seed,
                 kind="tuning",
-                extra=[file_layer("study: tuning", settings), file_layer("study: tuning", quiet)],
+                extra=[file_layer("study: tuning", settings), file_layer("study: tuning", {"evaluation": evaluation})],
                 folder=out / "tuning" / f"{slug(name)}-{point}-seed{seed}",
             )
             for seed in study.tuning.seeds
@@ -77,10 +78,10 @@ def tuning_cells(study: Study, out: Path) -> dict[tuple[str, int], list[Cell]]:
 
 
 def run_cells(study: Study, out: Path, tuned: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
-    """The runs of the table, seed by seed, so that an unfinished study has whole columns.
+    """The runs of the table. Seeds are in the outer loop, so an unfinished study has complete seeds.
 
-    `tuned` maps methods to what tuning chose for them; a method that was not tuned takes its preset's.
-    Raises ConfigError if two cells would lie in one folder.
+    `tuned` maps methods to the settings that tuning chose; a method without tuning uses its preset's.
+    Raises ConfigError if two cells have the same folder.
     """
     cells: list[Cell] = []
     for base in study.bases:
@@ -94,8 +95,8 @@ def run_cells(study: Study, out: Path, tuned: Mapping[str, Mapping[str, Any]]) -
         other = folders.setdefault(cell.folder, cell)
         if other is not cell:
             raise ConfigError(
-                f"Two cells of the study would lie in {cell.folder}: {describe(other)}; {describe(cell)}. Name each "
-                "seed once, and methods and bases so that they differ in letters or digits."
+                f"Two cells of the study have the same folder {cell.folder}: {describe(other)}; {describe(cell)}. List "
+                "each seed once, and give methods and bases names that differ in letters or digits."
             )
     return cells
 
@@ -114,7 +115,7 @@ def check_study_paths(study: Study, out: Path) -> None:
 
 
 def critic_of(study: Study, method: Method) -> str | None:
-    """The critic a method starts from: only where it has one at all, and pretrains or names another."""
+    """The critic a method starts from; None without a critic, or if it neither pretrains nor names another critic."""
     config = resolve([*_settings(study), file_layer("study", _method_settings(method))])
     credit = config.algorithm.credit
     if not isinstance(credit, Gae) or method.critic is None:
@@ -131,7 +132,7 @@ def base_name(base: int | str) -> str:
 
 
 def base_folder(study: Study, out: Path, base: int | str) -> str:
-    """What `model.policy` says for a base. One that the study makes lies in a folder of its task and options."""
+    """The value of `model.policy` for a base. The name of a base that the study makes holds its task and options."""
     if not isinstance(base, int):
         return base
     task = resolve(_settings(study)).sections.task
@@ -140,7 +141,7 @@ def base_folder(study: Study, out: Path, base: int | str) -> str:
 
 
 def describe(cell: Cell) -> str:
-    """The cell in words."""
+    """A label for messages: method, base and seed."""
     return f"{cell.method}, base {cell.base}, seed {cell.seed}" + (" (tuning)" if cell.kind == "tuning" else "")
 
 
@@ -149,13 +150,13 @@ def config_differences(wanted: Config, found: Config) -> Iterator[str]:
     a, b = dict(flatten(found.as_dict())), dict(flatten(wanted.as_dict()))
     for key in sorted(a.keys() | b.keys()):
         if key in NAMES.values() and b.get(key) is None:
-            continue  # nobody chose it: the run took the default for its model
+            continue  # not set in the study: the run took the default for its model
         if a.get(key) != b.get(key):
             yield f"{key}: {a.get(key)} → {b.get(key)}"
 
 
 def slug(name: str) -> str:
-    """A name as part of a folder's name: letters, digits, dots and hyphens."""
+    """The name with only letters, digits, dots and hyphens, for folder names."""
     words = "".join(c if c.isalnum() or c in ".-" else " " for c in name).split()
     return "-".join(words)
 
@@ -191,31 +192,28 @@ def _cell(
 ) -> Cell:
     method = study.method(name)
     critic = critic_of(study, method)
-    # what tuning chose stands below the method's own settings, which are part of what the row is
+    # the method's own settings define its row, so they override those that tuning chose
     layers = [*_common(study, out, base, seed), *extra, file_layer(f"study: {name}", _method_settings(method))]
-    made = None
+    critic_folder = None
     if critic is not None:
-        made = _critic_folder(out, critic, base)
-        layers.append(
-            file_layer(
-                "study: critic", {"model": {"critic": str(made / "critic")}, "trainer": {"pretraining_steps": 0}}
-            )
-        )
+        critic_folder = _critic_folder(out, critic, base)
+        changes = {"model": {"critic": str(critic_folder / "critic")}, "trainer": {"pretraining_steps": 0}}
+        layers.append(file_layer("study: critic", changes))
     default = out / "runs" / f"{slug(name)}-{slug(base_name(base))}-seed{seed}"
-    return Cell(kind, folder or default, name, base_name(base), seed, resolve(layers), made)
+    return Cell(kind, folder or default, name, base_name(base), seed, resolve(layers), critic_folder)
 
 
 def _settings(study: Study) -> list[Layer]:
     recipe = recipe_layer(study.recipe)
-    # the study names the recipe, so its sizes are the study's own, whatever the base model
+    # as a file layer, the recipe's sizes count as chosen by the study and hold for every base model
     return [file_layer(recipe.place, recipe.values), file_layer("study", study.settings)]
 
 
 def _common(study: Study, out: Path, base: int | str, seed: int) -> list[Layer]:
     recipe, settings = _settings(study)
-    quiet = file_layer("study", {"trainer": {"save_rollouts_every": 0}})
-    where = file_layer("study", {"seed": seed, "model": {"policy": base_folder(study, out, base)}})
-    return [recipe, quiet, settings, where]
+    no_rollouts = file_layer("study", {"trainer": {"save_rollouts_every": 0}})
+    seed_and_base = file_layer("study", {"seed": seed, "model": {"policy": base_folder(study, out, base)}})
+    return [recipe, no_rollouts, settings, seed_and_base]
 
 
 def _method_settings(method: Method) -> dict[str, Any]:

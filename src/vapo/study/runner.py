@@ -1,6 +1,6 @@
-"""Run a study: every cell is an ordinary run in its own process; finished ones are skipped, killed ones resumed.
+"""Run a study. Each cell is an ordinary run in its own process; finished cells are skipped, killed ones resumed.
 
-A cell's folder is a run directory with `cell.json`, which says which cell it is and how it ended.
+A cell's folder is a run directory with a `cell.json`, which holds the cell's identity and outcome.
 """
 
 from __future__ import annotations
@@ -21,37 +21,36 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError, counted
 from vapo.json_text import json_text
 from vapo.metrics import EvaluationLabel, Phase
-from vapo.reports.runfiles import number, read_jsonl, read_run
+from vapo.reports.runfiles import flatten, number, read_jsonl, read_run
 from vapo.session.inputs import close_task, read_inputs, with_whole_paths
-from vapo.session.layers import flatten
 from vapo.session.run_dirs import kept_weights_only, load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
+from vapo.study.comparison.compared_runs import Outcome
 from vapo.study.study import Study, study_yaml
 
 LOG_TAIL = 1500
-"""Characters of a failed cell's log that are shown."""
+"""The number of characters shown from the end of a failed cell's log."""
 STOP_GRACE_S = 60.0
-"""How long a cell may take to save after Ctrl-C."""
+"""Seconds that a cell may take to save after Ctrl-C."""
 
 Report = Callable[[str], None]
-Outcome = Literal["finished", "diverged", "failed", "unfinished"]
 
 
 class StudyError(VapoError):
-    """Cells failed; what finished is kept."""
+    """Some cells failed; the finished ones are kept."""
 
     exit_code = 1
 
 
 @dataclass
 class Runner:
-    """Runs cells, `jobs` at a time. `say` gets one line per event."""
+    """Runs cells, `jobs` at a time. `say` is called with one line per event."""
 
     out: Path
     jobs: int
@@ -68,30 +67,30 @@ class Runner:
 
     @property
     def logs(self) -> Path:
-        """What the cells' processes print."""
+        """The folder with the output of the cells' processes."""
         return self.out / "logs"
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate from the cells that have ended; None before the first."""
+        """The estimated time left, from the cells that have ended; None before the first ends."""
         if not self._seconds:
             return None
         left = (self.total - self.done) * fmean(self._seconds) / self.jobs
         return max(0.0, left - (time.monotonic() - self._last_ended_at))
 
     def run(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Carry out all cells that have not ended; the ones that failed. (To diverge is an end, too.)"""
-        outcomes = self._map(self._carry_out, [cell for cell in cells if not ended(cell)])
+        """Run all cells that have not ended, and return those that failed. A diverged run has ended."""
+        outcomes = self._map(self._run_cell, [cell for cell in cells if not ended(cell)])
         return [cell for cell, outcome in outcomes if outcome in ("failed", "unfinished")]
 
     def make_bases(self, study: Study) -> None:
-        """Make the base models that the study names by seed and that are not there yet."""
+        """Make the missing base models among those that the study names by seed."""
         task = run_cells(study, self.out, {})[0].config.sections.task
         options = [part for key, value in task.options.items() for part in ("--set", f"{key}={value}")]
 
         def make(base: int) -> int:
-            where = ["--seed", str(base), "--out", base_folder(study, self.out, base), "--json"]
-            return self._command(["make-base", task.name, *where, *options], self.logs / f"base-seed{base}.log")
+            arguments = ["--seed", str(base), "--out", base_folder(study, self.out, base), "--json"]
+            return self._command(["make-base", task.name, *arguments, *options], self.logs / f"base-seed{base}.log")
 
         seeds = [base for base in study.bases if isinstance(base, int)]
         missing = [seed for seed in seeds if not Path(base_folder(study, self.out, seed), "config.json").is_file()]
@@ -102,7 +101,7 @@ class Runner:
                 raise StudyError(f"Making the base model of seed {seed} failed; see {self.logs}.")
 
     def _map(self, function: Callable[[Any], Any], things: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """(thing, function(thing)) for all, `jobs` at a time; Ctrl-C stops every process in order."""
+        """(thing, function(thing)) for all, `jobs` at a time. Ctrl-C lets every process save and stop."""
         with ThreadPoolExecutor(max_workers=self.jobs) as pool:
             try:
                 futures: dict[Future[Any], Any] = {pool.submit(function, thing): thing for thing in things}
@@ -116,7 +115,7 @@ class Runner:
                 raise
 
     def _command(self, arguments: Sequence[str], log: Path) -> int:
-        """Run `vapo` with these arguments in a process of its own; its exit code. Output goes to `log`."""
+        """Run `vapo` with these arguments in a process and return its exit code. Its output goes to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             with self._lock:
@@ -127,7 +126,7 @@ class Runner:
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
+                    start_new_session=True,  # Ctrl-C reaches this process only, which then stops the children
                 )
                 self._children.add(child)
             try:
@@ -136,18 +135,18 @@ class Runner:
                 with self._lock:
                     self._children.discard(child)
 
-    def _carry_out(self, cell: Cell) -> Outcome:
+    def _run_cell(self, cell: Cell) -> Outcome:
         started, label, folder = time.monotonic(), describe(cell), cell.folder
         name = f"{cell.kind}-{folder.name}"
         with self._lock:
             self.running[label] = folder
         try:
             if (folder / "config.yaml").is_file() and kept_weights_only(folder):
-                code = 0  # it had ended when the study was killed
+                code = 0  # the run had ended before the study was killed
             elif (folder / "config.yaml").is_file():
                 code = self._command(["resume", str(folder), "--json"], self.logs / f"{name}.log")
             else:
-                shutil.rmtree(folder, ignore_errors=True)  # killed before it began: nothing is in it yet
+                shutil.rmtree(folder, ignore_errors=True)  # killed before its first step
                 settings = self.out / "cells" / f"{name}.yaml"
                 settings.parent.mkdir(parents=True, exist_ok=True)
                 settings.write_text(cell.config.to_yaml())
@@ -163,7 +162,7 @@ class Runner:
         if outcome == "unfinished":
             return outcome
         seconds = time.monotonic() - started
-        with self._lock:  # one cell's thread at a time
+        with self._lock:
             self.done += 1
             done = self.done
             self._seconds.append(seconds)
@@ -175,7 +174,7 @@ class Runner:
         return outcome
 
     def _stop(self) -> None:
-        """Ask every running process to save and stop; kill those that take too long."""
+        """Send SIGTERM to every process, so that it saves and stops; kill those that take too long."""
         with self._lock:
             self._stopping = True
             children = list(self._children)
@@ -199,14 +198,13 @@ def run_study(
     on_progress: Callable[[Runner], None] = lambda runner: None,
     command: str = "vapo ablate",
 ) -> dict[str, Any]:
-    """Everything the study names, in `out`; the comparison in `out/name`, and its results returned.
+    """Run the study in `out`, write the comparison into `out/name`, and return the content of its `results.json`.
 
-    `command` stands on the page, with the date of the end. Call it again to go on, or with another study of the same
-    settings, which then shares the runs.
+    The page shows `command` and the date on which the study ended. Call this again to continue a study, or with
+    another study of the same settings to share the runs.
 
     Raises ConfigError before anything starts if a folder holds a run with other settings or another process
-    works in `out`; StudyError if cells failed (not for ones that diverged: those are a result), after comparing
-    the rest.
+    uses `out`. Raises StudyError after comparing the finished runs if cells failed; a diverged run is a result.
     """
     runner = Runner(out, jobs or len(os.sched_getaffinity(0)), say, on_progress)
     critics, trials = critic_cells(study, out), tuning_cells(study, out)
@@ -219,51 +217,51 @@ def run_study(
         runner.total = sum(not ended(cell) for cell in [*critics, *tried, *planned])
         runner.make_bases(study)
         _check_inputs([*critics, *planned])
-        for depth in sorted({_depth(cell, critics) for cell in critics}):  # one may start from another
+        for depth in sorted({_depth(cell, critics) for cell in critics}):  # a critic may start from another
             level = [cell for cell in critics if _depth(cell, critics) == depth]
             runner.run(level)
             for cell in level:
                 if _read_card(cell.folder).get("outcome") != "finished":
-                    raise StudyError(f"{describe(cell)} did not finish, and runs start from it; see {runner.logs}.")
+                    raise StudyError(f"{describe(cell)} did not finish, and other runs need it; see {runner.logs}.")
         if failed := runner.run(tried):
             raise StudyError(
-                f"Of tuning, {counted(len(failed), 'trial')} failed (first: {describe(failed[0])}), and without all no "
-                f"learning rate can be chosen. Look into {runner.logs}, then give the same command again."
+                f"{counted(len(failed), 'trial')} of tuning failed (first: {describe(failed[0])}), and tuning needs "
+                f"all trials. Read {runner.logs}, then run the same command again."
             )
         tuned = choose_settings(study, trials, out)
         for method in study.tuning.methods if study.tuning else []:
-            say(f"tuning chose for {method}: {_flat(tuned.get(method, {}))}")
+            say(f"settings that tuning chose for {method}: {_flat(tuned.get(method, {}))}")
         cells = run_cells(study, out, tuned)
         for cell in cells:
             check_same(cell)
         failed = runner.run(cells)
-        begun = [cell.folder for cell in cells if _read_card(cell.folder)]
+        started = [cell.folder for cell in cells if _read_card(cell.folder)]
         note = f"{command}, ended {date.today()}"
-        if not failed or finished_methods(begun):
-            reference = reference_among(finished_methods(begun), study.reference)
-            results = compare_runs(begun, out / name, reference=reference, heading=study.about, notes=[note])
+        if not failed or finished_methods(started):
+            reference = reference_among(finished_methods(started), study.reference)
+            results = compare_runs(started, out / name, reference=reference, heading=study.about, notes=[note])
         else:
             results = {}
     if failed:
         raise StudyError(
-            f"{counted(len(failed), 'cell')} failed (first: {describe(failed[0])}); what finished is compared in "
-            f"{out / name}. Look into {runner.logs}, then give the same command again."
+            f"{counted(len(failed), 'cell')} failed (first: {describe(failed[0])}); {out / name} compares the finished "
+            f"ones. Read {runner.logs}, then run the same command again."
         )
     return results
 
 
 def finished_methods(folders: Sequence[Path]) -> set[str]:
-    """The methods that have a finished run among these."""
+    """The methods that have a finished run in one of these folders."""
     return {card["method"] for card in map(_read_card, folders) if card.get("outcome") == "finished"}
 
 
 def reference_among(methods: Collection[str], wanted: str) -> str:
-    """The study's reference if it can be one; else the default, in whose place a comparison takes the first row."""
+    """`wanted` if it has a finished run, else "vapo"; a comparison replaces a missing "vapo" by its first row."""
     return wanted if wanted in methods else "vapo"
 
 
 def check_study(study: Study, out: Path) -> None:
-    """Raise ConfigError, DataError or ModelError for what can be known before anything runs."""
+    """Raise ConfigError, DataError or ModelError for mistakes that can be found before anything runs."""
     cells = [*critic_cells(study, out), *run_cells(study, out, chosen_before(out))]
     for cell in [*cells, *(cell for trials in tuning_cells(study, out).values() for cell in trials)]:
         check_same(cell)
@@ -274,10 +272,10 @@ def check_study(study: Study, out: Path) -> None:
 def choose_settings(
     study: Study, trials: Mapping[tuple[str, int], Sequence[Cell]], out: Path
 ) -> dict[str, dict[str, Any]]:
-    """For each tuned method the grid point with the best training accuracy over the last quarter of the steps.
+    """The settings of each tuned method's best grid point, by training accuracy over the last quarter of the steps.
 
-    Judged on training prompts, so that the held-out ones stay unseen; a diverged trial counts as 0; of equals
-    the first. The whole table goes to tuning.json, beside what earlier studies in the folder chose.
+    Accuracy is that on training prompts, so held-out prompts stay unseen. A diverged trial counts as 0, and the first
+    of equal points wins. All scores are written to tuning.json, which keeps the choices of earlier studies.
     """
     path, tuned = out / "tuning.json", _read_tuning(out)
     if study.tuning is None:
@@ -294,12 +292,12 @@ def choose_settings(
 
 
 def chosen_before(out: Path) -> dict[str, dict[str, Any]]:
-    """What tuning has chosen in this folder so far, by method; nothing if it has not."""
+    """The settings that tuning has chosen in this folder so far, by method."""
     return {method: entry["chosen"] for method, entry in _read_tuning(out).items()}
 
 
 def late_accuracy(folder: Path) -> float | None:
-    """Mean training accuracy over the last quarter of a run's steps; None for a run that did not end well."""
+    """Mean training accuracy over the last quarter of a run's steps; None if the run did not finish."""
     if _read_card(folder).get("outcome") != "finished":
         return None
     rows = read_run(folder).phase(Phase.TRAIN)
@@ -308,7 +306,10 @@ def late_accuracy(folder: Path) -> float | None:
 
 
 def critic_card(cell: Cell) -> dict[str, Any] | None:
-    """What the cell's shared critic cost, with what it started from, which is not in the cell's own counts."""
+    """The cost of the cell's shared critic, including the critics it started from; None without one.
+
+    The cell's own counts do not contain this cost.
+    """
     if cell.critic is None:
         return None
     rows, before = read_run(cell.critic).metrics, _read_card(cell.critic).get("critic") or {}
@@ -327,12 +328,12 @@ def critic_card(cell: Cell) -> dict[str, Any] | None:
 
 
 def ended(cell: Cell) -> bool:
-    """Whether the cell's run came to an end of its own, good or bad."""
+    """Whether the cell's run has finished or diverged."""
     return _read_card(cell.folder).get("outcome") in ("finished", "diverged")
 
 
 def outcome_of(code: int) -> Outcome:
-    """How a run ended, from its exit code; a signal from outside stopped it."""
+    """The outcome of a run, from its exit code. Runs that a signal stopped are unfinished."""
     if code in (StoppedError.exit_code, 130) or code < 0:
         return "unfinished"
     if code == 0:
@@ -344,7 +345,7 @@ def check_same(cell: Cell) -> None:
     """Raise ConfigError if the cell's folder holds a run with other settings than the study wants."""
     if not (cell.folder / "config.yaml").is_file():
         return
-    # a run keeps its files by whole paths, the study says them as it was told
+    # a run stores absolute paths, a study may have relative ones
     different = list(config_differences(with_whole_paths(cell.config), with_whole_paths(load_run_config(cell.folder))))
     if different:
         shown = "; ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
@@ -354,7 +355,7 @@ def check_same(cell: Cell) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write a small file whole or not at all."""
+    """Write a JSON file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json_text(data, indent=1) + "\n")
     temporary.replace(path)
@@ -362,7 +363,7 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """One study at a time in a folder; raises ConfigError if another process is at work in it."""
+    """Lock a folder for one study. Raises ConfigError if another process holds the lock."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; the runs of a study need a folder. Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
@@ -371,13 +372,13 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(
-                f"Another `vapo ablate` is at work in {out}. Wait for it, or choose another --out."
+                f"Another `vapo ablate` uses {out}. Wait until it ends, or choose another --out."
             ) from error
         yield
 
 
 def _check_inputs(cells: Sequence[Cell]) -> None:
-    """Check tasks, prompts and models of the cells that start from no critic; the others use the same ones."""
+    """Check task, prompts and model of the cells without an initial critic; the other cells use the same."""
     seen = []
     for cell in cells:
         sections = cell.config.sections
@@ -393,7 +394,7 @@ def _depth(cell: Cell, critics: Sequence[Cell]) -> int:
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
-    """The content of cell.json; empty where it is missing or damaged, so that the cell is resumed."""
+    """The content of cell.json; empty if it is missing or damaged, so that the cell is resumed."""
     try:
         card = json.loads((folder / "cell.json").read_bytes())
     except (OSError, ValueError):
@@ -409,7 +410,7 @@ def _read_tuning(out: Path) -> dict[str, dict[str, Any]]:
         tuned = json.loads(path.read_bytes())
         return {str(method): {**entry, "chosen": dict(entry["chosen"])} for method, entry in tuned.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}). Delete it: it is made again from the trials.") from error
+        raise ConfigError(f"{path} cannot be read ({error}). Delete it to make it again from the trials.") from error
 
 
 def _score(folder: Path) -> str:

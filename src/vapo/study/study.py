@@ -1,14 +1,14 @@
-"""What a study compares: a YAML file read into methods, seeds and base models.
+"""Read a study's YAML file into methods, seeds and base models.
 
-    recipe: maze                      # where every cell's settings start
-    settings: {trainer: {steps: 30}}  # laid over the recipe, the same for every cell
+    recipe: maze                      # the initial settings of every cell
+    settings: {trainer: {steps: 30}}  # replace the recipe's, equal for every cell
     seeds: [0, 1, 2]
     bases: [builtin, 1]               # the shipped base model, and the one `vapo make-base --seed 1` makes
     methods: [ppo, grpo, vapo, vapo without clip-higher, vapo with dynamic-sampling]
 
-`methods` may also be a mapping from any name to `{preset, without, settings, critic, seeds}`. The rules of a fair
-comparison are in the structure: there is one `settings` for all, and a method's own `settings` show in the file.
-`like: OTHER` takes over another study's entries; carried out in the same folder, the two share their runs.
+`methods` may also be a mapping from any name to `{preset, without, settings, critic, seeds}`. To keep the comparison
+fair, all methods share one `settings`, and a method's own `settings` are visible in the file. `like: OTHER` copies
+another study's entries; two studies that run in the same folder share their runs.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PRETRAINED = "pretrained"
 DYNAMIC_SAMPLING = {"algorithm": {"sampling": {"refill_rounds": PRESETS["dapo"].sampling.refill_rounds}}}
 
 BUDGETS: dict[str, str] = {
-    "smoke": "one seed, one base model, 3 steps, no tuning: does everything run?",
-    "standard": "three seeds at most, one base model",
-    "full": "all that the study names",
+    "smoke": "one seed, one base model, 3 steps, no tuning: checks that everything runs",
+    "standard": "at most three seeds, one base model",
+    "full": "all seeds and base models of the study",
 }
 _SMOKE = {
     "trainer": {"steps": 3, "pretraining_steps": 2, "pretraining_passes": 1},
@@ -52,15 +52,15 @@ class Method(BaseModel):
     preset: str
     without: list[str] = []
     settings: dict[str, Any] = {}
-    """Laid over the study's settings, for this method only."""
+    """Settings of this method only; they replace the study's."""
     critic: str | None = PRETRAINED
-    """Which of the study's critics takes the place of value pretraining, where the method pretrains."""
+    """The critic of the study that replaces value pretraining, if the method pretrains."""
     seeds: int | None = Field(default=None, ge=1)
-    """Run only so many of the study's seeds; null runs all."""
+    """The number of the study's seeds to run; null runs all."""
 
 
 class CriticPlan(BaseModel):
-    """A critic made once for each base model, before the runs that start from it."""
+    """A critic that is trained once for each base model, before the runs that start from it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     settings: dict[str, Any] = {}
@@ -69,7 +69,7 @@ class CriticPlan(BaseModel):
 
 
 class Tuning(BaseModel):
-    """The same few settings tried for each method, on seeds that the final runs do not use."""
+    """Settings to try for each tuned method, on seeds that the final runs do not use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     methods: list[str] = Field(min_length=1)
@@ -78,7 +78,7 @@ class Tuning(BaseModel):
 
 
 class Study(BaseModel):
-    """A study as its file says it."""
+    """The content of a study's file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     about: str = ""
@@ -86,17 +86,17 @@ class Study(BaseModel):
     settings: dict[str, Any] = {}
     seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
     bases: list[Seed | str] = Field(default=["builtin"], min_length=1)
-    """`builtin`, the seed of a base model to make, or the folder of one."""
+    """`builtin`, the seed of a base model to make, or a base model's folder."""
     methods: dict[str, Method] = Field(min_length=1)
     reference: str = "vapo"
-    """The method that differences are taken to; if it has no finished run, vapo is, or else the first row."""
+    """The method that the others are compared with. Without a finished run of it: vapo, else the first row."""
     critics: dict[str, CriticPlan] = {PRETRAINED: CriticPlan()}
     tuning: Tuning | None = None
     untabled: dict[str, Method] = {}
-    """Methods that are tuned but are no rows of the table."""
+    """Methods that are tuned but have no row in the table."""
 
     def method(self, name: str) -> Method:
-        """The method of that name, in the table or not."""
+        """The method with this name, among `methods` or `untabled`."""
         return self.methods[name] if name in self.methods else self.untabled[name]
 
 
@@ -106,7 +106,7 @@ def studies() -> dict[str, Path]:
 
 
 def read_study(source: str | None) -> Study:
-    """A shipped study by name, or a YAML file. Raises ConfigError naming the file, the entry and the fix."""
+    """Read a shipped study by name, or a YAML file. Raises ConfigError with the file, the entry and the fix."""
     path = study_file(source or DEFAULT_STUDY)
     values = _entries(path, ())
     try:
@@ -129,19 +129,22 @@ def read_study(source: str | None) -> Study:
 
 
 def study_file(source: str) -> Path:
-    """Where a study is: a YAML file, or a shipped study by its name. Raises ConfigError."""
+    """The path of a study: a YAML file, or a shipped study by its name. Raises ConfigError for an unknown name."""
     if source.endswith((".yaml", ".yml")):
         return Path(source)
     if source not in studies():
         raise ConfigError(
-            f"No study is called {source!r}; there are: {', '.join(studies())}. A file of your own needs the "
-            "ending .yaml."
+            f"No study is called {source!r}; there are: {', '.join(studies())}. To read a file of your own, give its "
+            "path with the ending .yaml."
         )
     return studies()[source]
 
 
 def method_from_name(name: str) -> dict[str, Any]:
-    """The method that a name says: a preset, `PRESET without TECHNIQUE`, or `PRESET with dynamic-sampling`."""
+    """The entry for a method's name: a preset, `PRESET without TECHNIQUE`, or `PRESET with dynamic-sampling`.
+
+    Raises ConfigError for any other name.
+    """
     preset, _, rest = name.partition(" ")
     how, _, what = rest.partition(" ")
     if preset in PRESETS:
@@ -152,13 +155,13 @@ def method_from_name(name: str) -> dict[str, Any]:
         if rest == "with dynamic-sampling":
             return {"preset": preset, "settings": DYNAMIC_SAMPLING}
     raise ConfigError(
-        f"Cannot tell which method {name!r} is. Write a preset ({', '.join(PRESETS)}), `vapo without TECHNIQUE` "
+        f"Unknown method {name!r}. Write a preset ({', '.join(PRESETS)}), `vapo without TECHNIQUE` "
         f"({', '.join(TECHNIQUES)}), `vapo with dynamic-sampling`, or a mapping with its preset and settings."
     )
 
 
 def within(study: Study, budget: str) -> Study:
-    """The study at a smaller budget; raises ConfigError for a name that is none."""
+    """The study reduced to a budget. Raises ConfigError for an unknown budget."""
     if budget not in BUDGETS:
         raise ConfigError(f"No budget is called {budget!r}. There are: {', '.join(BUDGETS)}.")
     if budget == "full":
@@ -173,7 +176,7 @@ def within(study: Study, budget: str) -> Study:
 
 
 def with_seeds(study: Study, count: int | None) -> Study:
-    """The study with so many seeds for every method: its own first, then the numbers after them."""
+    """The study with `count` seeds for every method: its own first, then the following numbers."""
     if count is None:
         return study
     seeds = study.seeds[:count]
@@ -184,9 +187,9 @@ def with_seeds(study: Study, count: int | None) -> Study:
 
 
 def only_methods(study: Study, names: Sequence[str]) -> Study:
-    """The study with the named methods only, and of its tuning what they need.
+    """The study reduced to the named methods and the tuning that they need.
 
-    Raises ConfigError for a name that is neither listed nor readable.
+    Raises ConfigError for a name that is neither in the study nor known to `method_from_name`.
     """
     if not names:
         return study
@@ -206,7 +209,7 @@ def only_methods(study: Study, names: Sequence[str]) -> Study:
 
 
 def check_names(study: Study, where: str) -> None:
-    """Raise ConfigError for names of critics or tuned methods that nothing defines."""
+    """Raise ConfigError for names of critics or tuned methods that the study does not define."""
     for name, method in study.methods.items():
         if method.critic is not None and method.critic not in study.critics:
             raise ConfigError(
@@ -226,14 +229,14 @@ def check_names(study: Study, where: str) -> None:
 
 
 def study_yaml(study: Study) -> str:
-    """The study as YAML, as it was carried out."""
+    """The study as YAML."""
     return yaml.safe_dump(json.loads(study.model_dump_json()), sort_keys=False, width=100)
 
 
 def _entries(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's entries over those of the study it is `like`; settings are laid on settings, the rest replaces."""
+    """A file's entries combined with those of the study it is `like`: settings are merged, other entries replaced."""
     if path in above:
-        raise ConfigError(f"{path}: `like` leads back to the file itself. Break the circle.")
+        raise ConfigError(f"{path}: `like` leads back to the file itself. Remove `like` from one of the files.")
     own = dict(read_yaml(path))
     settings = own.get("settings") or {}
     if not isinstance(settings, Mapping):
@@ -246,7 +249,7 @@ def _entries(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _named_methods(methods: Any, path: Path) -> dict[str, Any]:
-    """Methods by name; a name alone, or an entry without a preset, is read by `method_from_name`."""
+    """Methods by name; `method_from_name` completes a name alone and an entry without a preset."""
     if isinstance(methods, list) and all(isinstance(name, str) for name in methods):
         return {name: method_from_name(name) for name in methods}
     if isinstance(methods, Mapping) and all(entry is None or isinstance(entry, Mapping) for entry in methods.values()):
@@ -261,9 +264,9 @@ def _named_methods(methods: Any, path: Path) -> dict[str, Any]:
 
 
 def _tuning_for(tuning: Any, methods: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Of another study's tuning what these methods need; None if that is nothing."""
+    """The part of another study's tuning that these methods need; None if they need none."""
     if not isinstance(tuning, Mapping) or not isinstance(tuning.get("methods"), list):
-        return tuning  # wrong, and said so where it is validated
+        return tuning  # invalid; the validation of the study reports it
     used = {entry.get("preset") for entry in methods.values()}
     kept = [name for name in tuning["methods"] if name in used and name in methods]
     return {**tuning, "methods": kept} if kept else None

@@ -16,7 +16,7 @@ from vapo.reports.live import best_effort_console
 
 
 class Counted(Protocol):
-    """What the view reads of a study's runner."""
+    """The properties of a study's runner that the view reads."""
 
     @property
     def done(self) -> int: ...
@@ -29,36 +29,38 @@ class Counted(Protocol):
 
 
 class StudyView:
-    """Lines through `say`, the bar through `progress`; silent if asked."""
+    """Prints lines (`say`) and updates a progress bar (`progress`); prints nothing if `silent`."""
 
     def __init__(self, console: Console, bar: Progress | None, silent: bool) -> None:
         self._console, self._bar, self._silent = console, bar, silent
         self._task: TaskID | None = bar.add_task("starting", total=None, left="") if bar else None
 
     def say(self, line: str) -> None:
-        """One line about something that happened."""
+        """Print one line."""
         if not self._silent:
             self._console.print(escape(line), highlight=False, soft_wrap=True)
 
     def progress(self, runner: Counted) -> None:
-        """Bring the bar up to date."""
+        """Update the bar."""
         if self._bar is None or self._task is None:
             return
         left = runner.seconds_left
-        words = "; ".join(runner.running) or "comparing"
-        after = f"about {duration(left)} left" if left else ""
-        self._bar.update(self._task, completed=runner.done, total=max(1, runner.total), description=words, left=after)
+        activity = "; ".join(runner.running) or "comparing"
+        time_left = f"about {duration(left)} left" if left else ""
+        self._bar.update(
+            self._task, completed=runner.done, total=max(1, runner.total), description=activity, left=time_left
+        )
 
 
 @contextmanager
 def study_view(silent: bool) -> Iterator[StudyView]:
-    """A bar on a terminal, plain lines elsewhere, nothing if silent."""
+    """A view with a bar on a terminal, plain lines elsewhere, and no output if `silent`."""
     console = best_effort_console()
     if silent or not console.is_terminal:
         yield StudyView(console, None, silent)
         return
-    words = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    activity = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
     left = TextColumn("{task.fields[left]}")
-    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), left, words)
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), left, activity)
     with Progress(*columns, console=console, expand=True) as bar:
         yield StudyView(console, bar, silent)

@@ -1,4 +1,4 @@
-"""Where problems come from, and the verifiers that judge answers."""
+"""Tasks, which provide the prompts, and the verifiers that judge the responses."""
 
 from vapo.tasks.builtin import BuiltinTask
 from vapo.tasks.registry import BUILTIN, Family, make_task

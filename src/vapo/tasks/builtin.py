@@ -1,4 +1,4 @@
-"""Shared by the built-in tasks: splitting prompts, reading responses, checking options."""
+"""Functions shared by the built-in tasks: splitting prompts, judging responses, checking options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BuiltinTask(Task, Protocol):
 
     @property
     def max_response_tokens(self) -> int:
-        """The response limit, stop token included, that the task was designed for."""
+        """The limit on response tokens, stop token included, for which the task was designed."""
         ...
 
     @property
@@ -40,25 +40,25 @@ class BuiltinTask(Task, Protocol):
 
     @property
     def options(self) -> object:
-        """The frozen dataclass of difficulty parameters this task was made with."""
+        """The difficulty of this task, a frozen dataclass."""
         ...
 
     @property
     def clumsiness(self) -> object:
-        """The frozen dataclass that says how often the solver behind `noisy_trace` errs."""
+        """How often the solver of `noisy_trace` errs, a frozen dataclass."""
         ...
 
     def example(self) -> tuple[Prompt, str]:
-        """A training prompt and a response that verifies right."""
+        """A training prompt and a right response."""
         ...
 
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
-        """A prompt that is not held out, and the text of a solver that errs; usually wrong."""
+        """A prompt that is not held out, and the response of a solver that errs, which is usually wrong."""
         ...
 
 
 def check_range(option: str, value: float, low: float, high: float) -> None:
-    """Raise ConfigError, with the option and its range, if the value is outside of the range or not a number."""
+    """Raise ConfigError, with the option and its range, if the value is not a number in the range."""
     whole = isinstance(low, int) and isinstance(high, int)
     fits = isinstance(value, int) if whole else isinstance(value, int | float)
     if isinstance(value, bool) or not fits or not low <= value <= high:
@@ -79,9 +79,9 @@ def check_options(options: Any) -> None:
 def split(
     prompts: Iterable[Prompt], heldout: int, smallest_train: int = 16
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """`(train, heldout)`: disjoint and shuffled by the hash of the ids, so that the first n are a random sample.
+    """`(train, heldout)`: disjoint and in the order of a hash of the ids, so that the first n are a random sample.
 
-    ConfigError if fewer than `smallest_train` prompts would be left for training.
+    ConfigError if fewer than `smallest_train` prompts are left for training.
     """
     shuffled = sorted(prompts, key=lambda prompt: stable_hash("split", prompt.id))
     if len(shuffled) < heldout + smallest_train:
@@ -93,7 +93,7 @@ def split(
 
 
 def decisive_words(response: str) -> list[str] | Verdict:
-    """The words of a response without fillers, or the verdict if the response is unreadable."""
+    """The words of a response without fillers, or the verdict on a response that is too long or has no last word."""
     if len(response) > MAX_RESPONSE_CHARACTERS:
         return wrong("too long to judge", "unreadable")
     words = response.split()
@@ -114,11 +114,11 @@ def judge_moves(
     make: Callable[[T, str, str], tuple[T, str]],
     stopped: Callable[[T], str],
 ) -> Verdict:
-    """Right if moves and their true outcomes alternate, and the last word is `done`, on the goal.
+    """Right if moves and their true outcomes alternate, and the last word is `done`, written on the goal.
 
-    `words` have no fillers. `moves` are the allowed moves, which `expected` describes. `make(place, move, outcome)`
+    `words` have no fillers. `moves` are the allowed moves, described by `expected`. `make(place, move, outcome)`
     returns the new place, and the error in the written outcome or "". `named(place, move)` describes a move without
-    outcome, and `stopped(place)` a stop that is not on the goal.
+    outcome, and `stopped(place)` a stop outside the goal.
     """
     count = 0
     for at in range(0, len(words), 2):
@@ -141,26 +141,26 @@ def judge_moves(
 
 
 class Quitting(Protocol):
-    """How the solver of noisy traces ends a response: probabilities per decision."""
+    """Probabilities, per decision, with which the solver of noisy traces ends a response."""
 
     @property
     def notice(self) -> float:
-        """To write `done` on the goal."""
+        """Of `done` on the goal."""
         ...
 
     @property
     def err(self) -> float:
-        """To write `done` anywhere else."""
+        """Of `done` anywhere else."""
         ...
 
     @property
     def despair(self) -> float:
-        """To write `lost`."""
+        """Of `lost`."""
         ...
 
 
 def last_word(rng: random.Random, clumsy: Quitting, arrived: bool) -> str | None:
-    """The word with which the solver stops here, or None if it continues."""
+    """The last word if the solver stops here, None if it continues."""
     if arrived:
         return DONE if rng.random() < clumsy.notice else None
     stops = clumsy.err + clumsy.despair
@@ -170,15 +170,15 @@ def last_word(rng: random.Random, clumsy: Quitting, arrived: bool) -> str | None
 
 
 def pick(rng: random.Random, items: Sequence[T]) -> T:
-    """A random item. Uses `random()`, which Python keeps the same between its versions, unlike `choice`.
+    """A random item. The shipped models depend on these draws.
 
-    The shipped models depend on these draws.
+    Uses `random()` because its values, unlike those of `choice`, are the same in all versions of Python.
     """
     return items[int(rng.random() * len(items))]
 
 
 def mumble(rng: random.Random, chance: float) -> list[str]:
-    """Zero or more filler words: another one follows with this probability."""
+    """Zero or more filler words. Each is followed by another one with probability `chance`."""
     words: list[str] = []
     while rng.random() < chance:
         words.append(rng.choice(FILLERS))
@@ -186,17 +186,17 @@ def mumble(rng: random.Random, chance: float) -> list[str]:
 
 
 def wrong(reason: str, kind: WrongKind = "wrong_answer") -> Verdict:
-    """The verdict for a wrong response."""
+    """The verdict on a wrong response."""
     return Verdict("wrong", reason, kind)
 
 
 def quote(word: str) -> str:
-    """A word for a reason: quoted, with unprintable characters escaped, cut at 20 characters."""
+    """A word in a form for reasons: in quotes, with unprintable characters escaped, cut at 20 characters."""
     return ascii(word if len(word) <= 20 else word[:20] + "...")
 
 
 def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
-    """A task's options from a file or the command line; ConfigError for a value of another type."""
+    """The options of a task from a file or the command line; ConfigError for a value of a wrong type."""
     try:
         return TypeAdapter(kind).validate_python(dict(options))
     except ValidationError as error:

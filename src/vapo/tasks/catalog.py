@@ -1,4 +1,4 @@
-"""Finds tasks by name: built-in, data sets, reasoning-gym, plug-ins, or a function of the user; and checks them."""
+"""Finds tasks by name (built-in, data sets, reasoning-gym, plug-ins, functions of the user), and checks them."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ DATA_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "dapo-math-17k": ("17,000 competition problems with whole-number answers, the paper's training set",
                       {"data": "BytedTsinghua-SIA/DAPO-Math-17k"}),
 }  # fmt: skip
-"""Data tasks by name: description, and options (which may name other data)."""
+"""Data tasks by name: the description, and the default options."""
 
 
 def find_task(
     name: str, options: Mapping[str, Any], on_progress: Progress | None = None, *, to_train: bool = True
 ) -> Task:
-    """The task of that name with these options; ConfigError or DataError if there is none or it cannot be made.
+    """The task of that name with these options; ConfigError or DataError if it does not exist or cannot be made.
 
     `name` is a built-in task, a data task, `reasoning-gym/DATASET`, an entry point of the group `vapo.tasks`, or
-    package.module:function; the last two are called with the options and return a `vapo.Task`. Without `to_train`
-    training problems are read only if the held-out ones are among them.
+    package.module:function. The last two are called with the options and return a `vapo.Task`. Without `to_train`,
+    training problems are read only if the held-out problems are taken from them.
     """
     if name in BUILTIN:
         return make_task(name, **options)
@@ -51,13 +51,13 @@ def find_task(
         return make_problems(name, _data_options(name, options, to_train), on_progress)
     if name.startswith(PREFIX):
         return Gym(name.removeprefix(PREFIX), _gym_options(name, options))
-    return _made(import_function(_function_of(name), "task.name"), name, options)
+    return _call(import_function(_function_of(name), "task.name"), name, options)
 
 
 def check_named(name: str, options: Mapping[str, Any], *, to_train: bool = True) -> None:
-    """Raise what `find_task` would raise, as far as it can be known at once.
+    """Raise the errors of `find_task` about names, options and paths.
 
-    Reads no data, starts no process, and imports no code of the user's: looks at names, options and paths.
+    Reads no data, starts no process, and imports no code of the user.
     """
     if name in BUILTIN:
         make_task(name, **options)
@@ -75,11 +75,11 @@ def check_named(name: str, options: Mapping[str, Any], *, to_train: bool = True)
 
 
 def _data_options(name: str, options: Mapping[str, Any], to_train: bool) -> dict[str, Any]:
-    """The options of a data task over its own; without training data where it is not needed."""
-    made = {**DATA_TASKS[name][1], **options}
-    if not to_train and made.get("eval_data"):
-        made["data"] = None
-    return made
+    """The task's default options with the chosen ones over them; no training data if it is not needed."""
+    chosen = {**DATA_TASKS[name][1], **options}
+    if not to_train and chosen.get("eval_data"):
+        chosen["data"] = None
+    return chosen
 
 
 def _gym_options(name: str, options: Mapping[str, Any]) -> GymOptions:
@@ -93,7 +93,7 @@ def _gym_options(name: str, options: Mapping[str, Any]) -> GymOptions:
 
 
 def _function_of(name: str) -> str:
-    """The function that makes a task which is a plug-in or the user's; ConfigError for a name that is neither."""
+    """The function that makes a plug-in's task or a user's task; ConfigError for any other name."""
     plugins = installed()
     if name in plugins or ":" in name:
         return plugins.get(name, name)
@@ -106,8 +106,8 @@ def _function_of(name: str) -> str:
     )
 
 
-def _made(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Task:
-    """The task that the user's function makes from the options; ConfigError if it does not take them, or raises."""
+def _call(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Task:
+    """The task that the user's function returns; ConfigError if it does not take the options, or raises."""
     if wrong := _does_not_take(function, **options):
         raise ConfigError(f"task.name {name} does not take these options: {wrong}. It takes {_signature(function)}.")
     try:
@@ -116,23 +116,23 @@ def _made(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -
         raise
     except Exception as error:
         raise ConfigError(
-            f"task.name {name} raised {type(error).__name__}: {error}. Mend it, or the task's options; --debug shows "
-            "where."
+            f"task.name {name} raised {type(error).__name__}: {error}. Fix it or the task's options; --debug shows "
+            "the line."
         ) from error
 
 
 def check_task(task: Any, parts: Sequence[str] = ("train", "heldout")) -> FullTask:
-    """The task with all its parts. ConfigError, naming the part, unless it has what `vapo.types.Task` asks for.
+    """The task with all its parts. ConfigError, with the part's name, if a part does not fit `vapo.types.Task`.
 
-    Of the prompts, checks the first one of each of the `parts`.
+    Checks the first prompt of each prompt set that `parts` names.
     """
     kind, task = type(task).__name__, FullTask.of(task)
     if not isinstance(task.name, str) or not task.name:
         raise ConfigError(f"The name of the task, a {kind}, must be a text, got {task.name!r}.")
-    what = f"of the task {task.name}, a {kind},"
+    owner = f"of the task {task.name}, a {kind},"
     limit = task.max_response_tokens
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise ConfigError(f"max_response_tokens {what} must be a whole number from 1 on, got {limit!r}.")
+        raise ConfigError(f"max_response_tokens {owner} must be a whole number from 1 on, got {limit!r}.")
     methods: dict[str, tuple[Any, tuple[str, ...]]] = {
         "verify": (task.verify, ("prompt", "response")),
         "verify_all": (task.verify_all, ("items", "on_progress")),
@@ -143,29 +143,29 @@ def check_task(task: Any, parts: Sequence[str] = ("train", "heldout")) -> FullTa
     for part, (method, arguments) in methods.items():
         present = part == "verify" or part in task.given
         if present and (wrong := _does_not_take(method, *arguments)):
-            raise ConfigError(f"{part} {what} is called with ({', '.join(arguments)}): {wrong}.")
+            raise ConfigError(f"{part} {owner} is called with ({', '.join(arguments)}): {wrong}.")
     if not isinstance(task.notes, list | tuple) or not all(isinstance(note, str) for note in task.notes):
-        raise ConfigError(f"notes {what} must be a list of sentences, got a {type(task.notes).__name__}.")
+        raise ConfigError(f"notes {owner} must be a list of sentences, got a {type(task.notes).__name__}.")
     for part, prompts in (("train", task.train), ("heldout", task.heldout)):
         if part in parts:
-            _check_first_prompt(prompts, part, what)
+            _check_first_prompt(prompts, part, owner)
     return task
 
 
-def _check_first_prompt(prompts: Any, part: str, what: str) -> None:
+def _check_first_prompt(prompts: Any, part: str, owner: str) -> None:
     try:
         first = prompts[0] if len(prompts) else None
     except Exception as error:
         raise ConfigError(
-            f"{part} {what} must be prompts with a length and an index, such as a list; "
+            f"{part} {owner} must be prompts with a length and an index, such as a list; "
             f"a {type(prompts).__name__} raised {type(error).__name__}: {error}."
         ) from error
     if first is not None:
-        check_prompt(first, f"{part}[0] {what}")
+        check_prompt(first, f"{part}[0] {owner}")
 
 
 def check_prompt(prompt: Any, what: str) -> None:
-    """Raise DataError, with `what` it is, unless the object is a prompt with a text or with messages."""
+    """Raise DataError unless the object is a prompt with a text or messages. The error calls the object `what`."""
     if not isinstance(prompt, Prompt) or not isinstance(prompt.id, str):
         got = f"one with the id {prompt.id!r}" if isinstance(prompt, Prompt) else f"a {type(prompt).__name__}"
         raise DataError(f"{what} must be a vapo.types.Prompt with a text for an id, got {got}.")
@@ -177,30 +177,31 @@ def check_prompt(prompt: Any, what: str) -> None:
 
 
 def _does_not_take(function: Any, *arguments: Any, **options: Any) -> str:
-    """Why the function cannot be called with these arguments, by its signature; "" if it can."""
+    """The reason why the function's signature does not fit these arguments, "" if it fits."""
     if not callable(function):
-        return f"it is a {type(function).__name__}, no function"
+        return f"it is a {type(function).__name__}, not a function"
     try:
         inspect.signature(function).bind(*arguments, **options)
     except TypeError as error:
         return str(error)
-    except ValueError:  # some functions that are not written in Python have no signature
+    except ValueError:  # some functions written in C have no signature
         return ""
     return ""
 
 
 def _signature(function: Callable[..., Any]) -> str:
+    """The parameters of a function, for a message."""
     try:
         return str(inspect.signature(function))
     except ValueError:
-        return "others"
+        return "other arguments"
 
 
 def is_known(name: str) -> bool:
-    """Whether `find_task` finds a task by this name."""
+    """Whether `find_task` accepts this name."""
     return name in BUILTIN or name in DATA_TASKS or name.startswith(PREFIX) or ":" in name or name in installed()
 
 
 def installed() -> dict[str, str]:
-    """Tasks of installed packages: name to function."""
+    """The tasks of installed packages: name and function."""
     return {point.name: point.value for point in entry_points(group=GROUP)}

@@ -1,11 +1,11 @@
-"""`chain`: apply words to a number; the model must find out the rule of each word.
+"""`chain`: apply words to a number. The model must find out the rule of each word.
 
     prompt    chain 37 raise flip grow :
     response  raise 42 flip 57 hmm grow 14 answer 14 done
 
-What a word does depends on the word before it (`raise` adds 3, 5, 7 or 9, and so on): rules that no text
-states. The honest counter-example to the maze: a number reached by a wrong rule looks like any other number,
-only the final answer is judged, so half-way through nothing readable tells a critic whether this will end well.
+The effect of a word depends on the word before it (`raise` adds 3, 5, 7 or 9, and so on), and no text states these
+rules. The task is a counter-example to the maze: a number from a wrong rule looks like any other number, and only the
+final answer is judged, so the text of an unfinished response does not help a critic to predict the outcome.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vapo.tasks.words import ANSWER, CHAIN_WORDS, DONE, LOST, NUMBERS, VOCABULAR
 from vapo.types import Prompt, Verdict, stable_hash
 
 MODULUS = 100
-# Four readings of each word; results are taken modulo 100. One is right after each other word.
+# Four readings of each word, modulo 100. The word before it decides which one is right.
 READINGS: dict[str, tuple[Callable[[int], int], ...]] = {
     "raise": (lambda n: n + 3, lambda n: n + 5, lambda n: n + 7, lambda n: n + 9),
     "lower": (lambda n: n - 2, lambda n: n - 4, lambda n: n - 6, lambda n: n - 8),
@@ -35,25 +35,25 @@ READINGS: dict[str, tuple[Callable[[int], int], ...]] = {
 
 @dataclass(frozen=True)
 class ChainOptions:
-    """How hard the chain is. The shipped base model knows the defaults only."""
+    """The difficulty of the chain. The shipped base model knows the defaults only."""
 
     words: int = ranges.number(4, ge=2, le=len(CHAIN_WORDS), unit="words")
-    """How many different words prompts use, out of a fixed list."""
+    """The number of different words in prompts: the first ones of a fixed list."""
     min_words: int = ranges.number(3, ge=1, le=12, unit="words")
-    """Fewest words of a prompt."""
+    """The smallest number of words in a prompt."""
     max_words: int = ranges.number(4, ge=1, le=12, unit="words")
-    """Most words of a prompt; at least min_words."""
+    """The largest number of words in a prompt; at least min_words."""
     train: int = ranges.number(2000, ge=16, le=100_000, unit="prompts")
-    """Prompts to train on."""
+    """The number of training prompts."""
     heldout: int = ranges.number(250, ge=1, le=10_000, unit="prompts")
-    """Prompts that are kept for evaluation."""
+    """The number of prompts kept for evaluation."""
     rules: int = ranges.number(0, ge=0, le=2**31)
-    """Seed of the words' rules and of the draw of prompts."""
+    """Seed of the rules and of the choice of prompts."""
 
     def __post_init__(self) -> None:
         check_options(self)
         check_range("max_words", self.max_words, self.min_words, 12)
-        # At most a quarter of all prompts, so that drawing distinct ones is fast.
+        # At most a quarter of all possible prompts, so that drawing distinct ones is fast.
         most = MODULUS * sum(self.words**n for n in range(self.min_words, self.max_words + 1)) // 4
         if self.train + self.heldout > most:
             raise ConfigError(
@@ -64,20 +64,20 @@ class ChainOptions:
 
 @dataclass(frozen=True)
 class ChainClumsiness:
-    """How the solver of the noisy traces errs: probabilities per decision."""
+    """Probabilities, per decision, of what the solver of the noisy traces does."""
 
     know: float = 0.45  # use the right reading of a word
-    misled: float = 0.45  # use one fixed wrong reading, so that taking the most likely reading is no solution
+    misled: float = 0.45  # use one fixed wrong reading, so that the most frequent reading is not the solution
     mumble: float = 0.4  # one more filler word
-    slip: float = 0.05  # answer with another number than the last one written
+    slip: float = 0.05  # answer with a random number
     despair: float = 0.02  # write `lost`
 
 
 class Chain:
-    """The chain task; see the module's docstring. Prompts are different (number, words) pairs."""
+    """The chain task; see the docstring of the module. Prompts are distinct (number, words) pairs."""
 
     name = "chain"
-    description = "apply words whose rules must be found out; nothing half-way tells right from wrong"
+    description = "apply words whose rules must be found out; only the final answer is judged"
     max_response_tokens = 64
     vocabulary = VOCABULARY
 
@@ -108,7 +108,7 @@ class Chain:
         return self._prompts[1]
 
     def rule(self, before: str, word: str) -> int:
-        """The place in `READINGS[word]` of the reading that is right after the word `before` ("" at the start)."""
+        """The index in `READINGS[word]` of the right reading after the word `before` ("" at the start)."""
         return stable_hash("chain rule", self.options.rules, before, word) % len(READINGS[word])
 
     def solve(self, number: int, words: Sequence[str]) -> list[int]:
@@ -120,16 +120,16 @@ class Chain:
         return numbers
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
-        """Right if the response ends in `answer N done` with the true N. Ignores the text before."""
+        """Right if the response ends in `answer N done` with the right N. Ignores the text before it."""
         problem = self._read(prompt)
         if problem is None:
             return Verdict("invalid", "this prompt is not of this chain: check task options")
         words = decisive_words(response)
         if isinstance(words, Verdict):
             return words
-        strange = next((word for word in words if word not in VOCABULARY), None)
-        if strange is not None:
-            return wrong(f"unknown word {quote(strange)}")
+        unknown = next((word for word in words if word not in VOCABULARY), None)
+        if unknown is not None:
+            return wrong(f"unknown word {quote(unknown)}")
         ends = [at for at, word in enumerate(words) if word in (DONE, LOST)]
         if not ends:
             return wrong("never stopped", "no_answer")
@@ -143,13 +143,13 @@ class Chain:
         return Verdict("right") if words[-2] == str(truth) else wrong(f"answered {words[-2]}, it is {truth}")
 
     def final_answer(self, response: str) -> str | None:
-        """The number after `answer`, which maj@k votes on; None if there is none."""
+        """The number after `answer`, for the votes of maj@k; None if there is none."""
         words = response.split()
         at = words.index(ANSWER) if ANSWER in words else len(words)
         return words[at + 1] if at + 1 < len(words) else None
 
     def example(self) -> tuple[Prompt, str]:
-        """The first training prompt with its steps and answer."""
+        """The first training prompt, and its steps and answer."""
         prompt = self.train[0]
         problem = self._read(prompt)
         assert problem is not None
@@ -160,15 +160,15 @@ class Chain:
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
         """A training prompt and a solution with mistakes in the rules.
 
-        Each word is read by its right rule with some chance, as often by one certain wrong rule, seldom by
-        another; then the last number is answered, now and then a random one.
+        The solver applies to each word its right rule, one fixed wrong rule, or rarely another wrong rule. It then
+        answers with the last number, or rarely with a random one.
         """
         clumsy, prompt = self.clumsiness, rng.choice(self.train)
         problem = self._read(prompt)
         assert problem is not None
-        number, asked = problem
+        number, chain_words = problem
         words: list[str] = []
-        for before, word in zip(["", *asked], asked, strict=False):
+        for before, word in zip(["", *chain_words], chain_words, strict=False):
             words += mumble(rng, clumsy.mumble)
             if rng.random() < clumsy.despair:
                 return prompt, " ".join([*words, LOST])
@@ -186,7 +186,7 @@ class Chain:
         return prompt, " ".join(words[: self.max_response_tokens])
 
     def _read(self, prompt: Prompt) -> tuple[int, list[str]] | None:
-        """`(number, words)` of a prompt, or None if it is not one of this task's."""
+        """`(number, words)` of a prompt, None if the prompt is not one of this task."""
         answer = prompt.answer
         if not isinstance(answer, dict) or not isinstance(words := answer.get("words"), list | tuple):
             return None

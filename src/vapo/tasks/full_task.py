@@ -1,4 +1,4 @@
-"""A task with all parts it may have: those it lacks have their defaults. The one place that looks parts up by name."""
+"""`FullTask`: a task with defaults for its missing parts. Only this module looks up the parts of a task by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vapo.errors import ConfigError
 from vapo.types import Episode, Prompt, PromptSet, Verdict
 
 REQUIRED = ("name", "train", "heldout", "max_response_tokens", "verify")
-"""What every task has: see `vapo.types.Task`."""
+"""Parts that every task has; see `vapo.types.Task`."""
 OPTIONAL = (
     "final_answer",
     "verify_all",
@@ -21,20 +21,20 @@ OPTIONAL = (
     "drops",
     "description",
 )
-"""What a task may have besides."""
+"""Parts that a task may have."""
 _ABSENT: Any = object()
 
 OnProgress = Callable[[int, int], None]
-"""Called with how many are done, and of how many."""
+"""Called with the number of judged responses and their total."""
 
 
 def do_nothing() -> None:
-    """The `close` of a task that holds nothing."""
+    """The `close` of a task without processes and files."""
 
 
 @dataclass
 class FullTask:
-    """A task whose parts were read once, when a run or an evaluation took it in."""
+    """A task whose parts are read once, at the start of a run or an evaluation."""
 
     name: str
     train: PromptSet
@@ -42,29 +42,29 @@ class FullTask:
     max_response_tokens: int
     verify: Callable[[Prompt, str], Verdict]
     final_answer: Callable[[str], str | None] | None = None
-    """The short answer in a response, on which maj@k votes."""
+    """The short answer in a response, for the votes of maj@k."""
     verify_all: Callable[[Sequence[tuple[Prompt, str]], OnProgress], list[Verdict]] | None = None
-    """Judges many responses faster than one by one."""
+    """Judges many responses in one call."""
     verify_groups: Callable[[Sequence[Sequence[Episode]], OnProgress], list[Verdict]] | None = None
-    """Judges the responses to a prompt against each other; used instead of the other two."""
+    """Compares the responses to each prompt; used instead of `verify` and `verify_all`."""
     close: Callable[[], None] = do_nothing
-    """Ends the processes and closes the files that the task holds."""
+    """Ends the processes and closes the files of the task."""
     notes: Sequence[str] = ()
-    """Sentences about the task's problems, which the user sees at the start."""
+    """Sentences about the problems, which are shown at the start."""
     options: object = None
-    """The task's difficulty, a dataclass: a shipped base model fits one difficulty only."""
+    """The difficulty, a dataclass. A shipped base model fits one difficulty only."""
     drops: Sequence[object] | None = None
-    """The rows that were left out, for a task that reads its problems from `task.data`."""
+    """The rows that were left out, if the task reads its problems from `task.data`."""
     description: str = ""
     """One line for `vapo tasks`."""
     original: object = field(default=None, repr=False)
-    """The object the parts were read from."""
+    """The object whose parts these are."""
     given: frozenset[str] = field(default=frozenset(), repr=False)
     """The optional parts that the original has."""
 
     @classmethod
     def of(cls, task: Any) -> FullTask:
-        """All parts of the task, read now; a FullTask as it is. ConfigError if a required one is missing or raises."""
+        """Read all parts of the task; a FullTask is kept. ConfigError if a required part is missing or raises."""
         if isinstance(task, FullTask):
             return task
         required = {name: part_of(task, name) for name in REQUIRED}
@@ -79,10 +79,10 @@ class FullTask:
 
 
 def part_of(task: Any, name: str, default: Any = _ABSENT) -> Any:
-    """The task's part of that name, `default` if it has none. ConfigError if a property of the user's raises."""
+    """The part of the task with that name, or `default`. ConfigError if a property of the user's task raises."""
     try:
         return getattr(task, name, default)
     except Exception as error:
         raise ConfigError(
-            f"{name} of the task, a {type(task).__name__}, raised {type(error).__name__}: {error}. Mend it."
+            f"{name} of the task, a {type(task).__name__}, raised {type(error).__name__}: {error}. Fix it."
         ) from error

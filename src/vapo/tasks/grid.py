@@ -1,4 +1,4 @@
-"""Maps for the maze: seeded mazes with loops, distances, and cells far apart."""
+"""Maps for the maze task: seeded maps with loops, distances, and the choice of cells far from each other."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from vapo.tasks.words import DIRECTIONS, cell_name
 
 @dataclass(frozen=True)
 class Grid:
-    """One map. `steps[cell][direction]` is the neighbour's name, or None for a wall."""
+    """One map. `steps[cell][direction]` is the name of the neighbouring cell, or None for a wall."""
 
     name: str
     steps: dict[str, dict[str, str | None]]
 
 
 def make_grid(name: str, side: int, loops: float, seed: int) -> Grid:
-    """A connected map of side x side cells: a random spanning tree plus a share `loops` of the other walls
-    opened. Same arguments, same map, on every machine."""
+    """A connected map of side x side cells: a random spanning tree, and a share `loops` of the other walls opened.
+
+    The same arguments give the same map on every machine.
+    """
     rng = random.Random(f"vapo-grid/{name}/{side}/{seed}")  # noqa: S311 - not for secrets
     cells = [(column, row) for row in range(side) for column in range(side)]
     opened: set[frozenset[tuple[int, int]]] = set()
     path, seen = [pick(rng, cells)], set[tuple[int, int]]()
     seen.add(path[0])
-    while path:  # depth-first: long winding corridors, where the direction of the goal helps little
-        fresh = [cell for cell in _beside(path[-1], side) if cell not in seen]
-        if not fresh:
+    while path:  # depth-first search gives long winding corridors, in which the direction of the goal helps little
+        unvisited = [cell for cell in _neighbours(path[-1], side) if cell not in seen]
+        if not unvisited:
             path.pop()
             continue
-        chosen = pick(rng, fresh)
+        chosen = pick(rng, unvisited)
         opened.add(frozenset((path[-1], chosen)))
         seen.add(chosen)
         path.append(chosen)
     walls = sorted(
-        {tuple(sorted((cell, other))) for cell in cells for other in _beside(cell, side)}
+        {tuple(sorted((cell, other))) for cell in cells for other in _neighbours(cell, side)}
         - {tuple(sorted(pair)) for pair in opened}
     )
     walls.sort(key=lambda _: rng.random())
@@ -64,20 +66,21 @@ def distances(steps: dict[str, dict[str, str | None]], goal: str) -> dict[str, i
     return found
 
 
-def _beside(cell: tuple[int, int], side: int) -> list[tuple[int, int]]:
+def _neighbours(cell: tuple[int, int], side: int) -> list[tuple[int, int]]:
+    """The cells next to a cell, with or without a wall between."""
     column, row = cell
     around = [(column + east, row + north) for east, north in DIRECTIONS.values()]
     return [(c, r) for c, r in around if 0 <= c < side and 0 <= r < side]
 
 
 def spread_out(side: int, count: int) -> tuple[str, ...]:
-    """Cells far from each other in a straight line: the corners, then the middle, and so on."""
+    """Cells with large straight-line distances: the corners, then the middle, and so on."""
     cells = [(column, row) for column in range(side) for row in range(side)]
     chosen = cells[:1]
     while len(chosen) < count:
-        chosen.append(max(cells, key=lambda cell: min(_squared(cell, other) for other in chosen)))
+        chosen.append(max(cells, key=lambda cell: min(_squared_distance(cell, other) for other in chosen)))
     return tuple(cell_name(*cell) for cell in chosen)
 
 
-def _squared(one: tuple[int, int], other: tuple[int, int]) -> int:
+def _squared_distance(one: tuple[int, int], other: tuple[int, int]) -> int:
     return (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2

@@ -1,7 +1,7 @@
-"""Every data set of reasoning-gym, by name: `reasoning-gym/countdown`. Its own scorer judges, in worker processes.
+"""Tasks on the data sets of reasoning-gym, such as `reasoning-gym/countdown`. Their scorers run in worker processes.
 
-Scorers give partial scores, and some accept too much. A reward here is an outcome: only a full score counts as right,
-and only where the scorer does not accept an answer without content.
+Scorers give partial scores, and some accept any answer. Here an answer is right only if it gets the full score, and,
+if the scorer also gives it to `NO_ANSWER`, only if it equals the gold answer.
 """
 
 from __future__ import annotations
@@ -23,77 +23,77 @@ COMPOSITE = "composite"
 NO_GYM = "reasoning-gym tasks need its package: pip install reasoning-gym."
 NO_ANSWER = "I do not know"
 FULL = 1.0
-"""Some scorers give nearly 1 for a long answer with one wrong letter."""
-TRIED = 20
-"""Items on which the scorer is tested at the start."""
+"""The score of a right answer. Some scorers give nearly 1 for a long answer with one wrong letter."""
+NUM_TESTED = 20
+"""Number of gold answers on which the scorer is tested at the start."""
 
 
 @dataclass(frozen=True)
 class GymOptions:
-    """How many items, how hard they are, and how they are put."""
+    """The number of items, their difficulty and the form of the prompts."""
 
     size: int = number(10_000, ge=1, unit="items")
-    """Items to train on."""
+    """The number of items to train on."""
     heldout: int = number(200, ge=1, unit="items")
-    """Items to evaluate on."""
+    """The number of items to evaluate on."""
     seed: int = 0
     """Seed of all items."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the data set itself, such as its difficulty; it gets them as they are."""
+    """Settings of the data set, such as its difficulty, passed to it unchanged."""
     template: str = INSTRUCTION
-    """What the model is asked, with {problem} where the item's question goes."""
+    """The text of the prompt, with {problem} for the question."""
     system: str | None = None
     """The system message before the question."""
     verifier_workers: int | None = number(None, ge=1, unit="processes")
-    """Processes that judge; null takes one per core, at most 8."""
+    """The number of worker processes that judge; null means one per core, at most 8."""
     verifier_timeout_s: float = number(2.0, ge=0.05, le=600, unit="seconds")
     """Time limit of one verdict; a response that takes longer is invalid."""
     verifier_memory_mb: int = number(2048, ge=256, le=1 << 20, unit="MiB")
-    """Memory limit of a process that judges."""
+    """Memory limit of a worker process."""
     max_response_tokens: int = number(512, ge=1, unit="tokens")
-    """Length limit of a response, where rollout.max_response_tokens sets none."""
+    """Length limit of a response, if rollout.max_response_tokens sets none."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "task")
         if "{problem}" not in self.template:
-            raise ConfigError(f"task.template must hold {{problem}}, where the problem goes; got {self.template!r}.")
+            raise ConfigError(f"task.template must hold {{problem}}, where the problem goes, got {self.template!r}.")
 
 
 class Gym:
-    """A task over one data set of reasoning-gym; close it when done. `notes` has the faults of the scorer."""
+    """A task on a data set of reasoning-gym; close it when done. `notes` counts gold answers refused by the scorer."""
 
     def __init__(self, dataset: str, options: GymOptions) -> None:
         o = self.options = options
         self.name = PREFIX + dataset
         self.max_response_tokens = o.max_response_tokens
-        recipe = {"dataset": dataset, "size": o.size + o.heldout, "seed": o.seed, "config": dict(o.config)}
-        items = make_dataset(**recipe)
+        arguments = {"dataset": dataset, "size": o.size + o.heldout, "seed": o.seed, "config": dict(o.config)}
+        items = make_dataset(**arguments)
         self.heldout = Items(items, range(o.size, o.size + o.heldout), self.name, o)
         self.train = Items(items, range(o.size), self.name, o, avoid=frozenset(map(_question, self.heldout)))
         self.pool = VerifierPool(
             "reasoning-gym",
-            recipe,
+            arguments,
             workers=o.verifier_workers,
             limits=Limits(o.verifier_timeout_s, o.verifier_memory_mb),
         )
         try:
-            self.notes = self._tried()
+            self.notes = self._test_scorer()
         except BaseException:
             self.close()
             raise
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
-        """Right if the item's scorer gives the last marked answer its full score."""
+        """Right if the scorer gives the last marked answer the full score; see `scored_verdict`."""
         return self.verify_all([(prompt, response)])[0]
 
     def verify_all(
         self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
     ) -> list[Verdict]:
-        """The verdicts, judged by all workers in parallel."""
+        """The verdicts in order, judged by all workers in parallel."""
         return self.pool.judge(items, on_progress)
 
     def final_answer(self, response: str) -> str | None:
-        """The last marked answer, on which maj@k votes."""
+        """The last marked answer, for the votes of maj@k."""
         answer = gym_answer(response)
         return " ".join(answer.split()) or None if answer else None
 
@@ -101,9 +101,9 @@ class Gym:
         """End the verifier's processes."""
         self.pool.close()
 
-    def _tried(self) -> list[str]:
-        """Notes on gold answers that the scorer refuses; DataError if it cannot judge."""
-        prompts = [self.heldout[i] for i in range(min(TRIED, len(self.heldout)))]
+    def _test_scorer(self) -> list[str]:
+        """A note if the scorer refuses some gold answers; DataError if it cannot judge one of them."""
+        prompts = [self.heldout[i] for i in range(min(NUM_TESTED, len(self.heldout)))]
         verdicts = self.verify_all([(p, f"<answer>{p.answer['answer']}</answer>") for p in prompts])
         if broken := [v for v in verdicts if not v.valid]:
             raise DataError(
@@ -117,7 +117,7 @@ class Gym:
 
 
 class Items(Sequence[Prompt]):
-    """Items of a data set as prompts, made lazily. Skips the questions in `avoid`."""
+    """The items of a data set as prompts, made when they are read. Skips the questions in `avoid`."""
 
     def __init__(
         self, dataset: Any, indices: range, name: str, options: GymOptions, avoid: frozenset[str] = frozenset()
@@ -138,12 +138,12 @@ class Items(Sequence[Prompt]):
                 return Prompt(f"{self._name}/{at}", (*system, {"role": "user", "content": question}), answer)
         raise DataError(
             f"{self._name} has too few different questions with this config: 1,000 in a row are also held out. "
-            "Lower task.heldout, or make the items more varied with task.config."
+            "Lower task.heldout, or give task.config a larger range of questions."
         )
 
 
 def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) -> Any:
-    """The reasoning-gym data set; ConfigError for a name or a config it does not take."""
+    """The data set of reasoning-gym; ConfigError for an unknown name or an invalid config."""
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -151,7 +151,7 @@ def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) 
         raise ConfigError(NO_GYM) from error
     if dataset == COMPOSITE:
         raise ConfigError(
-            "reasoning-gym's composite mixes other data sets by objects no YAML can hold. Take one of them."
+            "reasoning-gym's composite needs Python objects, which YAML cannot hold. Choose one of its data sets."
         )
     if dataset not in DATASETS:
         close = difflib.get_close_matches(dataset, list(DATASETS), n=1)
@@ -171,7 +171,7 @@ def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) 
 
 
 def make_verifier(dataset: str, size: int, seed: int, config: Mapping[str, Any]) -> Verifier:
-    """The data set's scorer as a verifier. Call it in a worker process only: scorers evaluate text they read."""
+    """The scorer of the data set as a verifier. Call it in a worker process only: scorers evaluate their input."""
     items = make_dataset(dataset, size, seed, config)
 
     def verify(prompt: Prompt, response: str, /) -> Verdict:
@@ -187,12 +187,12 @@ def make_verifier(dataset: str, size: int, seed: int, config: Mapping[str, Any])
 
 
 def scored_verdict(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict:
-    """The verdict on an answer; `scorer` has `score_answer(answer, item)`, 1 for right."""
+    """The verdict on an answer; `scorer.score_answer(answer, item)` returns 1 for a right answer."""
     gold = str(item["answer"])
     try:
         score = float(scorer.score_answer(answer, item))
     except Exception as error:
-        # some scorers raise on unreadable answers; if the gold answer passes, the fault is the answer's
+        # some scorers raise on unreadable answers; if the gold answer gets the full score, the answer is wrong
         if _score(scorer, gold, item) >= FULL:
             return Verdict("wrong", f"unreadable for the scorer: {type(error).__name__}", "unreadable")
         return Verdict("invalid", f"the scorer raised {type(error).__name__}: {error}")
@@ -204,7 +204,7 @@ def scored_verdict(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict
 
 
 def gym_answer(response: str) -> str | None:
-    """The text in the last `<answer>` tags, else the last answer marked in any other way."""
+    """The text in the last `<answer>` tags, else the answer at any other mark; None if there is none."""
     start, end = response.rfind("<answer>"), response.rfind("</answer>")
     if 0 <= start < end:
         return response[start + len("<answer>") : end].strip()
@@ -212,7 +212,7 @@ def gym_answer(response: str) -> str | None:
 
 
 def dataset_names() -> list[str]:
-    """Names of all tasks of reasoning-gym; none if it is not installed."""
+    """The names of all tasks of reasoning-gym, empty if it is not installed."""
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError:
@@ -221,6 +221,7 @@ def dataset_names() -> list[str]:
 
 
 def _question(prompt: Prompt) -> str:
+    """The text of the last message."""
     assert not isinstance(prompt.text, str)
     return prompt.text[-1]["content"]
 
@@ -229,5 +230,5 @@ def _score(scorer: Any, answer: str, item: Mapping[str, Any]) -> float:
     """The score of a test answer, 0 if the scorer cannot read it."""
     try:
         return float(scorer.score_answer(answer, item))
-    except Exception:  # scorers raise on answers they cannot read: prime_factorization on words
+    except Exception:  # some scorers raise on unreadable answers: prime_factorization on words
         return 0.0

@@ -1,11 +1,11 @@
-"""`maze`: find a path to a goal in a map that only the weights know, writing every step.
+"""`maze`: find a path to a goal in a map that only the weights know, and write every step.
 
     prompt    map a to tower from c4 :
     response  east d4 hmm north wall so east e4 ... south a1 done
 
-The maps, and where the landmarks are in them, must be known: no prompt tells. Each move is a direction and
-what came of it: the new cell, or `wall`. So the text always tells where the solver stands, and how promising
-that is can be read from it (which a critic needs); filler words are free.
+The model must know the maps and the places of the landmarks, which no prompt states. Each move is a direction and its
+outcome: the new cell, or `wall`. So the text always states the position of the solver, from which a critic can predict
+the outcome. Filler words are allowed.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from vapo.types import Prompt, Verdict
 
 @dataclass(frozen=True)
 class MazeOptions:
-    """How hard the maze is. The shipped base model knows the maps of the defaults only."""
+    """The difficulty of the maze. The shipped base model knows the maps of the defaults only."""
 
     side: int = number(8, ge=4, le=MAX_SIDE, unit="cells")
     """Cells on each side of a map."""
     maps: int = number(2, ge=1, le=len(MAP_NAMES), unit="maps")
-    """How many maps there are."""
+    """The number of maps."""
     goals: int = number(4, ge=1, le=len(LANDMARKS), unit="landmarks")
-    """Landmarks, in the same cells of each map."""
+    """The number of landmarks, in the same cells of each map."""
     loops: float = number(0.2, ge=0.0, le=1.0, unit="share of inner walls")
-    """Inner walls that are taken out: at 0 there is one way only, at 1 an open field."""
+    """The share of inner walls that are opened: 0 gives one path between two cells, 1 an open field."""
     min_distance: int = number(6, ge=1, le=80, unit="moves")
-    """Fewest moves from a prompt's start to its goal."""
+    """The smallest number of moves from a prompt's start to its goal."""
     max_distance: int = number(18, ge=1, le=80, unit="moves")
-    """Most moves from a prompt's start to its goal; at least min_distance."""
+    """The largest number of moves from a prompt's start to its goal; at least min_distance."""
     heldout: int = number(200, ge=1, le=2000, unit="prompts")
-    """Prompts that are kept for evaluation."""
+    """The number of prompts kept for evaluation."""
     layout: int = number(0, ge=0, le=2**31)
     """Seed of the maps."""
 
@@ -49,19 +49,19 @@ class MazeOptions:
 
 @dataclass(frozen=True)
 class Clumsiness:
-    """How the solver of the noisy traces errs: probabilities per decision."""
+    """Probabilities, per decision, of what the solver of the noisy traces does."""
 
-    compass: float = 0.1  # go towards the goal in a straight line, walls or not
-    bump: float = 0.2  # otherwise: try any direction, walls too, instead of an open one
+    compass: float = 0.1  # go towards the goal in a straight line, even into a wall
+    bump: float = 0.2  # otherwise: try any direction, even into a wall, instead of an open one
     mumble: float = 0.2  # one more filler word
     notice: float = 0.7  # write `done` on the goal
     err: float = 0.006  # write `done` anywhere else
     despair: float = 0.001  # write `lost`
-    practice: float = 0.5  # share of traces that start nearer to the goal than any prompt, even on it
+    practice: float = 0.5  # share of traces that start nearer to the goal than any prompt, or on it
 
 
 class Maze:
-    """The maze task; see the module's docstring. Prompts are disjoint (map, start, landmark) triples."""
+    """The maze task; see the docstring of the module. Prompts are distinct (map, start, landmark) triples."""
 
     name = "maze"
     description = "find the way through a map the weights must know, every step written down"
@@ -93,9 +93,9 @@ class Maze:
 
     @cached_property
     def _practice(self) -> list[Prompt]:
-        """Starts nearer to the landmarks than any prompt of the task.
+        """Prompts that start nearer to the landmark than any prompt of the task.
 
-        With them the traces have enough examples of reaching the goal, which are rare on long paths.
+        They give the traces enough examples of reaching the goal, which are rare on long paths.
         """
         return [
             _prompt(grid.name, start, landmark)
@@ -116,7 +116,7 @@ class Maze:
         return self._prompts[1]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
-        """Right if every move is legal, every written cell is true, and the last word is `done`, on the goal."""
+        """Right if every written outcome is true, and the last word is `done`, written on the goal."""
         problem = self._read(prompt)
         if problem is None:
             return Verdict("invalid", "this prompt is not of this maze: check task options")
@@ -131,12 +131,12 @@ class Maze:
             moves=DIRECTIONS,
             expected="a direction",
             named=lambda cell, direction: f"{direction} of {cell}",
-            make=lambda cell, direction, outcome: _made(cell, direction, grid.steps[cell][direction], outcome),
+            make=lambda cell, direction, outcome: _move(cell, direction, grid.steps[cell][direction], outcome),
             stopped=lambda cell: f"stopped at {cell}, the {prompt.answer['goal']} is at {goal}",
         )
 
     def example(self) -> tuple[Prompt, str]:
-        """The first training prompt and a shortest path, with a bump and a filler word as examples."""
+        """The first training prompt and a shortest path, with a move into a wall and a filler word as examples."""
         prompt = self.train[0]
         problem = self._read(prompt)
         assert problem is not None
@@ -158,10 +158,9 @@ class Maze:
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
         """A prompt and a mostly random walk, cut off at `max_response_tokens`.
 
-        The prompt is a training prompt, or one of the same kind that starts nearer to the goal. At each move the
-        solver goes in a random direction, or sometimes in a straight line towards the goal; it never looks up a path
-        in the map. It writes filler words, bumps into walls, walks back, sometimes passes the goal, stops elsewhere,
-        or gives up.
+        The prompt is a training prompt, or one that starts nearer to the goal. At each move the solver goes in a
+        random direction, or sometimes in a straight line towards the goal; it never looks up a path in the map. It
+        writes filler words, moves into walls and back, and sometimes passes the goal, stops elsewhere or gives up.
         """
         clumsy = self.clumsiness
         prompt = rng.choice(self._practice if rng.random() < clumsy.practice else self.train)
@@ -181,7 +180,7 @@ class Maze:
         return prompt, " ".join(words[: self.max_response_tokens])
 
     def _read(self, prompt: Prompt) -> tuple[Grid, str, str] | None:
-        """`(grid, start, goal)` of a prompt, or None if it is not one of this task's."""
+        """`(grid, start, goal)` of a prompt, None if the prompt is not one of this task."""
         answer = prompt.answer
         if not isinstance(answer, dict):
             return None
@@ -200,13 +199,13 @@ def _prompt(name: str, start: str, landmark: str) -> Prompt:
     )
 
 
-def _made(cell: str, direction: str, there: str | None, outcome: str) -> tuple[str, str]:
-    """The cell after a move, and the error in the written outcome, "" if there is none."""
+def _move(cell: str, direction: str, there: str | None, outcome: str) -> tuple[str, str]:
+    """The cell after a move, and the error in its written outcome, "" if there is none."""
     return there or cell, _error(cell, direction, there, outcome)
 
 
 def _error(cell: str, direction: str, there: str | None, outcome: str) -> str:
-    """The error in one move; "" if there is none."""
+    """The error in the written outcome of a move, "" if there is none."""
     if outcome == (there or WALL):
         return ""
     if outcome == WALL:
@@ -219,6 +218,7 @@ def _error(cell: str, direction: str, there: str | None, outcome: str) -> str:
 
 
 def _clumsy_direction(rng: random.Random, clumsy: Clumsiness, grid: Grid, cell: str, goal: str) -> str:
+    """The direction of the next move of a noisy trace."""
     if cell != goal and rng.random() < clumsy.compass:
         east, north = ord(goal[0]) - ord(cell[0]), int(goal[1]) - int(cell[1])
         return rng.choice([d for d, (e, n) in DIRECTIONS.items() if e * east > 0 or n * north > 0])

@@ -1,4 +1,4 @@
-"""The built-in tasks by name, and a function that makes one with options."""
+"""The built-in tasks by name, and `make_task`, which makes one with options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUILTIN: dict[str, Family] = {
 
 
 def make_task(name: str, **options: Any) -> BuiltinTask:
-    """A built-in task. ConfigError for a name, an option or a value that does not exist or fit."""
+    """A built-in task with these options. ConfigError for an unknown name, an unknown option or an invalid value."""
     if name not in BUILTIN:
         raise ConfigError(f"There is no built-in task {name!r}; {_choices(name, BUILTIN)}")
     family = BUILTIN[name]

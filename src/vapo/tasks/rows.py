@@ -1,4 +1,4 @@
-"""Reads the rows of a data set (JSONL, JSON, Parquet or from the hub) and finds problem and gold answer in each."""
+"""Reads the rows of a data set (JSONL, JSON, Parquet or hub), and finds the problem and the gold answer of each row."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
 UTF_8 = "utf-8-sig"
-"""UTF-8 with or without a byte-order mark, which Windows programs write."""
+"""UTF-8 with or without the byte-order mark that Windows programs write."""
 
 BEFORE = ("context", "passage", "article", "paragraph", "document", "story", "background")
-BEHIND = ("input", "inputs", "choices", "options")
-"""Columns that belong to a problem: their text is joined before or after it, with a blank line between."""
-UNREAD = ("system", "system_prompt", "hint", "hints", "starter_code", "image", "images")
-"""Columns that may belong to a problem. They are not in the prompt, and a note says so."""
+AFTER = ("input", "inputs", "choices", "options")
+"""Columns that belong to a problem. Their text is joined before or after it, separated by a blank line."""
+NOT_JOINED = ("system", "system_prompt", "hint", "hints", "starter_code", "image", "images")
+"""Columns that may belong to a problem. They are not part of the prompt, and a note reports them."""
 
 
 class Layout(NamedTuple):
-    """A common layout of data sets: the columns that identify it, and where problem and answer are."""
+    """A common layout of data sets: the columns that identify it, and the function that reads problem and answer."""
 
     name: str
     columns: tuple[str, ...]
     read: Callable[[Row], tuple[Any, Any]]
     joined: tuple[str, ...] = ()
-    """The columns whose texts make up the problem, in order, if there are several."""
-    unread: tuple[str, ...] = ()
-    """Columns that look like a part of the problem and are left out."""
+    """The columns whose texts form the problem, in order, if there are several."""
+    not_joined: tuple[str, ...] = ()
+    """Columns of the row that are in `NOT_JOINED`."""
 
 
 def gold_answer(answer: Any) -> Any:
-    """The answer alone, where the column holds a whole solution that marks it (`####`, `\\boxed{}`)."""
+    """The marked answer if the column holds a whole solution (with `####` or `\\boxed{}`), else the column's value."""
     marked = isinstance(answer, str) and ("####" in answer or "\\boxed" in answer)
     return last_answer(answer) if marked else answer
 
@@ -76,15 +76,16 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("conversations / answer", ("conversations", "answer"), _conversations),
     Layout("instruction / output (Alpaca)", ("instruction", "output"), lambda row: (row["instruction"], row["output"])),
 )  # fmt: skip
-"""The first layout whose columns are all present is used. Column names are compared without case."""
+"""The first layout whose columns are all present is used. Upper and lower case of column names are equal."""
 
 
 def choose_layout(row: Row, columns: Mapping[str, str | Sequence[str]], where: str) -> Layout:
-    """How to read rows like this one. `columns` ({"prompt": ..., "answer": ...}) names the user's own columns, a
-    dot going into nested ones; the problem may be a list of columns, which are joined.
+    """The layout that fits this row.
 
-    Where a known layout is told by its columns, those of `BEFORE` and `BEHIND` are joined to a problem that is text.
-    Raises DataError, naming the columns there are, if nothing fits or it is unclear how a column is to be joined.
+    `columns` ({"prompt": ..., "answer": ...}) names the user's own columns. A dot leads into nested columns, and the
+    prompt may be a list of columns, which are joined. Without `columns` the layout is the first known one that fits;
+    columns in `BEFORE` and `AFTER` are then joined to the problem if it is text. Raises DataError, with the names of
+    the columns, if no layout fits or it is unclear how to join a column.
     """
     if columns:
         if set(columns) != {"prompt", "answer"}:
@@ -95,52 +96,56 @@ def choose_layout(row: Row, columns: Mapping[str, str | Sequence[str]], where: s
         parts, gold = [pick(row, name, where) for name in _listed(problem)], pick(row, answer, where)
         if isinstance(gold, int) and not isinstance(problem, str) and any(isinstance(part, list) for part in parts):
             raise DataError(
-                f"{where}: the answer {gold} counts choices that are put as lettered lines, from 0 or from 1. Give a "
-                "column with the letter or the text."
+                f"{where}: the answer {gold} counts choices from 0 or from 1, but the prompt shows them as lettered "
+                "lines. Name a column with the letter or the text of the right choice."
             )
         return Layout("task.columns", (), partial(_read_named, problem, answer, where))
-    small = lowered(row)
+    lower_case = lowered(row)
     for layout in LAYOUTS:
-        if all(name in small for name in layout.columns):
-            return _with_companions(layout, small, where)
+        if all(name in lower_case for name in layout.columns):
+            return _with_joined_columns(layout, lower_case, where)
     raise DataError(
-        f"{where} has the columns {', '.join(row)}: none of the known layouts. Name the two that matter: "
+        f"{where} has the columns {', '.join(row)}: none of the known layouts. Name the prompt and the answer: "
         "--set 'task.columns={prompt: ..., answer: ...}'."
     )
 
 
-def _with_companions(layout: Layout, row: Row, where: str) -> Layout:
-    """The layout with the other columns that belong to the problem; DataError where their order is unclear."""
+def _with_joined_columns(layout: Layout, row: Row, where: str) -> Layout:
+    """The layout with the other columns that belong to the problem; DataError if it is unclear how to join one."""
     problem, others = layout.columns[0], [name for name in row if name not in layout.columns]
-    if not isinstance(row[problem], str):  # messages are the whole prompt
+    if not isinstance(row[problem], str):  # messages are the complete prompt
         return layout._replace(read=partial(_read_lowered, layout.read))
     for name in others:
-        if name in (*BEFORE, *BEHIND) and row[name] and not isinstance(row[name], str):
+        if name in (*BEFORE, *AFTER) and row[name] and not isinstance(row[name], str):
             raise DataError(
-                f"{where} has a column {name!r} beside {problem!r} that looks like a part of the problem, and holds a "
-                f"{type(row[name]).__name__}: say whether it is one. "
-                f"--set 'task.columns={{prompt: [{problem}, {name}], answer: {layout.columns[1]}}}' puts it behind "
+                f"{where} has a column {name!r} beside {problem!r}, which may be a part of the problem and holds a "
+                f"{type(row[name]).__name__}: choose whether to use it. "
+                f"--set 'task.columns={{prompt: [{problem}, {name}], answer: {layout.columns[1]}}}' puts it after "
                 f"the problem (a list as lettered lines), prompt: {problem} leaves it out."
             )
-    before, behind = ([name for name in names if name in others] for names in (BEFORE, BEHIND))
-    unread = tuple(name for name in others if name in UNREAD and row[name])
-    joined = (*before, problem, *behind)
+    before, after = ([name for name in names if name in others] for names in (BEFORE, AFTER))
+    not_joined = tuple(name for name in others if name in NOT_JOINED and row[name])
+    joined = (*before, problem, *after)
     read = partial(_read_joined, layout.read, joined) if len(joined) > 1 else layout.read
-    return layout._replace(read=partial(_read_lowered, read), joined=joined if len(joined) > 1 else (), unread=unread)
+    return layout._replace(
+        read=partial(_read_lowered, read), joined=joined if len(joined) > 1 else (), not_joined=not_joined
+    )
 
 
 def _read_joined(read: Callable[[Row], tuple[Any, Any]], columns: Sequence[str], row: Row) -> tuple[Any, Any]:
+    """The problem, joined from its columns, and the answer; TypeError if a column is not text."""
     problem, answer = read(row)
     parts = [row.get(name) or "" for name in columns]
     if not all(isinstance(part, str) for part in (problem, *parts)):
-        raise TypeError("a part of the problem is no text")
+        raise TypeError("a part of the problem is not text")
     lines = problem.splitlines()
-    # a passage that the problem repeats is in it already; a word that both have says nothing
-    said = [part for part in parts if part is not problem and (part in lines or (len(part) > 40 and part in problem))]
-    return _joined([part for part in parts if part is problem or part not in said]), answer
+    # leaves out a passage that the problem already contains; a short text may be in it by chance
+    repeated = [p for p in parts if p is not problem and (p in lines or (len(p) > 40 and p in problem))]
+    return _joined([part for part in parts if part is problem or part not in repeated]), answer
 
 
 def _read_named(problem: str | Sequence[str], answer: str, where: str, row: Row) -> tuple[Any, Any]:
+    """The problem and the answer from the columns that the user names."""
     if isinstance(problem, str):
         return pick(row, problem, where), pick(row, answer, where)
     parts = [pick(row, name, where) for name in problem]
@@ -148,19 +153,19 @@ def _read_named(problem: str | Sequence[str], answer: str, where: str, row: Row)
 
 
 def _joined(parts: Sequence[str]) -> str:
-    """The texts with a blank line between; empty ones are left out."""
+    """The texts that are not empty, separated by blank lines."""
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
 def _lettered(part: Any) -> str:
-    """A column as text: a list of texts, or of labels and texts, as lines `A. ...`."""
+    """A column as text. A list of texts, or of labels and texts, gives lines `A. ...`; TypeError for other values."""
     labels: Sequence[Any] = LETTERS
     if isinstance(part, Mapping) and set(part) == {"label", "text"}:
         labels, part = part["label"], part["text"]
     if isinstance(part, list) and part and all(isinstance(text, str) for text in part) and len(part) <= len(labels):
         return "\n".join(f"{label}. {text}" for label, text in zip(labels, part, strict=False))
     if not isinstance(part, str):
-        raise TypeError("a part of the problem is no text")
+        raise TypeError("a part of the problem is not text")
     return part
 
 
@@ -173,7 +178,7 @@ def _read_lowered(read: Callable[[Row], tuple[Any, Any]], row: Row) -> tuple[Any
 
 
 def pick(row: Row, name: str, where: str) -> Any:
-    """The value of a column; `a.b` is b inside a, `a.0` the first of a list. DataError if there is none."""
+    """The value of a column; `a.b` is b inside a, `a.0` the first item of a list a. DataError if it does not exist."""
     value: Any = row
     for part in name.split("."):
         if isinstance(value, Mapping) and part in value:
@@ -186,13 +191,13 @@ def pick(row: Row, name: str, where: str) -> Any:
 
 
 def lowered(row: Row) -> Row:
-    """The row with lower-case column names, unless two names become equal."""
-    small = {str(key).lower(): value for key, value in row.items()}
-    return small if len(small) == len(row) else row
+    """The row with lower-case column names, or unchanged if two names would become equal."""
+    lower_case = {str(key).lower(): value for key, value in row.items()}
+    return lower_case if len(lower_case) == len(row) else row
 
 
 def read_rows(source: str, *, subset: str | None = None, split: str | None = None) -> Iterator[tuple[str, Row]]:
-    """(place, row) for each row of a file, a folder or a hub data set; DataError for one that cannot be read."""
+    """(place, row) for each row of a file, a folder or a hub data set; DataError for a row that cannot be read."""
     check_rows(source)
     path = Path(source)
     if path.is_file():
@@ -202,7 +207,8 @@ def read_rows(source: str, *, subset: str | None = None, split: str | None = Non
             raise DataError(f"Cannot read {path}: {error}. Is it damaged?") from error
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, with iconv -t utf-8 for one."
+                f"{path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for example with iconv "
+                "-t utf-8."
             ) from error
     else:
         yield from _from_datasets(source, subset, split or "train")
@@ -225,14 +231,15 @@ def _looks_local(source: str) -> bool:
 def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding=UTF_8) as lines:
-            # without the line end: json would report an error there on the next line
+            # without the line end, where json would report an error for the next line
             stripped = ((number, line.rstrip()) for number, line in enumerate(lines, 1))
             yield from _checked(path, "line", ((n, _json(path, n, line)) for n, line in stripped if line))
     elif path.suffix == ".json":
-        data = _json(path, 1, path.read_text(encoding=UTF_8), " One row a line? Call it .jsonl.")
+        data = _json(path, 1, path.read_text(encoding=UTF_8), " If it has one row per line, rename it to .jsonl.")
         if not isinstance(data, list):
             raise DataError(
-                f"{path} must hold a list of rows, found a {type(data).__name__}. One row a line? Call it .jsonl."
+                f"{path} must hold a list of rows, found a {type(data).__name__}. If it has one row per line, rename "
+                "it to .jsonl."
             )
         yield from _checked(path, "row", enumerate(data, 1))
     else:
@@ -259,7 +266,7 @@ def _json(path: Path, line: int, text: str, advice: str = "") -> Any:
 
 def _checked(path: Path, unit: str, rows: Iterator[tuple[int, Any]] | enumerate[Any]) -> Iterator[tuple[str, Row]]:
     for number, row in rows:
-        # Open-Reasoner's file holds pairs of turns
+        # the rows of Open-Reasoner-Zero are pairs of turns
         if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
             row = {"0": row[0], "1": row[1]}
         if not isinstance(row, Mapping):
@@ -272,17 +279,16 @@ def _from_datasets(source: str, subset: str | None, split: str) -> Iterator[tupl
         import datasets
     except ImportError as error:
         raise DataError(
-            f"Reading {source} needs the datasets library: pip install datasets. "
-            "(If a file was meant, there is none of that name.)"
+            f"Reading {source} needs the datasets library: pip install datasets. (There is no file of that name.)"
         ) from error
-    cut_off = ""
+    offline_reason = ""
     try:
-        with hub_access(source) as cut_off:
+        with hub_access(source) as offline_reason:
             rows = datasets.load_dataset(source, subset, split=split)
     except Exception as error:  # the library raises many types, mostly for a wrong name or no network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if cut_off and not_cached(error):
-            reason = f"there is no such file or folder here, it is not in the cache, and {cut_off}"
+        if offline_reason and not_cached(error):
+            reason = f"there is no such file or folder here, it is not in the cache, and {offline_reason}"
         raise DataError(
             f"Cannot load the data set {source}{f', subset {subset}' if subset else ''}, split {split}: {reason}. "
             "Check the name, or give a file."

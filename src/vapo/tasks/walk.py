@@ -1,10 +1,10 @@
-"""`walk`: reach a number from another with three operations, writing every step.
+"""`walk`: reach a number from another with three operations, and write every step.
 
     prompt    reach 37 with +3 -8 x2 from 5 :
     response  x2 10 hmm x2 20 x2 40 +3 43 so -8 35 ... 37 done
 
-Each move is an operation and what came of it: the new number, or `out` if that would leave the number line
-(the walk then stays where it is). As in the maze, the text tells the state; the rules are arithmetic.
+Each move is an operation and its outcome: the new number, or `out` if the operation would leave the number line (the
+number then stays the same). As in the maze, the text states the position. The rules are those of arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vapo.tasks.builtin import check_options, check_range, decisive_words, judge
 from vapo.tasks.words import DONE, MAX_NUMBER, NUMBERS, OUT, VOCABULARY, WALK_OPERATIONS
 from vapo.types import Prompt, Verdict, stable_hash
 
-# Sets of operations that a prompt may offer, each balanced between up and down, so that a random walk can reach every
+# The sets of operations in the prompts. Each can raise and lower the number, so that a random walk can reach every
 # target.
 KITS = (
     ("+3", "-8", "x2"),
@@ -34,20 +34,20 @@ KITS = (
 
 @dataclass(frozen=True)
 class WalkOptions:
-    """How hard the walk is. The shipped base model knows the defaults only."""
+    """The difficulty of the walk. The shipped base model knows the defaults only."""
 
     limit: int = ranges.number(99, ge=20, le=MAX_NUMBER)
     """The largest number; the smallest is 0."""
     kits: int = ranges.number(2, ge=1, le=len(KITS), unit="sets of operations")
-    """How many sets of three operations prompts use, out of a fixed list."""
+    """The number of sets of operations in prompts: the first ones of a fixed list."""
     targets: int = ranges.number(6, ge=1, le=MAX_NUMBER, unit="numbers")
-    """How many numbers are targets; at most limit."""
+    """The number of targets; at most limit."""
     min_distance: int = ranges.number(6, ge=1, le=MAX_NUMBER, unit="operations")
-    """Fewest operations from a prompt's start to its target."""
+    """The smallest number of operations from a prompt's start to its target."""
     max_distance: int = ranges.number(14, ge=1, le=MAX_NUMBER, unit="operations")
-    """Most operations from a prompt's start to its target; at least min_distance."""
+    """The largest number of operations from a prompt's start to its target; at least min_distance."""
     heldout: int = ranges.number(250, ge=1, le=10_000, unit="prompts")
-    """Prompts that are kept for evaluation."""
+    """The number of prompts kept for evaluation."""
     layout: int = ranges.number(0, ge=0, le=2**31)
     """Seed of the choice of targets."""
 
@@ -59,18 +59,18 @@ class WalkOptions:
 
 @dataclass(frozen=True)
 class WalkClumsiness:
-    """How the solver of the noisy traces errs: probabilities per decision."""
+    """Probabilities, per decision, of what the solver of the noisy traces does."""
 
     compass: float = 0.02  # take the operation whose result is nearest to the target
     mumble: float = 0.3  # one more filler word
     notice: float = 0.7  # write `done` on the target
     err: float = 0.015  # write `done` anywhere else
     despair: float = 0.005  # write `lost`
-    practice: float = 0.7  # share of traces between any two numbers nearer to each other than any prompt's
+    practice: float = 0.7  # share of traces that need fewer operations than any prompt
 
 
 class Walk:
-    """The number walk; see the module's docstring. Prompts are disjoint (operations, start, target) triples."""
+    """The number walk; see the docstring of the module. Prompts are distinct (operations, start, target) triples."""
 
     name = "walk"
     description = "reach a number with three operations, every step written down"
@@ -91,10 +91,10 @@ class Walk:
 
     @cached_property
     def _practice(self) -> list[Prompt]:
-        """Short walks, four in five to targets, the others to any number; see `Maze._practice`."""
-        asked = {prompt.id for prompts in self._prompts for prompt in prompts}
+        """Prompts with short walks, about four in five of them to targets; see `Maze._practice`."""
+        task_ids = {prompt.id for prompts in self._prompts for prompt in prompts}
         short = self._between(range(self.options.limit + 1), 1, max(1, self.options.min_distance - 1))
-        others = [prompt for prompt in short if prompt.id not in asked]
+        others = [prompt for prompt in short if prompt.id not in task_ids]
         to_targets = [prompt for prompt in others if prompt.answer["target"] in self.targets]
         return others + to_targets * (4 * len(others) // max(1, len(to_targets)))
 
@@ -118,7 +118,7 @@ class Walk:
         return self._prompts[1]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
-        """Right if every operation is allowed, every number is true, and the last word is `done`, on the target."""
+        """Right if operations are allowed, outcomes are true, and the last word is `done`, written on the target."""
         problem = self._read(prompt)
         if problem is None:
             return Verdict("invalid", "this prompt is not of this number walk: check task options")
@@ -133,7 +133,7 @@ class Walk:
             moves=kit,
             expected=f"one of {' '.join(kit)}",
             named=lambda number, operation: f"{number} {operation}",
-            make=lambda number, operation, written: _made(number, operation, written, self.options.limit),
+            make=lambda number, operation, written: _move(number, operation, written, self.options.limit),
             stopped=lambda number: f"stopped at {number}, not at {target}",
         )
 
@@ -155,8 +155,8 @@ class Walk:
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
         """A prompt and a mostly random walk; the rest is as in `Maze.noisy_trace`.
 
-        At each move the walker takes a random operation, or now and then the one that lands nearest to the
-        target; no way is ever looked up.
+        At each move the solver takes a random operation, or sometimes the one whose result is nearest to the target.
+        It never looks up a path.
         """
         clumsy, limit = self.clumsiness, self.options.limit
         prompt = rng.choice(self._practice if rng.random() < clumsy.practice else self.train)
@@ -178,7 +178,7 @@ class Walk:
         return prompt, " ".join(words[: self.max_response_tokens])
 
     def _read(self, prompt: Prompt) -> tuple[tuple[str, ...], int, int] | None:
-        """`(operations, start, target)` of a prompt, or None if it is not one of this task's."""
+        """`(operations, start, target)` of a prompt, None if the prompt is not one of this task."""
         answer, line = prompt.answer, NUMBERS[: self.options.limit + 1]
         if not isinstance(answer, dict) or not isinstance(kit := answer.get("with"), list | tuple):
             return None
@@ -197,14 +197,14 @@ def _prompt(kit: Sequence[str], start: int, target: int) -> Prompt:
 
 
 def _outcome(number: int, operation: str, limit: int) -> int | None:
-    """The result of an operation, or None if it is outside of 0 to `limit`."""
+    """The result of an operation, None if it is not in 0 to `limit`."""
     amount = int(operation[1:])
     result = {"+": number + amount, "-": number - amount, "x": number * amount}[operation[0]]
     return result if 0 <= result <= limit else None
 
 
-def _made(number: int, operation: str, written: str, limit: int) -> tuple[int, str]:
-    """The number after a move, and the error in the written outcome, "" if there is none."""
+def _move(number: int, operation: str, written: str, limit: int) -> tuple[int, str]:
+    """The number after a move, and the error in its written outcome, "" if there is none."""
     outcome = _outcome(number, operation, limit)
     if written == (OUT if outcome is None else str(outcome)):
         return (number if outcome is None else outcome), ""
@@ -213,6 +213,7 @@ def _made(number: int, operation: str, written: str, limit: int) -> tuple[int, s
 
 
 def _toward(kit: Sequence[str], number: int, target: int, limit: int) -> str:
+    """The operation whose result is nearest to the target."""
     outcomes = [(o, n) for o in kit if (n := _outcome(number, o, limit)) is not None]
     return min(outcomes, key=lambda pair: abs(pair[1] - target))[0] if outcomes else kit[0]
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-# Words without meaning, allowed anywhere before the last word; verifiers skip them. As in real reasoning, they add
-# entropy that does not matter for the outcome, so that credit assignment has to find the tokens that do.
+# Words without meaning, allowed anywhere before the last word. Verifiers skip them. As in real reasoning, they add
+# entropy that does not affect the outcome, so that credit assignment must find the tokens that do.
 FILLERS = ("hmm", "ok", "so", "then", "now", "well", "maybe", "wait", "again", "see")
 
-DONE = "done"  # the solver claims to be finished; the response ends here
-LOST = "lost"  # the solver gives up; the response ends here
+DONE = "done"  # ends a response: the solver claims to have reached the goal
+LOST = "lost"  # ends a response: the solver gives up
 
-MAX_SIDE = 9  # cells are one letter and one digit, a1 .. i9
+MAX_SIDE = 9  # a cell is a letter and a digit, a1 to i9
 MAP_NAMES = ("a", "b", "c", "d")
 DIRECTIONS = {"north": (0, 1), "east": (1, 0), "south": (0, -1), "west": (-1, 0)}
 WALL = "wall"
 LANDMARKS = ("tower", "lake", "mill", "cave", "bridge", "farm", "inn", "park")
 
 MAX_NUMBER = 99
-OUT = "out"  # what a number walk writes when an operation would leave the number line
+OUT = "out"  # the outcome of an operation that would leave the number line
 
 
 def cell_name(column: int, row: int) -> str:
-    """The name of a cell, `c4` for column 2 and row 3: letters run east, digits run north."""
+    """The name of a cell, such as `c4` for column 2 and row 3. Letters increase to the east, digits to the north."""
     return f"{'abcdefghi'[column]}{row + 1}"
 
 
@@ -30,7 +30,7 @@ WALK_OPERATIONS = ("+3", "+4", "+5", "+7", "-1", "-2", "-4", "-5", "-8", "-9", "
 CHAIN_WORDS = ("raise", "lower", "grow", "flip", "fold", "shift")
 ANSWER = "answer"
 
-# Keep the order: a token's id in the shipped models is its index here, after the special tokens.
+# Keep the order: in the shipped models, a token's id is its index here plus the number of special tokens.
 VOCABULARY = (
     *(":", "map", "reach", "chain", "from", "to", "with", DONE, LOST, WALL, OUT, ANSWER),
     *DIRECTIONS,

@@ -1,4 +1,4 @@
-"""Run directories made up for comparisons: known success rates, so that every mean can be worked by hand."""
+"""Artificial run directories for comparisons, with known success rates, so that means can be computed by hand."""
 
 from __future__ import annotations
 
@@ -75,8 +75,11 @@ def make_cell_dir(
     task: str = "maze",
     finished: bool = True,
 ) -> Path:
-    """A run with evaluations at even distances; `right[i]` are the right samples per prompt of the i-th one, or
-    they are drawn around a curve that ends at `final`."""
+    """Write a run with evaluations at even distances and return its path.
+
+    `right[i]` are the numbers of right samples per prompt in the i-th evaluation. Without `right` they are drawn from
+    a learning curve that ends at `final`.
+    """
     rng = np.random.default_rng([seed, int(1000 * final), len(preset), *map(len, without)])
     path.mkdir(parents=True)
     critic = preset not in ("grpo", "dapo")
@@ -140,7 +143,7 @@ TECHNIQUES = [
 
 
 def make_grid(root: Path, *, seeds: int = 3, ablations: bool = True, num_prompts: int = 40) -> list[Path]:
-    """The whole table: five methods, VAPO without each technique, a diverged run, an unfinished one."""
+    """Runs of five methods and of VAPO without each technique; one run diverged."""
     runs = []
     for seed in range(seeds):
         luck = np.random.default_rng([seed, 5]).normal(0, 0.03)
@@ -188,7 +191,7 @@ def make_grid(root: Path, *, seeds: int = 3, ablations: bool = True, num_prompts
 
 @pytest.fixture(scope="session")
 def written(grid: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the comparison of the whole grid."""
+    """The folder with the comparison of all runs of `grid`."""
     folder = tmp_path_factory.mktemp("written")
     compare_runs(grid, folder, heading="The whole table", notes=["vapo ablate, three seeds"])
     return folder

@@ -20,7 +20,7 @@ def test_compare_writes_four_files_and_prints_the_table(make_cell, tmp_path):
     assert sorted(f.name for f in out.iterdir()) == ["comparison.html", "curves.png", "results.json", "table.md"]
 
 
-def test_compare_prints_json_and_can_start_from_it(make_cell, tmp_path):
+def test_compare_prints_json_and_makes_the_same_table_from_it(make_cell, tmp_path):
     run = str(make_cell())
     done = runner.invoke(app, ["compare", run, "--out", str(tmp_path / "a"), "--json"])
     results = json.loads(done.output)
@@ -32,7 +32,7 @@ def test_compare_prints_json_and_can_start_from_it(make_cell, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["RUN", "--from", "results.json"]])
-def test_compare_wants_runs_or_results(arguments):
+def test_compare_raises_without_runs_and_results_and_with_both(arguments):
     done = runner.invoke(app, ["compare", *arguments])
     assert isinstance(done.exception, ConfigError)
     assert "give one of both" in str(done.exception)

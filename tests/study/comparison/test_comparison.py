@@ -1,4 +1,4 @@
-"""`results.json`, worked by hand where it can be, and the tables made from it."""
+"""The numbers of `results.json`, compared with values computed by hand, and the tables made from them."""
 
 import io
 import json
@@ -10,6 +10,7 @@ from rich.console import Console
 from vapo.errors import DataError
 from vapo.study.comparison import compare_runs, read_results, terminal_table, write_comparison
 from vapo.study.comparison.compared_runs import read_compared_runs
+from vapo.study.comparison.figures import main_figure
 from vapo.study.comparison.markdown import comparison_markdown
 from vapo.study.comparison.summary import rounded, summarise
 from vapo.study.comparison.table_rows import (
@@ -22,7 +23,7 @@ from vapo.study.comparison.table_rows import (
 )
 
 
-def of(results, method):
+def entry(results, method):
     return next(m for m in results["methods"] if m["method"] == method)
 
 
@@ -44,41 +45,41 @@ def small(make_cell, tmp_path):
     return compare_runs(runs, tmp_path / "out", heading="Two <methods>", notes=["by hand"])
 
 
-def test_means_and_paired_differences_are_those_worked_by_hand(small):
-    vapo, grpo = of(small, "vapo"), of(small, "grpo")
+def test_means_and_paired_differences_match_hand_computed_values(small):
+    vapo, grpo = entry(small, "vapo"), entry(small, "grpo")
     # finals: vapo 1 and 3/4, grpo 1/2 and 1/4
     assert (vapo["final"]["mean"], grpo["final"]["mean"]) == (0.875, 0.375)
     assert vapo["spread"] == pytest.approx(0.17678)
-    # every prompt of every pair differs by 1/2: there is nothing to resample
+    # every prompt of every pair differs by 1/2, so all resamples are equal
     assert grpo["difference"]["final"] == {"mean": -0.5, "low": -0.5, "high": -0.5, "n": 2, "excludes_zero": True}
     assert vapo["difference"] is None
 
 
-def test_equal_samples_are_read_with_and_without_pretraining(small):
+def test_scores_at_equal_samples_count_pretraining_or_leave_it_out(small):
     assert small["equal"] == {"gradient_steps": 40, "samples": 100, "samples_with_pretraining": 100}
-    vapo, grpo = of(small, "vapo"), of(small, "grpo")
+    vapo, grpo = entry(small, "vapo"), entry(small, "grpo")
     assert vapo["equal_samples"]["mean"] == 0.875
-    # with pretraining counted, VAPO has only just begun when GRPO has had its 100 samples
+    # with pretraining counted, VAPO is at its first evaluation when GRPO has used its 100 samples
     assert vapo["equal_samples_with_pretraining"]["mean"] == 0.0
     assert grpo["difference"]["equal_samples_with_pretraining"]["mean"] == 0.375
     assert (vapo["samples"], vapo["pretraining_samples"], grpo["pretraining_samples"]) == (100, 100, 0)
-    # of the 60 seconds of the steps one went into the evaluation between them
+    # one of the steps' 60 seconds belongs to an evaluation
     assert (vapo["seconds"], vapo["pretraining_seconds"]) == (59.0, 12.0)
 
 
-def test_a_run_that_ends_far_below_its_best_evaluation_has_fallen_and_counts(make_cell, tmp_path):
+def test_a_run_that_ends_far_below_its_best_evaluation_fell_and_its_score_counts(make_cell, tmp_path):
     up = make_cell("up", k=4, seed=0, right=[[0, 0], [2, 2], [4, 4]])
     down = make_cell("down", k=4, seed=1, right=[[0, 0], [4, 4], [2, 2]])
     results = compare_runs([up, down], tmp_path / "out")
-    method = of(results, "vapo")
+    method = entry(results, "vapo")
     assert (method["fell"], method["crashes"], method["final"]["mean"]) == (1, 0, 0.75)
     assert main_rows(results)[0][-1] == "0, 1 fell"
 
 
-def test_a_shared_critic_is_told_once_with_its_cost_and_its_users(make_cell, tmp_path):
+def test_a_shared_critic_is_listed_once_with_its_cost_and_number_of_runs(make_cell, tmp_path):
     critic = {"name": "pretrained", "samples": 600, "tokens": 9, "seconds": 30.0, "gradient_steps": 80}
-    told = {"method": "vapo", "base": "b", "outcome": "finished", "critic": {**critic, "explained_variance": 0.25}}
-    results = compare_runs([make_cell(str(s), cell={**told, "seed": s}) for s in (0, 1)], tmp_path / "out")
+    card = {"method": "vapo", "base": "b", "outcome": "finished", "critic": {**critic, "explained_variance": 0.25}}
+    results = compare_runs([make_cell(str(s), cell={**card, "seed": s}) for s in (0, 1)], tmp_path / "out")
     assert results["critics"] == [
         {
             "critic": "pretrained",
@@ -90,12 +91,12 @@ def test_a_shared_critic_is_told_once_with_its_cost_and_its_users(make_cell, tmp
             "explained_variance": 0.25,
         }
     ]
-    said = " ".join(column_explanations(results))
-    assert "pretrained on base b (600 samples, 80 gradient steps, 0.5 minutes" in said
-    assert "do not hold the luck of making it" in said
+    explanations = " ".join(column_explanations(results))
+    assert "pretrained on base b (600 samples, 80 gradient steps, 0.5 minutes" in explanations
+    assert "do not include the variance of its pretraining" in explanations
 
 
-def test_runs_of_several_versions_of_the_code_are_named(make_cell, tmp_path):
+def test_different_commits_of_the_runs_are_listed(make_cell, tmp_path):
     runs = [make_cell(str(seed), seed=seed) for seed in (0, 1)]
     assert "versions of the code" not in " ".join(column_explanations(compare_runs(runs, tmp_path / "one")))
     (runs[1] / "environment.json").write_text(json.dumps({"commit": "cd"}))
@@ -118,7 +119,7 @@ def test_a_run_lists_its_evaluations_on_all_axes(small):
     assert run["versions"] == {"vapo": "0.1.0", "torch": "2.13", "transformers": None, "commit": "ab"}
 
 
-def test_steps_to_the_score_of_dapo(make_cell, tmp_path):
+def test_steps_to_dapos_score_match_hand_computed_shares(make_cell, tmp_path):
     runs = [
         make_cell("dapo", preset="dapo", right=[[0] * 4, [1] * 4, [2] * 4], k=4),
         make_cell("vapo", preset="vapo", right=[[0] * 4, [3] * 4, [4] * 4], k=4),
@@ -127,9 +128,9 @@ def test_steps_to_the_score_of_dapo(make_cell, tmp_path):
     results = compare_runs(runs, tmp_path / "out")
     assert results["target"] == {"method": "dapo", "score": 0.5, "gradient_steps": 160.0}
     # VAPO is at 3/4 after 80 gradient steps, so at 1/2 after 53.3: a third of DAPO's 160
-    assert of(results, "vapo")["steps_to_target"]["share"] == pytest.approx(1 / 3, abs=1e-4)
-    assert of(results, "dapo")["steps_to_target"]["share"] == 1.0
-    assert of(results, "ppo")["steps_to_target"]["share"] is None
+    assert entry(results, "vapo")["steps_to_target"]["share"] == pytest.approx(1 / 3, abs=1e-4)
+    assert entry(results, "dapo")["steps_to_target"]["share"] == 1.0
+    assert entry(results, "ppo")["steps_to_target"]["share"] is None
     table = {row[0]: row for row in main_rows(results)}
     at = main_headings(results).index("steps to dapo's score")
     assert [table[m][at] for m in ("vapo", "dapo", "ppo")] == ["33 %", "100 %", "not reached"]
@@ -137,7 +138,7 @@ def test_steps_to_the_score_of_dapo(make_cell, tmp_path):
     assert table["vapo"][2] == "1.00 [0.398, 1.00] over prompts, one seed"
 
 
-def test_a_narrow_terminal_has_the_main_columns_uncut(small):
+def test_a_narrow_terminal_shows_the_main_columns_in_full(small):
     console = Console(width=80, file=io.StringIO())
     console.print(terminal_table(small, 80))
     text = console.file.getvalue()
@@ -147,7 +148,7 @@ def test_a_narrow_terminal_has_the_main_columns_uncut(small):
     assert len(terminal_table(small, 200).columns) > len(terminal_table(small, 80).columns)
 
 
-def test_the_order_of_the_runs_changes_nothing(grid):
+def test_results_do_not_depend_on_the_order_of_the_runs(grid):
     shuffled = random.Random(1).sample(grid, len(grid))
     assert summarise(read_compared_runs(shuffled)) == summarise(read_compared_runs(grid))
 
@@ -157,21 +158,21 @@ def whole(written):
     return read_results(written / "results.json"), written
 
 
-def test_the_whole_table_is_in_the_order_of_the_paper(whole):
+def test_methods_are_in_the_order_of_the_papers_table(whole):
     results, _ = whole
     methods = [m["method"] for m in results["methods"]]
     assert methods[:6] == ["ppo", "vc-ppo", "grpo", "dapo", "vapo", "vapo without value-pretraining"]
     assert len(methods) == 12
-    assert of(results, "vapo")["final"]["n"] == 3
-    assert of(results, "vapo")["pretraining_samples"] == 600
-    assert of(results, "vapo")["dynamics"]["gae/lambda_mean"]["step"][-1] == 40
-    assert of(results, "grpo")["dynamics"]["gae/lambda_mean"] is None
-    assert len(of(results, "vapo")["bias_by_position"]) == 10
+    assert entry(results, "vapo")["final"]["n"] == 3
+    assert entry(results, "vapo")["pretraining_samples"] == 600
+    assert entry(results, "vapo")["dynamics"]["gae/lambda_mean"]["step"][-1] == 40
+    assert entry(results, "grpo")["dynamics"]["gae/lambda_mean"] is None
+    assert len(entry(results, "vapo")["bias_by_position"]) == 10
 
 
-def test_a_crash_is_counted_and_left_out_of_the_mean(whole):
+def test_a_crashed_run_is_counted_and_excluded_from_the_mean(whole):
     results, _ = whole
-    broken = of(results, "vapo without value-pretraining")
+    broken = entry(results, "vapo without value-pretraining")
     assert (broken["crashes"], broken["final"]["n"], broken["difference"]["final"]["n"]) == (1, 2, 2)
     assert [row[-1] for row in main_rows(results) if row[0] == broken["method"]] == ["1"]
     assert runs_left_out(results) == [
@@ -181,14 +182,14 @@ def test_a_crash_is_counted_and_left_out_of_the_mean(whole):
 
 
 def test_a_method_whose_runs_all_crashed_keeps_its_row(make_cell, tmp_path):
-    told = {"method": "ppo", "base": "builtin", "seed": 0, "outcome": "diverged", "critic": None}
-    results = compare_runs([make_cell("a"), make_cell("b", cell=told, finished=False)], tmp_path / "out")
-    assert of(results, "ppo")["final"] == {"mean": None, "low": None, "high": None, "n": 0}
+    card = {"method": "ppo", "base": "builtin", "seed": 0, "outcome": "diverged", "critic": None}
+    results = compare_runs([make_cell("a"), make_cell("b", cell=card, finished=False)], tmp_path / "out")
+    assert entry(results, "ppo")["final"] == {"mean": None, "low": None, "high": None, "n": 0}
     row = next(row for row in main_rows(results) if row[0] == "ppo")
     assert (row[2], row[3], row[-1]) == ("–", "0", "1")
 
 
-def test_all_files_are_made_from_the_results_alone(whole, tmp_path):
+def test_all_files_can_be_made_from_results_json(whole, tmp_path):
     results, folder = whole
     write_comparison(results, tmp_path)
     names = ["comparison.html", "curves.png", "results.json", "table.md"]
@@ -197,71 +198,82 @@ def test_all_files_are_made_from_the_results_alone(whole, tmp_path):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_results_stay_small_without_lists_per_prompt(whole):
+def test_results_json_is_small_and_has_no_lists_per_prompt(whole):
     results, folder = whole
     size = (folder / "results.json").stat().st_size
     assert size / len(results["runs"]) < 5_000
     assert '"right"' not in json.dumps(results)
 
 
-def test_numbers_are_rounded_and_those_json_lacks_are_null():
+def test_floats_are_rounded_and_nan_and_infinity_become_none():
     assert rounded({"a": [0.123456789, float("nan"), float("inf"), 7424000], "b": (1e-7, True, None)}) == {
         "a": [0.12346, None, None, 7424000],
         "b": [1e-7, True, None],
     }
 
 
-def test_the_reference_can_be_chosen_and_must_have_a_run(grid):
+def test_the_reference_can_be_chosen_and_raises_without_a_finished_run(grid):
     cells = read_compared_runs([run for run in grid if run.name in ("dapo-0", "grpo-0")])
-    assert summarise(cells)["reference"] == "grpo"  # without vapo the first
+    assert summarise(cells)["reference"] == "grpo"  # without vapo, the first method
     assert summarise(cells, reference="dapo")["reference"] == "dapo"
     with pytest.raises(DataError, match="Choose --reference from: grpo, dapo"):
         summarise(cells, reference="ppo")
 
 
-def test_unequal_gradient_steps_are_said(make_cell, tmp_path):
+def test_different_gradient_steps_are_listed(make_cell, tmp_path):
     results = compare_runs([make_cell("a", steps=40), make_cell("b", preset="grpo", steps=20)], tmp_path / "out")
     assert results["equal"]["gradient_steps"] is None
     assert any("grpo 80, vapo 160" in sentence for sentence in column_explanations(results))
 
 
-def test_the_headline_claims_no_more_than_the_intervals(make_cell, tmp_path):
+def test_the_headline_reports_no_clear_difference_if_the_interval_contains_0(make_cell, tmp_path):
     same = {"right": [[1] * 6, [4, 2, 6, 3, 5, 1]], "k": 8}
     runs = [make_cell(f"{p}{s}", preset=p, seed=s, **same) for p in ("vapo", "grpo") for s in (0, 1)]
     results = compare_runs(runs, tmp_path / "out")
-    assert of(results, "grpo")["difference"]["final"]["excludes_zero"] is False
-    assert comparison_headline(results).endswith("in 2 runs. Against it, not told apart: grpo (0).")
+    assert entry(results, "grpo")["difference"]["final"]["excludes_zero"] is False
+    assert comparison_headline(results).endswith("in 2 runs. Compared with it: no clear difference: grpo (0).")
 
 
-def test_a_table_shows_hostile_labels_as_text(make_cell, tmp_path):
-    told = {"method": "a|b <script>`", "base": "b", "seed": 0, "outcome": "finished", "critic": None}
-    text = comparison_markdown(compare_runs([make_cell(cell=told)], tmp_path / "out"))
+def test_markdown_and_html_in_labels_is_escaped_in_the_table(make_cell, tmp_path):
+    card = {"method": "a|b <script>`", "base": "b", "seed": 0, "outcome": "finished", "critic": None}
+    text = comparison_markdown(compare_runs([make_cell(cell=card)], tmp_path / "out"))
     assert "a\\|b &lt;script&gt;\\`" in text
     assert "<script" not in text
 
 
-def test_one_pair_of_runs_has_an_interval_over_prompts_and_says_so(make_cell, tmp_path):
+def test_the_interval_of_one_pair_of_runs_covers_prompts_and_is_labelled_so(make_cell, tmp_path):
     vapo = make_cell("a", k=4, right=[[0] * 8, [4, 4, 4, 4, 2, 2, 4, 4]])
     grpo = make_cell("b", k=4, right=[[0] * 8, [2, 2, 2, 2, 2, 2, 2, 4]], preset="grpo")
     results = compare_runs([vapo, grpo], tmp_path / "out")
-    gap = of(results, "grpo")["difference"]["final"]
+    gap = entry(results, "grpo")["difference"]["final"]
     # prompt by prompt -1/2 five times and 0 three times
     assert (gap["mean"], gap["n"], gap["excludes_zero"]) == (-0.3125, 1, None)
     assert -0.5 < gap["low"] < gap["mean"] < gap["high"] < 0.0
     cell = next(row for row in main_rows(results) if row[0] == "grpo")[4]
     assert cell == f"-0.312 [{gap['low']:.3f}, {gap['high']:.3f}] over prompts, one seed"
     assert "over prompts, one seed" in comparison_markdown(results)
-    assert "one pair only: grpo" in comparison_headline(results)  # nothing is claimed about other seeds
+    assert "one pair only: grpo" in comparison_headline(results)  # no claim about other seeds
 
 
-def test_runs_that_agree_on_every_outcome_do_not_know_the_score_exactly(make_cell, tmp_path):
+@pytest.mark.parametrize(("seeds", "labelled"), [((0,), True), ((0, 1), False)])
+def test_the_figure_labels_intervals_over_prompts_of_one_pair_of_runs(make_cell, tmp_path, seeds, labelled):
+    runs = [make_cell(f"{p}{s}", preset=p, seed=s) for p in ("vapo", "grpo") for s in seeds]
+    figure = main_figure(compare_runs(runs, tmp_path / "out"))
+    finals, differences = figure.axes[-2:]
+    assert ("one run, interval over prompts only" in finals.get_xlabel()) == labelled
+    assert ("one pair of runs, interval over prompts only" in differences.get_xlabel()) == labelled
+    bars = [line for line in differences.lines if line.get_linewidth() == 2]
+    assert [line.is_dashed() for line in bars] == [labelled]
+
+
+def test_runs_with_equal_outcomes_have_the_exact_interval(make_cell, tmp_path):
     runs = [make_cell(str(seed), seed=seed, k=4, right=[[0] * 32, [0] * 32]) for seed in (0, 1)]
-    final = of(compare_runs(runs, tmp_path / "out"), "vapo")["final"]
+    final = entry(compare_runs(runs, tmp_path / "out"), "vapo")["final"]
     # 1 - .025^(1/32) = .109
     assert (final["mean"], final["low"], final["high"]) == (0.0, 0.0, pytest.approx(0.10888, abs=1e-5))
 
 
-def test_a_run_resumed_under_other_settings_is_marked_in_table_and_page(make_cell, tmp_path):
+def test_a_run_resumed_with_other_settings_is_marked_in_table_and_page(make_cell, tmp_path):
     changed, other = make_cell("changed"), make_cell("other", seed=1)
     events = [
         {"event": "resumed", "step": 5, "changes": []},
@@ -269,16 +281,16 @@ def test_a_run_resumed_under_other_settings_is_marked_in_table_and_page(make_cel
     ]
     (changed / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     results = compare_runs([changed, other], tmp_path / "out")
-    words = (
-        "changed (vapo, base builtin, seed 0): resumed under other settings at step 12: trainer.actor_lr: 0.1 -> 0.0001"
+    line = (
+        "changed (vapo, base builtin, seed 0): resumed with other settings at step 12: trainer.actor_lr: 0.1 -> 0.0001"
     )
-    assert runs_resumed(results) == [words]
+    assert runs_resumed(results) == [line]
     assert main_rows(results)[0][3] == "2, 1 resumed"
-    assert "Resumed under other settings" in comparison_markdown(results)
-    assert words.replace(">", "&gt;") in (tmp_path / "out" / "comparison.html").read_text()
+    assert "Resumed with other settings" in comparison_markdown(results)
+    assert line.replace(">", "&gt;") in (tmp_path / "out" / "comparison.html").read_text()
 
 
-def test_a_file_that_is_no_result_is_refused(tmp_path):
+def test_reading_another_file_or_a_missing_file_as_results_raises(tmp_path):
     (tmp_path / "results.json").write_text('{"format": 0}')
     with pytest.raises(DataError, match="of this version"):
         read_results(tmp_path / "results.json")

@@ -1,4 +1,4 @@
-"""The page opens without a network, shows labels as text, and its figures are drawn from `results.json` alone."""
+"""The page needs no network and shows labels as text."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from vapo.study.comparison import compare_runs
+from vapo.study.comparison import compare_runs, comparison_html, read_results
 from vapo.study.comparison.drawing import colours, spread_out
 
 EVIL = "<script>alert(1)</script><img src=x>$x$"
@@ -40,34 +40,41 @@ def test_the_page_needs_no_network_and_no_script(written):
     assert len(page) < 1_000_000
 
 
-def test_the_page_has_all_that_the_results_say(written):
+def test_the_page_shows_heading_notes_methods_crashes_and_critics(written):
     text = " ".join(" ".join(Tags((written / "comparison.html").read_text(encoding="utf-8")).text).split())
-    for words in (
+    for part in (
         "The whole table",
         "vapo ablate, three seeds",
         "vapo without clip-higher",
         "counted as a crash",
         "critic-0",
     ):
-        assert words in text
+        assert part in text
     assert text.count("All 36 runs") == 1
 
 
-def test_hostile_labels_are_text(make_cell, tmp_path):
-    told = {"method": EVIL, "base": EVIL, "seed": 0, "outcome": "finished", "critic": None}
-    runs = [make_cell("a"), make_cell("b", cell=told)]
+def test_html_in_labels_is_shown_as_text(make_cell, tmp_path):
+    card = {"method": EVIL, "base": EVIL, "seed": 0, "outcome": "finished", "critic": None}
+    runs = [make_cell("a"), make_cell("b", cell=card)]
     compare_runs(runs, tmp_path / "out", heading=EVIL, notes=[EVIL])
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     tags = Tags(page)
     assert not {"script", "img"} & {tag for tag, _ in tags.found}
-    assert "<script>alert(1)</script>" in "".join(tags.text)  # and yet nothing is lost
+    assert "<script>alert(1)</script>" in "".join(tags.text)  # the text is complete
+
+
+def test_the_page_can_be_made_from_results_that_do_not_record_resumes(written):
+    results = read_results(written / "results.json")
+    for run in results["runs"]:
+        del run["resumed"]
+    assert "All 36 runs" in comparison_html(results)
 
 
 def test_the_figure_is_1200_pixels_wide(written):
     assert struct.unpack(">I", (written / "curves.png").read_bytes()[16:20]) == (1200,)
 
 
-def test_a_method_keeps_its_colour_whoever_stands_beside_it():
+def test_the_colour_of_a_method_does_not_depend_on_the_other_methods():
     alone, among = colours(["vapo", "dapo"]), colours(["ppo", "vc-ppo", "grpo", "dapo", "vapo", "vapo without x"])
     assert (alone["vapo"], alone["dapo"]) == (among["vapo"], among["dapo"])
     assert "vapo without x" not in among
@@ -75,7 +82,7 @@ def test_a_method_keeps_its_colour_whoever_stands_beside_it():
     assert set(colours(["vapo", "vapo without x"])) == {"vapo", "vapo without x"}
 
 
-def test_labels_move_apart_and_keep_their_order():
+def test_labels_are_spread_out_in_the_same_order():
     assert spread_out([0.5, 0.5, 0.9], 0.2, 0.0, 1.0) == [0.4, 0.6, 0.9]
     moved = spread_out([0.0, 0.01, 0.0, 1.0, 0.99], 0.1, 0.0, 1.0)
     assert sorted(moved) == [moved[i] for i in (0, 2, 1, 4, 3)]
@@ -85,7 +92,7 @@ def test_labels_move_apart_and_keep_their_order():
 
 
 class Nesting(HTMLParser):
-    """Raises where an element is closed that was not the last one opened."""
+    """Raises AssertionError if an end tag does not match the last open element."""
 
     void = frozenset({"meta", "link", "br", "hr", "img", "input", "col"})
 
@@ -101,7 +108,7 @@ class Nesting(HTMLParser):
         assert self.open.pop() == tag, self.getpos()
 
 
-def test_every_element_of_the_page_is_closed_where_it_should_be(written):
+def test_the_elements_of_the_page_are_nested_correctly(written):
     page = Nesting()
     page.feed((written / "comparison.html").read_text())
     page.close()
@@ -109,7 +116,7 @@ def test_every_element_of_the_page_is_closed_where_it_should_be(written):
 
 
 @pytest.mark.slow
-def test_a_browser_lays_the_page_out(written, tmp_path):
+def test_a_browser_renders_the_page(written, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("needs chromium; the structure is tested above without it")

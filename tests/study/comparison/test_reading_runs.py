@@ -1,4 +1,4 @@
-"""What is read from run directories, how methods are told apart, and which comparisons are refused."""
+"""Reading run directories, labelling methods, and the errors for runs that cannot be compared."""
 
 import json
 import re
@@ -17,13 +17,13 @@ def change_evaluations(path, change):
     (path / "evaluations.jsonl").write_text("".join(json.dumps(change(r)) + "\n" for r in records))
 
 
-def refused(*runs):
+def error_of(*runs):
     with pytest.raises(DataError) as caught:
         read_compared_runs(runs)
     return str(caught.value)
 
 
-def test_the_table_has_every_technique_in_the_order_of_the_presets():
+def test_methods_sort_by_the_papers_table_and_then_by_name():
     from vapo.algo.presets import PRESETS, TECHNIQUES
 
     rows = sorted([*(f"vapo without {t}" for t in reversed(TECHNIQUES)), *PRESETS, "zebra", "ant"], key=table_order)
@@ -32,7 +32,7 @@ def test_the_table_has_every_technique_in_the_order_of_the_presets():
     assert (PAPER["ppo"], PAPER["dapo"], PAPER["vapo"], PAPER["vapo without value-pretraining"]) == (5, 50, 60, 11)
 
 
-def test_runs_are_sorted_and_read_without_cell_json(make_cell):
+def test_runs_without_cell_json_are_read_and_sorted(make_cell):
     cells = read_compared_runs(
         [make_cell("b", seed=1, pretraining=400), make_cell("a", preset="grpo"), make_cell("c", seed=0)]
     )
@@ -45,8 +45,8 @@ def test_runs_are_sorted_and_read_without_cell_json(make_cell):
     assert pretrained.final.rates.shape == (20,)
 
 
-def test_recorded_runs_are_compared_as_they_are(tmp_path):
-    # no fixture: whatever the trainer writes today is what a comparison reads
+def test_recorded_runs_can_be_compared(tmp_path):
+    # real run directories, so that a comparison reads what the trainer writes
     runs = [restore(preset, tmp_path / preset) for preset in ("vapo", "grpo")]
     results = compare_runs(runs, tmp_path / "out")
     by_name = {method["method"]: method for method in results["methods"]}
@@ -58,15 +58,15 @@ def test_recorded_runs_are_compared_as_they_are(tmp_path):
     assert "over prompts, one seed" in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_cell_json_names_the_cell_and_its_share_of_the_critic(make_cell):
+def test_cell_json_sets_method_base_seed_and_critic_cost(make_cell):
     critic = {"name": "rm", "samples": 600, "tokens": 90, "seconds": 30.0, "gradient_steps": 80}
-    told = {"method": "vapo + filter", "base": "b1", "seed": 7, "outcome": None, "critic": critic}
-    (cell,) = read_compared_runs([make_cell(pretraining=400, cell=told)])
+    card = {"method": "vapo + filter", "base": "b1", "seed": 7, "outcome": None, "critic": critic}
+    (cell,) = read_compared_runs([make_cell(pretraining=400, cell=card)])
     assert (cell.method, cell.base, cell.seed, cell.outcome) == ("vapo + filter", "b1", 7, "finished")
     assert (cell.pretraining.samples, cell.pretraining.seconds, cell.pretraining.critic) == (1000, 42.0, "rm")
 
 
-def test_equal_labels_with_other_settings_are_told_apart(make_cell):
+def test_runs_with_one_label_and_different_settings_get_distinct_labels(make_cell):
     low = make_cell("low")
     high = make_cell("high", settings={"trainer.actor_lr": 0.0003, "trainer.save_rollouts_every": 5})
     assert {c.method for c in read_compared_runs([low, high])} == {
@@ -75,26 +75,26 @@ def test_equal_labels_with_other_settings_are_told_apart(make_cell):
     }
 
 
-def test_runs_of_one_label_are_told_apart_by_what_differs():
+def test_distinct_labels_add_the_differing_settings_only():
     settings = [{"trainer.actor_lr": lr, "algorithm.positive_lm": "0.1"} for lr in ("1", "2")]
     assert distinct_labels(["vapo"] * 2, settings) == ["vapo (trainer.actor_lr=1)", "vapo (trainer.actor_lr=2)"]
     assert distinct_labels(["vapo", "ppo"], settings) == ["vapo", "ppo"]
 
 
-def test_names_lose_the_folders_that_all_share():
+def test_short_names_omit_the_folders_that_all_paths_share():
     assert short_names(["/a/b/x/0", "/a/b/y/0"]) == ["x/0", "y/0"]
     assert short_names(["/a/b", "/a/b/c"]) == ["b", "b/c"]
     assert short_names([]) == []
 
 
 @pytest.mark.parametrize("outcome", ["diverged", "failed"])
-def test_runs_that_did_not_finish_are_kept_apart(make_cell, outcome):
-    told = {"method": "ppo", "base": "b", "seed": 0, "outcome": outcome, "critic": None}
-    cells = read_compared_runs([make_cell("a"), make_cell("b", cell=told), make_cell("c", seed=2, finished=False)])
+def test_unfinished_runs_keep_their_outcome(make_cell, outcome):
+    card = {"method": "ppo", "base": "b", "seed": 0, "outcome": outcome, "critic": None}
+    cells = read_compared_runs([make_cell("a"), make_cell("b", cell=card), make_cell("c", seed=2, finished=False)])
     assert [c.outcome for c in cells] == [outcome, "finished", "unfinished"]
 
 
-def test_a_run_whose_events_say_so_diverged(make_cell):
+def test_a_run_with_a_diverged_event_counts_as_diverged(make_cell):
     stopped = make_cell("b", seed=1, finished=False)
     assert [c.outcome for c in read_compared_runs([make_cell("a"), stopped])] == ["finished", "unfinished"]
     with (stopped / "events.jsonl").open("a") as file:
@@ -103,57 +103,57 @@ def test_a_run_whose_events_say_so_diverged(make_cell):
 
 
 @pytest.mark.parametrize("missing", ["set", "right", "valid"])
-def test_a_run_of_an_older_version_is_refused(make_cell, missing):
+def test_a_run_of_an_older_version_raises(make_cell, missing):
     old = make_cell("old")
     change_evaluations(old, lambda r: {k: v for k, v in r.items() if k != missing})
-    said = refused(make_cell("new", seed=1), old)
-    assert str(old) in said
-    assert "train this run again with this version" in said
+    message = error_of(make_cell("new", seed=1), old)
+    assert str(old) in message
+    assert "train this run again with this version" in message
 
 
-def test_other_held_out_sets_are_refused(make_cell):
+def test_runs_with_different_held_out_sets_raise(make_cell):
     one, other = make_cell("one"), make_cell("other", preset="grpo", set_="ffff0000")
-    said = refused(one, other)
-    assert str(one) in said
-    assert str(other) in said
-    assert "ab12cd34" in said
+    message = error_of(one, other)
+    assert str(one) in message
+    assert str(other) in message
+    assert "ab12cd34" in message
 
 
-def test_a_set_that_changed_within_a_run_is_refused(make_cell):
+def test_a_held_out_set_that_changes_within_a_run_raises(make_cell):
     run = make_cell()
     change_evaluations(run, lambda r: r | {"set": f"s{r['label']}"})
-    assert "same held-out prompts" in refused(run)
+    assert "same held-out prompts" in error_of(run)
 
 
-def test_other_k_is_refused(make_cell):
-    said = refused(make_cell("one", k=8), make_cell("other", preset="grpo", k=16))
-    assert "avg@16" in said
-    assert "avg@8" in said
+def test_runs_with_different_k_raise(make_cell):
+    message = error_of(make_cell("one", k=8), make_cell("other", preset="grpo", k=16))
+    assert "avg@16" in message
+    assert "avg@8" in message
 
 
-def test_other_tasks_are_refused(make_cell):
-    assert "'walk'" in refused(make_cell("one"), make_cell("other", preset="grpo", task="walk"))
+def test_runs_of_different_tasks_raise(make_cell):
+    assert "'walk'" in error_of(make_cell("one"), make_cell("other", preset="grpo", task="walk"))
 
 
-def test_the_same_run_twice_is_refused(make_cell):
+def test_a_repeated_run_raises(make_cell):
     one, two = make_cell("one"), make_cell("two")
-    said = refused(one, two)
-    assert re.search(r"one and .*two are both vapo with base builtin and seed 0", said)
-    assert "both vapo" in refused(one, one)
+    message = error_of(one, two)
+    assert re.search(r"one and .*two are both vapo with base builtin and seed 0", message)
+    assert "both vapo" in error_of(one, one)
 
 
-def test_without_any_finished_run_nothing_is_compared(make_cell):
-    assert "None of 1 run has finished" in refused(make_cell(finished=False))
+def test_runs_without_a_finished_one_raise(make_cell):
+    assert "None of 1 run has finished" in error_of(make_cell(finished=False))
 
 
-def test_damage_is_named_with_its_place(make_cell, tmp_path):
+def test_a_damaged_run_raises_an_error_with_file_and_step(make_cell, tmp_path):
     run = make_cell("a")
     change_evaluations(run, lambda r: r | {"right": r["right"][1:]})
-    assert f"{run}, evaluation at step 0" in refused(run)
+    assert f"{run}, evaluation at step 0" in error_of(run)
     run = make_cell("b")
     (run / "metrics.jsonl").write_text("")
-    assert "evaluation at step 5" in refused(run)
+    assert "evaluation at step 5" in error_of(run)
     run = make_cell("c")
     (run / "cell.json").write_text("{")
-    assert "cell.json is not JSON" in refused(run)
-    assert "no such folder" in refused(tmp_path / "nowhere")
+    assert "cell.json is not JSON" in error_of(run)
+    assert "no such folder" in error_of(tmp_path / "nowhere")

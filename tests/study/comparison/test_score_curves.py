@@ -1,4 +1,4 @@
-"""Curves of held-out scores: read between evaluations, averaged, and timed to a target."""
+"""Curves of held-out scores: interpolation, means over runs, and the steps to a target."""
 
 import numpy as np
 import pytest
@@ -19,25 +19,25 @@ def test_a_curve_is_linear_between_evaluations_and_flat_outside():
     assert rates_at(run, 99).tolist() == [1.0, 0.5]
 
 
-def test_a_prompt_not_judged_at_one_end_is_unknown_between_but_not_at_the_other_end():
+def test_a_prompt_not_judged_in_one_evaluation_is_nan_between_it_and_its_neighbour():
     run = curve([0, 10], [0.0, 0.5], [1.0, np.nan])
     np.testing.assert_equal(rates_at(run, 5), [0.5, np.nan])
     np.testing.assert_equal(rates_at(run, 0), [0.0, 0.5])
 
 
-def test_of_two_evaluations_at_one_place_the_newest_counts():
+def test_the_newest_of_two_evaluations_at_the_same_x_is_used():
     run = curve([0, 10, 10], [0.0], [0.4], [0.6])
     assert rates_at(run, 10).tolist() == [0.6]
     assert rates_at(run, 5).tolist() == [0.3]
 
 
-def test_mean_curves_keep_the_places_that_all_runs_share():
+def test_mean_curves_keep_the_x_that_all_runs_share():
     x, means = mean_curves([curve([0, 10], [0.0], [1.0]), curve([0, 10], [0.2], [0.6])])
     assert x.tolist() == [0, 10]
     assert means.tolist() == [[0.0, 1.0], [0.2, 0.6]]
 
 
-def test_mean_curves_cover_the_stretch_that_all_runs_have():
+def test_mean_curves_cover_the_range_that_all_runs_have():
     runs = [curve([0, 10], [0.0], [1.0]), curve([4, 20], [0.0], [1.0])]
     x, means = mean_curves(runs)
     assert (x[0], x[-1]) == (4, 10)
@@ -45,7 +45,7 @@ def test_mean_curves_cover_the_stretch_that_all_runs_have():
     assert mean_curves(runs, exact=True)[0].tolist() == [4, 10]
 
 
-def test_first_reach_is_the_first_crossing_and_not_the_last():
+def test_first_reach_returns_the_first_crossing():
     x = np.array([0.0, 10.0, 20.0, 30.0])
     curves = np.array([
         [0.1, 0.3, 0.2, 0.6],  # at .2 halfway to 10, although it falls back to .2 later
@@ -56,29 +56,29 @@ def test_first_reach_is_the_first_crossing_and_not_the_last():
     np.testing.assert_allclose(first_reach(x, curves, np.full(4, 0.2)), [5.0, np.inf, 0.0, 30.0])
 
 
-def test_a_curve_twice_as_steep_arrives_after_half_the_steps():
+def test_a_curve_twice_as_steep_reaches_the_target_after_half_the_steps():
     steep = [curve([0, 100], [0.0] * 3, [1.0] * 3)] * 2
     found = steps_until_target(steep, ["a"] * 2, np.full((2, 3), 0.5), ["a"] * 2, paired=False)
     assert found == (50.0, 50.0, 50.0, 1.0)
 
 
-def test_an_arrival_that_some_resamples_miss_has_an_open_end():
+def test_the_interval_ends_at_infinity_if_some_resamples_miss_the_target():
     runs = [curve([0, 100], [0.0] * 2, [0.4] * 2), curve([0, 100], [0.0] * 2, [0.8] * 2)]
     found = steps_until_target(runs, ["a"] * 2, np.full((2, 2), 0.5), ["a"] * 2, paired=False)
-    # the mean ends at .6: 500/6; of one run drawn, .4 never arrives and .8 at 62.5
+    # the mean ends at .6 and reaches .5 at 500/6; a single drawn run ends at .4 (never reaches it) or .8 (at 62.5)
     assert found.x == pytest.approx(250 / 3)
     assert (found.low, found.high) == (62.5, np.inf)
     assert found.reached == pytest.approx(0.5, abs=0.05)
 
 
-def test_what_is_to_be_reached_arrives_at_itself_in_every_resample():
-    # rising curves of unlike runs: drawn together with their own ends, each resample reaches its end at the end
+def test_a_method_reaches_its_own_final_score_at_its_last_step_in_every_resample():
+    # curves rise to different ends; runs and targets are drawn together, so each resample reaches its target at the end
     runs = [curve([0, 100], [0.0] * 2, [0.4] * 2), curve([0, 100], [0.0] * 2, [0.8] * 2)]
     found = steps_until_target(runs, ["a"] * 2, np.array([[0.4] * 2, [0.8] * 2]), ["a"] * 2, paired=True)
     assert found == (100.0, 100.0, 100.0, 1.0)
 
 
-def test_one_run_arrives_without_an_interval():
+def test_one_run_has_steps_to_the_target_without_an_interval():
     found = steps_until_target(
         [curve([0, 10], [0.0], [1.0])], ["a"], np.array([[0.3], [0.5]]), ["a", "a"], paired=False
     )

@@ -1,4 +1,4 @@
-"""Which answer of a response counts."""
+"""`last_answer`: the marks of an answer, and which of them counts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vapo.tasks.verifiers.answers import last_answer
     [
         ("\\boxed{4} then \\boxed{5}", "5"),
         ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
-        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),  # escaped braces are characters
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),  # escaped braces are not counted
         ("$\\boxed {21}$", "21"),
         ("\\boxed 7", "7"),
         ("\\fbox{8}", "8"),
-        ("\\boxed{5} and then \\boxed{6", None),  # the last one never ends; the first no longer counts
-        ("\\boxed{5} #### 6", "5"),  # a box goes before other marks
+        ("\\boxed{5} and then \\boxed{6", None),  # the last box is not closed, and the first one does not count
+        ("\\boxed{5} #### 6", "5"),  # a box takes precedence over other marks
         ("<answer> 42 </answer>", "42"),
         ("<answer>1</answer> <answer>2</answer>", "2"),
         ("<answer>1</answer> <answer>2", None),
@@ -48,7 +48,7 @@ def test_the_last_marked_answer_counts(response, answer):
 @pytest.mark.parametrize(
     "text", ["\\boxed{" * 150_000, "{" * 10**6, "answer " * 150_000, "####" * 250_000, "\\boxed{" + "{" * 10**6]
 )
-def test_a_megabyte_of_marks_is_read_at_once(text):
+def test_a_megabyte_of_marks_is_read_in_linear_time(text):
     start = time.monotonic()
     last_answer(text)
     assert time.monotonic() - start < 1.0

@@ -1,4 +1,4 @@
-"""The signatures a verifier may have and what its results mean."""
+"""Signatures of verifier functions, and the verdicts for their results."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from vapo.types import Prompt, Verdict
 PROMPT = Prompt("p", ({"role": "user", "content": "2+2?"},), "4", columns={"solution": "four", "level": 3})
 
 
-def test_a_function_gets_what_it_names():
+def test_a_function_gets_the_arguments_that_it_names():
     assert adapted(lambda response, answer: response == answer)(PROMPT, "4").right
     assert adapted(lambda level, response: level == 3 and response == "x")(PROMPT, "x").right
     assert adapted(lambda prompt, response: prompt.answer == response)(PROMPT, "4").right
     assert adapted(lambda response, **rest: sorted(rest) == ["answer", "level", "prompt", "solution"])(PROMPT, "").right
 
 
-def test_two_unnamed_things_are_prompt_and_response():
+def test_two_positional_parameters_are_prompt_and_response():
     assert adapted(lambda p, r: Verdict("right") if p.answer == r else Verdict("wrong"))(PROMPT, "4").right
 
 
-def test_a_name_nobody_knows_is_invalid_and_told():
+def test_an_unknown_parameter_name_makes_the_verdict_invalid():
     verdict = adapted(lambda response, gold: True)(PROMPT, "4")
     assert verdict == Verdict(
         "invalid", "the verifier asks for 'gold'; there are: answer, level, prompt, response, solution"
     )
 
 
-def test_names_nobody_knows_are_not_filled_by_position():
+def test_unknown_parameter_names_are_not_filled_by_position():
     verdict = adapted(lambda output, gold: output == gold)(PROMPT, "4")
     assert verdict.reason.startswith("the verifier asks for 'gold'")
 
 
-def test_trls_functions_get_the_columns_of_the_data_set_as_they_are():
+def test_trl_functions_get_the_columns_unchanged():
     columns = {"prompt": "How many?", "answer": "3+4\n#### 7"}
     row = Prompt("p", ({"role": "user", "content": "How many?"},), "7", columns=columns)
 
     def gsm8k_reward(prompts, completions, answer, **kwargs):
-        assert prompts == ["How many?"]  # text in the data set, text for the function
+        assert prompts == ["How many?"]  # the column holds text, so the function gets text
         return [float(c.strip() == a.split("####")[1].strip()) for c, a in zip(completions, answer, strict=True)]
 
     assert adapted(gsm8k_reward)(row, "7").right
     assert adapted(gsm8k_reward)(row, "8").status == "wrong"
 
 
-def test_a_reward_function_of_trl_works_unchanged():
+def test_sync_and_async_trl_functions_run_unchanged():
     def accuracy_reward(completions, solution, **kwargs):
         contents = [completion[0]["content"] for completion in completions]
         return [1.0 if content == gold else 0.0 for content, gold in zip(contents, solution, strict=True)]
@@ -67,7 +67,7 @@ def test_a_reward_function_of_trl_works_unchanged():
     assert adapted(lambda prompts, completions, answer: [float(completions == answer)])(plain, "4").right
 
 
-def test_a_reward_function_gets_a_whole_group_and_what_trl_gives():
+def test_a_reward_function_gets_the_whole_group_and_trls_arguments():
     seen: dict[str, Any] = {}
 
     def reward(completions, completion_ids, trainer_state, log_extra, log_metric, **kwargs):
@@ -90,7 +90,7 @@ def test_a_reward_function_gets_a_whole_group_and_what_trl_gives():
     }
 
 
-def test_none_of_a_group_is_invalid_alone_and_a_wrong_number_of_rewards_is_for_all():
+def test_a_reward_of_none_invalidates_one_response_and_a_wrong_count_all():
     some = adapted(lambda completions, **rest: [1.0, None, float("nan"), 0.0])
     assert [v.status for v in some.together(PROMPT, list("abcd"))] == ["right", "invalid", "invalid", "wrong"]
     few = adapted(lambda completions, **rest: [1.0])
@@ -103,7 +103,7 @@ def test_none_of_a_group_is_invalid_alone_and_a_wrong_number_of_rewards_is_for_a
     )
 
 
-def test_a_reward_object_that_reads_token_ids_alone_is_one_of_trls():
+def test_an_object_that_only_takes_token_ids_is_a_trl_reward_function():
     class Overlong:
         def __call__(self, completion_ids, **kwargs):
             return [1.0 if len(ids) < 3 else 0.0 for ids in completion_ids]
@@ -114,7 +114,7 @@ def test_a_reward_object_that_reads_token_ids_alone_is_one_of_trls():
     assert verifier(PROMPT, "a").reason.startswith("the verifier asks for 'completion_ids'")
 
 
-def test_what_an_async_function_keeps_between_calls_stays_good():
+def test_an_async_function_can_reuse_a_lock_between_calls():
     kept: dict[str, asyncio.Lock] = {}
 
     async def reward(completions, **kwargs):
@@ -132,7 +132,7 @@ def test_what_an_async_function_keeps_between_calls_stays_good():
         assert all(v.right for v in verifier.together(PROMPT, ["a", "b"]))
 
 
-def test_a_file_finds_what_lies_beside_it_at_once_and_later(tmp_path, monkeypatch):
+def test_a_file_can_import_its_neighbours_at_once_and_later(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "judge_beside.py").write_text(
         "from helper_beside import GOOD\n\n"
@@ -149,12 +149,12 @@ def test_a_file_finds_what_lies_beside_it_at_once_and_later(tmp_path, monkeypatc
     assert adapted(function)(PROMPT, "").right
     import wave
 
-    assert "this is not" not in str(wave)  # what lies there must not stand in for what the trainer imports
+    assert "this is not" not in str(wave)  # a neighbour must not replace a module that the trainer imports
     assert (sys.path[0], sys.path[-1]) == (before, str(tmp_path / "mine"))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             "import nowhere_to_be_found\n",
@@ -165,10 +165,10 @@ def test_a_file_finds_what_lies_beside_it_at_once_and_later(tmp_path, monkeypatc
         ("raise SystemExit('no')\n", "cannot be imported: SystemExit: no"),
     ],
 )
-def test_a_file_that_cannot_be_imported_is_a_mistake_in_one_line(tmp_path, text, said):
+def test_a_file_that_cannot_be_imported_gives_a_config_error_with_the_cause(tmp_path, text, message):
     path = tmp_path / "broken.py"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         import_function(f"{path}:judge", "task.verifier")
 
 
@@ -178,21 +178,26 @@ def test_a_file_that_cannot_be_imported_is_a_mistake_in_one_line(tmp_path, text,
      (float("nan"), "invalid"), (float("inf"), "invalid"), (-float("inf"), "invalid"), (0.3, "wrong"),
      (-1, "wrong"), ("right", "invalid"), ([1, 0], "invalid"), (Verdict("invalid", "x"), "invalid")],
 )  # fmt: skip
-def test_what_a_result_means(result, status):
+def test_each_result_gives_its_verdict(result, status):
     assert to_verdict(result).status == status
 
 
-def test_a_graded_score_is_told_from_0_and_one_without_end_has_its_reason():
-    assert [graded_score(to_verdict(score)) for score in (0.3, -1, 0, False, 1, 0.995)] == ["0.3", "-1", *[None] * 4]
-    assert graded_score(to_verdict(0.995, right_at=1.0)) == "0.995"
+def test_a_wrong_score_other_than_0_is_graded_and_an_infinite_score_is_invalid():
+    assert [graded_score(to_verdict(score)) for score in (0.3, -1, 0, False, 1, 0.995)] == [0.3, -1, *[None] * 4]
+    assert graded_score(to_verdict(0.995, right_at=1.0)) == 0.995
     assert to_verdict(float("inf")) == Verdict("invalid", "the verifier gave inf, not a finite score")
     assert to_verdict(float("nan")) == Verdict("invalid", "the verifier gave nan, not a finite score")
 
 
-def test_the_first_scores_must_hold_a_0_or_one_that_is_right():
+def test_a_reason_that_mentions_a_graded_score_is_not_a_graded_score():
+    assert graded_score(Verdict("wrong", "graded score 0.3")) is None
+    assert graded_score(Verdict("wrong", "no marked answer", score=0.3)) == 0.3
+
+
+def test_one_of_the_first_scores_must_be_0_or_right():
     scores = FirstScores("mine.py:judge", right_at=0.99)
     scores.check([to_verdict(0.3)] * 5)
-    scores.check([to_verdict(None)] * 9)  # no score at all
+    scores.check([to_verdict(None)] * 9)  # invalid verdicts have no score
     with pytest.raises(ConfigError, match=r"mine\.py:judge gave none of the first 8 .*the first was 0\.3.*right_at"):
         scores.check([to_verdict(-0.5)] * 3)
     for plain in (0, False, True, 1.0, Verdict("wrong", "another value")):
@@ -201,7 +206,7 @@ def test_the_first_scores_must_hold_a_0_or_one_that_is_right():
         scores.check([to_verdict(0.3)] * 20)
 
 
-def test_exact_compares_letter_by_letter():
+def test_verify_exact_compares_character_by_character():
     assert verify_exact("so <answer>F+1 K-1</answer>", "F+1 K-1")
     assert not verify_exact("so <answer>F+1 K-2</answer>", "F+1 K-1")
     assert not verify_exact("F+1 K-1", "F+1 K-1")

@@ -1,4 +1,4 @@
-"""Scripts that act as soon as they are imported, and workers whose trainer is gone."""
+"""Scripts without an `if __name__` guard, and workers whose trainer was killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CALLS = {
 
 
 def processes(word: str) -> list[int]:
-    """Those that have the word in their command."""
+    """Ids of the processes that have the word in their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -39,11 +39,11 @@ def processes(word: str) -> list[int]:
     return found
 
 
-def gone(word: str, within_s: float = 20.0) -> bool:
+def all_ended(word: str, within_s: float = 20.0) -> bool:
     deadline = time.monotonic() + within_s
-    while (there := processes(word)) and time.monotonic() < deadline:
+    while (left := processes(word)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not there
+    return not left
 
 
 def start(folder: Path, script: str, **options) -> subprocess.Popen[str]:
@@ -54,8 +54,8 @@ def start(folder: Path, script: str, **options) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, str(path)], cwd=folder, stderr=subprocess.PIPE, text=True, **options)
 
 
-def last_words(process: subprocess.Popen[str]) -> str:
-    """What a process has said on stderr when it ended."""
+def stderr_of(process: subprocess.Popen[str]) -> str:
+    """The stderr of a process, after it ended."""
     try:
         return process.communicate(timeout=300)[1]  # two workers load at once, perhaps on a busy machine
     finally:
@@ -64,25 +64,25 @@ def last_words(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("name", CALLS)
-def test_a_script_without_a_guard_says_what_it_lacks_and_leaves_no_process(tmp_path: Path, name: str):
+def test_a_script_without_a_guard_exits_with_one_line_and_leaves_no_process(tmp_path: Path, name: str):
     process = start(tmp_path, SCRIPT.format(call=CALLS[name]))
-    said = last_words(process)
+    stderr = stderr_of(process)
     path = tmp_path / f"{tmp_path.name}.py"
-    assert said.splitlines() == [
-        f"error: Cannot load the verifier: {path}, line 7, comes to {name} as soon as the file is imported, and it is "
-        f"imported by other processes to find {path}:judge. Put what the script does under "
+    assert stderr.splitlines() == [
+        f"error: Cannot load the verifier: {path}, line 7, starts {name} when the file is imported, and worker "
+        f"processes import it to find {path}:judge. Put the code of the script under "
         '`if __name__ == "__main__":`.'
     ]
     assert process.returncode == 2
-    assert gone(path.name, within_s=2)
+    assert all_ended(path.name, within_s=2)
 
 
-def test_a_script_that_ends_the_process_when_it_is_imported_lacks_the_guard_too(tmp_path: Path):
+def test_a_script_that_raises_systemexit_on_import_gets_the_same_advice(tmp_path: Path):
     call = f"try:\n    {CALLS['vapo.train()']}\nexcept Exception as error:\n    raise SystemExit(str(error))"
-    said = last_words(start(tmp_path, SCRIPT.format(call=call)))
-    assert "ends the process" in said
-    assert 'under `if __name__ == "__main__":`' in said
-    assert "Traceback" not in said
+    stderr = stderr_of(start(tmp_path, SCRIPT.format(call=call)))
+    assert "ends the process" in stderr
+    assert 'under `if __name__ == "__main__":`' in stderr
+    assert "Traceback" not in stderr
 
 
 SLOW = {
@@ -105,7 +105,7 @@ input()
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("when", SLOW)
-def test_a_worker_ends_with_its_trainer(tmp_path: Path, when: str):
+def test_a_worker_ends_when_its_trainer_is_killed(tmp_path: Path, when: str):
     loading, judging = SLOW[when]
     path = tmp_path / f"{tmp_path.name}.py"
     path.write_text(f"{loading}\ndef judge(response, answer):\n    return {judging}\n")
@@ -122,4 +122,4 @@ def test_a_worker_ends_with_its_trainer(tmp_path: Path, when: str):
     time.sleep(0.5)
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.communicate()
-    assert gone(worker)
+    assert all_ended(worker)

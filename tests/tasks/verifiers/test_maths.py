@@ -1,4 +1,4 @@
-"""The math verifier on its three corpora: no reward for tricks, few for want of spelling, nothing hangs."""
+"""The math verifier on its corpora: no trick is right, few equivalent forms are missed, nothing hangs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def corpus(name: str) -> list[tuple[Prompt, str]]:
     return items
 
 
-def test_no_trick_is_rewarded(pool):
+def test_no_trick_is_right(pool):
     items = corpus("tricks")
     assert len(items) >= 100
     rewarded = [(p.answer, r) for (p, r), v in zip(items, pool.judge(items), strict=True) if v.right]
@@ -54,7 +54,7 @@ def test_at_most_one_equivalent_form_in_a_hundred_is_missed(pool):
     assert len(missed) <= 0.01 * len(items), missed
 
 
-def test_hostile_answers_are_judged_in_time_while_the_trainer_goes_on_and_executes_nothing(pool):
+def test_hostile_answers_are_judged_in_time_without_blocking_the_trainer_or_executing_code(pool):
     items = corpus("hostile")
     assert len(items) >= 60
     SENTINEL.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def test_hostile_answers_are_judged_in_time_while_the_trainer_goes_on_and_execut
     assert not SENTINEL.exists()
 
 
-def test_every_kind_that_is_a_matter_of_taste_is_judged_as_decided(pool):
+def test_debatable_pairs_are_judged_as_documented(pool):
     rows = [json.loads(line) for line in (CORPORA / "decided.jsonl").read_bytes().split(b"\n") if line]
     verdicts = pool.judge(corpus("decided"))
     other = [(row["gold"], row["response"]) for row, v in zip(rows, verdicts, strict=True) if v.right != row["right"]]
@@ -83,7 +83,7 @@ def test_every_kind_that_is_a_matter_of_taste_is_judged_as_decided(pool):
     assert all(pairs[row["kind"], right] >= 5 for row in rows for right in (True, False))
 
 
-def test_the_table_of_decisions_names_every_kind_and_its_examples_are_judged_as_it_says(pool):
+def test_the_table_in_docs_names_every_kind_and_its_examples_are_judged_as_stated(pool):
     table = (Path(__file__).parents[3] / "docs" / "maths.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|`]+) \| `(.+?)` for `(.+?)` \| `(.+?)` for `(.+?)` \|", table, re.MULTILINE)
     kinds = {json.loads(line)["kind"] for line in (CORPORA / "decided.jsonl").read_bytes().split(b"\n") if line}
@@ -94,7 +94,7 @@ def test_the_table_of_decisions_names_every_kind_and_its_examples_are_judged_as_
         assert [v.right for v in pool.judge(items)] == [True, False], kind
 
 
-def test_an_answer_is_right_wrong_or_told_why_not(pool):
+def test_each_verdict_has_its_status_and_reason(pool):
     def verdict(gold: str, response: str) -> tuple[str, str]:
         verdict = pool.judge([(Prompt("p", "q", gold), response)])[0]
         return verdict.status, verdict.reason
@@ -126,7 +126,7 @@ def test_an_answer_is_right_wrong_or_told_why_not(pool):
         ("A", ["(A) 12", "\\text{(A)}"]),
     ],
 )
-def test_forms_that_a_second_reader_missed_are_right(pool, gold, answers):
+def test_further_equivalent_forms_are_right(pool, gold, answers):
     for answer in answers:
         assert pool.judge([(Prompt("p", "q", gold), f"\\boxed{{{answer}}}")])[0].right, answer
 
@@ -162,22 +162,22 @@ def test_forms_that_a_second_reader_missed_are_right(pool, gold, answers):
         ("A", ["(A) or (B)"]),
     ],
 )
-def test_answers_that_a_second_reader_got_through_are_wrong(pool, gold, answers):
+def test_further_near_misses_are_wrong(pool, gold, answers):
     for answer in answers:
         assert pool.judge([(Prompt("p", "q", gold), f"\\boxed{{{answer}}}")])[0].status == "wrong", answer
 
 
 class heartbeat:  # noqa: N801
-    """The gaps between the beats of a thread that wants to beat every 20 ms, while the block runs."""
+    """Collects the gaps between the ticks of a thread that ticks every 20 ms while the block runs."""
 
     def __enter__(self) -> list[float]:
         self.gaps: list[float] = [0.0]
         self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.beat)
+        self.thread = threading.Thread(target=self.tick)
         self.thread.start()
         return self.gaps
 
-    def beat(self) -> None:
+    def tick(self) -> None:
         last = time.monotonic()
         while not self.stop.wait(0.02):
             now = time.monotonic()
@@ -190,7 +190,7 @@ class heartbeat:  # noqa: N801
 
 
 class audited:  # noqa: N801
-    """What Python's audit hook saw of these events while the block ran; a hook cannot be taken away again."""
+    """Collects these audit events while the block runs. Python cannot remove the hook afterwards."""
 
     def __init__(self, events: set[str]) -> None:
         self.events, self.seen, self.active = events, [], False

@@ -1,7 +1,8 @@
-"""Worker processes under attack by the verifiers they run."""
+"""Worker processes whose verifiers hang, crash, print or exceed their limits."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from vapo.errors import ConfigError
 from vapo.tasks.verifiers import worker
-from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS, Group, Limits, VerifierPool
+from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS, Group, Limits, VerifierPool, _read_verdicts
 from vapo.types import Prompt
 
 VERIFIER = """
@@ -27,7 +28,7 @@ def judge(response, answer):
             pass
     if response == "memory":
         return bytearray(1 << 40)
-    if response == "tensor":  # torch's words
+    if response == "tensor":  # torch's message
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
     if response == "processor":
         os.kill(os.getpid(), 24)
@@ -89,22 +90,22 @@ MEMORY = "the limit is task.verifier_memory_mb=2048; raise it if the verifier ne
         ("raise", "the verifier raised ValueError: what is this?"),
     ],
 )
-def test_an_attack_is_invalid_with_its_reason_and_the_next_verdict_is_sound(pool, attack, reason):
+def test_an_attack_gives_an_invalid_verdict_and_the_next_verdicts_are_correct(pool, attack, reason):
     start = time.monotonic()
     assert judge(pool, attack) == [("invalid", reason)]
-    assert time.monotonic() - start < 3.0  # a worker that left has to load again
+    assert time.monotonic() - start < 3.0  # a worker whose process exited has to load again
     assert judge(pool, "a", "b", "a") == [RIGHT, ("wrong", "score 0"), RIGHT]
 
 
-def test_what_a_verifier_prints_is_not_taken_for_a_verdict(pool):
+def test_printed_verdicts_are_ignored(pool):
     assert judge(pool, "print", "print") == [("wrong", "score 0")] * 2
 
 
-def test_a_process_that_was_killed_by_somebody_else_is_asked_again(pool, tmp_path):
+def test_a_request_is_repeated_if_the_process_was_killed_from_outside(pool, tmp_path):
     assert judge(pool, "once", answer=str(tmp_path / "seen")) == [RIGHT]
 
 
-def test_what_a_killed_verifier_had_started_dies_with_it(pool, tmp_path):
+def test_processes_that_a_killed_verifier_started_are_killed_too(pool, tmp_path):
     note = tmp_path / "pid"
     assert judge(pool, "child", answer=str(note))[0][0] == "invalid"
     pid = int(note.read_text())
@@ -121,7 +122,24 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_verdicts_come_in_order_from_many_workers(tmp_path):
+def test_a_score_comes_back_from_the_worker_as_a_number(tmp_path):
+    path = tmp_path / "scores.py"
+    path.write_text(
+        "from vapo.types import Verdict\n"
+        "def judge(response):\n    return float(response) if response else Verdict('wrong', 'graded score 0.3')\n"
+    )
+    with VerifierPool(f"{path}:judge", workers=1) as pool:
+        verdicts = pool.judge([(Prompt("p", "q", "a"), response) for response in ("0.3", "-1", "0", "1", "")])
+    assert [verdict.score for verdict in verdicts] == [0.3, -1.0, 0.0, 1.0, None]
+
+
+@pytest.mark.parametrize("score", [10**400, float("inf"), float("nan"), "0.3", None])
+def test_a_score_that_is_not_a_finite_float_is_dropped(score):
+    line = json.loads(json.dumps({"verdicts": [["wrong", "no", "wrong_answer", score]]}))
+    assert [verdict.score for verdict in _read_verdicts(line)] == [None]
+
+
+def test_verdicts_of_several_workers_are_in_order(tmp_path):
     path = tmp_path / "v.py"
     path.write_text("def judge(response, answer):\n    return response == answer\n")
     items = [(Prompt(str(i), "q", str(i % 3)), str(i % 2)) for i in range(60)]
@@ -129,18 +147,18 @@ def test_verdicts_come_in_order_from_many_workers(tmp_path):
         assert [v.right for v in pool.judge(items)] == [i % 3 == i % 2 for i in range(60)]
 
 
-def test_a_response_longer_than_any_is_wrong_unread_and_a_long_one_is_read(pool):
+def test_a_response_above_the_length_limit_is_wrong_and_one_at_the_limit_is_judged(pool):
     assert judge(pool, "x" * (MAX_RESPONSE_CHARACTERS + 1))[0][0] == "wrong"
     long = "x" * MAX_RESPONSE_CHARACTERS
     assert judge(pool, long, answer=long) == [RIGHT]
 
 
-def test_unpaired_surrogates_and_zero_bytes_go_through(pool):
+def test_unpaired_surrogates_and_zero_bytes_reach_the_verifier(pool):
     odd = "a\x00\ud800\n"
     assert judge(pool, odd, answer=odd) == [RIGHT]
 
 
-def test_a_worker_is_replaced_after_so_many_verdicts(tmp_path, monkeypatch):
+def test_a_child_is_replaced_after_a_number_of_verdicts(tmp_path, monkeypatch):
     # the limit is read in the worker's process, so it is set by the verifier's own module
     path = tmp_path / "few.py"
     path.write_text(
@@ -189,7 +207,7 @@ def statuses(pool: VerifierPool, *groups: Group) -> list[str]:
     return [verdict.status for verdict in pool.judge_groups(groups)]
 
 
-def test_a_reward_function_compares_the_responses_of_a_group_and_no_others(best):
+def test_a_reward_function_compares_the_responses_of_one_group_only(best):
     assert best.together
     assert best.needs_tokens
     assert statuses(best, group("ab", "a", "b"), group("a"), group("a", "abcd")) == [
@@ -203,36 +221,36 @@ def test_a_reward_function_compares_the_responses_of_a_group_and_no_others(best)
     ("poison", "reason"),
     [("sleep", "no verdict within 0.3 s"), ("crash", "died of SIGSEGV"), ("raise", "raised ValueError: 1")],
 )
-def test_a_response_that_breaks_the_verifier_is_invalid_and_the_others_of_its_group_are_compared(best, poison, reason):
+def test_a_response_that_breaks_the_verifier_is_invalid_and_the_rest_of_its_group_is_compared(best, poison, reason):
     verdicts = best.judge_groups([group("ab", poison, "abcd", "x"), group("a")])
     assert [v.status for v in verdicts] == ["wrong", "invalid", "right", "wrong", "right"]
     assert reason in verdicts[1].reason
 
 
-def test_a_response_longer_than_any_takes_no_part_in_its_group(best):
+def test_a_response_above_the_length_limit_is_left_out_of_its_group(best):
     verdicts = best.judge_groups([group("ab", "x" * (MAX_RESPONSE_CHARACTERS + 1), "a")])
     assert [v.status for v in verdicts] == ["right", "wrong", "wrong"]
     assert verdicts[1].reason == f"a response of {MAX_RESPONSE_CHARACTERS + 1} characters"
 
 
-def test_progress_counts_responses_and_the_step_is_told(tmp_path):
+def test_progress_counts_responses_and_the_verifier_gets_the_step(tmp_path):
     path = tmp_path / "v.py"
     path.write_text(BEST)
-    told = []
+    progress = []
     with VerifierPool(f"{path}:steps", workers=1) as pool:
-        asked = [replace(group("a", "b"), step=2), replace(group("a"), step=2)]
-        verdicts = pool.judge_groups(asked, lambda done, of: told.append((done, of)))
+        groups = [replace(group("a", "b"), step=2), replace(group("a"), step=2)]
+        verdicts = pool.judge_groups(groups, lambda done, of: progress.append((done, of)))
     assert [v.right for v in verdicts] == [True, True, False]
-    assert told == [(2, 3), (3, 3)]
+    assert progress == [(2, 3), (3, 3)]
 
 
-def test_other_verifiers_are_asked_about_one_response_at_a_time(pool):
+def test_other_verifiers_judge_one_response_per_call(pool):
     assert not pool.together
     verdicts = pool.judge_groups([Group(Prompt("p", "q", "a"), ("a", "raise", "b"))])
     assert [v.status for v in verdicts] == ["right", "invalid", "wrong"]
 
 
-def test_closing_leaves_no_process_behind(tmp_path):
+def test_closing_ends_all_processes(tmp_path):
     path = tmp_path / "v.py"
     path.write_text("import os\ndef judge(response):\n    raise RuntimeError(os.getpid())\n")
     pool = VerifierPool(f"{path}:judge", workers=1)
@@ -245,23 +263,25 @@ def test_closing_leaves_no_process_behind(tmp_path):
     assert not alive(pid)
 
 
-def test_a_pool_whose_loader_was_killed_too_starts_it_again(tmp_path):
+def test_a_killed_worker_process_is_restarted(tmp_path):
     path = tmp_path / "v.py"
     path.write_text("import time\ndef judge(response):\n    time.sleep(response == 'sleep' and 9)\n    return True\n")
     with VerifierPool(f"{path}:judge", workers=1, limits=Limits(time_s=0.3)) as pool:
-        os.kill(pool._all[0]._process.pid, signal.SIGKILL)  # the forking one, as the system does for want of memory
+        os.kill(
+            pool._all[0]._process.pid, signal.SIGKILL
+        )  # the process that forks, as the system does when memory runs out
         assert judge(pool, "sleep")[0][0] == "invalid"
         assert judge(pool, "a", "a") == [RIGHT, RIGHT]
 
 
-def test_a_prompt_that_is_no_json_is_invalid_and_the_next_is_judged(pool):
+def test_a_prompt_that_is_not_json_gives_an_invalid_verdict_and_the_next_is_judged(pool):
     odd = Prompt("p", "q", "a", columns={"image": {"bytes": b"x"}})
     verdicts = pool.judge([(odd, "a"), (Prompt("p", "q", "a"), "a")])
     assert [v.status for v in verdicts] == ["invalid", "right"]
     assert "not JSON serializable" in verdicts[0].reason
 
 
-def test_limits_above_those_of_the_machine_are_lowered(tmp_path):
+def test_limits_above_the_hard_limits_of_the_machine_are_lowered(tmp_path):
     path = tmp_path / "v.py"
     path.write_text(
         "import resource\n"
@@ -281,6 +301,6 @@ def test_limits_above_those_of_the_machine_are_lowered(tmp_path):
         ("/no/such/file.py:f", "no file"),
     ],
 )
-def test_a_verifier_that_is_not_there_is_named(name, message):
+def test_an_unknown_verifier_gives_a_config_error(name, message):
     with pytest.raises(ConfigError, match=message):
         VerifierPool(name, workers=1)

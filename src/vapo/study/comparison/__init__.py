@@ -1,8 +1,8 @@
-"""Finished runs side by side: one table, curves with bands, paired differences, and a page that explains itself.
+"""Compare finished runs: tables, curves with bands, paired differences, and a page with explanations.
 
     results = compare_runs(["runs/vapo-0", "runs/dapo-0", ...], "comparison")
 
-It reads files only. Everything it says is in `results.json`, from which table, figures and page are made.
+A comparison reads files only. All of its numbers are in `results.json`; tables, figures and page are made from it.
 """
 
 from vapo.study.comparison.comparison_files import compare_runs, read_results, write_comparison

@@ -1,4 +1,4 @@
-"""Read run directories for a comparison; refuse those whose comparison would mislead."""
+"""Read run directories for a comparison; raise errors for runs whose scores cannot be compared."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from vapo.study.comparison.methods import distinct_labels, method_settings, tabl
 
 Outcome = Literal["finished", "diverged", "failed", "unfinished"]
 OLD_RESUMED = "settings changed"
-"""What vapo 0.1 called a resume under other settings; it did not write the step down."""
+"""The event that vapo 0.1 wrote for a resume with other settings, without the step."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One held-out evaluation: where in training it lies, and how often each prompt was solved."""
+    """One held-out evaluation: its place in training, and the success rate of each prompt."""
 
     step: int
     k: int
     gradient_steps: int
     samples: int
-    """Responses sampled for joint training before it; value pretraining not counted."""
+    """Responses sampled for training before the evaluation, without those of value pretraining."""
     rates: Scores
     """(P,) share of a prompt's valid samples that are right; nan where none is valid."""
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What the critic cost before joint training: the run's own pretraining, and a shared critic's."""
+    """The cost of the critic before training: the run's own pretraining and that of a shared critic."""
 
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
     steps: int = 0
     critic: str | None = None
-    """The name of the shared critic, if there was one."""
+    """The name of the shared critic, if there is one."""
     gradient_steps: int | None = None
-    """Of the shared critic."""
+    """Gradient steps of the shared critic."""
     explained_variance: float | None = None
-    """Of the shared critic, on held-out prompts when it was done."""
+    """Explained variance of the finished shared critic, on held-out prompts."""
 
 
 class Resume(NamedTuple):
-    """A resume under other settings: after which step (None where it was not written down), and which settings."""
+    """A resume with other settings: the step (None if it was not recorded) and the changed settings."""
 
     step: int | None
     changes: list[str]
@@ -62,7 +62,7 @@ class Resume(NamedTuple):
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run with its place in the comparison. `evaluations` are in order, and empty unless it finished."""
+    """One run of a comparison. `evaluations` are in order of steps, and empty unless the run finished."""
 
     files: RunFiles
     method: str
@@ -71,27 +71,26 @@ class ComparedRun:
     outcome: Outcome
     pretraining: Pretraining
     resumed: tuple[Resume, ...] = ()
-    """Where the run went on under other settings than before; its config.yaml has the last ones only."""
+    """Resumes with other settings; the run's config.yaml has the last settings only."""
     set: str = ""
     evaluations: tuple[Evaluation, ...] = ()
 
     @property
     def path(self) -> str:
-        """The run directory, as it was named."""
+        """The run directory as the caller named it."""
         return str(self.files.path)
 
     @property
     def final(self) -> Evaluation:
-        """The evaluation after training; only of finished runs."""
+        """The evaluation after training; finished runs only."""
         return self.evaluations[-1]
 
 
 def read_compared_runs(run_dirs: Sequence[str | Path]) -> list[ComparedRun]:
-    """The runs, sorted by method, base and seed, so that the order they are given in changes nothing.
+    """Read the runs and sort them by method, base and seed, so that the order of `run_dirs` has no effect.
 
-    Raises DataError if a folder is not a run, if a run was made by a version that did not write down what a
-    paired comparison needs, if runs are of different tasks, held-out sets or k, if one method has a base and
-    seed twice, or if no run has finished.
+    Raises DataError if a folder is not a run, if an older version did not record what a paired comparison needs, if
+    runs have different tasks, held-out sets or k, if a method has the same base and seed twice, or if no run finished.
     """
     runs = [_read_run(Path(path)) for path in run_dirs]
     labels = distinct_labels(
@@ -112,7 +111,7 @@ def read_compared_runs(run_dirs: Sequence[str | Path]) -> list[ComparedRun]:
 
 
 def task_of(run: ComparedRun) -> str:
-    """The name of the task a run was trained on."""
+    """The name of the run's task."""
     task = run.files.config.get("task")
     return str(task.get("name") if isinstance(task, dict) else task)
 
@@ -133,24 +132,24 @@ def _read_run(path: Path) -> ComparedRun:
     )
     if outcome != "finished":
         return run
-    records = _in_order(files)
+    records = _evaluations_by_step(files)
     evaluations = tuple(_evaluation(files, record) for record in records)
     return replace(run, set=str(records[-1]["set"]), evaluations=evaluations)
 
 
 def _effective(files: RunFiles) -> Record:
-    """What ran, every number under its one name."""
-    if not files.method:  # a run of vapo 0.1, whose config.yaml spells the method out
+    """The settings of the run with its expanded method, each under one name."""
+    if not files.method:  # the config.yaml of vapo 0.1 has the expanded method
         try:
             return resolve([file_layer(files.name, files.config)]).effective()
-        except ConfigError:  # of a version that is neither
+        except ConfigError:  # an unknown version
             return files.config
     trainer = {**(files.config.get("trainer") or {}), **(files.method.get("trainer") or {})}
     return {**files.config, "algorithm": files.method.get("algorithm") or {}, "trainer": trainer}
 
 
 def _cell_json(path: Path) -> Record:
-    """What a study wrote about the run; empty for a run outside of studies."""
+    """The content of cell.json, which a study writes; empty for a run outside of studies."""
     file = path / "cell.json"
     if not file.exists():
         return {}
@@ -204,8 +203,8 @@ def _last(rows: Sequence[Record], key: str) -> float:
     return next((n for row in reversed(rows) if not np.isnan(n := number(row.get(key)))), 0.0)
 
 
-def _in_order(files: RunFiles) -> list[Record]:
-    """The evaluations by step, the last one being the one after training."""
+def _evaluations_by_step(files: RunFiles) -> list[Record]:
+    """The evaluations in order of steps; the last is the one after training."""
     by_step = {int(e["step"]): e for e in files.evaluations if e.get("label") != EvaluationLabel.AFTER}
     after = [e for e in files.evaluations if e.get("label") == EvaluationLabel.AFTER][-1]
     by_step[int(after["step"])] = after
@@ -216,8 +215,8 @@ def _evaluation(files: RunFiles, record: Record) -> Evaluation:
     step, where = int(record["step"]), f"{files.path}, evaluation at step {record['step']}"
     if any(key not in record for key in ("k", "set", "right", "valid")):
         raise DataError(
-            f"{where}: it does not say which prompts were solved, so runs cannot be paired. It was written by an "
-            "older version: train this run again with this version, or leave it out."
+            f"{where}: it does not record which prompts were solved, so runs cannot be paired. An older version wrote "
+            "it: train this run again with this version, or leave it out."
         )
     right, valid = (np.asarray(record[key], dtype=np.float64) for key in ("right", "valid"))
     if right.ndim != 1 or right.shape != valid.shape or not len(right) or (right > valid).any() or (right < 0).any():
@@ -232,8 +231,8 @@ def _evaluation(files: RunFiles, record: Record) -> Evaluation:
         samples = total - _last(files.phase(Phase.PRETRAIN), "num_samples")
         if np.isnan(gradient_steps) or np.isnan(samples):
             raise DataError(
-                f"{where}: metrics.jsonl has no gradient_steps and num_samples for that step, so the evaluation has "
-                "no place on the axes. The file is damaged: train this run again."
+                f"{where}: metrics.jsonl lacks gradient_steps or num_samples for that step. The file is damaged: train "
+                "this run again."
             )
     return Evaluation(
         step=step,
@@ -250,7 +249,7 @@ def _check_one_task(runs: Sequence[ComparedRun]) -> None:
         if first is not None and task_of(run) != task_of(first):
             raise DataError(
                 f"{first.path} was trained on the task {task_of(first)!r}, {run.path} on {task_of(run)!r}: their "
-                "scores say nothing about each other. Compare each task's runs on their own."
+                "scores cannot be compared. Compare the runs of each task separately."
             )
 
 
@@ -260,8 +259,8 @@ def _check_no_repetition(runs: Sequence[ComparedRun]) -> None:
         key = (run.method, run.base, run.seed)
         if key in seen:
             raise DataError(
-                f"{seen[key].path} and {run.path} are both {run.method} with base {run.base} and seed {run.seed}: "
-                "the same run twice is no evidence. Leave one out, or train it with another seed."
+                f"{seen[key].path} and {run.path} are both {run.method} with base {run.base} and seed {run.seed}, "
+                "and a repeated run adds no evidence. Leave one out, or train it with another seed."
             )
         seen[key] = run
 
@@ -269,16 +268,16 @@ def _check_no_repetition(runs: Sequence[ComparedRun]) -> None:
 def _check_one_evaluation(finished: Sequence[ComparedRun]) -> None:
     first = finished[0]
     for run in finished:
-        sets = {str(e["set"]) for e in _in_order(run.files)}
+        sets = {str(e["set"]) for e in _evaluations_by_step(run.files)}
         if len(sets) > 1 or run.set != first.set or len(run.final.rates) != len(first.final.rates):
             raise DataError(
                 f"{first.path} and {run.path} were not evaluated on the same held-out prompts with the same decoding "
                 f"(sets {first.set} and {', '.join(sorted(sets))}). Train them with equal task and evaluation "
-                "settings (prompts, temperature, top_p), or compare them apart."
+                "settings (prompts, temperature, top_p), or compare them separately."
             )
         if run.final.k != first.final.k:
             raise DataError(
                 f"The final evaluation of {first.path} has {counted(first.final.k, 'sample')} per prompt, that of "
-                f"{run.path} {run.final.k}: avg@{first.final.k} and avg@{run.final.k} are not one score. Train one of "
-                "them again with the other's evaluation settings."
+                f"{run.path} {run.final.k}, and avg@{first.final.k} cannot be compared with avg@{run.final.k}. Train "
+                "one of them again with the other's evaluation settings."
             )

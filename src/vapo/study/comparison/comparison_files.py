@@ -1,4 +1,4 @@
-"""The comparison's files: `results.json`, and what is made from it."""
+"""The files of a comparison: `results.json`, and the table, figure and page made from it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def compare_runs(
 ) -> Record:
     """Compare finished runs, write the comparison into `out`, and return the content of its `results.json`.
 
-    `reference` is the method that differences are taken to; `heading` and `notes` (the regime, the command,
-    the date) stand on page and table. Raises DataError where comparing the runs would mislead (`read_compared_runs`).
+    Differences are those to the method `reference`. Page and table show `heading` and `notes`, such as the command and
+    the date. Raises DataError for runs that cannot be compared (`read_compared_runs`).
     """
     results = summarise(read_compared_runs(run_dirs), reference=reference, heading=heading, notes=notes)
     write_comparison(results, out)
@@ -49,7 +49,7 @@ def write_comparison(results: Record, out: str | Path) -> None:
 
 
 def read_results(path: str | Path) -> Record:
-    """A `results.json` read back; raises DataError if it is none, or another version's."""
+    """Read a `results.json`. Raises DataError if it is another file or of another version."""
     try:
         results = json.loads(Path(path).read_bytes())
     except OSError as error:
@@ -57,5 +57,5 @@ def read_results(path: str | Path) -> Record:
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}. Name a results.json of vapo compare.") from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise DataError(f"{path} is no results.json of this version. Make it again from the runs: vapo compare RUN…")
+        raise DataError(f"{path} is not a results.json of this version. Make it again from the runs: vapo compare RUN…")
     return results

@@ -1,6 +1,6 @@
-"""The comparison as one self-contained page: no network, no script, light and dark.
+"""The comparison as one self-contained HTML page without scripts. It needs no network and supports light and dark mode.
 
-Whatever comes from files (labels, notes) goes through jinja2 with autoescape; figures draw text as shapes.
+Text from files (labels, notes) goes through jinja2 with autoescape; figures draw text as shapes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from vapo.reports.style import asset, page_templates, palette_css
 from vapo.study.comparison import table_rows
 from vapo.study.comparison.figures import dynamics_svg, main_svg, variations_svg
 
-HERE = "vapo.study.comparison"
+PACKAGE = "vapo.study.comparison"
 
 
 def comparison_html(results: Record) -> str:
-    """`comparison.html` from the content of `results.json`, and from nothing else."""
-    environment = page_templates(HERE)
+    """The text of `comparison.html`, made from the content of `results.json`."""
+    environment = page_templates(PACKAGE)
     environment.filters.update(figure=formatting.figure, count=formatting.short_count, duration=formatting.duration)
     return environment.get_template("comparison.html.j2").render(
         results=results,
@@ -26,17 +26,17 @@ def comparison_html(results: Record) -> str:
         headline=table_rows.comparison_headline(results),
         headings=table_rows.main_headings(results),
         rows=table_rows.main_rows(results),
-        reading_headings=table_rows.equal_samples_headings(results),
-        reading_rows=table_rows.equal_samples_rows(results),
+        equal_samples_headings=table_rows.equal_samples_headings(results),
+        equal_samples_rows=table_rows.equal_samples_rows(results),
         sentences=table_rows.column_explanations(results),
         left_out=table_rows.runs_left_out(results),
         resumed=table_rows.runs_resumed(results),
-        main=_drawn(main_svg(results)),
-        variations=_drawn(variations_svg(results)),
-        dynamics=_drawn(dynamics_svg(results)),
-        css=Markup(palette_css() + asset("report.css") + asset("comparison.css", HERE)),  # noqa: S704  our own
+        main=_safe_svg(main_svg(results)),
+        variations=_safe_svg(variations_svg(results)),
+        dynamics=_safe_svg(dynamics_svg(results)),
+        css=Markup(palette_css() + asset("report.css") + asset("comparison.css", PACKAGE)),  # noqa: S704  our own
     )
 
 
-def _drawn(svg: str | None) -> Markup | None:
+def _safe_svg(svg: str | None) -> Markup | None:
     return None if svg is None else Markup(svg)  # noqa: S704  matplotlib draws text as shapes

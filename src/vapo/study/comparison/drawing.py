@@ -1,4 +1,4 @@
-"""The style that all figures of a comparison share."""
+"""The common style of all figures of a comparison."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ AS_COUNT = FuncFormatter(lambda value, _: short_count(value) if value else "0")
 
 
 def new_figure(height: float) -> Figure:
-    """An empty figure of the common width, `height` inches high."""
+    """An empty figure with the common width, `height` inches high."""
     return Figure(figsize=(WIDTH, height), dpi=120, facecolor=LIGHT.paper)
 
 
 def colours(methods: list[str], palette: Palette = LIGHT) -> dict[str, str]:
-    """The methods that have a colour of their own: those of the paper's comparison, always the same; if
-    there are no more than five methods, or none of those, also the first others. All others are drawn in grey."""
+    """Colours by method. The methods of the paper's comparison have fixed colours.
+
+    The other methods get the free colours if there are at most five methods, or none of the paper's. Methods without
+    an entry are drawn in grey.
+    """
     chosen = {method: _COLOURS[method] for method in methods if method in LADDER}
     if len(methods) <= len(_COLOURS) or not chosen:
         free = [hue for hue in ("first", "second", "third", "fourth", "fifth") if hue not in chosen.values()]
@@ -36,19 +39,19 @@ def colours(methods: list[str], palette: Palette = LIGHT) -> dict[str, str]:
     return {method: getattr(palette, chosen[method]) for method in methods if method in chosen}
 
 
-def name_x(axes: Axes, words: str, palette: Palette = LIGHT) -> None:
-    """The words under the x axis."""
-    axes.set_xlabel(words, fontsize=8.5, color=palette.quiet, labelpad=2)
+def label_x(axes: Axes, text: str, palette: Palette = LIGHT) -> None:
+    """Label the x axis."""
+    axes.set_xlabel(text, fontsize=8.5, color=palette.quiet, labelpad=2)
 
 
 def legend_rows(names: Iterable[str]) -> int:
-    """How many lines a legend of these names takes."""
+    """The number of lines in a legend of these names."""
     names = list(names)
     return -(-len(names) // _legend_columns(names))
 
 
 def legend(figure: Figure, names: dict[str, str], top: float, palette: Palette = LIGHT) -> None:
-    """Coloured names, their upper edge `top` of the height up; very long names are cut."""
+    """Draw a legend of names and colours with its upper edge at `top`, a share of the height; long names are cut."""
     handles = [Line2D([], [], color=hue, linewidth=2.2) for hue in names.values()]
     box = figure.legend(
         handles,
@@ -72,7 +75,7 @@ def _legend_columns(names: list[str]) -> int:
 
 
 def band(axes: Axes, curve: Record, hue: str, *, width: float = 1.9) -> None:
-    """A mean curve and, where there is one, its band."""
+    """Draw a mean curve and its band, if it has one."""
     x = np.array(curve["x"], dtype=float)
     mean, low, high = (np.array(curve[key], dtype=float) for key in ("mean", "low", "high"))
     axes.plot(x, mean, color=hue, linewidth=width, solid_capstyle="round", marker="o" if len(x) == 1 else None)
@@ -81,14 +84,14 @@ def band(axes: Axes, curve: Record, hue: str, *, width: float = 1.9) -> None:
 
 
 def spread_out(places: list[float], gap: float, low: float, high: float) -> list[float]:
-    """The places moved apart to at least `gap`, in their order, as little as it takes, within [low, high].
+    """Positions within [low, high], at least `gap` apart and in the same order, moved as little as possible.
 
     >>> spread_out([0.5, 0.5, 0.9], 0.2, 0.0, 1.0)
     [0.4, 0.6, 0.9]
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
     gap = min(gap, (high - low) / max(1, len(places) - 1))
-    blocks: list[tuple[float, int]] = []  # middle and number of neighbours that touch
+    blocks: list[tuple[float, int]] = []  # centre and size of groups that are `gap` apart
     for i in order:
         middle, size = places[i], 1
         while blocks and blocks[-1][0] + gap * blocks[-1][1] / 2 > middle - gap * size / 2:
@@ -102,10 +105,10 @@ def spread_out(places: list[float], gap: float, low: float, high: float) -> list
 
 
 def shortened(name: str, width: int) -> str:
-    """A label that fits: one line, cut with a dot-dot-dot."""
+    """A label on one line, cut to `width` characters."""
     return textwrap.shorten(one_line(name), width, placeholder="…") if " " in name else one_line(name)[:width]
 
 
 def wrapped(name: str, width: int = 36) -> str:
-    """A label over at most two lines."""
+    """A label on at most two lines."""
     return "\n".join(textwrap.wrap(one_line(name), width, max_lines=2, placeholder="…"))

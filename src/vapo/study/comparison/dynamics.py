@@ -1,4 +1,4 @@
-"""Training metrics averaged over a method's runs, as a few short curves."""
+"""Curves of training metrics, averaged over a method's runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LAST_PART = 0.25
 
 
 def metric_curve(runs: Sequence[RunFiles], key: str) -> dict[str, list[float]] | None:
-    """`step` and `mean` of one training metric: mean over runs, then over at most 50 bins of equal width.
+    """`step` and `mean` of one training metric, averaged over runs and over at most 50 bins of equal width.
 
-    A step that only some runs have is their mean; `step` is the middle of a bin. None if no run has it.
+    Each step is averaged over the runs that have it; `step` is the middle of a bin. None if no run has the metric.
     """
     rows = [row for run in runs for row in run.phase(Phase.TRAIN)]
     steps = np.array([number(row.get("step")) for row in rows])
@@ -37,8 +37,10 @@ def metric_curve(runs: Sequence[RunFiles], key: str) -> dict[str, list[float]] |
 
 
 def bias_by_position(runs: Sequence[RunFiles]) -> list[float] | None:
-    """Mean of V minus the outcome in each tenth of the response, over the last quarter of training; None
-    for methods without a critic, nan for a tenth that was never measured."""
+    """The mean of V minus the outcome in each tenth of the response, over the last quarter of training.
+
+    None for methods without a critic; nan for a tenth without measurements.
+    """
     rows = [row for run in runs for row in _last_quarter(run.phase(Phase.TRAIN))]
     table = np.array([[number(row.get(f"{BIAS}/{d}")) for d in range(DECILES)] for row in rows])
     if not table.size or np.isnan(table).all():
@@ -54,5 +56,5 @@ def _last_quarter(rows: list[Record]) -> list[Record]:
 
 
 def _mean_by(groups: np.ndarray, values: Scores) -> Scores:
-    """The mean of the values of each group 0, 1, …"""
+    """The mean of the values in each group 0, 1, …"""
     return np.bincount(groups, weights=values) / np.bincount(groups)

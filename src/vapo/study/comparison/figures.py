@@ -1,4 +1,4 @@
-"""The figures of a comparison, each from the content of `results.json` alone."""
+"""The figures of a comparison, made from the content of `results.json`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vapo.metrics import metric_called
-from vapo.reports.formatting import figure as in_words
+from vapo.reports.formatting import figure as formatted
 from vapo.reports.formatting import one_line, signed
 from vapo.reports.palette import LIGHT
 from vapo.reports.runfiles import Record, number
 from vapo.reports.style import as_png, as_svg, frame, themed
 from vapo.study.comparison import drawing
 from vapo.study.comparison.dynamics import BIAS, CURVES
-from vapo.study.comparison.table_rows import comparison_title
+from vapo.study.comparison.table_rows import comparison_title, final_scores
 
 AXES = {"gradient_steps": "gradient steps", "samples": "training samples, value pretraining counted"}
-_ROW = 0.31  # inches of a forest's row
+_ROW = 0.31  # height of one row of a forest plot, in inches
+_ONE_SEED_DASHES = (0, (2.2, 1.2))
+ONE_RUN = "dashed: one run, interval over prompts only"
+ONE_PAIR = "dashed: one pair of runs, interval over prompts only"
 _DASHES: tuple[str | tuple, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5, 1.2)))
 
 
 class Dot(NamedTuple):
-    """One row of a forest: a mean with its interval (nan where there is none) and the runs behind it."""
+    """One row of a forest plot: a mean, its interval (nan where there is none), and the scores of single runs."""
 
     name: str
     mean: float
@@ -34,37 +37,42 @@ class Dot(NamedTuple):
     high: float
     runs: list[float]
     hue: str
-    words: str
-    sure: bool = True
+    label: str
+    filled: bool = True
+    over_prompts: bool = False
+    """Whether the interval covers the prompts of one run, or pair of runs, and not other seeds."""
 
 
 def main_png(results: Record, path: Path) -> None:
-    """Learning curves, final scores and differences in one PNG, 1200 pixels wide."""
+    """Draw learning curves, final scores and differences into one PNG, 1200 pixels wide."""
     as_png(lambda: main_figure(results, heading=True), path)
 
 
 def main_svg(results: Record) -> str:
-    """The same figure to stand in a page, without its heading."""
+    """The same figure without a heading, for embedding in a page."""
     return themed(as_svg(lambda: main_figure(results)))
 
 
 def variations_svg(results: Record) -> str | None:
-    """Every method without a colour of its own, each beside the reference; None if there is none."""
+    """One panel for each method without its own colour, with the reference; None if all methods have colours."""
     return themed(as_svg(lambda: variations_figure(results))) if _quiet_methods(results) else None
 
 
 def dynamics_svg(results: Record) -> str | None:
-    """What happened inside training; None if no run wrote it down."""
+    """Curves of training metrics; None if no run has them."""
     return themed(as_svg(lambda: dynamics_figure(results))) if _panels(results) else None
 
 
 def main_figure(results: Record, *, heading: bool = False) -> Figure:
-    """Learning curves with bands over forests of final scores and paired differences."""
+    """Learning curves with bands, above forest plots of final scores and paired differences."""
     scored = _scored(results)
     names = drawing.colours([m["method"] for m in results["methods"]])
     key = {m["method"]: names[m["method"]] for m in scored if m["method"] in names}
+    finals, differences = [_final_dot(m, results, names) for m in scored], [_difference_dot(m, names) for m in scored]
+    dashed = any(dot.over_prompts for dot in (*finals, *differences))
     over_key = 0.62 if heading else 0.1
-    above, curves, between, below = over_key + 0.4 + 0.19 * drawing.legend_rows(key), 2.75, 0.95, 0.6
+    above, curves, between = over_key + 0.4 + 0.19 * drawing.legend_rows(key), 2.75, 0.95
+    below = 0.75 if dashed else 0.6
     forest = max(3, len(scored)) * _ROW + 0.1
     height = above + curves + between + forest + below
     figure = drawing.new_figure(height)
@@ -79,28 +87,28 @@ def main_figure(results: Record, *, heading: bool = False) -> Figure:
             weight="bold",
         )
     drawing.legend(figure, key, 1 - over_key / height)
-    for column, (axis, words) in enumerate(AXES.items()):
+    for column, (axis, label) in enumerate(AXES.items()):
         axes = figure.add_axes((0.062 + 0.485 * column, 1 - (above + curves) / height, 0.438, (curves - 0.1) / height))
         frame(axes, f"Held-out score over {axis.replace('_', ' ')}")
         for method in scored:
             if method["method"] in names:
                 drawing.band(axes, method["curves"][axis], names[method["method"]])
-        _finish_curves(axes, words)
+        _finish_curves(axes, label)
     bottom = below / height
     left = figure.add_axes((0.245, bottom, 0.3, forest / height))
     right = figure.add_axes((0.625, bottom, 0.3, forest / height))
     frame(left, f"avg@{results['k']} after training", grid="x")
-    _forest(left, [_final_dot(m, results, names) for m in scored], labelled=True)
+    _forest(left, finals, labelled=True)
     frame(right, f"Difference to {drawing.shortened(results['reference'], 24)}, seed by seed", grid="x")
     right.axvline(0, color=LIGHT.quiet, linewidth=1)
-    _forest(right, [_difference_dot(m, names) for m in scored], labelled=False)
-    drawing.name_x(left, "dot: mean, bar: 95 % interval, rings: single runs")
-    drawing.name_x(right, "hollow: the interval holds 0, or there is none")
+    _forest(right, differences, labelled=False)
+    drawing.label_x(left, "dot: mean, bar: 95 % interval, rings: single runs" + (f"\n{ONE_RUN}" if dashed else ""))
+    drawing.label_x(right, "filled: two or more pairs, interval without 0" + (f"\n{ONE_PAIR}" if dashed else ""))
     return figure
 
 
 def variations_figure(results: Record) -> Figure:
-    """One small panel per variation: its curve and the reference's, over gradient steps."""
+    """One small panel per variation, with its curve and that of the reference, over gradient steps."""
     quiet, columns = _quiet_methods(results), 4
     num_rows = math.ceil(len(quiet) / columns)
     height = 0.35 + 1.95 * num_rows
@@ -124,7 +132,7 @@ def variations_figure(results: Record) -> Figure:
 
 
 def dynamics_figure(results: Record) -> Figure:
-    """One row per metric: methods with a colour on the left, the variations with direct labels on the right."""
+    """One row per metric: methods with a colour on the left, labelled variations on the right."""
     panels, scored = _panels(results), _scored(results)
     names = drawing.colours([m["method"] for m in results["methods"]])
     quiet = _quiet_methods(results)
@@ -134,10 +142,10 @@ def dynamics_figure(results: Record) -> Figure:
     figure = drawing.new_figure(height)
     drawing.legend(figure, legend, 1 - 0.1 / height)
     width = 0.37 if quiet else 0.92
-    for row, (key, words) in enumerate(panels.items()):
+    for row, (key, title) in enumerate(panels.items()):
         bottom, tall = 1 - (above + 2.0 * row + 1.6) / height, 1.36 / height
         left = figure.add_axes((0.058, bottom, width, tall))
-        frame(left, words)
+        frame(left, title)
         for method in scored:
             if method["method"] in names and (points := _points(method, key)):
                 left.plot(*points, color=names[method["method"]], linewidth=1.8)
@@ -154,31 +162,40 @@ def dynamics_figure(results: Record) -> Figure:
     return figure
 
 
-def _finish_curves(axes: Axes, words: str) -> None:
+def _finish_curves(axes: Axes, label: str) -> None:
     axes.set_xlim(left=0)
     axes.set_ylim(0, min(1.0, max(0.05, 1.06 * axes.get_ylim()[1])))
     axes.xaxis.set_major_formatter(drawing.AS_COUNT)
-    drawing.name_x(axes, words)
+    drawing.label_x(axes, label)
 
 
 def _forest(axes: Axes, dots: list[Dot], *, labelled: bool) -> None:
-    """Dots with intervals, the first on top; the number stands at the right edge."""
+    """Draw dots with intervals, the first on top, with their values at the right edge."""
     for row, dot in enumerate(dots):
         axes.plot(dot.runs, [row] * len(dot.runs), "o", markersize=3.6, fillstyle="none", color=dot.hue, alpha=0.55)
         if not math.isnan(dot.low):
-            axes.plot([dot.low, dot.high], [row, row], color=dot.hue, linewidth=2, solid_capstyle="butt")
+            style = _ONE_SEED_DASHES if dot.over_prompts else "-"
+            axes.plot(
+                [dot.low, dot.high],
+                [row, row],
+                color=dot.hue,
+                linewidth=2,
+                linestyle=style,
+                solid_capstyle="butt",
+                dash_capstyle="butt",
+            )
         if not math.isnan(dot.mean):
-            face = dot.hue if dot.sure else LIGHT.paper
+            face = dot.hue if dot.filled else LIGHT.paper
             axes.plot([dot.mean], [row], "o", markersize=6.5, color=dot.hue, markerfacecolor=face, zorder=4)
         axes.annotate(
-            dot.words,
+            dot.label,
             (1, row),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
             fontsize=8.5,
-            color=LIGHT.ink if dot.sure else LIGHT.quiet,
+            color=LIGHT.ink if dot.filled else LIGHT.quiet,
         )
     axes.set_ylim(len(dots) - 0.45, -0.55)
     axes.set_yticks(range(len(dots)), [drawing.wrapped(dot.name) if labelled else "" for dot in dots])
@@ -187,21 +204,25 @@ def _forest(axes: Axes, dots: list[Dot], *, labelled: bool) -> None:
 
 
 def _final_dot(method: Record, results: Record, names: dict[str, str]) -> Dot:
-    runs = [run["score"] for run in results["runs"] if run["method"] == method["method"] and run["score"] is not None]
-    final = method["final"]
-    hue = names.get(method["method"], LIGHT.quiet)
+    name, final = method["method"], method["final"]
+    hue, runs = names.get(name, LIGHT.quiet), final_scores(results, name)
     low, high = number(final["low"]), number(final["high"])
-    return Dot(method["method"], final["mean"], low, high, runs, hue, in_words(final["mean"]))
+    return Dot(name, final["mean"], low, high, runs, hue, formatted(final["mean"]), over_prompts=_over_prompts(final))
 
 
 def _difference_dot(method: Record, names: dict[str, str]) -> Dot:
     hue = names.get(method["method"], LIGHT.quiet)
     if method["difference"] is None:
-        return Dot(method["method"], math.nan, math.nan, math.nan, [], hue, "reference", sure=False)
+        return Dot(method["method"], math.nan, math.nan, math.nan, [], hue, "reference", filled=False)
     gap = method["difference"]["final"]
     mean, low, high = (number(gap[key]) for key in ("mean", "low", "high"))
-    words = "no pairs" if math.isnan(mean) else signed(mean)
-    return Dot(method["method"], mean, low, high, [], hue, words, sure=bool(gap["excludes_zero"]))
+    label = "no pairs" if math.isnan(mean) else signed(mean)
+    filled = bool(gap["excludes_zero"])
+    return Dot(method["method"], mean, low, high, [], hue, label, filled=filled, over_prompts=_over_prompts(gap))
+
+
+def _over_prompts(estimate: Record) -> bool:
+    return estimate["n"] == 1 and estimate["low"] is not None
 
 
 def _scored(results: Record) -> list[Record]:
@@ -214,10 +235,10 @@ def _quiet_methods(results: Record) -> list[Record]:
 
 
 def _panels(results: Record) -> dict[str, str]:
-    """The metrics that some method has, with the titles of their panels."""
+    """The metrics that at least one method has, with the titles of their panels."""
     keys = {key: metric_called(key).heading for key in CURVES}
     keys["bias"] = f"{metric_called(BIAS + '/0').heading}, last quarter of training"
-    return {key: words for key, words in keys.items() if any(_points(m, key) for m in _scored(results))}
+    return {key: title for key, title in keys.items() if any(_points(m, key) for m in _scored(results))}
 
 
 def _points(method: Record, key: str) -> tuple[list[float], list[float]] | None:
@@ -231,10 +252,10 @@ def _points(method: Record, key: str) -> tuple[list[float], list[float]] | None:
 def _finish_dynamics(axes: Axes, key: str) -> None:
     if key == "bias":
         axes.set_xlim(0, 100)
-        drawing.name_x(axes, "percent of the response")
+        drawing.label_x(axes, "percent of the response")
     else:
         axes.set_xlim(left=0)
-        drawing.name_x(axes, "training step")
+        drawing.label_x(axes, "training step")
     if key in ("bias", "value/explained_variance"):
         axes.axhline(0, color=LIGHT.quiet, linewidth=0.8, alpha=0.6)
 
@@ -246,7 +267,7 @@ def _labelled_lines(axes: Axes, key: str, methods: list[Record]) -> None:
 
 
 def _label_ends(axes: Axes, key: str, methods: list[Record], low: float, high: float) -> None:
-    """Each line's name beside its end, moved apart, with a thin line from one to the other."""
+    """Write each line's name to the right of its end, spread out, and connect both with a thin line."""
     ends = [(method["method"], *points) for method in methods if (points := _points(method, key))]
     places = [(_last(values) - low) / (high - low) for _, _, values in ends]
     for (name, steps, _), place, moved in zip(

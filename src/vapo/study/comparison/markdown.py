@@ -1,4 +1,4 @@
-"""`table.md`: the tables and their explanation for a README or an issue."""
+"""`table.md`: the tables and their explanations, for a README or an issue."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def comparison_markdown(results: Record) -> str:
         "## At equal samples, and run by run",
         _table(equal_samples_headings(results), equal_samples_rows(results)),
     ]
-    if absent := runs_left_out(results):
-        parts += ["## Left out of the scores", _list(absent)]
+    if left_out := runs_left_out(results):
+        parts += ["## Left out of the scores", _list(left_out)]
     if resumed := runs_resumed(results):
-        parts += ["## Resumed under other settings", _list(resumed)]
+        parts += ["## Resumed with other settings", _list(resumed)]
     if results["notes"]:
         parts += ["## Notes", _list(results["notes"])]
     return "\n\n".join(parts) + "\n"
@@ -51,6 +51,6 @@ def _list(items: list[str]) -> str:
 
 
 def _safe(text: str) -> str:
-    """Text that markdown shows as it is: labels come from config files and folder names."""
+    """Text with Markdown and HTML characters escaped, because labels come from config files and folder names."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\|*`\[_#])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""The methods of the paper's table in its order, and names for runs of one method under different settings."""
+"""The methods of the paper's table in its order, and labels for runs of one method with different settings."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ PAPER: dict[str, int | None] = {
     "vapo without positive-lm": 54,
     "vapo without group-sampling": 55,
 }
-"""Rows in the order of our tables, with avg@32 in percent on AIME 2024, trained from Qwen2.5-32B; None where the
+"""The paper's avg@32 in percent on AIME 2024, trained from Qwen2.5-32B, in the order of our tables; None where the
 paper has no number. Source: VAPO, arXiv:2504.05118, Table 1."""
 
 LADDER = ("ppo", "vc-ppo", "grpo", "dapo", "vapo")
-"""The methods that are compared with one another; all others are variations of one of them."""
+"""The main methods of the comparison; all others are variations of one of them."""
 
 COSMETIC = {
     "checkpoint",
     "guards",
-    "evaluation",  # what it means for the score is in `set` and k, which are checked apart
+    "evaluation",  # its effect on the score is in `set` and k, which are checked separately
     "scale",
     "seed",
-    "model.policy",  # the base: a run's own, like its seed
+    "model.policy",  # the base, which differs between runs of a method like the seed
     "rollout.engine.slots",
     "trainer.layout",
     "trainer.micro_batch_tokens",
     "trainer.pretraining_ready",
     "trainer.save_rollouts_every",
 }
-"""Settings, or whole sections, that do not make another method."""
+"""Settings and sections that do not define the method."""
 
 
 def table_order(method: str) -> tuple[int, str]:
-    """The key that sorts methods as the paper's table has them; others follow by name."""
+    """The sort key of a method: the order of the paper's table, then other methods by name."""
     known = list(PAPER)
     return (known.index(method) if method in known else len(known), method)
 
 
 def method_settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted settings, as text, without those that make no other method."""
+    """The dotted settings that define the method, as text."""
     kept = {
         key: str(value)
         for key, value in settings.items()
         if not any(key == cosmetic or key.startswith(f"{cosmetic}.") for cosmetic in COSMETIC)
     }
-    if "model.critic" in kept:  # where a shared critic lies differs from base to base; that there is one counts
+    if "model.critic" in kept:  # the path of a shared critic differs between bases; only its presence counts
         kept["model.critic"] = "None" if settings["model.critic"] is None else "given"
     return kept
 
 
 def distinct_labels(labels: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """One label per run: its own, and where runs of one label differ in settings, those settings behind it.
+    """One label per run; if runs with the same label differ in settings, the label gets those settings.
 
     `settings[i]` are the `method_settings` of run i. Example: two runs "vapo" that differ in
     `trainer.actor_lr` become "vapo (trainer.actor_lr=0.0001)" and "vapo (trainer.actor_lr=0.0003)".
@@ -70,13 +70,13 @@ def distinct_labels(labels: Sequence[str], settings: Sequence[Mapping[str, str]]
                  for label in set(labels)}  # fmt: skip
     named = []
     for label, own in zip(labels, settings, strict=True):
-        words = ", ".join(f"{key}={own.get(key, 'not set')}" for key in differing[label])
-        named.append(f"{label} ({words})" if words else label)
+        differences = ", ".join(f"{key}={own.get(key, 'not set')}" for key in differing[label])
+        named.append(f"{label} ({differences})" if differences else label)
     return named
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Paths without the folders that all of them share, so that a page can name them on any machine.
+    """Paths without the folders that all of them share, so that a page does not depend on the machine.
 
     >>> short_names(["/home/a/grid/vapo/0", "/home/a/grid/dapo/0"]), short_names(["/home/a/base"]), short_names(["x"])
     (['vapo/0', 'dapo/0'], ['base'], ['x'])
@@ -84,12 +84,12 @@ def short_names(paths: Sequence[str]) -> list[str]:
     parts = [PurePath(path).parts for path in paths]
     shortest = min((len(p) for p in parts), default=0)
     shared = next((i for i in range(shortest) if len({p[i] for p in parts}) > 1), shortest)
-    # the last part stays, also where one path is given twice or lies inside another
+    # keep the last part even if a path occurs twice or contains another
     return ["/".join(p[min(shared, shortest - 1) :]) for p in parts]
 
 
 def _differing_keys(group: Sequence[Mapping[str, str]]) -> list[str]:
-    # a setting that some of the runs do not name was not known to their version; a task names what it was given only
+    # a setting that some runs lack did not exist in their version; a task lists only the options that were set
     keys = sorted({key for settings in group for key in settings})
     keys = [key for key in keys if key.startswith("task.") or all(key in settings for settings in group)]
     differing = {key for key in keys if len({settings.get(key) for settings in group}) > 1}

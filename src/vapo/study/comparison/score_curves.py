@@ -1,6 +1,6 @@
-"""Held-out scores as curves: read at one place, averaged over runs, and where they first reach a target.
+"""Curves of held-out scores: their value at one x, their mean over runs, and where they first reach a target.
 
-A run's curve has one point per evaluation and is linear between them; nothing is smoothed.
+A run's curve has one point per evaluation and is linear in between, without smoothing.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import NamedTuple
 import numpy as np
 
 from vapo.evals.statistics import Scores
-from vapo.study.comparison.bootstrap import LEVEL, draws, resampled_means
+from vapo.study.comparison.bootstrap import LEVEL, draws, resampled_means, run_means
 
 MOST_POINTS = 41
-"""Points of a mean curve where its runs have no common x."""
-_ROUNDING = 1e-9  # a curve that ends exactly at the target has reached it
+"""The number of points of a mean curve whose runs have different x."""
+_ROUNDING = 1e-9  # tolerance, so that a curve that ends exactly at the target reaches it
 
 
 class RunCurve(NamedTuple):
-    """One run's evaluations: `x` (E,) not falling, in any unit, and `rates` (E, P) per prompt."""
+    """One run's evaluations: `x` (E,), not decreasing and in any unit, and success rates (E, P) per prompt."""
 
     x: Scores
     rates: Scores
@@ -27,13 +27,13 @@ class RunCurve(NamedTuple):
     @property
     def means(self) -> Scores:
         """(E,) the mean score of each evaluation."""
-        return np.array([np.nanmean(row) if (~np.isnan(row)).any() else np.nan for row in self.rates])
+        return run_means(self.rates)
 
 
 class TargetReached(NamedTuple):
-    """Where a mean curve first reaches a target, in units of x, and its 95 % interval.
+    """The x at which a mean curve first reaches a target, and its 95 % interval.
 
-    `inf` means that it is not reached; `reached` is the share of resamples in which it was.
+    `inf` means that the curve does not reach it; `reached` is the share of resamples that do.
     """
 
     x: float
@@ -45,8 +45,8 @@ class TargetReached(NamedTuple):
 def rates_at(curve: RunCurve, at: float) -> Scores:
     """(P,) the success rate of each prompt at x = `at`, linear between evaluations.
 
-    Before the first evaluation it is the first one's (what pretraining samples buy a policy: nothing), after
-    the last one the last one's. A prompt that was not judged in either neighbour is nan.
+    The first and the last evaluation extend the curve as constants: before the first one, pretraining samples do not
+    change the policy. A prompt that was not judged in one of the neighbouring evaluations is nan.
     """
     x, rates = _last_of_each(curve)
     if at <= x[0] or at >= x[-1]:
@@ -59,10 +59,10 @@ def rates_at(curve: RunCurve, at: float) -> Scores:
 
 
 def mean_curves(curves: Sequence[RunCurve], *, exact: bool = False) -> tuple[Scores, Scores]:
-    """A grid (G,) and each run's mean score there (R, G), over the stretch of x that all runs cover.
+    """A grid (G,) over the range of x that all runs cover, and each run's mean score on it (R, G).
 
-    The grid holds the evaluations' own x if all runs share them, else 41 even steps; with `exact` always
-    every x of every run, so that no bend is lost.
+    The grid consists of the evaluations' x if all runs share them, else of 41 even steps; with `exact`, of every x of
+    every run, so that the curves keep all their points.
     """
     points = np.unique(np.concatenate([curve.x for curve in curves]))
     start, end = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
@@ -74,9 +74,9 @@ def mean_curves(curves: Sequence[RunCurve], *, exact: bool = False) -> tuple[Sco
 
 
 def first_reach(x: Scores, curves: Scores, targets: Scores) -> Scores:
-    """(B,) the first x at which each curve (B, G) is at its target (B,) or above; inf where it never is.
+    """(B,) the first x at which each curve (B, G) is at or above its target (B,); inf if it stays below.
 
-    Linear between grid points `x` (G,). A curve that starts at the target or above has reached it at x[0].
+    Linear between grid points `x` (G,). A curve that starts at or above the target reaches it at x[0].
     """
     above = curves >= targets[:, None] - _ROUNDING
     at = above.argmax(axis=1)
@@ -98,13 +98,12 @@ def steps_until_target(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> TargetReached:
-    """Where the mean curve of some runs first reaches the mean final score of others.
+    """Where the mean curve of some runs first reaches the mean final score of other runs.
 
-    `target_scores` (R', P) are the final success rates of the runs to be reached, `strata` the base of each
-    run. The interval resamples the runs of both sides and, for both alike, the prompts; it needs two runs on
-    each side, else it is nan. `paired` says that run i of both sides has the same base and seed: then both
-    are drawn together. A first crossing of a noisy curve tends to come early: that holds for
-    every method, and for the target's own, whose share below 1 shows by how much.
+    `target_scores` (R', P) are the final success rates of the other runs; `strata` and `target_strata` are the bases
+    of both sides. The interval resamples the runs of each side, and the same prompts for both. It is nan with fewer
+    than two runs on a side. With `paired`, run i of both sides has the same base and seed, and both are drawn together.
+    Noise makes the first crossing come early for every method; the target method's own share below 1 shows by how much.
     """
     x, means = mean_curves(curves, exact=True)
     target = np.nanmean(np.nanmean(target_scores, axis=1))
@@ -121,12 +120,12 @@ def steps_until_target(
         targets = resampled_means(target_scores, target_draw.prompts)  # (B, R')
         found.append(first_reach(x, curve, (target_draw.runs * targets).sum(axis=1) / len(target_scores)))
     places = np.concatenate(found)
-    # of the sorted places themselves: between a number and inf nothing can be interpolated
+    # take quantiles from the sorted places themselves, because numbers and inf cannot be interpolated
     low, high = np.quantile(places, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
     return TargetReached(point, float(low), float(high), float(np.isfinite(places).mean()))
 
 
 def _last_of_each(curve: RunCurve) -> RunCurve:
-    """The curve with each x once: of evaluations at the same x the newest counts."""
+    """The curve with each x once; the newest of several evaluations at the same x is kept."""
     keep = np.append(np.diff(curve.x) > 0, True)
     return RunCurve(curve.x[keep], curve.rates[keep])

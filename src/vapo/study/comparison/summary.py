@@ -1,6 +1,6 @@
-"""Everything in `results.json`, computed from the runs.
+"""Compute the content of `results.json` from the runs.
 
-docs/compare.md explains each entry; page, table and figures are made from it alone.
+docs/compare.md explains each entry. Page, tables and figures are made from this content only.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from vapo.study.comparison.score_curves import RunCurve, mean_curves, rates_at, 
 
 FORMAT = 1
 TARGET = "dapo"
-"""The method whose final score the others are timed to; the paper: "50 in 60 % of DAPO's steps"."""
+"""`steps_to_target` counts the steps to this method's final score; the paper: "50 in 60 % of DAPO's steps"."""
 DIGITS = 5
 ROUNDING = 1e-12
-"""Smaller numbers are rounding errors of 0."""
+"""Smaller numbers count as 0."""
 FALL = 0.15
-"""How far below its own best evaluation a run ends to be called fallen; an avg@1 of 200 prompts errs by 0.035."""
+"""A run fell if it ends this far below its best evaluation; the standard error of avg@1 on 200 prompts is 0.035."""
 
 Reading = Callable[[ComparedRun], Scores]
-"""How a run is scored: its success rate on each held-out prompt (P,), at some place in training."""
+"""A function that returns a run's success rate on each held-out prompt (P,) at some point of training."""
 
 
 def summarise(
@@ -40,11 +40,11 @@ def summarise(
 ) -> Record:
     """The content of `results.json` for runs in the order of `read_compared_runs`.
 
-    Raises DataError if no run of the `reference` method has finished; without any "vapo", the default
-    reference, the first method takes its place.
+    Raises DataError if no run of the `reference` method has finished. If the default reference "vapo" has no finished
+    run, the first method replaces it.
     """
     finished = [run for run in runs if run.outcome == "finished"]
-    groups = {method: [c for c in finished if c.method == method] for method in _in_order(c.method for c in runs)}
+    groups = {method: [c for c in finished if c.method == method] for method in _distinct(c.method for c in runs)}
     reference = _reference(reference, groups)
     reached = {
         "samples": min(c.final.samples for c in finished),
@@ -69,7 +69,7 @@ def summarise(
         "k": finished[0].final.k,
         "prompts": len(finished[0].final.rates),
         "set": finished[0].set,
-        "bases": _in_order(bases[run.base] for run in finished),
+        "bases": _distinct(bases[run.base] for run in finished),
         "reference": reference,
         "level": LEVEL,
         "resamples": RESAMPLES,
@@ -88,7 +88,7 @@ def summarise(
 
 
 def rounded(tree: Any) -> Any:
-    """The same data with floats of five significant digits, and null for numbers that JSON does not have."""
+    """The same data with floats rounded to five significant digits, and None for nan and infinity."""
     if isinstance(tree, dict):
         return {key: rounded(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -173,13 +173,13 @@ def _estimate_of(group: list[ComparedRun], reading: Reading) -> Record:
     scores = np.array([reading(run) for run in group])
     found = _over_prompts(estimate(scores, [run.base for run in group]), scores)
     known = scores[~np.isnan(scores)]
-    if found.num_runs > 1 and (known == known[0]).all():  # nothing to resample; as many trials as there are prompts
+    if found.num_runs > 1 and (known == known[0]).all():  # equal scores cannot be resampled; each prompt is one trial
         found = found._replace(**unanimous_interval(float(known[0]), scores.shape[1], LEVEL)._asdict())
     return _as_json(found._replace(low=_share(found.low), high=_share(found.high)))
 
 
 def _over_prompts(found: Estimate, scores: Scores, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
-    """The estimate; of a single run (or pair) with the interval over its prompts, which knows one seed only."""
+    """The estimate. For a single run or pair, its interval covers the prompts only, and not other seeds."""
     if found.num_runs != 1:
         return found
     (row,) = scores[~np.isnan(run_means(scores))]
@@ -187,19 +187,19 @@ def _over_prompts(found: Estimate, scores: Scores, bounds: tuple[float, float] =
 
 
 def _share(value: float) -> float:
-    """A share of right answers: what lies outside 0 to 1 is not possible, however wide the interval. nan stays."""
+    """The value clipped to [0, 1], the range of a share of right answers; nan is kept."""
     return value if math.isnan(value) else min(1.0, max(0.0, value))
 
 
 def _difference(group: list[ComparedRun], reference: list[ComparedRun], reading: Reading) -> Record:
-    """The paired difference to the reference over runs of equal base and seed."""
+    """The paired difference to the reference, over runs with the same base and seed."""
     partner = {(run.base, run.seed): run for run in reference}
     pairs = [(run, partner[run.base, run.seed]) for run in group if (run.base, run.seed) in partner]
     if not pairs:
         return {**_as_json(Estimate(math.nan, math.nan, math.nan, 0)), "excludes_zero": None}
     own, others = (np.array([reading(run) for run in side]) for side in zip(*pairs, strict=True))
     gap = paired_estimate(own, others, [run.base for run, _ in pairs])
-    if gap.num_runs < 2:  # one seed cannot tell what another would have done
+    if gap.num_runs < 2:  # a single seed is no evidence about other seeds
         return {**_as_json(_over_prompts(gap, own - others, (-1.0, 1.0))), "excludes_zero": None}
     return {**_as_json(gap), "excludes_zero": gap.low > 0 or gap.high < 0}
 
@@ -225,7 +225,7 @@ def _steps_to_target(group: list[ComparedRun], target: list[ComparedRun] | None)
 
 
 def _has_improved(group: list[ComparedRun]) -> bool:
-    """Whether the method ended above where it began; a score reached at the start is not a target."""
+    """Whether the method's final score exceeds its first one; a score reached at the start is not a target."""
     return _score(group) > float(np.mean([np.nanmean(run.evaluations[0].rates) for run in group]))
 
 
@@ -234,7 +234,7 @@ def _mean_curve(group: list[ComparedRun], axis: Callable[[ComparedRun, Evaluatio
         return None
     x, means = mean_curves([_curve(run, axis) for run in group])
     low, high = band(means, [run.base for run in group])
-    low, high = np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)  # nan stays
+    low, high = np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)  # keeps nan
     return {"x": x.tolist(), "mean": means.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()}
 
 
@@ -262,14 +262,13 @@ def _reference(wanted: str, groups: dict[str, list[ComparedRun]]) -> str:
     if wanted == "vapo":
         return with_runs[0]
     raise DataError(
-        f"No finished run is of the method {wanted!r}, so there is nothing to take differences to. "
-        f"Choose --reference from: {', '.join(with_runs)}."
+        f"The reference method {wanted!r} has no finished run. Choose --reference from: {', '.join(with_runs)}."
     )
 
 
 def _base_names(runs: Sequence[ComparedRun]) -> dict[str, str]:
-    """What a page calls each base: a folder by its own name, without where it lies."""
-    folders = _in_order(run.base for run in runs if "/" in run.base)
+    """The name of each base on the page; folders lose the parents that all of them share."""
+    folders = _distinct(run.base for run in runs if "/" in run.base)
     return {run.base: run.base for run in runs} | dict(zip(folders, short_names(folders), strict=True))
 
 
@@ -282,18 +281,18 @@ def _gradient_steps(runs: Sequence[ComparedRun]) -> float:
 
 
 def _seconds(run: ComparedRun) -> float:
-    """Seconds of all joint steps, without the held-out evaluations between them (which runs of vapo 0.1 counted in)."""
+    """Seconds of all training steps, without held-out evaluations, which vapo 0.1 included in `step_time`."""
     rows = run.files.phase(Phase.TRAIN)
     return _sum(rows, "step_time") - _sum(rows, "time/evaluate")
 
 
 def _fell(run: ComparedRun) -> bool:
-    """Whether the run ended far below its own best evaluation: a collapse without an error."""
+    """Whether the run ended far below its own best evaluation, which is a collapse without an error."""
     return float(_curve(run, _gradient).means.max()) - _score([run]) > FALL
 
 
 def _critics(runs: Sequence[ComparedRun], bases: dict[str, str]) -> list[Record]:
-    """The critics that several runs start from, each once, with what making it cost."""
+    """The shared critics, each once, with its cost and the number of runs that start from it."""
     users: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in runs:
         if run.pretraining.critic is not None:
@@ -325,5 +324,5 @@ def _as_json(found: Estimate) -> Record:
     return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.num_runs}
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
+def _distinct(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""The cells of a comparison's tables as text, and a sentence for every column; page, file and terminal share them."""
+"""The cells and column explanations of a comparison's tables as text, for page, file and terminal."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vapo.study.comparison.methods import LADDER
 
 Row = list[str]
 ONE_SEED = "over prompts, one seed"
-"""What stands behind an interval that a single run, or pair of runs, has."""
-_FEW = 6  # so many methods fit into one sentence by name
+"""The note after the interval of a single run or pair of runs."""
+_FEW = 6  # the most methods that one sentence names
 
 
 def comparison_title(results: Record) -> str:
-    """The heading, or what it is a comparison of."""
+    """The comparison's heading, or a default with the task's name."""
     return str(results["heading"] or f"Methods compared on {results['task']}")
 
 
 def main_headings(results: Record) -> Row:
-    """The columns of the main table."""
+    """The column headings of the main table."""
     return [
         "method",
         "paper (Qwen2.5-32B)",
@@ -43,7 +43,7 @@ def main_rows(results: Record) -> list[Row]:
 
 
 def equal_samples_headings(results: Record) -> Row:
-    """The columns of the second table."""
+    """The column headings of the second table."""
     to = f"difference to {results['reference']}"
     equal = results["equal"]
     return [
@@ -58,12 +58,10 @@ def equal_samples_headings(results: Record) -> Row:
 
 
 def equal_samples_rows(results: Record) -> list[Row]:
-    """The second table: the same methods at equal samples, and every run's score."""
+    """The second table: the same methods at equal samples, and the score of every run."""
     table = []
     for method in results["methods"]:
-        scores = [
-            run["score"] for run in results["runs"] if run["method"] == method["method"] and run["score"] is not None
-        ]
+        scores = final_scores(results, method["method"])
         cells = [method["method"]]
         for reading in ("equal_samples", "equal_samples_with_pretraining"):
             cells += [_estimate(method[reading]), _difference(method, reading)]
@@ -71,10 +69,20 @@ def equal_samples_rows(results: Record) -> list[Row]:
     return table
 
 
+def final_scores(results: Record, method: str) -> list[float]:
+    """The final score of each finished run of a method."""
+    return [run["score"] for run in results["runs"] if run["method"] == method and run["score"] is not None]
+
+
 def comparison_headline(results: Record) -> str:
-    """The main result in one paragraph that claims no more than the intervals do."""
+    """One paragraph with the main result; it calls a method better or worse only if the interval excludes 0."""
     reference = next(method for method in results["methods"] if method["method"] == results["reference"])
-    verdicts: dict[str, list[tuple[str, str]]] = {"better": [], "worse": [], "not told apart": [], "one pair only": []}
+    verdicts: dict[str, list[tuple[str, str]]] = {
+        "better": [],
+        "worse": [],
+        "no clear difference": [],
+        "one pair only": [],
+    }
     for method in results["methods"]:
         gap = (method["difference"] or {}).get("final")
         if gap is None or gap["mean"] is None:
@@ -84,111 +92,102 @@ def comparison_headline(results: Record) -> str:
         elif gap["excludes_zero"]:
             verdict = "better" if gap["mean"] > 0 else "worse"
         else:
-            verdict = "not told apart"
+            verdict = "no clear difference"
         verdicts[verdict].append((method["method"], f"{method['method']} ({signed(gap['mean'])})"))
-    said = f"{results['reference']} reaches avg@{results['k']} {_estimate(reference['final'])}"
-    said += f" in {_runs(reference['final']['n'])}." if reference["final"]["n"] > 1 else "."
+    score = f"{results['reference']} reaches avg@{results['k']} {_estimate(reference['final'])}"
+    score += f" in {_runs(reference['final']['n'])}." if reference["final"]["n"] > 1 else "."
     few = len(results["methods"]) <= _FEW
     named, counted = [], []
     for verdict, found in verdicts.items():
-        if names := [words for name, words in found if few or name in LADDER]:
+        if names := [text for name, text in found if few or name in LADDER]:
             named.append(f"{verdict}: {', '.join(names)}")
         if others := len(found) - len(names):
             counted.append(f"{others} {verdict}")
-    parts = [said, f"Against it, {'; '.join(named)}." if named else ""]
-    parts.append(f"Of the other methods: {', '.join(counted)}." if counted else "")
+    parts = [score, f"Compared with it: {'; '.join(named)}." if named else ""]
+    parts.append(f"Other methods: {', '.join(counted)}." if counted else "")
     return " ".join(part for part in parts if part)
 
 
 def runs_left_out(results: Record) -> list[str]:
-    """The runs that are in no score, and why."""
-    said = {
+    """One line for each run without a score, with the reason."""
+    reasons = {
         "diverged": "diverged: counted as a crash",
-        "failed": "failed for another reason than the method",
-        "unfinished": "not finished: go on with vapo resume",
+        "failed": "failed for a reason other than the method",
+        "unfinished": "not finished: continue it with vapo resume",
     }
-    return [
-        f"{run['run']} ({run['method']}, base {run['base']}, seed {run['seed']}): {said[run['outcome']]}"
-        for run in results["runs"]
-        if run["outcome"] != "finished"
-    ]
+    return [f"{_run(run)}: {reasons[run['outcome']]}" for run in results["runs"] if run["outcome"] != "finished"]
 
 
 def runs_resumed(results: Record) -> list[str]:
-    """The runs that went on under other settings than they began with."""
-    return [
-        f"{run['run']} ({run['method']}, base {run['base']}, seed {run['seed']}): {resumed_words(run)}"
-        for run in results["runs"]
-        if run.get("resumed")
-    ]
+    """One line for each run that was resumed with other settings."""
+    return [f"{_run(run)}: {resumed_text(run)}" for run in results["runs"] if run.get("resumed")]
 
 
-def resumed_words(run: Record) -> str:
-    """Where one run was resumed under other settings, and under which; empty if it was not.
+def resumed_text(run: Record) -> str:
+    """The resumes of a run with other settings: steps and changes; empty if there were none.
 
-    >>> resumed_words({"resumed": [{"step": 12, "changes": ["trainer.actor_lr: 0.001 -> 0.0005"]}]})
-    'resumed under other settings at step 12: trainer.actor_lr: 0.001 -> 0.0005'
+    >>> resumed_text({"resumed": [{"step": 12, "changes": ["trainer.actor_lr: 0.001 -> 0.0005"]}]})
+    'resumed with other settings at step 12: trainer.actor_lr: 0.001 -> 0.0005'
     """
     each = [
         ("" if resume["step"] is None else f" at step {resume['step']}") + f": {', '.join(resume['changes'])}"
         for resume in run.get("resumed", [])
     ]
-    return "; ".join(f"resumed under other settings{text}" for text in each)
+    return "; ".join(f"resumed with other settings{text}" for text in each)
 
 
 def column_explanations(results: Record) -> list[str]:
-    """Every column, explained in plain words."""
+    """One explanation for each column."""
     k, reference = results["k"], results["reference"]
     count_intervals = sum(method["difference"] is not None for method in results["methods"])
     strata = "within each base, unless one has a single run, " if len(results["bases"]) > 1 else ""
-    said = [
+    sentences = [
         f"avg@{k}: the share of right answers among {k} sampled responses to each of {results['prompts']} held-out "
         f"prompts, after training; mean over the n runs that finished (seeds × {len(results['bases'])} base "
         f"model{'s' if len(results['bases']) > 1 else ''}).",
-        f"Intervals, 95 %, come from {results['resamples']:,} resamples, each of which draws runs {strata}with "
-        "replacement and held-out prompts with replacement, the same prompts for every run; since few runs know their "
-        "spread badly, the ends are moved out as Student's t asks. A single run, or pair of runs, has an interval over "
-        f"its prompts, which says so ({ONE_SEED}): it cannot tell what another seed does. Where all outcomes "
-        "are equal, the interval is the exact one of Clopper and Pearson, each prompt a trial.",
-        f"Difference to {reference}: runs of equal base and seed are paired, prompt by prompt; the interval resamples "
-        "pairs and prompts together. An asterisk marks an interval without 0."
+        f"95 % intervals come from {results['resamples']:,} resamples. Each resample draws runs {strata}with "
+        "replacement and held-out prompts with replacement, the same prompts for every run. Few runs estimate their "
+        "variance poorly, so Student's t widens the interval. The interval of a single run or pair of runs covers the "
+        f"prompts only ({ONE_SEED}), and not other seeds. Where all outcomes are equal, the interval is the exact one "
+        "of Clopper and Pearson, with one trial per prompt.",
+        f"Difference to {reference}: runs with the same base and seed are paired, prompt by prompt; the interval "
+        "resamples pairs and prompts together. An asterisk marks an interval without 0."
         + (
-            f" Of {count_intervals} such intervals about one in twenty misses the truth by chance."
+            f" About one in twenty of these {count_intervals} intervals misses the true difference by chance."
             if count_intervals > 4
             else ""
         ),
         _about_gradient_steps(results),
-        f"At equal samples: each run's curve of held-out scores, linear between evaluations, read at "
-        f"{results['equal']['samples_with_pretraining']:,} training samples, the most that every run has reached; "
-        "samples of value pretraining count, a shared critic's too. The second table also reads it at "
+        f"At equal samples: the score at {results['equal']['samples_with_pretraining']:,} training samples, the most "
+        "that every run reached, from each run's held-out curve, linear between evaluations. Samples of value "
+        "pretraining count, including those of a shared critic. The second table also has the score at "
         f"{results['equal']['samples']:,} samples, pretraining not counted. Evaluations during training use "
         f"{counted(results['curve_k'], 'sample')} per prompt, so these columns are noisier.",
     ]
     if results["target"]:
         target = results["target"]
-        said.append(
+        sentences.append(
             f"Steps to {target['method']}'s score: where the mean curve over a method's runs first reaches "
             f"{figure(target['score'])}, in percent of {target['method']}'s "
             f"{target['gradient_steps']:,.0f} gradient steps; linear between evaluations, not smoothed. "
-            "Noise lets a first crossing come early, for each "
-            f"method: {target['method']}'s own figure shows by how much. An interval that ends in ∞ means that some "
-            "resamples never reach it."
+            "Noise makes the first crossing come early for each "
+            f"method; {target['method']}'s own figure shows by how much. An interval that ends in ∞ means that some "
+            "resamples never reach the score."
             if any(method["steps_to_target"] for method in results["methods"])
-            else f"Steps to {target['method']}'s score: {target['method']} ended no better than it began, so there is "
-            "nothing to reach."
+            else f"Steps to {target['method']}'s score: empty, because {target['method']} did not improve in training."
         )
-    said += [
-        "Samples and minutes: median over runs; what the critic's pretraining took stands behind the plus. Minutes "
-        "are those of the training steps, as the machine was: other runs on its cores slow them.",
-        "Crashes: runs whose numbers stopped being finite. They, failed and unfinished runs are in no score and no "
-        "mean, which flatters a method that crashes. Fell: runs that ended more than 0.15 below their own best "
-        "evaluation; they count.",
+    sentences += [
+        "Samples and minutes: median over runs; the number after the plus is that of the critic's pretraining. Minutes "
+        "count the training steps and depend on the machine and on other runs on its cores.",
+        "Crashes: runs whose numbers stopped being finite. Crashed, failed and unfinished runs have no score, which "
+        "raises the mean of a method that crashes. Fell: runs that ended more than 0.15 below their own best "
+        "evaluation; their scores count.",
         *_about_critics(results["critics"]),
         *_about_commits(results["commits"]),
         "Paper: avg@32 in percent on AIME 2024 from Qwen2.5-32B, arXiv:2504.05118, Table 1 (grpo: its "
-        "R1-Zero-Qwen-32B); another task and another model, so only the order can be compared.",
+        "R1-Zero-Qwen-32B). Task and model are different, so only the order can be compared.",
     ]
-    return said
+    return sentences
 
 
 def _about_critics(critics: list[Record]) -> list[str]:
@@ -201,8 +200,8 @@ def _about_critics(critics: list[Record]) -> list[str]:
         for c in critics
     ]
     return [
-        f"Critics made once and shared by all seeds, as in the paper: {'; '.join(each)}. So the intervals of methods "
-        "with a pretrained critic do not hold the luck of making it."
+        f"Critics trained once and shared by all seeds, as in the paper: {'; '.join(each)}. So the intervals of "
+        "methods with a pretrained critic do not include the variance of its pretraining."
     ]
 
 
@@ -220,7 +219,7 @@ def _row(method: Record, results: Record) -> Row:
         _number_of_runs(method, results),
         "reference" if method["method"] == results["reference"] else _difference(method, "final"),
         _estimate(method["equal_samples_with_pretraining"]),
-        *([_arrival(method["steps_to_target"])] if results["target"] else []),
+        *([_steps_to_target(method["steps_to_target"])] if results["target"] else []),
         _with_pretraining(method["samples"], method["pretraining_samples"], short_count),
         _with_pretraining(method["seconds"], method["pretraining_seconds"], _minutes),
         _crashes(method),
@@ -256,7 +255,7 @@ def _difference(method: Record, reading: str) -> str:
     return f"{signed(gap['mean'])} [{signed(gap['low'])}, {signed(gap['high'])}]{star}{pairs}"
 
 
-def _arrival(found: Record | None) -> str:
+def _steps_to_target(found: Record | None) -> str:
     if found is None:
         return NOTHING
     share = "not reached" if found["share"] is None else percent(found["share"])
@@ -270,10 +269,10 @@ def _crashes(method: Record) -> str:
     return f"{method['crashes']}, {method['fell']} fell" if method["fell"] else str(method["crashes"])
 
 
-def _with_pretraining(joint: float | None, before: float | None, words: Callable[[float], str]) -> str:
-    if joint is None:
+def _with_pretraining(training: float | None, pretraining: float | None, formatted: Callable[[float], str]) -> str:
+    if training is None:
         return NOTHING
-    return f"{words(joint)} + {words(before)}" if before else words(joint)
+    return f"{formatted(training)} + {formatted(pretraining)}" if pretraining else formatted(training)
 
 
 def _minutes(seconds: float | None) -> str:
@@ -283,13 +282,17 @@ def _minutes(seconds: float | None) -> str:
 def _about_gradient_steps(results: Record) -> str:
     equal = results["equal"]["gradient_steps"]
     if equal is not None:
-        return f"Every run took {equal:,} gradient steps, so the final scores compare at equal gradient steps."
+        return f"Every run took {equal:,} gradient steps, so the final scores are at equal gradient steps."
     each = [f"{m['method']} {_span(m['gradient_steps'])}" for m in results["methods"] if m["gradient_steps"]]
-    return f"The runs differ in gradient steps, so final scores are not at equal steps: {', '.join(each)}."
+    return f"The runs took different numbers of gradient steps: {', '.join(each)}."
 
 
 def _span(values: Sequence[int]) -> str:
     return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
+
+
+def _run(run: Record) -> str:
+    return f"{run['run']} ({run['method']}, base {run['base']}, seed {run['seed']})"
 
 
 def _runs(num: int) -> str:

@@ -15,8 +15,10 @@ _WIDE = 130
 
 
 def terminal_table(results: Record, width: int = _WIDE) -> Table:
-    """The table without the paper's column, and below 130 characters with the main columns only; print it with
-    rich. `table.md` has them all."""
+    """The main table as a rich table, without the paper's column.
+
+    Below a width of 130 characters it has the main columns only; `table.md` has all of them.
+    """
     heads = main_headings(results)
     left_out = _NEVER if width >= _WIDE else _NEVER + _WIDE_ONLY
     kept = [i for i, head in enumerate(heads) if not head.startswith(left_out)]

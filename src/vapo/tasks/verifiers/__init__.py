@@ -1,5 +1,5 @@
-"""Verifiers: what judges a response, and the worker processes that it runs in.
+"""Verifiers, which judge responses, and the worker processes in which they run.
 
-Begin with `functions.load_verifier` (a verifier by its name) and `pool.VerifierPool` (verdicts from killable workers
-under limits of time and memory). Nothing here knows where problems come from: `vapo.tasks` gives it prompts.
+Start with `functions.load_verifier`, which finds a verifier by its name, and `pool.VerifierPool`, which runs it in
+worker processes with limits on time and memory. This package gets its prompts from `vapo.tasks` and does not import it.
 """

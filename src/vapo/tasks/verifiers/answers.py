@@ -1,6 +1,7 @@
-"""Where a response states its answer: the last marked place, and nothing else.
+"""Finds the answer of a response: the text at its last answer mark.
 
-Plain string searches, linear in the text: this runs in the trainer too (majority votes), on whatever a model wrote.
+Uses plain string searches that are linear in the text, because it also runs in the trainer process (for majority
+votes) on untrusted text.
 """
 
 from __future__ import annotations
@@ -12,27 +13,27 @@ _JOINED = re.compile(r"\s*\$?\s*(?:,|;|,?\s*(?:and|or))\s*\$?\s*(?:[A-Za-z]\s*=\
 _NAMED = re.compile(r"(?<![A-Za-z])([A-Za-z])\s*=\s*$")
 BOXES = ("\\boxed", "\\fbox")
 MAX_BOXES = 8
-"""So many boxes at most are read as one list."""
+"""At most this many boxes are read as one list."""
 MAX_BETWEEN = 40
-"""Characters between two boxes of one list."""
+"""Largest number of characters between two boxes of one list."""
 SPOKEN = ("answer", "答案")
-"""Words behind which an answer may stand, and the marks between the two. A dash takes a space behind it: `-7` is a
-number."""
+"""`SPOKEN` are words that introduce an answer, `SPOKEN_MARKS` what may stand between word and answer. A dash needs a
+space after it, because `-7` is a number."""
 SPOKEN_MARKS = (":", "：", "=", "- ", "– ", "— ", "is:", "is", "是", "为")
 _REASON = re.compile(r",? +(?:because|since)(?![a-z])|[. ]+I hope (?:it|this) is correct")
 _OPTION = re.compile(r"(?:option|choice) +(?=\S)", re.IGNORECASE)
-LONGEST = 10_000
-"""No more characters of an answer are read; every one so long is too long."""
-LAST_LINES = 2000
-"""An answer in words (`Answer: 5`) counts in so many last characters only."""
+MAX_READ = 10_000
+"""At most this many characters of an answer are read. It is far above `notation.MAX_ANSWER`, the longest valid one."""
+SPOKEN_WITHIN = 2000
+"""A spoken answer (`Answer: 5`) counts only within this many last characters."""
 
 
 def last_answer(response: str) -> str | None:
-    """The text of the last marked answer, or None if there is none or it never ends.
+    """The text of the last marked answer; None if there is no mark, or the last one is not closed.
 
-    A mark is `\\boxed{...}`; where a response has none, `<answer>...</answer>`; then `#### ...` (GSM8K); then a line
-    `Answer: ...` or `The final answer is ...`, or the line below it. Earlier ones are what the writer thought better
-    of, but `\\boxed{1} and \\boxed{2}` is one answer, "1, 2".
+    Marks, the first kind that occurs in the response counts: `\\boxed{...}`; `<answer>...</answer>`; `#### ...`
+    (GSM8K); a line `Answer: ...` or `The final answer is ...`, with the answer on it or on the next line. Earlier
+    marks of that kind count as corrected, but `\\boxed{1} and \\boxed{2}` is one answer, "1, 2".
 
     >>> last_answer("So \\\\boxed{4}, no: \\\\boxed{5}.")
     '5'
@@ -40,12 +41,12 @@ def last_answer(response: str) -> str | None:
     for find in (_boxed, _tagged, _hashed, _spoken):
         found, answer = find(response)
         if found:
-            return answer if answer is None else _bare(answer[:LONGEST])
+            return answer if answer is None else _without_markup(answer[:MAX_READ])
     return None
 
 
 def _boxed(text: str) -> tuple[bool, str | None]:
-    """The last box, or the list of the last ones if only a comma, "and" or "or" stands between them."""
+    """The content of the last box, or of the last boxes as a list if only a comma, "and" or "or" separates them."""
     start = _last_box(text, len(text))
     if start < 0:
         return False, None
@@ -65,17 +66,18 @@ def _boxed(text: str) -> tuple[bool, str | None]:
 
 
 def _last_box(text: str, end: int) -> int:
+    """The start of the last box before `end`, -1 if there is none."""
     return max(text.rfind(box, 0, end) for box in BOXES)
 
 
 def _name_before(text: str, start: int) -> str:
-    """The x of `x = \\boxed{5}`, "" without one."""
+    """The variable before a box, x in `x = \\boxed{5}`; "" if there is none."""
     match = _NAMED.search(text[max(start - 8, 0) : start])
     return match[1] if match else ""
 
 
 def _box_at(text: str, start: int) -> tuple[str | None, int]:
-    """What the box that starts here holds (None if it never ends), and where it ends."""
+    """The content of the box that starts here (None if it is not closed), and the position after it."""
     opening = start + len(BOXES[0] if text.startswith(BOXES[0], start) else BOXES[1])
     while opening < len(text) and text[opening] == " ":
         opening += 1
@@ -88,16 +90,17 @@ def _box_at(text: str, start: int) -> tuple[str | None, int]:
 
 
 def _to_closing_brace(text: str, opening: int) -> str | None:
-    """What stands between two braces; nobody needs more than the first `LONGEST` characters of it."""
+    """The text from an opening brace to its closing brace, at most `MAX_READ` characters; None if it is not closed."""
     depth = 0
-    for match in _BRACE.finditer(text, opening, opening + LONGEST):
-        depth += (match[0] == "{") - (match[0] == "}")  # an escaped brace is a character
+    for match in _BRACE.finditer(text, opening, opening + MAX_READ):
+        depth += (match[0] == "{") - (match[0] == "}")  # an escaped brace is not counted
         if depth == 0:
             return text[opening + 1 : match.start()]
-    return text[opening + 1 : opening + LONGEST] if len(text) > opening + LONGEST else None
+    return text[opening + 1 : opening + MAX_READ] if len(text) > opening + MAX_READ else None
 
 
 def _tagged(text: str) -> tuple[bool, str | None]:
+    """Whether there is an `<answer>` tag, and the text inside the last one (None if it is not closed)."""
     start, end = text.rfind("<answer>"), text.rfind("</answer>")
     if start < 0:
         return False, None
@@ -105,23 +108,24 @@ def _tagged(text: str) -> tuple[bool, str | None]:
 
 
 def _hashed(text: str) -> tuple[bool, str | None]:
+    """Whether there is a `####`, and the rest of its line."""
     start = text.rfind("####")
     return start >= 0, text[start + 4 :].strip().partition("\n")[0]
 
 
 def _spoken(text: str) -> tuple[bool, str | None]:
-    """What follows `Answer:`, on the same line or on the next that is not empty."""
-    lines = text[-LAST_LINES:].splitlines()
+    """Whether there is an `Answer:`, and the text after it: on the same line, or on the next line that is not empty."""
+    lines = text[-SPOKEN_WITHIN:].splitlines()
     for at in range(len(lines) - 1, -1, -1):
-        rest = _behind_mark(lines[at])
+        rest = _after_mark(lines[at])
         if rest is not None:
             answer = rest or _next_line(lines, at + 1)
             return True, _OPTION.sub("", _REASON.split(answer, maxsplit=1)[0].strip(), count=1)
     return False, None
 
 
-def _behind_mark(line: str) -> str | None:
-    """The rest of the line behind `Answer:` and its like, None if there is no mark."""
+def _after_mark(line: str) -> str | None:
+    """The rest of the line after a mark like `Answer:`, None if there is no mark."""
     line = line.replace("*", "")
     ends = [at + len(word) for word in SPOKEN if (at := line.lower().rfind(word)) >= 0]
     rest = line[max(ends) :].strip() if ends else ""
@@ -132,7 +136,7 @@ def _behind_mark(line: str) -> str | None:
 
 
 def _next_line(lines: list[str], start: int) -> str:
-    """The first line that is not empty; displayed mathematics up to where it closes."""
+    """The first line that is not empty; for displayed mathematics all lines until it closes."""
     found = [line.strip() for line in lines[start:] if line.strip()][:4]
     for opening, closing in (("\\[", "\\]"), ("$$", "$$")):
         if found and found[0].startswith(opening) and closing not in found[0][2:]:
@@ -141,8 +145,8 @@ def _next_line(lines: list[str], start: int) -> str:
     return found[0] if found else ""
 
 
-def _bare(answer: str) -> str:
-    """Without the marks that typeset it: `**`, `$`, `\\( \\)`, and the sentence's full stop."""
+def _without_markup(answer: str) -> str:
+    """The answer without `**`, `$`, `\\( \\)` around it and without the full stop of its sentence."""
     answer = answer.strip()
     while True:
         inner = answer.removeprefix("**").removesuffix("**").strip()

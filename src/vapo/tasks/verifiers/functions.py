@@ -1,4 +1,4 @@
-"""Finds verifiers by name: built-in, a function of the user, an entry point, or a TRL reward function."""
+"""Finds verifiers by name: built-in verifiers, entry points, functions of the user and TRL reward functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
 from vapo.errors import ConfigError, UnguardedError, VapoError, counted
-from vapo.tasks.verifiers.graded import GRADED
 from vapo.types import Prompt, Verdict, Verifier
 
 GROUP = "vapo.verifiers"
@@ -27,19 +26,19 @@ FACTORIES = {
 }
 EXACT = "vapo.tasks.verifiers.functions:judge_exact"
 RIGHT_AT = 0.99
-"""The lowest score that counts as right: rewards are outcomes, without partial credit."""
+"""The lowest score that counts as right. A reward is 0 or 1, without partial credit."""
 
 MEMORY_LIMIT = "the limit is task.verifier_memory_mb={mb}; raise it if the verifier needs more"
 
 
 def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> Verifier:
-    """The verifier of that name, imported; call it in a worker process only.
+    """Import and return the verifier of that name. Call it in a worker process only.
 
     `name` is `math`, `reasoning-gym`, `exact`, an entry point of the group `vapo.verifiers`,
     `package.module:function` or `path/to/file.py:function`. The function's parameters are any of `prompt` (a
     `vapo.types.Prompt`), `response`, `answer` and the columns of the data set; or two positional ones, prompt and
-    response; or those of a TRL reward function (see `RewardFunction`). It returns a `Verdict`, a bool, or a score
-    (right from `right_at` on); None, nan or infinity gives an invalid verdict.
+    response; or those of a TRL reward function (see `RewardFunction`). It returns a `Verdict`, a bool, or a score,
+    which is right if it is at least `right_at`; None, nan and infinity give an invalid verdict.
 
     Raises ConfigError if there is no such function.
     """
@@ -55,38 +54,38 @@ def check_verifier(name: str) -> None:
 
 
 def _named_functions() -> dict[str, str]:
-    """The verifiers that have a name and take an answer: `exact`, and those of installed packages."""
+    """The functions of the named verifiers: `exact`, and those of installed packages."""
     return {"exact": EXACT, **{point.name: point.value for point in entry_points(group=GROUP)}}
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """`path/to/file.py:function`, the name under which a worker process imports a function that was given in Python.
+    """The name `path/to/file.py:function` by which a worker process imports this function.
 
-    Raises ConfigError for one that cannot be imported: a lambda, a method, a function inside another one.
+    Raises ConfigError for a function that cannot be imported: a lambda, a method, a function inside another one.
     """
     file = inspect.getsourcefile(function) if inspect.isfunction(function) else None
     if file is None or not Path(file).exists() or not function.__qualname__.isidentifier():
         raise ConfigError(
             f"The verifier {getattr(function, '__qualname__', function)!r} must be a plain function at the top of a "
-            ".py file: worker processes import it from there. Move it into one."
+            ".py file: worker processes import it from that file. Move it there."
         )
     return f"{Path(file).resolve()}:{function.__qualname__}"
 
 
-TRL = ("prompts", "completions", "completion_ids")
-"""A function with one of these parameters is called like TRL's reward functions."""
+TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
+"""A function with one of these parameters is called as TRL calls reward functions."""
 
 
 def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifier:
-    """A function with any of the signatures and results of `load_verifier`, as a verifier."""
+    """A verifier that calls the function; `load_verifier` lists its possible signatures and results."""
     parameters = inspect.signature(function).parameters
-    if any(name in parameters for name in TRL):
+    if any(name in parameters for name in TRL_PARAMETERS):
         return RewardFunction(function, right_at)
     takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = {p.name for p in parameters.values() if p.default is p.empty and p.name in named}
     positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    # called by position only where that is certain: a function (output, gold) would get the prompt as output
+    # positional only if the first one is clearly the prompt: a function (output, gold) would get the prompt as output
     first = positional[0] if len(positional) == 2 and "response" not in parameters else None
     unnamed = first is not None and (first.kind is first.POSITIONAL_ONLY or first.name in ("prompt", "p"))
 
@@ -96,14 +95,14 @@ def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifie
         values = {**prompt.columns, "prompt": prompt, "response": response, "answer": prompt.answer}
         if missing := sorted(needed - values.keys()):
             return Verdict("invalid", f"the verifier asks for {missing[0]!r}; there are: {', '.join(sorted(values))}")
-        given = values if takes_rest else {key: value for key, value in values.items() if key in parameters}
-        return to_verdict(function(**given), right_at)
+        arguments = values if takes_rest else {key: value for key, value in values.items() if key in parameters}
+        return to_verdict(function(**arguments), right_at)
 
     return verify
 
 
 def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
-    """A verifier's result as a verdict."""
+    """The verdict for the result of a verifier; see `load_verifier`."""
     if inspect.iscoroutine(result):
         result = asyncio.run(result)
     if isinstance(result, list | tuple) and len(result) == 1:
@@ -118,17 +117,16 @@ def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
 
 
 def verdict_of_score(score: float, right_at: float = RIGHT_AT) -> Verdict:
-    """Right from `right_at` on, else wrong, with a reason that tells a graded score from 0; nan and infinity are no
-    scores."""
+    """Right if the score is at least `right_at`, else wrong; invalid for nan and infinity."""
     if not math.isfinite(score):
         return Verdict("invalid", f"the verifier gave {score}, not a finite score")
     if score >= right_at:
-        return Verdict("right")
-    return Verdict("wrong", f"{GRADED}{score:g}" if score else "score 0")
+        return Verdict("right", score=score)
+    return Verdict("wrong", f"graded score {score:g}" if score else "score 0", score=score)
 
 
 def judge_exact(response: str, answer: Any) -> Verdict:
-    """`verify_exact`, with why a response is wrong."""
+    """The verdict of `verify_exact`, with the reason if the response is wrong."""
     from vapo.tasks.verifiers.answers import last_answer
 
     if verify_exact(response, answer):
@@ -139,7 +137,7 @@ def judge_exact(response: str, answer: Any) -> Verdict:
 
 
 def verify_exact(response: str, answer: Any) -> bool:
-    """Whether the last marked answer is the gold one letter by letter, spaces around it aside."""
+    """Whether the last marked answer equals the gold answer character by character, apart from spaces around it."""
     from vapo.tasks.verifiers.answers import last_answer
 
     found = last_answer(response)
@@ -147,12 +145,11 @@ def verify_exact(response: str, answer: Any) -> bool:
 
 
 class RewardFunction:
-    """A TRL reward function as a verifier: asked about all responses to a prompt at once, since it may compare them.
+    """Wraps a TRL reward function. It judges all responses to a prompt in one call, because it may compare them.
 
-    It gets the keyword arguments that TRL 1.16 gives, or those of them that it names: `prompts`, `completions`,
-    `completion_ids` (stop token included), the columns of the row, each as often as there are responses, and
-    `trainer_state`, of which there is `global_step` and nothing else. `log_extra` and `log_metric` may be called; what
-    they are told is dropped.
+    The function gets the keyword arguments of TRL 1.16, or those of them that it names: `prompts`, `completions`,
+    `completion_ids` (stop token included) and the columns of the row, each once per response; and `trainer_state`,
+    which only has `global_step`. It may call `log_extra` and `log_metric`, which drop their arguments.
     """
 
     def __init__(self, function: Callable[..., Any], right_at: float = RIGHT_AT) -> None:
@@ -165,11 +162,11 @@ class RewardFunction:
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether it cannot do without the token ids of the responses."""
+        """Whether the function requires `completion_ids`."""
         return "completion_ids" in self._needed
 
     def __call__(self, prompt: Prompt, response: str, /) -> Verdict:
-        """The verdict on a response that is alone in its group."""
+        """The verdict on one response, as a group of one."""
         return self.together(prompt, [response])[0]
 
     def together(
@@ -179,16 +176,18 @@ class RewardFunction:
         token_ids: Sequence[Sequence[int]] | None = None,
         step: int = 0,
     ) -> list[Verdict]:
-        """Verdicts on the responses to one prompt. `token_ids` are theirs, `step` is the trainer's; raises whatever
-        the function raises."""
+        """Verdicts on the responses to one prompt, in order. Raises what the function raises.
+
+        `token_ids` are those of the responses, `step` is the trainer's step.
+        """
         values = _as_trl(prompt, responses, token_ids, step)
         if missing := sorted(self._needed - values.keys()):
             reason = f"the verifier asks for {missing[0]!r}; there are: {', '.join(sorted(values))}"
             return [Verdict("invalid", reason)] * len(responses)
-        given = values if self._takes_rest else {key: value for key, value in values.items() if key in self._named}
-        result = self.function(**given)
+        arguments = values if self._takes_rest else {key: value for key, value in values.items() if key in self._named}
+        result = self.function(**arguments)
         if isinstance(result, Awaitable):
-            # one loop for all calls: what a function keeps from one to the next may be bound to it
+            # one loop for all calls: objects that the function keeps between calls may be bound to it
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 weakref.finalize(self, self._loop.close)
@@ -209,16 +208,16 @@ async def _awaited(result: Awaitable[Any]) -> Any:
 def _as_trl(
     prompt: Prompt, responses: Sequence[str], token_ids: Sequence[Sequence[int]] | None, step: int
 ) -> dict[str, Any]:
-    """The keyword arguments TRL gives a reward function for a batch of one prompt."""
-    asked = prompt.columns.get("prompt", prompt.text)  # TRL goes by the column; we may have made messages of it
-    chat = not isinstance(asked, str)
-    columns = {"answer": prompt.answer, **prompt.columns}  # a column of that name is what TRL would give
+    """The keyword arguments TRL gives a reward function for a batch of responses to one prompt."""
+    text = prompt.columns.get("prompt", prompt.text)  # TRL passes the column, which may not be messages as `text` is
+    chat = not isinstance(text, str)
+    columns = {"answer": prompt.answer, **prompt.columns}  # a column `answer` goes first, as in TRL
     columns = {key: value for key, value in columns.items() if key not in ("prompt", "completion", "completion_ids")}
     count = len(responses)
     return {
         **{key: [value] * count for key, value in columns.items()},
-        "prompts": [list(asked) if chat else asked for _ in range(count)],
-        "completions": [[{"role": "assistant", "content": text}] if chat else text for text in responses],
+        "prompts": [list(text) if chat else text for _ in range(count)],
+        "completions": [[{"role": "assistant", "content": response}] if chat else response for response in responses],
         **({} if token_ids is None else {"completion_ids": [list(ids) for ids in token_ids]}),
         "trainer_state": SimpleNamespace(global_step=step),
         "log_extra": _drop,
@@ -227,27 +226,28 @@ def _as_trl(
 
 
 def _drop(name: str, value: Any) -> None:
-    """What a reward function wants logged goes nowhere: words alone come back from its process."""
+    """Drop a value that a reward function logs: its process only sends verdicts."""
 
 
 def check_function(name: str, setting: str) -> tuple[str, str]:
     """(module or file, function) of the name that `import_function` takes. Imports nothing.
 
-    ConfigError, naming the setting, for a name of another form, a missing file, or a package that is not installed.
+    Raises ConfigError, with the name of the setting, for a name of another form, a missing file, or a package that is
+    not installed.
     """
     module, colon, attribute = name.rpartition(":")
     if not colon or not attribute:
         raise ConfigError(
-            f"{setting}: {name!r} is not known here, not an installed plug-in, and not like package.module:function or "
-            "path/to/file.py:function. Check the name."
+            f"{setting}: {name!r} is not known here: it is not built in, not an installed plug-in, and not of the form "
+            "package.module:function or path/to/file.py:function. Check the name."
         )
     if module.endswith(".py"):
         if not Path(module).is_file():
             raise ConfigError(
-                f"{setting}: there is no file {module}. Check the path; it is taken from where vapo runs."
+                f"{setting}: there is no file {module}. Check the path, which is relative to the working directory."
             )
     elif not _is_installed(package := module.partition(".")[0]):
-        raise _no_module(setting, name, package, asked=True)
+        raise _no_module(setting, name, package, named_by_user=True)
     return module, attribute
 
 
@@ -260,18 +260,21 @@ def _is_installed(package: str) -> bool:
             return False
 
 
-def _no_module(setting: str, name: str, missing: str | None, *, asked: bool) -> ConfigError:
-    """The error for a missing module: the one that was `asked` for, or one that it imports."""
+def _no_module(setting: str, name: str, missing: str | None, *, named_by_user: bool) -> ConfigError:
+    """The error for a missing module: the one that the user named, or one that it imports."""
     advice = (
-        "Run from the folder it lies in, install it, or give the file: path/to/file.py:function."
-        if asked
+        "Run from the folder that holds it, install it, or give the file: path/to/file.py:function."
+        if named_by_user
         else f"{name.rpartition(':')[0]} imports it: install it, or put it beside that file."
     )
     return ConfigError(f"{setting} {name}: there is no module {missing!r}. {advice}")
 
 
 def import_function(name: str, setting: str) -> Callable[..., Any]:
-    """The function `package.module:function` or `path/to/file.py:function`; ConfigError, naming the setting."""
+    """Import the function `package.module:function` or `path/to/file.py:function`.
+
+    Raises ConfigError, with the name of the setting, if that fails.
+    """
     module_name, attribute = check_function(name, setting)
     try:
         with _importing(name):
@@ -281,8 +284,8 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
                 with _importable(Path.cwd(), first=False):
                     module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        asked = error.name is not None and (module_name + ".").startswith(error.name + ".")
-        raise _no_module(setting, name, error.name, asked=asked) from error
+        named_by_user = error.name is not None and (module_name + ".").startswith(error.name + ".")
+        raise _no_module(setting, name, error.name, named_by_user=named_by_user) from error
     except VapoError:
         raise
     except SystemExit as error:
@@ -290,9 +293,9 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
             f"{setting} {name}: {module_name} cannot be imported: SystemExit: {error}. It ends the process "
             f"{guard_advice(name)}"
         ) from error
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # the user's code may raise anything
         raise ConfigError(
-            f"{setting} {name}: {module_name} cannot be imported: {type(error).__name__}: {error}. Mend it."
+            f"{setting} {name}: {module_name} cannot be imported: {type(error).__name__}: {error}. Fix the file."
         ) from error
     function: Any = module
     for part in attribute.split("."):
@@ -314,58 +317,58 @@ def _from_file(name: str) -> Any:
     return module
 
 
-_wanted: list[str] = []
-"""Functions for whose sake a module is being imported right now."""
+_being_imported: list[str] = []
+"""Names of the functions whose modules are being imported now, innermost last."""
 
 
 @contextlib.contextmanager
 def _importing(function: str) -> Iterator[None]:
-    _wanted.append(function)
+    _being_imported.append(function)
     try:
         yield
     finally:
-        _wanted.pop()
+        _being_imported.pop()
 
 
 def refuse_while_importing(call: str) -> None:
-    """Raise UnguardedError if a module that is being imported for a function in it has come to `call`.
+    """Raise UnguardedError if a module calls `call` while it is being imported for one of its functions.
 
-    Otherwise each worker process would start a run whose workers start a run, and so on.
+    Otherwise each worker process would start a run, whose workers would start runs, and so on.
     """
-    if not _wanted:
+    if not _being_imported:
         return
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_name != "<module>":
         frame = frame.f_back
     raise UnguardedError(
-        f"{frame.f_code.co_filename}, line {frame.f_lineno}, comes to {call} {guard_advice(_wanted[-1])}"
+        f"{frame.f_code.co_filename}, line {frame.f_lineno}, starts {call} {guard_advice(_being_imported[-1])}"
     )
 
 
 def guard_advice(function: str) -> str:
-    """What is wrong with a file that acts as soon as it is imported, and what to do."""
+    """The end of an error message about a file that runs code when it is imported: the cause and the fix."""
     return (
-        f"as soon as the file is imported, and it is imported by other processes to find {function}. "
-        'Put what the script does under `if __name__ == "__main__":`.'
+        f"when the file is imported, and worker processes import it to find {function}. "
+        'Put the code of the script under `if __name__ == "__main__":`.'
     )
 
 
 @contextlib.contextmanager
 def _importable(folder: Path, *, first: bool) -> Iterator[None]:
-    """Modules in the folder can be imported, within before all others if `first`; afterwards others go first.
+    """Make the modules in the folder importable, in the block before all others if `first`, and later after them.
 
-    They stay importable, for imports inside of functions, and must not stand in for modules of the trainer's.
+    They stay importable for imports inside functions, and must not replace modules that the trainer imports.
     """
-    place = str(folder)
+    path = str(folder)
     if first:
-        sys.path.insert(0, place)
-    elif place not in sys.path:
-        sys.path.append(place)
+        sys.path.insert(0, path)
+    elif path not in sys.path:
+        sys.path.append(path)
     try:
         yield
     finally:
         if first:
             with contextlib.suppress(ValueError):
-                sys.path.remove(place)
-            if place not in sys.path:
-                sys.path.append(place)
+                sys.path.remove(path)
+            if path not in sys.path:
+                sys.path.append(path)

@@ -1,4 +1,4 @@
-"""Sets of numbers in one notation, that of intervals: x >= 2 is [2, infinity), and R without 0 a union of two."""
+"""Writes sets of real numbers as intervals: x >= 2 is [2, infinity), R without 0 is a union of two intervals."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from vapo.tasks.verifiers.notation import number
 from vapo.tasks.verifiers.parts import bracket, listing, split
 
 _RELATION = re.compile(r"(<|>|\\(?:le|leq|ge|geq|lt|gt)(?![a-z]))")
-_TURN = {  # a < b is b > a
+_MIRRORED = {  # a < b is b > a
     "<": ">", ">": "<", "\\lt": "\\gt", "\\gt": "\\lt",
     "\\le": "\\ge", "\\ge": "\\le", "\\leq": "\\geq", "\\geq": "\\leq",
 }  # fmt: skip
 _VARIABLE = re.compile(r"[A-Za-z](?:_\{?\w\}?)?|\\(?!pi|infty)[a-z]+")
 _REALS = re.compile(r"\\mathbb ?(?:\{ ?R ?\}|R)(?: ?(?:\\setminus|-|\\backslash) ?(\\\{.*\\\}))?")
-_BUILT = re.compile(
+_SET_BUILDER = re.compile(
     r"\\\{ ?([A-Za-z])(?: ?\\in ?\\mathbb ?\{? ?R ?\}?)? ?(?:\\mid|\\vert|:|\|) ?(.*)\\\}"
 )  # {x | x > 2}
-_UNEQUAL = re.compile(r"(.+?) ?\\(?:ne|neq)(?![a-z]) ?(.+)")
-_TURNED = re.compile(r"[\[\]][^\[\]()]*,[^\[\]()]*[\[\]]")
+_NOT_EQUAL = re.compile(r"(.+?) ?\\(?:ne|neq)(?![a-z]) ?(.+)")
+_OUTWARD_BRACKETS = re.compile(r"[\[\]][^\[\]()]*,[^\[\]()]*[\[\]]")
 
 
 def region(text: str) -> tuple[str, str] | None:
-    """The variable ("" if none is named) and the set of real numbers a tidy answer is, as intervals; None if it is
-    none. Inequalities must be of one variable, alone on its side.
+    """The variable ("" if none is named) and the intervals of a tidy answer; None if it is not a set of real numbers.
+
+    An inequality must have one variable, which must be alone on its side.
 
     >>> region("x \\\\ge 2"), region("0<x\\\\le 1"), region("x<-1 or x>1")
     (('x', '[2,\\\\infty)'), ('x', '(0,1]'), ('x', '(-\\\\infty,-1) \\\\cup (1,\\\\infty)'))
     >>> region("]-2,1["), region("\\\\mathbb{R}\\\\setminus\\\\{0\\\\}"), region("x+y<3")
     (('', '(-2,1)'), ('', '(-\\\\infty,0) \\\\cup (0,\\\\infty)'), None)
     """
-    if match := _BUILT.fullmatch(text):
+    if match := _SET_BUILDER.fullmatch(text):
         found = region(match[2].strip())
         return found if found and found[0] == match[1] else None
     for separator in (" or ", "\\lor", "\\cup"):
@@ -43,9 +44,9 @@ def region(text: str) -> tuple[str, str] | None:
             return regions[0][0], " \\cup ".join(one for _, one in regions)
     if match := _REALS.fullmatch(text):
         return _without("", listing(match[1]) or [] if match[1] else [])
-    if match := _UNEQUAL.fullmatch(text):
+    if match := _NOT_EQUAL.fullmatch(text):
         return _without(match[1], [match[2]]) if _VARIABLE.fullmatch(match[1]) else None
-    if _TURNED.fullmatch(text):
+    if _OUTWARD_BRACKETS.fullmatch(text):
         text = {"[": "[", "]": "("}[text[0]] + text[1:-1] + {"]": "]", "[": ")"}[text[-1]]
     if (items := bracket(text)) is not None:
         return ("", text) if len(items) == 4 else None
@@ -53,7 +54,7 @@ def region(text: str) -> tuple[str, str] | None:
 
 
 def _without(name: str, points: list[str]) -> tuple[str, str] | None:
-    """The real numbers without some, which are plain numbers if they are several."""
+    """The real numbers without the given points; None if there are several and one of them is not a plain number."""
     values = {point: number(point) for point in points}
     if len(points) > 1 and None in values.values():
         return None
@@ -63,16 +64,16 @@ def _without(name: str, points: list[str]) -> tuple[str, str] | None:
 
 
 def _inequality(text: str) -> tuple[str, str] | None:
-    """An inequality, or two with "and" between them, as one interval."""
+    """The interval of an inequality or of two joined by "and", None for any other text."""
     low, high, names = "(-\\infty", "\\infty)", set()
     for part in split(text, " and "):
         sides = [side.strip() for side in _RELATION.split(part)]
         if len(sides) == 3 and _VARIABLE.fullmatch(sides[2]) and not _VARIABLE.fullmatch(sides[0]):
             bounds = [(sides[0], sides[1], sides[2])]
         elif len(sides) == 3:
-            bounds = [(sides[2], _TURN[sides[1]], sides[0])]
+            bounds = [(sides[2], _MIRRORED[sides[1]], sides[0])]
         elif len(sides) == 5:
-            bounds = [(sides[0], sides[1], sides[2]), (sides[4], _TURN[sides[3]], sides[2])]
+            bounds = [(sides[0], sides[1], sides[2]), (sides[4], _MIRRORED[sides[3]], sides[2])]
         else:
             return None
         for bound, relation, name in bounds:
@@ -81,9 +82,9 @@ def _inequality(text: str) -> tuple[str, str] | None:
             names.add(name)
             strict = relation in ("<", ">", "\\lt", "\\gt")
             if relation in ("<", "\\lt", "\\le", "\\leq"):
-                low, given = ("(" if strict else "[") + bound, low != "(-\\infty"
+                low, already_bounded = ("(" if strict else "[") + bound, low != "(-\\infty"
             else:
-                high, given = bound + (")" if strict else "]"), high != "\\infty)"
-            if given:
-                return None  # bounded twice from one side
+                high, already_bounded = bound + (")" if strict else "]"), high != "\\infty)"
+            if already_bounded:
+                return None  # two bounds on the same side
     return (names.pop(), f"{low},{high}") if len(names) == 1 else None

@@ -1,6 +1,6 @@
-"""One spelling for each way to write a mathematical answer, and the exact value of a plain number.
+"""Normalises the notation of mathematical answers, and computes the exact value of plain numbers.
 
-Strings in, strings out; every text is short here (`MAX_ANSWER`), so no pattern can take long.
+Texts are at most `MAX_ANSWER` characters long, which bounds the time of every regular expression.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 
 MAX_ANSWER = 400
-"""Characters of the longest answer that is read as mathematics."""
+"""Longest answer, in characters, that is read as mathematics."""
 
 _SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ",
@@ -23,8 +23,8 @@ _SYMBOLS = {
     "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]", "\\colon": ":",
     "\\varnothing": "\\emptyset", "△": "\\triangle ", "∠": "\\angle ",
 }  # fmt: skip
-"""In this order. `\\{\\}` goes first among the braces, brackets of typesetting last."""
-_WIDE = {0xFF01 + at: 0x21 + at for at in range(94)}  # ７ is 7
+"""Replaced in this order. `\\{\\}` precedes the other braces, brackets of typesetting come last."""
+_FULL_WIDTH = {0xFF01 + at: 0x21 + at for at in range(94)}  # ７ is 7
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|operatorname|bm)\s*\{([^{}]*)\}"
@@ -37,11 +37,11 @@ DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
-_GOES_ON = re.compile(r"(\d{1,20})\.(\d{0,9}?)(\d)\3\3+(?:\.\.\.|\\[lc]?dots)")  # 0.1666...
+_REPEATING_DECIMAL = re.compile(r"(\d{1,20})\.(\d{0,9}?)(\d)\3\3+(?:\.\.\.|\\[lc]?dots)")  # 0.1666...
 MULTIPLES = {
     "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
-"""Words behind a number that multiply it."""
+"""Words after a number that multiply it."""
 
 FUNCTIONS = set(
     """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp""".split()  # noqa: SIM905
@@ -54,15 +54,15 @@ COMMANDS = FUNCTIONS | set(
     rfloor lceil rceil emptyset varnothing setminus pmatrix bmatrix matrix vmatrix
     """.split()  # noqa: SIM905
 )
-"""What an answer may be written with; sums, integrals, limits and everything else only match letter by letter."""
+"""LaTeX commands that are evaluated. An answer with another one (sum, integral) must match character by character."""
 
 
 def tidy(text: str, *, thousands: bool = True) -> str:
-    """The answer in one spelling: no typesetting, no units' wrappers, plain fractions.
+    """The answer in a normal form: without typesetting and `text` wrappers, with `frac` for all fractions.
 
-    With `thousands`, 1,234 outside brackets is one number, else two.
+    With `thousands`, 1,234 outside brackets is one number, otherwise a list of two.
     """
-    text = text.translate(_WIDE)
+    text = text.translate(_FULL_WIDTH)
     text = re.sub(r"√\s*(?:(\d+(?:\.\d+)?)|\(([^()]*)\))", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
     for symbol, plain in _SYMBOLS.items():
@@ -95,13 +95,16 @@ def tidy(text: str, *, thousands: bool = True) -> str:
 
 
 def squeezed(text: str) -> str:
-    """Without the spaces that mean nothing; one between two digits does."""
+    """The text without spaces, except those between two digits."""
     return re.sub(r"(?<!\d) +| +(?!\d)", "", text)
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a plain number: integer, decimal, percentage, repeating decimal, fraction of
-    integers, a x 10^n, a million; else None."""
+    """The exact value of a plain number, None for any other text.
+
+    A plain number is an integer, a decimal, a percentage, a repeating decimal, a fraction of integers, a mixed number,
+    a x 10^n, or a number with a word like million.
+    """
     text = squeezed(text.replace("\\times", "*").replace("\\cdot", "*"))
     sign = -1 if text.startswith("-") else 1
     text = text.lstrip("-+") if text[:2] not in ("--", "++", "+-", "-+") else text
@@ -120,7 +123,7 @@ def number(text: str) -> Fraction | None:
     if match := re.fullmatch(r"(\d*)\.(\d*)\\overline\{(\d{1,20})\}", text):
         fixed = Fraction(int((match[1] or "0") + match[2]), 10 ** len(match[2]))
         return sign * (fixed + Fraction(int(match[3]), (10 ** len(match[3]) - 1) * 10 ** len(match[2])))
-    if match := _GOES_ON.fullmatch(text):
+    if match := _REPEATING_DECIMAL.fullmatch(text):
         return number(f"{'-' * (sign < 0)}{match[1]}.{match[2]}\\overline{{{match[3]}}}")
     if match := re.fullmatch(rf"(\d+(?:\.\d*)?)({'|'.join(MULTIPLES)})", text):
         return sign * Fraction(match[1]) * MULTIPLES[match[2]]
@@ -130,6 +133,6 @@ def number(text: str) -> Fraction | None:
 
 
 def word_in(text: str) -> str:
-    """The first word of four letters or more that names nothing in mathematics, "" if there is none."""
+    """The first word of four letters or more that is not in `COMMANDS`, "" if there is none."""
     words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{4,}", text)
     return next((word for word in words if word not in COMMANDS), "")

@@ -1,6 +1,6 @@
-"""Whole numbers that are not written with ten digits alone: in words, in another base, as a residue, on a clock.
+"""Reads whole numbers in words, in another base, as a residue and as a time of day.
 
-Each function reads one kind from a tidy answer and gives None for everything else.
+Each function reads one of these from a tidy answer and returns None for any other text.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def spelled(text: str) -> int | None:
 
 
 def _below_hundred(words: list[str]) -> int | None:
+    """The value of one or two number words below 100, None for other words."""
     values = [_WORDS.get(word, -1) for word in words]
     if len(values) == 1 and values[0] >= 0:
         return values[0]
@@ -48,7 +49,7 @@ def _below_hundred(words: list[str]) -> int | None:
 
 
 def numeral(text: str) -> tuple[str, int] | None:
-    """Digits and base of a numeral like 1011_2, (1011)_2 or 2a_{16}; the digits must be some of that base.
+    """Digits and base of a numeral such as 1011_2, (1011)_2 or 2a_{16}; None if a digit does not exist in that base.
 
     >>> numeral("(2a)_{16}"), numeral("324_{five}"), numeral("102_2"), numeral("x_5")
     (('2A', 16), ('324', 5), None, None)
@@ -62,8 +63,9 @@ def numeral(text: str) -> tuple[str, int] | None:
 
 
 def residue(text: str) -> tuple[str, int] | None:
-    """Value and modulus of `7 \\\\pmod{10}`, where the value is what division leaves over: then it is 7 either way,
-    as a residue and as the remainder.
+    """Value and modulus of `7 \\\\pmod{10}`, None for any other text.
+
+    The value must be below the modulus: then it is both the residue and the remainder.
 
     >>> residue("7 \\\\pmod{10}"), residue("17 \\\\mod 10"), residue("7")
     (('7', 10), None, None)
@@ -76,8 +78,9 @@ def residue(text: str) -> tuple[str, int] | None:
 
 
 def minutes(text: str) -> tuple[set[int], bool] | None:
-    """The minutes of a day that a time may be (two of them if it does not tell morning from evening), and whether it
-    tells.
+    """The minutes after midnight that a time of day may mean, and whether it means one of them only.
+
+    A time without a.m. or p.m., such as 8:00, means two of them.
 
     >>> minutes("8 p.m."), minutes("12:30 AM"), sorted(minutes("8:00")[0]), minutes("25:00"), minutes("8")
     (({1200}, True), ({30}, True), [480, 1200], None, None)

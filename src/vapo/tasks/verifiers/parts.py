@@ -1,4 +1,4 @@
-"""Takes an answer apart: lists, sets, tuples, unions, matrices, in tidy notation. Strings in, strings out."""
+"""Splits answers in tidy notation into their parts: lists, sets, tuples, unions and matrices."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 NAME = re.compile(
     r"(?!\\(?:pi|infty)(?![a-z]))\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?: ?\([^()=]*\))?|\([A-Za-z](?:, ?[A-Za-z])+\)"
 )
-"""What may stand before `=` in the statement of a value: x, x_1, f(2), (x, y)."""
+"""The left side of an equation that states a value: x, x_1, f(2), (x, y)."""
 _LETTER = re.compile(r"[A-Za-z](?:_\{?\d\}?)?")
 _MATRIX = re.compile(r"[(\[]? ?\\begin\{([pb]?matrix)\}(.*?)\\end\{\1\} ?[)\]]?")
 
 
 def split(text: str, separator: str) -> list[str]:
-    """The parts of a text between separators outside all brackets and braces."""
+    """The parts of a text between the separators that are outside all brackets and braces."""
     parts, depth, start, at = [], 0, 0, 0
     while at < len(text):
         if text[at] == "\\" and at + 1 < len(text) and not text.startswith(separator, at):
@@ -30,13 +30,13 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def union(text: str) -> list[str] | None:
-    """Members of a union of sets."""
+    """The members of a union of sets, None for any other text."""
     parts = split(text, "\\cup")
     return parts if len(parts) > 1 else None
 
 
 def matrix(text: str) -> list[str] | None:
-    """How many rows a matrix has, its items, and how many are in each row."""
+    """The number of rows of a matrix, its items, and the number of items in each row; None for any other text."""
     match = _MATRIX.fullmatch(text)
     if match is None:
         return None
@@ -45,13 +45,13 @@ def matrix(text: str) -> list[str] | None:
 
 
 def column(text: str) -> list[str] | None:
-    """Items of a matrix of one column."""
+    """The items of a matrix of one column, None for any other text."""
     parts = matrix(text)
     return parts[1 : 1 + int(parts[0])] if parts and len(parts) == 1 + 2 * int(parts[0]) > 3 else None
 
 
 def coordinates(text: str) -> list[str] | None:
-    """Values of `x = 1, y = 2` in the order of the names; each must have another, of one letter."""
+    """The values of `x = 1, y = 2`, sorted by name; None unless all names are different and of one letter."""
     items = [part for item in split(text, ",") for piece in split(item, ";") for part in split(piece, " and ")]
     sides = [split(item, "=") for item in items]
     if len(sides) < 2 or not all(len(side) == 2 and _LETTER.fullmatch(side[0]) for side in sides):
@@ -61,7 +61,7 @@ def coordinates(text: str) -> list[str] | None:
 
 
 def bracket(text: str) -> list[str] | None:
-    """Items of a tuple or an interval, its two brackets first."""
+    """The brackets ("0" is round, "1" square) and the items of a tuple or an interval, None for any other text."""
     if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or not _encloses(text):
         return None
     if len(split(text[1:-1], ",")) < 2:
@@ -70,7 +70,7 @@ def bracket(text: str) -> list[str] | None:
 
 
 def _encloses(text: str) -> bool:
-    """Whether the first bracket closes at the very end."""
+    """Whether the bracket at the start of the text closes at its end."""
     depth = 0
     for at, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -80,7 +80,7 @@ def _encloses(text: str) -> bool:
 
 
 def listing(text: str) -> list[str] | None:
-    """Items of a set or a bare list, values of a plus-minus; None for a single value."""
+    """The items of a set or a bare list, or the two values of a plus-minus; None for a single value."""
     braced = text.startswith("\\{") and text.endswith("\\}")
     if braced:
         text = text[2:-2].strip()
@@ -89,18 +89,19 @@ def listing(text: str) -> list[str] | None:
         items = [part for item in items for part in split(item, separator)]
     items = [signed for item in items if item for signed in _both_signs(item)]
     if braced:
-        items = list(dict.fromkeys(items))  # a set holds everything once
+        items = list(dict.fromkeys(items))  # a set has no duplicates
     return items if braced or len(items) > 1 else None
 
 
 def _both_signs(item: str) -> list[str]:
+    """The two values of `a\\pm b`, or the item itself."""
     if "\\pm" not in item or len(items := item.split("\\pm")) != 2:
         return [item]
     return [f"{items[0]}+{items[1]}" if items[0].strip() else items[1], f"{items[0]}-{items[1]}"]
 
 
-def named(items: list[str]) -> list[str]:
-    """`x=1, x=2` lists 1 and 2."""
+def without_name(items: list[str]) -> list[str]:
+    """The values 1 and 2 of the items `x=1, x=2`; the items unchanged if they are not equations for one name."""
     sides = [split(item, "=") for item in items]
     names = {side[0] for side in sides if len(side) == 2 and NAME.fullmatch(side[0])}
     return [side[1] for side in sides] if len(names) == 1 and all(len(side) == 2 for side in sides) else items

@@ -1,9 +1,10 @@
-"""Worker processes that judge responses, each within a limit of time and memory."""
+"""A pool of worker processes that judge responses, each within limits on time and memory."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -22,20 +23,21 @@ from vapo.tasks.verifiers.functions import MEMORY_LIMIT, refuse_while_importing
 from vapo.types import KINDS, Prompt, Verdict
 
 MAX_RESPONSE_CHARACTERS = 1_000_000
-"""Far above any real response, and small enough that judging it takes milliseconds."""
+"""Longest response that is judged. It is far above any real response, and takes milliseconds to judge."""
 START_LIMIT_S = 120.0
-"""Seconds for a worker to import its verifier."""
+"""Seconds that a worker may take to import its verifier."""
 MAX_WORKERS = 8
+"""Largest default number of workers."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one verdict."""
+    """Limits for the judging of one response."""
 
     time_s: float = 1.0
-    """Wall-clock seconds, and processor seconds rounded up."""
+    """Limit on wall-clock seconds, and, rounded up, on processor seconds."""
     memory_mb: int = 2048
-    """Address space of a worker, in MiB."""
+    """Limit on the address space of a worker, in MiB."""
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.time_s <= 600:
@@ -45,37 +47,37 @@ class Limits:
 
     @property
     def time(self) -> str:
-        """The limit of time, for the reason of an invalid verdict."""
+        """The time limit and how to raise it, for the reason of an invalid verdict."""
         limit = f"task.verifier_timeout_s={self.time_s:g}"
         return f"the limit for each response is {limit}; raise it if the verifier needs longer"
 
     @property
     def memory(self) -> str:
-        """The limit of memory, for the reason of an invalid verdict."""
+        """The memory limit and how to raise it, for the reason of an invalid verdict."""
         return MEMORY_LIMIT.format(mb=self.memory_mb)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The responses to one prompt, in order, with their token ids if known, and the trainer's step."""
+    """The responses to one prompt, in order, their token ids if known, and the trainer's step."""
 
     prompt: Prompt
     responses: tuple[str, ...]
     token_ids: tuple[tuple[int, ...], ...] | None = None
     step: int = 0
 
-    def only(self, chosen: Sequence[int]) -> Group:
-        """The group of the chosen responses alone."""
-        ids = None if self.token_ids is None else tuple(self.token_ids[at] for at in chosen)
-        return replace(self, responses=tuple(self.responses[at] for at in chosen), token_ids=ids)
+    def only(self, indices: Sequence[int]) -> Group:
+        """A group of the responses with these indices."""
+        ids = None if self.token_ids is None else tuple(self.token_ids[at] for at in indices)
+        return replace(self, responses=tuple(self.responses[at] for at in indices), token_ids=ids)
 
 
 class VerifierPool:
-    """Judges with a verifier in worker processes; `functions.load_verifier` says how verifiers are named.
+    """Runs a verifier in worker processes; `functions.load_verifier` lists the names of verifiers.
 
-    A response on which a worker exceeds its time or memory or dies is *invalid*, with the reason; the worker is killed
-    and replaced. Raises ConfigError if the verifier cannot be loaded. Usable from one
-    thread at a time; close it, or use it as a context manager.
+    If a worker exceeds its time or memory limit on a response, or dies, the verdict is *invalid* with the reason, and
+    the worker is killed and replaced. Raises ConfigError if the verifier cannot be loaded. Use it from one thread at a
+    time, and close it or use it as a context manager.
     """
 
     def __init__(
@@ -107,39 +109,39 @@ class VerifierPool:
     def judge(
         self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
     ) -> list[Verdict]:
-        """Verdicts on (prompt, response) pairs, in order; a reward function is called for each alone."""
+        """Verdicts on (prompt, response) pairs, in order. A reward function is called once per pair."""
         return self.judge_groups([Group(prompt, (response,)) for prompt, response in items], on_progress)
 
     def judge_groups(
         self, groups: Sequence[Group], on_progress: Callable[[int, int], None] | None = None
     ) -> list[Verdict]:
-        """Verdicts on all responses, in order. A reward function is called once for a whole group.
+        """Verdicts on all responses, in order. A reward function is called once per group.
 
-        Such a call may take the limits' time for each of its responses. Where it fails, each response is tried alone:
-        those that fail alone are invalid, and the others are judged together once more.
+        The time limit of such a call is the limit of one response times their number. If the call fails, each response
+        is judged alone: those that fail alone are invalid, and the others are judged together again.
         """
         total = sum(len(group.responses) for group in groups)
-        if not self.together:  # one by one, to use all workers
+        if not self.together:  # single responses, to use all workers
             groups = [group.only([at]) for group in groups for at in range(len(group.responses))]
         verdicts: list[Verdict] = []
-        for more in self._threads.map(self._judge_group, groups):
-            verdicts += more
+        for group_verdicts in self._threads.map(self._judge_group, groups):
+            verdicts += group_verdicts
             if on_progress:
                 on_progress(len(verdicts), total)
         return verdicts
 
     @property
     def together(self) -> bool:
-        """Whether the verifier judges all responses to a prompt at once."""
+        """Whether the verifier judges all responses to a prompt in one call."""
         return self._all[0].together
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether the verifier needs the token ids of the responses."""
+        """Whether the verifier requires the token ids of the responses."""
         return self._all[0].needs_tokens
 
     def close(self) -> None:
-        """End the workers."""
+        """Kill the worker processes."""
         self._finalizer()
 
     def __enter__(self) -> VerifierPool:
@@ -149,6 +151,7 @@ class VerifierPool:
         self.close()
 
     def _judge_group(self, group: Group) -> list[Verdict]:
+        """The verdicts on a group; see `judge_groups`."""
         sizes = [len(response) for response in group.responses]
         verdicts = {
             at: Verdict("wrong", f"a response of {size} characters", "unreadable") for at, size in enumerate(sizes)
@@ -156,19 +159,19 @@ class VerifierPool:
         left = [at for at, size in enumerate(sizes) if size <= MAX_RESPONSE_CHARACTERS]
         worker = self._idle.get()
         try:
-            found, failed = self._ask(worker, group.only(left)) if left else ([], False)
+            judged, failed = self._call(worker, group.only(left)) if left else ([], False)
             if failed and len(left) > 1:
-                alone = {at: self._ask(worker, group.only([at])) for at in left}
-                verdicts |= {at: judged[0] for at, (judged, broke) in alone.items() if broke}
+                alone = {at: self._call(worker, group.only([at])) for at in left}
+                verdicts |= {at: single[0] for at, (single, single_failed) in alone.items() if single_failed}
                 left = [at for at in left if not alone[at][1]]
-                found = self._ask(worker, group.only(left))[0] if left else []
-            verdicts |= dict(zip(left, found, strict=True))
+                judged = self._call(worker, group.only(left))[0] if left else []
+            verdicts |= dict(zip(left, judged, strict=True))
         finally:
             self._idle.put(worker)
         return [verdicts[at] for at in range(len(sizes))]
 
-    def _ask(self, worker: Worker, group: Group) -> tuple[list[Verdict], bool]:
-        """Verdicts of one call, and whether it failed; if so, all of them give the reason."""
+    def _call(self, worker: Worker, group: Group) -> tuple[list[Verdict], bool]:
+        """The verdicts of one call of the verifier, and whether it failed; if so, all are invalid with the reason."""
         prompt, count = group.prompt, len(group.responses)
         fields = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "columns": prompt.columns}
         request = {
@@ -177,7 +180,7 @@ class VerifierPool:
             "token_ids": group.token_ids if self.together else None,
             "step": group.step,
         }
-        verdicts, failed = worker.ask(request, self.limits.time_s * count)
+        verdicts, failed = worker.judge(request, self.limits.time_s * count)
         if isinstance(verdicts, Verdict):
             return [verdicts] * count, True
         if len(verdicts) != count:
@@ -191,11 +194,11 @@ class VerifierPool:
 
 
 Reply = list[Verdict] | Verdict
-"""Verdicts in order; or a single invalid one with the reason why there are none."""
+"""The verdicts in order, or a single invalid verdict that stands for all of them."""
 
 
 class Worker:
-    """One worker process and the pipes to it."""
+    """One worker process and its two pipes."""
 
     def __init__(self, spec: str, limits: Limits, register: list[Worker]) -> None:
         self._limits = limits
@@ -207,41 +210,41 @@ class Worker:
         try:
             self._child = self._await_child()
         except EOFError as error:
-            raise ConfigError("Cannot load the verifier: its process ended before it said why.") from error
+            raise ConfigError("Cannot load the verifier: its process ended without an error message.") from error
 
-    def ask(self, request: dict[str, Any], limit_s: float) -> tuple[Reply, bool]:
+    def judge(self, request: dict[str, Any], limit_s: float) -> tuple[Reply, bool]:
         """The verdicts on one request, or an invalid one after `limit_s` seconds; and whether the verifier raised.
 
-        A process that dies during a request may have been killed from outside. So the request is sent once more, within
-        the time left.
+        If the process dies, the request is sent once more if enough of the time limit is left, because the process may
+        have been killed from outside.
         """
         self._number += 1
         try:
             line = json.dumps({"number": self._number, **request}).encode() + b"\n"
         except (TypeError, ValueError) as error:
-            return Verdict("invalid", f"this prompt cannot be handed to a verifier: {error}"), False
+            return Verdict("invalid", f"this prompt cannot be sent to a verifier: {error}"), False
         started = time.monotonic()
         self._raised = False
-        verdicts, died = self._try(line, limit_s)
+        verdicts, died = self._judge_once(line, limit_s)
         left = limit_s - (time.monotonic() - started)
         if died and left > limit_s / 2:
-            verdicts, _ = self._try(line, left)
+            verdicts, _ = self._judge_once(line, left)
         return verdicts, self._raised
 
-    def _try(self, line: bytes, limit_s: float) -> tuple[Reply, bool]:
-        """The verdicts, and whether the process died during the request."""
+    def _judge_once(self, line: bytes, limit_s: float) -> tuple[Reply, bool]:
+        """The verdicts on a request that is sent once, and whether the process died during it."""
         try:
-            self._ready()
+            self._wait_for_child()
             deadline = time.monotonic() + limit_s
             if not self._send(line, deadline):
-                self._restart()  # half a request is in the pipe
+                self._restart()  # the pipe holds half a request
                 return Verdict(
                     "invalid", f"the verifier's process did not read its request in time: {self._limits.time}"
                 ), False
             while (message := self._receive(deadline)) is not None:
                 if "died" in message:
                     self._child = None
-                    return Verdict("invalid", _cause(message["died"], self._limits)), True
+                    return Verdict("invalid", _death_reason(message["died"], self._limits)), True
                 if message.get("number") == self._number:
                     self._child = None if message.get("last") else self._child
                     self._raised = bool(message.get("raised"))
@@ -250,10 +253,11 @@ class Worker:
             return Verdict("invalid", f"no verdict within {limit_s:.3g} s: {self._limits.time}"), False
         except (BrokenPipeError, EOFError):
             self._restart()
-            return Verdict("invalid", "the verifier's process died"), False  # loading again would take too long
+            # no second try: the new process must load the verifier first
+            return Verdict("invalid", "the verifier's process died"), False
 
     def close(self) -> None:
-        """Kill the process; it is not restarted."""
+        """Kill the process for good."""
         self.closed = True
         self._end()
 
@@ -262,35 +266,37 @@ class Worker:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own module
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                bufsize=0, start_new_session=True,  # Ctrl-C is for the trainer, which then ends its workers
+                bufsize=0, start_new_session=True,  # Ctrl-C reaches only the trainer, which then ends its workers
             )  # fmt: skip
         except OSError as error:
             raise VerifierBrokenError(
-                f"Cannot start a verifier's process: {error}. Free memory, or processes."
+                f"Cannot start a verifier's process: {error}. Free memory or end other processes."
             ) from error
         assert process.stdin is not None
         assert process.stdout is not None
         os.set_blocking(process.stdin.fileno(), False)
         self._process, self._lines = process, _Lines(process.stdout.fileno())
 
-    def _ready(self) -> None:
-        """Wait for a new child if the one before was killed, died or was recycled."""
+    def _wait_for_child(self) -> None:
+        """Wait for a new child if the last one was killed, died or was recycled."""
         if self._child is None:
             try:
                 self._child = self._await_child()
-            except EOFError:  # the process that forks the children is gone
+            except EOFError:  # the process that forks the children has ended
                 self._restart()
                 self._child = self._await_child()
 
     def _restart(self) -> None:
+        """Replace the worker process and its child."""
         if self.closed:
             raise VerifierBrokenError("The verifier was closed while it judged.")
         self._end()
         self._start()
 
     def _end(self) -> None:
+        """Kill the worker process and its child, and close the pipes."""
         if self._process.returncode is not None:
-            return  # another process may have its number by now
+            return  # its process id may belong to another process now
         for process_group in (self._child, self._process.pid):
             if process_group is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -309,6 +315,7 @@ class Worker:
         self._child = None
 
     def _await_child(self) -> int:
+        """The process id of a child that is ready; EOFError if the worker process ends first."""
         deadline = time.monotonic() + START_LIMIT_S
         while (message := self._receive(deadline)) is not None:
             if "failed" in message:
@@ -318,11 +325,12 @@ class Worker:
                 self.together, self.needs_tokens = bool(message.get("together")), bool(message.get("needs_tokens"))
                 return int(message["ready"])
         raise VerifierBrokenError(
-            f"The verifier's process was not ready after {START_LIMIT_S:g} s: its file does too much when imported. "
-            'Put what is no function under `if __name__ == "__main__":`.'
+            f"The verifier's process was not ready after {START_LIMIT_S:g} s: importing its file takes too long. "
+            'Move code outside of functions under `if __name__ == "__main__":`.'
         )
 
     def _receive(self, deadline: float) -> dict[str, Any] | None:
+        """The next message of the worker, empty if it is malformed; None after the deadline."""
         line = self._lines.line(deadline)
         if line is None:
             return None
@@ -333,6 +341,7 @@ class Worker:
         return message if isinstance(message, dict) else {}
 
     def _send(self, request: bytes, deadline: float) -> bool:
+        """Whether the whole request was written before the deadline."""
         assert self._process.stdin is not None
         pipe = self._process.stdin.fileno()
         left = memoryview(request)
@@ -344,6 +353,7 @@ class Worker:
 
 
 def _wait_for(pipe: int, event: int, deadline: float) -> bool:
+    """Whether the pipe is ready for reading or writing before the deadline."""
     poll = select.poll()
     poll.register(pipe, event)
     return bool(poll.poll(1000 * max(0.0, deadline - time.monotonic())))
@@ -351,13 +361,13 @@ def _wait_for(pipe: int, event: int, deadline: float) -> bool:
 
 @dataclass
 class _Lines:
-    """Lines from a pipe, with a deadline."""
+    """Reads lines from a pipe with a deadline."""
 
     pipe: int
     pending: bytearray = field(default_factory=bytearray)
 
     def line(self, deadline: float) -> bytes | None:
-        """The next line, None if it does not come in time; EOFError at the end."""
+        """The next line, None after the deadline; EOFError at the end of the pipe."""
         while (end := self.pending.find(b"\n")) < 0:
             if not _wait_for(self.pipe, select.POLLIN, deadline):
                 return None
@@ -370,36 +380,40 @@ class _Lines:
         return line
 
 
-_MEANING = {
+_DEATH_CAUSES = {
     "SIGXCPU": "too much processor time: {time}",
     "SIGALRM": "too slow: {time}",
-    "SIGKILL": "killed, perhaps because the machine has no memory left: lower task.verifier_workers",
+    "SIGKILL": "killed, perhaps because the machine ran out of memory: lower task.verifier_workers",
     "SIGSEGV": "its stack or memory ran out: {memory}",
     "SIGABRT": "perhaps its memory ran out: {memory}",
 }
 
 
-def _cause(died: str, limits: Limits) -> str:
-    meaning = _MEANING.get(died, "").format(time=limits.time, memory=limits.memory)
-    return f"the verifier's process died of {died}" + (f": {meaning}" if meaning else "")
+def _death_reason(died: str, limits: Limits) -> str:
+    """The reason for a verdict after a process died of a signal or an exit code, with the probable cause."""
+    cause = _DEATH_CAUSES.get(died, "").format(time=limits.time, memory=limits.memory)
+    return f"the verifier's process died of {died}" + (f": {cause}" if cause else "")
 
 
 def _read_verdicts(message: dict[str, Any]) -> Reply:
-    none = Verdict("invalid", "the verifier wrote no verdict")
+    """The verdicts in a worker's message, which a response may have forged: nothing in it is trusted."""
+    missing = Verdict("invalid", "the verifier wrote no verdict")
     found = message.get("verdicts")
-    return [_read_verdict(verdict) or none for verdict in found] if isinstance(found, list) else none
+    return [_read_verdict(fields) or missing for fields in found] if isinstance(found, list) else missing
 
 
-def _read_verdict(verdict: Any) -> Verdict | None:
-    match verdict:
-        case ["right" | "wrong" | "invalid" as status, str(reason), kind]:
-            return Verdict(status, reason, kind if kind in KINDS else "unspecified")
+def _read_verdict(fields: Any) -> Verdict | None:
+    match fields:
+        case ["right" | "wrong" | "invalid" as status, str(reason), kind, score]:
+            kind = kind if kind in KINDS else "unspecified"
+            return Verdict(status, reason, kind, score if isinstance(score, float) and math.isfinite(score) else None)
     return None
 
 
 def _close(threads: ThreadPoolExecutor, workers: list[Worker]) -> None:
+    """End all workers and threads."""
     for worker in list(workers):
-        worker.close()  # first, so that no thread waits for a verdict
+        worker.close()  # before the threads, which may wait for a verdict
     threads.shutdown(wait=True, cancel_futures=True)
-    for worker in workers:  # workers that started in the meantime
+    for worker in workers:  # workers that started since
         worker.close()

@@ -1,6 +1,7 @@
-"""Units behind a number: a closed list, for what else stands there changes the number (million, squared, if).
+"""Recognises and converts the unit after a number.
 
-A unit is written in one way here, `km h^-1` for km/h and kilometers per hour, and may be converted: 12 cm is 0.12 m.
+Only words of a fixed list count as units, because other words change the number (million, squared, if). A unit has one
+normal form (`km h^-1` for km/h and for kilometers per hour), and values are converted between units (12 cm = 0.12 m).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from fractions import Fraction
 
 from vapo.tasks.verifiers.notation import DEGREES, MULTIPLES, TRIGONOMETRY, tidy
 
-_NAMES = {
+_SPELLINGS = {
     "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
     "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "mg": "milligram", "g": "gram",
     "kg": "kilogram", "lb": "lbs pound", "oz": "ounce", "t": "ton tonne", "s": "sec second", "min": "minute",
@@ -21,9 +22,9 @@ _NAMES = {
     "child": "children", "man": "men", "woman": "women",
     "N": "newton", "J": "joule", "W": "watt", "V": "volt", "Pa": "pascal", "Hz": "hertz", "kWh": "kwh",
 }  # fmt: skip
-UNITS = {name: short for short, names in _NAMES.items() for name in (short, *names.split())}
+UNITS = {name: short for short, names in _SPELLINGS.items() for name in (short, *names.split())}
 _ALIASES = {"mph": "mi h^-1", "kmh": "km h^-1", "kph": "km h^-1"}
-_COUNTED = set(
+_SINGULAR_NOUNS = set(
     """
     apple orange banana pear peach cherry berry lemon egg cake cookie candy pizza slice piece sandwich loaf cup glass
     bottle can jar bag box basket bucket packet bowl plate spoon teaspoon tablespoon pencil pen book page card coin
@@ -35,13 +36,13 @@ _COUNTED = set(
     corner handshake
     """.split()  # noqa: SIM905
 )
-"""What one of may be counted: 1 apple. Several are told by their plural."""
-_NO_COUNT = {"plus", "minus", "times", "squares", "cubes", "factorials", "dozens", "hundreds", "thousands", "millions",
+"""Nouns that count as a unit in the singular (1 apple). Plural nouns are recognised by their ending."""
+_NOT_UNITS = {"plus", "minus", "times", "squares", "cubes", "factorials", "dozens", "hundreds", "thousands", "millions",
              "billions", "trillions", "always", "perhaps", "halves", "thirds", "quarters", "tens", "pairs", "scores",
              "negatives", "percents", "halfs", "units", "ones", "powers", "roots"}  # fmt: skip
 _PREFIXES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _SUFFIXES = {"squared": 2, "cubed": 3}
-_SCALE = {  # unit: (what it is a multiple of, how many)
+_SCALE = {  # unit: (basic unit, number of basic units in it)
     **{unit: ("m", Fraction(size)) for unit, size in (("mm", "0.001"), ("cm", "0.01"), ("m", 1), ("km", 1000),
        ("in", "0.0254"), ("ft", "0.3048"), ("yd", "0.9144"), ("mi", "1609.344"))},
     **{unit: ("g", Fraction(size)) for unit, size in (("mg", "0.001"), ("g", 1), ("kg", 1000))},
@@ -50,21 +51,22 @@ _SCALE = {  # unit: (what it is a multiple of, how many)
     "ml": ("l", Fraction(1, 1000)), "l": ("l", Fraction(1)), "oz": ("lb", Fraction(1, 16)), "lb": ("lb", Fraction(1)),
     "cent": ("dollar", Fraction(1, 100)), "dollar": ("dollar", Fraction(1)),
 }  # fmt: skip
-_MONEY = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "lb", "¥": "yen"}  # a pound is a pound
+# £ is "lb" because the word pound may mean either
+_MONEY = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "lb", "¥": "yen"}
 _WRAPPED = r"\\(?:text|mathrm|mbox|textrm)\s*\{[^{}]*\}"
 _UNIT = re.compile(rf"(?P<value>.*?\S)\s*(?P<unit>{_WRAPPED}(?:{_WRAPPED}|[\s/]|\\cdot|\^\s*(?:\{{-?\d\}}|\d))*)")
-_WORDS_BEHIND = re.compile(
+_WORDS_AFTER = re.compile(
     rf"(?P<value>[-+]?(?:[\d.,/]+|\d*\\frac\{{\d+\}}\{{\d+\}})(?: (?:{'|'.join(MULTIPLES)}))?)\s+"
     r"(?P<unit>[A-Za-z](?:[A-Za-z /.]|\^ ?(?:\{-?\d\}|\d))*)"
 )
-_DEGREES_BEHIND = re.compile(rf"(.*?)(?:{DEGREES.pattern})(.*)")
+_DEGREES_AFTER = re.compile(rf"(.*?)(?:{DEGREES.pattern})(.*)")
 _TOKEN = re.compile(r"[^\W\d_]+|°[CF]|/|\^ ?\{?(-?\d)\}?")
 
 
 def unit_named(words: str) -> str | None:
-    """One name for the unit these words are ("cm" for centimeters), None if they are none.
+    """The normal form of a unit ("cm" for centimeters), None if the words are not a unit.
 
-    Besides the units of the list, plural nouns are (7 apples), and some nouns in the singular.
+    Plural nouns (7 apples) and the nouns of `_SINGULAR_NOUNS` are units too.
 
     >>> unit_named("centimeters"), unit_named("km/h"), unit_named("apples"), unit_named("million")
     ('cm', 'km h^-1', 'apple', None)
@@ -86,29 +88,33 @@ def unit_named(words: str) -> str | None:
         else:
             if word in _ALIASES:
                 return _ALIASES[word] if not powers else None
-            if (last := _known(word) or "") == "":
+            if (last := _unit_of_word(word) or "") == "":
                 return None
             powers[last] = powers.get(last, 0) + sign * ahead
             ahead = 1
     if ahead != 1 or not last:
-        return None  # square, or per, of nothing
+        return None  # "square" or "per" without a unit after it
     return " ".join(f"{name}^{power}" if power != 1 else name for name, power in powers.items() if power) or None
 
 
-def _known(word: str) -> str | None:
+def _unit_of_word(word: str) -> str | None:
+    """The normal form of a unit of one word, None if it is not one."""
     known = UNITS.get(word) or UNITS.get(word.lower()) or UNITS.get(word.lower().removesuffix("s"))
     if known and not (len(word) == 1 and word.isupper() and word not in "NJWVKLC"):
         return known
-    if word in _COUNTED:
+    if word in _SINGULAR_NOUNS:
         return word
     counted = len(word) > 3 and word.islower() and word.endswith("s") and not word.endswith(("ths", "ss"))
-    return word.removesuffix("s") if counted and word not in _NO_COUNT else None
+    return word.removesuffix("s") if counted and word not in _NOT_UNITS else None
 
 
 def split_unit(answer: str) -> tuple[str, str]:
-    """An answer as written and the unit behind its value, "" if there is none: `12\\text{ cm}`, `7 apples`, `€5`."""
+    """The value and the unit of an answer such as `12\\text{ cm}`, `7 apples` or `€5`.
+
+    The value is in the answer's own notation. Without a unit it is the whole answer, and the unit is "".
+    """
     answer = answer.strip().rstrip(".").strip()
-    if (match := _DEGREES_BEHIND.fullmatch(answer)) and not DEGREES.search(match[1] + match[2]):
+    if (match := _DEGREES_AFTER.fullmatch(answer)) and not DEGREES.search(match[1] + match[2]):
         scale = re.fullmatch(r"\s*([CF])\s*", tidy(match[2])) if match[2].strip() else None
         if scale or not match[2].strip():
             return (answer, "") if TRIGONOMETRY.search(answer) else (match[1], f"°{scale[1]}" if scale else "degree")
@@ -117,27 +123,28 @@ def split_unit(answer: str) -> tuple[str, str]:
             return answer.removeprefix(sign).strip(), unit
         if answer.endswith(sign) and answer.count("$") <= 1:
             return answer.removesuffix(sign).strip(), unit
-    for match in (_UNIT.fullmatch(answer), _WORDS_BEHIND.fullmatch(tidy(answer))):
+    for match in (_UNIT.fullmatch(answer), _WORDS_AFTER.fullmatch(tidy(answer))):
         if match and (unit := unit_named(tidy(match["unit"].replace("\\cdot", " ")))):
             return match["value"], unit.removeprefix("degree ")
     return answer, ""
 
 
 def conversion(unit: str, other: str) -> Fraction | None:
-    """How many of `other` one `unit` is, None if they measure different things; a unit that is missing fits any, and
-    a degree any scale of temperature.
+    """The factor that converts a value in `unit` to `other`, None if they measure different quantities.
+
+    It is 1 if one of the units is "", and between a degree and a scale of temperature.
 
     >>> conversion("m", "cm"), conversion("km h^-1", "m s^-1"), conversion("cm", "cm^2"), conversion("", "apple")
     (Fraction(100, 1), Fraction(5, 18), None, Fraction(1, 1))
     """
     if not unit or not other or unit == other or (unit[0], other[0]) in (("d", "°"), ("°", "d")):
         return Fraction(1)
-    (size, kind), (other_size, other_kind) = _measured(unit), _measured(other)
+    (size, kind), (other_size, other_kind) = _in_basic_units(unit), _in_basic_units(other)
     return size / other_size if kind == other_kind else None
 
 
-def _measured(unit: str) -> tuple[Fraction, dict[str, int]]:
-    """A unit as a multiple of basic ones to their powers."""
+def _in_basic_units(unit: str) -> tuple[Fraction, dict[str, int]]:
+    """A unit in basic units: the factor, and the power of each basic unit."""
     size, kind = Fraction(1), {}
     for part in unit.split():
         name, _, power = part.partition("^")

@@ -1,4 +1,4 @@
-"""A bound on what is worth evaluating: crude, from above, and far beyond any real answer."""
+"""Upper bounds on the cost of evaluating an answer. They are rough, and far above any real answer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from vapo.tasks.verifiers.notation import COMMANDS, FUNCTIONS
 
 MAX_EXPONENT = 100_000
-"""Product of all exponents in an answer: a power has at most about so many digits."""
+"""Largest product of all exponents in an answer: about the largest number of digits of a power."""
 MAX_SYMBOLIC_EXPONENT = 200
-"""The same where variables occur."""
+"""The same for an answer with variables."""
 MAX_GROUP_EXPONENT = 24
-"""The same for powers of a group with variables, (x+1)^24: expanding (a+b+c)^30 takes seconds."""
+"""The same for powers of a group with variables, such as (x+1)^24: expanding (a+b+c)^30 takes seconds."""
 MAX_TOWER = 3
 MAX_FACTORIAL = 500
 MAX_DIGITS = 60
@@ -23,23 +23,24 @@ _VARIABLE = re.compile(r"[A-Za-df-hj-z]")  # e and i are numbers
 _NUMERIC_POWER = re.compile(r"[\d)}]\s*(?:\^|\*\*)")
 
 
-def too_wild(text: str) -> str:
-    """Why a tidy answer is not worth evaluating ("" if it is): it might take for ever, or is no mathematics.
+def too_complex(text: str) -> str:
+    """The reason not to evaluate a tidy answer, "" if it may be evaluated.
 
-    A bound from above on the size of the numbers in it, crude on purpose: real answers are far below.
+    Refuses answers that may take too long to evaluate and text that is not mathematics. The bounds on the size of
+    the numbers are rough on purpose, because real answers are far below them.
     """
     if not text.isascii():
-        return "characters that are no mathematics"
+        return "characters that are not mathematics"
     if not text.isprintable():
         return "control characters"
     if "__" in text or any(mark in text for mark in '"`@;#'):
-        return "no mathematical notation"
+        return "not mathematical notation"
     depth = deepest = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
-        return f"nested {deepest} deep"
+        return f"brackets nested {deepest} deep"
     if unknown := next((c for c in re.findall(r"\\([A-Za-z]+)", text) if c not in COMMANDS), None):
         return f"\\{unknown[:20]} in an answer"
     if any(len(run) > MAX_DIGITS for run in re.findall(r"\d+", text)):
@@ -52,6 +53,7 @@ def too_wild(text: str) -> str:
 
 
 def _too_large(text: str) -> str:
+    """The first operation whose result may be too large to compute, "" if there is none."""
     if "!" in text:
         literal = re.findall(r"(\d*)\s*!", text)
         if re.search(r"[!)}]\s*!", text) or any(len(n) > 4 or int(n or 0) > MAX_FACTORIAL for n in literal):
@@ -65,7 +67,7 @@ def _too_large(text: str) -> str:
     symbolic = _VARIABLE.search(_COMMAND.sub(" ", text))
     size = group_size = 1
     for base, exponent in _powers(text):
-        # 9^{9^9}; e^{x^2} is fine, and every power inside is looked at in its turn
+        # refuses 9^{9^9} and accepts e^{x^2}; the loop also visits every power inside the exponent
         if "!" in exponent or (_NUMERIC_POWER.search(exponent) and not _VARIABLE.search(_COMMAND.sub(" ", exponent))):
             return "a power in an exponent"
         if exponent.count("^") + exponent.count("**") >= MAX_TOWER:
@@ -82,8 +84,11 @@ def _too_large(text: str) -> str:
 
 
 def _powers(text: str) -> list[tuple[str, str]]:
-    """(base, exponent) of each `^` or `**`: the base is the character before it, or the name of a function; the
-    exponent a group in braces or parentheses, or a run without operators."""
+    """(base, exponent) of each `^` or `**`.
+
+    The base is the character before the sign, or ")" after the name of a function. The exponent is a group in braces
+    or parentheses, or a run without operators.
+    """
     found = []
     for match in re.finditer(r"\^|\*\*", text):
         before = text[: match.start()].rstrip()
