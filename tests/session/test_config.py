@@ -423,7 +423,7 @@ def test_null_is_the_default():
 
 
 def test_group_methods_refuse_what_only_a_critic_has():
-    with pytest.raises(ConfigError, match="methods with a critic"):
+    with pytest.raises(ConfigError, match="this method has a group baseline"):
         of("algorithm.preset=grpo", "algorithm.without=[decoupled-gae]")
     with pytest.raises(ConfigError, match="every advantage is 0"):
         of("algorithm.preset=grpo", "trainer.group_size=1")
