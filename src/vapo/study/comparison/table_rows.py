@@ -97,14 +97,14 @@ def comparison_headline(results: Record) -> str:
     score = f"{results['reference']} reaches avg@{results['k']} {_estimate(reference['final'])}"
     score += f" in {_runs(reference['final']['n'])}." if reference["final"]["n"] > 1 else "."
     few = len(results["methods"]) <= _FEW
-    named, counted = [], []
+    named, rest = [], []
     for verdict, found in verdicts.items():
         if names := [text for name, text in found if few or name in LADDER]:
             named.append(f"{verdict}: {', '.join(names)}")
         if others := len(found) - len(names):
-            counted.append(f"{others} {verdict}")
+            rest.append(f"{others} {verdict}")
     parts = [score, f"Compared with it: {'; '.join(named)}." if named else ""]
-    parts.append(f"Other methods: {', '.join(counted)}." if counted else "")
+    parts.append(f"Other methods: {', '.join(rest)}." if rest else "")
     return " ".join(part for part in parts if part)
 
 
