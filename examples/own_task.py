@@ -6,7 +6,7 @@ The policy must go south first, whatever the prompt says. Run: python examples/o
 from pathlib import Path
 
 import vapo
-from vapo.bases.base_model import builtin_model
+from vapo.bases.shipped import builtin_model
 from vapo.reports.live import LiveView
 from vapo.types import Prompt, Verdict
 

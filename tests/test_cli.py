@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import toys
 from vapo import cli
-from vapo.bases.base_model import builtin_model
+from vapo.bases.shipped import builtin_model
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,14 @@ def trained(tmp_path_factory) -> Path:
     command = [sys.executable, "-m", "vapo", "train", "--steps", "2", "--run-dir", str(folder), *TINY]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for words in ("value pretraining 1/1", "training 2/2", "avg@2", "report.html", "--steps 2 --preset grpo"):
+    for words in (
+        "value pretraining 1/1",
+        "training 2/2",
+        "avg@2",
+        "report.html",
+        "--steps 2 --preset grpo",
+        "--steps 2 --preset vapo --without value-pretraining",
+    ):
         assert words in done.stdout, words
     assert "\x1b" not in done.stdout  # not a terminal: plain lines
     return folder
@@ -202,9 +209,9 @@ def test_exit_codes_come_through_a_closed_stderr(tmp_path: Path):
 @pytest.mark.parametrize(
     ("task", "setting", "words"),
     [
-        ("math", "task.max_response_tokens=1e3", "task.max_response_tokens: Input should be a valid integer"),
-        ("math", "task.eval_data=5", "task.eval_data: Input should be a valid string"),
-        ("reasoning-gym/chain_sum", "task.config=5", "task.config: Input should be a valid dictionary"),
+        ("math", "task.max_response_tokens=1e3", "task.max_response_tokens takes a whole number, got"),
+        ("math", "task.eval_data=5", "task.eval_data takes text, got 5"),
+        ("reasoning-gym/chain_sum", "task.config=5", "task.config takes a mapping, {name: value}, got 5"),
         ("maze", "task.side=abc", "task.side must be a whole number from 4 to 9"),
     ],
 )

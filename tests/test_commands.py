@@ -12,7 +12,7 @@ import pytest
 import vapo
 from vapo.durability import watchdog
 from vapo.errors import ConfigError, StoppedError, command
-from vapo.session.lifecycle import check_folder
+from vapo.session.run_dirs import check_folder
 from vapo.trainer import snapshot
 
 ODD = "my runs/it's $HOME; rm"

@@ -165,7 +165,7 @@ def test_a_hanging_verifier_stops_the_run_with_code_4(place, monkeypatch, capsys
         (["--data", "none.jsonl"], "There is no file none.jsonl"),
         (["--data", "mine.py"], "mine.py is none of .jsonl"),
         (["--data", "test.jsonl", "--set", "task.verifier=mine.py:no"], "has no function 'no'"),
-        (["--data", "test.jsonl", "--set", "task.verifier_timeout_s=0"], "verifier_timeout_s must lie in"),
+        (["--data", "test.jsonl", "--set", "task.verifier_timeout_s=0"], "verifier_timeout_s must be in"),
     ],
 )
 def test_a_mistake_in_an_evaluation_gives_an_error_of_one_line(place, monkeypatch, capsys, arguments, words):
@@ -180,7 +180,7 @@ def test_a_list_instead_of_a_name_gives_an_error_of_one_line(place, monkeypatch,
     data = ["task.data=train.jsonl", "model.policy=base", f"task.{key}=[a.py:b, c]"]
     assert vapo(monkeypatch, "train", "--run-dir", "run", *sets(*TASK, *SMALL, *data)) == 2
     said = capsys.readouterr().err
-    assert f"task.{key}: Input should be a valid string, got ['a.py:b', 'c']" in said
+    assert f"task.{key} takes text, got ['a.py:b', 'c']" in said
     assert "Traceback" not in said
 
 

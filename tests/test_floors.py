@@ -13,7 +13,7 @@ import vapo
 ROOT = Path(vapo.__file__).parent
 FLOORS = [
     {"types", "errors", "hub"},
-    {"ranges", "json_text", "metrics"},
+    {"ranges", "type_words", "json_text", "metrics"},
     {"algo"},
     {"models", "tasks", "durability"},
     {"bases", "rollout"},

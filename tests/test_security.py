@@ -13,9 +13,9 @@ import torch
 import toys
 from vapo.errors import ModelError
 from vapo.models.loading import load_critic, load_policy
-from vapo.session import lifecycle as runs
 from vapo.session.config import resolve
 from vapo.session.layers import file_layer
+from vapo.session.run_dirs import default_run_dir
 
 SECRET = "hf_thisIsASecret0123456789"
 A_RUN = """
@@ -64,7 +64,7 @@ def test_a_run_reads_no_pickle_opens_no_socket_and_writes_no_secret(tmp_path: Pa
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "a/b.py:make", "a\\b", "x\ny", ".hidden"])
 def test_no_task_can_name_a_run_out_of_its_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    path = runs.default_run_dir(resolve([file_layer("test", {"task": {"name": name}})]))
+    path = default_run_dir(resolve([file_layer("test", {"task": {"name": name}})]))
     assert path.parent == Path("runs")
     assert path.name not in ("", ".", "..")
     assert not path.name.startswith(".")

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from vapo.errors import UnguardedError
-from vapo.evals.evaluate import RANKS, EvaluationResult
+from vapo.evals.evaluate import EvaluationResult
+from vapo.evals.statistics import RANKS
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve
 from vapo.session.evaluated_run import evaluation_config, find_model
 from vapo.session.evaluation import evaluate_model
 from vapo.session.layers import DEFAULT_RECIPE, Layer, Source, file_layer, recipe_layer, source_layers
+from vapo.session.run_dirs import default_run_dir
 from vapo.session.signals import end_in_one_line
 from vapo.tasks.verifiers.functions import name_of, refuse_while_importing
 from vapo.trainer.observer import Observer
@@ -67,7 +69,7 @@ def train(
             layers = source_layers(None if config is None else str(config))
         config = resolve(layers)
     config = lifecycle.with_task(config, task)
-    path = Path(run_dir) if run_dir is not None else lifecycle.default_run_dir(config)
+    path = Path(run_dir) if run_dir is not None else default_run_dir(config)
     return lifecycle.carry_out_new(config, path, observer or SilentView(), task).folder.path
 
 

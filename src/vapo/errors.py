@@ -1,4 +1,4 @@
-"""Errors by cause, each with its exit code.
+"""Errors by cause, each with its exit code, and two helpers for their texts.
 
 A message names the thing, the place and the fix. `vapo.cli` prints it as one line, without a traceback.
 """
@@ -13,6 +13,15 @@ def command(*words: object) -> str:
     "vapo resume 'my runs/one'"
     """
     return shlex.join(["vapo", *map(str, words)])
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun, for a message; the noun takes an s unless it is one.
+
+    >>> counted(1, "step"), counted(0, "step"), counted(8192, "held-out prompt")
+    ('1 step', '0 steps', '8,192 held-out prompts')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 class VapoError(Exception):

@@ -1,6 +1,6 @@
 """Ranges of settings, declared beside the field: one declaration checks the value, explains the error, prints the page.
 
-actor_lr: float = number(1e-6, ge=0, unit="per step")
+stuck_floor_s: float = number(300.0, gt=0, unit="seconds")
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ RANGE = "range"
 
 @dataclass(frozen=True)
 class Range:
-    """Finite numbers between the bounds; `ge` and `le` belong to the range, `gt` and `lt` do not."""
+    """Finite numbers between the bounds; `ge` and `le` belong to the range, `gt` and `lt` do not.
+
+    `unit` says what is counted or measured (`tokens`, `seconds`); empty for a pure number.
+    """
 
     ge: float | None = None
     gt: float | None = None
@@ -39,12 +42,17 @@ class Range:
         high = self.le if self.le is not None else self.lt
         if low is not None and high is not None:
             left, right = "[" if self.ge is not None else "(", "]" if self.le is not None else ")"
-            return f"in {left}{low:g}, {high:g}{right}"
+            return f"in {left}{_short(low)}, {_short(high)}{right}"
         if low is not None:
-            return f"at least {low:g}" if self.ge is not None else f"above {low:g}"
+            return f"at least {_short(low)}" if self.ge is not None else f"above {_short(low)}"
         if high is not None:
-            return f"at most {high:g}" if self.le is not None else f"below {high:g}"
+            return f"at most {_short(high)}" if self.le is not None else f"below {_short(high)}"
         return "finite"
+
+
+def _short(bound: float) -> str:
+    """A bound in words; of whole numbers every digit."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def number(

@@ -8,16 +8,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from vapo.bases.base_model import (
-    ASSETS,
     EOS,
     BaseRecipe,
-    builtin_model,
     make_base,
     make_tokenizer,
     measure_base,
     new_model,
     sample_responses,
 )
+from vapo.bases.shipped import ASSETS, builtin_model
 from vapo.errors import ConfigError, ModelError
 from vapo.tasks import BUILTIN, make_task
 from vapo.tasks.words import VOCABULARY

@@ -227,7 +227,7 @@ def test_tokens_missing_in_the_critic_are_reported(tmp_path: Path):
     policy = toys.tokenizer()
     policy.add_tokens(["<think>"])
     (note,) = check_vocabularies("policy", critic, policy)
-    assert "has not met 1 of the policy's tokens, such as '<think>'" in note
+    assert "lacks 1 of the policy's tokens, such as '<think>'" in note
 
 
 def test_a_critic_without_a_tokenizer_must_have_the_policys_vocabulary_size(tmp_path: Path):

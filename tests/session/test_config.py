@@ -357,7 +357,13 @@ def test_a_wrong_setting_is_found_before_torch_loads():
         ("algorithm.preset=vappo", "did you mean 'vapo'"),
         ("algorithm.without=[clip-hiher]", "did you mean 'clip-higher'"),
         ("rollout.slots=3", "did you mean 'rollout.engine.slots'"),
-        ("rollout.engine=vlm", "rollout.engine"),
+        ("rollout.engine=vlm", "rollout.engine.kind takes one of torch, generate, got 'vlm'"),
+        ("algorithm.credit.kind=abc", "algorithm.credit.kind takes one of gae, group, got 'abc'"),
+        (
+            "algorithm.credit.policy_lambda.kind=3",
+            "policy_lambda.kind takes one of fixed, .*, got 3",
+        ),
+        ("algorithm.credit.std={a: 1}", "algorithm.credit.std goes with kind group"),
         ("actor_rollout_ref.rollout.n=8", "did you mean 'trainer.group_size'"),
         ("learning_rate=3", "did you mean 'trainer.actor_lr'"),
         ("trainer.num_generations=3", "did you mean 'trainer.group_size'"),
@@ -372,21 +378,22 @@ def test_a_wrong_setting_is_found_before_torch_loads():
         ("algorithm.alpha=.inf", "algorithm.alpha must be finite and above 0"),
         ("rollout.top_p=0.9", "evaluation.top_p"),
         ("rollout.temperature=0", "carry no gradient"),
-        ("trainer.steps=abc", "trainer.steps: .*valid integer.*'abc'"),
+        ("trainer.steps=abc", "trainer.steps takes a whole number, at least 0, got 'abc'"),
         ("trainer.steps=-1", "trainer.steps must be at least 0"),
-        ("trainer.steps=true", "trainer.steps takes int, got true"),
-        ("seed=true", "seed takes int, got true"),
+        ("trainer.steps=true", "trainer.steps takes a whole number, at least 0, got true"),
+        ("seed=true", "seed takes a whole number, at least 0, got true"),
         ("trainer.actor_lr=.inf", "trainer.actor_lr must be finite"),
         ("trainer.actor_lr=.nan", "trainer.actor_lr must be finite"),
         ("algorithm.positive_lm=-1", "algorithm.positive_lm must be at least 0"),
-        ("rollout=3", "rollout: "),
+        ("rollout=3", "rollout takes settings of its own, {name: value}, got 3"),
         ("algorithm=3", "algorithm: must be a mapping"),
-        ("algorithm.alpha=abc", "algorithm.alpha: "),
-        ("algorithm.without=5", "algorithm.without: "),
+        ("algorithm.alpha=abc", "algorithm.alpha takes a number or null, above 0, got 'abc'"),
+        ("algorithm.without=5", r"algorithm.without takes a list of names, \[a, b\], got 5"),
+        ("algorithm.without=[5]", r"algorithm.without takes a list of names, \[a, b\], got 5 in it"),
         ("algorithm={preset: ppo, without: [clip-higher]}", "does not use clip-higher"),
         ("trainer.pretraining_lr=-1", "pretraining_lr must be at least 0"),
         ("checkpoint.keep=0", "checkpoint.keep"),
-        ("seed=-1", "seed: "),
+        ("seed=-1", "seed takes a whole number, at least 0, got -1"),
     ],
 )
 def test_mistakes_are_named_with_their_place_and_the_fix(assignment: str, words: str):
@@ -395,13 +402,28 @@ def test_mistakes_are_named_with_their_place_and_the_fix(assignment: str, words:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["[1, 2]", "{a: 1}", "some words", "1.5", "true", "2020-01-01"])
+def test_a_value_of_another_type_is_explained_in_our_own_words(value: str):
+    for key in all_settings():
+        try:
+            of(f"{key}={value}")
+        except ConfigError as error:
+            said = str(error)
+            last = key.rpartition(".")[2]
+            assert last in said or key.partition(".")[0] in said or "There is no" in said, said
+            assert not re.search(r"Input should|valid (?:integer|number|string|dict|list)|missing|validation", said), (
+                said
+            )
+            assert "\n" not in said
+
+
 def test_null_is_the_default():
     assert of("algorithm.alpha=null").algorithm.credit.policy_lambda == LengthAdaptive(0.05)
     assert of("algorithm={preset: null}").preset == "vapo"
 
 
 def test_group_methods_refuse_what_only_a_critic_has():
-    with pytest.raises(ConfigError, match="methods with a critic"):
+    with pytest.raises(ConfigError, match="this method has a group baseline"):
         of("algorithm.preset=grpo", "algorithm.without=[decoupled-gae]")
     with pytest.raises(ConfigError, match="every advantage is 0"):
         of("algorithm.preset=grpo", "trainer.group_size=1")

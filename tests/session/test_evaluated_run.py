@@ -31,6 +31,12 @@ def a_run(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def a_model(folder: Path) -> None:
+    """A folder that looks like a model's."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+
+
 def save(run: Path, step: int, phase: str) -> Path:
     def write(folder: Path) -> None:
         (folder / "policy").mkdir()
@@ -47,7 +53,7 @@ def configured(model: str | Path, task: str | None = None, **settings: Any) -> C
 
 def test_a_run_brings_its_task_its_options_its_prompt_format_and_its_limit(tmp_path: Path):
     run = a_run(tmp_path / "run")
-    (run / "policy").mkdir()
+    a_model(run / "policy")
     saved = save(run, 3, "done")
     for model in (run, run / "policy", saved, saved / "policy"):
         sections = configured(model, evaluation={"samples_per_prompt": 5}).sections
@@ -63,7 +69,7 @@ def test_a_run_brings_its_task_its_options_its_prompt_format_and_its_limit(tmp_p
 
 def test_a_task_that_is_named_replaces_the_runs_with_its_options_and_its_limit(tmp_path: Path):
     run = a_run(tmp_path / "run")
-    (run / "policy").mkdir()
+    a_model(run / "policy")
     (tmp_path / "other.yaml").write_text("task: {name: chain, length: 3}\n")
     sections = configured(run, "walk").sections
     assert (sections.task.name, sections.task.options, sections.rollout.max_response_tokens) == ("walk", {}, None)
@@ -87,7 +93,7 @@ def test_a_run_that_has_not_ended_is_its_newest_healthy_checkpoint_and_says_so(t
 
 def test_a_run_that_goes_on_again_is_no_longer_what_it_ended_with(tmp_path: Path):
     run = a_run(tmp_path / "run")
-    (run / "policy").mkdir()
+    a_model(run / "policy")
     save(run, 2, "done")
     assert find_model(str(run)).folder == str(run / "policy")
     newest = save(run, 4, "train")
@@ -96,7 +102,7 @@ def test_a_run_that_goes_on_again_is_no_longer_what_it_ended_with(tmp_path: Path
 
 
 def test_a_model_of_no_run_asks_for_a_task_and_builtin_is_the_mazes(tmp_path: Path):
-    (tmp_path / "mine" / "policy").mkdir(parents=True)
+    a_model(tmp_path / "mine" / "policy")
     (tmp_path / "mine" / "config.yaml").write_text("hidden_size: 3\n")  # somebody else's
     for model in (tmp_path / "mine" / "policy", "Qwen/Qwen2.5-0.5B"):
         with pytest.raises(ConfigError, match=r"--task maze.*vapo tasks"):
@@ -109,7 +115,7 @@ def test_a_model_of_no_run_asks_for_a_task_and_builtin_is_the_mazes(tmp_path: Pa
 
 def test_a_run_on_a_task_object_asks_for_a_task_that_can_be_found(tmp_path: Path):
     run = a_run(tmp_path / "run", task={"name": "echo"})
-    (run / "policy").mkdir()
+    a_model(run / "policy")
     with pytest.raises(ConfigError, match="a task of your own, 'echo'"):
         configured(run)
     assert configured(run, "walk").sections.task.name == "walk"

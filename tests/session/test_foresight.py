@@ -130,7 +130,7 @@ def test_the_evaluation_before_training_gives_the_speed():
     told = Told()
     Forecaster(PLAN, told).evaluation(EVALUATION)
     assert told.notes == [
-        "a step samples 32 responses of up to 100 tokens, about 8.0s at the measured 200 tokens/s; 14 steps and their "
+        "a step samples 32 responses of up to 100 tokens, about 8.0s at the measured 200 tokens/s; 14 steps and the "
         "evaluations: about 2m 08s, and learning comes on top; memory about 3.0 GB for networks and cache; checkpoints "
         "and models 50 MB"
     ]
@@ -145,8 +145,8 @@ def test_the_first_step_of_each_phase_gives_the_time_that_is_left():
     assert told.passed == ["pretrain 1", "pretrain 2", "train 1", "train 2"]
     # 3 + 10 steps of 10 s and 16 s of evaluations; then 9 steps of 20 s and the same evaluations
     assert told.notes[1:] == [
-        "the first step of value pretraining took 10s: about 2m 26s for the 13 steps left and their evaluations",
-        "the first step of training took 20s: about 3m 16s for the 9 steps left and their evaluations",
+        "the first step of value pretraining took 10s: about 2m 26s for the 13 steps left and the evaluations",
+        "the first step of training took 20s: about 3m 16s for the 9 steps left and the evaluations",
     ]
 
 

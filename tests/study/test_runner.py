@@ -154,7 +154,7 @@ def test_a_stopped_study_with_killed_cells_reaches_the_same_weights_as_an_undist
     os.kill(victim, signal.SIGKILL)
     output, _ = study.communicate(timeout=300)
     assert study.returncode == 1
-    assert "1 trials of tuning failed" in output
+    assert "1 trial of tuning failed" in output
     assert not (out / "runs").exists()  # no run starts before tuning is complete
     assert "Traceback" not in output
 

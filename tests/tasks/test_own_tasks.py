@@ -170,7 +170,7 @@ def episodes(count: int) -> list[Episode]:
     [
         (
             {"verify_all": lambda items, on_progress: [Verdict("right")]},
-            "verify_all .* mine gave 1 verdicts for 2 resp",
+            "verify_all .* mine gave 1 verdict for 2 resp",
         ),
         (
             {"verify_all": lambda items, on_progress: None},

@@ -44,7 +44,7 @@ def test_a_walk_to_the_target_is_right(walk, response):
         ("+3 08 done", "move 1: 5 +3 is 8, wrote '08'"),
         ("+4 9 done", "expected one of +3 -8 x2 after move 0, got '+4'"),
         ("x2 10 done", "stopped at 10, not at 37"),
-        ("x2 10", "never stopped: at 10 after 1 moves"),
+        ("x2 10", "never stopped: at 10 after 1 move"),
         ("x2", "move 1, 5 x2, has no outcome"),
         ("x2 10 lost", "gave up at 10"),
         ("x2 10 lost x2", "goes on with 'x2' after 'lost'"),

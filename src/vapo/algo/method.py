@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, counted
 from vapo.ranges import check_ranges, number
 
 # --------------------------------------------------------------------------- rules for lambda
@@ -31,7 +31,7 @@ class Fixed:
 class LengthAdaptive:
     """λ(l) = 1 - 1/(α·l), clamped to [0, 1] (VAPO eq. 5)."""
 
-    alpha: float = number(0.05, gt=0)
+    alpha: float = number(0.05, gt=0, unit="per token")
     """α; λ is 0 for responses of up to 1/α tokens. The paper's 0.05 is meant for thousands of tokens."""
     kind: Literal["length_adaptive"] = "length_adaptive"
 
@@ -55,7 +55,7 @@ class Relative:
 class Share:
     """λ(l) = k^(1/l): the share k of the outcome reaches the first token at every length (JustRL-II)."""
 
-    k: float = number(0.5, gt=0, le=1)
+    k: float = number(0.5, gt=0, le=1, unit="share of the outcome")
     """Share of the outcome that reaches the first token: α is exp(-1/α) in these terms, so 1.5 is 0.51, 0.05 2e-9."""
     kind: Literal["share"] = "share"
 
@@ -73,11 +73,11 @@ Lambda = Fixed | LengthAdaptive | Relative | Share
 class Sampling:
     """How many responses one rollout step draws, and from how many prompts."""
 
-    prompts: int = number(ge=1)
+    prompts: int = number(ge=1, unit="prompts")
     """Prompts per rollout step."""
-    per_prompt: int = number(ge=1)
+    per_prompt: int = number(ge=1, unit="responses")
     """Responses per prompt: the group size."""
-    refill_rounds: int = number(0, ge=0)
+    refill_rounds: int = number(0, ge=0, unit="rounds")
     """Dynamic sampling (DAPO §3.2): groups that are all right or all wrong are dropped and replaced by new
     prompts, in at most this many further rounds; 0 switches it off."""
 
@@ -114,9 +114,9 @@ class LinearHead:
 class BoundedHead:
     """V = low + (high - low)·(1/2 + atan(z)/π), z = w·h + b (BPCO, arXiv:2608.23566)."""
 
-    low: float | None = number(None)
+    low: float | None = number(None, unit="reward")
     """Lowest value; null takes the lowest that a target can be."""
-    high: float | None = number(None)
+    high: float | None = number(None, unit="reward")
     """Highest value; null takes the highest that a target can be."""
     start: Start = "mean"
     """V before anything is learned."""
@@ -130,9 +130,9 @@ class BoundedHead:
 class SigmoidHead:
     """V = low + (high - low)·σ(z), learned by binary cross-entropy: for outcomes that are right or wrong."""
 
-    low: float | None = number(None)
+    low: float | None = number(None, unit="reward")
     """Lowest value; null takes the lowest that a target can be."""
-    high: float | None = number(None)
+    high: float | None = number(None, unit="reward")
     """Highest value; null takes the highest that a target can be."""
     start: Start = "mean"
     """V before anything is learned."""
@@ -147,13 +147,13 @@ class HistogramHead:
     """V = Σ p_j·c_j, a softmax over bins, learned by cross-entropy to the target smeared out (HL-Gauss,
     arXiv:2403.03950)."""
 
-    bins: int = number(51, ge=2)
+    bins: int = number(51, ge=2, unit="bins")
     """Number of bins."""
-    sigma_ratio: float = number(0.75, gt=0)
+    sigma_ratio: float = number(0.75, gt=0, unit="bins")
     """Width σ of the smeared target, in bins."""
-    low: float | None = number(None)
+    low: float | None = number(None, unit="reward")
     """Lowest value of the support; null leaves 3σ below the lowest target."""
-    high: float | None = number(None)
+    high: float | None = number(None, unit="reward")
     """Highest value of the support; null leaves 3σ above the highest target."""
     start: Start = "mean"
     """V before anything is learned."""
@@ -215,11 +215,11 @@ class Gae:
     """λ of the returns the critic learns; 1 gives Monte-Carlo returns."""
     gamma: float = number(1.0, ge=0, le=1)
     """Discount γ."""
-    pretraining_steps: int = number(0, ge=0)
+    pretraining_steps: int = number(0, ge=0, unit="rollout steps")
     """Rollout steps of value pretraining with the fixed initial policy; N means exactly N."""
-    critic_updates: int = number(1, ge=1)
+    critic_updates: int = number(1, ge=1, unit="passes")
     """Critic passes over the step's minibatches for each policy pass (SAO uses 2)."""
-    value_clip: float | None = number(None, gt=0)
+    value_clip: float | None = number(None, gt=0, unit="reward")
     """PPO value clipping range, in reward units; null is off, as in the papers."""
     critic_reduction: Literal["token", "sequence"] = "token"
     """Who counts the same in the critic's loss; not stated in the papers."""
@@ -236,7 +236,7 @@ class Gae:
     """Which tokens the critic's loss is taken at."""
     prompt_weights: bool = False
     """Weigh the critic's loss of each prompt by 1 / max(std of its outcomes, floor), mean 1 (EasyPPO eq. 7)."""
-    critic_minibatches: int | None = number(None, ge=1)
+    critic_minibatches: int | None = number(None, ge=1, unit="gradient steps")
     """Gradient steps of one critic pass; null takes as many as the policy's."""
     frozen: tuple[str, ...] = ()
     """Patterns of the critic's parameter names that are not trained, such as `*self_attn*` (SAO)."""
@@ -325,7 +325,7 @@ class RatioMask:
 class ProbabilityBound:
     """|π - π_sampled| ≤ eps: the ratio is clipped to 1 ± eps/π_sampled (DPPO, arXiv:2602.04879)."""
 
-    eps: float = number(0.2, gt=0, le=1)
+    eps: float = number(0.2, gt=0, le=1, unit="probability")
     """How far a token's probability may move."""
     kind: Literal["probability"] = "probability"
 
@@ -394,11 +394,11 @@ SamplerCorrection = NoCorrection | TruncatedWeight | Band | SequenceMask
 class Reward:
     """What a verdict is worth, before any shaping."""
 
-    right: float = number(1.0)
+    right: float = number(1.0, unit="reward")
     """Outcome of a right response."""
-    wrong: float = number(0.0)
+    wrong: float = number(0.0, unit="reward")
     """Outcome of a wrong response."""
-    overlong_cache: float = number(0.0, ge=0, lt=1)
+    overlong_cache: float = number(0.0, ge=0, lt=1, unit="share of the length limit")
     """Soft overlong punishment (DAPO eq. 13): L_cache as a fraction of the length limit; 0 is off."""
 
     def __post_init__(self) -> None:
@@ -417,7 +417,7 @@ class Kl:
     """Weight β of the term; 0 is off and loads no reference."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Which estimator of the divergence (Schulman 2020, "Approximating KL divergence")."""
-    refresh_every: int = number(0, ge=0)
+    refresh_every: int = number(0, ge=0, unit="gradient steps")
     """Gradient steps after which the reference becomes the current policy (R1-Zero: 400); 0 is never."""
 
     def __post_init__(self) -> None:
@@ -428,15 +428,15 @@ class Kl:
 class Optimization:
     """Step sizes. One rollout step makes samples / minibatch gradient steps."""
 
-    minibatch: int = number(512, ge=1)
+    minibatch: int = number(512, ge=1, unit="responses")
     """Responses per gradient step."""
-    actor_lr: float = number(1e-6, ge=0)
+    actor_lr: float = number(1e-6, ge=0, unit="per gradient step")
     """Policy learning rate."""
-    critic_lr: float = number(2e-6, ge=0)
+    critic_lr: float = number(2e-6, ge=0, unit="per gradient step")
     """Critic learning rate."""
-    warmup_steps: int = number(20, ge=0)
+    warmup_steps: int = number(20, ge=0, unit="rollout steps")
     """Rollout steps over which the learning rates rise linearly from 0; constant afterwards."""
-    epochs: int = number(1, ge=1)
+    epochs: int = number(1, ge=1, unit="passes")
     """Passes over each step's responses."""
 
     def __post_init__(self) -> None:
@@ -493,8 +493,9 @@ class Algorithm:
             )
         if self.sampling.samples % self.optimization.minibatch:
             raise ConfigError(
-                f"The minibatch ({self.optimization.minibatch} responses) must divide the {self.sampling.samples} "
-                f"responses of a step ({self.sampling.prompts} prompts x {self.sampling.per_prompt}); change "
+                f"The minibatch ({counted(self.optimization.minibatch, 'response')}) must divide the "
+                f"{counted(self.sampling.samples, 'response')} of a step "
+                f"({counted(self.sampling.prompts, 'prompt')} x {self.sampling.per_prompt}); change "
                 "trainer.minibatch_size."
             )
 

@@ -13,7 +13,7 @@ from math import gcd, lcm
 from typing import Any
 
 from vapo.algo.method import Algorithm, Gae, LengthAdaptive
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, counted
 
 NAMES = {
     "sampling.prompts": "trainer.samples_per_step",
@@ -71,8 +71,8 @@ def scaled(algorithm: Algorithm, sizes: Sizes) -> Algorithm:
     total = sampling.samples if sizes.samples_per_step is None else sizes.samples_per_step
     if per_prompt < 1 or total % per_prompt:
         raise ConfigError(
-            f"The group size ({per_prompt} responses per prompt) must divide the {total} responses of a step; "
-            "change trainer.group_size or trainer.samples_per_step."
+            f"The group size ({counted(per_prompt, 'response')} per prompt) must divide the "
+            f"{counted(total, 'response')} of a step; change trainer.group_size or trainer.samples_per_step."
         )
     sampling = replace(sampling, prompts=total // per_prompt, per_prompt=per_prompt)
     if isinstance(credit, Gae):

@@ -10,7 +10,6 @@ prompts from outside the task, but no held-out prompts.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import random
@@ -20,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import quantiles
@@ -42,12 +41,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vapo.errors import ConfigError, ModelError
+from vapo.bases.shipped import plain_options
+from vapo.errors import ConfigError
 from vapo.json_text import json_text
 from vapo.models.loading import response_text
 from vapo.types import Prompt, Task, stable_hash
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"  # the first three entries, in this order
 PAD_ID, EOS_ID = 0, 1
 IGNORED = -100
@@ -102,36 +101,6 @@ class BaseRecipe:
     measured_samples: int = 8
 
 
-def builtin_model(task_name: str, options: object = None) -> Path:
-    """The folder of the base model shipped for a built-in task, in Hugging Face format.
-
-    `options` are the task's; if given, the model must have been trained for them. Raises ModelError if no model ships
-    for this name or these options.
-    """
-    folder = ASSETS / task_name
-    if task_name.isidentifier() and (folder / "config.json").is_file():
-        if options is not None:
-            _check_options(task_name, folder, options)
-        return folder
-    shipped = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
-    raise ModelError(
-        f"No base model ships for task {task_name!r}; there is one for: {', '.join(shipped) or 'none'}. "
-        "Set model.policy to a folder or a hub id, or make a base model for the task first."
-    )
-
-
-def _check_options(task_name: str, folder: Path, options: object) -> None:
-    made_for = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["task_options"]
-    wanted = _plain(options)
-    if wanted != made_for:
-        different = sorted(key for key in {*wanted, *made_for} if wanted.get(key) != made_for.get(key))
-        differences = ", ".join(f"{key}={wanted.get(key)} (the model has {made_for.get(key)})" for key in different)
-        raise ModelError(
-            f"The base model shipped for {task_name!r} was made for other task options: {differences}. "
-            "Make a base model for these options, or use the options of the model."
-        )
-
-
 def make_base(
     task: TracedTask,
     seed: int,
@@ -160,8 +129,8 @@ def make_base(
         figures = measure_base(model, tokenizer, task, prompts, recipe.measured_samples, seed, on_progress)
     provenance = {
         "task": task.name,
-        "task_options": _plain(task.options),
-        "trace_policy": _plain(task.clumsiness),
+        "task_options": plain_options(task.options),
+        "trace_policy": plain_options(task.clumsiness),
         "traces": "next-token prediction on noisy traces, never of held-out prompts; see vapo.bases.base_model",
         "recipe": asdict(recipe),
         "seed": seed,
@@ -407,11 +376,6 @@ def _in_batches(rows: list[tuple[list[int], int]], response_tokens: int) -> Iter
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return cast(list[int], tokenizer.encode(text, add_special_tokens=False))
-
-
-def _plain(value: object) -> dict[str, Any]:
-    """A dataclass as a dictionary; empty for anything else."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else {}
 
 
 @contextmanager

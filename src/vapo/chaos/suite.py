@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from vapo.chaos import faults
-from vapo.errors import VapoError
+from vapo.errors import VapoError, counted
 from vapo.json_text import json_text
 from vapo.session.environment import environment
 
@@ -82,7 +82,9 @@ class Fault:
 
     def disagreements(self) -> list[str]:
         """The gradient steps where different bad numbers led to different results."""
-        return [f"{place}: {len(found)} different runs" for place, found in self.agree.items() if len(found) > 1]
+        return [
+            f"{place}: {counted(len(found), 'different run')}" for place, found in self.agree.items() if len(found) > 1
+        ]
 
     def row(self) -> dict[str, Any]:
         """The row as plain data."""

@@ -22,7 +22,7 @@ from vapo.chaos import faults
 from vapo.chaos.attempts import AttemptResult, attempt
 from vapo.chaos.small_run import differences, fingerprint, long_config, small_config
 from vapo.durability.watch import Watch
-from vapo.errors import DivergedError, StoppedError
+from vapo.errors import DivergedError, StoppedError, counted
 from vapo.session.config import Config
 from vapo.trainer import snapshot
 from vapo.trainer.loop import train_step
@@ -269,7 +269,7 @@ def bad_number(context: TrialContext, learner: str, number: int, what: str, valu
         outcome.failures.append(f"{folder}: {value} in the {what} changed nothing, so the fault was not injected")
     skipped = list((folder / "skipped").glob("*.safetensors")) if (folder / "skipped").exists() else []
     if len(skipped) != 1:
-        outcome.failures.append(f"{folder}: {len(skipped)} gradient steps were skipped instead of 1")
+        outcome.failures.append(f"{folder}: {counted(len(skipped), 'skipped gradient step')} instead of 1")
     for name in ("policy", "critic"):
         weights = load_file(folder / name / "model.safetensors")
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):

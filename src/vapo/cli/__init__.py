@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +12,7 @@ from vapo.cli.comparing import ablate, compare
 from vapo.cli.evaluating import evaluate
 from vapo.cli.listing import recipes, settings, tasks
 from vapo.cli.training import make_base, report, resume, train
+from vapo.errors import ConfigError
 from vapo.session.signals import main_exit
 
 
@@ -25,7 +27,6 @@ def _show_version(wanted: bool) -> None:
 app = typer.Typer(
     help="Reinforcement learning with a critic for reasoning language models: VAPO, PPO, VC-PPO, GRPO, DAPO.\n\n"
     "Start with [bold]vapo train[/bold]: it learns on a laptop in minutes, without a download.",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -47,4 +48,37 @@ for command in (train, resume, evaluate, report, compare, ablate, recipes, setti
 
 def main() -> None:
     """Run the command line; an error prints one line and sets the exit code."""
-    main_exit(app)
+    main_exit(_run_app)
+
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+"""click's error for a wrong option or argument; newer versions of typer contain a copy of click."""
+
+PLAIN_WORDS = {
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    "Input should be a valid integer": "it takes a whole number",
+    "Input should be a valid number": "it takes a number",
+    "Input should be greater than or equal to": "it must be at least",
+    "Input should be less than or equal to": "it must be at most",
+}
+"""typer's words for a value of another type or out of range, and ours."""
+
+
+def _run_app() -> None:
+    """Run the command that was typed. A wrong option or argument is a ConfigError, so it prints one line as well."""
+    if len(sys.argv) == 1:
+        app(["--help"], prog_name="vapo", standalone_mode=False)
+        raise SystemExit(ConfigError.exit_code)
+    try:
+        code = app(prog_name="vapo", standalone_mode=False)
+    except USAGE_ERROR as error:
+        problem: Any = error
+        message = " ".join(problem.format_message().split()).rstrip(".")
+        for theirs, ours in PLAIN_WORDS.items():
+            message = message.replace(theirs, ours)
+        end = "" if message.endswith("?") else "."
+        name = problem.ctx.command_path if problem.ctx is not None else "vapo"
+        raise ConfigError(f"{message}{end} All options: {name} --help") from error
+    if isinstance(code, int) and code:
+        raise SystemExit(code)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from vapo.cli.options import DebugOption, JsonOption, view_for
-from vapo.errors import VapoError
+from vapo.errors import VapoError, counted
 from vapo.json_text import json_text
 
 
@@ -36,12 +36,14 @@ def chaos(
     """
     import tempfile
 
-    from vapo.chaos.suite import faults_table, run_suite
-    from vapo.session.lifecycle import check_folder
+    from vapo.session.run_dirs import check_output_folder
 
     if out:
-        check_folder(out)
+        check_output_folder(out)
         out.mkdir(parents=True, exist_ok=True)
+
+    from vapo.chaos.suite import faults_table, run_suite  # imports torch, so only after what is cheap to check
+
     work = Path(tempfile.mkdtemp(prefix="vapo-chaos-"))
     with view_for(as_json) as view:
         result = run_suite(work, quick=quick, jobs=jobs or os.cpu_count() or 1, seed=seed, on_progress=view.progress)
@@ -60,5 +62,7 @@ def chaos(
         for detail in failed:
             console.print(detail, style="red", markup=False)
     if failed:
-        raise VapoError(f"{len(failed)} trials failed; their runs are kept in {work}. The same again: --seed {seed}")
+        raise VapoError(
+            f"{counted(len(failed), 'trial')} failed; the runs are kept in {work}. The same again: --seed {seed}"
+        )
     shutil.rmtree(work, ignore_errors=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vapo.cli.options import DebugOption, JsonOption
-from vapo.errors import ConfigError, command
+from vapo.errors import ConfigError, command, counted
 from vapo.json_text import json_text
 from vapo.session.signals import InterruptedRunError
 
@@ -64,11 +64,13 @@ def ablate(
     Every cell is an ordinary run directory. Give the same command again to go on: finished cells are skipped,
     killed ones resume where they stopped.
     """
+    from vapo.study.cells import check_study_paths
     from vapo.study.study import DEFAULT_STUDY, only_methods, read_study, with_seeds, within
 
     study = with_seeds(only_methods(within(read_study(source), budget), methods or []), seeds)
     name = Path(source or DEFAULT_STUDY).stem + ("-selection" if methods else "")
     folder = out or Path("ablation") / f"{study.recipe}-{budget}"
+    check_study_paths(study, folder)
     if dry_run:
         _list_cells(study, folder, as_json)
         return
@@ -166,7 +168,7 @@ def _list_cells(study: Study, folder: Path, as_json: bool) -> None:
     if as_json:
         print(json_text([{**cell.card(), "folder": str(cell.folder), "ended": ended(cell)} for cell in cells]))
         return
-    table = Table("cell", "kind", "ended", title=f"{len(cells)} cells in {folder}")
+    table = Table("cell", "kind", "ended", title=f"{counted(len(cells), 'cell')} in {folder}")
     for cell in cells:
         table.add_row(describe(cell), cell.kind, "yes" if ended(cell) else "")
     Console().print(table)

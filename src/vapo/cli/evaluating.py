@@ -60,11 +60,11 @@ def evaluate(
     which scores lower. With --critic it also says what the critic's choice among the samples adds to one sample and
     to the majority.
     """
-    from vapo.evals.evaluate import RANKS
+    from vapo.evals.statistics import RANKS
     from vapo.reports.tables import evaluation_table
     from vapo.session.evaluated_run import evaluation_config, find_model
-    from vapo.session.evaluation import evaluate_model
     from vapo.session.layers import set_layer
+    from vapo.session.path_checks import check_paths
 
     ranks = [name.strip() for name in rank.split(",")] if rank else list(RANKS) if critic else []
     if rank and not critic:
@@ -80,6 +80,10 @@ def evaluate(
         "evaluation": {"samples_per_prompt": k, "temperature": temperature, "top_p": top_p},
     }
     config = evaluation_config(found, task, settings, changes)
+    check_paths(config, to_train=False)
+
+    from vapo.session.evaluation import evaluate_model  # imports torch, so only after what is cheap to check
+
     with view_for(as_json) as view:
         for note in found.notes:
             view.note(note)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from vapo.cli.options import DebugOption, JsonOption, print_names
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, counted
 from vapo.json_text import json_text
 
 
@@ -28,12 +28,13 @@ def settings(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Every setting of a run: type, range, default, meaning."""
-    from vapo.session.reference import all_settings
+    """Every setting of a run, the options of the shipped tasks included: type, range, unit, default, meaning."""
+    from vapo.session.reference import all_settings, task_options
     from vapo.session.suggest import SYNONYMS
 
     word = SYNONYMS.get(word or "", word)  # the names of TRL and verl
-    found = [setting for setting in all_settings().values() if word is None or setting.matches(word)]
+    every = [*all_settings().values(), *task_options()]
+    found = [setting for setting in every if word is None or setting.matches(word)]
     if as_json:
         print(json_text([dataclasses.asdict(setting) for setting in found]))
         return
@@ -41,7 +42,7 @@ def settings(
         raise ConfigError(f"No setting has {word!r} in its name or meaning. `vapo settings` lists all of them.")
     console = Console()
     for setting in found:
-        takes = " ".join(filter(None, (setting.type, setting.range)))
+        takes = " ".join(filter(None, (setting.type, setting.range, f"({setting.unit})" if setting.unit else "")))
         console.print(f"[bold]{setting.key}[/bold]  {escape(takes)}; default {escape(setting.default)}", soft_wrap=True)
         console.print(Padding(escape(setting.words), (0, 0, 0, 4)))
     console.print("\nSet one with: vapo train --set KEY=VALUE", soft_wrap=True)
@@ -70,7 +71,7 @@ def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         return
     for entry in found:
         console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")
-        console.print(f"  {entry['train']:,} training prompts, {entry['heldout']:,} held out")
+        console.print(f"  {counted(entry['train'], 'training prompt')}, {entry['heldout']:,} held out")
         console.print(f"  prompt    [cyan]{escape(str(entry['prompt']))}[/cyan]")
         console.print(f"  response  {escape(entry['right response'])}\n")
     for entry in [*data, *plugins]:

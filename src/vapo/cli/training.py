@@ -11,15 +11,13 @@ import typer
 from rich.console import Console
 
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
-from vapo.errors import command
+from vapo.errors import command, counted
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
 
 if TYPE_CHECKING:
-    from vapo.session.config import Config
-
-if TYPE_CHECKING:
     from vapo.reports.runfiles import RunFiles
+    from vapo.session.config import Config
 
 
 def train(
@@ -69,6 +67,8 @@ def train(
     """Train a policy, and a critic where the method has one, and show accuracy before and after."""
     from vapo.session.config import resolve
     from vapo.session.layers import Layer, Source, option_layer, set_layer, source_layers
+    from vapo.session.path_checks import check_paths
+    from vapo.session.run_dirs import check_folder, default_run_dir
 
     layers = source_layers(source)
     options: list[tuple[str, str, Any]] = [
@@ -83,12 +83,14 @@ def train(
         layers.append(Layer(Source.OPTION, "--critic", starts_from_it))
     layers += [set_layer(text) for text in set_ or []]
     config = resolve(layers)
+    path = run_dir or default_run_dir(config)
+    check_folder(path)
+    check_paths(config)
 
-    from vapo.session import lifecycle  # imports torch, so only after the settings are checked
+    from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
-    path = run_dir or lifecycle.default_run_dir(config)
     if dry_run:
-        _show_settings(config, path, as_json)
+        _show_settings(config, as_json)
         return
     with view_for(as_json) as view:
         carry_out(lambda: lifecycle.begin(config, path, view), lifecycle.finish)
@@ -99,14 +101,13 @@ def train(
     _closing_words(path, as_json, again)
 
 
-def _show_settings(config: Config, path: Path, as_json: bool) -> None:
+def _show_settings(config: Config, as_json: bool) -> None:
     """Run all cheap checks; print the settings with their origins, and the resulting method."""
     from vapo.reports.live import NotesOnStderr
     from vapo.session import lifecycle
     from vapo.session.foresight import plan_of
     from vapo.session.inputs import close_task
 
-    lifecycle.check_folder(path)
     config, inputs = lifecycle.prepare(config, NotesOnStderr())
     close_task(inputs.task)
     plan = plan_of(config, inputs)
@@ -134,10 +135,15 @@ def resume(
 
     `--set trainer.steps=200` makes it longer.
     """
-    from vapo.session import lifecycle
     from vapo.session.layers import set_layer
+    from vapo.session.path_checks import check_paths_of_run
+    from vapo.session.run_dirs import config_to_resume
 
     changes = [set_layer(text) for text in set_ or []]
+    check_paths_of_run(config_to_resume(run, changes=changes), run)
+
+    from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
+
     with view_for(as_json) as view:
         carry_out(lambda: lifecycle.resume(run, view, changes=changes, allow_change=allow_change), lifecycle.finish)
     _closing_words(run, as_json)
@@ -155,18 +161,21 @@ def make_base(
     debug: DebugOption = False,
 ) -> None:
     """Train the base model of a built-in task, from noisy traces and a seed (about 4 minutes on one core)."""
-    from vapo.bases.base_model import make_base as make
     from vapo.session.layers import set_layer
-    from vapo.session.lifecycle import check_folder
+    from vapo.session.run_dirs import check_output_folder
     from vapo.tasks.registry import make_task
 
-    check_folder(out)
+    check_output_folder(out)
     chosen: dict[str, Any] = {}
     for text in options or []:
         chosen |= set_layer(text).values
+    traced = make_task(task, **chosen)
+
+    from vapo.bases.base_model import make_base as make  # imports torch, so only after what is cheap to check
+
     with view_for(as_json) as view:
         made = make(
-            make_task(task, **chosen),
+            traced,
             seed,
             out,
             on_progress=lambda phase, done, total, _: view.progress(phase, done, total),
@@ -178,7 +187,8 @@ def make_base(
     measured = made["measured"]
     Console(soft_wrap=True).print(
         f"{made['parameters']:,} parameters in {out}; right on {measured['success']:.1%} of {measured['prompts']} "
-        f"held-out prompts x {measured['samples_per_prompt']} samples, mean length {measured['mean_length']:.0f}.\n"
+        f"held-out prompts x {counted(measured['samples_per_prompt'], 'sample')}, mean length "
+        f"{measured['mean_length']:.0f}.\n"
         f"Train on it with: {command('train', '--set', f'task.name={task}', '--set', f'model.policy={out}')}"
     )
 
@@ -210,6 +220,7 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
     from vapo.reports.live import best_effort_console
     from vapo.reports.runfiles import read_run
     from vapo.reports.tables import before_after_table
+    from vapo.session.run_dirs import load_run_config
 
     run = read_run(path)
     evaluations = run.evaluations
@@ -230,7 +241,9 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
         lines += ["", lesson]
     elif again:
         others = ["--preset grpo" if critic else "--preset vapo"]
-        others += ["--without value-pretraining"] if run.label == "vapo" else []
+        config = load_run_config(path)
+        if config.algorithm.pretrains and not config.without and not config.changed:
+            others.append(f"--preset {config.preset} --without value-pretraining")
         lines += ["", "Next, see what the critic is worth:", *(f"  {command(*again)} {other}" for other in others)]
     console = best_effort_console()
     console.print(before_after_table(evaluations))

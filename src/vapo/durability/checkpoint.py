@@ -20,6 +20,8 @@ from vapo.errors import CheckpointError
 from vapo.json_text import json_text
 
 MANIFEST = "manifest.json"
+LOCK = "run.lock"
+"""The file in a run directory that the process which carries out the run keeps locked."""
 FORMAT = 3
 """Format 1 (vapo 0.1) has no settings and alarms in the state, and no hash of the manifest. Formats 1 and 2 store a
 network with adapters as the merged model, with the adapters in a separate file. All formats can be read."""

@@ -11,6 +11,7 @@ import numpy as np
 from vapo.evals.ranking import best_of_n, weighted_vote
 from vapo.evals.samples import SampleFile
 from vapo.evals.statistics import (
+    RANKS,
     Scores,
     avg_at_k,
     bootstrap_interval,
@@ -24,8 +25,6 @@ from vapo.rollout.engine import RolloutEngine
 from vapo.tasks.full_task import FullTask
 from vapo.types import Decoding, Episode, Prompt
 
-RANKS = ("best-of-n", "weighted-vote")
-"""Ways to pick an answer by the critic's values."""
 CHUNK = 512
 """The number of responses sampled, judged and saved together; an interrupted evaluation loses at most these."""
 

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Scores = NDArray[np.float64]
+RANKS = ("best-of-n", "weighted-vote")
+"""Ways to pick an answer by the critic's values."""
 
 
 class Interval(NamedTuple):

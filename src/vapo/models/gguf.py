@@ -16,11 +16,6 @@ from vapo.errors import ModelError
 from vapo.models.loaded import check_complete, read_model
 
 
-def is_gguf(source: str | Path) -> bool:
-    """Whether a model's source is a .gguf file."""
-    return Path(source).suffix == ".gguf"
-
-
 def converted(path: Path) -> Path:
     """The folder with the file's weights in float32, made by transformers' own loader if it does not exist yet.
 

@@ -33,9 +33,10 @@ from vapo.errors import ConfigError, DataError, ModelError
 from vapo.hub import hub_access, not_cached
 from vapo.json_text import json_text
 from vapo.models.critic import classifier_of, made_critic, with_ids
-from vapo.models.gguf import converted, is_gguf
+from vapo.models.gguf import converted
 from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.models.lora import adapter_base, merge_adapters
+from vapo.models.model_source import check_source, is_gguf
 from vapo.models.side import SideConfig, SideModel, check_fits, describe, is_side_critic
 from vapo.types import Prompt
 
@@ -436,23 +437,7 @@ def _folder(source: str | Path) -> str:
 @contextmanager
 def _explained(source: str | Path, what: str):
     """Turn an error of the loader into a ModelError of one line: what was to be loaded, the reason, and the fix."""
-    path = Path(source)
-    # a hub id is `name` or `owner/name`; anything with more parts is a path
-    looks_local = (
-        path.is_absolute()
-        or str(source).startswith((".", "~"))
-        or path.suffix == ".gguf"
-        or str(source).count("/") > 1
-        or path.parts[0] in ("runs", "checkpoints")
-    )
-    if looks_local and not path.exists():
-        raise ModelError(f"Cannot load the {what}: {source} does not exist. Check the path.")
-    if (path / "metrics.jsonl").exists():
-        raise ModelError(f"Cannot load the {what}: {source} is a run directory. Give its policy/ or critic/ folder.")
-    if path.is_dir() and not (path / "config.json").exists() and adapter_base(source) is None:
-        raise ModelError(
-            f"Cannot load the {what}: {source} has no config.json. Give a folder written by `save_pretrained`."
-        )
+    check_source(source, what)
     verbosity, bars = transformers_logging.get_verbosity(), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -27,9 +27,9 @@ from vapo.errors import CheckpointError, ConfigError, ModelError
 from vapo.json_text import json_text
 from vapo.models.backbone import backbone_of
 from vapo.models.loaded import read_tensors
+from vapo.models.model_source import ADAPTER_CONFIG
 
 ADAPTER = "vapo"
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 PLAIN = {

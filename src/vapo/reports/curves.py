@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from vapo.errors import counted
 from vapo.metrics import SHARE, Phase, metric_called
 from vapo.reports.palette import LIGHT, Palette
 from vapo.reports.runfiles import RunFiles, column, number, read_run
@@ -100,8 +101,8 @@ def _subtitle(run: RunFiles) -> str:
     if name:
         parts.append(f"task {name}")
     if num_pretraining:
-        parts.append(f"{num_pretraining} pretraining steps")
-    parts.append(f"{num_steps} training steps")
+        parts.append(counted(num_pretraining, "pretraining step"))
+    parts.append(counted(num_steps, "training step"))
     if "seed" in run.config:
         parts.append(f"seed {run.config['seed']}")
     return "  ·  ".join(parts)

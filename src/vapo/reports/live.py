@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vapo.errors import counted
 from vapo.metrics import metric_called
 from vapo.reports.formatting import NOTHING, duration, figure, interval, one_line, percent, short_count
 from vapo.reports.progress import SPEED, Progress, evaluation_line, sparkline
@@ -150,7 +151,9 @@ class LiveView:
             new = name != self._state.name
             self._state.enter(name, done, total)
         if new:
-            self._screen.print(f"{self._state.title}: {total} steps" + (f", {done} done before" if done else ""), "")
+            self._screen.print(
+                f"{self._state.title}: {counted(total, 'step')}" + (f", {done} done before" if done else ""), ""
+            )
 
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Show progress within a step: `done` of `total` (None if unknown) of "rollout", "verify" …"""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
+from vapo.errors import counted
 from vapo.metrics import EvaluationLabel
 from vapo.reports.formatting import NOTHING, figure, interval, percent, signed
 from vapo.reports.runfiles import Record, number
@@ -66,7 +67,7 @@ def headline(evaluations: list[Record]) -> str:
         change = f"fell from {was} to {now}"
     else:
         change = f"went from {was} to {now}; the intervals show no difference"
-    return f"Held-out avg@{k} {change} in {after.get('step', '?')} steps."
+    return f"Held-out avg@{k} {change} in {_counted(after.get('step'), 'step')}."
 
 
 def headings(evaluations: list[Record]) -> tuple[str, str]:
@@ -80,7 +81,7 @@ def headings(evaluations: list[Record]) -> tuple[str, str]:
 def evaluation_table(result: Record) -> Table:
     """One evaluation (a line of `evaluations.jsonl`, or what `vapo eval --json` prints) as a table."""
     rows = before_after_rows([{**result, "label": EvaluationLabel.AFTER}])
-    title = f"{result.get('prompts')} held-out prompts, {result.get('k')} samples each"
+    title = f"{_counted(result.get('prompts'), 'held-out prompt')}, {_counted(result.get('k'), 'sample')} each"
     if "top_p" in result:
         title += f", temperature {result.get('temperature')}, top-p {result.get('top_p')}"
     table = Table("", "score", "95 % interval", title=title)
@@ -118,7 +119,7 @@ def before_after_table(evaluations: list[Record]) -> Table:
 
 def _title(evaluations: list[Record]) -> str:
     prompts = [e["prompts"] for e in evaluations if e.get("prompts")]
-    return f"{prompts[-1]} held-out prompts, 95 % intervals" if prompts else "No evaluation yet"
+    return f"{_counted(prompts[-1], 'held-out prompt')}, 95 % intervals" if prompts else "No evaluation yet"
 
 
 def _bounds(evaluation: Record) -> str:
@@ -136,3 +137,8 @@ def _score(evaluation: Record) -> str:
 def _plain(name: str, before: object, after: object) -> Row:
     was, now = number(before), number(after)
     return Row(name, figure(was), figure(now), signed(now - was))
+
+
+def _counted(value: object, noun: str) -> str:
+    """`counted` for a number of a file, where it may be missing."""
+    return counted(value, noun) if isinstance(value, int) else f"? {noun}s"

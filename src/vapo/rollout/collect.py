@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vapo.errors import VapoError, VerifierBrokenError
+from vapo.errors import VapoError, VerifierBrokenError, counted
 from vapo.rollout.engine import RolloutEngine
 from vapo.tasks.full_task import FullTask
 from vapo.types import KINDS, Decoding, Episode, Prompt, Verdict, sample_seed
@@ -77,11 +77,11 @@ def judge_episodes(
 
 def _checked(verdicts: Any, count: int, task: FullTask, method: str) -> list[Verdict]:
     """The verdicts that a method of the task, perhaps the user's, returned: one `Verdict` for each response."""
-    gave = f"{len(verdicts)} verdicts" if isinstance(verdicts, list | tuple) else f"a {type(verdicts).__name__}"
+    gave = counted(len(verdicts), "verdict") if isinstance(verdicts, list | tuple) else f"a {type(verdicts).__name__}"
     if not isinstance(verdicts, list | tuple) or len(verdicts) != count:
         raise VerifierBrokenError(
-            f"{method} of the task {task.name} gave {gave} for {count} responses. It must give a list with one "
-            "vapo.types.Verdict for each, in their order."
+            f"{method} of the task {task.name} gave {gave} for {counted(count, 'response')}. It must give a list with "
+            "one vapo.types.Verdict for each, in their order."
         )
     return [
         verdict

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vapo.errors import ConfigError, DataError, ModelError
+from vapo.errors import ConfigError, DataError, ModelError, counted
 from vapo.rollout.draws import check_decoding
 from vapo.rollout.kv_cache import SlotCache, StepMasks, attention_width, round_up
 from vapo.rollout.row_counts import ROW_BUCKET, exact_row_counts
@@ -214,7 +214,7 @@ def _check_prompt(prompt: Prompt, max_tokens: int, *, context: int, vocab_size: 
     if max_tokens > room:
         fix = f"Lower rollout.max_response_tokens to at most {room}, or" if room > 0 else "Shorten it,"
         raise ConfigError(
-            f"Prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with max_tokens={max_tokens} that is "
+            f"Prompt {prompt.id!r} has {counted(len(prompt.token_ids), 'token')}; with max_tokens={max_tokens} that is "
             f"more than the {context} positions of the model's context. {fix} leave out such prompts, "
             "or take a model with a longer context."
         )

@@ -12,7 +12,7 @@ from vapo.ranges import check_ranges, number
 class TorchEngineSettings:
     """The torch engine: KV cache, continuous batching; for models with attention in every layer."""
 
-    slots: int = number(128, ge=1)
+    slots: int = number(128, ge=1, unit="responses")
     """Most responses decoded at the same time; changes memory and speed, not results."""
     kind: Literal["torch"] = "torch"
 
@@ -25,7 +25,7 @@ class GenerateEngineSettings:
     """The slower engine on the model's own `generate`, for models that the torch engine refuses: recurrent and hybrid
     ones, attention in chunks, caches of another form."""
 
-    slots: int = number(128, ge=1)
+    slots: int = number(128, ge=1, unit="responses")
     """Most responses decoded at the same time; changes memory and speed, not results."""
     kind: Literal["generate"] = "generate"
 

@@ -51,13 +51,13 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
     device = best_device()
     model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), device)
     set_threads(sections.scale.threads, model)
-    # a copy of its own, so that what is sampled from is a version that was handed over, never one half-updated
+    # a separate copy, so that samples come from weights that were handed over, never from half-updated ones
     sampler = copy.deepcopy(model).requires_grad_(False)
     sampler = to_device(sampler, torch.bfloat16) if autocast else sampler
     policy = Policy(model, choose_layout(model, settings.layout), inputs.decoding.temperature, autocast)
     if sections.model.policy_lora:
         add_lora(model, sections.model.policy_lora, sections.model.lora_alpha)
-    # with adapters of its own, so that a refreshed reference is saved as the adapters that it took over
+    # with separate adapters, so that a refreshed reference is saved as the adapters it copied
     reference = replace(policy, model=copy.deepcopy(model).requires_grad_(False)) if algorithm.kl.coef > 0 else None
     if sections.model.gradient_checkpointing:
         checkpoint_gradients(model)
@@ -186,7 +186,7 @@ def features_fit(config: Config, inputs: Inputs, policy: Policy) -> bool:
 
 
 def lambda_warning(config: Config, longest: int) -> str | None:
-    """The paper's α belongs to thousands of tokens: what to say where responses of `longest` tokens get a small λ."""
+    """The warning where responses of `longest` tokens get a small λ: the paper's α is meant for thousands of tokens."""
     credit = config.algorithm.credit
     rule = credit.policy_lambda if isinstance(credit, Gae) else None
     if not isinstance(rule, LengthAdaptive):

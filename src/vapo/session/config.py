@@ -19,11 +19,12 @@ from vapo.algo.presets import PRESETS, without, without_all
 from vapo.algo.sizes import NAMES, alpha_is_a_size, fields_of, scaled, sizes_of
 from vapo.errors import ConfigError
 from vapo.json_text import flatten
-from vapo.session.explain import explain, refuse_booleans
+from vapo.session.explain import explain, null_given, refuse_booleans
 from vapo.session.layers import Layer, Origin, Source, merge
 from vapo.session.old_files import modernised
 from vapo.session.schema import Choice, Sections, sizes
 from vapo.session.suggest import suggestion
+from vapo.session.unused import unused
 from vapo.session.yaml_text import yaml_lines
 
 
@@ -112,14 +113,14 @@ class Config:
     def method_yaml(self) -> str:
         """The label and the expanded method, for people and comparisons."""
         whole = self.effective()
-        told = {
+        method = {
             "label": self.label,
             "algorithm": whole["algorithm"],
             "trainer": {name.partition(".")[2]: whole["trainer"][name.partition(".")[2]]
                         for name in NAMES.values() if name.startswith("trainer.")},
         }  # fmt: skip
         head = "# The method that runs, derived from config.yaml; never read back as settings.\n"
-        return head + yaml.safe_dump(told, sort_keys=False, width=120)
+        return head + yaml.safe_dump(method, sort_keys=False, width=120)
 
     def sources(self) -> dict[str, Any]:
         """The recipe, and `key: [source, place]` of all that is no default; `layers.with_sources` reads it back."""
@@ -148,6 +149,8 @@ def resolve(layers: Sequence[Layer]) -> Config:
         sections = Sections.model_validate(merged)
     except ValidationError as error:
         raise explain(error) from error
+    if nulls := [key for key, value in given.items() if value is None and key not in Choice.model_fields]:
+        raise null_given(f"algorithm.{nulls[0]}")
     try:
         # null is the default, spelled out
         choice = Choice.model_validate({key: value for key, value in given.items() if value is not None})
@@ -204,39 +207,30 @@ def _method(choice: Choice, sections: Sections) -> Algorithm:
     return scaled(method, sizes(sections.trainer, choice.alpha))
 
 
-def _unused(config: Config, origins: Mapping[str, Origin]) -> tuple[str, ...]:
-    """Notes on settings that were chosen and that the method has no use for.
+_REFUSED = ("model.critic", "model.critic_lora")
+"""Settings that are an error on the command line where the method has no use for them."""
 
-    A size may be meant for several presets (one command, each preset in turn), so it is noted. Raises ConfigError for a
-    critic that was given on the command line to a method without one. A recipe's sizes are for every preset.
+
+def _unused(config: Config, origins: Mapping[str, Origin]) -> tuple[str, ...]:
+    """Notes on settings that were chosen and that the run does not use (`vapo.session.unused`).
+
+    A setting may be meant for several presets (one command, each preset in turn), so it is noted. Raises ConfigError
+    for a critic that was given on the command line to a method without one. A recipe's sizes are for every preset.
     """
+    chosen = dict(flatten(config.as_dict()))
+    defaults = dict(flatten(Sections().model_dump(mode="json")))
+    keys = [
+        key
+        for key, value in chosen.items()
+        if origins[key].source not in (Source.DEFAULT, Source.RECIPE)
+        and value  # null, 0 and false switch something off, which is off here anyway
+        # a run's own file spells out every default
+        and not (origins[key].source is Source.FILE and key in defaults and defaults[key] == value)
+    ]
     notes = []
-    for key, value in flatten(config.as_dict()):
-        origin = origins[key]
-        if not value or origin.source in (Source.DEFAULT, Source.RECIPE):
-            continue
-        if (why := _no_use(config.algorithm, key, value)) is None:
-            continue
-        if origin.source is Source.OPTION and key.startswith("model."):
+    for key, why in unused(keys, config.sections, config.algorithm):
+        value, origin = chosen[key], origins[key]
+        if origin.source is Source.OPTION and key in _REFUSED:
             raise ConfigError(f"{key}={value} has no effect: the method is {config.label}, and {why}. Leave it out.")
         notes.append(f"{key}={value} ({origin.place}) has no effect on {config.label}: {why}")
     return tuple(notes)
-
-
-CRITIC_SETTINGS = ("trainer.critic_lr", "model.critic", "model.critic_lora", "model.critic_kind", "model.side_layers")
-
-
-def _no_use(algorithm: Algorithm, key: str, value: Any) -> str | None:
-    """Why the method has no use for a setting; None if it has, or would be the same without it."""
-    derived = dataclasses.asdict(sizes_of(algorithm))
-    if derived.get(key.partition(".")[2]) == value:
-        return None
-    if key == "trainer.group_size" and algorithm.sampling.per_prompt == 1:
-        return "it draws one response to each prompt"
-    if key in CRITIC_SETTINGS and not algorithm.has_critic:
-        return "it has no critic"
-    if key.startswith("trainer.pretraining_") and not algorithm.pretrains:
-        return "it does no value pretraining"
-    if key == "algorithm.alpha" and derived["alpha"] is None:
-        return "its lambda is not length-adaptive"
-    return None

@@ -12,9 +12,11 @@ from vapo.durability import checkpoint
 from vapo.errors import CheckpointError, ConfigError, command
 from vapo.json_text import flatten
 from vapo.metrics import Phase
+from vapo.models.model_source import check_source
 from vapo.session.config import Config, resolve
 from vapo.session.layers import Layer, file_layer, merge, source_layers
-from vapo.session.lifecycle import load_run_config
+from vapo.session.run_dirs import load_run_config
+from vapo.session.unused import unused_in_evaluation
 from vapo.tasks.catalog import is_known
 
 SIGNS_OF_A_RUN = ("metrics.jsonl", "environment.json")
@@ -33,7 +35,7 @@ class EvaluatedModel:
 
 
 def find_model(model: str) -> EvaluatedModel:
-    """The model that is meant: a run's own policy where a run directory or a checkpoint is named, else itself.
+    """The model to evaluate: the policy of a run directory or of a checkpoint; any other source as it is.
 
     Raises ConfigError for a run that has no policy to evaluate yet.
     """
@@ -56,9 +58,14 @@ def evaluation_config(
     """The configuration of an evaluation: the run's settings, where there is a run, below `settings` and `changes`.
 
     `task` is a task's name or a .yaml file; it replaces the run's task, with its options and its response limit. The
-    prompt format, the engine and the precision stay the run's. Raises ConfigError where nothing names the task: the
-    maze goes with the model shipped for it only.
+    prompt format, the engine and the precision stay the run's. Raises ModelError for a path without a model, and
+    ConfigError where nothing names the task: the maze goes with the model shipped for it only.
     """
+    if model.folder != "builtin":
+        check_source(model.folder, "policy")
+    for layer in changes:
+        if why := unused_in_evaluation(dict(flatten(layer.values))):
+            raise ConfigError(f"{layer.place} {why}")
     layers: list[Layer] = []
     if model.run is not None:
         of_run = load_run_config(model.run).as_dict()
@@ -90,7 +97,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _model_of(run: Path) -> EvaluatedModel:
-    """The policy of a run's end; of its newest healthy checkpoint while it has not ended, or goes on again."""
+    """The final policy of a run that has ended; of any other run, the policy of its newest healthy checkpoint."""
     root = run / "checkpoints"
     names = checkpoint.names(root)
     if (run / "policy").is_dir() and (not names or _has_ended(root / names[0])):
@@ -106,7 +113,7 @@ def _model_of(run: Path) -> EvaluatedModel:
 
 
 def _has_ended(saved: Path) -> bool:
-    """Whether a checkpoint is a run's last one, as far as it can be read: a damaged one does not outdo a policy/."""
+    """Whether a checkpoint is a run's last one, as far as it can be read: beside a damaged one, policy/ counts."""
     try:
         return checkpoint.read_json(saved, "state.json")["phase"] == Phase.DONE
     except (CheckpointError, KeyError, TypeError):

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from vapo.errors import ConfigError, ModelError, VerifierBrokenError
-from vapo.evals.evaluate import RANKS, EvaluationResult, sample_and_judge, score_episodes
+from vapo.evals.evaluate import EvaluationResult, sample_and_judge, score_episodes
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
+from vapo.evals.statistics import RANKS
 from vapo.models.critic import known_ids
 from vapo.models.loading import (
     PRIVILEGED,
@@ -45,14 +46,14 @@ def fingerprint(inputs: Inputs, num_prompts: int, temperature: float, top_p: flo
     """A short hash of what a score was measured on; scores with different ones cannot be compared."""
     prompts = [inputs.heldout_prompts[i] for i in range(min(num_prompts, len(inputs.heldout_prompts)))]
     how = [inputs.task.name, inputs.decoding.max_tokens, temperature, top_p]
-    asked = [part for prompt in prompts for part in (prompt.id, prompt.text)]
-    # a family's name and prompts say how it judges; where problems and verifier are the user's, they count, too
+    texts = [part for prompt in prompts for part in (prompt.id, prompt.text)]
+    # name and prompts of a built-in task determine its verdicts; a user's verifier and answers are hashed as well
     task = inputs.task.original
     if isinstance(task, Problems):
         file, _, function = task.options.verifier.rpartition(":")
         source = Path(file).read_bytes() if Path(file).is_file() else file
         how += [source, function, task.options.right_at, *(prompt.answer for prompt in prompts)]
-    return f"{stable_hash(*how, *asked):016x}"
+    return f"{stable_hash(*how, *texts):016x}"
 
 
 def evaluate_heldout(

@@ -7,12 +7,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, command
 from vapo.json_text import flatten
-from vapo.session.reference import all_settings
+from vapo.session.reference import Setting, all_settings
 from vapo.session.suggest import SYNONYMS, suggestion
+from vapo.type_words import expected, shown
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list of names, [a, b]",
+}
+"""A setting's type in words."""
 
 
 def explain(error: ValidationError, prefix: str = "") -> ConfigError:
@@ -23,15 +33,29 @@ def explain(error: ValidationError, prefix: str = "") -> ConfigError:
     if problem["type"] in _UNKNOWN:
         given = problem.get("input")
         inner = [k for k, _ in flatten(given)] if isinstance(given, Mapping) and given else []
-        return unknown(f"{key}.{inner[0]}" if inner else key)
+        return unknown(f"{key}.{inner[0]}" if inner and key not in all_settings() else key)
     # what our own checks raise names the setting and the fix already
     if isinstance(cause := (problem.get("ctx") or {}).get("error"), ConfigError):
         return cause
-    if problem["type"] in ("dataclass_type", "model_type"):
-        return ConfigError(f"{key} holds settings of its own, {key}: {{name: value}}; got {problem.get('input')!r}.")
-    if problem["type"] == "literal_error" and key in all_settings():
-        return ConfigError(f"{key} takes {all_settings()[key].type}, got {problem.get('input')!r}.")
-    return ConfigError(f"{key}: {problem['msg']}, got {problem.get('input')!r}.")
+    return _wrong_value(key, problem)
+
+
+def _wrong_value(key: str, problem: Any) -> ConfigError:
+    """The error for a value of another type, or of none of a setting's values."""
+    got = shown(problem.get("input"))
+    name, known = key, all_settings()
+    while name not in known and name.rpartition(".")[0] in known:  # an entry of a list
+        name = name.rpartition(".")[0]
+    if name not in known:
+        return ConfigError(f"{key} takes {expected([problem])}, got {got}. `vapo settings {key}` lists what there is.")
+    inside = " in it" if name != key else ""
+    return ConfigError(f"{name} takes {_takes(known[name])}, got {got}{inside}. See: {command('settings', name)}")
+
+
+def _takes(setting: Setting) -> str:
+    """What a setting takes: `a whole number or null, at least 1`."""
+    words = " or ".join(_TYPES.get(word, word) for word in setting.type.split(" or "))
+    return f"{words}, {setting.range}" if setting.range and setting.range != "finite" else words
 
 
 def unknown(key: str) -> ConfigError:
@@ -53,17 +77,34 @@ def unknown(key: str) -> ConfigError:
     return ConfigError(f"Unknown setting {key}{suggestion(last, here)} Known here: {', '.join(here)}.")
 
 
+def null_given(key: str) -> ConfigError:
+    """A null for a field of the method, where leaving the field out is what takes the preset's."""
+    known = all_settings()
+    if key in known:
+        return ConfigError(f"{key} takes {_takes(known[key])}, got null. Leave it out for the preset's.")
+    kind = known.get(f"{key}.kind")
+    name = key.rpartition(".")[2]
+    takes = f"{{kind: {kind.type}, ...}}" if kind else f"settings of its own, {name}: {{...}}"
+    return ConfigError(f"{key} takes {takes}, got null. Leave it out for the preset's.")
+
+
 def refuse_booleans(values: Mapping[str, Any]) -> None:
     """Raise ConfigError for `true` and `false` where a number is wanted: Python would take them for 1 and 0."""
     known = all_settings()
     for key, value in flatten(values):
         if isinstance(value, bool) and key in known and "bool" not in known[key].type:
-            raise ConfigError(f"{key} takes {known[key].type}, got {str(value).lower()}.")
+            raise ConfigError(f"{key} takes {_takes(known[key])}, got {str(value).lower()}.")
 
 
 def _meant(error: ValidationError) -> Any:
-    """The first problem; in a union every member complains, and those whose tag does not fit were not meant."""
+    """The first problem that is the user's.
+
+    In a union every member complains. Those whose tag does not fit were not meant; if no tag fits, the tag is wrong.
+    """
     problems = error.errors()
-    unmeant = [p["loc"][:-1] for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
+    tags = [p for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
+    unmeant = [tag["loc"][:-1] for tag in tags]
     meant = [p for p in problems if not any(p["loc"][: len(branch)] == branch for branch in unmeant)]
-    return (meant or problems)[0]
+    if meant or not tags:
+        return (meant or problems)[0]
+    return max(tags, key=lambda tag: len(tag["loc"]))  # of unions in one another, the outer one's tag may be right

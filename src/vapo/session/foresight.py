@@ -1,4 +1,4 @@
-"""What a run will take, told before it takes it: tokens, time, memory, disk.
+"""Estimates of what a run needs, reported before it starts: tokens, time, memory, disk.
 
 Arithmetic gives bounds before weights load. The evaluation before training gives a speed, and the first step of each
 phase a time.
@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 
 from vapo.algo.heads import width
 from vapo.algo.method import Gae
+from vapo.errors import counted
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.models.backbone import backbone_of
 from vapo.models.loading import load_config, skeleton
@@ -141,8 +142,10 @@ class Plan:
 
     def step_words(self) -> str:
         """What a step samples."""
-        again = f", {self.rounds} times at most," if self.rounds > 1 else ""
-        return f"a step samples {self.responses} responses{again} of up to {self.max_tokens} tokens"
+        again = f", {self.rounds:,} times at most," if self.rounds > 1 else ""
+        return (
+            f"a step samples {counted(self.responses, 'response')}{again} of up to {counted(self.max_tokens, 'token')}"
+        )
 
     def size_words(self) -> str:
         """Memory and disk."""
@@ -190,7 +193,7 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on the device; None where the system does not say."""
+    """Bytes of free memory on the device; None where it is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -202,11 +205,11 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def report_size(plan: Plan, observer: Observer, *, free_disk: int, free: int | None, operations_per_s: float) -> None:
-    """Say, before weights load, what of the plan is beyond what a run usually is or the machine has."""
+    """Report, before weights load, sizes beyond those of usual runs or beyond the machine's."""
     least = plan.least_seconds(operations_per_s)
     if plan.step_tokens > MANY_TOKENS or least > LONG_S:
         observer.note(
-            f"{plan.step_words()}, {short_count(plan.step_tokens)} in all; {plan.all_steps} such steps take "
+            f"{plan.step_words()}, {short_count(plan.step_tokens)} in all; {counted(plan.all_steps, 'such step')} take "
             f"{_long(least)} or more on this machine where responses reach the limit. Fewer: "
             "trainer.samples_per_step, rollout.max_response_tokens, trainer.steps"
         )
@@ -225,7 +228,7 @@ def report_size(plan: Plan, observer: Observer, *, free_disk: int, free: int | N
 
 
 def foresee(config: Config, inputs: Inputs, run_dir: Path, observer: Observer) -> Observer:
-    """The observer, who from now on is also told what the run will take; what is known already is told at once."""
+    """Report the sizes that are known before the run; the returned observer adds times once measured."""
     plan = plan_of(config, inputs)
     device = best_device()
     parent = next(path for path in [run_dir, *run_dir.absolute().parents] if path.exists())
@@ -241,13 +244,13 @@ def foresee(config: Config, inputs: Inputs, run_dir: Path, observer: Observer) -
 
 
 class Forecaster:
-    """Hands everything on to another observer, and notes what is left as soon as something has been measured."""
+    """Passes everything to another observer, and adds estimates of the time left once a speed has been measured."""
 
     def __init__(self, plan: Plan, observer: Observer) -> None:
         self._plan, self._observer = plan, observer
         self._evaluation_s = math.nan
         """Seconds of the first evaluation, which the others resemble; nan before it."""
-        self._sizes_told = False
+        self._sizes_reported = False
         self._measured: set[str] = set()
 
     def phase(self, name: str, done: int, total: int) -> None:
@@ -267,7 +270,7 @@ class Forecaster:
         self._observer.alarm(message)
 
     def evaluation(self, result: dict[str, Any]) -> None:
-        """See `Observer`; after the evaluation before training, what steps take at its speed."""
+        """See `Observer`; after the evaluation before training, the time of all steps at its speed."""
         self._observer.evaluation(result)
         if result["label"] != EvaluationLabel.BEFORE:
             return
@@ -276,15 +279,15 @@ class Forecaster:
         speed = sampled * result["mean_length"] / max(self._evaluation_s, 1e-9)
         each = self._evaluation_s * self._plan.responses / sampled
         whole = self._plan.all_steps * each + self._plan.evaluations_after(0) * self._evaluation_s
-        self._sizes_told = True
+        self._sizes_reported = True
         self._observer.note(
             f"{self._plan.step_words()}, about {duration(each)} at the measured {short_count(speed)} tokens/s; "
-            f"{self._plan.all_steps} steps and their evaluations: about {duration(whole)}, and learning comes on top; "
-            f"{self._plan.size_words()}"
+            f"{counted(self._plan.all_steps, 'step')} and the evaluations: about {duration(whole)}, and learning comes "
+            f"on top; {self._plan.size_words()}"
         )
 
     def step(self, metrics: dict[str, Any]) -> None:
-        """See `Observer`; after a phase's first step, what the steps that are left take at its speed."""
+        """See `Observer`; after a phase's first step, the time of the steps left at its speed."""
         self._observer.step(metrics)
         phase, plan = str(metrics["phase"]), self._plan
         if phase in self._measured:
@@ -296,12 +299,12 @@ class Forecaster:
         if left <= 0:
             return
         evaluations = 0.0 if math.isnan(self._evaluation_s) else plan.evaluations_after(joint) * self._evaluation_s
-        sizes = "" if self._sizes_told else f"; {plan.step_words()}; {plan.size_words()}"
-        self._sizes_told = True
+        sizes = "" if self._sizes_reported else f"; {plan.step_words()}; {plan.size_words()}"
+        self._sizes_reported = True
         self._observer.note(
             f"the first step of {Phase(phase).words} took {duration(metrics['step_time'])}: about "
-            f"{duration(left * metrics['step_time'] + evaluations)} for the {left} step{'s' if left > 1 else ''} left"
-            + (" and their evaluations" if evaluations else "")
+            f"{duration(left * metrics['step_time'] + evaluations)} for the {counted(left, 'step')} left"
+            + (" and the evaluations" if evaluations else "")
             + sizes
         )
 

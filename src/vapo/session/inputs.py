@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from vapo.algo.method import Gae
-from vapo.bases.base_model import builtin_model
-from vapo.errors import ConfigError, DataError, VapoError
-from vapo.models.gguf import cache_folder, is_gguf
+from vapo.bases.shipped import builtin_model
+from vapo.errors import ConfigError, DataError, counted
+from vapo.models.gguf import cache_folder
 from vapo.models.loading import (
     SIDE_ADVICE,
     context_length,
@@ -28,82 +28,17 @@ from vapo.models.loading import (
     with_privileged,
 )
 from vapo.models.lora import adapter_base
+from vapo.models.model_source import is_gguf
 from vapo.models.side import check_readable, holds_side_critic, side_config
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
+from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.schema import TaskConfig
-from vapo.tasks.catalog import check_prompt, check_task, find_task
+from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask, do_nothing, part_of
-from vapo.tasks.problems import MAX_DROPPED
 from vapo.tasks.verifiers.functions import refuse_while_importing
 from vapo.trainer.observer import Observer
-from vapo.types import Decoding, Progress, Prompt, PromptSet, Task
-
-TRIES = 1000
-"""Prompts of a lazy set that are tried for one that fits."""
-
-
-class RenderedPrompts:
-    """A prompt set with token ids, rendered on first use and kept; prompts over `max_tokens` never come.
-
-    Of prompts that stand in a tuple they are left out, and over 1 % of them is a ConfigError; where prompts are
-    made when asked for, the next one that fits comes in their place.
-    """
-
-    def __init__(
-        self, prompts: PromptSet, render: Callable[[Prompt], Prompt], *, max_tokens: int | None = None, advice: str = ""
-    ) -> None:
-        self._prompts, self._render, self._max_tokens, self._advice = prompts, render, max_tokens, advice
-        self._rendered: dict[int, Prompt] = {}
-        self.too_long = 0
-        if isinstance(prompts, tuple) and max_tokens is not None:
-            self._leave_out_long()
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def __getitem__(self, index: int, /) -> Prompt:
-        if index not in self._rendered:
-            self._rendered[index] = self._first_fitting(index)
-        return self._rendered[index]
-
-    def _leave_out_long(self) -> None:
-        rendered = [self._at(index) for index in range(len(self._prompts))]
-        kept = [prompt for prompt in rendered if self._fits(prompt)]
-        self.too_long = len(rendered) - len(kept)
-        if self.too_long > MAX_DROPPED * len(rendered):
-            self._refuse(next(prompt for prompt in rendered if not self._fits(prompt)), self.too_long)
-        self._prompts, self._rendered = tuple(kept), dict(enumerate(kept))
-
-    def _first_fitting(self, index: int) -> Prompt:
-        prompt = self._at(index)
-        for step in range(1, TRIES):
-            if self._fits(prompt):
-                return prompt
-            prompt = self._at((index + step) % len(self._prompts))
-        self._refuse(prompt, TRIES)
-
-    def _at(self, index: int) -> Prompt:
-        """The rendered prompt of that index; DataError if the task, which may be the user's, has none there."""
-        try:
-            prompt = self._prompts[index]
-        except VapoError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"The task's prompt {index} raised {type(error).__name__}: {error}. Mend the task."
-            ) from error
-        check_prompt(prompt, f"The task's prompt {index}")
-        return self._render(prompt)
-
-    def _fits(self, prompt: Prompt) -> bool:
-        return self._max_tokens is None or len(prompt.token_ids) + len(prompt.privileged_ids) <= self._max_tokens
-
-    def _refuse(self, prompt: Prompt, count: int) -> NoReturn:
-        raise ConfigError(
-            f"{count} of {len(self._prompts)} prompts are too long, first {prompt.id} with {len(prompt.token_ids)} "
-            f"tokens: {self._advice}"
-        )
+from vapo.types import Decoding, Progress, Task
 
 
 @dataclass(frozen=True)
@@ -122,7 +57,7 @@ class Inputs:
     parameters: int
     """Of the policy."""
     notes: tuple[str, ...] = ()
-    """What the user should know of the models, and of how prompts are rendered."""
+    """What the user should know of the models, the response limit, and how prompts are rendered."""
 
 
 def read_inputs(
@@ -176,14 +111,14 @@ def with_whole_paths(config: Config) -> Config:
 def _whole(value: Any) -> Any:
     """A path, or `path.py:function`, made absolute if it is there; a hub id or a name as it is."""
     if not isinstance(value, str):
-        return value  # wrong, and said so where the task reads its options
+        return value  # of a wrong type; the task reports it when it reads its options
     name, colon, function = value.rpartition(":")
     path, rest = (name, colon + function) if name.endswith(".py") else (value, "")
     return str(Path(path).resolve()) + rest if value != "builtin" and Path(path).exists() else value
 
 
 def close_task(task: Task | FullTask) -> None:
-    """End the processes that the task holds. An error there is a warning: it must not hide how the work ended."""
+    """End the task's processes. An error there becomes a warning, so that it does not hide an earlier error."""
     try:
         part_of(task, "close", do_nothing)()
     except Exception as error:
@@ -213,11 +148,9 @@ def _checked(
         raise ConfigError(f"{critic_source} holds a side critic. {SIDE_ADVICE}")
     elif has_critic and critic_source != source and not holds_side_critic(critic_source):
         notes = check_vocabularies(source, critic_source, tokenizer, trust_remote_code=trust)
-    limit = sections.rollout.max_response_tokens or task.max_response_tokens
-    context = context_length(model_config)
     credit = config.algorithm.credit
     privileged = credit.privileged if isinstance(credit, Gae) else None
-    rendered = {}
+    rendered: dict[str, RenderedPrompts] = {}
     wanted = {"train": task.train, "heldout": task.heldout} if to_train else {"heldout": task.heldout}
     for name, prompts in wanted.items():
         if len(prompts) == 0:
@@ -226,19 +159,25 @@ def _checked(
                 + (", or give it data: --set task.data=FILE." if task.drops is not None else ".")
             )
         rendered[name] = RenderedPrompts(
-            prompts,
-            partial(_rendered, tokenizer, form=model.prompt_format, privileged=privileged),
-            max_tokens=None if context is None else context - limit,
-            advice=f"with rollout.max_response_tokens={limit} they exceed the model's context of {context}. "
-            "Lower the limit or shorten the prompts.",
+            prompts, partial(_rendered, tokenizer, form=model.prompt_format, privileged=privileged)
         )
         rendered[name][0]  # a template that refuses prompts does so before weights load
+    limit = sections.rollout.max_response_tokens or task.max_response_tokens
+    if (context := context_length(model_config)) is not None:
+        limit, about_limit = _limit_within(context, limit, config, task, rendered, may_lower=not to_train)
+        notes += about_limit
+        for prompts in rendered.values():
+            prompts.limit(
+                context - limit,
+                f"the model's context is {counted(context, 'token')}, {limit} of them for the response. Shorten the "
+                "prompts, or take a model with a longer context.",
+            )
     heldout = rendered["heldout"]
     origin = config.origins.get("evaluation.prompts", Origin())
     if sections.evaluation.prompts > len(heldout) and origin.source is Source.OPTION:
         raise ConfigError(
-            f"evaluation.prompts={sections.evaluation.prompts} ({origin.place}) exceeds the {len(heldout)} held-out "
-            f"prompts of task {task.name}. Lower it, or make the task hold out more."
+            f"evaluation.prompts={sections.evaluation.prompts} ({origin.place}) exceeds the "
+            f"{counted(len(heldout), 'held-out prompt')} of task {task.name}. Lower it, or make the task hold out more."
         )
     return Inputs(
         task=task,
@@ -272,18 +211,54 @@ def _check_side(policy: PreTrainedConfig, layers: int | None) -> None:
         check_readable(model)
 
 
+def _limit_within(
+    context: int,
+    limit: int,
+    config: Config,
+    task: FullTask,
+    rendered: Mapping[str, RenderedPrompts],
+    *,
+    may_lower: bool,
+) -> tuple[int, list[str]]:
+    """(response limit, notes): the limit for which the model's context has room beside the prompts.
+
+    With `may_lower`, a limit that nobody chose is lowered, with a note. Raises ConfigError for a limit that was chosen,
+    and in training, where the limit is part of what is learned. Prompts that alone fill the context keep the limit.
+    """
+    fitting = [prompts.fitting_limit(limit, context) for prompts in rendered.values()]
+    lower = min((found for found in fitting if found is not None), default=limit)
+    if lower == limit or lower < 1:
+        return limit, []
+    origin = config.origins.get("rollout.max_response_tokens", Origin())
+    chosen = config.sections.rollout.max_response_tokens is not None
+    if may_lower and not chosen:
+        return lower, [
+            f"responses are limited to {counted(lower, 'token')}: with the {limit} of the task {task.name} they would "
+            f"exceed the model's context of {context}"
+        ]
+    name = (
+        f"rollout.max_response_tokens={limit} ({origin.place})"
+        if chosen
+        else f"the response limit of the task {task.name}, {counted(limit, 'token')}"
+    )
+    raise ConfigError(
+        f"With {name}, prompts of up to {counted(context - lower, 'token')} and their responses exceed the model's "
+        f"context of {context}. Set rollout.max_response_tokens to {lower} or less."
+    )
+
+
 def _plainly_rendered(prompts: RenderedPrompts, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """A note where the prompts are messages and the tokenizer cannot render them as a chat."""
     if isinstance(prompts[0].text, str) or tokenizer.chat_template is not None:
         return ()
     return (
         "the tokenizer has no chat template: messages become plain text (Problem: ... Solution:), which suits base "
-        "models. model.prompt_format=plain says that it is meant",
+        "models. model.prompt_format=plain does the same without this note",
     )
 
 
 def report_notes(inputs: Inputs, observer: Observer) -> None:
-    """Tell the user what the task says of its problems, and which prompts were left out."""
+    """Report the notes on task, models and prompts, and how many prompts were left out."""
     for note in (*inputs.task.notes, *inputs.notes):
         observer.note(note)
     if inputs.train_prompts is not inputs.heldout_prompts and len(inputs.train_prompts) == 1:
@@ -293,11 +268,11 @@ def report_notes(inputs: Inputs, observer: Observer) -> None:
         )
     for name, prompts in (("training", inputs.train_prompts), ("held-out", inputs.heldout_prompts)):
         if prompts.too_long:
-            observer.note(f"{prompts.too_long} {name} prompts are too long and left out")
+            observer.note(f"left out as too long: {counted(prompts.too_long, f'{name} prompt')}")
 
 
 def model_source(policy: str, task: FullTask) -> str:
-    """Where the policy's weights are: the base model shipped for this very task, or what the user named."""
+    """Where the policy's weights are: the base model shipped for the task, or the source that was named."""
     return str(builtin_model(task.name, task.options)) if policy == "builtin" else policy
 
 
@@ -307,10 +282,10 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 def check_vocabularies(
     policy: str, critic: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False
 ) -> list[str]:
-    """What there is to say about how the critic reads the policy's tokens; ConfigError if it reads others.
+    """Notes on how the vocabularies differ; ConfigError if the critic would read other tokens than the policy writes.
 
-    The same id must be the same token. Sizes may differ: vocabularies are padded, and one side may know tokens that
-    the other has not met. A critic without a tokenizer must have the policy's size.
+    The same id must be the same token. Sizes may differ: vocabularies are padded, and one may have tokens that the
+    other lacks. A critic without a tokenizer must have the policy's size.
     """
     own = _tokenizer_of(critic, trust_remote_code)
     if own is None:
@@ -320,9 +295,9 @@ def check_vocabularies(
         if sizes[0] != sizes[1]:
             raise ConfigError(
                 f"The critic {critic} has no tokenizer to compare, and a vocabulary of {sizes[1]} where the policy has "
-                f"{sizes[0]}: it may not read the policy's tokens. Put the critic's tokenizer into its folder."
+                f"{sizes[0]}: so the same ids may be other tokens. Put the critic's tokenizer into its folder."
             )
-        return [f"the critic {critic} has no tokenizer; it is taken to read the policy's, as both know {sizes[0]} ids"]
+        return [f"the critic {critic} has no tokenizer; the policy's is used, since both have {sizes[0]} ids"]
     ours, its = tokenizer.get_vocab(), own.get_vocab()
     named = {number: token for token, number in its.items()}
     for token, number in sorted(ours.items(), key=lambda item: item[1]):
@@ -331,12 +306,13 @@ def check_vocabularies(
                 f"The critic {critic} has another tokenizer than the policy {policy}: id {number} is {token!r} for the "
                 f"policy, and for the critic {named.get(number, 'no token')!r}"
                 + (f" ({token!r} is {there} there)" if token in its else "")
-                + ". It could not read the policy's tokens. Take a critic with the same tokenizer."
+                + ". Take a critic with the same tokenizer."
             )
-    unmet = [token for token in ours if token not in its]
-    if not unmet:
+    missing = [token for token in ours if token not in its]
+    if not missing:
         return []
-    return [f"the critic {critic} has not met {len(unmet)} of the policy's tokens, such as {min(unmet)!r}"]
+    lacking = f"{len(missing)} of the policy's tokens, such as {min(missing)!r}"
+    return [f"the vocabulary of the critic {critic} lacks {lacking}"]
 
 
 def _tokenizer_of(source: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:

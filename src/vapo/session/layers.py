@@ -99,11 +99,11 @@ def with_sources(layer: Layer, sources: Mapping[str, Any], *, options: Source = 
 
     `sources` is what `Config.sources` gave. What was an option then becomes one of `options` now.
     """
-    told, recipe = sources["settings"], sources["recipe"]
+    chosen, recipe = sources["settings"], sources["recipe"]
     layers = [Layer(Source.DEFAULT, "default", layer.values)]
     for key, value in flatten(layer.values):
-        if key in told:
-            source, place = Source(told[key][0]), told[key][1]
+        if key in chosen:
+            source, place = Source(chosen[key][0]), chosen[key][1]
             if source is Source.OPTION and options is not Source.OPTION:
                 source, place = options, layer.place
             layers.append(Layer(source, place, nested(key, value), recipe if source is Source.RECIPE else None))

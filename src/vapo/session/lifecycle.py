@@ -6,8 +6,6 @@ Everything cheap is checked before any weights load.
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,14 +15,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from vapo.bases.base_model import builtin_model
+from vapo.bases.shipped import builtin_model
 from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
-from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command
-from vapo.json_text import flatten, json_text
-from vapo.metrics import EventName
+from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command, counted
+from vapo.json_text import json_text
+from vapo.metrics import EventName, Phase
 from vapo.models.loading import count_parameters, load_config
-from vapo.models.side import holds_side_critic
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
 from vapo.reports.runfiles import read_jsonl
@@ -33,39 +30,19 @@ from vapo.session.config import Config, resolve
 from vapo.session.environment import environment
 from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
-from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer, read_yaml, with_sources
+from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer
+from vapo.session.run_dirs import METHOD, check_folder, config_to_resume
 from vapo.session.schema import TaskConfig
 from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
-from vapo.tasks.catalog import check_task, is_known
+from vapo.tasks.catalog import check_task
 from vapo.tasks.full_task import FullTask
 from vapo.trainer import snapshot
 from vapo.trainer.loop import run_loop
 from vapo.trainer.observer import AlarmRecorder, Observer
 from vapo.trainer.pretrain import pool_bytes
-from vapo.trainer.record import EVENTS, LOCK, RunFolder
+from vapo.trainer.record import EVENTS, RunFolder
 from vapo.trainer.run import Run
 from vapo.types import Task
-
-METHOD = "method.yaml"
-LEFTOVERS = (
-    LOCK,
-    *(name for file in ("environment.json", SOURCES, METHOD) for name in (file, f".{file}.tmp")),
-    ".config.yaml.tmp",
-)
-"""What a run leaves that was killed before it began."""
-
-
-def check_folder(path: Path) -> None:
-    """Raise ConfigError unless `path` is a new or empty folder that can be written; leaves nothing behind."""
-    if path.exists() and (not path.is_dir() or any(p.name not in LEFTOVERS for p in path.iterdir())):
-        raise ConfigError(
-            f"The run directory {path} is not empty. Choose another --run-dir, or go on with: {command('resume', path)}"
-        )
-    parent = next(p for p in [path, *path.parents] if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"Cannot write to {parent}, where the run directory {path} would be. Choose another --run-dir."
-        )
 
 
 def check_disk(run: Run, path: Path, checkpoints: int, *, more: int = 0) -> None:
@@ -78,17 +55,6 @@ def check_disk(run: Run, path: Path, checkpoints: int, *, more: int = 0) -> None
             f"The run needs about {needed / 1e9:.1f} GB for checkpoints and models, and {path} has {free / 1e9:.1f} GB "
             "free. Free space, lower checkpoint.keep, or choose another --run-dir."
         )
-
-
-def default_run_dir(config: Config) -> Path:
-    """runs/<task>-<method>-seed<n>, with a number behind it if that is taken; never outside of runs/."""
-    method = "-without-".join([config.preset, *config.without]) + ("-changed" if config.changed else "")
-    stem = re.sub(r"[^\w.-]+", "-", f"{config.sections.task.name}-{method}-seed{config.sections.seed}").lstrip(".-")
-    path, number = Path("runs") / stem, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{stem}-{number}"
-    return path
 
 
 def with_task(config: Config, task: Task | None) -> Config:
@@ -120,7 +86,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
     with _closing_on_error(run, run_dir):
         check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
         run.folder = RunFolder(run_dir)
-        check_folder(run_dir)  # loading takes a while; somebody else may have been here
+        check_folder(run_dir)  # loading takes a while; another process may have written into it
         run.folder.write_text("environment.json", json_text(environment(), indent=1))
         _write_settings(run.folder, config)
         _record_alarms(run.folder, alarms)
@@ -172,40 +138,10 @@ def resume(
     given, if settings that alter results have changed without `allow_change`, or if the run has ended and kept its
     weights only.
     """
-    if not (run_dir / "config.yaml").is_file():
-        raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
-    _refuse_weights_only(run_dir)
-    config = load_run_config(run_dir, changes)
-    name = config.sections.task.name
-    if task is None and not is_known(name):
-        raise ConfigError(
-            f"{run_dir} was trained on a task of your own, {name!r}. "
-            "Resume it from Python: vapo.resume(run_dir, task=...)."
-        )
-    if task is not None and task.name != name:
-        raise ConfigError(f"{run_dir} was trained on the task {name!r}, not on {task.name!r}. Give it that one.")
+    config = config_to_resume(run_dir, task, changes)
     run = _restored(config, run_dir, observer, task, allow_change)
     _report_critic(run)
     return run
-
-
-def kept_weights_only(run_dir: Path) -> bool:
-    """Whether a run has ended under checkpoint.final=weights and deleted its checkpoints."""
-    ended = (run_dir / "policy").exists() and not (run_dir / "checkpoints").exists()
-    return ended and load_run_config(run_dir).sections.checkpoint.final == "weights"
-
-
-def _refuse_weights_only(run_dir: Path) -> None:
-    """Raise ConfigError for a run that kept its weights only: it would start over, logs included."""
-    if kept_weights_only(run_dir):
-        shutil.rmtree(run_dir / ".checkpoints.gone", ignore_errors=True)  # of a kill while they were deleted
-        options = ["--set", f"model.policy={run_dir / 'policy'}"]
-        options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
-        options += ["--set", "model.critic_kind=side"] if holds_side_critic(run_dir / "critic") else []
-        raise ConfigError(
-            f"{run_dir} has ended and kept its weights only (checkpoint.final=weights), so it cannot be made longer. "
-            f"Start a new run from them: {command('train', *options)}"
-        )
 
 
 def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | None, allow_change: bool) -> Run:
@@ -241,32 +177,20 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
         snapshot.restore(run, saved)
         if run.state.step > run.settings.steps:
             raise ConfigError(
-                f"{run_dir} has done {run.state.step} steps, so trainer.steps={run.settings.steps} is behind it. "
-                f"Set trainer.steps to {run.state.step} or more."
+                f"{run_dir} has done {counted(run.state.step, 'step')}, so trainer.steps={run.settings.steps} is "
+                f"behind it. Set trainer.steps to {run.state.step} or more."
             )
         _write_settings(folder, config)
         _record_resume(folder, run, changed)
         _record_alarms(folder, alarms)
         if changed:
-            snapshot.save(run)  # under the new settings, so that the next resume need not be told again
+            snapshot.save(run)  # under the new settings, so that the next resume needs no --allow-change
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
-    if run.state.phase == "done":
+    if run.state.phase == Phase.DONE:
         observer.note(f"this run has ended; to make it longer: {command('resume', run_dir)} --set trainer.steps=N")
     else:
         observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
     return run
-
-
-def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
-    """The configuration a run was started with, and what is laid over it."""
-    for layer in changes:
-        for key, _ in flatten(layer.values):
-            if key in ("algorithm.preset", "algorithm.without"):
-                raise ConfigError(f"{key} makes another method, with other networks: start a new run for it.")
-    own = file_layer("run", read_yaml(run_dir / "config.yaml"))
-    sources = run_dir / SOURCES
-    kept = with_sources(own, json.loads(sources.read_text())) if sources.exists() else [own]
-    return resolve([*kept, *changes])
 
 
 def effective_of(saved: Path) -> dict[str, Any] | None:
@@ -352,7 +276,7 @@ def _closing_on_error(run: Run, run_dir: Path) -> Iterator[None]:
 
 
 def finish(run: Run, *, report: bool = True) -> Run:
-    """Train to the end and write what the user takes away: models, and the report unless told otherwise."""
+    """Train to the end; write the models and, with `report`, the curves and the report."""
     guards, path = run.guards, run.folder.path
     try:
         if guards.watchdog:

@@ -11,17 +11,22 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from vapo.algo.method import Algorithm
 from vapo.algo.sizes import NAMES
-from vapo.ranges import RANGE
+from vapo.ranges import RANGE, Range
 from vapo.session.schema import Choice, Sections
+from vapo.tasks.catalog import DATA_TASKS
+from vapo.tasks.gym import PREFIX, GymOptions
+from vapo.tasks.problems import ProblemOptions
+from vapo.tasks.registry import BUILTIN
 
 _MISSING = dataclasses.MISSING
 
@@ -35,14 +40,20 @@ class Setting:
     """`int`, `float or null`, `one of a, b`."""
     default: str
     range: str
+    """`at least 1`, `in [0, 1]`; empty where the type says it all."""
+    unit: str
+    """What is counted or measured: `tokens`, `seconds`; empty for a pure number or no number."""
     meaning: str
     kinds: tuple[str, ...] = ()
     """The variants of its union that have it; empty for a setting that is always there."""
+    task: str = ""
+    """The task whose option it is; empty for a setting of every run."""
 
     @property
     def words(self) -> str:
-        """The meaning, and which kinds have the setting."""
-        return self.meaning + (f" (kind: {', '.join(self.kinds)})" if self.kinds else "")
+        """The meaning, and which kinds or which task have the setting."""
+        of_kinds = f" (kind: {', '.join(self.kinds)})" if self.kinds else ""
+        return self.meaning + of_kinds + (f" (task: {self.task})" if self.task else "")
 
     def matches(self, word: str) -> bool:
         """Whether the word stands in the name or the meaning."""
@@ -58,6 +69,18 @@ def all_settings() -> dict[str, Setting]:
     return {"seed": found.pop("seed"), **choice, **method, **found}
 
 
+@cache
+def task_options() -> tuple[Setting, ...]:
+    """The options of the tasks that ship, `task.<option>`, task by task; the same name may stand for several tasks."""
+    owners: dict[str, type] = {name: family.options for name, family in BUILTIN.items()}
+    owners |= {", ".join(DATA_TASKS): ProblemOptions, f"{PREFIX}NAME": GymOptions}
+    return tuple(
+        dataclasses.replace(setting, task=task)
+        for task, owner in owners.items()
+        for setting in _settings_of(owner, "task.")
+    )
+
+
 def _settings_of(owner: type, prefix: str) -> Iterator[Setting]:
     """The settings of a dataclass or model, those of its parts included; a union's parts are all its members'."""
     meanings, hints = _meanings(owner), typing.get_type_hints(owner, include_extras=True)
@@ -65,15 +88,16 @@ def _settings_of(owner: type, prefix: str) -> Iterator[Setting]:
         hint = _plain(hints[name])
         parts = [member for member in _members(hint) if _is_part(member)]
         if parts:
-            yield from _settings_of_union(parts, f"{prefix}{name}.")
+            yield from _settings_of_union(parts, f"{prefix}{name}.", getattr(default, "kind", None))
         else:
             allowed = metadata.get(RANGE)
-            words = "" if allowed is None else " ".join(filter(None, (str(allowed), allowed.unit)))
-            yield Setting(f"{prefix}{name}", _type_words(hint), _default_words(default), words, meanings.get(name, ""))
+            words, unit = ("", "") if allowed is None else (str(allowed), allowed.unit)
+            key, meaning = f"{prefix}{name}", meanings.get(name, "")
+            yield Setting(key, _type_words(hint), _default_words(default), words, unit, meaning)
 
 
-def _settings_of_union(parts: list[type], prefix: str) -> Iterator[Setting]:
-    """The settings of all variants, each once, with the variants that have it; `kind` first."""
+def _settings_of_union(parts: list[type], prefix: str, chosen: str | None) -> Iterator[Setting]:
+    """The settings of all variants, each once, with the variants that have it; `kind`, by default `chosen`, first."""
     found: dict[str, Setting] = {}
     tags: dict[str, list[str]] = {}
     for part in parts:
@@ -88,7 +112,7 @@ def _settings_of_union(parts: list[type], prefix: str) -> Iterator[Setting]:
     names = tags.pop(kind.key)
     words = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     yield dataclasses.replace(
-        kind, type=words, default="the preset's" if len(names) > 1 else names[0], meaning="Which variant."
+        kind, type=words, default=chosen or ("the preset's" if len(names) > 1 else names[0]), meaning="Which variant."
     )
     for key, setting in found.items():
         everywhere = len(tags[key]) == len(parts)
@@ -102,12 +126,14 @@ def _tag(part: type) -> str:
 
 
 def _fields(owner: type) -> Iterator[tuple[str, Any, Any]]:
+    """(name, default, metadata) of each field."""
     if issubclass(owner, BaseModel):
         for name, info in owner.model_fields.items():
-            yield name, info.default, {}
+            yield name, info.default, {RANGE: next((m for m in info.metadata if isinstance(m, Range)), None)}
     else:
         for f in dataclasses.fields(owner):
-            yield f.name, f.default, f.metadata
+            made = f.default if f.default_factory is _MISSING else f.default_factory()
+            yield f.name, made, f.metadata
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -131,7 +157,8 @@ def _type_words(hint: Any) -> str:
         elif member is type(None):
             words.append("null")
         else:
-            words.append({"str": "text"}.get(name := getattr(member, "__name__", str(member)), name))
+            name = getattr(get_origin(member) or member, "__name__", str(member))
+            words.append({"str": "text", "Mapping": "mapping"}.get(name, name))
     return " or ".join(words)
 
 
@@ -140,6 +167,8 @@ def _default_words(default: Any) -> str:
         return "the preset's"
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
+    if isinstance(default, str) and "\n" in default:
+        return repr(default)  # on one line
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
@@ -168,20 +197,23 @@ def page() -> str:
         "searches them. Set one with `--set key=value` or in a YAML file; from weak to strong: default, recipe, file,",
         "option. A setting that belongs to some kinds only is there where that kind is chosen.",
     ]
-    section = None
-    for setting in all_settings().values():
-        if (now := setting.key.partition(".")[0]) != section:
-            section = now
-            lines += [
-                "",
-                f"## {section}",
-                "",
-                "| setting | takes | default | range | meaning |",
-                "|---|---|---|---|---|",
-            ]
-        cells = (f"`{setting.key}`", setting.type, setting.default, setting.range, setting.words)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for section, settings in groupby(all_settings().values(), key=lambda setting: setting.key.partition(".")[0]):
+        lines += ["", f"## {section}", "", *_table(settings)]
+        if section == "task":
+            lines += ["", "Further keys of `task` are the options of the task that `task.name` names."]
+            for task, options in groupby(task_options(), key=lambda setting: setting.task):
+                lines += ["", f"### Options of {task}", "", *_table(options)]
     return "\n".join(lines) + "\n"
+
+
+def _table(settings: Iterable[Setting]) -> Iterator[str]:
+    """The lines of a Markdown table."""
+    yield "| setting | takes | unit | default | range | meaning |"
+    yield "|---|---|---|---|---|---|"
+    for setting in settings:
+        words = dataclasses.replace(setting, task="").words  # the heading names the task
+        cells = (f"`{setting.key}`", setting.type, setting.unit, setting.default, setting.range, words)
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from vapo.algo.sizes import Sizes, with_batch
 from vapo.errors import ConfigError
-from vapo.ranges import check_ranges, number
+from vapo.ranges import Range, check_ranges, number
 from vapo.rollout.engine_settings import DEFAULT_ENGINE, EngineSettings
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 
@@ -81,9 +81,9 @@ class RolloutConfig:
     """Which engine samples: `torch` or `generate`, or a mapping with its `kind` and its settings."""
     temperature: float = number(1.0, ge=0)
     """Sampling temperature, above 0; log-probabilities are those of the tempered distribution."""
-    top_p: float = number(1.0, gt=0, le=1)
+    top_p: float = number(1.0, gt=0, le=1, unit="probability")
     """Must be 1 in training: a truncated distribution is not the policy whose gradient is taken."""
-    max_response_tokens: int | None = number(None, ge=1)
+    max_response_tokens: int | None = number(None, ge=1, unit="tokens")
     """Length limit of a response in tokens; null takes the task's."""
 
     def __post_init__(self) -> None:
@@ -105,19 +105,19 @@ class TrainerConfig(TrainerSettings):
     a recipe's own number, or a default for the model's size (`vapo.session.sizing`).
     """
 
-    samples_per_step: int | None = number(None, ge=1)
+    samples_per_step: int | None = number(None, ge=1, unit="responses")
     """Responses per rollout step (the paper's 8,192)."""
-    group_size: int | None = number(None, ge=1)
+    group_size: int | None = number(None, ge=1, unit="responses")
     """Responses per prompt, for methods that sample groups (the paper's 16)."""
-    minibatch_size: int | None = number(None, ge=1)
+    minibatch_size: int | None = number(None, ge=1, unit="responses")
     """Responses per gradient step (the paper's 512)."""
-    actor_lr: float | None = number(None, ge=0)
+    actor_lr: float | None = number(None, ge=0, unit="per gradient step")
     """Policy learning rate (the paper's 1e-6)."""
-    critic_lr: float | None = number(None, ge=0)
+    critic_lr: float | None = number(None, ge=0, unit="per gradient step")
     """Critic learning rate (the paper's 2e-6)."""
-    warmup_steps: int | None = number(None, ge=0)
+    warmup_steps: int | None = number(None, ge=0, unit="rollout steps")
     """Rollout steps of linear learning-rate warm-up."""
-    pretraining_steps: int | None = number(None, ge=0)
+    pretraining_steps: int | None = number(None, ge=0, unit="rollout steps")
     """Value-pretraining steps, for methods that pretrain (the paper's 50)."""
 
 
@@ -127,7 +127,7 @@ class ScaleConfig:
 
     backend: Literal["local"] = "local"
     """`local` is this process."""
-    threads: int | None = number(None, ge=1)
+    threads: int | None = number(None, ge=1, unit="threads")
     """CPU threads; null takes OMP_NUM_THREADS if it is set, else all cores, and one for models under 10 million
     parameters, where one is faster."""
 
@@ -139,7 +139,7 @@ class Sections(BaseModel):
     """All sections but `algorithm`, which is resolved from its preset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    seed: int = Field(default=0, ge=0)
+    seed: Annotated[int, Field(ge=0), Range(ge=0)] = 0
     """Decides every draw of the run."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
@@ -159,7 +159,7 @@ class Choice(BaseModel):
     """The method: ppo, vc-ppo, grpo, dapo, vapo, vapo2, rloo, orz, sao, bpco, easyppo or justrl2 (docs/methods.md)."""
     without: list[str] = []
     """Techniques put back to plain PPO."""
-    alpha: float | None = None
+    alpha: Annotated[float | None, Range(gt=0, unit="per token")] = None
     """α of the length-adaptive λ (the paper's 0.05); null takes a recipe's, or a default for the length limit."""
 
     @property

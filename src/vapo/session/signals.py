@@ -41,7 +41,7 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
     except VapoError as error:
         if debug:
             raise
-        _say_error(error)
+        _print_error(error)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
         from vapo.trainer.memory import out_of_memory  # imports torch, so only when needed
@@ -49,7 +49,7 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
         if debug or not out_of_memory(error):
             raise
         reason = str(error).split("\n")[0] or "no message"
-        _say(
+        _print(
             f"[bold red]error:[/bold red] Out of memory ({escape(reason)}). Sampling takes less with a lower "
             "rollout.engine.slots or rollout.max_response_tokens, training with adapters (model.policy_lora, "
             "model.critic_lora) or model.dtype=bfloat16. A run goes on from its last "
@@ -57,7 +57,7 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
         )
         return ConfigError.exit_code
     except KeyboardInterrupt:
-        _say("Interrupted. A run goes on from its last checkpoint with: vapo resume RUN")
+        _print("Interrupted. A run goes on from its last checkpoint with: vapo resume RUN")
         return INTERRUPTED
     return 0
 
@@ -73,18 +73,18 @@ def end_in_one_line(error: VapoError) -> None:
         if value is not error:
             before(kind, value, traceback)
             return
-        _say_error(error)
+        _print_error(error)
         raise SystemExit(error.exit_code)
 
     sys.excepthook = hook
 
 
-def _say_error(error: VapoError) -> None:
+def _print_error(error: VapoError) -> None:
     label = "" if isinstance(error, StoppedError) else "[bold red]error:[/bold red] "
-    _say(f"{label}{escape(str(error))}")
+    _print(f"{label}{escape(str(error))}")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     # stderr may be a file on the full disk, or a closed pipe, for which rich exits; keep the exit code
     with contextlib.suppress(OSError, SystemExit):
         Console(stderr=True, highlight=False, soft_wrap=True).print(text)

@@ -1,4 +1,4 @@
-"""Sizes that nobody chose: defaults for the model's size and the task's length, and a warning for absurd rates.
+"""Defaults for sizes that were not chosen, by model size and task length, and a warning for absurd rates.
 
 A recipe's sizes were tuned for its own task and model. For another task, or a model of another size, they are left
 out, and what was not chosen otherwise takes a default.
@@ -62,7 +62,7 @@ def usual_critic_rate(parameters: int, model: ModelConfig) -> float:
 
 
 def fitted(config: Config, fit: Fit) -> tuple[Config, list[str]]:
-    """The configuration with every size that nobody chose for this task and model filled in, and what to tell of it.
+    """The configuration with every size that nobody chose for this task and model filled in, and notes on it.
 
     Never changes a size that a file or an option gave. Raises ConfigError where a rate is needed and the model's size
     is not known.
@@ -93,8 +93,8 @@ def fitted(config: Config, fit: Fit) -> tuple[Config, list[str]]:
             f"{config.recipe}'s sizes are for its own task and model, and are left out for {fit.task} with "
             f"{_count(fit.parameters)} parameters"
         )
-    told = ", ".join(f"{key}={value:g}" for key, value in unchosen.items() if value is not None)
-    notes.append(f"sizes for a model of {_count(fit.parameters)} parameters: {told} (set them to choose others)")
+    defaults = ", ".join(f"{key}={value:g}" for key, value in unchosen.items() if value is not None)
+    notes.append(f"sizes for a model of {_count(fit.parameters)} parameters: {defaults} (set them to choose others)")
     layers = [Layer(Source.DEFAULT, "default", chosen)]
     layers += [
         Layer((origin := config.origins[key]).source, origin.place, nested(key, value))
@@ -106,7 +106,7 @@ def fitted(config: Config, fit: Fit) -> tuple[Config, list[str]]:
 
 
 def rate_warnings(config: Config, parameters: int) -> list[str]:
-    """What to say of learning rates that would destroy a model of this size."""
+    """Warnings for learning rates that would destroy a model of this size."""
     model, optimization = config.sections.model, config.algorithm.optimization
     rates = [("trainer.actor_lr", optimization.actor_lr, usual_rate(parameters, model.policy_lora > 0))]
     if config.algorithm.has_critic:

@@ -13,6 +13,7 @@ from vapo.errors import ConfigError
 from vapo.json_text import flatten
 from vapo.session.config import Config, resolve
 from vapo.session.layers import Layer, file_layer, merge, recipe_layer
+from vapo.session.path_checks import check_policy, check_task_files
 from vapo.study.study import PRETRAINED, Method, Study
 from vapo.types import stable_hash
 
@@ -98,6 +99,19 @@ def run_cells(study: Study, out: Path, tuned: Mapping[str, Mapping[str, Any]]) -
                 "each seed once, and give methods and bases names that differ in letters or digits."
             )
     return cells
+
+
+def check_study_paths(study: Study, out: Path) -> None:
+    """Raise ConfigError, DataError or ModelError for a task, a file or a base model that is not there."""
+    made_here = {base_folder(study, out, base) for base in study.bases if isinstance(base, int)}
+    checked: list[Any] = []
+    for cell in run_cells(study, out, {}):
+        sections = cell.config.sections
+        if (named := (sections.task, sections.model.policy)) not in checked:
+            checked.append(named)
+            check_task_files(cell.config)
+            if sections.model.policy not in made_here:
+                check_policy(cell.config)
 
 
 def critic_of(study: Study, method: Method) -> str | None:

@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError
+from vapo.errors import ConfigError, DivergedError, StoppedError, VapoError, counted
 from vapo.json_text import flatten, json_text
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.reports.runfiles import number, read_jsonl, read_run
 from vapo.session.inputs import close_task, read_inputs, with_whole_paths
-from vapo.session.lifecycle import kept_weights_only, load_run_config
+from vapo.session.run_dirs import kept_weights_only, load_run_config
 from vapo.study.cells import Cell, base_folder, config_differences, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
 from vapo.study.comparison.compared_runs import Outcome
@@ -95,7 +95,7 @@ class Runner:
         seeds = [base for base in study.bases if isinstance(base, int)]
         missing = [seed for seed in seeds if not Path(base_folder(study, self.out, seed), "config.json").is_file()]
         if missing:
-            self.say(f"making {len(missing)} base models (some minutes each)")
+            self.say(f"making {counted(len(missing), 'base model')} (some minutes each)")
         for seed, code in self._map(make, missing):
             if code:
                 raise StudyError(f"Making the base model of seed {seed} failed; see {self.logs}.")
@@ -225,8 +225,8 @@ def run_study(
                     raise StudyError(f"{describe(cell)} did not finish, and other runs need it; see {runner.logs}.")
         if failed := runner.run(tried):
             raise StudyError(
-                f"{len(failed)} trials of tuning failed (first: {describe(failed[0])}), and tuning needs all of them. "
-                f"Read {runner.logs}, then run the same command again."
+                f"{counted(len(failed), 'trial')} of tuning failed (first: {describe(failed[0])}), and tuning needs "
+                f"all trials. Read {runner.logs}, then run the same command again."
             )
         tuned = choose_settings(study, trials, out)
         for method in study.tuning.methods if study.tuning else []:
@@ -244,8 +244,8 @@ def run_study(
             results = {}
     if failed:
         raise StudyError(
-            f"{len(failed)} cells failed (first: {describe(failed[0])}); {out / name} compares the finished ones. "
-            f"Read {runner.logs}, then run the same command again."
+            f"{counted(len(failed), 'cell')} failed (first: {describe(failed[0])}); {out / name} compares the finished "
+            f"ones. Read {runner.logs}, then run the same command again."
         )
     return results
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vapo.algo.presets import PRESETS, REMEDIES, TECHNIQUES
 from vapo.errors import ConfigError
 from vapo.session.layers import merge, read_yaml
+from vapo.type_words import expected, shown
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 DEFAULT_STUDY = "maze"
@@ -118,7 +119,9 @@ def read_study(source: str | None) -> Study:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         known = "" if problem["type"] != "extra_forbidden" else f" Known here: {', '.join(Study.model_fields)}."
-        raise ConfigError(f"{path}: {where}: {problem['msg']}, got {problem.get('input')!r}.{known}") from error
+        if known:
+            raise ConfigError(f"{path}: {where} is no entry of a study.{known}") from error
+        raise ConfigError(f"{path}: {where} takes {expected([problem])}, got {shown(problem['input'])}.") from error
     check_names(study, str(path))
     if "reference" in values and study.reference not in study.methods:
         raise ConfigError(f"{path}: reference: {study.reference!r} is not among the methods.")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, counted
+from vapo.ranges import RANGE, Range
 from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.words import DONE, FILLERS, LOST
+from vapo.type_words import expected, shown
 from vapo.types import Prompt, Task, Verdict, WrongKind, stable_hash
 
 T = TypeVar("T")
@@ -63,6 +66,16 @@ def check_range(option: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"task.{option} must be {kind} from {low} to {high}, got {value!r}.")
 
 
+def check_options(options: Any) -> None:
+    """`check_range` for every option of the dataclass that was declared with `vapo.ranges.number`."""
+    for option in fields(options):
+        allowed: Range | None = option.metadata.get(RANGE)
+        if allowed is not None:
+            assert allowed.ge is not None
+            assert allowed.le is not None
+            check_range(option.name, getattr(options, option.name), allowed.ge, allowed.le)
+
+
 def split(
     prompts: Iterable[Prompt], heldout: int, smallest_train: int = 16
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
@@ -73,7 +86,7 @@ def split(
     shuffled = sorted(prompts, key=lambda prompt: stable_hash("split", prompt.id))
     if len(shuffled) < heldout + smallest_train:
         raise ConfigError(
-            f"These task options allow only {len(shuffled)} prompts: too few for task.heldout={heldout} "
+            f"These task options allow only {counted(len(shuffled), 'prompt')}: too few for task.heldout={heldout} "
             f"and at least {smallest_train} to train on. Widen the distance range, or lower task.heldout."
         )
     return tuple(shuffled[heldout:]), tuple(shuffled[:heldout])
@@ -124,7 +137,7 @@ def judge_moves(
         place, error = make(place, word, words[at + 1])
         if error:
             return wrong(f"move {count}: {error}")
-    return wrong(f"never stopped: at {place} after {count} moves", "no_answer")
+    return wrong(f"never stopped: at {place} after {counted(count, 'move')}", "no_answer")
 
 
 class Quitting(Protocol):
@@ -187,6 +200,14 @@ def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
     try:
         return TypeAdapter(kind).validate_python(dict(options))
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"task.{key}: {problem['msg']}, got {problem.get('input')!r}.") from error
+        first = error.errors()[0]["loc"][0]
+        problems = [problem for problem in error.errors() if problem["loc"][0] == first]
+        got = options.get(str(first), problems[0].get("input"))
+        raise ConfigError(f"task.{first} takes {_takes(problems)}, got {shown(got)}.") from error
+
+
+def _takes(problems: Sequence[Any]) -> str:
+    """What an option takes; of a mapping, what the entry takes that has the problems."""
+    entries = [str(problem["loc"][1]) for problem in problems if len(problem["loc"]) > 1]
+    inside = f"{{{entries[0]}: ...}} with " if entries else ""
+    return inside + expected(problems)

@@ -7,15 +7,17 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from vapo.errors import ConfigError, DataError, VapoError
 from vapo.tasks.builtin import read_options
 from vapo.tasks.full_task import FullTask
-from vapo.tasks.gym import PREFIX, Gym, GymOptions
-from vapo.tasks.problems import make_problems
+from vapo.tasks.gym import NO_GYM, PREFIX, Gym, GymOptions
+from vapo.tasks.problems import make_problems, problem_options
 from vapo.tasks.registry import BUILTIN, make_task
-from vapo.tasks.verifiers.functions import import_function
+from vapo.tasks.rows import check_rows
+from vapo.tasks.verifiers.functions import check_function, check_verifier, import_function
 from vapo.types import Progress, Prompt, Task
 
 GROUP = "vapo.tasks"
@@ -46,21 +48,55 @@ def find_task(
     if name in BUILTIN:
         return make_task(name, **options)
     if name in DATA_TASKS:
-        chosen = {**DATA_TASKS[name][1], **options}
-        if not to_train and chosen.get("eval_data"):
-            chosen["data"] = None
-        return make_problems(name, chosen, on_progress)
+        return make_problems(name, _data_options(name, options, to_train), on_progress)
     if name.startswith(PREFIX):
-        known = [f.name for f in fields(GymOptions)]
-        if unknown := sorted(set(options) - set(known)):
-            raise ConfigError(
-                f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(known)}. "
-                "Settings of the data set itself go into task.config."
-            )
-        return Gym(name.removeprefix(PREFIX), read_options(GymOptions, options))
+        return Gym(name.removeprefix(PREFIX), _gym_options(name, options))
+    return _call(import_function(_function_of(name), "task.name"), name, options)
+
+
+def check_named(name: str, options: Mapping[str, Any], *, to_train: bool = True) -> None:
+    """Raise the errors of `find_task` about names, options and paths.
+
+    Reads no data, starts no process, and imports no code of the user.
+    """
+    if name in BUILTIN:
+        make_task(name, **options)
+    elif name in DATA_TASKS:
+        read = problem_options(name, _data_options(name, options, to_train))
+        for source in filter(None, (read.data, read.eval_data)):
+            check_rows(source)
+        check_verifier(read.verifier)
+    elif name.startswith(PREFIX):
+        _gym_options(name, options)
+        if find_spec("reasoning_gym") is None:
+            raise ConfigError(NO_GYM)
+    else:
+        check_function(_function_of(name), "task.name")
+
+
+def _data_options(name: str, options: Mapping[str, Any], to_train: bool) -> dict[str, Any]:
+    """The task's default options with the chosen ones over them; no training data if it is not needed."""
+    chosen = {**DATA_TASKS[name][1], **options}
+    if not to_train and chosen.get("eval_data"):
+        chosen["data"] = None
+    return chosen
+
+
+def _gym_options(name: str, options: Mapping[str, Any]) -> GymOptions:
+    known = [f.name for f in fields(GymOptions)]
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(
+            f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(known)}. "
+            "Settings of the data set itself go into task.config."
+        )
+    return read_options(GymOptions, options)
+
+
+def _function_of(name: str) -> str:
+    """The function that makes a plug-in's task or a user's task; ConfigError for any other name."""
     plugins = installed()
     if name in plugins or ":" in name:
-        return _call(import_function(plugins.get(name, name), "task.name"), name, options)
+        return plugins.get(name, name)
     choices = [*BUILTIN, *DATA_TASKS, *plugins]
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from vapo import ranges
 from vapo.errors import ConfigError
-from vapo.tasks.builtin import check_range, decisive_words, mumble, pick, quote, split, wrong
+from vapo.tasks.builtin import check_options, check_range, decisive_words, mumble, pick, quote, split, wrong
 from vapo.tasks.words import ANSWER, CHAIN_WORDS, DONE, LOST, NUMBERS, VOCABULARY
 from vapo.types import Prompt, Verdict, stable_hash
 
@@ -34,26 +35,24 @@ READINGS: dict[str, tuple[Callable[[int], int], ...]] = {
 
 @dataclass(frozen=True)
 class ChainOptions:
-    """The difficulty of the chain. The shipped base model knows the defaults only.
+    """The difficulty of the chain. The shipped base model knows the defaults only."""
 
-    Prompts have `min_words` to `max_words` words, out of the first `words` of `CHAIN_WORDS`. `train` and `heldout` are
-    the numbers of prompts. `rules` seeds the rules and the choice of prompts.
-    """
-
-    words: int = 4
-    min_words: int = 3
-    max_words: int = 4
-    train: int = 2000
-    heldout: int = 250
-    rules: int = 0
+    words: int = ranges.number(4, ge=2, le=len(CHAIN_WORDS), unit="words")
+    """The number of different words in prompts: the first ones of a fixed list."""
+    min_words: int = ranges.number(3, ge=1, le=12, unit="words")
+    """The smallest number of words in a prompt."""
+    max_words: int = ranges.number(4, ge=1, le=12, unit="words")
+    """The largest number of words in a prompt; at least min_words."""
+    train: int = ranges.number(2000, ge=16, le=100_000, unit="prompts")
+    """The number of training prompts."""
+    heldout: int = ranges.number(250, ge=1, le=10_000, unit="prompts")
+    """The number of prompts kept for evaluation."""
+    rules: int = ranges.number(0, ge=0, le=2**31)
+    """Seed of the rules and of the choice of prompts."""
 
     def __post_init__(self) -> None:
-        check_range("words", self.words, 2, len(CHAIN_WORDS))
-        check_range("min_words", self.min_words, 1, 12)
+        check_options(self)
         check_range("max_words", self.max_words, self.min_words, 12)
-        check_range("train", self.train, 16, 100_000)
-        check_range("heldout", self.heldout, 1, 10_000)
-        check_range("rules", self.rules, 0, 2**31)
         # At most a quarter of all possible prompts, so that drawing distinct ones is fast.
         most = MODULUS * sum(self.words**n for n in range(self.min_words, self.max_words + 1)) // 4
         if self.train + self.heldout > most:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vapo.errors import ConfigError, DataError
+from vapo.errors import ConfigError, DataError, counted
+from vapo.ranges import check_ranges, number
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.pool import Limits, VerifierPool
 from vapo.types import Prompt, Verdict, Verifier
@@ -19,6 +20,7 @@ from vapo.types import Prompt, Verdict, Verifier
 PREFIX = "reasoning-gym/"
 INSTRUCTION = "{problem}\n\nThink step by step, then write your final answer between <answer> and </answer>."
 COMPOSITE = "composite"
+NO_GYM = "reasoning-gym tasks need its package: pip install reasoning-gym."
 NO_ANSWER = "I do not know"
 FULL = 1.0
 """The score of a right answer. Some scorers give nearly 1 for a long answer with one wrong letter."""
@@ -28,29 +30,33 @@ NUM_TESTED = 20
 
 @dataclass(frozen=True)
 class GymOptions:
-    """The number of items, their difficulty and the form of the prompts.
+    """The number of items, their difficulty and the form of the prompts."""
 
-    One `seed` gives `size` items to train on and `heldout` items to evaluate on. `config` is passed to the data set
-    unchanged. `template` is the text of the prompt, with {problem} for the question.
-    """
-
-    size: int = 10_000
-    heldout: int = 200
+    size: int = number(10_000, ge=1, unit="items")
+    """The number of items to train on."""
+    heldout: int = number(200, ge=1, unit="items")
+    """The number of items to evaluate on."""
     seed: int = 0
+    """Seed of all items."""
     config: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the data set, such as its difficulty, passed to it unchanged."""
     template: str = INSTRUCTION
+    """The text of the prompt, with {problem} for the question."""
     system: str | None = None
-    verifier_workers: int | None = None
-    verifier_timeout_s: float = 2.0
-    verifier_memory_mb: int = 2048
-    max_response_tokens: int = 512
+    """The system message before the question."""
+    verifier_workers: int | None = number(None, ge=1, unit="processes")
+    """The number of worker processes that judge; null means one per core, at most 8."""
+    verifier_timeout_s: float = number(2.0, ge=0.05, le=600, unit="seconds")
+    """Time limit of one verdict; a response that takes longer is invalid."""
+    verifier_memory_mb: int = number(2048, ge=256, le=1 << 20, unit="MiB")
+    """Memory limit of a worker process."""
+    max_response_tokens: int = number(512, ge=1, unit="tokens")
+    """Length limit of a response, if rollout.max_response_tokens sets none."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "task")
         if "{problem}" not in self.template:
             raise ConfigError(f"task.template must hold {{problem}}, where the problem goes, got {self.template!r}.")
-        for name in ("size", "heldout", "max_response_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
 
 
 class Gym:
@@ -101,7 +107,8 @@ class Gym:
         verdicts = self.verify_all([(p, f"<answer>{p.answer['answer']}</answer>") for p in prompts])
         if broken := [v for v in verdicts if not v.valid]:
             raise DataError(
-                f"{self.name}: its scorer fails on {len(broken)} of {len(verdicts)} items: {broken[0].reason}"
+                f"{self.name}: its scorer fails on {len(broken)} of {counted(len(verdicts), 'item')}: "
+                f"{broken[0].reason}"
             )
         refused = sum(not verdict.right for verdict in verdicts)
         if refused:
@@ -141,7 +148,7 @@ def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) 
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise ConfigError("reasoning-gym tasks need its package: pip install reasoning-gym.") from error
+        raise ConfigError(NO_GYM) from error
     if dataset == COMPOSITE:
         raise ConfigError(
             "reasoning-gym's composite needs Python objects, which YAML cannot hold. Choose one of its data sets."

@@ -14,7 +14,8 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from vapo.tasks.builtin import check_range, decisive_words, judge_moves, last_word, mumble, quote, split
+from vapo.ranges import number
+from vapo.tasks.builtin import check_options, check_range, decisive_words, judge_moves, last_word, mumble, quote, split
 from vapo.tasks.grid import Grid, distances, make_grid, spread_out
 from vapo.tasks.words import CELLS, DIRECTIONS, DONE, LANDMARKS, MAP_NAMES, MAX_SIDE, VOCABULARY, WALL
 from vapo.types import Prompt, Verdict
@@ -22,32 +23,28 @@ from vapo.types import Prompt, Verdict
 
 @dataclass(frozen=True)
 class MazeOptions:
-    """The difficulty of the maze. The shipped base model knows the maps of the defaults only.
+    """The difficulty of the maze. The shipped base model knows the maps of the defaults only."""
 
-    There are `maps` maps of `side` x `side` cells, with `goals` landmarks in the same cells of each map. `loops` is the
-    share of inner walls that are opened: 0 gives one path between two cells, 1 an open field. Prompts start
-    `min_distance` to `max_distance` moves from the goal. `heldout` prompts are kept for evaluation. `layout` seeds the
-    maps.
-    """
-
-    side: int = 8
-    maps: int = 2
-    goals: int = 4
-    loops: float = 0.2
-    min_distance: int = 6
-    max_distance: int = 18
-    heldout: int = 200
-    layout: int = 0
+    side: int = number(8, ge=4, le=MAX_SIDE, unit="cells")
+    """Cells on each side of a map."""
+    maps: int = number(2, ge=1, le=len(MAP_NAMES), unit="maps")
+    """The number of maps."""
+    goals: int = number(4, ge=1, le=len(LANDMARKS), unit="landmarks")
+    """The number of landmarks, in the same cells of each map."""
+    loops: float = number(0.2, ge=0.0, le=1.0, unit="share of inner walls")
+    """The share of inner walls that are opened: 0 gives one path between two cells, 1 an open field."""
+    min_distance: int = number(6, ge=1, le=80, unit="moves")
+    """The smallest number of moves from a prompt's start to its goal."""
+    max_distance: int = number(18, ge=1, le=80, unit="moves")
+    """The largest number of moves from a prompt's start to its goal; at least min_distance."""
+    heldout: int = number(200, ge=1, le=2000, unit="prompts")
+    """The number of prompts kept for evaluation."""
+    layout: int = number(0, ge=0, le=2**31)
+    """Seed of the maps."""
 
     def __post_init__(self) -> None:
-        check_range("side", self.side, 4, MAX_SIDE)
-        check_range("maps", self.maps, 1, len(MAP_NAMES))
-        check_range("goals", self.goals, 1, len(LANDMARKS))
-        check_range("loops", self.loops, 0.0, 1.0)
-        check_range("min_distance", self.min_distance, 1, 80)
+        check_options(self)
         check_range("max_distance", self.max_distance, self.min_distance, 80)
-        check_range("heldout", self.heldout, 1, 2000)
-        check_range("layout", self.layout, 0, 2**31)
 
 
 @dataclass(frozen=True)

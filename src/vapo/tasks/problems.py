@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from vapo.errors import ConfigError, DataError
+from vapo.errors import ConfigError, DataError, counted
+from vapo.ranges import check_ranges, number
 from vapo.tasks.builtin import read_options, split
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
@@ -34,43 +35,46 @@ MIN_TRAIN = 16
 
 @dataclass(frozen=True)
 class ProblemOptions:
-    """The data, the form of the prompts, and the verifier.
-
-    `data` and `eval_data` are files (.jsonl, .json, .parquet), folders or hub data sets. Without `eval_data`,
-    `heldout` problems of `data` are kept for evaluation. `columns` ({prompt: ..., answer: ...}) names the columns if
-    they fit no known layout; a list of columns for the prompt is joined with blank lines. `template` is the text of
-    the prompt, with {problem} for the problem, and `system` the system message; rows with messages are used unchanged.
-    `verifier` is `math`, `exact`, an installed plug-in, package.module:function or file.py:function. A score is right
-    if it is at least `right_at`, which lies in (0, 1].
-    """
+    """The data, the form of the prompts, and the verifier."""
 
     data: str | None = None
+    """Problems to train on: a file (.jsonl, .json, .parquet), a folder, or a hub data set."""
     subset: str | None = None
+    """The name of a configuration of the hub data set; null takes its only one."""
     split: str = "train"
+    """The split of a folder or a hub data set."""
     eval_data: str | None = None
+    """Problems to evaluate on, as for data; null holds out problems of data."""
     eval_subset: str | None = None
+    """As subset, for eval_data."""
     eval_split: str = "test"
+    """As split, for eval_data."""
     columns: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-    heldout: int = 200
+    """{prompt: ..., answer: ...}: the columns of problem and answer, if they fit no known layout; a list of columns for
+    the prompt is joined with blank lines."""
+    heldout: int = number(200, ge=1, unit="problems")
+    """The number of problems of data kept for evaluation if there is no eval_data."""
     template: str = INSTRUCTION
+    """The text of the prompt, with {problem} for the problem; rows with messages are used unchanged."""
     system: str | None = None
+    """The system message before the problem."""
     verifier: str = "math"
-    right_at: float = 0.99
-    verifier_workers: int | None = None
-    verifier_timeout_s: float = 1.0
-    verifier_memory_mb: int = 2048
-    max_response_tokens: int = 1024
+    """The verifier: math, exact, an installed plug-in, package.module:function or file.py:function."""
+    right_at: float = number(0.99, gt=0, le=1)
+    """The lowest score that counts as right."""
+    verifier_workers: int | None = number(None, ge=1, unit="processes")
+    """The number of worker processes that judge; null means one per core, at most 8."""
+    verifier_timeout_s: float = number(1.0, ge=0.05, le=600, unit="seconds")
+    """Time limit of one verdict; a response that takes longer is invalid."""
+    verifier_memory_mb: int = number(2048, ge=256, le=1 << 20, unit="MiB")
+    """Memory limit of a worker process."""
+    max_response_tokens: int = number(1024, ge=1, unit="tokens")
+    """Length limit of a response, if rollout.max_response_tokens sets none."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "task")
         if "{problem}" not in self.template:
             raise ConfigError(f"task.template must hold {{problem}}, where the problem goes, got {self.template!r}.")
-        for name in ("heldout", "max_response_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.right_at <= 1:
-            raise ConfigError(
-                f"task.right_at must lie in (0, 1], got {self.right_at}: a verifier's score is 1 for a right answer."
-            )
         if self.data is None and self.eval_data is None:
             raise ConfigError(
                 "This task has no problems of its own: give them with --set task.data=FILE (or a hub data set)."
@@ -128,8 +132,8 @@ class Problems:
             reader.check()
             if not heldout and len(train) < o.heldout + MIN_TRAIN:
                 raise DataError(
-                    f"{o.data} has {len(train)} problems: too few to hold out task.heldout={o.heldout} and train on at "
-                    f"least {MIN_TRAIN}. Lower task.heldout, or give task.eval_data."
+                    f"{o.data} has {counted(len(train), 'problem')}: too few to hold out task.heldout={o.heldout} and "
+                    f"train on at least {MIN_TRAIN}. Lower task.heldout, or give task.eval_data."
                 )
         except BaseException:
             self.close()
@@ -142,12 +146,12 @@ class Problems:
     @property
     def notes(self) -> list[str]:
         """Notes on the rows that were read and left out, and on the columns that were used."""
-        text = f"{self.name}: {len(self.train):,} training problems, {len(self.heldout):,} held out"
+        text = f"{self.name}: {counted(len(self.train), 'training problem')}, {len(self.heldout):,} held out"
         if self.duplicates:
-            text += f", {self.duplicates:,} duplicates left out"
+            text += f", {counted(self.duplicates, 'duplicate')} left out"
         if self.drops:
             first = self.drops[0]
-            text += f", {len(self.drops):,} bad rows dropped (first: {first.where}: {first.reason})"
+            text += f", {counted(len(self.drops), 'bad row')} dropped (first: {first.where}: {first.reason})"
         columns = dict.fromkeys(note for layout in self.layouts for note in _column_notes(layout))
         return [text, *columns, *self.graded]
 
@@ -260,7 +264,7 @@ class Reader:
             return answer if _is_json(answer) else Fault(f"an answer of type {type(answer).__name__}, not JSON")
         if isinstance(answer, list):
             advice = "name one, as in task.columns={prompt: ..., answer: NAME.0}"
-            return Fault(f"a list of {len(answer)} answers", advice)
+            return Fault(f"a list of {counted(len(answer), 'answer')}", advice)
         if isinstance(answer, bool) or not isinstance(answer, int | float):
             return Fault(f"an answer of type {type(answer).__name__}, not text or number")
         return str(answer)
@@ -299,8 +303,9 @@ class Reader:
         verdicts = pool.judge(responses[:NUM_FIRST])
         if verdicts and not any(verdict.valid for verdict in verdicts):
             raise ConfigError(
-                f"The verifier {verifier} could judge none of the first {len(verdicts)} gold answers. The first, "
-                f"{_short(prompts[0].answer)} of {self.where[prompts[0].id]}: {verdicts[0].reason}. Fix the verifier."
+                f"The verifier {verifier} could judge none of the first {counted(len(verdicts), 'gold answer')}. "
+                f"The first, {_short(prompts[0].answer)} of {self.where[prompts[0].id]}: {verdicts[0].reason}. "
+                "Fix the verifier."
             )
         verdicts += pool.judge(
             responses[NUM_FIRST:],
@@ -332,17 +337,23 @@ class Reader:
             kinds = Counter(drop.kind for drop in self.drops)
             first = "\n".join(f"  {drop.where}: {drop.reason}" for drop in self.drops[:5])
             raise DataError(
-                f"{len(self.drops)} of {self.rows} rows cannot be used ({_counted(kinds)}); at most {MAX_DROPPED:.0%} "
-                f"may be dropped. The first:\n{first}\nFix or remove them, or name the columns with task.columns."
+                f"{len(self.drops)} of {counted(self.rows, 'row')} cannot be used ({_counted(kinds)}); at most "
+                f"{MAX_DROPPED:.0%} may be dropped. The first:\n{first}\n"
+                "Fix or remove them, or name the columns with task.columns."
             )
 
 
 def make_problems(name: str, options: Mapping[str, Any], on_progress: Progress | None = None) -> Problems:
     """A data task; ConfigError for an unknown option or a wrong value."""
+    return Problems(name, problem_options(name, options), on_progress)
+
+
+def problem_options(name: str, options: Mapping[str, Any]) -> ProblemOptions:
+    """The options of a data task; ConfigError for an unknown option or a wrong value. Reads no data."""
     names = [f.name for f in fields(ProblemOptions)]
     if unknown := sorted(set(options) - set(names)):
         raise ConfigError(f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(names)}.")
-    return Problems(name, read_options(ProblemOptions, options), on_progress)
+    return read_options(ProblemOptions, options)
 
 
 def _is_json(value: Any) -> bool:

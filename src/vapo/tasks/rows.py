@@ -198,6 +198,7 @@ def lowered(row: Row) -> Row:
 
 def read_rows(source: str, *, subset: str | None = None, split: str | None = None) -> Iterator[tuple[str, Row]]:
     """(place, row) for each row of a file, a folder or a hub data set; DataError for a row that cannot be read."""
+    check_rows(source)
     path = Path(source)
     if path.is_file():
         try:
@@ -209,9 +210,16 @@ def read_rows(source: str, *, subset: str | None = None, split: str | None = Non
                 f"{path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for example with iconv "
                 "-t utf-8."
             ) from error
-    elif path.is_dir() or not _looks_local(source):
-        yield from _from_datasets(source, subset, split or "train")
     else:
+        yield from _from_datasets(source, subset, split or "train")
+
+
+def check_rows(source: str) -> None:
+    """Raise DataError for a path without a file, and for a file of another format. Reads nothing."""
+    path = Path(source)
+    if path.is_file() and not path.name.endswith(FORMATS):
+        raise DataError(f"{path} is none of {', '.join(FORMATS)}. Convert it, or give a hub data set.")
+    if not path.exists() and _looks_local(source):
         raise DataError(f"There is no file {source}. Check the path.")
 
 
@@ -234,7 +242,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
                 "it to .jsonl."
             )
         yield from _checked(path, "row", enumerate(data, 1))
-    elif path.suffix == ".parquet":
+    else:
         try:
             import pyarrow.parquet as parquet
         except ImportError as error:
@@ -244,8 +252,6 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
         except (OSError, ValueError) as error:
             raise DataError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error
         yield from _checked(path, "row", enumerate(rows, 1))
-    else:
-        raise DataError(f"{path} is none of {', '.join(FORMATS)}. Convert it, or give a hub data set.")
 
 
 def _json(path: Path, line: int, text: str, advice: str = "") -> Any:

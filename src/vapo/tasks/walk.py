@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vapo.tasks.builtin import check_range, decisive_words, judge_moves, last_word, mumble, quote, split
+from vapo import ranges
+from vapo.tasks.builtin import check_options, check_range, decisive_words, judge_moves, last_word, mumble, quote, split
 from vapo.tasks.words import DONE, MAX_NUMBER, NUMBERS, OUT, VOCABULARY, WALK_OPERATIONS
 from vapo.types import Prompt, Verdict, stable_hash
 
@@ -33,29 +34,27 @@ KITS = (
 
 @dataclass(frozen=True)
 class WalkOptions:
-    """The difficulty of the walk. The shipped base model knows the defaults only.
+    """The difficulty of the walk. The shipped base model knows the defaults only."""
 
-    Numbers go from 0 to `limit`. Prompts use the first `kits` sets of operations and `targets` target numbers, and need
-    `min_distance` to `max_distance` operations. `heldout` prompts are kept for evaluation. `layout` seeds the choice of
-    targets.
-    """
-
-    limit: int = 99
-    kits: int = 2
-    targets: int = 6
-    min_distance: int = 6
-    max_distance: int = 14
-    heldout: int = 250
-    layout: int = 0
+    limit: int = ranges.number(99, ge=20, le=MAX_NUMBER)
+    """The largest number; the smallest is 0."""
+    kits: int = ranges.number(2, ge=1, le=len(KITS), unit="sets of operations")
+    """The number of sets of operations in prompts: the first ones of a fixed list."""
+    targets: int = ranges.number(6, ge=1, le=MAX_NUMBER, unit="numbers")
+    """The number of targets; at most limit."""
+    min_distance: int = ranges.number(6, ge=1, le=MAX_NUMBER, unit="operations")
+    """The smallest number of operations from a prompt's start to its target."""
+    max_distance: int = ranges.number(14, ge=1, le=MAX_NUMBER, unit="operations")
+    """The largest number of operations from a prompt's start to its target; at least min_distance."""
+    heldout: int = ranges.number(250, ge=1, le=10_000, unit="prompts")
+    """The number of prompts kept for evaluation."""
+    layout: int = ranges.number(0, ge=0, le=2**31)
+    """Seed of the choice of targets."""
 
     def __post_init__(self) -> None:
-        check_range("limit", self.limit, 20, MAX_NUMBER)
-        check_range("kits", self.kits, 1, len(KITS))
+        check_options(self)
         check_range("targets", self.targets, 1, self.limit)
-        check_range("min_distance", self.min_distance, 1, MAX_NUMBER)
         check_range("max_distance", self.max_distance, self.min_distance, MAX_NUMBER)
-        check_range("heldout", self.heldout, 1, 10_000)
-        check_range("layout", self.layout, 0, 2**31)
 
 
 @dataclass(frozen=True)

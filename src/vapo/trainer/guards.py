@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vapo.errors import DivergedError
+from vapo.errors import DivergedError, counted
 from vapo.metrics import METRICS
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.run import Run
@@ -164,7 +164,7 @@ def _same_outcomes(figures: Mapping[str, Any], state: State, settings: GuardSett
     state.verdicts = {key: before.get(key, 0) + count for key, count in step.items()}
     if state.streaks[same] != settings.same_outcome_steps:
         return {}
-    return {same: outcomes.lesson(state.verdicts, f"in {settings.same_outcome_steps} steps")}
+    return {same: outcomes.lesson(state.verdicts, f"in {counted(settings.same_outcome_steps, 'step')}")}
 
 
 def apply_alarms(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = True) -> bool:
@@ -182,6 +182,6 @@ def apply_alarms(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = T
     if not may_roll_back:
         return False
     if run.state.rollbacks >= run.guards.max_rollbacks:
-        raise DivergedError(f"{run.state.rollbacks} rollbacks did not help (guards.max_rollbacks). {first}")
+        raise DivergedError(f"{counted(run.state.rollbacks, 'rollback')} did not help (guards.max_rollbacks). {first}")
     snapshot.roll_back(run, ", ".join(alarms))
     return True

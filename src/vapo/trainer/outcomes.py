@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vapo.errors import counted
 from vapo.metrics import METRICS
 from vapo.types import KINDS
 
@@ -49,12 +50,13 @@ def lesson(tally: Mapping[str, int], where: str) -> str:
     """The alarm for equal outcomes: why, and what to do. `where` says which responses, such as "in 5 steps"."""
     count = tally["responses"]
     if sameness(tally) == NOTHING_WRONG:
-        return f"All {count} responses {where} are right: nothing is left to learn. Take harder problems, or stop here."
+        all_right = f"All {count:,} responses {where} are" if count > 1 else f"The only response {where} is"
+        return f"{all_right} right: nothing is left to learn. Take harder problems, or stop here."
     reasons = ", ".join(f"{tally[why]} {words}" for why, words in _WORDS.items() if tally[why])
     often = [why for why in _ADVISED if 2 * tally[why] >= count]
     advice = dict.fromkeys(METRICS[f"verdict/reason/{why}"].plain_advice for why in often)
     what_to_do = "; ".join([*advice, "take easier problems, or another model"])
     because = f" ({reasons})" if reasons else ""
-    return (
-        f"0 of {count} responses {where} are right: nothing to learn{because}. {what_to_do[0].upper()}{what_to_do[1:]}."
-    )
+    advised = f"{what_to_do[0].upper()}{what_to_do[1:]}."
+    are = "is" if count == 1 else "are"
+    return f"0 of {counted(count, 'response')} {where} {are} right: nothing to learn{because}. {advised}"

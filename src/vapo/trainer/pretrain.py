@@ -18,7 +18,7 @@ import torch
 
 from vapo.algo import explained_variance
 from vapo.algo.method import Algorithm, Gae
-from vapo.errors import DivergedError
+from vapo.errors import DivergedError, counted
 from vapo.metrics import EventName, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
@@ -207,8 +207,8 @@ def count_skips(run: Run, skipped: int) -> None:
     run.state.skipped_in_a_row = run.state.skipped_in_a_row + 1 if skipped else 0
     if skipped:
         run.alarm(
-            f"{skipped} gradient steps were skipped: their loss or gradient was not finite. What they would have "
-            f"learned from is kept in {run.folder.path / 'skipped'}."
+            f"{counted(skipped, 'gradient step')} skipped: the loss or gradient was not finite. What there was to "
+            f"learn from is kept in {run.folder.path / 'skipped'}."
         )
     if run.state.skipped_in_a_row >= BAD_STEPS_TO_STOP:
         raise DivergedError(

@@ -16,12 +16,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from vapo.durability.checkpoint import LOCK
 from vapo.errors import ConfigError, DataError
 from vapo.json_text import json_text, null_for_nan
 from vapo.trainer.batch import Batch
 from vapo.types import Episode, Prompt, Turn, Verdict
 
-LOCK = "run.lock"
 EVENTS = "events.jsonl"
 LOGS = ("metrics.jsonl", EVENTS, "evaluations.jsonl")
 

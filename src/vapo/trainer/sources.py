@@ -10,7 +10,7 @@ import torch
 
 from vapo.algo import informative_groups
 from vapo.algo.method import Algorithm, Gae
-from vapo.errors import VerifierBrokenError
+from vapo.errors import VerifierBrokenError, counted
 from vapo.rollout.collect import judge_episodes, sample_episodes
 from vapo.trainer.pricing import policy_learns_from
 from vapo.trainer.rollouts import Rollout
@@ -131,7 +131,7 @@ def check_verdicts(episodes: Sequence[Episode], limit: float) -> None:
     invalid = [e for e in episodes if not e.verdict.valid]
     if len(invalid) > limit * len(episodes):
         raise VerifierBrokenError(
-            f"The verifier could not judge {len(invalid)} of {len(episodes)} responses "
+            f"The verifier could not judge {len(invalid)} of {counted(len(episodes), 'response')} "
             f"(first: prompt {invalid[0].prompt.id}: {invalid[0].verdict.reason}); the limit is "
             f"trainer.max_invalid_ratio={limit}. Fix the verifier or the gold answers."
         )

@@ -144,7 +144,7 @@ def test_a_repeated_run_raises(make_cell):
 
 
 def test_runs_without_a_finished_one_raise(make_cell):
-    assert "None of the 1 runs has finished" in error_of(make_cell(finished=False))
+    assert "None of 1 run has finished" in error_of(make_cell(finished=False))
 
 
 def test_a_damaged_run_raises_an_error_with_file_and_step(make_cell, tmp_path):

@@ -96,11 +96,10 @@ def test_a_reward_of_none_invalidates_one_response_and_a_wrong_count_all():
     few = adapted(lambda completions, **rest: [1.0])
     assert (
         few.together(PROMPT, list("ab"))
-        == [Verdict("invalid", "the reward function gave 1 rewards for 2 completions")] * 2
+        == [Verdict("invalid", "the reward function gave 1 reward for 2 completions")] * 2
     )
     assert (
-        adapted(lambda prompts, **rest: "good")(PROMPT, "a").reason
-        == "the reward function gave a str for 1 completions"
+        adapted(lambda prompts, **rest: "good")(PROMPT, "a").reason == "the reward function gave a str for 1 completion"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from vapo.errors import ConfigError, DataError
+from vapo.errors import ConfigError, DataError, counted
 from vapo.evals.statistics import Scores
 from vapo.json_text import flatten
 from vapo.metrics import EvaluationLabel, EventName, Phase
@@ -104,7 +104,7 @@ def read_compared_runs(run_dirs: Sequence[str | Path]) -> list[ComparedRun]:
     finished = [run for run in runs if run.outcome == "finished"]
     if not finished:
         raise DataError(
-            f"None of the {len(runs)} runs has finished, so there is no score to compare. "
+            f"None of {counted(len(runs), 'run')} has finished, so there is no score to compare. "
             "Finish one with: vapo resume RUN"
         )
     _check_one_evaluation(finished)
@@ -278,7 +278,7 @@ def _check_one_evaluation(finished: Sequence[ComparedRun]) -> None:
             )
         if run.final.k != first.final.k:
             raise DataError(
-                f"The final evaluation of {first.path} has {first.final.k} samples per prompt, that of {run.path} "
-                f"{run.final.k}, and avg@{first.final.k} cannot be compared with avg@{run.final.k}. Train one of them "
-                "again with the other's evaluation settings."
+                f"The final evaluation of {first.path} has {counted(first.final.k, 'sample')} per prompt, that of "
+                f"{run.path} {run.final.k}, and avg@{first.final.k} cannot be compared with avg@{run.final.k}. Train "
+                "one of them again with the other's evaluation settings."
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from vapo.errors import counted
 from vapo.reports.formatting import NOTHING, figure, interval, percent, short_count, signed
 from vapo.reports.runfiles import Record, number
 from vapo.study.comparison.methods import LADDER
@@ -96,14 +97,14 @@ def comparison_headline(results: Record) -> str:
     score = f"{results['reference']} reaches avg@{results['k']} {_estimate(reference['final'])}"
     score += f" in {_runs(reference['final']['n'])}." if reference["final"]["n"] > 1 else "."
     few = len(results["methods"]) <= _FEW
-    named, counted = [], []
+    named, rest = [], []
     for verdict, found in verdicts.items():
         if names := [text for name, text in found if few or name in LADDER]:
             named.append(f"{verdict}: {', '.join(names)}")
         if others := len(found) - len(names):
-            counted.append(f"{others} {verdict}")
+            rest.append(f"{others} {verdict}")
     parts = [score, f"Compared with it: {'; '.join(named)}." if named else ""]
-    parts.append(f"Other methods: {', '.join(counted)}." if counted else "")
+    parts.append(f"Other methods: {', '.join(rest)}." if rest else "")
     return " ".join(part for part in parts if part)
 
 
@@ -161,7 +162,7 @@ def column_explanations(results: Record) -> list[str]:
         "that every run reached, from each run's held-out curve, linear between evaluations. Samples of value "
         "pretraining count, including those of a shared critic. The second table also has the score at "
         f"{results['equal']['samples']:,} samples, pretraining not counted. Evaluations during training use "
-        f"{results['curve_k']} sample{'s' if results['curve_k'] > 1 else ''} per prompt, so these columns are noisier.",
+        f"{counted(results['curve_k'], 'sample')} per prompt, so these columns are noisier.",
     ]
     if results["target"]:
         target = results["target"]
@@ -295,4 +296,4 @@ def _run(run: Record) -> str:
 
 
 def _runs(num: int) -> str:
-    return f"{num} run{'s' if num != 1 else ''}"
+    return counted(num, "run")

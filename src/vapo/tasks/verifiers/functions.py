@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
-from vapo.errors import ConfigError, UnguardedError, VapoError
+from vapo.errors import ConfigError, UnguardedError, VapoError, counted
 from vapo.types import Prompt, Verdict, Verifier
 
 GROUP = "vapo.verifiers"
@@ -44,8 +44,18 @@ def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> V
     """
     if name in FACTORIES:
         return import_function(FACTORIES[name], "task.verifier")(**options)
-    points = {"exact": EXACT, **{point.name: point.value for point in entry_points(group=GROUP)}}
-    return adapted(import_function(points.get(name, name), "task.verifier"), right_at)
+    return adapted(import_function(_named_functions().get(name, name), "task.verifier"), right_at)
+
+
+def check_verifier(name: str) -> None:
+    """Raise ConfigError if there is no file or module for the verifier of that name. Imports nothing."""
+    if name not in FACTORIES:
+        check_function(_named_functions().get(name, name), "task.verifier")
+
+
+def _named_functions() -> dict[str, str]:
+    """The functions of the named verifiers: `exact`, and those of installed packages."""
+    return {"exact": EXACT, **{point.name: point.value for point in entry_points(group=GROUP)}}
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -184,10 +194,10 @@ class RewardFunction:
             result = self._loop.run_until_complete(_awaited(result))
         rewards = list(result) if isinstance(result, Iterable) and not isinstance(result, str | dict) else None
         if rewards is None or len(rewards) != len(responses):
-            gave = f"a {type(result).__name__}" if rewards is None else f"{len(rewards)} rewards"
-            return [Verdict("invalid", f"the reward function gave {gave} for {len(responses)} completions")] * len(
-                responses
-            )
+            gave = f"a {type(result).__name__}" if rewards is None else counted(len(rewards), "reward")
+            return [
+                Verdict("invalid", f"the reward function gave {gave} for {counted(len(responses), 'completion')}")
+            ] * len(responses)
         return [to_verdict(reward, self.right_at) for reward in rewards]
 
 
@@ -219,34 +229,63 @@ def _drop(name: str, value: Any) -> None:
     """Drop a value that a reward function logs: its process only sends verdicts."""
 
 
-def import_function(name: str, setting: str) -> Callable[..., Any]:
-    """Import the function `package.module:function` or `path/to/file.py:function`.
+def check_function(name: str, setting: str) -> tuple[str, str]:
+    """(module or file, function) of the name that `import_function` takes. Imports nothing.
 
-    Raises ConfigError, with the name of the setting, if that fails.
+    Raises ConfigError, with the name of the setting, for a name of another form, a missing file, or a package that is
+    not installed.
     """
-    module_name, colon, attribute = name.rpartition(":")
+    module, colon, attribute = name.rpartition(":")
     if not colon or not attribute:
         raise ConfigError(
             f"{setting}: {name!r} is not known here: it is not built in, not an installed plug-in, and not of the form "
             "package.module:function or path/to/file.py:function. Check the name."
         )
+    if module.endswith(".py"):
+        if not Path(module).is_file():
+            raise ConfigError(
+                f"{setting}: there is no file {module}. Check the path, which is relative to the working directory."
+            )
+    elif not _is_installed(package := module.partition(".")[0]):
+        raise _no_module(setting, name, package, named_by_user=True)
+    return module, attribute
+
+
+def _is_installed(package: str) -> bool:
+    """Whether Python finds the package, or a module of that name in the current folder."""
+    with _importable(Path.cwd(), first=False):
+        try:
+            return package in sys.modules or importlib.util.find_spec(package) is not None
+        except (ImportError, ValueError):
+            return False
+
+
+def _no_module(setting: str, name: str, missing: str | None, *, named_by_user: bool) -> ConfigError:
+    """The error for a missing module: the one that the user named, or one that it imports."""
+    advice = (
+        "Run from the folder that holds it, install it, or give the file: path/to/file.py:function."
+        if named_by_user
+        else f"{name.rpartition(':')[0]} imports it: install it, or put it beside that file."
+    )
+    return ConfigError(f"{setting} {name}: there is no module {missing!r}. {advice}")
+
+
+def import_function(name: str, setting: str) -> Callable[..., Any]:
+    """Import the function `package.module:function` or `path/to/file.py:function`.
+
+    Raises ConfigError, with the name of the setting, if that fails.
+    """
+    module_name, attribute = check_function(name, setting)
     try:
         with _importing(name):
             if module_name.endswith(".py"):
-                module = _from_file(module_name, setting)
+                module = _from_file(module_name)
             else:
                 with _importable(Path.cwd(), first=False):
                     module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         named_by_user = error.name is not None and (module_name + ".").startswith(error.name + ".")
-        raise ConfigError(
-            f"{setting} {name}: there is no module {error.name!r}. "
-            + (
-                "Run from the folder that holds it, install it, or give the file: path/to/file.py:function."
-                if named_by_user
-                else f"{module_name} imports it: install it, or put it beside that file."
-            )
-        ) from error
+        raise _no_module(setting, name, error.name, named_by_user=named_by_user) from error
     except VapoError:
         raise
     except SystemExit as error:
@@ -266,12 +305,8 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
     return function
 
 
-def _from_file(name: str, setting: str) -> Any:
+def _from_file(name: str) -> Any:
     path = Path(name)
-    if not path.is_file():
-        raise ConfigError(
-            f"{setting}: there is no file {path}. Check the path, which is relative to the working directory."
-        )
     spec = importlib.util.spec_from_file_location(f"vapo_user_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

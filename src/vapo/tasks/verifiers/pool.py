@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
 
-from vapo.errors import ConfigError, UnguardedError, VerifierBrokenError
+from vapo.errors import ConfigError, UnguardedError, VerifierBrokenError, counted
 from vapo.tasks.verifiers.functions import MEMORY_LIMIT, refuse_while_importing
 from vapo.types import KINDS, Prompt, Verdict
 
@@ -185,7 +185,10 @@ class VerifierPool:
             return [verdicts] * count, True
         if len(verdicts) != count:
             return [
-                Verdict("invalid", f"the verifier wrote {len(verdicts)} verdicts for {count} responses")
+                Verdict(
+                    "invalid",
+                    f"the verifier wrote {counted(len(verdicts), 'verdict')} for {counted(count, 'response')}",
+                )
             ] * count, True
         return verdicts, failed
 

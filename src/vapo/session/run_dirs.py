@@ -1,0 +1,116 @@
+"""Checks of run directories by their files: free for a new run, complete for a resume, and the run's configuration.
+
+Needs no torch, so that a wrong path is reported at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from vapo.durability.checkpoint import LOCK
+from vapo.errors import ConfigError, command
+from vapo.json_text import flatten
+from vapo.session.config import Config, resolve
+from vapo.session.layers import SOURCES, Layer, file_layer, read_yaml, with_sources
+from vapo.tasks.catalog import is_known
+from vapo.types import Task
+
+METHOD = "method.yaml"
+LEFTOVERS = (
+    LOCK,
+    *(name for file in ("environment.json", SOURCES, METHOD) for name in (file, f".{file}.tmp")),
+    ".config.yaml.tmp",
+)
+"""What a run leaves that was killed before it began."""
+
+
+def check_folder(path: Path) -> None:
+    """Raise ConfigError unless `path` is a new or empty folder that can be written; leaves nothing behind."""
+    if path.exists() and (not path.is_dir() or any(p.name not in LEFTOVERS for p in path.iterdir())):
+        raise ConfigError(
+            f"The run directory {path} is not empty. Choose another --run-dir, or go on with: {command('resume', path)}"
+        )
+    _check_writable(path, "--run-dir")
+
+
+def check_output_folder(path: Path) -> None:
+    """`check_folder` for the `--out` of a command that is no run."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists and is not an empty folder. Choose another --out.")
+    _check_writable(path, "--out")
+
+
+def _check_writable(path: Path, option: str) -> None:
+    parent = next(p for p in [path, *path.parents] if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"Cannot write to {parent}, where {path} would be. Choose another {option}.")
+
+
+def default_run_dir(config: Config) -> Path:
+    """runs/<task>-<method>-seed<n>, with a number behind it if that is taken; never outside of runs/."""
+    method = "-without-".join([config.preset, *config.without]) + ("-changed" if config.changed else "")
+    stem = re.sub(r"[^\w.-]+", "-", f"{config.sections.task.name}-{method}-seed{config.sections.seed}").lstrip(".-")
+    path, number = Path("runs") / stem, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{stem}-{number}"
+    return path
+
+
+def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
+    """The configuration a run was started with, and what is laid over it."""
+    for layer in changes:
+        for key, _ in flatten(layer.values):
+            if key in ("algorithm.preset", "algorithm.without"):
+                raise ConfigError(f"{key} makes another method, with other networks: start a new run for it.")
+    own = file_layer("run", read_yaml(run_dir / "config.yaml"))
+    sources = run_dir / SOURCES
+    kept = with_sources(own, json.loads(sources.read_text())) if sources.exists() else [own]
+    return resolve([*kept, *changes])
+
+
+def config_to_resume(run_dir: Path, task: Task | None = None, changes: Sequence[Layer] = ()) -> Config:
+    """The configuration under which a run goes on, with `changes` laid over its own.
+
+    Raises ConfigError if the folder is no run, if the run was trained on another task than the one given or needs one,
+    or if it has ended and kept its weights only.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
+    _refuse_weights_only(run_dir)
+    config = load_run_config(run_dir, changes)
+    name = config.sections.task.name
+    if task is None and not is_known(name):
+        raise ConfigError(
+            f"{run_dir} was trained on a task of your own, {name!r}. "
+            "Resume it from Python: vapo.resume(run_dir, task=...)."
+        )
+    if task is not None and task.name != name:
+        raise ConfigError(f"{run_dir} was trained on the task {name!r}, not on {task.name!r}. Give it that one.")
+    return config
+
+
+def kept_weights_only(run_dir: Path) -> bool:
+    """Whether a run has ended under checkpoint.final=weights and deleted its checkpoints."""
+    ended = (run_dir / "policy").exists() and not (run_dir / "checkpoints").exists()
+    return ended and load_run_config(run_dir).sections.checkpoint.final == "weights"
+
+
+def _refuse_weights_only(run_dir: Path) -> None:
+    """Raise ConfigError for a run that kept its weights only: it would start over, logs included."""
+    if kept_weights_only(run_dir):
+        config = load_run_config(run_dir)
+        shutil.rmtree(run_dir / ".checkpoints.gone", ignore_errors=True)  # of a kill while they were deleted
+        options = ["--set", f"model.policy={run_dir / 'policy'}"]
+        options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
+        side = config.sections.model.critic_kind == "side"
+        options += ["--set", "model.critic_kind=side"] if side and (run_dir / "critic").exists() else []
+        raise ConfigError(
+            f"{run_dir} has ended and kept its weights only (checkpoint.final=weights), so it cannot be made longer. "
+            f"Start a new run from them: {command('train', *options)}"
+        )

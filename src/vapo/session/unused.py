@@ -1,0 +1,181 @@
+"""Settings that were chosen and that the run does not use: one table of rules, one note or error for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vapo.algo.method import Algorithm, Gae, LengthAdaptive
+from vapo.session.schema import Sections
+from vapo.tasks.catalog import DATA_TASKS
+from vapo.tasks.problems import ProblemOptions
+from vapo.tasks.registry import BUILTIN
+
+Condition = Callable[[Sections, Algorithm], bool]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Settings that have no effect while the condition holds, and the reason for people."""
+
+    keys: tuple[str, ...]
+    """Names of settings; one that ends with a dot, or is a section, stands for all below it."""
+    unused: Condition
+    why: str
+
+    def names(self, key: str) -> bool:
+        """Whether the rule is about the setting."""
+        return any(
+            key == name or key.startswith(name if name.endswith((".", "_")) else f"{name}.") for name in self.keys
+        )
+
+
+def _no_adapters(sections: Sections, algorithm: Algorithm) -> bool:
+    return not sections.model.policy_lora and not (sections.model.critic_lora and algorithm.has_critic)
+
+
+def _fixed_lambda(sections: Sections, algorithm: Algorithm) -> bool:
+    credit = algorithm.credit
+    return not (isinstance(credit, Gae) and isinstance(credit.policy_lambda, LengthAdaptive))
+
+
+def _options(sections: Sections) -> dict[str, Any]:
+    """The options of a data task over its own; empty for other tasks."""
+    name = sections.task.name
+    return {**DATA_TASKS[name][1], **sections.task.options} if name in DATA_TASKS else {}
+
+
+def _is_file(source: Any) -> bool:
+    return isinstance(source, str) and Path(source).is_file()
+
+
+RULES = (
+    Rule(
+        ("trainer.group_size",),
+        lambda s, a: a.sampling.per_prompt == 1 and s.trainer.group_size != 1,
+        "it draws one response to each prompt",
+    ),
+    Rule(
+        (
+            "trainer.critic_lr",
+            "model.critic",
+            "model.critic_lora",
+            "model.critic_kind",
+            "model.side_layers",
+            "guards.explained_variance_below",
+            "guards.value_std_below",
+            "guards.variance_ratio_above",
+        ),
+        lambda s, a: not a.has_critic,
+        "it has no critic",
+    ),
+    Rule(
+        ("guards.variance_ratio_above",),
+        lambda s, a: a.sampling.per_prompt == 1,
+        "it draws one response to each prompt, so there is no mean of the others to compare with",
+    ),
+    Rule(
+        ("algorithm.credit.overlong_in_target",),
+        lambda s, a: a.reward.overlong_cache == 0,
+        "algorithm.reward.overlong_cache is 0, so there is no overlong punishment",
+    ),
+    Rule(("trainer.pretraining_",), lambda s, a: not a.pretrains, "it does no value pretraining"),
+    Rule(("algorithm.alpha",), _fixed_lambda, "its lambda is not length-adaptive"),
+    Rule(
+        ("algorithm.kl.estimator", "algorithm.kl.refresh_every"),
+        lambda s, a: a.kl.coef == 0,
+        "algorithm.kl.coef is 0, so there is no KL term",
+    ),
+    Rule(("model.lora_alpha",), _no_adapters, "no network has adapters: set model.policy_lora or model.critic_lora"),
+    Rule(
+        (
+            "trainer.actor_lr",
+            "trainer.warmup_steps",
+            "algorithm.alpha",
+            "algorithm.clip",
+            "algorithm.reduction",
+            "algorithm.positive_lm",
+            "algorithm.kl",
+            "algorithm.credit.policy_lambda",
+            "algorithm.credit.whiten",
+            "algorithm.credit.critic_updates",
+            "evaluation",
+        ),
+        lambda s, a: s.trainer.steps == 0,
+        "trainer.steps is 0, so the policy is neither trained nor evaluated",
+    ),
+    Rule(
+        ("guards.max_rollbacks",),
+        lambda s, a: s.guards.action != "rollback",
+        "guards.action is not rollback",
+    ),
+    Rule(("guards.stuck_",), lambda s, a: not s.guards.watchdog, "guards.watchdog is false"),
+    Rule(
+        ("evaluation.top_p",),
+        lambda s, a: s.evaluation.temperature == 0,
+        "evaluation.temperature=0 is greedy",
+    ),
+    Rule(
+        ("model.prompt_format",),
+        lambda s, a: s.task.name in BUILTIN,
+        "the task's prompts are plain texts, which stay as they are",
+    ),
+    Rule(
+        ("task.heldout",),
+        lambda s, a: bool(_options(s).get("eval_data")),
+        "task.eval_data has the problems to evaluate on",
+    ),
+    Rule(
+        ("task.eval_subset", "task.eval_split"),
+        lambda s, a: s.task.name in DATA_TASKS and not _options(s).get("eval_data"),
+        "there is no task.eval_data",
+    ),
+    Rule(
+        ("task.eval_subset", "task.eval_split"),
+        lambda s, a: _is_file(_options(s).get("eval_data")),
+        "task.eval_data is a file",
+    ),
+    Rule(("task.subset", "task.split"), lambda s, a: _is_file(_options(s).get("data")), "task.data is a file"),
+    Rule(
+        ("task.right_at",),
+        lambda s, a: s.task.name in DATA_TASKS and _options(s).get("verifier", ProblemOptions.verifier) == "math",
+        "the verifier math gives verdicts, no scores",
+    ),
+)
+
+
+def unused(keys: Iterable[str], sections: Sections, algorithm: Algorithm) -> Iterator[tuple[str, str]]:
+    """(setting, reason) for each of the settings that the run does not use, by the first rule that says so."""
+    holding = [rule for rule in RULES if rule.unused(sections, algorithm)]
+    for key in keys:
+        rule = next((rule for rule in holding if rule.names(key)), None)
+        if rule is not None:
+            yield key, rule.why
+
+
+EVALUATED = ("seed", "model", "task", "rollout.engine", "rollout.max_response_tokens", "evaluation", "scale",
+             "trainer.layout", "trainer.max_invalid_ratio")  # fmt: skip
+"""The settings that `vapo eval` uses, a section standing for all in it."""
+INSTEAD = {
+    "evaluation.prompts": "--prompts",
+    "evaluation.every": "",
+    "evaluation.final_samples_per_prompt": "-k",
+    "rollout.temperature": "--temperature",
+    "rollout.top_p": "--top-p",
+    "model.policy_lora": "",
+    "model.critic_lora": "",
+    "model.lora_alpha": "",
+    "model.gradient_checkpointing": "",
+}
+"""Settings of training whose like in an evaluation is another option, or that it has no use for."""
+
+
+def unused_in_evaluation(settings: Mapping[str, Any]) -> str | None:
+    """An error text for the first of the settings, by dotted key, that an evaluation does not use, or None."""
+    for key in settings:
+        if key in INSTEAD or not any(key == name or key.startswith(f"{name}.") for name in EVALUATED):
+            advice = f"Use {INSTEAD[key]}." if INSTEAD.get(key) else "Leave it out."
+            return f"{key} has no effect on an evaluation. {advice}"
+    return None
