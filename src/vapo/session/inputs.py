@@ -38,7 +38,7 @@ from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask, do_nothing, part_of
 from vapo.tasks.verifiers.functions import refuse_while_importing
 from vapo.trainer.observer import Observer
-from vapo.types import Decoding, Progress, Task
+from vapo.types import Decoding, Progress, Prompt, Task
 
 
 @dataclass(frozen=True)
