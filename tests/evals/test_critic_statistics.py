@@ -102,6 +102,19 @@ def test_explained_variance_from_monte_carlo_values_is_that_of_the_outcomes():
     assert statistics.critic_explained_variance(critic, p[..., 1], outcomes) == pytest.approx(plain, abs=0.01)
 
 
+def test_the_variance_with_a_groups_mean_is_that_of_the_groups_of_training():
+    # chances .2 or .6: within-variance (.16 + .24)/2 = .2; n = 16: .2·16/15, whatever G is here
+    rng = np.random.default_rng(4)
+    for responses in (2, 5):
+        chance = rng.choice(PROMPT_CHANCES, size=(40_000, 1))
+        right = (rng.random((40_000, responses)) < chance).astype(float)
+        others = (right.sum(1, keepdims=True) - right) / (responses - 1)
+        found = statistics.group_advantage_variance(right, others, 16)
+        assert found == pytest.approx(0.2 * 16 / 15, abs=0.004)
+        own = statistics.group_advantage_variance(right, others, responses)
+        assert own == pytest.approx(np.var(right - others), rel=1e-3)
+
+
 def test_equal_outcomes_have_no_ceiling():
     assert isnan(statistics.ceiling(np.ones((3, 2)), np.zeros((3, 2)), np.ones((3, 2))))
 

@@ -141,7 +141,7 @@ def test_what_was_stopped_goes_on_and_equals_what_was_not(tmp_path, monkeypatch)
     untouched = Recording()
     assert drawn(untouched, heldout(), kept()) == whole
     assert not untouched.asked
-    with pytest.raises(ConfigError, match="another judgement: model was 'toy', is 'other'. Choose another --out"):
+    with pytest.raises(ConfigError, match=r"another judgement: model was 'toy', is 'other'. Choose another --out"):
         KeptLines(tmp_path / "judged.jsonl", {"model": "other"}, entry="continued", what="judgement")
 
 
@@ -157,8 +157,8 @@ def test_the_critic_answers_for_the_state_behind_the_prefixs_last_token(tmp_path
             for f, place in enumerate(response.prefixes):
                 prefix = response.token_ids[: done.prefixes[place].length]
                 tokens = torch.tensor([*done.prompt.token_ids, *prefix])
-                own = float(critic.final_values(Sequences((tokens,), (max(1, len(prefix)),))))
-                assert answers[p, g, f] == pytest.approx(own, abs=1e-4)
+                own = critic.final_values(Sequences((tokens,), (max(1, len(prefix)),))).detach()
+                assert answers[p, g, f] == pytest.approx(float(own), abs=1e-4)
 
 
 def made(rng: np.random.Generator, prompts: int, responses: int, k: int) -> tuple[list[ContinuedPrompt], np.ndarray]:
@@ -266,7 +266,7 @@ def figures(ceiling: float, explained: float | None = None, *, prompt: float = 0
     [
         (figures(float("nan")), Finding.ALL_EQUAL, "All outcomes are equal"),
         (figures(0.5, wide=0.6), Finding.UNSURE, "from 20 % to 80 %. Raise --prompts"),
-        (figures(0.05, 0.02), Finding.LOW, "no critic could explain more than 5 %"),
+        (figures(0.05, 0.02), Finding.LOW, "no critic could explain more than 5.0 %"),
         (figures(0.12), Finding.DIFFICULTY, "a critic adds little"),
         (figures(0.5), Finding.WORTH_IT, "could explain 50 %"),
         (figures(0.5, -0.2), Finding.NOTHING, "explains -20 %"),

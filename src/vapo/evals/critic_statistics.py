@@ -115,6 +115,20 @@ def corrected_mse(values: ArrayLike, monte_carlo: ArrayLike, noise: ArrayLike) -
     return _mean(np.square(values - monte_carlo)) - _mean(np.where(known, np.asarray(noise, dtype=np.float64), np.nan))
 
 
+def group_advantage_variance(outcomes: ArrayLike, others: ArrayLike, group_size: int) -> float:
+    """The variance of R less the mean of the prompt's other responses, in groups of n = `group_size` responses.
+
+        Var(R - b) = w·n/(n - 1)          w: the mean variance of outcomes within a prompt
+
+    `others` holds the means b of the G responses there are here; their w·G/(G - 1) is scaled to groups of n.
+    """
+    gaps = np.asarray(outcomes, dtype=np.float64) - np.asarray(others, dtype=np.float64)
+    here = gaps.shape[1]
+    if here < 2 or group_size < 2:
+        raise ValueError(f"the mean of other responses needs groups of 2 or more, got {here} and {group_size}.")
+    return clustered_variance(gaps) * (here - 1) / here * group_size / (group_size - 1)
+
+
 def spearman(values: ArrayLike, monte_carlo: ArrayLike) -> float:
     """The rank correlation of C with p̂, equal numbers sharing their rank; nan if either is constant.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -74,6 +74,8 @@ class States:
     """(M, G, F): V as advantages use it; None without a critic."""
     answers: Array | None = None
     """(M, G, F): what the critic itself says; a residual critic's lacks the mean of the group."""
+    group_size: int = 0
+    """Responses to a prompt in training: the mean of few others is noisy. 0 takes G."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class CriticJudgement:
     prompts: int
     responses: int
     continuations: int
+    group_size: int
     fractions: tuple[float, ...]
     accuracy: float
     invalid_ratio: float
@@ -118,12 +121,15 @@ def judge(
     reward_right: float = 1.0,
     reward_wrong: float = 0.0,
     residual: bool = False,
+    group_size: int | None = None,
 ) -> CriticJudgement:
     """The judgement of a critic's `answers` (M, G, F) to the prefixes of `continued`; None judges the task alone.
 
-    A `residual` critic's V is its answer plus the mean outcome of the prompt's other responses.
+    A `residual` critic's V is its answer plus the mean outcome of the prompt's other responses. Variances with a
+    group's mean are those of `group_size` responses to a prompt, as in training; None takes the G there are here.
     """
     states = gather(continued, answers, fractions, reward_right, reward_wrong, residual=residual)
+    states = replace(states, group_size=group_size or states.outcomes.shape[1])
     figures, by_position = figures_with_intervals(states)
     bins: list[Bin] = []
     if states.values is not None:
@@ -137,6 +143,7 @@ def judge(
         prompts=len(continued),
         responses=states.outcomes.shape[1],
         continuations=continuations,
+        group_size=states.group_size,
         fractions=tuple(fractions),
         accuracy=float(np.nanmean(states.right)) if not np.isnan(states.right).all() else math.nan,
         invalid_ratio=1 - sum(valid for valid, _ in counts) / max(1, sum(drawn for _, drawn in counts)),
@@ -213,7 +220,7 @@ def _figures(states: States, won: Array | None, prompts: np.ndarray) -> dict[str
     monte_carlo, noise = states.monte_carlo[prompts], states.noise[prompts]
     positions = range(len(states.fractions))
     variance = statistics.clustered_variance(outcomes)
-    by_group = statistics.clustered_variance(outcomes - others)
+    by_group = statistics.group_advantage_variance(outcomes, others, states.group_size)
 
     def at_each(number: Callable[[int], float]) -> Array:
         row = np.array([number(f) for f in positions])
@@ -235,7 +242,10 @@ def _figures(states: States, won: Array | None, prompts: np.ndarray) -> dict[str
     ranked = at_each(lambda f: statistics.spearman(values[..., f], monte_carlo[..., f]))
     ranked[0] = statistics.spearman(values, monte_carlo)
     wins, pairs = won[:, prompts].sum(axis=1)
-    counted = np.array([[wins.sum(), *wins], [pairs.sum(), *pairs]])
+    # a critic of the prompt alone gives all its responses one value: that position says nothing about ranking them
+    inside = np.array([f > 0 for f in states.fractions])
+    inside = inside if inside.any() else ~inside
+    counted = np.array([[wins[inside].sum(), *wins], [pairs[inside].sum(), *pairs]])
     return {
         **found,
         "explained_variance": at_each(
@@ -367,7 +377,7 @@ def conclude(figures: Mapping[str, Figure], by_position: Mapping[str, Sequence[F
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.1f} %" if 0 < abs(share) < 0.0995 else f"{100 * share:.0f} %"
 
 
 def _ends(draws: Array) -> tuple[float, float]:

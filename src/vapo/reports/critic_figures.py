@@ -39,11 +39,8 @@ def judgement_figure(results: Record, *, heading: bool = True) -> Figure:
             ("error of the critic, in units of reward", _error),
             ("ranking", _ranking),
         ]
-    panels.append(("variance of advantages, the group's mean is 1", _variance))
-    if len(panels) == 5:  # the ranking shares its panel's place with nothing; six places, the last is the legend's
-        rows, columns = 2, 3
-    else:
-        rows, columns = 1, 2
+    panels.append(("advantage variance, group's mean = 1", _variance))
+    rows, columns = (2, 3) if len(panels) == 5 else (1, 2)
     above = 1.05 if heading else 0.4
     height = above + 2.85 * rows
     figure = Figure(figsize=(_WIDTH, height), dpi=120, facecolor=LIGHT.paper)

@@ -14,8 +14,8 @@ BY_POSITION = {
     "rmse": "RMSE",
     "spearman": "rank correlation",
     "within_group_auc": "AUC in groups",
-    "best_variance_ratio": "best advantage variance",
-    "variance_ratio": "critic's advantage variance",
+    "best_variance_ratio": "advantages, best",
+    "variance_ratio": "advantages, critic",
 }
 """The columns of the table by position, in order, with their headings."""
 AS_SHARE = ("ceiling", "explained_variance", "between_share", "group_explained_variance")
@@ -27,8 +27,8 @@ MEANING = {
     "RMSE": "Typical distance of the critic to the true value, without the luck of the continuations.",
     "rank correlation": "Spearman's, between critic and Monte-Carlo value; the luck of the continuations lowers it.",
     "AUC in groups": "How often a right response has a higher value than a wrong one to its prompt; 0.5 is chance.",
-    "best advantage variance": "Var(R - V) / Var(R - mean of the other responses) for a critic that is exact.",
-    "critic's advantage variance": "The same for this critic; above 1 the group's mean is the better baseline.",
+    "advantages, best": "Var(R - V) / Var(R - mean of the group's other responses) for a critic that is exact.",
+    "advantages, critic": "The same for this critic; above 1 the group's mean is the better baseline.",
 }
 """One sentence for each column."""
 
@@ -82,7 +82,7 @@ def baseline_rows(results: Record) -> list[list[str]]:
     rows = [
         ["variance between prompts, as training reports it", _cell("between_share", figures["between_share"], True)],
         [
-            "explained by the mean of the other responses",
+            f"explained by the mean of the other {results['group_size'] - 1} responses",
             _cell("group_explained_variance", figures["group_explained_variance"], True),
         ],
     ]
@@ -106,8 +106,8 @@ def bin_rows(results: Record) -> list[list[str]]:
 BIN_HEADINGS = ["states", "critic says", "comes out", "gap"]
 
 
-def judgement_tables(results: Record, width: int = 120) -> list[Table]:
-    """The tables for a terminal of that width; print them with rich. Narrow ones have a row for each number."""
+def judgement_tables(results: Record) -> list[Table]:
+    """The tables for a terminal; print them with rich."""
     headings, rows = position_headings(results), position_rows(results, intervals=False)
     title = f"{judgement_title(results)}\n{judgement_subtitle(results)}"
     # one row for each number, one column for each position: few columns fit any terminal
@@ -115,12 +115,12 @@ def judgement_tables(results: Record, width: int = 120) -> list[Table]:
     by_number.add_column("position")
     for row in rows:
         by_number.add_column(row[0], justify="right", style="bold" if row[0] == "all" else "")
-    by_number.add_column("95 % interval, all", style="dim")
     names = _columns(results)
-    for at, (heading, name) in enumerate(zip(headings[1:], names, strict=True), start=1):
-        whole = results["figures"][name]
-        by_number.add_row(heading, *(row[at] for row in rows), _interval(name, whole))
+    for at, heading in enumerate(headings[1:], start=1):
+        by_number.add_row(heading, *(row[at] for row in rows))
     beside = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name in names[:2]:
+        beside.add_row(f"{BY_POSITION[name]}, all positions", _cell(name, results["figures"][name], True))
     for row in baseline_rows(results):
         beside.add_row(*row)
     tables = [by_number, beside]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vapo.errors import ConfigError
@@ -56,8 +55,3 @@ def parse_fractions(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(f"--at takes numbers with commas, like 0,0.5,0.9, got {text!r}.") from error
-
-
-def as_fractions(given: Sequence[float] | str) -> tuple[float, ...]:
-    """Fractions from a text or a sequence of numbers."""
-    return parse_fractions(given) if isinstance(given, str) else tuple(map(float, given))

@@ -104,7 +104,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
         report_notes(inputs, observer)
         prompts = _prompts(inputs, options)
         _check(inputs, models, trust)
-        for note in _notes(algorithm, has_critic=models.critic is not None):
+        for note in _notes(models, options):
             observer.note(note)
         model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
         if sections.model.dtype == "bfloat16":  # as a run's sampler
@@ -150,6 +150,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
             reward_right=algorithm.reward.right,
             reward_wrong=algorithm.reward.wrong,
             residual=residual,
+            group_size=_group_size(models),
         )
         if result.invalid_ratio > sections.trainer.max_invalid_ratio:
             raise VerifierBrokenError(
@@ -197,10 +198,16 @@ def _check(inputs: Inputs, models: JudgedModels, trust: bool) -> None:
         check_vocabularies(inputs.policy_source, models.critic, inputs.tokenizer, trust_remote_code=trust)
 
 
-def _notes(algorithm: Algorithm, *, has_critic: bool) -> list[str]:
+def _group_size(models: JudgedModels) -> int | None:
+    """Responses to a prompt in the run's training; None where it drew one, or there is no run."""
+    size = models.algorithm.sampling.per_prompt
+    return size if models.policy.run is not None and size > 1 else None
+
+
+def _notes(models: JudgedModels, options: JudgeOptions) -> list[str]:
     """Where the critic learned something else than the verdict of the whole response."""
-    credit = algorithm.credit
-    if not has_critic:
+    algorithm, credit = models.algorithm, models.algorithm.credit
+    if models.critic is None:
         return ["there is no critic: this is what any critic could explain"]
     if not isinstance(credit, Gae):
         return []
@@ -214,6 +221,12 @@ def _notes(algorithm: Algorithm, *, has_critic: bool) -> list[str]:
             f"the critic did not learn the verdicts of cut-off responses (algorithm.truncated={algorithm.truncated}); "
             "here they count"
         )
+    size = _group_size(models) or options.responses
+    if credit.baseline == "group" and options.responses < size:
+        notes.append(
+            f"the critic's value holds the mean of {options.responses - 1} other responses here and of {size - 1} in "
+            f"training, so it is noisier here; as in training: --responses {size}"
+        )
     if credit.baseline in ("fitted", "gated"):
         notes.append(f"the critic is judged alone, without algorithm.credit.baseline={credit.baseline}")
     return notes
@@ -223,7 +236,9 @@ def _critic(source: str, config: Config, num_ids: int, observer: Observer) -> Cr
     sections = config.sections
     network, origin = load_critic(source, num_ids=num_ids, trust_remote_code=sections.model.trust_remote_code)
     if not bool(value_head(network).weight.any()):  # a head that has learned nothing is exactly 0
-        raise ModelError(f"{source} is no trained critic. Give the critic/ folder of a run.")
+        raise ModelError(
+            f"The critic in {source} has learned nothing: its head is 0. Give the critic/ folder of a trained run."
+        )
     observer.note(f"critic: {origin}")
     if value_at(network) == "end":
         observer.note("the critic was trained on whole responses only; its values of prefixes were never learned")
