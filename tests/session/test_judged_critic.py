@@ -13,6 +13,7 @@ import torch
 
 import toys
 import vapo
+from vapo import cli
 from vapo.errors import ConfigError, ModelError
 from vapo.evals.judgement import Finding
 from vapo.json_text import json_text
@@ -170,8 +171,6 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(run: Path, tmp_path: P
         vapo.judge_critic(run, **FEW, prompts=9, out=tmp_path)
     with pytest.raises(ConfigError, match="compares the responses to a prompt with each other"):
         vapo.judge_critic(run, **{**FEW, "task": f"{__file__}:GroupTask"}, out=tmp_path)
-    with pytest.raises(ConfigError, match=r"rollout.temperature=0 draws the same response every time"):
-        vapo.judge_critic(run, **FEW, settings={"rollout": {"temperature": 0.0}}, out=tmp_path)
     with pytest.raises(ConfigError, match="give one of both"):
         vapo.judge_critic(run, policy=run / "policy", **FEW)
     with pytest.raises(ConfigError, match="is no run directory and no checkpoint of one"):
@@ -226,16 +225,19 @@ def test_mistakes_on_the_command_line_are_one_line_without_torch(words: list[str
 
 
 def test_the_command_prints_tables_and_a_conclusion(run: Path, tmp_path: Path, monkeypatch, capsys):
-    from vapo import cli
-
     few = ["--task", TASK, "-g", "3", "-k", "2", "--at", "0,0.5", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["vapo", "critic", str(run), *few])
-    cli.main()
+
+    def command(*words: str) -> object:
+        monkeypatch.setattr(sys, "argv", ["vapo", "critic", str(run), *few, *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code
+
+    assert command() == 0
     text = capsys.readouterr().out
     for words in ("ceiling", "critic explains", "calibration", "judgement.html", "prompt", "50 %"):
         assert words in text, words
-    monkeypatch.setattr(sys, "argv", ["vapo", "critic", str(run), *few, "--json"])
-    cli.main()
+    assert command("--json") == 0
     results = json.loads(capsys.readouterr().out)
     assert results == json.loads((tmp_path / "results.json").read_text())
     assert " ".join(results["conclusion"].split()) in " ".join(text.split())

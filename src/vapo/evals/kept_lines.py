@@ -59,7 +59,9 @@ class KeptLines:
             records = [json.loads(line) for line in lines[:-1] if line]
             self._lines = {record["prompt"]: record[self._entry] for record in records[1:]}
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.path} is damaged or not a file of vapo: {error}. Choose another --out.") from error
+            raise ConfigError(
+                f"{self.path} is damaged or not a file of vapo: {error}. Choose another --out."
+            ) from error
         before = records[0].get("about", {}) if records else about
         if not records:
             self._append({"about": about})

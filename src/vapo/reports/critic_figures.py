@@ -39,7 +39,7 @@ def judgement_figure(results: Record, *, heading: bool = True) -> Figure:
             ("error of the critic, in units of reward", _error),
             ("ranking", _ranking),
         ]
-    panels.append(("advantage variance, group's mean = 1", _variance))
+    panels.append(("variance of advantages", _variance))
     rows, columns = (2, 3) if len(panels) == 5 else (1, 2)
     above = 1.05 if heading else 0.4
     height = above + 2.85 * rows
@@ -119,11 +119,11 @@ def _ranking(axes: Axes, results: Record) -> None:
 def _variance(axes: Axes, results: Record) -> None:
     _with_band(axes, results, "best_variance_ratio", LIGHT.third, "an exact critic")
     _with_band(axes, results, "variance_ratio", LIGHT.first, "this critic")
-    axes.axhline(1, color=LIGHT.second, linewidth=1.4, linestyle=(0, (5, 2)))
+    axes.axhline(1, color=LIGHT.second, linewidth=1.4, linestyle=(0, (5, 2)), label="the group's mean: 1")
     known = [number(told["value"]) for name in ("best_variance_ratio", "variance_ratio")
              for told in results["by_position"].get(name, [])]  # fmt: skip
     top = min(4.0, max([1.1, *(v for v in known if v == v)]))
-    axes.set_ylim(0, top * 1.35)
+    axes.set_ylim(0, top * 1.5)
     _name_positions(axes, _positions(results))
     _legend(axes, "upper left")
 

@@ -77,11 +77,6 @@ def judged_models(
         critic = str(beside)
     own = {**settings, "model": {"policy": found.folder, "critic": critic}}
     config = evaluation_config(found, task, own, changes)
-    if config.sections.rollout.temperature == 0:
-        raise ConfigError(
-            "rollout.temperature=0 draws the same response every time, so there is no luck to foresee. Set the "
-            "temperature of the training: --set rollout.temperature=1."
-        )
     origin = None if critic is None else run_of(critic)
     same = origin is None or (found.run is not None and origin.resolve() == found.run.resolve())
     algorithm = config.algorithm if same or origin is None else load_run_config(origin).algorithm
