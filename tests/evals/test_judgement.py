@@ -188,7 +188,7 @@ def test_an_exact_critic_is_at_the_ceiling_of_the_process_and_calibrated():
     assert found.figures["bias"].value == pytest.approx(0, abs=0.02)
     assert found.figures["rmse"].value < 0.06
     assert found.figures["calibration_error"].value < 0.04
-    assert sum(b.count for b in found.bins) == 600 * 4 * 2
+    assert sum(b.states for b in found.bins) == 600 * 4 * 2
     assert found.by_position["within_group_auc"][0].value == 0.5  # all responses to a prompt have one value there
     assert found.by_position["within_group_auc"][1].value > 0.65
     best, own = found.figures["best_variance_ratio"].value, found.figures["variance_ratio"].value
@@ -249,7 +249,7 @@ def test_invalid_verdicts_are_left_out_and_counted():
     found = judge([replace(first, responses=responses, prefixes=prefixes), *continued[1:]], values,
                   fractions=(0, 0.5), continuations=4)  # fmt: skip
     assert found.invalid_ratio == pytest.approx((1 + 3) / (30 * 4 + 30 * 5 * 4))
-    assert sum(b.count for b in found.bins) == 30 * 4 * 2 - 4
+    assert sum(b.states for b in found.bins) == 30 * 4 * 2 - 4
     assert np.isfinite([figure.value for figure in found.figures.values()]).all()
 
 

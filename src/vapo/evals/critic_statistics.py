@@ -25,7 +25,7 @@ class Bin(NamedTuple):
     """States of neighbouring critic values: how many, the mean value, the mean Monte-Carlo value, and the variance
     that the luck of the continuations gives to the latter."""
 
-    count: int
+    states: int
     value: float
     monte_carlo: float
     noise: float
@@ -175,10 +175,10 @@ def calibration_error(bins: list[Bin]) -> float:
 
     0 where the luck explains all of it; nan without bins.
     """
-    total = sum(b.count for b in bins)
+    total = sum(b.states for b in bins)
     if not total:
         return float("nan")
-    squared = sum(b.count * ((b.value - b.monte_carlo) ** 2 - b.noise) for b in bins) / total
+    squared = sum(b.states * ((b.value - b.monte_carlo) ** 2 - b.noise) for b in bins) / total
     return float(np.sqrt(max(0.0, squared)))
 
 

@@ -76,7 +76,7 @@ def _ceiling(axes: Axes, results: Record) -> None:
     axes.set_ylim(max(-1.0, min([0.0, *known]) - 0.04), min(1.1, max([0.2, *known]) * 1.08))
     axes.yaxis.set_major_formatter(_AS_PERCENT)
     _name_positions(axes, x)
-    _legend(axes, "upper left")
+    _legend(axes)
 
 
 def _calibration(axes: Axes, results: Record) -> None:
@@ -102,7 +102,7 @@ def _error(axes: Axes, results: Record) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.3 * (high - low))
     _name_positions(axes, _positions(results))
-    _legend(axes, "upper left", columns=2)
+    _legend(axes, columns=2)
 
 
 def _ranking(axes: Axes, results: Record) -> None:
@@ -113,7 +113,7 @@ def _ranking(axes: Axes, results: Record) -> None:
     axes.set_ylim(min(0.0, low), 1.38)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     _name_positions(axes, _positions(results))
-    _legend(axes, "upper left")
+    _legend(axes)
 
 
 def _variance(axes: Axes, results: Record) -> None:
@@ -125,7 +125,7 @@ def _variance(axes: Axes, results: Record) -> None:
     top = min(4.0, max([1.1, *(v for v in known if v == v)]))
     axes.set_ylim(0, top * 1.5)
     _name_positions(axes, _positions(results))
-    _legend(axes, "upper left")
+    _legend(axes)
 
 
 def _with_band(axes: Axes, results: Record, name: str, hue: str, label: str) -> None:
@@ -150,7 +150,7 @@ def _name_positions(axes: Axes, x: list[float]) -> None:
     axes.set_xlabel("percent of the response", fontsize=8.5, color=LIGHT.quiet, labelpad=2)
 
 
-def _legend(axes: Axes, place: str, columns: int = 1) -> None:
-    box = axes.legend(loc=place, frameon=False, fontsize=8, handlelength=1.6, ncols=columns, borderaxespad=0.2)
+def _legend(axes: Axes, columns: int = 1) -> None:
+    box = axes.legend(loc="upper left", frameon=False, fontsize=8, handlelength=1.6, ncols=columns, borderaxespad=0.2)
     for text in box.get_texts():
         text.set_color(LIGHT.ink)

@@ -97,7 +97,7 @@ def baseline_rows(results: Record) -> list[list[str]]:
 def bin_rows(results: Record) -> list[list[str]]:
     """The critic's calibration: what it says and what comes of it."""
     return [
-        [str(b["count"]), figure(number(b["value"])), figure(number(b["monte_carlo"])),
+        [str(b["states"]), figure(number(b["value"])), figure(number(b["monte_carlo"])),
          signed(number(b["value"]) - number(b["monte_carlo"]))]
         for b in results.get("bins") or []
     ]  # fmt: skip
