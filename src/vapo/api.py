@@ -163,7 +163,7 @@ def judge_critic(
     `task`. `critic` is a critic's folder; None takes the run's own, and without one there is the ceiling alone.
     `responses` to each of the first `prompts` held-out prompts (None: 64, or all) are cut at `fractions` of their
     length, and every prefix is continued `continuations` times. `settings` are laid over the run's. `out` keeps
-    continuations, results, picture and page, and is where stopped work goes on; None is critic_judgement/ in the run.
+    continuations, results, picture and page, and stopped work resumes from it; None is critic_judgement/ in the run.
     Raises ConfigError, ModelError, VerifierBrokenError.
     """
     options = JudgeOptions(prompts, responses, continuations, tuple(fractions))

@@ -22,6 +22,7 @@ from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.session.judge_options import FOLDER, JudgeOptions, parse_fractions
+from vapo.session.judged_critic import judged_models
 from vapo.types import Episode, Verdict
 
 TASK = "toys:EchoTask"
@@ -113,6 +114,8 @@ def test_another_critic_is_judged_on_the_same_continuations(run: Path, tmp_path:
 
 def test_a_checkpoint_is_judged_with_the_critic_that_was_saved_with_it(run: Path, tmp_path: Path):
     first, *_, last = sorted((run / "checkpoints").glob("step_*"))
+    assert judged_models(str(first), None, None, TASK, {}).out == run / FOLDER / first.name
+    assert judged_models(str(run), None, None, TASK, {}).out == run / FOLDER
     early = vapo.judge_critic(first, **FEW, out=tmp_path / "early")
     late = vapo.judge_critic(last, **FEW, out=tmp_path / "late")
     assert json.loads((tmp_path / "early" / "results.json").read_text())["critic"] == str(first / "critic")

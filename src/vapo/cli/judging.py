@@ -79,7 +79,7 @@ def critic(
     explain is the ceiling: no critic can explain more. The critic's explained variance, bias, error, calibration and
     ranking stand beside it. A run without a critic (GRPO, DAPO) gets the ceiling: what a critic could add.
 
-    The same command goes on where it stopped. Continuations belong to the policy, so another --critic is judged on the
+    The same command resumes where it stopped. Continuations belong to the policy, so another --critic is judged on the
     same ones.
     """
     options = JudgeOptions(prompts, responses, continuations, parse_fractions(at))

@@ -1,6 +1,6 @@
-"""Responses cut at several places, and what becomes of each prefix: K continuations, judged as whole responses.
+"""Cut responses at several places, and draw and judge K continuations of each prefix.
 
-A prefix of n tokens goes on with at most limit - n tokens, as the response itself did, so that the share of right
+A continuation of a prefix of n tokens has at most limit - n tokens, as the response itself had, so that the share of right
 continuations is an unbiased estimate of the policy's value of that state.
 
 Source: VinePPO, arXiv:2410.01679, §4.
@@ -178,7 +178,7 @@ def _verdicts(
         for i, completion in zip(asked, drawn, strict=True):
             whole.setdefault(i, []).append(_joined(sampler, *starts[i], completion))
     episodes = [episode for i in range(len(starts)) for episode in whole[i]]
-    # nothing is added to the count; it says that the work goes on
+    # the count stays the same; the call shows that the work continues
     judged = judge_episodes(episodes, sampler.task, lambda *_: on_progress(total, total), per_prompt=continuations)
     found = []
     for at in range(0, total, continuations):

@@ -1,4 +1,4 @@
-"""How good a critic is against Monte-Carlo values: numbers corrected for the luck of a few continuations.
+"""How good a critic is against Monte-Carlo values: numbers corrected for the noise of a few continuations.
 
 Everything starts from prefixes of sampled responses. Arrays are prompts × responses, (M, G), or prompts × responses ×
 positions; nan is "not known" and is left out. Of a prefix with K continuations:
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 class Bin(NamedTuple):
     """States of neighbouring critic values: how many, the mean value, the mean Monte-Carlo value, and the variance
-    that the luck of the continuations gives to the latter."""
+    of the latter that comes from the sampling of the continuations."""
 
     states: int
     value: float
@@ -39,7 +39,7 @@ def monte_carlo_values(
         value = wrong + (right - wrong)·p̂          noise = (right - wrong)²·p̂·(1 - p̂)/(K - 1)
 
     `right` and `valid` count the continuations of each prefix; K is the number of valid ones. Both results are nan
-    where fewer than 2 are valid: one continuation says nothing about its own noise.
+    where fewer than 2 are valid: the noise of one continuation cannot be estimated.
     """
     c, k = np.asarray(right, dtype=np.float64), np.asarray(valid, dtype=np.float64)
     if ((c < 0) | (c > k)).any():
@@ -73,7 +73,7 @@ def clustered_variance(x: ArrayLike) -> float:
 
 
 def true_variance(monte_carlo: ArrayLike, noise: ArrayLike) -> float:
-    """The variance of the true values, unbiased: Var(p̂) less the mean noise. Luck can make it negative."""
+    """The variance of the true values, unbiased: Var(p̂) less the mean noise. Noise can make it negative."""
     mean = _mean(noise)
     return clustered_variance(monte_carlo) - mean
 
@@ -82,18 +82,18 @@ def ceiling(monte_carlo: ArrayLike, noise: ArrayLike, outcomes: ArrayLike) -> fl
     """The share of the outcomes' variance that any critic could explain at this position: Var(V) / Var(R).
 
     V is the true value of the policy's own prefixes, R the outcome of the responses they belong to. By the law of total
-    variance it lies in [0, 1] and rises with the position; the estimate may leave that range by luck. nan if all
+    variance it lies in [0, 1] and rises with the position; the estimate may leave that range by chance. nan if all
     outcomes are equal.
     """
     return _ratio(true_variance(monte_carlo, noise), clustered_variance(outcomes))
 
 
 def critic_explained_variance(values: ArrayLike, monte_carlo: ArrayLike, outcomes: ArrayLike) -> float:
-    """The share of the outcomes' variance that the critic C explains; at most the ceiling, up to luck.
+    """The share of the outcomes' variance that the critic C explains; at most the ceiling, up to noise.
 
         EV = 1 - Var(R - C)/Var(R) = [Var(V) - Var(V - C)] / Var(R) ≈ [Var(p̂) - Var(p̂ - C)] / Var(R)
 
-    The noise of p̂ is in both variances and cancels. This is the explained variance of training, without the luck of
+    The noise of p̂ is in both variances and cancels. This is the explained variance of training, without the noise of
     the responses' own endings. A constant offset is invisible to it.
     """
     values, monte_carlo = _both(values, monte_carlo)
@@ -108,7 +108,7 @@ def bias(values: ArrayLike, monte_carlo: ArrayLike) -> float:
 
 
 def corrected_mse(values: ArrayLike, monte_carlo: ArrayLike, noise: ArrayLike) -> float:
-    """The mean squared distance of the critic to the true values: mean (C - p̂)² less the mean noise. Luck can make it
+    """The mean squared distance of the critic to the true values: mean (C - p̂)² less the mean noise. Noise can make it
     negative, where the critic is nearly exact."""
     values, monte_carlo = _both(values, monte_carlo)
     known = ~np.isnan(values)
@@ -149,9 +149,9 @@ def spearman(values: ArrayLike, monte_carlo: ArrayLike) -> float:
 def reliability(
     values: ArrayLike, monte_carlo: ArrayLike, noise: ArrayLike, states: ArrayLike, bins: int = 10
 ) -> list[Bin]:
-    """The states in bins of about equally many, by the critic's value: what it says there, and what comes of it.
+    """The states in bins of about equally many, by the critic's value, each with the mean of both values.
 
-    `states` numbers the prefixes: responses that share one share its p̂ and its luck. Equal values stay in one bin.
+    `states` numbers the prefixes: responses that share one share its p̂ and its noise. Equal values stay in one bin.
     """
     values, monte_carlo = _both(values, monte_carlo)
     known = ~np.isnan(values)
@@ -165,15 +165,15 @@ def reliability(
     for at in np.unique(place):
         here = place == at
         _, first, counts = np.unique(s[here], return_index=True, return_counts=True)
-        luck = float((np.square(counts / here.sum()) * n[here][first]).sum())
-        found.append(Bin(int(here.sum()), float(v[here].mean()), float(m[here].mean()), luck))
+        variance = float((np.square(counts / here.sum()) * n[here][first]).sum())
+        found.append(Bin(int(here.sum()), float(v[here].mean()), float(m[here].mean()), variance))
     return found
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """The root mean squared gap between value and outcome over the bins, less what the luck of continuations adds.
+    """The root mean squared gap between value and outcome over the bins, less what the noise of the continuations adds.
 
-    0 where the luck explains all of it; nan without bins.
+    0 where the noise explains all of it; nan without bins.
     """
     total = sum(b.states for b in bins)
     if not total:

@@ -23,7 +23,7 @@ RESAMPLES = 1000
 LOW_CEILING = 0.1
 """A critic that cannot explain more of the outcomes' variance than this cannot help much."""
 SMALL_GAIN = 0.05
-"""The ceiling beyond a prompt's difficulty, below which a group's mean knows what a critic could know."""
+"""The ceiling beyond a prompt's difficulty, below which a group's mean explains as much as a critic could."""
 NEAR, FAR = 0.8, 0.5
 """Shares of the ceiling: at or above NEAR a critic is close to it, below FAR it is far from it."""
 WIDE = 0.4
@@ -73,7 +73,7 @@ class States:
     values: Array | None = None
     """(M, G, F): V as advantages use it; None without a critic."""
     answers: Array | None = None
-    """(M, G, F): what the critic itself says; a residual critic's lacks the mean of the group."""
+    """(M, G, F): the critic's own output; a residual critic's lacks the mean of the group."""
     group_size: int = 0
     """Responses to a prompt in training: the mean of few others is noisy. 0 takes G."""
 
@@ -242,7 +242,7 @@ def _figures(states: States, won: Array | None, prompts: np.ndarray) -> dict[str
     ranked = at_each(lambda f: statistics.spearman(values[..., f], monte_carlo[..., f]))
     ranked[0] = statistics.spearman(values, monte_carlo)
     wins, pairs = won[:, prompts].sum(axis=1)
-    # a critic of the prompt alone gives all its responses one value: that position says nothing about ranking them
+    # a critic of the prompt alone gives all its responses one value: that position cannot rank them
     inside = np.array([f > 0 for f in states.fractions])
     inside = inside if inside.any() else ~inside
     counted = np.array([[wins[inside].sum(), *wins], [pairs[inside].sum(), *pairs]])
@@ -327,7 +327,7 @@ def conclude(figures: Mapping[str, Figure], by_position: Mapping[str, Sequence[F
     top = figures["ceiling"]
     if math.isnan(top.value):
         return Finding.ALL_EQUAL, (
-            "All outcomes are equal, so there is nothing to foresee: no critic can help. Take prompts of another "
+            "All outcomes are equal, so there is nothing to predict: no critic can help. Take prompts of another "
             "difficulty, or a task that the policy sometimes solves."
         )
     reach = f"{_percent(top.value)} of the outcomes' variance"
@@ -345,7 +345,7 @@ def conclude(figures: Mapping[str, Figure], by_position: Mapping[str, Sequence[F
     if gain < SMALL_GAIN and explained is None:
         return Finding.DIFFICULTY, (
             f"A critic could explain {reach}, nearly all of it the difficulty of the prompt, which the mean of a group "
-            "of responses knows as well: a critic adds little here."
+            "of responses captures as well: a critic adds little here."
         )
     if explained is None:
         beside = figures["group_explained_variance"].value

@@ -12,7 +12,7 @@ from vapo.json_text import json_text
 
 
 class KeptLines:
-    """A .jsonl file: a line that says what the results belong to, then one line for each prompt.
+    """A .jsonl file: a line that describes what the results belong to, then one line for each prompt.
 
     `entry` is the name of a line's content beside `prompt`. `what` is the kind of results, in words.
     Raises ConfigError if the file holds results of something else, or cannot be written.
@@ -43,7 +43,7 @@ class KeptLines:
             self._append({"prompt": prompt_id, self._entry: content})
         except OSError as error:
             raise StoppedError(
-                f"Cannot write {self.path}: {error.strerror}. Free space, then give the same command again; it goes on "
+                f"Cannot write {self.path}: {error.strerror}. Free space, then give the same command again; it resumes "
                 "where it stopped."
             ) from error
 

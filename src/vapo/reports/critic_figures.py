@@ -91,8 +91,8 @@ def _calibration(axes: Axes, results: Record) -> None:
     room = 0.04 * (ends[1] - ends[0])
     axes.set_xlim(ends[0] - room, ends[1] + room)
     axes.set_ylim(min(low, *outcome) - room, max(high, *outcome) + room)
-    axes.set_xlabel("critic says", fontsize=8.5, color=LIGHT.quiet, labelpad=2)
-    axes.set_ylabel("comes out", fontsize=8.5, color=LIGHT.quiet, labelpad=2)
+    axes.set_xlabel("critic's value", fontsize=8.5, color=LIGHT.quiet, labelpad=2)
+    axes.set_ylabel("Monte-Carlo value", fontsize=8.5, color=LIGHT.quiet, labelpad=2)
 
 
 def _error(axes: Axes, results: Record) -> None:

@@ -24,8 +24,8 @@ MEANING = {
     "ceiling": "The share of the outcomes' variance that any critic could explain from this state on.",
     "critic explains": "The share that this critic explains: the ceiling less the variance of its error.",
     "bias": "Mean of the critic's value less the Monte-Carlo value; above 0 it expects too much.",
-    "RMSE": "Typical distance of the critic to the true value, without the luck of the continuations.",
-    "rank correlation": "Spearman's, between critic and Monte-Carlo value; the luck of the continuations lowers it.",
+    "RMSE": "Typical distance of the critic to the true value, without the sampling noise of the continuations.",
+    "rank correlation": "Spearman's, between critic and Monte-Carlo value; the noise of the latter lowers it.",
     "AUC in groups": "How often a right response has a higher value than a wrong one to its prompt; 0.5 is chance.",
     "advantages, best": "Var(R - V) / Var(R - mean of the group's other responses) for a critic that is exact.",
     "advantages, critic": "The same for this critic; above 1 the group's mean is the better baseline.",
@@ -95,7 +95,7 @@ def baseline_rows(results: Record) -> list[list[str]]:
 
 
 def bin_rows(results: Record) -> list[list[str]]:
-    """The critic's calibration: what it says and what comes of it."""
+    """The critic's calibration: its value and the Monte-Carlo value of states in bins."""
     return [
         [str(b["states"]), figure(number(b["value"])), figure(number(b["monte_carlo"])),
          signed(number(b["value"]) - number(b["monte_carlo"]))]
@@ -103,7 +103,7 @@ def bin_rows(results: Record) -> list[list[str]]:
     ]  # fmt: skip
 
 
-BIN_HEADINGS = ["states", "critic says", "comes out", "gap"]
+BIN_HEADINGS = ["states", "critic's value", "Monte-Carlo value", "gap"]
 
 
 def judgement_tables(results: Record) -> list[Table]:

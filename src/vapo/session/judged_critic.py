@@ -51,7 +51,7 @@ class JudgedModels:
     critic: str | None
     config: Config
     algorithm: Algorithm
-    """The method that the critic was trained under: it says what a value means."""
+    """The method that the critic was trained under: it defines what a value means."""
     out: Path
 
 
@@ -80,8 +80,16 @@ def judged_models(
     origin = None if critic is None else run_of(critic)
     same = origin is None or (found.run is not None and origin.resolve() == found.run.resolve())
     algorithm = config.algorithm if same or origin is None else load_run_config(origin).algorithm
-    folder = out or (found.run / FOLDER if found.run else Path(FOLDER))
-    return JudgedModels(found, critic, config, algorithm, folder)
+    return JudgedModels(found, critic, config, algorithm, out or _default_out(found))
+
+
+def _default_out(policy: EvaluatedModel) -> Path:
+    """`critic_judgement/` in the run, for a checkpoint a folder of its name in there; in the current folder without a
+    run."""
+    if policy.run is None:
+        return Path(FOLDER)
+    at = Path(policy.folder).parent
+    return policy.run / FOLDER / (at.name if at.parent.name == "checkpoints" else "")
 
 
 def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer) -> tuple[CriticJudgement, Record]:
@@ -243,7 +251,7 @@ def _critic(source: str, config: Config, num_ids: int, observer: Observer) -> Cr
 
 
 def _count_block(observer: Observer, done: int, total: int) -> None:
-    """Each block of prompts is a step, so that the view knows how long the rest takes."""
+    """Each block of prompts is a step, so that the view can estimate the time left."""
     if not total:
         return
     if done == 0:
