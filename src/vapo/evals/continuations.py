@@ -1,7 +1,7 @@
 """Cut responses at several places, and draw and judge K continuations of each prefix.
 
-A continuation of a prefix of n tokens has at most limit - n tokens, as the response itself had, so that the share of right
-continuations is an unbiased estimate of the policy's value of that state.
+A continuation of a prefix of n tokens has at most limit - n tokens, as the response itself had, so that the share of
+right continuations is an unbiased estimate of the policy's value of that state.
 
 Source: VinePPO, arXiv:2410.01679, §4.
 """
