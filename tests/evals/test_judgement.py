@@ -255,10 +255,9 @@ def test_invalid_verdicts_are_left_out_and_counted():
 
 def figures(ceiling: float, explained: float | None = None, *, prompt: float = 0.1, wide: float = 0.1, ratio=0.9):
     told = {"ceiling": Figure(ceiling, ceiling - wide / 2, ceiling + wide / 2)}
-    told["group_explained_variance"] = Figure(0.05, 0, 0.1)
     if explained is not None:
         told |= {"explained_variance": Figure(explained, 0, 1), "variance_ratio": Figure(ratio, 0, 2)}
-    return told, {"ceiling": [Figure(prompt, 0, 1), told["ceiling"]]}
+    return told, prompt
 
 
 @pytest.mark.parametrize(
@@ -266,9 +265,15 @@ def figures(ceiling: float, explained: float | None = None, *, prompt: float = 0
     [
         (figures(float("nan")), Finding.ALL_EQUAL, "All outcomes are equal"),
         (figures(0.5, wide=0.6), Finding.UNSURE, "from 20 % to 80 %. Raise --prompts"),
+        (figures(0.5, wide=float("nan")), Finding.UNSURE, "with no 95 % interval"),
         (figures(0.05, 0.02), Finding.LOW, "no critic could explain more than 5.0 %"),
         (figures(0.12), Finding.DIFFICULTY, "a critic adds little"),
-        (figures(0.5), Finding.WORTH_IT, "could explain 50 %"),
+        (
+            figures(0.5),
+            Finding.WORTH_IT,
+            "could explain 50 % of the outcomes' variance; the prompt alone explains 10 %.",
+        ),
+        (figures(0.5, prompt=float("nan")), Finding.WORTH_IT, "could explain 50 % of the outcomes' variance."),
         (figures(0.5, -0.2), Finding.NOTHING, "explains -20 %"),
         (figures(0.5, 0.2), Finding.BELOW, "explains 20 % of the outcomes' variance, where 50 %"),
         (figures(0.5, 0.3), Finding.PART, "a part of the ceiling"),
@@ -281,3 +286,11 @@ def test_numbers_decide_the_conclusion(numbers, finding, words):
     assert kind is finding
     assert words in sentence
     assert "\n" not in sentence
+
+
+def test_a_residual_critic_is_not_sent_back_to_the_mean_that_it_contains():
+    told, prompt = figures(0.5, 0.2, ratio=1.7)
+    assert "baseline=group" in conclude(told, prompt)[1]
+    sentence = conclude(told, prompt, residual=True)[1]
+    assert "1.70 times" in sentence
+    assert "baseline=group" not in sentence

@@ -138,7 +138,8 @@ def judge(
     told = [r for c in continued for r in c.responses]
     counts = [(p.valid, continuations) for c in continued for p in c.prefixes]
     counts += [(int(r.right is not None), 1) for r in told]
-    finding, conclusion = conclude(figures, by_position)
+    at_prompt = by_position["ceiling"][0].value if fractions[0] == 0 else math.nan
+    finding, conclusion = conclude(figures, at_prompt, residual=residual)
     return CriticJudgement(
         prompts=len(continued),
         responses=states.outcomes.shape[1],
@@ -322,8 +323,12 @@ def read_answers(
     return answers
 
 
-def conclude(figures: Mapping[str, Figure], by_position: Mapping[str, Sequence[Figure]]) -> tuple[Finding, str]:
-    """What the numbers say, as a kind and as one line in plain words."""
+def conclude(figures: Mapping[str, Figure], prompt_ceiling: float, *, residual: bool = False) -> tuple[Finding, str]:
+    """The finding that the numbers lead to, as a kind and as one line in plain words.
+
+    `prompt_ceiling` is the ceiling at the prompt; nan if responses were not cut there. A `residual` critic contains
+    the group's mean already.
+    """
     top = figures["ceiling"]
     if math.isnan(top.value):
         return Finding.ALL_EQUAL, (
@@ -332,35 +337,29 @@ def conclude(figures: Mapping[str, Figure], by_position: Mapping[str, Sequence[F
         )
     reach = f"{_percent(top.value)} of the outcomes' variance"
     if not top.high - top.low <= WIDE:
+        ends = f"a 95 % interval from {_percent(top.low)} to {_percent(top.high)}"
+        ends = "no 95 % interval" if math.isnan(top.low) else ends
         return Finding.UNSURE, (
-            f"Too few prompts to tell: any critic could explain {reach}, with a 95 % interval from "
-            f"{_percent(top.low)} to {_percent(top.high)}. Raise --prompts."
+            f"Too few prompts to tell: any critic could explain {reach}, with {ends}. Raise --prompts."
         )
     if top.value < LOW_CEILING:
         return Finding.LOW, (
             f"The ceiling is low: no critic could explain more than {reach}, so a critic cannot help much here."
         )
     explained = figures.get("explained_variance")
-    gain = top.value - by_position["ceiling"][0].value
-    if gain < SMALL_GAIN and explained is None:
+    if top.value - prompt_ceiling < SMALL_GAIN and explained is None:
         return Finding.DIFFICULTY, (
             f"A critic could explain {reach}, nearly all of it the difficulty of the prompt, which the mean of a group "
             "of responses captures as well: a critic adds little here."
         )
     if explained is None:
-        beside = figures["group_explained_variance"].value
-        return Finding.WORTH_IT, (
-            f"A critic is worth a try: it could explain {reach}, where the mean of the other responses to the prompt "
-            f"explains {_percent(beside)}."
-        )
+        alone = "" if math.isnan(prompt_ceiling) else f"; the prompt alone explains {_percent(prompt_ceiling)}"
+        return Finding.WORTH_IT, f"A critic is worth a try: it could explain {reach}{alone}."
     share = explained.value / top.value
     harm = figures["variance_ratio"].value
-    more = (
-        f" Its advantages vary {harm:.2f} times as much as with the group's mean; algorithm.credit.baseline=group "
-        "keeps that mean."
-        if harm > 1
-        else ""
-    )
+    more = f" Its advantages vary {harm:.2f} times as much as with the group's mean" if harm > 1 else ""
+    if more:
+        more += "." if residual else "; algorithm.credit.baseline=group keeps that mean."
     told = (
         f"The critic explains {_percent(explained.value)} of the outcomes' variance, where {_percent(top.value)} can "
         "be explained"

@@ -202,9 +202,9 @@ def _check(inputs: Inputs, models: JudgedModels, trust: bool) -> None:
 
 
 def _group_size(models: JudgedModels) -> int | None:
-    """Responses to a prompt in the run's training; None where it drew one, or there is no run."""
+    """Responses to a prompt in training, or in the default method where there is no run; None for one response."""
     size = models.algorithm.sampling.per_prompt
-    return size if models.policy.run is not None and size > 1 else None
+    return size if size > 1 else None
 
 
 def _notes(models: JudgedModels, options: JudgeOptions) -> list[str]:
