@@ -147,6 +147,22 @@ def test_values_of_every_head_are_in_units_of_reward(tmp_path: Path, kind: str):
     assert all(-0.2 <= b.value <= 1.2 for b in found.bins)
 
 
+def test_a_side_critic_is_judged_beside_its_policy(tmp_path: Path):
+    path = trained(tmp_path / "side", {"model": {"critic_kind": "side"}, "trainer": {"steps": 1}})
+    found = vapo.judge_critic(path, **FEW, out=tmp_path / "out")
+    assert abs(found.figures["bias"].value) < 0.5
+
+
+def test_a_critic_that_reads_the_answer_is_judged_with_it(tmp_path: Path):
+    changes = {"algorithm": {"credit": {"privileged": "answer"}}, "trainer": {"steps": 1}}
+    path = trained(tmp_path / "privileged", changes)
+    found = vapo.judge_critic(path, **FEW, out=tmp_path / "out")
+    assert abs(found.figures["bias"].value) < 0.5
+    with pytest.raises(ModelError, match="trained with the privileged column 'answer', and the settings give None"):
+        vapo.judge_critic(policy=path / "policy", critic=path / "critic", **FEW, out=tmp_path / "other",
+                          settings={"algorithm": {"credit": {"privileged": None}}})  # fmt: skip
+
+
 def test_a_residual_critic_stands_on_the_mean_of_the_group(tmp_path: Path):
     path = trained(tmp_path / "residual", {"algorithm": {"credit": {"baseline": "group"}}})
     view = Notes()

@@ -297,7 +297,8 @@ def read_answers(
     wanted = [(p, g) for p in range(len(continued)) for g in range(len(first))]
 
     def size(at: tuple[int, int]) -> int:
-        return len(continued[at[0]].prompt.token_ids) + len(continued[at[0]].responses[at[1]].token_ids)
+        prompt, response = continued[at[0]].prompt, continued[at[0]].responses[at[1]]
+        return len(prompt.token_ids) + len(prompt.privileged_ids) + len(response.token_ids)
 
     order, start = sorted(wanted, key=size), 0
     while start < len(order):
@@ -307,7 +308,9 @@ def read_answers(
         responses = [continued[p].responses[g] for p, g in order[start:end]]
         sequences = Sequences(
             tuple(
-                torch.tensor([*continued[p].prompt.token_ids, *r.token_ids], device=device)
+                torch.tensor(
+                    [*continued[p].prompt.token_ids, *continued[p].prompt.privileged_ids, *r.token_ids], device=device
+                )
                 for (p, _), r in zip(order[start:end], responses, strict=True)
             ),
             tuple(len(r.token_ids) for r in responses),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from vapo.algo.method import Algorithm, Gae
 from vapo.errors import ConfigError, ModelError, VerifierBrokenError
@@ -17,16 +18,19 @@ from vapo.evals.judgement import CriticJudgement, judge, read_answers
 from vapo.evals.kept_lines import KeptLines
 from vapo.models.critic import known_ids
 from vapo.models.loading import (
+    PRIVILEGED,
     context_length,
     load_critic,
     load_policy,
+    load_side_critic,
     response_text,
     saved_head,
     value_at,
     value_head,
 )
-from vapo.models.networks import Critic, choose_layout
+from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.placing import best_device, set_threads, to_device
+from vapo.models.side import holds_side_critic
 from vapo.reports.critic_files import write_judgement
 from vapo.reports.runfiles import Record
 from vapo.rollout.engines import make_engine
@@ -113,7 +117,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
         if sections.model.dtype == "bfloat16":  # as a run's sampler
             model = to_device(model, torch.bfloat16)
         set_threads(sections.scale.threads, model)
-        critic = None if models.critic is None else _critic(models.critic, config, known_ids(model), observer)
+        critic = None if models.critic is None else _critic(models.critic, config, model, observer)
         kept = KeptLines(
             models.out / "judged.jsonl", _about(config, inputs, options), entry="continued", what="judgement"
         )
@@ -191,13 +195,9 @@ def _check(inputs: Inputs, models: JudgedModels, trust: bool) -> None:
             f"Task {inputs.task.name} compares the responses to a prompt with each other, so a continuation alone has "
             "no verdict, and no Monte-Carlo value."
         )
-    credit = models.algorithm.credit
-    if models.critic is not None and isinstance(credit, Gae) and credit.privileged:
-        raise ConfigError(
-            f"The critic reads the column {credit.privileged!r} beside the response (algorithm.credit.privileged); "
-            "such a critic cannot be judged here."
-        )
-    if models.critic is not None and not isinstance(models.config.algorithm.credit, Gae):
+    if models.critic is None or holds_side_critic(models.critic):
+        return
+    if not isinstance(models.config.algorithm.credit, Gae):
         check_vocabularies(inputs.policy_source, models.critic, inputs.tokenizer, trust_remote_code=trust)
 
 
@@ -235,19 +235,40 @@ def _notes(models: JudgedModels, options: JudgeOptions) -> list[str]:
     return notes
 
 
-def _critic(source: str, config: Config, num_ids: int, observer: Observer) -> Critic:
-    sections = config.sections
-    network, origin = load_critic(source, num_ids=num_ids, trust_remote_code=sections.model.trust_remote_code)
+def _critic(source: str, config: Config, policy: PreTrainedModel, observer: Observer) -> Critic:
+    """The trained critic in a folder; raises ModelError for one that cannot be judged beside the policy."""
+    sections, credit = config.sections, config.algorithm.credit
+    trust = sections.model.trust_remote_code
+    features_of = None
+    if holds_side_critic(source):
+        network, origin = load_side_critic(source, policy, trust_remote_code=trust)
+        layout = choose_layout(policy, sections.trainer.layout)
+        features_of = Policy(policy, layout, side_layers=tuple(network.config.policy_layers or ())).features
+    else:
+        network, origin = load_critic(source, num_ids=known_ids(policy), trust_remote_code=trust)
+        network = to_device(network, best_device())
+        layout = choose_layout(network, sections.trainer.layout)
     if not bool(value_head(network).weight.any()):  # a head that has learned nothing is exactly 0
         raise ModelError(
             f"The critic in {source} has learned nothing: its head is 0. Give the critic/ folder of a trained run."
         )
+    column, given = getattr(network.config, PRIVILEGED, None), credit.privileged if isinstance(credit, Gae) else None
+    if column != given:
+        raise ModelError(
+            f"The critic in {source} was trained with the privileged column {column!r}, and the settings give "
+            f"{given!r}. Judge it with its own run: vapo critic RUN."
+        )
     observer.note(f"critic: {origin}")
     if value_at(network) == "end":
         observer.note("the critic was trained on whole responses only; its values of prefixes were never learned")
-    network = to_device(network, best_device()).requires_grad_(False)
-    layout = choose_layout(network, sections.trainer.layout)
-    return Critic(network, layout, origin=origin, value_at=value_at(network), head=saved_head(network.config))
+    return Critic(
+        to_device(network, best_device()).requires_grad_(False),
+        layout,
+        origin=origin,
+        value_at=value_at(network),
+        head=saved_head(network.config),
+        features_of=features_of,
+    )
 
 
 def _count_block(observer: Observer, done: int, total: int) -> None:
