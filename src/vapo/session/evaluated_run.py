@@ -92,6 +92,12 @@ def evaluation_config(
     return config
 
 
+def run_of(folder: str | Path) -> Path | None:
+    """The run directory that a folder of weights (a critic/, or one in a checkpoint) belongs to; None if none."""
+    path = Path(os.path.abspath(folder))
+    return next((run for run in path.parents[:3] if _is_run(run)), None)
+
+
 def _is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and any((path / sign).exists() for sign in SIGNS_OF_A_RUN)
 

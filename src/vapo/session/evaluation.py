@@ -124,7 +124,7 @@ def evaluate_model(
     engine = None
     try:
         report_notes(inputs, observer)
-        kept = SampleFile(out, _about(config, inputs)) if out else None
+        kept = SampleFile(out, about_samples(config, inputs)) if out else None
         model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
         if sections.model.dtype == "bfloat16":  # as a run's sampler
             model = to_device(model, torch.bfloat16)
@@ -192,7 +192,7 @@ def evaluate_model(
         close_task(inputs.task)
 
 
-def _about(config: Config, inputs: Inputs) -> dict[str, Any]:
+def about_samples(config: Config, inputs: Inputs) -> dict[str, Any]:
     """What samples that are kept depend on; of anything else they are none."""
     evaluation, folder = config.sections.evaluation, Path(inputs.policy_source)
     weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
