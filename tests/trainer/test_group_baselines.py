@@ -180,7 +180,7 @@ def test_prompt_weights_are_made_on_the_whole_rollout():
         (lambda: credit(VAPO, head=HistogramHead(), value_clip=0.2), "learns by cross-entropy"),
         (lambda: credit(VAPO, policy_lambda=Share(k=0.0)), r"k must be in \(0, 1\], got 0"),
         (lambda: replace(RLOO, truncated="drop-from-policy"), "leaves the responses to the critic, and there is none"),
-        (lambda: without(VAPO2, "group-sampling"), "take group-baseline away, too, and first"),
+        (lambda: without(VAPO2, "group-sampling"), "Remove group-baseline, too, and first"),
     ],
 )
 def test_methods_that_make_no_sense_are_refused(change, words):

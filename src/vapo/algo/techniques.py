@@ -45,16 +45,13 @@ def put_back(algorithm: Algorithm, technique: str, *, ppo: Algorithm, vapo: Algo
         )
     path = known[technique]
     if path.startswith("credit.") and not isinstance(algorithm.credit, Gae):
-        raise ConfigError(f"{technique} belongs to methods with a critic; this one has a group baseline.")
+        raise ConfigError(f"{technique} needs a critic; this method has a group baseline. Use a preset with a critic.")
     if technique == "group-sampling":
         if isinstance(algorithm.credit, GroupBaseline):
-            raise ConfigError(
-                "Without group-sampling a group baseline has nothing to compare; use a preset with a critic."
-            )
+            raise ConfigError("A group baseline needs group-sampling. Use a preset with a critic to remove it.")
         if algorithm.credit.baseline in ("group", "fitted"):
             raise ConfigError(
-                "Without group-sampling the critic's group baseline has nothing to compare; take group-baseline away, "
-                "too, and first."
+                "The critic's group baseline needs group-sampling. Remove group-baseline, too, and first."
             )
     return _graft(algorithm, path, vapo if technique in REMEDIES else ppo)
 

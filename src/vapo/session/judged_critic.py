@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from vapo.algo.method import Algorithm, Gae
-from vapo.errors import ConfigError, ModelError, VerifierBrokenError
+from vapo.errors import ConfigError, ModelError, VerifierBrokenError, counted
 from vapo.evals.continuations import Sampler, continue_prompts
 from vapo.evals.judgement import CriticJudgement, judge, read_answers
 from vapo.evals.kept_lines import KeptLines
@@ -80,7 +80,7 @@ def judged_models(
     if critic is None and found.run is not None and beside.is_dir():
         critic = str(beside)
     own = {**settings, "model": {"policy": found.folder, "critic": critic}}
-    config = evaluation_config(found, task, own, changes)
+    config = evaluation_config(found, task, own, changes, uses=("algorithm",))
     origin = None if critic is None else run_of(critic)
     same = origin is None or (found.run is not None and origin.resolve() == found.run.resolve())
     algorithm = config.algorithm if same or origin is None else load_run_config(origin).algorithm
@@ -122,7 +122,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
             models.out / "judged.jsonl", _about(config, inputs, options), entry="continued", what="judgement"
         )
         if there := sum(kept.get(prompt.id) is not None for prompt in prompts):
-            observer.note(f"{there} of {len(prompts)} prompts are taken from {kept.path}")
+            observer.note(f"taken from {kept.path}: {there} of {counted(len(prompts), 'prompt')}")
         engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
         sampler = Sampler(
             engine,

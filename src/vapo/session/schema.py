@@ -26,7 +26,7 @@ class ModelConfig:
     critic_kind: Literal["full", "side"] = "full"
     """`full` is a network of its own; `side` is a small one that reads the policy's hidden states, at a fraction of the
     time and memory."""
-    side_layers: int | None = number(None, ge=1)
+    side_layers: int | None = number(None, unit="layers", ge=1)
     """How many of the policy's layers a side critic reads, evenly spaced; null takes every third, 12 at most."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward passes; weights, values and losses stay float32."""

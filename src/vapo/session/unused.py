@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,10 +172,13 @@ INSTEAD = {
 """Settings of training whose like in an evaluation is another option, or that it has no use for."""
 
 
-def unused_in_evaluation(settings: Mapping[str, Any]) -> str | None:
-    """An error text for the first of the settings, by dotted key, that an evaluation does not use, or None."""
+def unused_in_evaluation(settings: Mapping[str, Any], uses: Sequence[str] = ()) -> str | None:
+    """An error text for the first of the settings, by dotted key, that an evaluation does not use, or None.
+
+    `uses` are further settings that matter, a section standing for all in it.
+    """
     for key in settings:
-        if key in INSTEAD or not any(key == name or key.startswith(f"{name}.") for name in EVALUATED):
+        if key in INSTEAD or not any(key == name or key.startswith(f"{name}.") for name in (*EVALUATED, *uses)):
             advice = f"Use {INSTEAD[key]}." if INSTEAD.get(key) else "Leave it out."
             return f"{key} has no effect on an evaluation. {advice}"
     return None

@@ -155,7 +155,7 @@ def method_from_name(name: str) -> dict[str, Any]:
         if rest == "with dynamic-sampling":
             return {"preset": preset, "settings": DYNAMIC_SAMPLING}
     raise ConfigError(
-        f"Cannot tell which method {name!r} is. Write a preset ({', '.join(PRESETS)}), `vapo without TECHNIQUE` "
+        f"Unknown method {name!r}. Write a preset ({', '.join(PRESETS)}), `vapo without TECHNIQUE` "
         f"({', '.join([*TECHNIQUES, *REMEDIES])}), `vapo with dynamic-sampling`, or a mapping with its preset "
         "and settings."
     )
