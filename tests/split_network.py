@@ -70,8 +70,8 @@ def _serve(pipe: Any, meet: Path) -> None:
         assert half is not None
         if name == "digest":
             pipe.send(half.digest())
-        elif name == "step":
-            half.local.step(*arguments)
+        elif name in ("step", "start_at"):
+            getattr(half.local, name)(*arguments)
         else:
             data, *rest = arguments
             getattr(half, name)(Batch.from_tensors(load(data)), *rest)
@@ -129,6 +129,7 @@ class SplitNetwork:
         pair.tell("build", build)
         local = self.half.local
         self.name, self.origin, self.parameters = local.name, local.origin, local.parameters
+        self.reads = local.reads
         self.checkpoint_bytes, self.published_bytes = local.checkpoint_bytes, local.published_bytes
 
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
@@ -142,6 +143,10 @@ class SplitNetwork:
     def step(self, lr: float) -> StepResult:
         self.pair.tell("step", lr)
         return self.half.local.step(lr)
+
+    def start_at(self, value: float) -> bool:
+        self.pair.tell("start_at", value)
+        return self.half.local.start_at(value)
 
     def weights(self, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
         return self.half.local.weights(merged=merged)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import toys
 from vapo import cli
@@ -217,3 +218,25 @@ def test_exit_codes_come_through_a_closed_stderr(tmp_path: Path):
 def test_a_task_option_of_another_type_is_one_line(monkeypatch, capsys, task: str, setting: str, words: str):
     assert vapo("train", "--set", f"task.name={task}", "--set", setting, "--dry-run", monkeypatch=monkeypatch) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_side_critic_ranks_samples_of_its_own_policy_alone(tmp_path: Path, monkeypatch, capsys):
+    run, critic = tmp_path / "run", tmp_path / "run" / "critic"
+    final = ["--set", "checkpoint.final=weights", "--set", "model.critic_kind=side"]
+    assert vapo("train", "--steps", "1", "--run-dir", str(run), *final, *TINY, monkeypatch=monkeypatch) == 0
+    capsys.readouterr()
+    one = ["-k", "2", "--prompts", "4", "--critic", str(critic)]
+    tensors = load_file(critic / "model.safetensors")
+    tensors["score.weight"] += 1  # one step with 24 tokens finds no right answer, so nothing was learned
+    save_file(tensors, critic / "model.safetensors", metadata={"format": "pt"})
+    assert vapo("eval", str(run), *one, monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "side critic of" in said
+    assert "best" in said
+    config = json.loads((critic / "config.json").read_text())
+    (critic / "config.json").write_text(json.dumps({**config, "policy_width": 7}))
+    assert vapo("eval", str(run), *one, monkeypatch=monkeypatch) == 2
+    assert "Give the policy it was trained beside" in capsys.readouterr().err
+    # a run that kept its weights only says how to go on with both
+    assert vapo("resume", str(run), "--set", "trainer.steps=2", monkeypatch=monkeypatch) == 2
+    assert f"--critic {critic} --set model.critic_kind=side" in capsys.readouterr().err

@@ -28,6 +28,8 @@ RUNS = [
     ("dapo", {}),
     ("vapo", {}),
     ("vapo", {"trainer": {"steps": 0, "pretraining_at": "end"}}),
+    ("vapo", {"algorithm": {"credit": {"baseline": "group"}, "sampler": {"kind": "truncated"}}}),
+    ("vapo", {"algorithm": {"credit": {"baseline": "fitted"}}}),
 ]
 """Settings that write every metric between them."""
 

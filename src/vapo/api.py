@@ -1,4 +1,4 @@
-"""The two functions for people who would rather write Python than type commands."""
+"""The functions for people who would rather write Python than type commands."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any, ParamSpec, TypeVar
 
 from vapo.errors import UnguardedError
 from vapo.evals.evaluate import EvaluationResult
+from vapo.evals.judgement import CriticJudgement
 from vapo.evals.statistics import RANKS
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve
 from vapo.session.evaluated_run import evaluation_config, find_model
 from vapo.session.evaluation import evaluate_model
+from vapo.session.judge_options import FRACTIONS, JudgeOptions
+from vapo.session.judged_critic import judge_models, judged_models
 from vapo.session.layers import DEFAULT_RECIPE, Layer, Source, file_layer, recipe_layer, source_layers
 from vapo.session.run_dirs import default_run_dir
 from vapo.session.signals import end_in_one_line
@@ -138,6 +141,48 @@ def evaluate(
         out=None if out is None else Path(out),
         ranks=ranks if critic is not None else (),
     )
+
+
+@_entry
+def judge_critic(
+    run: str | Path | None = None,
+    *,
+    policy: str | Path | None = None,
+    critic: str | Path | None = None,
+    task: str | None = None,
+    prompts: int | None = None,
+    responses: int = 4,
+    continuations: int = 8,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+) -> CriticJudgement:
+    """A critic against Monte-Carlo values, and the ceiling of any critic: what `vapo critic` prints.
+
+    `run` is a run directory or one of its checkpoints; `policy` takes its place for a model of no run, and needs a
+    `task`. `critic` is a critic's folder; None takes the run's own, and without one there is the ceiling alone.
+    `responses` to each of the first `prompts` held-out prompts (None: 64, or all) are cut at `fractions` of their
+    length, and every prefix is continued `continuations` times. `settings` are laid over the run's. `out` keeps
+    continuations, results, picture and page, and stopped work resumes from it; None is critic_judgement/ in the run.
+    Raises ConfigError, ModelError, VerifierBrokenError.
+    """
+    options = JudgeOptions(prompts, responses, continuations, tuple(fractions))
+    layers = [Layer(Source.OPTION, "settings", settings)] if settings else []
+    models = judged_models(
+        None if run is None else str(run),
+        None if policy is None else str(policy),
+        None if critic is None else str(critic),
+        task,
+        {"seed": seed},
+        layers,
+        None if out is None else Path(out),
+    )
+    view = observer or SilentView()
+    for note in models.policy.notes:
+        view.note(note)
+    return judge_models(models, options, view)[0]
 
 
 def _named(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,6 +107,8 @@ class Section:
 SHARE = "share"
 """The unit of a number from 0 to 1 that figures show in percent."""
 CRITIC = "methods with a critic"
+RESIDUAL = "`algorithm.credit.baseline: group`"
+GROUPED_CRITIC = "methods with a critic and several responses to a prompt"
 KL = "runs with a reference: `algorithm.kl.coef` > 0"
 SHOW_THE_FORM = "show the model the form of an answer (in the prompt: `task.template`, or by fine-tuning on examples)"
 
@@ -175,6 +177,11 @@ _SAMPLED = (
         "num_samples", "responses sampled for training so far, value pretraining and dropped groups included; the "
         "x axis for comparing methods by cost", "responses", short="samples", phases=BOTH,
     ),
+    Metric(
+        "outcomes/between_share", "share of the outcomes' variance that lies between prompts: what a baseline explains "
+        "that knows the prompt only. Noise alone gives about 1 / group size", SHARE, "",
+        "", title="Variance between prompts", where="methods with several responses to a prompt",
+    ),
     Metric("num_tokens", "their tokens", "tokens", short="tokens", phases=BOTH),
 )  # fmt: skip
 
@@ -224,6 +231,11 @@ _POLICY = (
         "nats", "below 1e-4 in float32", "the engine runs other weights or another precision",
     ),
     Metric("sampler/logp_gap_mean", "the mean of that difference", "nats", "below 1e-4 in float32"),
+    Metric(
+        "sampler/removed_ratio", "share of the tokens whose weight the sampler correction cut or set to 0", SHARE,
+        "below 0.01", "engine and trainer disagree about many tokens: compare their precision, or the "
+        "staleness of its rollouts", where="`algorithm.sampler` other than none",
+    ),
 )  # fmt: skip
 
 _CRITIC = (
@@ -237,9 +249,45 @@ _CRITIC = (
         "(`trainer.pretraining_steps`) or lower `trainer.critic_lr`",
         title="Explained variance", short="EV", where=CRITIC,
     ),
+    Metric(
+        "value/residual_explained_variance", "explained variance of what the mean outcome of the group's other "
+        "responses leaves, by the critic alone", "", "above 0, rising",
+        "below 0 the critic adds noise to the group's mean: lower `trainer.critic_lr`",
+        title="Explained variance beyond the group", where=RESIDUAL,
+    ),
     Metric("value/mean", "mean V", "reward", where=CRITIC),
     Metric(
-        "value/bias", "mean V - R; explained variance does not measure it", "reward", "near 0",
+        "value/std", "standard deviation of the critic's answers over the tokens", "reward",
+        "above `guards.value_std_below`",
+        "the critic says the same of every token: raise `trainer.critic_lr`, pretrain it, or see in "
+        "`value/head_step` whether its head learns", where=CRITIC,
+    ),
+    Metric(
+        "value/head_step", "how far a gradient step moved the weights of the value head (norm), mean over the step's "
+        "gradient steps", "", "above 0",
+        "the head gets no gradient while the rest of the critic does: start the critic from a base model, or look at "
+        "how its head is loaded", phases=BOTH, where=CRITIC,
+    ),
+    Metric(
+        "value/within_group_auc", "how often the critic's mean answer ranks a right response above a wrong one to the "
+        "same prompt", "", "above 0.5, rising", "near 0.5 the critic adds nothing to the group's mean",
+        title="AUC within groups", where=GROUPED_CRITIC,
+    ),
+    Metric(
+        "advantages/variance_ratio", "Var(R - V) / Var(R - b), b the mean outcome of the group's other responses: the "
+        "variance of the advantages with the critic against with the group alone", "",
+        "below 1; above `guards.variance_ratio_above` an alarm",
+        "the critic makes advantages noisier than the group's mean would: set `algorithm.credit.baseline: group`, so "
+        "that it learns what the mean leaves, or pretrain it longer", title="Advantage variance with the critic",
+        where=GROUPED_CRITIC,
+    ),
+    Metric(
+        "credit/critic_share", "the critic's share of the baseline: ρ of a fitted one, 0 or 1 of a gated one", SHARE,
+        "above 0", "at 0 the critic costs time and adds nothing: pretrain it, or take a method without one",
+        where="`algorithm.credit.baseline: fitted` or `gated`",
+    ),
+    Metric(
+        "value/bias", "mean V - R; a constant offset is invisible to explained variance", "reward", "near 0",
         where=CRITIC,
     ),
     Metric(
@@ -263,11 +311,13 @@ _CRITIC = (
     ),
     Metric(
         "gae/lambda_mean", "mean λ of the policy's advantages over the step's responses", "", "above 0.95",
-        "raise `algorithm.alpha`; the paper's 0.05 is for thousands of tokens", title="Effective λ", where=CRITIC,
+        "raise `algorithm.alpha`; the paper's 0.05 is for thousands of tokens (1.5 lets the share k = 0.51 of the "
+        "outcome reach the first token)", title="Effective λ", where=CRITIC,
     ),
     Metric(
         "gae/lambda_median", "its median", "", "above 0.95",
-        "raise `algorithm.alpha`; the paper's 0.05 is for thousands of tokens", where=CRITIC,
+        "raise `algorithm.alpha`; the paper's 0.05 is for thousands of tokens (1.5 lets the share k = 0.51 of the "
+        "outcome reach the first token)", where=CRITIC,
     ),
     Metric("gae/lambda_min", "its minimum", where=CRITIC),
     Metric("advantages/mean", "mean advantage of the tokens learned from; every method writes it"),
@@ -285,7 +335,12 @@ _PRETRAINING = (
         "more steps or passes, a higher `trainer.pretraining_lr`, or prompts whose outcome can be predicted",
         title="Explained variance", short="EV", phases=PRETRAIN,
     ),
+    Metric(
+        "pretrain/residual_explained_variance", "`value/residual_explained_variance` on them", "", "above 0",
+        phases=PRETRAIN, where=RESIDUAL,
+    ),
     Metric("pretrain/mean", "mean V on them", "reward", phases=PRETRAIN),
+    Metric("pretrain/std", "standard deviation of the critic's answers on them", "reward", "above 0", phases=PRETRAIN),
     Metric("pretrain/bias", "mean V - R on them", "reward", "near 0", phases=PRETRAIN),
     Metric(
         "pretrain/explained_variance_by_position/*", "explained variance on them by tenths of the response", "",

@@ -24,7 +24,8 @@ class Prompt:
     `id` is stable across runs and machines: seeds and epochs derive from it. `text` is a plain string or a
     list of chat messages (`{"role": ..., "content": ...}`). `answer` is what the task's verifier needs,
     as JSON; `columns` are the other columns of its row in a data set, for verifiers that ask for them.
-    `token_ids` is empty until a tokenizer has rendered the prompt.
+    `token_ids` is empty until a tokenizer has rendered the prompt. `privileged_ids` are tokens that only the critic
+    reads, between prompt and response.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Prompt:
     answer: Any = None
     token_ids: tuple[int, ...] = ()
     columns: dict[str, Any] = field(default_factory=dict)
+    privileged_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from dataclasses import fields, is_dataclass, replace
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vapo.algo.method import Algorithm, Clip, DualClip, Fixed, Gae, GroupBaseline, LengthAdaptive, Relative, Sampling
+from vapo.algo.methods_page import SOURCES, page
 from vapo.algo.presets import DAPO, GRPO, PPO, PRESETS, TECHNIQUES, VAPO, VC_PPO, without, without_all
 from vapo.algo.sizes import Sizes, scaled
 from vapo.errors import ConfigError
@@ -240,3 +242,13 @@ def test_scaling_raises_if_the_minibatch_does_not_divide_the_samples():
 def test_scaling_a_group_method_to_single_responses_raises():
     with pytest.raises(ConfigError, match="at least 2"):
         scaled(GRPO, Sizes(group_size=1))
+
+
+def test_the_page_of_methods_is_printed_from_the_presets():
+    printed = Path(__file__).parents[2] / "docs" / "methods.md"
+    assert printed.read_text(encoding="utf-8") == page(), "Print it again: python -m vapo.algo.methods_page"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_names_its_source(name):
+    assert SOURCES[name]

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from vapo.chaos import faults
 from vapo.chaos.small_run import long_config, small_config
@@ -92,13 +93,14 @@ from vapo.chaos import fork_server
 from pathlib import Path
 fork_server.main(Path(sys.argv[1]), False)
 """
+MOVED_WEIGHTS = "weights lie elsewhere in memory after a resume"
 FLAWS = {
     "the optimizer is forgotten": (
         "local_network",
         "local_network.load_optimizer = lambda optimizer, path: None",
         {"trial": "interrupted", "end": int(signal.SIGKILL)},
     ),
-    "weights lie elsewhere in memory after a resume": (
+    MOVED_WEIGHTS: (
         "snapshot",
         """
 restore = snapshot.restore
@@ -131,9 +133,22 @@ snapshot.restore = shifted
 }
 
 
+def alignment_changes_products() -> bool:
+    """Whether this machine's matrix products differ in the last bit with the address of a weight."""
+    generator = torch.Generator().manual_seed(0)
+    for outputs, inputs, rows in [(64, 64, 17), (256, 64, 100), (64, 256, 333), (192, 64, 5), (53, 64, 211)]:
+        weight, x = torch.randn(outputs, inputs, generator=generator), torch.randn(rows, inputs, generator=generator)
+        moved = torch.empty(weight.numel() + 2)[2:].view(weight.shape).copy_(weight)
+        if not torch.equal(x @ weight.T, x @ moved.T):
+            return True
+    return False
+
+
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_a_trainer_with_a_bug_fails_the_trials(tmp_path: Path, flaw: str):
     module, change, asked = FLAWS[flaw]
+    if flaw == MOVED_WEIGHTS and not alignment_changes_products():
+        pytest.skip("on this processor products do not depend on where weights lie, so there is nothing to find")
     script = BROKEN.format(package=PACKAGES.get(module, "vapo.trainer"), module=module, change=change)
     process = subprocess.Popen(
         [

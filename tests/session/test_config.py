@@ -444,3 +444,19 @@ def test_unreadable_files_and_unknown_recipes_are_explained(tmp_path: Path):
         source_layers("mase")
     with pytest.raises(ConfigError, match="key=value"):
         set_layer("trainer.steps")
+
+
+@pytest.mark.parametrize(
+    ("options", "alpha"),
+    [
+        ({"preset": "vapo"}, 0.5),  # the recipe's, for its length
+        ({"preset": "sao"}, 1.5),  # its own holds at every length
+        ({"preset": "bpco"}, 0.4),
+        ({"preset": "sao", "alpha": 0.7}, 0.7),
+        ({"preset": "vapo2", "without": ["share-lambda"]}, 0.5),
+        ({"preset": "vapo2"}, None),
+    ],
+)
+def test_a_recipes_alpha_is_for_methods_whose_own_belongs_to_long_responses(options, alpha):
+    config = resolve([recipe_layer("maze"), file_layer("f.yaml", {"algorithm": options})])
+    assert sizes_of(config.algorithm).alpha == alpha

@@ -73,7 +73,7 @@ def test_an_alarm_is_raised_once_after_enough_bad_steps_in_a_row(metric: str, ba
 
 
 def test_an_alarm_gives_the_figure_its_setting_and_the_advice_of_the_table_of_metrics():
-    metrics = {alarm.metric: alarm.message(0.5, GuardSettings()) for alarm in ALARMS}
+    metrics = {alarm.metric: alarm.message(0.5, GuardSettings(), alarm.metric) for alarm in ALARMS}
     assert metrics["entropy"] == (
         "The policy's entropy is 0.5000 nats a token, below guards.entropy_below=0.005. Near 0 the policy writes "
         "almost the same response every time: raise algorithm.clip.high or lower trainer.actor_lr."

@@ -13,8 +13,23 @@ from torch import Tensor
 
 import toys
 from split_network import Pair, SplitNetwork
-from vapo.algo.method import Algorithm, DualClip, Gae, Kl
+from vapo.algo.heads import width, with_range
+from vapo.algo.method import (
+    Algorithm,
+    Anchors,
+    BoundedHead,
+    DualClip,
+    Gae,
+    HistogramHead,
+    Kl,
+    LinearHead,
+    ProbabilityBound,
+    RatioMask,
+    SigmoidHead,
+    TurnStarts,
+)
 from vapo.algo.presets import DAPO, GRPO, PPO, VAPO
+from vapo.models.loading import set_head
 from vapo.models.networks import Critic, Policy
 from vapo.trainer.batch import Batch, micro_batches, minibatches
 from vapo.trainer.local_network import LocalNetwork
@@ -24,6 +39,11 @@ from vapo.trainer.objectives import CriticObjective, PolicyObjective
 EVERYTHING = replace(
     VAPO, clip=DualClip(low=0.2, high=0.28, c=3.0), kl=Kl(coef=0.5), credit=replace(VAPO.credit, value_clip=0.2)
 )
+
+
+def with_head(head, **changes) -> Algorithm:
+    """VAPO with another head, its range filled in, and other changes of the credit."""
+    return replace(VAPO, credit=replace(VAPO.credit, head=with_range(head, -1.0, 1.0), **changes))
 
 
 def batch_of(lengths: list[int], seed: int = 0) -> Batch:
@@ -46,12 +66,16 @@ def batch_of(lengths: list[int], seed: int = 0) -> Batch:
         valid=torch.ones(rows, dtype=torch.bool),
         truncated=torch.zeros(rows, dtype=torch.bool),
         outcomes=right.float(),
+        critic_outcomes=right.float(),
+        policy_rows=torch.ones_like(right),
         sampled_logp=noise(1.0) - 3,
         old_logp=noise(0.2) - 2.8,
         ref_logp=noise(0.2) - 2.8,
         old_values=noise(1.0),
         advantages=noise(1.0),
-        returns=noise(1.0),
+        returns=noise(0.3).clamp(-1, 1),
+        critic_weights=torch.rand(rows, generator=generator) + 0.5,
+        sampler_weights=torch.where(mask, torch.rand(rows, width, generator=generator), 1.0),
     )
 
 
@@ -66,9 +90,12 @@ def local(kind: str, algorithm: Algorithm, layout: str = "packed") -> LocalNetwo
 
     torch.manual_seed(0)
     config = toys.tiny_llama().config
-    config.num_labels = 1
     assert isinstance(algorithm.credit, Gae)
-    critic = Critic(LlamaForTokenClassification(config).eval(), layout)
+    head = algorithm.credit.head
+    config.num_labels = width(head)
+    model = LlamaForTokenClassification(config).eval()
+    set_head(model, head)
+    critic = Critic(model, layout, head=head)
     return LocalNetwork(kind, critic, objective=CriticObjective(critic, algorithm.credit))
 
 
@@ -112,6 +139,13 @@ CASES = [
     ("critic", VAPO),
     ("critic", EVERYTHING),
     ("critic", replace(VAPO, credit=replace(VAPO.credit, critic_reduction="sequence"))),
+    ("policy", replace(VAPO, clip=RatioMask(low=0.7, high=6.0))),
+    ("policy", replace(VAPO, clip=ProbabilityBound(eps=0.2))),
+    ("critic", with_head(BoundedHead())),
+    ("critic", with_head(SigmoidHead())),
+    ("critic", with_head(HistogramHead(bins=11))),
+    ("critic", with_head(LinearHead(), value_tokens=Anchors((0.3, 0.6, 0.9)))),
+    ("critic", with_head(LinearHead(), value_tokens=TurnStarts(), critic_reduction="sequence")),
 ]
 
 
@@ -228,7 +262,7 @@ def test_the_positive_term_is_divided_by_the_right_tokens_of_the_minibatch_and_l
 
 def test_shaping_does_not_move_a_response_out_of_the_positive_set():
     # NeMo RL takes "reward > 0": a right answer with the full overlong penalty (1 - 1 = 0) drops out
-    batch = replace(batch_of(LENGTHS), outcomes=torch.zeros(len(LENGTHS)))
+    batch = replace(batch_of(LENGTHS), outcomes=torch.zeros(len(LENGTHS)), critic_outcomes=torch.zeros(len(LENGTHS)))
     weights = PolicyObjective(Policy(toys.tiny_llama()), VAPO).weights(batch)["positive"]
     assert (weights[1, : LENGTHS[1]] > 0).all()
 

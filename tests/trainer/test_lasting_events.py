@@ -19,7 +19,7 @@ from vapo.trainer import snapshot
 from vapo.trainer.record import RunFolder
 from vapo.types import Prompt
 
-SHORT_LAMBDA = "credit will hardly reach past the last few"
+SHORT_LAMBDA = "of the outcome reaches the first token"
 ONE_PROBLEM = "has one problem to train on"
 
 

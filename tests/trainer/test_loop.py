@@ -388,8 +388,8 @@ def test_a_run_and_its_resume_note_the_prompts_that_are_too_long(base: Path, tmp
         run = begin(view)
         run.folder.close()
         assert (len(run.train_prompts), len(run.heldout_prompts)) == (200, 100)
-        assert "2 training prompts are too long and left out" in view.notes
-        assert "1 held-out prompts are too long and left out" in view.notes
+        assert "left out as too long: 2 training prompts" in view.notes
+        assert "left out as too long: 1 held-out prompt" in view.notes
 
 
 @pytest.mark.parametrize(("version", "max_age", "refused"), [(3, 0, False), (2, 0, True), (2, 1, False), (4, 1, True)])

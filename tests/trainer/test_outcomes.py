@@ -119,8 +119,8 @@ def test_kinds_come_back_from_a_verifiers_process_and_no_others(tmp_path: Path):
         ),
         (
             counts(8, unspecified=8),
-            "0 of 8 responses in 5 steps are right: nothing to learn. Look in the rollouts whether the verifier can "
-            "say right at all; take easier problems, or another model.",
+            "0 of 8 responses in 5 steps are right: nothing to learn. Check in the rollouts whether the verifier "
+            "accepts any answer; take easier problems, or another model.",
         ),
         (
             counts(64, 64),

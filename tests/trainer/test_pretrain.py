@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import toys
+from vapo.algo.presets import VAPO
 from vapo.durability.checkpoint import sha256
 from vapo.errors import ConfigError, StoppedError, VapoError
 from vapo.models.backbone import hidden_states
@@ -41,18 +42,20 @@ def batch_of(lengths: list[int], outcomes: list[float], first_token: int = 0) ->
         valid=torch.ones(len(lengths), dtype=torch.bool),
         truncated=torch.zeros(len(lengths), dtype=torch.bool),
         outcomes=torch.tensor(outcomes),
+        critic_outcomes=torch.tensor(outcomes),
+        policy_rows=torch.ones(len(lengths), dtype=torch.bool),
         sampled_logp=torch.zeros(len(lengths), width),
     )
 
 
 def test_returns_are_what_was_earned_discounted_to_each_token():
-    batch = with_returns(batch_of([3, 1], [1.0, -1.0]), gamma=0.5)
+    batch = with_returns(batch_of([3, 1], [1.0, -1.0]), replace(VAPO, credit=replace(VAPO.credit, gamma=0.5)))
     assert batch.returns is not None
     assert batch.returns.tolist() == [[0.25, 0.5, 1.0], [-1.0, 0.0, 0.0]]
 
 
 def test_without_discount_every_tokens_return_is_the_outcome():
-    batch = with_returns(batch_of([3, 2], [1.0, 0.0]), gamma=1.0)
+    batch = with_returns(batch_of([3, 2], [1.0, 0.0]), VAPO)
     assert batch.returns is not None
     assert batch.returns.tolist() == [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
 
@@ -79,7 +82,7 @@ def test_a_replay_holds_all_new_responses_and_draws_no_earlier_one_twice(count: 
 
 
 def test_a_draw_gives_the_rows_that_drawing_from_all_batches_at_once_would():
-    earlier = [with_returns(batch_of(lengths, [1.0] * len(lengths), 300 * i), 1.0)
+    earlier = [with_returns(batch_of(lengths, [1.0] * len(lengths), 300 * i), VAPO)
                for i, lengths in enumerate([[1, 4], [5], [2, 2, 3]])]  # fmt: skip
     for count in range(8):
         whole = concatenate(earlier)
@@ -112,8 +115,8 @@ def test_the_pool_reads_the_same_rows_from_disk_that_batches_in_memory_have(
 ):
     monkeypatch.setattr(replay, "ROW_READ_BYTES", row_read_bytes)
     batches = [
-        with_returns(batch_of([1, 4, 2], [1.0, 0.0, 1.0]), 0.9),
-        with_returns(batch_of([6, 3], [0.0, 1.0], 900), 0.9),
+        with_returns(batch_of([1, 4, 2], [1.0, 0.0, 1.0]), VAPO),
+        with_returns(batch_of([6, 3], [0.0, 1.0], 900), VAPO),
     ]
     pool = ReplayPool(tmp_path, pytest.fail)
     for batch in batches:

@@ -107,11 +107,19 @@ def changed_over(work: Callable[[], object], run: Run) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+NETWORKS = {
+    "whole": {},
+    "adapters": {"policy_lora": 2, "critic_lora": 2},
+    "side critic": {"critic_kind": "side"},
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("phase", ["pretrain", "train"])
-def test_attributes_that_change_in_a_step_are_saved_or_recomputed(base: Path, tmp_path: Path, phase: str, rank: int):
-    adapters = {"model": {"policy_lora": rank, "critic_lora": rank}}
-    run = toys.toy_run(base, tmp_path / "run", KL, {"trainer": {"pretraining_steps": 1}}, adapters)
+def test_attributes_that_change_in_a_step_are_saved_or_recomputed(base: Path, tmp_path: Path, phase: str, kind: str):
+    rank = NETWORKS[kind].get("policy_lora", 0)
+    networks = {"model": NETWORKS[kind]}
+    run = toys.toy_run(base, tmp_path / "run", KL, {"trainer": {"pretraining_steps": 1}}, networks)
     run.hand_over()
     loop.evaluate_policy(run)
     if phase == "train":
@@ -225,6 +233,8 @@ ALWAYS = {"guards": {"clipped_ratio_above": 0.0, "patience": 2}}
 SPIKES = {"guards": {"grad_norm_above": 1.0001}, "trainer": {"steps": 7}}
 ROLLBACK = {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": "rollback", "max_rollbacks": 1}}
 
+FITTED = {"algorithm": {"credit": {"baseline": "fitted"}}}
+
 # piece of state, the checkpoint to resume from, settings under which it matters, and what is done to the run
 FIELDS: dict[str, tuple[str, dict[str, Any], Callable[[Run], None] | None]] = {
     "phase": ("step_000001", {}, None),
@@ -243,6 +253,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any], Callable[[Run], None] | None]] = {
     "recent": ("step_000005", SPIKES, None),
     "streaks": ("step_000001", ALWAYS, None),
     "verdicts": ("step_000001", {"guards": {"same_outcome_steps": 2}}, never_right),
+    "mixture": ("step_000001", FITTED, None),
     "rollbacks": ("step_000001", ROLLBACK, None),
     "micro_batch_tokens": ("step_000001", {}, small_memory),
     "log_bytes": ("step_000001", {}, None),

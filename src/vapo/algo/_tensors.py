@@ -44,3 +44,24 @@ def require_bool(function: str, **tensors: Tensor) -> None:
     for name, x in tensors.items():
         if x.dtype != torch.bool:
             raise ValueError(f"{function} needs a bool {name}, got {x.dtype}. Convert a 0/1 tensor with .bool().")
+
+
+def require_groups(function: str, valid: Tensor | None, **columns: Tensor) -> Tensor:
+    """`valid`, or all True. Raise ValueError unless the columns, `groups` among them, are one number per response and
+    the groups are integers."""
+    groups = columns["groups"]
+    valid = torch.ones_like(groups, dtype=torch.bool) if valid is None else valid
+    require_one_shape(function, **columns, valid=valid)
+    require_bool(function, valid=valid)
+    if groups.ndim != 1 or groups.is_floating_point():
+        raise ValueError(
+            f"{function} needs groups to be one integer per response, the name of its prompt; "
+            f"got {groups.dtype} of shape {tuple(groups.shape)}."
+        )
+    return valid
+
+
+def numbered(groups: Tensor) -> tuple[Tensor, int]:
+    """The groups renamed 0, 1, 2, …, and how many there are."""
+    names, index = torch.unique(groups, return_inverse=True)
+    return index, len(names)

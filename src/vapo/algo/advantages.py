@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Literal, assert_never
 import torch
 import torch.nn.functional as F
 
-from vapo.algo._tensors import require_bool, require_mask, require_one_shape, require_rows, widened
+from vapo.algo._tensors import (
+    numbered,
+    require_bool,
+    require_groups,
+    require_mask,
+    require_one_shape,
+    require_rows,
+    widened,
+)
 from vapo.algo.diagnostics import masked_deviations
-from vapo.algo.method import Fixed, Lambda, LengthAdaptive, Relative
+from vapo.algo.method import Fixed, Lambda, LengthAdaptive, Relative, Share
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Num
@@ -150,8 +158,26 @@ def relative_lambda(lengths: Num[Tensor, " B"], q: float) -> Float[Tensor, " B"]
     return torch.where(lengths > 1, q ** (1 / (lengths - 1).clamp(min=1)), 1.0)
 
 
+def share_lambda(lengths: Num[Tensor, " B"], k: float) -> Float[Tensor, " B"]:
+    """One λ per response, so that the share k of the outcome reaches the first token.
+
+        λ(l) = k^(1/l)     =>     λ^l = k
+
+    `lengths` counts trainable response tokens; an empty response gets k. In float32, or wider if the lengths
+    are: near 1, bfloat16 would round λ to 1. α = 1.5 is about k = 0.51 at every length, 0.4 is 0.08, 0.05 is 2e-9.
+
+    Raises ValueError unless k is in (0, 1].
+
+    Source: JustRL-II; `relative_lambda` is its sibling k^(1/(l-1)).
+    """
+    if not 0 < k <= 1:
+        raise ValueError(f"share_lambda needs k in (0, 1], got {k}: it is the outcome's share at the first token.")
+    (lengths,) = widened(lengths)
+    return k ** (1 / lengths.clamp(min=1))
+
+
 def lambdas(rule: Lambda, lengths: Num[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """One λ per response, by the rule of a preset: `Fixed`, `LengthAdaptive` or `Relative`."""
+    """One λ per response, by the rule of a preset."""
     match rule:
         case Fixed(value=value):
             (like,) = widened(lengths)
@@ -160,6 +186,8 @@ def lambdas(rule: Lambda, lengths: Num[Tensor, " B"]) -> Float[Tensor, " B"]:
             return length_adaptive_lambda(lengths, alpha)
         case Relative(q=q):
             return relative_lambda(lengths, q)
+        case Share(k=k):
+            return share_lambda(lengths, k)
         case _:
             assert_never(rule)
 
@@ -213,9 +241,9 @@ def group_advantages(
     Source: GRPO, arXiv:2402.03300 §4.1; DAPO, arXiv:2503.14476, eq. 9; no std: Dr. GRPO, arXiv:2503.20783.
     """
     if std not in ("population", "sample", None):
-        raise ValueError(f'group_advantages needs std="population", "sample" or None, got {std!r}.')
-    valid = _valid("group_advantages", valid, rewards=rewards, groups=groups)
-    index, num_groups = _numbered(groups)
+        raise ValueError(f'group_advantages knows std="population", "sample" and None, got {std!r}.')
+    valid = require_groups("group_advantages", valid, rewards=rewards, groups=groups)
+    index, num_groups = numbered(groups)
     (rewards,) = widened(rewards)
 
     # Subtract the group's smallest reward first, so that equal rewards differ by exactly 0.
@@ -249,30 +277,10 @@ def informative_groups(
 
     Source: DAPO, arXiv:2503.14476, eq. 8 (the constraint) and §3.2.
     """
-    valid = _valid("informative_groups", valid, right=right, groups=groups)
+    valid = require_groups("informative_groups", valid, right=right, groups=groups)
     require_bool("informative_groups", right=right)
-    index, num_groups = _numbered(groups)
+    index, num_groups = numbered(groups)
     zeros = torch.zeros(num_groups, dtype=torch.long, device=groups.device)
     num_right = zeros.index_add(0, index, (right & valid).long())
     num_valid = zeros.index_add(0, index, valid.long())
     return ((num_right > 0) & (num_right < num_valid))[index]
-
-
-def _valid(function: str, valid: Tensor | None, **columns: Tensor) -> Tensor:
-    """`valid`, or all True. Raises ValueError for columns of different shapes or groups that are not integers."""
-    groups = columns["groups"]
-    valid = torch.ones_like(groups, dtype=torch.bool) if valid is None else valid
-    require_one_shape(function, **columns, valid=valid)
-    require_bool(function, valid=valid)
-    if groups.ndim != 1 or groups.is_floating_point():
-        raise ValueError(
-            f"{function} needs one integer per response in groups, which identifies its prompt; "
-            f"got {groups.dtype} of shape {tuple(groups.shape)}."
-        )
-    return valid
-
-
-def _numbered(groups: Tensor) -> tuple[Tensor, int]:
-    """The groups renumbered 0, 1, 2, …, and their number."""
-    names, index = torch.unique(groups, return_inverse=True)
-    return index, len(names)

@@ -1,9 +1,10 @@
-"""The methods with their papers' numbers: PPO, VC-PPO, GRPO, DAPO, VAPO; `without` removes a technique.
+"""The methods with their papers' numbers; `without` takes a technique away.
 
 A comment marks each number that a paper leaves open. `vapo.algo.sizes` adapts a method to another size.
 
 Sources: VAPO arXiv:2504.05118 §5.1 and Table 1; VC-PPO arXiv:2503.01491; DAPO arXiv:2503.14476 §4.1;
-GRPO as trained in DeepSeek-R1-Zero, arXiv:2501.12948.
+GRPO as trained in DeepSeek-R1-Zero, arXiv:2501.12948; RLOO arXiv:2402.14740; Open-Reasoner-Zero arXiv:2503.24290 and
+its code; SAO arXiv:2607.07508; BPCO arXiv:2608.23566; EasyPPO arXiv:2609.36802; JustRL-II by its code.
 """
 
 from __future__ import annotations
@@ -14,19 +15,44 @@ from functools import reduce
 
 from vapo.algo.method import (
     Algorithm,
+    Band,
+    BoundedHead,
     Clip,
+    DualClip,
     Fixed,
     Gae,
     GroupBaseline,
     Kl,
     LengthAdaptive,
+    LinearHead,
     Optimization,
+    ProbabilityBound,
+    RatioMask,
     Reward,
     Sampling,
+    Share,
 )
-from vapo.algo.techniques import TECHNIQUES, put_back
+from vapo.algo.techniques import REMEDIES, TECHNIQUES, put_back
 
-__all__ = ["DAPO", "GRPO", "PPO", "PRESETS", "TECHNIQUES", "VAPO", "VC_PPO", "without", "without_all"]
+__all__ = [
+    "BPCO",
+    "DAPO",
+    "EASYPPO",
+    "GRPO",
+    "JUSTRL2",
+    "ORZ",
+    "PPO",
+    "PRESETS",
+    "REMEDIES",
+    "RLOO",
+    "SAO",
+    "TECHNIQUES",
+    "VAPO",
+    "VAPO2",
+    "VC_PPO",
+    "without",
+    "without_all",
+]
 
 PPO = Algorithm(  # "vanilla PPO" of VAPO Table 1; numbers of VAPO §5.1
     sampling=Sampling(prompts=8192, per_prompt=1),
@@ -84,12 +110,116 @@ DAPO = Algorithm(  # DAPO §3 and §4.1
     optimization=Optimization(minibatch=512, actor_lr=1e-6, warmup_steps=20),
 )
 
-PRESETS: dict[str, Algorithm] = {"ppo": PPO, "vc-ppo": VC_PPO, "grpo": GRPO, "dapo": DAPO, "vapo": VAPO}
+RLOO = Algorithm(  # REINFORCE with the mean of the others for baseline
+    sampling=Sampling(prompts=512, per_prompt=16),  # the paper's are small; GRPO's, to compare with
+    credit=GroupBaseline(std=None, leave_one_out=True),
+    clip=Clip(low=0.2, high=0.2),  # the paper takes one gradient step a rollout, where clipping does nothing
+    reduction="token",  # one sum over the response's tokens
+    optimization=Optimization(minibatch=512, actor_lr=1e-6, warmup_steps=20),  # not comparable; ours
+)
+
+ORZ = Algorithm(  # Open-Reasoner-Zero, by its code
+    sampling=Sampling(prompts=128, per_prompt=64),
+    credit=Gae(policy_lambda=Fixed(1.0), critic_lambda=Fixed(1.0), critic_minibatches=12, whiten=True),
+    clip=Clip(low=0.2, high=0.2),
+    reduction="token",  # not confirmed
+    optimization=Optimization(minibatch=8192, actor_lr=1e-6, critic_lr=5e-6, warmup_steps=50),  # one policy update
+)
+
+SAO = Algorithm(  # single-rollout asynchronous optimisation; numbers of its mathematics run
+    sampling=Sampling(prompts=128, per_prompt=1),
+    credit=Gae(
+        policy_lambda=LengthAdaptive(alpha=1.5),
+        critic_lambda=Fixed(1.0),
+        pretraining_steps=10,
+        critic_updates=2,
+        # attention of the critic is frozen for mixtures of experts only: `credit.frozen`
+    ),
+    clip=RatioMask(low=0.7, high=6.0),
+    reduction="token",  # not confirmed
+    optimization=Optimization(minibatch=128, actor_lr=1e-6, critic_lr=5e-6, warmup_steps=10),  # warm-up not confirmed
+)
+
+BPCO = Algorithm(
+    sampling=Sampling(prompts=1024, per_prompt=1),
+    credit=Gae(
+        policy_lambda=LengthAdaptive(alpha=0.4),
+        critic_lambda=Fixed(1.0),
+        pretraining_steps=15,
+        head=BoundedHead(),  # where it starts is not stated
+    ),
+    clip=ProbabilityBound(eps=0.2),  # a convention, not confirmed
+    reduction="token",  # not confirmed
+    optimization=Optimization(minibatch=1024, actor_lr=1e-6, critic_lr=1e-5, warmup_steps=15),  # minibatch: ours
+)
+
+EASYPPO = Algorithm(  # §3 and table C.1
+    sampling=Sampling(prompts=32, per_prompt=16),
+    credit=Gae(
+        policy_lambda=Fixed(1.0),
+        critic_lambda=Fixed(1.0),
+        pretraining_steps=30,
+        critic_minibatches=4,
+        value_clip=0.2,
+        prompt_weights=True,
+        whiten=True,  # verl's default
+    ),
+    clip=DualClip(low=0.2, high=0.28, c=3.0),
+    reduction="token",
+    kl=Kl(coef=1e-3),
+    truncated="drop-from-policy",
+    optimization=Optimization(minibatch=512, actor_lr=1e-6, critic_lr=2e-6, warmup_steps=20),  # warm-up not stated
+)
+
+JUSTRL2 = Algorithm(  # by its code; the one preset whose groups of equal outcomes the paper drops and we keep
+    sampling=Sampling(prompts=60, per_prompt=8),
+    credit=Gae(
+        policy_lambda=Share(k=0.5),
+        critic_lambda=Fixed(1.0),
+        pretraining_steps=30,
+        head=LinearHead(start="mean"),  # a bias of .52 there: the mean outcome
+        value_clip=0.2,
+        overlong_in_target=False,
+    ),
+    clip=Clip(low=0.2, high=0.28),
+    reduction="token",
+    reward=Reward(overlong_cache=0.2),  # DAPO's; its own is not known
+    sampler=Band(low=0.5, high=5.0),
+    optimization=Optimization(minibatch=480, actor_lr=1e-6, critic_lr=5e-6, warmup_steps=20),  # warm-up: ours
+)
+
+VAPO2 = replace(  # ours: VAPO with a critic that learns what the group's mean leaves; see results/critic
+    VAPO,
+    credit=replace(
+        VAPO.credit,
+        baseline="group",  # a critic that has learned nothing is RLOO, so it needs no pretraining
+        pretraining_steps=0,
+        policy_lambda=Share(k=0.5),  # JustRL-II
+        head=LinearHead(start="mean"),  # JustRL-II; the mean residual is 0
+    ),
+    truncated="drop-from-policy",  # EasyPPO §3
+)
+
+PRESETS: dict[str, Algorithm] = {
+    "ppo": PPO,
+    "vc-ppo": VC_PPO,
+    "grpo": GRPO,
+    "dapo": DAPO,
+    "vapo": VAPO,
+    "rloo": RLOO,
+    "orz": ORZ,
+    "sao": SAO,
+    "bpco": BPCO,
+    "easyppo": EASYPPO,
+    "justrl2": JUSTRL2,
+    "vapo2": VAPO2,
+}
 
 
 def without(algorithm: Algorithm, technique: str) -> Algorithm:
-    """The algorithm with one technique replaced by plain PPO's. Raises ConfigError if it has no such technique."""
-    return put_back(algorithm, technique, donor=PPO)
+    """The algorithm with one technique put back to plain PPO, or a remedy of VAPO 2 to VAPO; raises ConfigError where
+    it has none to put back."""
+    return put_back(algorithm, technique, ppo=PPO, vapo=VAPO)
 
 
 def without_all(algorithm: Algorithm, techniques: Sequence[str]) -> Algorithm:

@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vapo.algo._tensors import require_bool, require_mask, require_one_shape, require_rows, widened
+from vapo.algo._tensors import (
+    numbered,
+    require_bool,
+    require_groups,
+    require_mask,
+    require_one_shape,
+    require_rows,
+    widened,
+)
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -71,6 +79,67 @@ def positive_weights(mask: Bool[Tensor, "B T"], correct: Bool[Tensor, " B"]) -> 
     require_bool("positive_weights", correct=correct)
     require_rows("positive_weights", len(mask), correct=correct)
     return token_weights(mask & correct.unsqueeze(1))
+
+
+@torch.no_grad()
+def anchor_mask(mask: Bool[Tensor, "B T"], fractions: tuple[float, ...] | list[float]) -> Bool[Tensor, "B T"]:
+    """True on a few separate tokens of each response: token floor(f·l) of its l trainable tokens, for each fraction f.
+
+    Counted from 0 over the mask, so holes are skipped; f = 1 is the last token. Fractions that meet in one token give
+    one anchor. A row without tokens has none.
+
+    Raises ValueError unless the mask is bool and the fractions in (0, 1].
+
+    Source: SP3O, arXiv:2609.18708 (0.3, 0.6, 0.9): regression on all of a response's correlated tokens flattens V.
+    """
+    require_mask("anchor_mask", mask)
+    if not fractions or not all(0 < f <= 1 for f in fractions):
+        raise ValueError(f"anchor_mask needs fractions in (0, 1], got {list(fractions)}. SP3O uses 0.3, 0.6 and 0.9.")
+    position, lengths = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)
+    anchors = torch.zeros_like(mask)
+    for fraction in fractions:
+        # in float64 and with a touch of room: floor(0.3·10) is 3, and 0.3·10 must not come out as 2.9999
+        at = (lengths.double() * fraction + 1e-9).floor().long().minimum(lengths - 1)
+        anchors |= position == at
+    return anchors & mask
+
+
+@torch.no_grad()
+def turn_start_mask(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """True on the first token of each turn: tokens of the mask whose left neighbour is outside of it.
+
+    Raises ValueError unless the mask is bool.
+
+    Source: a convention of multi-turn recipes: the value of a turn is read at its first token.
+    """
+    require_mask("turn_start_mask", mask)
+    before = torch.nn.functional.pad(mask[:, :-1], (1, 0))
+    return mask & ~before
+
+
+@torch.no_grad()
+def prompt_weights(outcomes: Float[Tensor, " N"], groups: Int[Tensor, " N"], *, floor: float) -> Float[Tensor, " N"]:
+    """One weight per response for the critic's loss: prompts whose outcomes hardly differ count more.
+
+        w_p = 1 / max(std of the prompt's outcomes, floor),  divided by the mean of w over prompts
+
+    The standard deviation is the population's. EasyPPO takes floor = range / (2·√n), with n responses per prompt.
+
+    Raises ValueError for shapes that differ, groups that are not integers, a floor that is not positive.
+
+    Source: EasyPPO, arXiv:2609.36802, eq. 7.
+    """
+    require_groups("prompt_weights", None, outcomes=outcomes, groups=groups)
+    if not floor > 0:
+        raise ValueError(f"prompt_weights needs a positive floor, got {floor}: equal outcomes have a deviation of 0.")
+    index, num_groups = numbered(groups)
+    (outcomes,) = widened(outcomes)
+    zeros = outcomes.new_zeros(num_groups)
+    size = zeros.index_add(0, index, torch.ones_like(outcomes))
+    mean = zeros.index_add(0, index, outcomes) / size
+    variance = zeros.index_add(0, index, (outcomes - mean[index]).square()) / size
+    weights = 1 / variance.sqrt().clamp(min=floor)
+    return (weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny))[index]
 
 
 def weighted_sum(per_token: Float[Tensor, "*B T"], weights: Float[Tensor, "*B T"]) -> Float[Tensor, ""]:

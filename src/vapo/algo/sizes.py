@@ -6,6 +6,7 @@ preset and cannot be set directly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import gcd, lcm
@@ -104,6 +105,16 @@ def sizes_of(algorithm: Algorithm) -> Sizes:
         pretraining_steps=gae.pretraining_steps if gae else None,
         alpha=rule.alpha if isinstance(rule, LengthAdaptive) else None,
     )
+
+
+def alpha_is_a_size(algorithm: Algorithm) -> bool:
+    """Whether the method's α has to follow the length of the responses.
+
+    VAPO's 0.05 belongs to thousands of tokens: of a short response it lets the share exp(-1/α) = 2e-9 of the outcome
+    reach the first token. An α that lets through a good part of it (SAO's 1.5, BPCO's 0.4) holds at every length.
+    """
+    rule = algorithm.credit.policy_lambda if isinstance(algorithm.credit, Gae) else None
+    return isinstance(rule, LengthAdaptive) and math.exp(-1 / rule.alpha) < 1e-3
 
 
 def without_sizes(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""VAPO's seven techniques. Each is one field of the method; removing one copies its field from PPO."""
+"""Techniques that can be taken away, each one field of a method: VAPO's seven, and the remedies of VAPO 2."""
 
 from __future__ import annotations
 
@@ -18,24 +18,42 @@ TECHNIQUES: dict[str, str] = {
     "positive-lm": "positive_lm",
     "group-sampling": "sampling",
 }
-"""The method field of each technique."""
+"""Each technique of VAPO, and the field that holds it; without it, the field is plain PPO's."""
+
+REMEDIES: dict[str, str] = {
+    "group-baseline": "credit.baseline",
+    "share-lambda": "credit.policy_lambda",
+    "mean-head": "credit.head",
+    "actor-only-filter": "truncated",
+}
+"""What VAPO 2 adds to VAPO, and the field that holds it; without it, the field is VAPO's."""
 
 
-def put_back(algorithm: Algorithm, technique: str, donor: Algorithm) -> Algorithm:
-    """The algorithm with the technique's field copied from the donor.
+def put_back(algorithm: Algorithm, technique: str, *, ppo: Algorithm, vapo: Algorithm) -> Algorithm:
+    """The algorithm with the technique's field as PPO has it, or for a remedy as VAPO has it.
 
-    Raises ConfigError for a name that is not in `TECHNIQUES`, or a method without the field (GRPO has no λ).
+    Raises ConfigError for a name that is in neither table, or a method that has no such field (GRPO has no λ to put
+    back).
     """
-    if technique not in TECHNIQUES:
-        close = get_close_matches(technique, TECHNIQUES, n=1)
+    known = {**TECHNIQUES, **REMEDIES}
+    if technique not in known:
+        close = get_close_matches(technique, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ConfigError(f"Unknown technique {technique!r}{hint} VAPO's seven are: {', '.join(TECHNIQUES)}.")
-    path = TECHNIQUES[technique]
+        raise ConfigError(
+            f"Unknown technique {technique!r}{hint} VAPO's seven are: {', '.join(TECHNIQUES)}. VAPO 2 adds: "
+            f"{', '.join(REMEDIES)}."
+        )
+    path = known[technique]
     if path.startswith("credit.") and not isinstance(algorithm.credit, Gae):
         raise ConfigError(f"{technique} needs a critic; this method has a group baseline. Use a preset with a critic.")
-    if technique == "group-sampling" and isinstance(algorithm.credit, GroupBaseline):
-        raise ConfigError("A group baseline needs group-sampling. Use a preset with a critic to remove it.")
-    return _graft(algorithm, path, donor)
+    if technique == "group-sampling":
+        if isinstance(algorithm.credit, GroupBaseline):
+            raise ConfigError("A group baseline needs group-sampling. Use a preset with a critic to remove it.")
+        if algorithm.credit.baseline in ("group", "fitted"):
+            raise ConfigError(
+                "The critic's group baseline needs group-sampling. Remove group-baseline, too, and first."
+            )
+    return _graft(algorithm, path, vapo if technique in REMEDIES else ppo)
 
 
 def _graft(node: Any, path: str, donor: Any) -> Any:

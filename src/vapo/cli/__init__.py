@@ -10,6 +10,7 @@ import typer
 from vapo.cli.breaking import chaos
 from vapo.cli.comparing import ablate, compare
 from vapo.cli.evaluating import evaluate
+from vapo.cli.judging import critic
 from vapo.cli.listing import recipes, settings, tasks
 from vapo.cli.training import make_base, report, resume, train
 from vapo.errors import ConfigError
@@ -42,7 +43,7 @@ def options(
     """Options of `vapo` itself."""
 
 
-for command in (train, resume, evaluate, report, compare, ablate, recipes, settings, tasks, make_base, chaos):
+for command in (train, resume, evaluate, critic, report, compare, ablate, recipes, settings, tasks, make_base, chaos):
     app.command("eval" if command is evaluate else None)(command)
 
 

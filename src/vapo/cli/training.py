@@ -29,7 +29,11 @@ def train(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="The method: ppo, vc-ppo, grpo, dapo or vapo. Default: the recipe's.")
+        str | None,
+        typer.Option(
+            help="The method: ppo, vc-ppo, grpo, dapo, vapo, vapo2, rloo, orz, sao, bpco, easyppo or justrl2. "
+            "Default: the recipe's."
+        ),
     ] = None,
     without: Annotated[
         list[str] | None,

@@ -75,6 +75,8 @@ def packed_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
+FULL_CRITIC = "Take a full critic: model.critic_kind=full."
+
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 
 
@@ -100,6 +102,77 @@ def hidden_states(model: PreTrainedModel, sequences: Sequence[Tensor], layout: L
 
     `model` may carry any head; only its backbone runs. `sequences` are 1-D token id tensors.
     """
+    return layer_states(model, sequences, layout, ())[0]
+
+
+def layer_states(
+    model: PreTrainedModel, sequences: Sequence[Tensor], layout: Layout, layers: Sequence[int]
+) -> tuple[Tensor, Tensor | None]:
+    """Last hidden states (n, hidden), and those that the given decoder layers put out, side by side (n, K · hidden).
+
+    n is the sum of lengths. Layers count from 0; without any the second is None. Raises ModelError for an architecture
+    whose layers do not put out one state per token.
+    """
+    with _outputs_of(model, layers) as outputs:
+        last, mask = _forward(model, sequences, layout)
+    if not layers:
+        return last, None
+    found = []
+    for layer in layers:
+        states = outputs.get(layer)
+        if states is not None and states.ndim == 3 and states.shape[-1] == last.shape[-1]:
+            states = states[0] if mask is None else states[mask] if states.shape[:2] == mask.shape else None
+        if states is None or states.shape != last.shape:
+            shape = None if outputs.get(layer) is None else tuple(outputs[layer].shape)
+            raise ModelError(
+                f"The hidden states of {type(model).__name__} cannot be read: its layer {layer} puts out {shape}, not "
+                f"one state per token. {FULL_CRITIC}"
+            )
+        found.append(states)
+    return last, torch.cat(found, dim=-1)
+
+
+def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The layers of the model's backbone, in order. Raises ModelError for an architecture that has no one such list."""
+    backbone = backbone_of(model)
+    count = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
+    lists = {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    }
+    # experts and heads may stand in lists of the same length inside the layers
+    outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    if len(outer) != 1:
+        raise ModelError(
+            f"The hidden states of {type(model).__name__} cannot be read: its backbone has {len(outer)} lists of "
+            f"{count} layers, not one. {FULL_CRITIC}"
+        )
+    return outer[0]
+
+
+@contextmanager
+def _outputs_of(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Within: a forward pass fills the dictionary with what these layers put out."""
+    outputs: dict[int, Tensor] = {}
+
+    def keep(layer: int, output: Any) -> None:
+        outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+    blocks = decoder_layers(model) if layers else []
+    handles = [
+        blocks[layer].register_forward_hook(lambda _module, _inputs, output, layer=layer: keep(layer, output))
+        for layer in layers
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _forward(model: PreTrainedModel, sequences: Sequence[Tensor], layout: Layout) -> tuple[Tensor, Tensor | None]:
+    """Last hidden states (n, hidden), and the mask of real tokens (B, T) where the layout is padded."""
     backbone = backbone_of(model)
     if layout == "packed":
         tokens = torch.cat(list(sequences))[None]
@@ -111,7 +184,7 @@ def hidden_states(model: PreTrainedModel, sequences: Sequence[Tensor], layout: L
                 use_cache=False,
                 segment_lengths=[len(s) for s in sequences],
             )
-        return output.last_hidden_state[0]
+        return output.last_hidden_state[0], None
     width = max(len(s) for s in sequences)
     tokens = torch.stack([F.pad(s, (0, width - len(s))) for s in sequences])
     lengths = torch.tensor([len(s) for s in sequences], device=tokens.device)
@@ -120,7 +193,7 @@ def hidden_states(model: PreTrainedModel, sequences: Sequence[Tensor], layout: L
     # recurrent models take no positions, and some no mask: tokens do not read the padding on their right
     extra = {"attention_mask": mask.long(), "position_ids": positions}
     output = backbone(input_ids=tokens, use_cache=False, **_understood(backbone, extra))
-    return output.last_hidden_state[mask]
+    return output.last_hidden_state[mask], mask
 
 
 def _understood(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:

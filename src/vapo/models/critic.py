@@ -8,6 +8,8 @@ folder: `AutoModel` loads its backbone, and the same file has the head as `score
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from typing import Any, cast
 
 import torch
@@ -22,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from vapo.errors import ConfigError
 from vapo.models.backbone import backbone_of
 
 
@@ -59,10 +62,29 @@ def with_ids(model: PreTrainedModel, count: int) -> PreTrainedModel:
     return model
 
 
+def freeze(critic: PreTrainedModel, patterns: Sequence[str]) -> None:
+    """Stop training the parameters whose names match one of the patterns (`*self_attn*`); never the head.
+
+    Raises ConfigError for a pattern that matches none.
+    """
+    names = dict(critic.named_parameters())
+    head = {name for name in names if name.startswith(("score.", "classifier."))}
+    for pattern in patterns:
+        matched = [name for name in names if fnmatch(name, pattern) and name not in head]
+        if not matched:
+            shown = ", ".join(list(names)[:3])
+            raise ConfigError(
+                f"algorithm.credit.frozen: no parameter of the critic matches {pattern!r}. Its names are like {shown}."
+            )
+        for name in matched:
+            names[name].requires_grad_(False)
+
+
 def made_critic(
-    config: PreTrainedConfig, label: str, *, trust_remote_code: bool = False
+    config: PreTrainedConfig, labels: Sequence[str], *, trust_remote_code: bool = False
 ) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-    """A token classifier with one output for an architecture without one, and the configuration to load it with.
+    """A token classifier with an output per label for an architecture without one, and the configuration to load it
+    with.
 
     Weights are named as in the causal language model, so that the folders of both load.
     """
@@ -72,12 +94,14 @@ def made_critic(
     prefix = next(name for name, module in policy.named_children() if module is backbone)
     family = [c for c in type(backbone).__mro__ if issubclass(c, PreTrainedModel) and c is not PreTrainedModel][-1]
     own = copy.deepcopy(backbone.config)
-    own.id2label, own.label2id = {0: label}, {label: 0}
+    own.id2label = dict(enumerate(labels))
+    own.label2id = {label: i for i, label in own.id2label.items()}
+    outputs = len(labels)
 
     def init(self: Any, config: PreTrainedConfig) -> None:
         family.__init__(self, config)
         setattr(self, prefix, type(backbone)(config))
-        self.score = nn.Linear(config.get_text_config().hidden_size, 1)
+        self.score = nn.Linear(config.get_text_config().hidden_size, outputs)
         self.post_init()
 
     def forward(self: Any, input_ids: torch.Tensor, **how: Any) -> torch.Tensor:

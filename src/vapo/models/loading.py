@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +18,7 @@ from transformers import (
     AddedToken,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -26,21 +27,31 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from vapo.errors import ConfigError, ModelError
+from vapo.algo.heads import width
+from vapo.algo.method import BoundedHead, Head, HistogramHead, LinearHead, SigmoidHead
+from vapo.errors import ConfigError, DataError, ModelError
 from vapo.hub import hub_access, not_cached
+from vapo.json_text import json_text
 from vapo.models.critic import classifier_of, made_critic, with_ids
 from vapo.models.gguf import converted
 from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.models.lora import adapter_base, merge_adapters
 from vapo.models.model_source import check_source, is_gguf
+from vapo.models.side import SideConfig, SideModel, check_fits, describe, is_side_critic
 from vapo.types import Prompt
 
+SIDE_ADVICE = "Set model.critic_kind=side, with the policy it was trained beside."
 CRITIC_LABEL = "value"
 """The label of a critic's output. It distinguishes a saved critic from a reward model."""
 ValueAt = Literal["tokens", "end"]
 """Where a critic's values are valid: before each response token, or only after the last one (a reward model)."""
 VALUE_AT = "vapo_value_at"
 """The entry of a saved critic's config.json that holds its `ValueAt`."""
+PRIVILEGED = "vapo_privileged"
+"""The entry of a saved critic's config.json that names the column it reads between prompt and response."""
+VALUE_HEAD = "vapo_value_head"
+"""The entry of a saved critic's config.json that holds its head: the kind, and the numbers that make values of its
+outputs. A critic without it has a linear head."""
 _MESSAGE = "The answer is 42"
 """An assistant's message, for finding the token with which the chat template ends a turn."""
 
@@ -107,24 +118,38 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
 
 
 def load_critic(
-    source: str | Path, *, num_ids: int = 0, trust_remote_code: bool = False
+    source: str | Path, *, num_ids: int = 0, trust_remote_code: bool = False, head: Head | None = None
 ) -> tuple[PreTrainedModel, str]:
-    """A token-classification model with one output per token, and a description of what it was loaded from.
+    """A token-classification model with the head's outputs per token, and a description of what it was loaded from.
 
     It has embeddings for at least `num_ids` token ids; those missing in the folder start as the mean of the others.
 
     A base model gives the backbone, and the head is 0. A reward model (sequence classification with one label) and a
-    saved critic give backbone and head. `value_at` returns where to read its values.
+    saved critic give backbone and head. `value_at` says where its value is to be read, `saved_head` how. `head` is the
+    one wanted; None takes what the folder says, or a linear one. ModelError if a saved critic has another.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
+    if is_side_critic(config):
+        raise ModelError(f"{source} holds a side critic, which reads a policy's hidden states. {SIDE_ADVICE}")
     architectures = getattr(config, "architectures", None) or [""]
+    is_classifier = "Classification" in architectures[0]
+    saved = saved_head(config)
+    if head is None:
+        head = saved
+    elif is_classifier:
+        _check_head(source, saved, head)
+    labels = [CRITIC_LABEL] if width(head) == 1 else [f"{CRITIC_LABEL}_{i}" for i in range(width(head))]
     with _explained(source, "critic"):
         own: dict[str, Any] = {}
         kind = classifier_of(config)
+        if kind is AutoModelForSequenceClassification and (
+            "TokenClassification" in architectures[0] or not (is_classifier or head == LinearHead())
+        ):
+            kind = None  # its head has no bias to start at a value
         if kind is None:
-            kind, own["config"] = made_critic(config, CRITIC_LABEL, trust_remote_code=trust_remote_code)
+            kind, own["config"] = made_critic(config, labels, trust_remote_code=trust_remote_code)
         else:
-            own |= {"id2label": {0: CRITIC_LABEL}, "label2id": {CRITIC_LABEL: 0}}
+            own |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
             own |= {"trust_remote_code": trust_remote_code}
         model, info = read_model(
             kind,
@@ -134,21 +159,22 @@ def load_critic(
             **own,
         )
     head_names = {f"{name}.{p}" for name, module in _heads(model) for p, _ in module.named_parameters()}
-    if "Classification" in architectures[0]:  # the folder has a head, perhaps without a bias
+    if is_classifier:  # the folder has a head, perhaps without a bias
         head_names = {name for name in head_names if name.endswith(".bias")}
     check_complete(model, info, source, "critic", may_lack=head_names)
     missing = set(info["missing_keys"])
-    head = value_head(model)
+    set_head(model, head)
+    layer = value_head(model)
     weight_missing = any(name.endswith(".weight") for name in missing)
     with torch.no_grad():
         if weight_missing:
-            head.weight.zero_()
-        if head.bias is not None and any(name.endswith(".bias") for name in missing):
-            head.bias.zero_()
+            layer.weight.zero_()
+        if layer.bias is not None and any(name.endswith(".bias") for name in missing):
+            layer.bias.zero_()
     if weight_missing:
         origin = f"backbone of {architectures[0]} in {source}, value head set to 0"
         set_value_at(model, "tokens")
-    elif dict(config.id2label or {}) != {0: CRITIC_LABEL}:
+    elif not hasattr(config, VALUE_HEAD) and dict(config.id2label or {}) != {0: CRITIC_LABEL}:
         origin = f"reward model {architectures[0]} in {source}, head included"
         set_value_at(model, "end")  # its head was trained on the state after the last token
     else:
@@ -161,15 +187,93 @@ def load_critic(
     return _without_dropout(model), origin
 
 
+def load_side_critic(
+    source: str | Path, policy: PreTrainedModel, *, head: Head | None = None, trust_remote_code: bool = False
+) -> tuple[SideModel, str]:
+    """A saved side critic for the policy, and a description of it; ModelError if it does not fit the policy or `head`
+    (None: any)."""
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    if not isinstance(config, SideConfig):
+        raise ModelError(f"{source} holds no side critic. Leave model.critic out, or set model.critic_kind=full.")
+    if head is not None:
+        _check_head(source, saved_head(config), head)
+    check_fits(config, policy, source)
+    with _explained(source, "critic"):
+        model, info = read_model(SideModel, _folder(source), dtype=torch.float32, use_safetensors=True)
+    check_complete(model, info, source, "critic")
+    side = cast(SideModel, own_memory(model))
+    return cast(SideModel, _without_dropout(side)), f"{describe(side, policy)}, from {source}"
+
+
 def value_head(model: PreTrainedModel) -> torch.nn.Linear:
-    """The linear layer of a token-classification model that maps hidden states to values."""
+    """The linear layer of a token-classification model that maps hidden states to the outputs of its head."""
     heads = _heads(model)
-    if len(heads) != 1 or heads[0][1].out_features != 1:
+    outputs = width(saved_head(model.config))
+    if len(heads) != 1 or heads[0][1].out_features != outputs:
         raise ModelError(
-            f"{type(model).__name__} has no single scalar head; a critic needs a token-classification model with "
-            "num_labels=1."
+            f"{type(model).__name__} has no single head of {outputs} outputs; a critic needs a token-classification "
+            f"model with num_labels={outputs}."
         )
     return heads[0][1]
+
+
+def saved_head(config: PreTrainedConfig) -> Head:
+    """The head that a critic's configuration names; linear where it names none."""
+    entry = dict(getattr(config, VALUE_HEAD, None) or {})
+    kinds = {"linear": LinearHead, "bounded": BoundedHead, "sigmoid": SigmoidHead, "hl_gauss": HistogramHead}
+    kind = entry.pop("kind", "linear")
+    try:
+        return kinds[kind](**entry)
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"The critic's config.json has a {VALUE_HEAD} that this version does not know: {kind}. Use the version "
+            "that wrote it."
+        ) from error
+
+
+def head_entry(head: Head) -> dict[str, Any]:
+    """What a configuration holds of a head: all that makes values of its outputs, not where it started."""
+    return {name: value for name, value in asdict(head).items() if name != "start"}
+
+
+def set_head(critic: PreTrainedModel, head: Head) -> None:
+    """Note the head in the critic's configuration, which is saved with it; a linear one needs no note."""
+    if not isinstance(head, LinearHead):
+        setattr(critic.config, VALUE_HEAD, head_entry(head))
+
+
+def set_privileged(critic: PreTrainedModel, column: str | None, source: str) -> None:
+    """Note in the configuration of a critic which column it reads; ModelError if a trained one has read another."""
+    before = getattr(critic.config, PRIVILEGED, None)
+    if bool(value_head(critic).weight.any()) and before != column:
+        trained, given = (f"the privileged column {name!r}" if name else "no column" for name in (before, column))
+        raise ModelError(
+            f"The critic in {source} was trained with {trained}, and the method gives it {given}. Set "
+            f"algorithm.credit.privileged={before or 'null'}, or start the critic from a base model."
+        )
+    if column is not None:
+        setattr(critic.config, PRIVILEGED, column)
+
+
+def same_values(one: Head, other: Head) -> bool:
+    """Whether two heads make the same values of the same outputs."""
+    return head_entry(one) == head_entry(other)
+
+
+def _check_head(source: str | Path, saved: Head, wanted: Head) -> None:
+    """Raise ModelError if a saved critic's head makes other values than the wanted one."""
+    if not same_values(wanted, saved):
+        raise ModelError(
+            f"The critic in {source} has {_head_words(saved)}, and the method reads {_head_words(wanted)}. Set "
+            f"algorithm.credit.head={{{', '.join(f'{k}: {v}' for k, v in head_entry(saved).items())}}}, or start the "
+            "critic from a base model."
+        )
+
+
+def _head_words(head: Head) -> str:
+    entry = head_entry(head)
+    numbers = ", ".join(f"{name} {value:g}" for name, value in entry.items() if name != "kind")
+    return f"a {entry['kind']} head" + (f" ({numbers})" if numbers else "")
 
 
 def value_at(critic: PreTrainedModel) -> ValueAt:
@@ -205,6 +309,23 @@ def render(
             "Set model.prompt_format=plain, or take a model with a chat template."
         )
     return replace(prompt, token_ids=_templated(tokenizer, prompt))
+
+
+def with_privileged(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, column: str) -> Prompt:
+    """The prompt with the tokens of one of its columns for the critic's eyes: `answer`, or a column of the data.
+
+    Raises DataError for a prompt that lacks it.
+    """
+    content = prompt.answer if column == "answer" else prompt.columns.get(column)
+    if content is None or content == "":
+        known = ", ".join([*(["answer"] if prompt.answer is not None else []), *prompt.columns]) or "none"
+        raise DataError(
+            f"Prompt {prompt.id} has no {column!r}, the column of algorithm.credit.privileged; it has: {known}. "
+            "Add the column to the data, or set algorithm.credit.privileged to null."
+        )
+    text = content if isinstance(content, str) else json_text(content)
+    ids = tokenizer(f"\n[Reference: {text}]\n", add_special_tokens=False)["input_ids"]
+    return replace(prompt, privileged_ids=tuple(cast(list[int], ids)))
 
 
 def plain_text(messages: Sequence[Mapping[str, str]]) -> str:

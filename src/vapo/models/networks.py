@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vapo.algo.heads import head_values, start_bias
+from vapo.algo.method import Head, LinearHead
 from vapo.errors import ModelError
-from vapo.models.backbone import Layout, hidden_states, supports_packing
+from vapo.models.backbone import Layout, hidden_states, layer_states, supports_packing
 from vapo.models.loading import ValueAt, context_length, value_head
 from vapo.models.logprobs import token_logps
+from vapo.models.side import SideModel
 
 PROBE = 19
 """Tokens of `choose_layout`'s test sequence: more than the windows of tiny models."""
@@ -24,11 +27,13 @@ PROBE = 19
 class Sequences:
     """Prompts with their responses, ragged: the input for scoring every response token.
 
-    `tokens[i]` is prompt and response, 1-D; the last `response_lengths[i]` of them are the response.
+    `tokens[i]` is prompt and response, 1-D; the last `response_lengths[i]` of them are the response. `features[i]`
+    is (tokens, K): the policy's hidden states, for a side critic.
     """
 
     tokens: tuple[Tensor, ...]
     response_lengths: tuple[int, ...]
+    features: tuple[Tensor, ...] | None = None
 
     def predicting_positions(self) -> Tensor:
         """Rows of the flat hidden states from which the response tokens are predicted, in order."""
@@ -45,10 +50,12 @@ class Sequences:
         return torch.cat([t[len(t) - n :] for t, n in zip(self.tokens, self.response_lengths, strict=True)])
 
     def rectangle(self, flat: Tensor, width: int) -> Tensor:
-        """Per-token numbers, flat, as (B, width); 0 beyond each response. Differentiable."""
+        """Per-token numbers (n,) or (n, K), flat, as (B, width) or (B, width, K); 0 beyond each response.
+        Differentiable."""
         lengths = torch.tensor(self.response_lengths, device=flat.device)
         inside = torch.arange(width, device=flat.device)[None] < lengths[:, None]
-        return flat.new_zeros(len(lengths), width).masked_scatter(inside, flat)
+        shape = (len(lengths), width, *flat.shape[1:])
+        return flat.new_zeros(shape).masked_scatter(inside.view(*inside.shape, *[1] * (flat.ndim - 1)), flat)
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,36 @@ class Policy:
     layout: Layout = "packed"
     temperature: float = 1.0
     autocast: bool = False
+    side_layers: tuple[int, ...] = ()
+    """The decoder layers that a side critic reads, from 0."""
 
     def logp(self, sequences: Sequences, width: int, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """log π of every response token at the sampling temperature, and the entropy: (B, width), nats, float32."""
+        logp, entropy, _ = self._read(sequences, width, with_entropy, ())
+        return logp, entropy
+
+    @torch.no_grad()
+    def logp_and_features(self, sequences: Sequences, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`logp`, entropy and `features` of one forward pass, the features end to end: (sum of lengths, K)."""
+        logp, entropy, features = self._read(sequences, width, True, self.side_layers)
+        assert entropy is not None
+        assert features is not None
+        return logp, entropy, features.float()
+
+    @torch.no_grad()
+    def features(self, sequences: Sequences) -> tuple[Tensor, ...]:
+        """What a side critic reads, without a gradient: per row (tokens, K), the states after each of `side_layers`
+        side by side, float32."""
         with _precision(self.autocast, self.model):
-            hidden = hidden_states(self.model, sequences.tokens, self.layout)
+            _, features = layer_states(self.model, sequences.tokens, self.layout, self.side_layers)
+        assert features is not None
+        return features.float().split([len(tokens) for tokens in sequences.tokens])
+
+    def _read(
+        self, sequences: Sequences, width: int, with_entropy: bool, layers: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        with _precision(self.autocast, self.model):
+            hidden, features = layer_states(self.model, sequences.tokens, self.layout, layers)
             hidden = hidden[sequences.predicting_positions().to(hidden.device)]
             logp, entropy = token_logps(
                 hidden,
@@ -74,12 +106,16 @@ class Policy:
                 vocab_size=self.model.config.get_text_config().vocab_size,
                 with_entropy=with_entropy,
             )
-        return sequences.rectangle(logp, width), None if entropy is None else sequences.rectangle(entropy, width)
+        per_token = sequences.rectangle(logp, width), None if entropy is None else sequences.rectangle(entropy, width)
+        return (*per_token, features)
 
 
 @dataclass(frozen=True)
 class Critic:
-    """A separate network with a scalar head: V of the state before each response token."""
+    """A separate network with a scalar head: V of the state before each response token.
+
+    A side critic's model is a `SideModel`: it reads the policy's hidden states instead of tokens.
+    """
 
     model: PreTrainedModel
     layout: Layout = "packed"
@@ -87,24 +123,56 @@ class Critic:
     origin: str = ""
     """What the weights were loaded from, for the run's log."""
     value_at: ValueAt = "tokens"
-    """Where to read the value of a whole response: before its last token, or after it (a reward model)."""
+    """Where a whole response is judged: before its last token, or at its end (a reward model)."""
+    head: Head = field(default_factory=LinearHead)
+    """How values are made of the outputs; its range is filled in."""
+    features_of: Callable[[Sequences], tuple[Tensor, ...]] | None = None
+    """Where a side critic takes the features of sequences that come without: `Policy.features`."""
+
+    def outputs(self, sequences: Sequences, width: int) -> Tensor:
+        """What the head reads at every response token: (B, width, K), float32."""
+        return sequences.rectangle(self._read(sequences, sequences.predicting_positions()), width)
 
     def values(self, sequences: Sequences, width: int) -> Tensor:
-        """V(s_t) for every response token, in reward units: (B, width), float32."""
-        return sequences.rectangle(self._read(sequences, sequences.predicting_positions()), width)
+        """V(s_t) for every response token, in reward units: (B, width), float32; 0 beyond each response."""
+        flat = head_values(self.head, self._read(sequences, sequences.predicting_positions()))
+        return sequences.rectangle(flat, width)
 
     def final_values(self, sequences: Sequences) -> Tensor:
         """V of the state after the last token, (B,): the expected outcome of a response that was cut off."""
         ends = torch.tensor([len(t) for t in sequences.tokens]).cumsum(0) - 1
-        return self._read(sequences, ends)
+        return head_values(self.head, self._read(sequences, ends))
+
+    @torch.no_grad()
+    def start_at(self, value: float) -> bool:
+        """Let a head that has learned nothing (its weights are 0) answer `value`; False if it has learned."""
+        layer = value_head(self.model)
+        if bool(layer.weight.any()):
+            return False
+        if layer.bias is None:
+            raise ModelError(
+                f"The value head of {type(self.model).__name__} has no bias, so it cannot start at a value. Set "
+                "algorithm.credit.head={kind: linear, start: 0}."
+            )
+        layer.bias.copy_(start_bias(self.head, value))
+        return True
 
     def _read(self, sequences: Sequences, positions: Tensor) -> Tensor:
-        with _precision(self.autocast, self.model):
-            hidden = hidden_states(self.model, sequences.tokens, self.layout)
+        hidden = self._hidden(sequences)
         head = value_head(self.model)
         hidden = hidden[positions.to(hidden.device)].float()
         # in float32 also under autocast: bf16 has steps of 2^-8 near 1, as large as the TD errors
-        return F.linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float())[:, 0]
+        return F.linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float())
+
+    def _hidden(self, sequences: Sequences) -> Tensor:
+        if not isinstance(self.model, SideModel):
+            with _precision(self.autocast, self.model):
+                return hidden_states(self.model, sequences.tokens, self.layout)
+        features = sequences.features
+        if features is None:
+            assert self.features_of is not None, "a side critic needs the policy's features"
+            features = self.features_of(sequences)
+        return self.model(tuple(rows.detach() for rows in features))
 
 
 def output_embeddings(model: PreTrainedModel) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -25,6 +26,16 @@ def set_threads(wanted: int | None, model: PreTrainedModel) -> None:
 def best_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def total_memory() -> int:
+    """Bytes of this machine's memory, or of its container's where that is less; the same in every run on it."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return machine
+    return min(machine, int(limit)) if limit.isdecimal() else machine
 
 
 def to_device(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:

@@ -193,7 +193,9 @@ def check_request(
     `vocab_size`, ConfigError for settings out of range or responses that do not fit into `context` tokens.
     """
     if len(seeds) != len(prompts):
-        raise ValueError(f"one seed per prompt: got {len(seeds)} seeds for {len(prompts)} prompts")
+        raise ValueError(
+            f"one seed per prompt: got {counted(len(seeds), 'seed')} for {counted(len(prompts), 'prompt')}"
+        )
     check_decoding(how)
     for prompt in prompts:
         _check_prompt(prompt, how.max_tokens, context=context, vocab_size=vocab_size)

@@ -8,14 +8,24 @@ from typing import Any
 
 import torch
 
-from vapo.algo.method import Gae, LengthAdaptive
-from vapo.errors import counted
+from vapo.algo.heads import width, with_range
+from vapo.algo.method import Gae, Head, LengthAdaptive
+from vapo.errors import ConfigError
 from vapo.models.backbone import checkpoint_gradients
-from vapo.models.critic import known_ids
-from vapo.models.loading import load_critic, load_policy, set_value_at, value_head
+from vapo.models.critic import freeze, known_ids
+from vapo.models.loading import (
+    load_critic,
+    load_policy,
+    load_side_critic,
+    set_head,
+    set_privileged,
+    set_value_at,
+    value_head,
+)
 from vapo.models.lora import add_lora
-from vapo.models.networks import Critic, Policy, choose_layout
-from vapo.models.placing import best_device, set_threads, to_device
+from vapo.models.networks import Critic, Policy, Sequences, choose_layout
+from vapo.models.placing import best_device, set_threads, to_device, total_memory
+from vapo.models.side import SideModel, describe, side_config
 from vapo.rollout.engines import make_engine
 from vapo.session.config import Config
 from vapo.session.evaluation import evaluate_heldout, fingerprint
@@ -23,9 +33,13 @@ from vapo.session.inputs import Inputs
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
+from vapo.trainer.pricing import target_range
 from vapo.trainer.run import Run
 from vapo.trainer.sources import FixedPolicySource, SynchronousSource
 from vapo.types import Progress
+
+KEPT_SHARE = 0.25
+"""The policy's hidden states may take this share of the machine's memory."""
 
 
 def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
@@ -49,10 +63,12 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
         checkpoint_gradients(model)
 
     def local(name: str, network: Policy | Critic, objective: Objective | None = None) -> LocalNetwork:
+        side = isinstance(network.model, SideModel)  # it reads no tokens, so its folder has no tokenizer
         return LocalNetwork(
             name,
             network,
-            inputs.tokenizer,
+            None if side else inputs.tokenizer,
+            reads=("features",) if side and features_fit(config, inputs, policy) else (),
             objective=objective,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
@@ -60,14 +76,14 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
 
     critic = None
     if isinstance(algorithm.credit, Gae):
-        network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
-        network = to_device(network, device)
-        if sections.model.critic_lora:
-            add_lora(network, sections.model.critic_lora, sections.model.lora_alpha, keep=value_head(network))
-        if sections.model.gradient_checkpointing:
-            checkpoint_gradients(network)
-        set_value_at(network, settings.pretraining_at)  # what it learns here, whatever it started from
-        value = Critic(network, choose_layout(network, settings.layout), autocast, origin, settings.pretraining_at)
+        head = with_range(algorithm.credit.head, *target_range(algorithm))
+        if sections.model.critic_kind == "side":
+            policy, value = _side_critic(config, inputs, policy, head)
+        else:
+            value = _full_critic(config, inputs, known_ids(model), head)
+        set_value_at(value.model, settings.pretraining_at)  # what it learns here, whatever it started from
+        freeze(value.model, algorithm.credit.frozen)
+        set_privileged(value.model, algorithm.credit.privileged, inputs.critic_source)
         at_end = settings.pretraining_at == "end"
         critic = local(
             "critic", value, RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)
@@ -115,6 +131,60 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
     return run
 
 
+def _full_critic(config: Config, inputs: Inputs, num_ids: int, head: Head) -> Critic:
+    """A network of its own, from a base model or a saved critic."""
+    model, settings = config.sections.model, config.sections.trainer
+    network, origin = load_critic(
+        inputs.critic_source, num_ids=num_ids, trust_remote_code=model.trust_remote_code, head=head
+    )
+    network = to_device(network, best_device())
+    if model.critic_lora:
+        add_lora(network, model.critic_lora, model.lora_alpha, keep=value_head(network))
+    if model.gradient_checkpointing:
+        checkpoint_gradients(network)
+    layout, autocast = choose_layout(network, settings.layout), model.dtype == "bfloat16"
+    return Critic(network, layout, autocast, origin, settings.pretraining_at, head)
+
+
+def _side_critic(config: Config, inputs: Inputs, policy: Policy, head: Head) -> tuple[Policy, Critic]:
+    """The policy, which from now on can give its hidden states, and a side critic that reads them: new or saved.
+
+    Raises ModelError if the hidden states cannot be read.
+    """
+    model = config.sections.model
+    if inputs.critic_source:
+        network, origin = load_side_critic(inputs.critic_source, policy.model, head=head)
+    else:
+        parameters = inputs.parameters or policy.model.num_parameters()
+        sizes = side_config(policy.model.config, parameters, outputs=width(head), layers=model.side_layers)
+        network = SideModel(sizes).eval()
+        set_head(network, head)
+        origin = f"new {describe(network, policy.model)}"
+    layers = tuple(network.config.policy_layers or ())
+    if model.side_layers not in (None, len(layers)):
+        raise ConfigError(
+            f"model.side_layers={model.side_layers}, and the side critic in {inputs.critic_source} reads "
+            f"{len(layers)}. Leave model.side_layers out."
+        )
+    policy = replace(policy, side_layers=layers)
+    probe = torch.zeros(2, dtype=torch.long, device=policy.model.device)
+    policy.features(Sequences((probe,), (1,)))  # fails here rather than in the first step
+    network = to_device(network, policy.model.device)
+    at = config.sections.trainer.pretraining_at
+    return policy, Critic(network, policy.layout, False, origin, at, head, policy.features)
+
+
+def features_fit(config: Config, inputs: Inputs, policy: Policy) -> bool:
+    """Whether the hidden states of a whole step, at full length, take less than a quarter of this machine's memory.
+
+    Then they are kept from scoring to the critic's update. Else the policy computes them again for each piece. The rule
+    must not look at free memory: a resumed run has to round as the first one.
+    """
+    tokens = len(inputs.train_prompts[0].token_ids) + inputs.decoding.max_tokens
+    states = len(policy.side_layers) * policy.model.config.get_text_config().hidden_size
+    return 4 * config.algorithm.sampling.samples * tokens * states < KEPT_SHARE * total_memory()
+
+
 def lambda_warning(config: Config, longest: int) -> str | None:
     """The warning where responses of `longest` tokens get a small λ: the paper's α is meant for thousands of tokens."""
     credit = config.algorithm.credit
@@ -125,6 +195,7 @@ def lambda_warning(config: Config, longest: int) -> str | None:
     if lam >= 0.95:
         return None
     return (
-        f"alpha={rule.alpha} gives lambda={lam:.2f} even at the length limit of {counted(longest, 'token')}: credit "
-        "will hardly reach past the last few. Raise algorithm.alpha until it is 0.98 or more."
+        f"alpha={rule.alpha} gives lambda={lam:.2f} even at the length limit of {longest} tokens: the share "
+        f"k={lam**longest:.0e} of the outcome reaches the first token. Raise algorithm.alpha (0.5 is k=0.14, 1.5 is "
+        "k=0.51 at every length), or set algorithm.credit.policy_lambda={kind: share, k: 0.5}."
     )

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vapo.algo.method import Algorithm, Gae
 from vapo.algo.presets import PRESETS, without, without_all
-from vapo.algo.sizes import NAMES, fields_of, scaled, sizes_of
+from vapo.algo.sizes import NAMES, alpha_is_a_size, fields_of, scaled, sizes_of
 from vapo.errors import ConfigError
 from vapo.json_text import flatten
 from vapo.session.explain import explain, null_given, refuse_booleans
@@ -156,7 +156,15 @@ def resolve(layers: Sequence[Layer]) -> Config:
         choice = Choice.model_validate({key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         raise explain(error, "algorithm.") from error
+    if set_by.get("algorithm.alpha", Origin()).source is Source.RECIPE and not alpha_follows_length(choice, sections):
+        choice = choice.model_copy(update={"alpha": None})  # a recipe's is VAPO's at the recipe's length
     algorithm = _method(choice, sections)
+    credit = algorithm.credit
+    if isinstance(credit, Gae) and credit.privileged is not None and sections.model.critic_kind == "side":
+        raise ConfigError(
+            "algorithm.credit.privileged needs a critic that reads tokens; a side critic reads the policy's states, "
+            "which have not seen the column. Set model.critic_kind=full, or leave privileged out."
+        )
     if sections.trainer.steps == 0 and not algorithm.pretrains:
         raise ConfigError(
             f"trainer.steps=0 pretrains a critic and stops, but {choice.preset} as set here pretrains none. "
@@ -166,6 +174,11 @@ def resolve(layers: Sequence[Layer]) -> Config:
     origins = {key: set_by.get(key, Origin()) for key, _ in flatten(config.as_dict())}
     recipe = next((layer.recipe for layer in reversed(layers) if layer.recipe is not None), None)
     return dataclasses.replace(config, origins=origins, notes=_unused(config, origins), recipe=recipe)
+
+
+def alpha_follows_length(choice: Choice, sections: Sections) -> bool:
+    """Whether the chosen method has an α that is a size: one that has to follow the length of the responses."""
+    return alpha_is_a_size(_method(choice.model_copy(update={"alpha": None}), sections))
 
 
 def _method(choice: Choice, sections: Sections) -> Algorithm:

@@ -53,9 +53,16 @@ def find_model(model: str) -> EvaluatedModel:
 
 
 def evaluation_config(
-    model: EvaluatedModel, task: str | None, settings: Mapping[str, Any], changes: Sequence[Layer] = ()
+    model: EvaluatedModel,
+    task: str | None,
+    settings: Mapping[str, Any],
+    changes: Sequence[Layer] = (),
+    *,
+    uses: Sequence[str] = (),
 ) -> Config:
     """The configuration of an evaluation: the run's settings, where there is a run, below `settings` and `changes`.
+
+    `uses` are sections that matter besides those of an evaluation.
 
     `task` is a task's name or a .yaml file; it replaces the run's task, with its options and its response limit. The
     prompt format, the engine and the precision stay the run's. Raises ModelError for a path without a model, and
@@ -64,7 +71,7 @@ def evaluation_config(
     if model.folder != "builtin":
         check_source(model.folder, "policy")
     for layer in changes:
-        if why := unused_in_evaluation(dict(flatten(layer.values))):
+        if why := unused_in_evaluation(dict(flatten(layer.values)), uses):
             raise ConfigError(f"{layer.place} {why}")
     layers: list[Layer] = []
     if model.run is not None:
@@ -90,6 +97,12 @@ def evaluation_config(
             "--task package.module:function; `vapo tasks` lists the others."
         )
     return config
+
+
+def run_of(folder: str | Path) -> Path | None:
+    """The run directory that a folder of weights (a critic/, or one in a checkpoint) belongs to; None if none."""
+    path = Path(os.path.abspath(folder))
+    return next((run for run in path.parents[:3] if _is_run(run)), None)
 
 
 def _is_run(path: Path) -> bool:

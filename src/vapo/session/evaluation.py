@@ -16,9 +16,19 @@ from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.evals.statistics import RANKS
 from vapo.models.critic import known_ids
-from vapo.models.loading import load_critic, load_policy, response_text, value_at, value_head
-from vapo.models.networks import Critic, choose_layout
+from vapo.models.loading import (
+    PRIVILEGED,
+    load_critic,
+    load_policy,
+    load_side_critic,
+    response_text,
+    saved_head,
+    value_at,
+    value_head,
+)
+from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.placing import best_device, set_threads, to_device
+from vapo.models.side import holds_side_critic
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine
 from vapo.session.config import Config
@@ -114,18 +124,30 @@ def evaluate_model(
     engine = None
     try:
         report_notes(inputs, observer)
-        kept = SampleFile(out, _about(config, inputs)) if out else None
+        kept = SampleFile(out, about_samples(config, inputs)) if out else None
         model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
         if sections.model.dtype == "bfloat16":  # as a run's sampler
             model = to_device(model, torch.bfloat16)
         set_threads(sections.scale.threads, model)
         critic = None
         if ranks:
-            network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
+            features_of = None
+            if holds_side_critic(inputs.critic_source):
+                network, origin = load_side_critic(inputs.critic_source, model)
+                layout = choose_layout(model, sections.trainer.layout)
+                features_of = Policy(model, layout, side_layers=tuple(network.config.policy_layers or ())).features
+            else:
+                network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
+                layout = choose_layout(network, sections.trainer.layout)
             where = "after" if value_at(network) == "end" else "before"
             observer.note(f"critic: {origin}, read {where} the last token of a response")
             if not bool(value_head(network).weight.any()):  # a head that has learned nothing is exactly 0
                 raise ModelError(f"{inputs.critic_source} is no trained critic. Give the critic/ folder of a run.")
+            if (column := getattr(network.config, PRIVILEGED, None)) is not None:
+                raise ModelError(
+                    f"The critic {inputs.critic_source} reads the column {column!r} beside the response, so its choice "
+                    "would be given away. Rank with a critic that reads what the policy reads."
+                )
             if "weighted-vote" in ranks and inputs.task.final_answer is None:
                 if len(ranks) == 1:
                     raise ConfigError(
@@ -134,8 +156,14 @@ def evaluate_model(
                     )
                 observer.note(f"{inputs.task.name} has no short final answers, so there is no vote to weigh")
             network = to_device(network, best_device()).requires_grad_(False)
-            layout = choose_layout(network, sections.trainer.layout)
-            critic = Critic(network, layout, origin=origin, value_at=value_at(network))
+            critic = Critic(
+                network,
+                layout,
+                origin=origin,
+                value_at=value_at(network),
+                head=saved_head(network.config),
+                features_of=features_of,
+            )
         engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
         observer.phase("evaluating", 0, 1)
         result = evaluate_heldout(
@@ -164,7 +192,7 @@ def evaluate_model(
         close_task(inputs.task)
 
 
-def _about(config: Config, inputs: Inputs) -> dict[str, Any]:
+def about_samples(config: Config, inputs: Inputs) -> dict[str, Any]:
     """What samples that are kept depend on; of anything else they are none."""
     evaluation, folder = config.sections.evaluation, Path(inputs.policy_source)
     weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []

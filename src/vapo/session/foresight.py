@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from vapo.algo.heads import width
 from vapo.algo.method import Gae
 from vapo.errors import counted
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.models.backbone import backbone_of
 from vapo.models.loading import load_config, skeleton
 from vapo.models.placing import best_device
+from vapo.models.side import config_parameters, side_config
 from vapo.reports.formatting import duration, short_count
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs
@@ -157,7 +159,11 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
     model, credit = sections.model, algorithm.credit
     policy_config = load_config(inputs.policy_source, trust_remote_code=model.trust_remote_code)
     learners = [network_size(policy_config, model.policy_lora, critic=False)]
-    if isinstance(credit, Gae):
+    if isinstance(credit, Gae) and model.critic_kind == "side":
+        side = side_config(policy_config, inputs.parameters, layers=model.side_layers, outputs=width(credit.head))
+        parameters = config_parameters(side)
+        learners.append(NetworkSize(parameters, parameters))
+    elif isinstance(credit, Gae):
         critic_config = load_config(inputs.critic_source, trust_remote_code=model.trust_remote_code)
         learners.append(network_size(critic_config, model.critic_lora, critic=True))
     reference = [NetworkSize(inputs.parameters, 0, learners[0].adapters)] if algorithm.kl.coef > 0 else []
@@ -215,8 +221,9 @@ def report_size(plan: Plan, observer: Observer, *, free_disk: int, free: int | N
     if free is not None and plan.memory > free:
         observer.alarm(
             f"Networks and cache need about {_bytes(plan.memory)}, activations come on top, and {_bytes(free)} of "
-            "memory are free: the run may be killed. Adapters (model.policy_lora, model.critic_lora), smaller pieces "
-            "(rollout.engine.slots, trainer.micro_batch_tokens) and model.dtype=bfloat16 take less."
+            "memory are free: the run may be killed. Adapters (model.policy_lora, model.critic_lora), a side critic "
+            "(model.critic_kind=side), smaller pieces (rollout.engine.slots, trainer.micro_batch_tokens) and "
+            "model.dtype=bfloat16 take less."
         )
 
 

@@ -7,25 +7,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError, DataError, counted
 from vapo.models.gguf import cache_folder
 from vapo.models.loading import (
+    SIDE_ADVICE,
     context_length,
     count_parameters,
     load_config,
     load_tokenizer,
     read_tokenizer,
     render,
+    skeleton,
     stop_token_ids,
+    with_privileged,
 )
 from vapo.models.lora import adapter_base
 from vapo.models.model_source import is_gguf
+from vapo.models.side import check_readable, holds_side_critic, side_config
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
 from vapo.session.rendered_prompts import RenderedPrompts
@@ -34,7 +38,7 @@ from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask, do_nothing, part_of
 from vapo.tasks.verifiers.functions import refuse_while_importing
 from vapo.trainer.observer import Observer
-from vapo.types import Decoding, Progress, Task
+from vapo.types import Decoding, Progress, Prompt, Task
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     policy_source: str
     critic_source: str
+    """Empty for a side critic with new weights."""
     train_prompts: RenderedPrompts
     """The held-out ones again where nothing is to be trained."""
     heldout_prompts: RenderedPrompts
@@ -128,14 +133,23 @@ def _checked(
     model, first = sections.model, model_source(sections.model.policy, task)
     # adapters go on from the weights they were put on, everything else from the checkpoint
     source = str(saved / "policy") if saved and not model.policy_lora else first
-    critic_source = str(saved / "critic") if saved and not model.critic_lora else model.critic or first
+    side = model.critic_kind == "side"
+    start = model.critic or ("" if side else first)
+    critic_source = str(saved / "critic") if saved and not model.critic_lora else start
     if on_progress and is_gguf(source) and Path(source).exists() and not cache_folder(Path(source)).exists():
         on_progress(f"converting {Path(source).name}, once", 0, 1)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     model_config = load_config(source, trust_remote_code=trust)
     notes: list[str] = []
-    if isinstance(config.algorithm.credit, Gae) and critic_source != source:
+    has_critic = isinstance(config.algorithm.credit, Gae)
+    if has_critic and side:
+        _check_side(model_config, model.side_layers)
+    elif has_critic and to_train and holds_side_critic(critic_source):
+        raise ConfigError(f"{critic_source} holds a side critic. {SIDE_ADVICE}")
+    elif has_critic and critic_source != source and not holds_side_critic(critic_source):
         notes = check_vocabularies(source, critic_source, tokenizer, trust_remote_code=trust)
+    credit = config.algorithm.credit
+    privileged = credit.privileged if isinstance(credit, Gae) else None
     rendered: dict[str, RenderedPrompts] = {}
     wanted = {"train": task.train, "heldout": task.heldout} if to_train else {"heldout": task.heldout}
     for name, prompts in wanted.items():
@@ -144,7 +158,9 @@ def _checked(
                 f"Task {task.name} has no {name} prompts with these options. Loosen the task's options"
                 + (", or give it data: --set task.data=FILE." if task.drops is not None else ".")
             )
-        rendered[name] = RenderedPrompts(prompts, partial(render, tokenizer, form=model.prompt_format))
+        rendered[name] = RenderedPrompts(
+            prompts, partial(_rendered, tokenizer, form=model.prompt_format, privileged=privileged)
+        )
         rendered[name][0]  # a template that refuses prompts does so before weights load
     limit = sections.rollout.max_response_tokens or task.max_response_tokens
     if (context := context_length(model_config)) is not None:
@@ -174,6 +190,25 @@ def _checked(
         parameters=count_parameters(model_config),
         notes=(*notes, *(_plainly_rendered(heldout, tokenizer) if model.prompt_format == "auto" else ())),
     )
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    form: Literal["auto", "chat", "plain"],
+    privileged: str | None,
+) -> Prompt:
+    """The prompt as tokens, with what the critic alone may read."""
+    prompt = render(tokenizer, prompt, form)
+    return prompt if privileged is None else with_privileged(tokenizer, prompt, privileged)
+
+
+def _check_side(policy: PreTrainedConfig, layers: int | None) -> None:
+    """Raise ConfigError or ModelError unless a side critic can read so many layers of the policy."""
+    side_config(policy, 0, layers=layers)
+    if (model := skeleton(policy)) is not None:
+        check_readable(model)
 
 
 def _limit_within(

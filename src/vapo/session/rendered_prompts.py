@@ -16,6 +16,11 @@ MEASURED = 64
 """Prompts of a lazy set that are measured for a response limit; of a tuple all are."""
 
 
+def prompt_length(prompt: Prompt) -> int:
+    """Tokens before the response, with those that only the critic reads."""
+    return len(prompt.token_ids) + len(prompt.privileged_ids)
+
+
 class RenderedPrompts:
     """A prompt set with token ids, rendered on first use and kept.
 
@@ -62,7 +67,7 @@ class RenderedPrompts:
         1 if the prompts alone fill the context.
         """
         whole = isinstance(self._prompts, tuple)
-        lengths = sorted(len(self[i].token_ids) for i in range(len(self) if whole else min(len(self), MEASURED)))
+        lengths = sorted(prompt_length(self[i]) for i in range(len(self) if whole else min(len(self), MEASURED)))
         may_drop = int(MAX_DROPPED * len(lengths))
         longest = lengths[-1 - may_drop]
         if (longest if whole else lengths[0]) + limit <= context:
@@ -92,7 +97,7 @@ class RenderedPrompts:
         return self._render(prompt)
 
     def _fits(self, prompt: Prompt) -> bool:
-        return self._max_tokens is None or len(prompt.token_ids) <= self._max_tokens
+        return self._max_tokens is None or prompt_length(prompt) <= self._max_tokens
 
     def _refuse(self, prompt: Prompt, count: int) -> NoReturn:
         among = counted(len(self._prompts), "prompt")

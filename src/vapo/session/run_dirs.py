@@ -104,9 +104,12 @@ def kept_weights_only(run_dir: Path) -> bool:
 def _refuse_weights_only(run_dir: Path) -> None:
     """Raise ConfigError for a run that kept its weights only: it would start over, logs included."""
     if kept_weights_only(run_dir):
+        config = load_run_config(run_dir)
         shutil.rmtree(run_dir / ".checkpoints.gone", ignore_errors=True)  # of a kill while they were deleted
         options = ["--set", f"model.policy={run_dir / 'policy'}"]
         options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
+        side = config.sections.model.critic_kind == "side"
+        options += ["--set", "model.critic_kind=side"] if side and (run_dir / "critic").exists() else []
         raise ConfigError(
             f"{run_dir} has ended and kept its weights only (checkpoint.final=weights), so it cannot be made longer. "
             f"Start a new run from them: {command('train', *options)}"

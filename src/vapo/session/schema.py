@@ -21,7 +21,13 @@ class ModelConfig:
     policy: str = "builtin"
     """`builtin` (the base model shipped for the task), a folder, a hub id, or a .gguf file."""
     critic: str | None = None
-    """Where the critic starts: a base model, a reward model, or a saved critic; null takes the policy's base."""
+    """Where the critic starts: a base model, a reward model, or a saved critic; null takes the policy's base, and for
+    a side critic new weights."""
+    critic_kind: Literal["full", "side"] = "full"
+    """`full` is a network of its own; `side` is a small one that reads the policy's hidden states, at a fraction of the
+    time and memory."""
+    side_layers: int | None = number(None, unit="layers", ge=1)
+    """How many of the policy's layers a side critic reads, evenly spaced; null takes every third, 12 at most."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward passes; weights, values and losses stay float32."""
     policy_lora: int = number(0, ge=0)
@@ -41,6 +47,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
+        if self.critic_kind == "side" and self.critic_lora:
+            raise ConfigError("A side critic takes no adapters: leave out model.critic_lora or model.critic_kind=side.")
+        if self.critic_kind != "side" and self.side_layers is not None:
+            raise ConfigError("model.side_layers is a side critic's: set model.critic_kind=side, or leave it out.")
 
 
 class TaskConfig(BaseModel):
@@ -146,7 +156,7 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     preset: str = "vapo"
-    """The method: ppo, vc-ppo, grpo, dapo or vapo."""
+    """The method: ppo, vc-ppo, grpo, dapo, vapo, vapo2, rloo, orz, sao, bpco, easyppo or justrl2 (docs/methods.md)."""
     without: list[str] = []
     """Techniques put back to plain PPO."""
     alpha: Annotated[float | None, Range(gt=0, unit="per token")] = None

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, replace
 
-from vapo.algo.method import Gae, LengthAdaptive
 from vapo.algo.sizes import NAMES, Sizes, with_batch
 from vapo.errors import ConfigError
 from vapo.json_text import flatten
-from vapo.session.config import Config, resolve
+from vapo.models.side import SHARE
+from vapo.session.config import Config, alpha_follows_length, resolve
 from vapo.session.layers import Layer, Source, nested, recipe_layer
+from vapo.session.schema import ModelConfig
 
 RATES = ((1e6, 6e-4), (1e7, 3e-4), (5e7, 1e-4), (2.5e8, 1e-5), (1e9, 3e-6))
 """(parameters below which, policy learning rate of full weights); larger models take the paper's 1e-6."""
@@ -51,6 +52,13 @@ def usual_rate(parameters: int, lora: bool = False) -> float:
     """The default policy learning rate for a model of so many parameters."""
     rate = next((rate for below, rate in RATES if parameters < below), PAPER_RATE)
     return rate * (LORA_FACTOR if lora else 1.0)
+
+
+def usual_critic_rate(parameters: int, model: ModelConfig) -> float:
+    """The default critic learning rate beside a policy of so many parameters; a side critic takes that of its size."""
+    if model.critic_kind == "side":
+        parameters = int(parameters * SHARE)
+    return CRITIC_FACTOR * usual_rate(parameters, model.critic_lora > 0)
 
 
 def fitted(config: Config, fit: Fit) -> tuple[Config, list[str]]:
@@ -102,7 +110,7 @@ def rate_warnings(config: Config, parameters: int) -> list[str]:
     model, optimization = config.sections.model, config.algorithm.optimization
     rates = [("trainer.actor_lr", optimization.actor_lr, usual_rate(parameters, model.policy_lora > 0))]
     if config.algorithm.has_critic:
-        usual = CRITIC_FACTOR * usual_rate(parameters, model.critic_lora > 0)
+        usual = usual_critic_rate(parameters, model)
         rates.append(("trainer.critic_lr", optimization.critic_lr, usual))
     return [
         f"{key}={rate:g} is {rate / usual:.0f} times what a model of {_count(parameters)} parameters usually takes "
@@ -137,7 +145,7 @@ def _defaults(config: Config, fit: Fit) -> dict[str, float | int]:
     """The default of every size that the method uses."""
     algorithm, model = config.algorithm, config.sections.model
     actor = usual_rate(fit.parameters, model.policy_lora > 0)
-    critic = CRITIC_FACTOR * usual_rate(fit.parameters, model.critic_lora > 0)
+    critic = usual_critic_rate(fit.parameters, model)
     sections = config.sections
     chosen = Sizes(
         **{
@@ -152,13 +160,11 @@ def _defaults(config: Config, fit: Fit) -> dict[str, float | int]:
         defaults[f"trainer.{name}"] = getattr(batch, name)
     defaults |= {"trainer.actor_lr": actor, "trainer.critic_lr": critic}
     defaults["algorithm.alpha"] = max(PAPER_ALPHA, OUTCOME_REACH / fit.max_response_tokens)
-    credit = algorithm.credit
-    rule = credit.policy_lambda if isinstance(credit, Gae) else None
     unused = {
         "trainer.group_size": algorithm.sampling.per_prompt == 1,
         "trainer.critic_lr": not algorithm.has_critic,
         "trainer.pretraining_steps": not algorithm.pretrains,
-        "algorithm.alpha": not isinstance(rule, LengthAdaptive),
+        "algorithm.alpha": not alpha_follows_length(config.choice, sections),
     }
     assert set(defaults) == set(NAMES.values())
     return {key: value for key, value in defaults.items() if not unused.get(key)}

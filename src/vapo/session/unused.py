@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vapo.algo.method import Algorithm, LengthAdaptive
+from vapo.algo.method import Algorithm, Gae, LengthAdaptive
 from vapo.session.schema import Sections
 from vapo.tasks.catalog import DATA_TASKS
 from vapo.tasks.problems import ProblemOptions
@@ -37,7 +37,8 @@ def _no_adapters(sections: Sections, algorithm: Algorithm) -> bool:
 
 
 def _fixed_lambda(sections: Sections, algorithm: Algorithm) -> bool:
-    return not isinstance(getattr(algorithm.credit, "policy_lambda", None), LengthAdaptive)
+    credit = algorithm.credit
+    return not (isinstance(credit, Gae) and isinstance(credit.policy_lambda, LengthAdaptive))
 
 
 def _options(sections: Sections) -> dict[str, Any]:
@@ -57,9 +58,28 @@ RULES = (
         "it draws one response to each prompt",
     ),
     Rule(
-        ("trainer.critic_lr", "model.critic", "model.critic_lora", "guards.explained_variance_below"),
+        (
+            "trainer.critic_lr",
+            "model.critic",
+            "model.critic_lora",
+            "model.critic_kind",
+            "model.side_layers",
+            "guards.explained_variance_below",
+            "guards.value_std_below",
+            "guards.variance_ratio_above",
+        ),
         lambda s, a: not a.has_critic,
         "it has no critic",
+    ),
+    Rule(
+        ("guards.variance_ratio_above",),
+        lambda s, a: a.sampling.per_prompt == 1,
+        "it draws one response to each prompt, so there is no mean of the others to compare with",
+    ),
+    Rule(
+        ("algorithm.credit.overlong_in_target",),
+        lambda s, a: a.reward.overlong_cache == 0,
+        "algorithm.reward.overlong_cache is 0, so there is no overlong punishment",
     ),
     Rule(("trainer.pretraining_",), lambda s, a: not a.pretrains, "it does no value pretraining"),
     Rule(("algorithm.alpha",), _fixed_lambda, "its lambda is not length-adaptive"),
@@ -152,10 +172,13 @@ INSTEAD = {
 """Settings of training whose like in an evaluation is another option, or that it has no use for."""
 
 
-def unused_in_evaluation(settings: Mapping[str, Any]) -> str | None:
-    """An error text for the first of the settings, by dotted key, that an evaluation does not use, or None."""
+def unused_in_evaluation(settings: Mapping[str, Any], uses: Sequence[str] = ()) -> str | None:
+    """An error text for the first of the settings, by dotted key, that an evaluation does not use, or None.
+
+    `uses` are further settings that matter, a section standing for all in it.
+    """
     for key in settings:
-        if key in INSTEAD or not any(key == name or key.startswith(f"{name}.") for name in EVALUATED):
+        if key in INSTEAD or not any(key == name or key.startswith(f"{name}.") for name in (*EVALUATED, *uses)):
             advice = f"Use {INSTEAD[key]}." if INSTEAD.get(key) else "Leave it out."
             return f"{key} has no effect on an evaluation. {advice}"
     return None

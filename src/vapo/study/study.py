@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vapo.algo.presets import PRESETS, TECHNIQUES
+from vapo.algo.presets import PRESETS, REMEDIES, TECHNIQUES
 from vapo.errors import ConfigError
 from vapo.session.layers import merge, read_yaml
 from vapo.type_words import expected, shown
@@ -150,13 +150,14 @@ def method_from_name(name: str) -> dict[str, Any]:
     if preset in PRESETS:
         if not rest:
             return {"preset": preset}
-        if how == "without" and what in TECHNIQUES:
+        if how == "without" and what in {**TECHNIQUES, **REMEDIES}:
             return {"preset": preset, "without": [what]}
         if rest == "with dynamic-sampling":
             return {"preset": preset, "settings": DYNAMIC_SAMPLING}
     raise ConfigError(
         f"Unknown method {name!r}. Write a preset ({', '.join(PRESETS)}), `vapo without TECHNIQUE` "
-        f"({', '.join(TECHNIQUES)}), `vapo with dynamic-sampling`, or a mapping with its preset and settings."
+        f"({', '.join([*TECHNIQUES, *REMEDIES])}), `vapo with dynamic-sampling`, or a mapping with its preset "
+        "and settings."
     )
 
 

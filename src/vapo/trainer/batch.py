@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from vapo.models.networks import Sequences
 from vapo.trainer.pricing import Prices
 from vapo.types import Episode
 
+RAGGED = {"tokens": "token_counts", "critic_tokens": "critic_token_counts"}
+"""Fields with a tensor per row, and the name under which `Batch.tensors` keeps their lengths."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -21,8 +25,18 @@ class Batch:
 
     `mask` (B, T) is True on the tokens that are learned from: those the policy wrote, but none of an invalid
     response, and none of a cut-off one where the method drops those. `outcomes` (B,) is the verdict's reward plus
-    length shaping; `right` (B,) is the verdict alone, so that shaping cannot move a response in or out of the
-    positive-LM set.
+    length shaping; `critic_outcomes` (B,) is what of it the critic foresees; `right` (B,) is the verdict alone, so that
+    shaping cannot move a response in or out of the positive-LM set. `policy_rows` (B,) is False for responses that only
+    the critic learns from.
+
+    `old_values` (B, T) is what the critic answered before any update, a residual critic's answer included; `values`
+    (B, T) is the V that the advantages are measured from. `critic_shift` (B,) is what was taken off the critic's
+    target: a residual critic's V is `old_values` + `critic_shift`. `critic_weights` (B,) weigh the critic's loss of a
+    response, `sampler_weights` (B, T) the policy's of a token; `removed` (B, T) are the tokens that these cut.
+    `critic_tokens` are `tokens` with what only the critic reads between prompt and response.
+
+    `features[i]` (tokens, K) are the policy's hidden states of row i before any update, for a side critic. They are
+    kept in memory only: files leave them out.
     """
 
     tokens: tuple[Tensor, ...]
@@ -33,15 +47,24 @@ class Batch:
     valid: Tensor
     truncated: Tensor
     outcomes: Tensor
+    critic_outcomes: Tensor
+    policy_rows: Tensor
     sampled_logp: Tensor
     old_logp: Tensor | None = None
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
     old_values: Tensor | None = None
     final_values: Tensor | None = None
+    values: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
     lam: Tensor | None = None
+    critic_shift: Tensor | None = None
+    critic_weights: Tensor | None = None
+    sampler_weights: Tensor | None = None
+    removed: Tensor | None = None
+    critic_tokens: tuple[Tensor, ...] | None = None
+    features: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -59,12 +82,27 @@ class Batch:
     @property
     def sequences(self) -> Sequences:
         """What a network needs to score the responses."""
-        return Sequences(self.tokens, tuple(self.response_lengths.tolist()))
+        return Sequences(self.tokens, tuple(self.response_lengths.tolist()), self.features)
+
+    @property
+    def critic_sequences(self) -> Sequences:
+        """What the critic needs to score the responses."""
+        return replace(self.sequences, tokens=self.tokens if self.critic_tokens is None else self.critic_tokens)
+
+    def for_policy(self) -> Batch:
+        """The batch as the policy learns from it: without the tokens of responses that only the critic learns from,
+        and without the features that the critic reads."""
+        mask = self.mask if bool(self.policy_rows.all()) else self.mask & self.policy_rows[:, None]
+        return replace(self, mask=mask, features=None)
 
     def select(self, rows: Tensor) -> Batch:
         """The given rows, in that order, with T cut to the longest of them."""
         width = max(1, int(self.response_lengths[rows].max())) if len(rows) else 1
         chosen: dict[str, object] = {"tokens": tuple(self.tokens[i] for i in rows.tolist())}
+        if self.critic_tokens is not None:
+            chosen["critic_tokens"] = tuple(self.critic_tokens[i] for i in rows.tolist())
+        if self.features is not None:
+            chosen["features"] = tuple(self.features[i] for i in rows.tolist())
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
@@ -72,23 +110,35 @@ class Batch:
         return replace(self, **chosen)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything under its name, `tokens` end to end with `token_counts`; `from_tensors` reads it back."""
+        """Everything but `features` under its name, `tokens` end to end with `token_counts`; `from_tensors` reads it
+        back."""
         found = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        found["tokens"] = torch.cat(self.tokens)
-        found["token_counts"] = torch.tensor([len(t) for t in self.tokens])
+        for name in RAGGED:
+            if (rows := getattr(self, name)) is not None:
+                found[name] = torch.cat(rows)
+                found[RAGGED[name]] = torch.tensor([len(row) for row in rows])
         return {name: value.contiguous().cpu() for name, value in found.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Batch:
-        """The batch whose `tensors` these are."""
-        rest = {name: value for name, value in tensors.items() if name not in ("tokens", "token_counts")}
-        return cls(tokens=tensors["tokens"].split(tensors["token_counts"].tolist()), **rest)
+        """The batch whose `tensors` these are, now or in an earlier version."""
+        found: dict[str, Any] = dict(tensors)
+        for name, counts in RAGGED.items():
+            if name in found:
+                found[name] = found[name].split(found.pop(counts).tolist())
+        found.setdefault("critic_outcomes", found["outcomes"])
+        found.setdefault("policy_rows", torch.ones_like(found["right"]))
+        return cls(**found)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device; itself where it is there already."""
         if self.mask.device == device:
             return self
-        moved: dict[str, object] = {"tokens": tuple(t.to(device) for t in self.tokens)}
+        moved: dict[str, object] = {
+            name: tuple(t.to(device) for t in rows)
+            for name in (*RAGGED, "features")
+            if (rows := getattr(self, name)) is not None
+        }
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), Tensor):
                 moved[f.name] = value.to(device)
@@ -108,6 +158,12 @@ def collate(episodes: Sequence[Episode], prices: Prices) -> Batch:
     written[inside] = torch.tensor([policy for e in episodes for policy in e.written])
     return Batch(
         tokens=tuple(torch.tensor(e.prompt.token_ids + r) for e, r in zip(episodes, responses, strict=True)),
+        critic_tokens=tuple(
+            torch.tensor(e.prompt.token_ids + e.prompt.privileged_ids + r)
+            for e, r in zip(episodes, responses, strict=True)
+        )
+        if any(e.prompt.privileged_ids for e in episodes)
+        else None,
         response_lengths=lengths,
         mask=written & prices.learned[:, None],
         groups=torch.tensor([ids.setdefault(e.prompt.id, len(ids)) for e in episodes]),
@@ -115,6 +171,8 @@ def collate(episodes: Sequence[Episode], prices: Prices) -> Batch:
         valid=torch.tensor([e.verdict.valid for e in episodes]),
         truncated=torch.tensor([e.truncated for e in episodes]),
         outcomes=prices.outcomes,
+        critic_outcomes=prices.critic_outcomes,
+        policy_rows=prices.policy_learned,
         sampled_logp=sampled,
     )
 
@@ -126,6 +184,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     """
     width = max(batch.width for batch in batches)
     joined: dict[str, object] = {"tokens": tuple(t for batch in batches for t in batch.tokens)}
+    if all(batch.critic_tokens is not None for batch in batches):
+        joined["critic_tokens"] = tuple(t for batch in batches for t in batch.critic_tokens or ())
     for f in fields(Batch):
         parts = [getattr(batch, f.name) for batch in batches]
         if any(part is None for part in parts):
@@ -133,6 +193,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         elif f.name == "groups":
             starts = [0, *accumulate(int(part.max()) + 1 for part in parts)]
             joined[f.name] = torch.cat([part + start for part, start in zip(parts, starts, strict=False)])
+        elif f.name == "features":
+            joined[f.name] = tuple(row for part in parts for row in part)
         elif isinstance(parts[0], Tensor):
             joined[f.name] = torch.cat([_widened(part, width) if part.ndim == 2 else part for part in parts])
     return replace(batches[0], **joined)

@@ -1,43 +1,178 @@
-"""Credit assignment: advantages for the policy, returns for the critic."""
+"""Credit assignment: advantages for the policy, returns for the critic, and the weights of both losses."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import assert_never
 
 import torch
+from torch import Tensor
 
-from vapo.algo import gae, group_advantages, lambdas, masked, terminal_rewards, whiten
+from vapo.algo import (
+    explained_variance,
+    gae,
+    group_advantages,
+    lambdas,
+    leave_one_out,
+    masked,
+    mixture_share,
+    mixture_sums,
+    prompt_weights,
+    sampler_weights,
+    terminal_rewards,
+    whiten,
+)
 from vapo.algo.method import Algorithm, Gae, GroupBaseline
 from vapo.trainer.batch import Batch
+from vapo.trainer.run import Run
+
+MIXTURE_MEMORY = 0.9
+"""How much of the mixture's sums a step keeps: about the last ten steps count."""
 
 
-def assign_credit(batch: Batch, algorithm: Algorithm) -> Batch:
-    """The batch with `advantages`, and with `returns` and `lam` where a critic gives the credit.
+def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, float] = (0.0, 0.0)) -> Batch:
+    """The batch with `advantages`, and with `values`, `returns` and `lam` where a critic gives the credit.
 
-    Needs `old_values` (and `final_values` where cut-off responses bootstrap) for `Gae`.
+    Needs `old_values` (and `final_values` where cut-off responses bootstrap) for `Gae`. `mixture` holds the sums of
+    earlier steps that a fitted baseline takes its share from, see `new_mixture`.
     """
+    batch = with_sampler_weights(batch, algorithm)
     match algorithm.credit:
-        case GroupBaseline(std=std):
+        case GroupBaseline(std=std, leave_one_out=others):
             # a response without a trainable token does not count in the baseline either (docs/pitfalls.md, 9)
-            per_response = group_advantages(batch.outcomes, batch.groups, std=std, valid=batch.mask.any(-1))
+            valid = batch.mask.any(-1)
+            if others:
+                per_response = batch.outcomes - leave_one_out(batch.outcomes, batch.groups, valid=valid)
+            else:
+                per_response = group_advantages(batch.outcomes, batch.groups, std=std, valid=valid)
             return replace(batch, advantages=masked(per_response[:, None].expand(batch.mask.shape), batch.mask))
         case Gae() as credit:
+            batch = with_critic_target(batch, algorithm)
             assert batch.old_values is not None
-            values = masked(batch.old_values, batch.mask)
-            outcomes, bootstrap = batch.outcomes, None
+            answers = masked(batch.old_values, batch.mask)
+            values = masked(consumed_values(batch, credit, mixture), batch.mask)
+            outcomes, targets = batch.outcomes, _targets(batch)
+            bootstrap = policy_bootstrap = None
             if algorithm.truncated == "bootstrap":
                 assert batch.final_values is not None
                 # the value of going on stands in place of the failure, shaping included; a right answer is over
                 unfinished = batch.truncated & ~batch.right
                 outcomes = torch.where(unfinished, 0.0, outcomes)
+                targets = torch.where(unfinished, 0.0, targets)
                 bootstrap = torch.where(unfinished, credit.gamma * batch.final_values, 0.0)
-            rewards = terminal_rewards(outcomes, batch.mask, bootstrap)
+                policy_bootstrap = bootstrap
+                if batch.critic_shift is not None:
+                    policy_bootstrap = bootstrap + torch.where(unfinished, batch.critic_shift, 0.0)
             lengths = batch.mask.sum(-1)
-            # Decoupled GAE: the same values, twice. Length-adaptive: one λ per response.
+            # Decoupled GAE: twice, with one λ for the policy and another for the critic. Length-adaptive: one λ per
+            # response.
             policy_lam = lambdas(credit.policy_lambda, lengths)
             critic_lam = lambdas(credit.critic_lambda, lengths)
-            advantages = gae(rewards, values, batch.mask, lam=policy_lam, gamma=credit.gamma)
-            returns = gae(rewards, values, batch.mask, lam=critic_lam, gamma=credit.gamma) + values
+            policy_rewards = terminal_rewards(outcomes, batch.mask, policy_bootstrap)
+            advantages = gae(policy_rewards, values, batch.mask, lam=policy_lam, gamma=credit.gamma)
+            critic_rewards = terminal_rewards(targets, batch.mask, bootstrap)
+            returns = gae(critic_rewards, answers, batch.mask, lam=critic_lam, gamma=credit.gamma) + answers
             if credit.whiten:
                 advantages = whiten(advantages, batch.mask)
-            return replace(batch, advantages=advantages, returns=masked(returns, batch.mask), lam=policy_lam)
+            return replace(
+                batch, values=values, advantages=advantages, returns=masked(returns, batch.mask), lam=policy_lam
+            )
+
+
+def with_critic_target(batch: Batch, algorithm: Algorithm) -> Batch:
+    """The batch with what is taken off the critic's target, and with the weights of its loss, as the method wants.
+
+    Both are numbers of the whole rollout: minibatches and processes take their rows of them.
+    """
+    credit = algorithm.credit
+    assert isinstance(credit, Gae)
+    if credit.baseline == "group":
+        shift = leave_one_out(batch.critic_outcomes, batch.groups, valid=batch.mask.any(-1))
+        batch = replace(batch, critic_shift=shift)
+    if credit.prompt_weights:
+        spread = algorithm.reward.right - algorithm.reward.wrong
+        floor = spread / (2 * math.sqrt(algorithm.sampling.per_prompt))
+        learned = batch.mask.any(-1)
+        weights = torch.ones(len(batch))
+        if bool(learned.any()):
+            weights[learned] = prompt_weights(batch.critic_outcomes[learned], batch.groups[learned], floor=floor)
+        batch = replace(batch, critic_weights=weights)
+    return batch
+
+
+def consumed_values(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> Tensor:
+    """The V that advantages are measured from, (B, T): the critic's answer with what the group knows beside it."""
+    assert batch.old_values is not None
+    valid = batch.mask.any(-1)
+    match credit.baseline:
+        case "none":
+            return batch.old_values
+        case "group":
+            return batch.old_values + leave_one_out(batch.outcomes, batch.groups, valid=valid)[:, None]
+        case "fitted":
+            share = mixture_share(*mixture)
+            others = leave_one_out(batch.outcomes, batch.groups, valid=valid)[:, None]
+            return (1 - share) * others + share * batch.old_values
+        case "gated":
+            if gate_is_open(batch):
+                return batch.old_values
+            everyone = torch.zeros_like(batch.groups)
+            others = leave_one_out(batch.outcomes, everyone, valid=valid)
+            return others[:, None].expand(batch.mask.shape)
+        case _:
+            assert_never(credit.baseline)
+
+
+def gate_is_open(batch: Batch) -> bool:
+    """Whether the critic explains any of the variance of this step's outcomes (EVPO)."""
+    assert batch.old_values is not None
+    targets = batch.critic_outcomes[:, None].expand(batch.mask.shape)
+    return bool(explained_variance(batch.old_values, targets, batch.mask) > 0)
+
+
+def critic_share(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> float:
+    """The share of the critic in the baseline, for the step's metrics: ρ of a fitted one, 0 or 1 of a gated one."""
+    return mixture_share(*mixture) if credit.baseline == "fitted" else float(gate_is_open(batch))
+
+
+def new_mixture(batch: Batch, mixture: tuple[float, float]) -> tuple[float, float]:
+    """The mixture's sums with this step's added, for the next step: a share never depends on outcomes it is used on."""
+    assert batch.old_values is not None
+    others = leave_one_out(batch.outcomes, batch.groups, valid=batch.mask.any(-1))
+    product, square = mixture_sums(batch.outcomes, others, batch.old_values, batch.mask)
+    count = max(1, int(batch.mask.sum()))
+    return MIXTURE_MEMORY * mixture[0] + product / count, MIXTURE_MEMORY * mixture[1] + square / count
+
+
+def with_sampler_weights(batch: Batch, algorithm: Algorithm) -> Batch:
+    """The batch with the weights that correct for the sampler, where the method has a correction."""
+    if algorithm.sampler.kind == "none":
+        return batch
+    assert batch.old_logp is not None
+    weights, removed = sampler_weights(algorithm.sampler, batch.old_logp, batch.sampled_logp, batch.mask)
+    return replace(batch, sampler_weights=weights, removed=removed)
+
+
+def start_head(run: Run, batch: Batch) -> None:
+    """Let a new head start where the method says, on the run's first rollout: at a number, or at the mean target."""
+    credit = run.algorithm.credit
+    if run.critic is None or run.state.serial > 0 or not isinstance(credit, Gae) or credit.head.start == 0:
+        return
+    learned = batch.mask.any(-1)
+    start = credit.head.start
+    if start == "mean":
+        targets = _targets(with_critic_target(batch, run.algorithm))[learned]
+        start = float(targets.mean()) if len(targets) else 0.0
+    run.critic.start_at(start)
+
+
+def _targets(batch: Batch) -> Tensor:
+    """What the critic foresees, (B,): its outcomes, less the mean of the group for a residual critic."""
+    return batch.critic_outcomes if batch.critic_shift is None else batch.critic_outcomes - batch.critic_shift
+
+
+def monte_carlo_returns(batch: Batch, gamma: float) -> Tensor:
+    """What the critic's target comes to without any critic: (B, T), discounted by γ for each learned token to come."""
+    after = (batch.mask.sum(-1, keepdim=True) - batch.mask.cumsum(-1)).clamp(min=0)
+    return masked(_targets(batch)[:, None] * gamma**after, batch.mask)

@@ -32,10 +32,14 @@ class Alarm:
     """A sentence with the value and the setting it is compared with."""
     at_once: bool = False
     """Raised at the first bad step, not after `guards.patience` of them."""
+    rather: str = ""
+    """A metric that is judged instead where the step has it."""
+    only_if: tuple[str, float] = ("", 0.0)
+    """A metric that must be above a number for the alarm to mean anything."""
 
-    def message(self, value: float, settings: GuardSettings) -> str:
-        """The text of the alarm."""
-        return _with_advice(self.figure.format(value=value, s=settings), self.metric)
+    def message(self, value: float, settings: GuardSettings, metric: str) -> str:
+        """The alarm in words."""
+        return _with_advice(self.figure.format(value=value, s=settings), metric)
 
 
 ALARMS = (
@@ -51,6 +55,28 @@ ALARMS = (
         lambda x, s: x < s.explained_variance_below,
         "The critic's explained variance is {value:.2f}, below guards.explained_variance_below="
         "{s.explained_variance_below}",
+        rather="value/residual_explained_variance",
+    ),
+    Alarm(
+        "flat values",
+        "value/std",
+        lambda x, s: x < s.value_std_below,
+        "The critic's values differ by {value:.2g} only, below guards.value_std_below={s.value_std_below}",
+        only_if=("lr/critic", 0.0),
+    ),
+    Alarm(
+        "dead value head",
+        "value/head_step",
+        lambda x, s: x == 0,
+        "The value head moved by {value:g} in guards.patience={s.patience} steps in which the critic had a gradient",
+        only_if=("grad_norm/critic", 1e-8),
+    ),
+    Alarm(
+        "critic adds variance",
+        "advantages/variance_ratio",
+        lambda x, s: x > s.variance_ratio_above,
+        "With the critic the advantages vary {value:.2f} times as much as with the group's mean, above "
+        "guards.variance_ratio_above={s.variance_ratio_above}",
     ),
     Alarm(
         "length at the limit",
@@ -92,12 +118,13 @@ def new_alarms(
     """
     raised = _same_outcomes(figures, state, settings)
     for alarm in ALARMS:
-        found = figures.get(alarm.metric)
-        value = math.nan if found is None else found
-        bad = not math.isnan(value) and alarm.bad(value, settings)
+        metric = alarm.rather if alarm.rather in figures else alarm.metric
+        value = _figure(figures, metric)
+        needed, least = alarm.only_if
+        bad = not math.isnan(value) and alarm.bad(value, settings) and (not needed or _figure(figures, needed) > least)
         state.streaks[alarm.name] = state.streaks.get(alarm.name, 0) + 1 if bad else 0
         if state.streaks[alarm.name] == (1 if alarm.at_once else settings.patience):
-            raised[alarm.name] = alarm.message(value, settings)
+            raised[alarm.name] = alarm.message(value, settings, metric)
     state.streaks[TOO_FEW] = state.streaks.get(TOO_FEW, 0) + 1 if kept < wanted else 0
     if state.streaks[TOO_FEW] == settings.patience:
         raised[TOO_FEW] = _with_advice(TOO_FEW_FIGURE.format(kept=kept, wanted=wanted), "sampling/kept_ratio")
@@ -113,6 +140,12 @@ def new_alarms(
             raised[f"gradient spike of the {name}"] = _with_advice(figure, metric)
         state.recent[name] = [*earlier, norm][-HISTORY:]
     return raised
+
+
+def _figure(figures: Mapping[str, Any], metric: str) -> float:
+    """The metric of this step; NaN where it is undefined or missing."""
+    found = figures.get(metric)
+    return math.nan if found is None else float(found)
 
 
 def _same_outcomes(figures: Mapping[str, Any], state: State, settings: GuardSettings) -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from vapo.models.loading import value_head
 from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
 from vapo.models.networks import Critic, Policy
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
@@ -33,8 +34,9 @@ class LocalNetwork:
         objective: Objective | None = None,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
+        reads: tuple[Score, ...] = (),
     ) -> None:
-        self.name, self.network, self.tokenizer = name, network, tokenizer
+        self.name, self.network, self.tokenizer, self.reads = name, network, tokenizer, reads
         self.max_grad_norm = max_grad_norm
         self._objective = objective
         self._own_base = False
@@ -81,28 +83,36 @@ class LocalNetwork:
     @torch.no_grad()
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
         scored: dict[str, Tensor] = {}
+        lengths = torch.tensor([len(tokens) for tokens in batch.tokens])
+        shapes = {"final_values": (len(batch),), "features": (int(lengths.sum()), self._feature_width)}
         for name in what:
-            scored[name] = torch.zeros(len(batch), *([] if name == "final_values" else [batch.width]))
+            scored[name] = torch.zeros(shapes.get(name, (len(batch), batch.width)))
         for rows in micro_batches(batch, micro_batch_tokens):
             for name, part in self._score(batch.select(rows).to(self.model.device), what).items():
-                if part.ndim == 1:
+                if name == "features":
+                    pieces = scored[name].split(lengths.tolist())
+                    for row, states in zip(rows.tolist(), part.split(lengths[rows].tolist()), strict=True):
+                        pieces[row].copy_(states)
+                elif part.ndim == 1:
                     scored[name][rows] = part.cpu()
                 else:
                     scored[name][rows, : part.shape[1]] = part.cpu()
         return scored
 
     def _score(self, micro: Batch, what: Sequence[Score]) -> dict[str, Tensor]:
-        sequences, width = micro.sequences, micro.width
+        width = micro.width
         found: dict[str, Tensor] = {}
-        if isinstance(self.network, Policy):
-            logp, entropy = self.network.logp(sequences, width, with_entropy="entropy" in what)
+        if isinstance(self.network, Policy) and "features" in what:
+            found["logp"], found["entropy"], found["features"] = self.network.logp_and_features(micro.sequences, width)
+        elif isinstance(self.network, Policy):
+            logp, entropy = self.network.logp(micro.sequences, width, with_entropy="entropy" in what)
             found["logp"] = logp
             if entropy is not None:
                 found["entropy"] = entropy
         else:
-            found["values"] = self.network.values(sequences, width)
+            found["values"] = self.network.values(micro.critic_sequences, width)
             if "final_values" in what:
-                found["final_values"] = self.network.final_values(sequences)
+                found["final_values"] = self.network.final_values(micro.critic_sequences)
         return found
 
     # ------------------------------------------------------------------ learning
@@ -117,6 +127,7 @@ class LocalNetwork:
     def step(self, lr: float) -> StepResult:
         assert self._loss is not None
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        head = self._head_weight()
         # the loss counts too: a token whose loss is not finite can leave a finite gradient behind
         taken = math.isfinite(float(self._loss)) and math.isfinite(float(norm))
         if taken:
@@ -125,7 +136,23 @@ class LocalNetwork:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._loss = None
-        return StepResult(taken, {f"grad_norm/{self.name}": float(norm)})
+        figures = {f"grad_norm/{self.name}": float(norm)}
+        if head is not None and taken:
+            figures["value/head_step"] = float((value_head(self.model).weight.detach() - head).norm())
+        return StepResult(taken, figures)
+
+    @property
+    def _feature_width(self) -> int:
+        """Numbers per token of `features`."""
+        layers = len(self.network.side_layers) if isinstance(self.network, Policy) else 0
+        return layers * self.model.config.get_text_config().hidden_size if layers else 0
+
+    def _head_weight(self) -> Tensor | None:
+        """A copy of a critic's head before a step: one that never moves is dead."""
+        return value_head(self.model).weight.detach().clone() if isinstance(self.network, Critic) else None
+
+    def start_at(self, value: float) -> bool:
+        return isinstance(self.network, Critic) and self.network.start_at(value)
 
     # ------------------------------------------------------------------ weights
 

@@ -13,7 +13,7 @@ from vapo.metrics import EvaluationLabel, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, num_minibatches
-from vapo.trainer.credit import assign_credit
+from vapo.trainer.credit import assign_credit, critic_share, new_mixture, start_head
 from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, scoring_figures
@@ -82,6 +82,7 @@ def train_step(run: Run) -> None:
     if rollout.kept:
         # 2. Score every token once, before any update, and assign credit.
         batch = drawn.select(torch.tensor(rollout.kept))
+        start_head(run, batch)
         learned = batch.num_tokens * algorithm.optimization.epochs
         with clock.time("score"):
             batch = within_memory(
@@ -96,8 +97,12 @@ def train_step(run: Run) -> None:
                     final_values=algorithm.truncated == "bootstrap",
                 ),
             )
-            batch = assign_credit(batch, algorithm)
-        figures |= scoring_figures(batch, algorithm.credit.gamma if isinstance(algorithm.credit, Gae) else 1.0)
+            mixture = (state.mixture[0], state.mixture[1])
+            batch = assign_credit(batch, algorithm, mixture)
+        figures |= scoring_figures(batch, algorithm)
+        if isinstance(credit := algorithm.credit, Gae) and credit.baseline in ("fitted", "gated"):
+            figures["credit/critic_share"] = critic_share(batch, credit, mixture)
+            state.mixture = list(new_mixture(batch, mixture))
 
         # 3. One optimizer step per minibatch, for each network.
         with clock.time("update"):
@@ -130,14 +135,18 @@ def update(run: Run, network: Network, batch: Batch) -> dict[str, float]:
     rounds = (state.step if is_policy else state.serial) + 1
     peak = optimization.actor_lr if is_policy else optimization.critic_lr
     lr = peak * min(1.0, rounds / max(1, optimization.warmup_steps))
-    passes = optimization.epochs
-    if not is_policy:
-        assert isinstance(run.algorithm.credit, Gae)
-        passes *= run.algorithm.credit.critic_updates
+    passes, parts = optimization.epochs, num_minibatches(batch, run.algorithm)
+    if is_policy:
+        batch = batch.for_policy()
+    else:
+        credit = run.algorithm.credit
+        assert isinstance(credit, Gae)
+        passes *= credit.critic_updates
+        parts = min(len(batch), credit.critic_minibatches or parts)
     result = learn(
         network,
         batch,
-        parts=num_minibatches(batch, run.algorithm),
+        parts=parts,
         passes=passes,
         lr=lr,
         generator=lambda i: torch.Generator().manual_seed(

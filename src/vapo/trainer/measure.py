@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vapo.algo import explained_variance, masked
+from vapo.algo import between_share, explained_variance, leave_one_out, masked, within_group_auc
+from vapo.algo.diagnostics import masked_deviations
+from vapo.algo.method import Algorithm, Gae
 from vapo.trainer.batch import Batch
 
 DECILES = 10
@@ -32,14 +34,20 @@ def rollout_figures(batch: Batch) -> dict[str, float]:
     }
 
 
-def scoring_figures(batch: Batch, gamma: float = 1.0) -> dict[str, float]:
+def scoring_figures(batch: Batch, algorithm: Algorithm) -> dict[str, float]:
     """Figures from the networks' scores of the sampled tokens, before any update."""
+    gamma = algorithm.credit.gamma if isinstance(algorithm.credit, Gae) else 1.0
     mask = batch.mask
     figures: dict[str, float] = {}
     if batch.old_logp is not None and mask.any():
         gap = (batch.old_logp - batch.sampled_logp)[mask].abs()
         figures["sampler/logp_gap_max"] = float(gap.max())
         figures["sampler/logp_gap_mean"] = float(gap.mean())
+    if batch.removed is not None and mask.any():
+        figures["sampler/removed_ratio"] = float(batch.removed[mask].float().mean())
+    if algorithm.sampling.per_prompt > 1 and mask.any():
+        learned = mask.any(-1)
+        figures["outcomes/between_share"] = float(between_share(batch.outcomes[learned], batch.groups[learned]))
     if batch.entropy is not None and mask.any():
         figures["entropy"] = float(batch.entropy[mask].mean())
     if batch.ref_logp is not None and batch.old_logp is not None and mask.any():
@@ -55,17 +63,62 @@ def scoring_figures(batch: Batch, gamma: float = 1.0) -> dict[str, float]:
         figures["gae/lambda_median"] = float(lam.median())
         figures["gae/lambda_min"] = float(lam.min())
     if batch.old_values is not None and mask.any():
-        figures.update(value_figures(batch.old_values, batch.outcomes, mask, gamma))
+        figures |= value_figures(batch, gamma)
+        if algorithm.sampling.per_prompt > 1:
+            figures |= group_figures(batch)
     return figures
 
 
-def value_figures(values: Tensor, outcomes: Tensor, mask: Tensor, gamma: float = 1.0) -> dict[str, float]:
-    """Calibration of V against the outcomes: explained variance and bias, whole and by relative position.
+def group_figures(batch: Batch) -> dict[str, float]:
+    """What the critic knows beyond the mean of a response's group.
+
+    `advantages/variance_ratio` compares R - V with R - b, b the leave-one-out mean, over the tokens: both without
+    bootstrapping, so that λ has no part in it. `value/within_group_auc` ranks by the critic's mean answer over a
+    response; the group's own mean would give the answer away.
+    """
+    assert batch.old_values is not None
+    mask, learned = batch.mask, batch.mask.any(-1)
+    values = masked(critic_values(batch), mask)
+    answers = masked(batch.old_values, mask)
+    outcomes = batch.critic_outcomes
+    others = leave_one_out(outcomes, batch.groups, valid=learned)
+    _, with_critic = masked_deviations(masked(outcomes[:, None] - values, mask), mask)
+    _, with_group = masked_deviations(masked((outcomes - others)[:, None].expand(mask.shape), mask), mask)
+    mean_answer = answers.sum(-1) / mask.sum(-1).clamp(min=1)
+    figures = {
+        "advantages/variance_ratio": float(with_critic / with_group) if float(with_group) > 0 else float("nan"),
+        "value/within_group_auc": float(
+            within_group_auc(mean_answer[learned], batch.right[learned], batch.groups[learned])
+        ),
+    }
+    if batch.critic_shift is not None:
+        figures["value/residual_explained_variance"] = residual_explained_variance(batch)
+    return figures
+
+
+def residual_explained_variance(batch: Batch) -> float:
+    """How much a residual critic explains of what the group's mean leaves of the outcomes."""
+    assert batch.old_values is not None
+    assert batch.critic_shift is not None
+    targets = (batch.critic_outcomes - batch.critic_shift)[:, None].expand(batch.mask.shape)
+    return float(explained_variance(batch.old_values, targets, batch.mask))
+
+
+def critic_values(batch: Batch) -> Tensor:
+    """The V of the critic, (B, T): its answer, with the group's mean that a residual critic's target lacks."""
+    assert batch.old_values is not None
+    return batch.old_values if batch.critic_shift is None else batch.old_values + batch.critic_shift[:, None]
+
+
+def value_figures(batch: Batch, gamma: float = 1.0) -> dict[str, float]:
+    """Calibration of the critic's V against what happened: explained variance and bias, whole and by relative position.
 
     Always against the Monte-Carlo outcome, never against the critic's own bootstrap target, so that methods
     with different critic λ can be compared. Decile 0 is the first tenth of each response.
     """
-    values = masked(values, mask)
+    assert batch.old_values is not None
+    mask, outcomes = batch.mask, batch.critic_outcomes
+    values = masked(critic_values(batch), mask)
     position = mask.cumsum(-1) - 1
     lengths = mask.sum(-1, keepdim=True).clamp(min=1)
     returns = masked(outcomes[:, None] * gamma ** (lengths - 1 - position), mask)
@@ -73,6 +126,7 @@ def value_figures(values: Tensor, outcomes: Tensor, mask: Tensor, gamma: float =
     figures = {
         "value/explained_variance": float(explained_variance(values, returns, mask)),
         "value/mean": float(values[mask].mean()),
+        "value/std": float(batch.old_values[mask].std(correction=0)),
         "value/bias": float((values - returns)[mask].mean()),
     }
     for d in range(DECILES):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vapo.trainer.batch import Batch
 
-Score = Literal["logp", "entropy", "values", "final_values"]
-"""What a network computes for sampled tokens: a policy the first two, a critic the last two."""
+Score = Literal["logp", "entropy", "features", "values", "final_values"]
+"""What a network computes for sampled tokens: a policy the first three, a critic the last two."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,18 @@ class Network(Protocol):
         """What its weights were loaded from, for people to read."""
         ...
 
+    @property
+    def reads(self) -> tuple[Score, ...]:
+        """What a critic wants to find in the batch of what the policy says; it asks the policy itself for what is not
+        there. A side critic's `features`, else nothing."""
+        ...
+
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
         """The network's scores of every response token, by name: (B, T) each; `final_values` is (B,).
 
         `logp` and `entropy` are in nats at the sampling temperature, values in units of reward. `final_values` is the
-        value after the last token. Rows without a trainable token are 0: they are not computed.
+        value after the last token. `features` are the policy's hidden states that a side critic reads, one row per
+        token of prompts and responses, end to end. Rows without a trainable token are 0: they are not computed.
         """
         ...
 
@@ -63,6 +70,10 @@ class Network(Protocol):
         The step is taken if the loss and the gradient are finite, whatever the diagnostics are. If it is not taken,
         weights and optimizer stay as they are, in every process.
         """
+        ...
+
+    def start_at(self, value: float) -> bool:
+        """Let a critic whose head has learned nothing answer `value`, in units of reward; False if it has learned."""
         ...
 
     def weights(self, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:

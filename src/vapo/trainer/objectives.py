@@ -10,17 +10,32 @@ import torch
 from torch import Tensor
 
 from vapo.algo import (
+    anchor_mask,
     clipped_surrogate,
     dual_clip,
+    head_loss,
     kl_divergence,
     masked,
     positive_weights,
+    probability_bounded_surrogate,
+    ratio_masked_surrogate,
     sequence_weights,
     token_weights,
+    turn_start_mask,
     value_loss,
     weighted_sum,
 )
-from vapo.algo.method import Algorithm, DualClip, Gae
+from vapo.algo.method import (
+    Algorithm,
+    AllTokens,
+    Anchors,
+    Clip,
+    DualClip,
+    Gae,
+    ProbabilityBound,
+    RatioMask,
+    TurnStarts,
+)
 from vapo.models.networks import Critic, Policy
 from vapo.trainer.batch import Batch
 
@@ -64,12 +79,12 @@ class PolicyObjective:
         """See `Objective.loss`."""
         assert micro.old_logp is not None
         assert micro.advantages is not None
-        clip, kl, w = self.algorithm.clip, self.algorithm.kl, weights["surrogate"]
+        kl, w = self.algorithm.kl, weights["surrogate"]
         logp, _ = self.policy.logp(micro.sequences, micro.width)
         logp, old_logp = masked(logp, micro.mask), masked(micro.old_logp, micro.mask)
-        surrogate = clipped_surrogate(logp, old_logp, micro.advantages, low=clip.low, high=clip.high)
-        if isinstance(clip, DualClip):
-            surrogate = dual_clip(surrogate, micro.advantages, c=clip.c)
+        surrogate = self._surrogate(logp, old_logp, masked(micro.sampled_logp, micro.mask), micro.advantages)
+        if micro.sampler_weights is not None:
+            surrogate = surrogate * micro.sampler_weights
         loss = policy_loss = weighted_sum(surrogate, w)
         positive = weighted_sum(-logp, weights["positive"])
         if self.algorithm.positive_lm > 0:
@@ -83,11 +98,40 @@ class PolicyObjective:
             loss = loss + kl.coef * figures["loss/kl"]
         with torch.no_grad():
             ratio = (logp - old_logp).exp()
-            up, down = micro.advantages > 0, micro.advantages < 0
-            figures["clip_ratio/high_mean"] = weighted_sum((up & (ratio > 1 + clip.high)).float(), w)
-            figures["clip_ratio/low_mean"] = weighted_sum((down & (ratio < 1 - clip.low)).float(), w)
+            high, low = self._stopped(logp, old_logp, micro)
+            figures["clip_ratio/high_mean"] = weighted_sum(high.float(), w)
+            figures["clip_ratio/low_mean"] = weighted_sum(low.float(), w)
             figures["kl/update"] = weighted_sum(ratio - 1 - (logp - old_logp), w)
         return loss, {name: value.detach() for name, value in figures.items()}
+
+    def _surrogate(self, logp: Tensor, old_logp: Tensor, sampled_logp: Tensor, advantages: Tensor) -> Tensor:
+        """The loss of each token under the method's trust region."""
+        match self.algorithm.clip:
+            case Clip(low=low, high=high):
+                return clipped_surrogate(logp, old_logp, advantages, low=low, high=high)
+            case DualClip(low=low, high=high, c=c):
+                surrogate = clipped_surrogate(logp, old_logp, advantages, low=low, high=high)
+                return dual_clip(surrogate, advantages, c=c)
+            case RatioMask(low=low, high=high):
+                return ratio_masked_surrogate(logp, sampled_logp, advantages, low=low, high=high)
+            case ProbabilityBound(eps=eps):
+                return probability_bounded_surrogate(logp, sampled_logp, advantages, eps=eps)
+
+    def _stopped(self, logp: Tensor, old_logp: Tensor, micro: Batch) -> tuple[Tensor, Tensor]:
+        """The tokens whose gradient the trust region stops: above its upper bound, below its lower one."""
+        assert micro.advantages is not None
+        up, down = micro.advantages > 0, micro.advantages < 0
+        sampled_logp = masked(micro.sampled_logp, micro.mask)
+        match self.algorithm.clip:
+            case Clip(low=low, high=high) | DualClip(low=low, high=high):
+                ratio = (logp - old_logp).exp()
+                return up & (ratio > 1 + high), down & (ratio < 1 - low)
+            case RatioMask(low=low, high=high):
+                ratio = (logp - sampled_logp).exp()
+                return ratio > high, ratio < low
+            case ProbabilityBound(eps=eps):
+                moved = logp.exp() - sampled_logp.exp()
+                return up & (moved > eps), down & (moved < -eps)
 
 
 def _nan_unless_finite(loss: Tensor, mask: Tensor, *inputs: Tensor) -> Tensor:
@@ -114,14 +158,14 @@ class RewardModelObjective:
 
     def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Objective.loss`."""
-        per_response = value_loss(self.critic.final_values(micro.sequences), micro.outcomes)
+        per_response = value_loss(self.critic.final_values(micro.critic_sequences), micro.outcomes)
         loss = weighted_sum(per_response, weights["value"].sum(-1))
         return loss, {"value/loss": loss.detach()}
 
 
 @dataclass(frozen=True)
 class CriticObjective:
-    """L = Σ w·½(V - y)², y frozen before the update (VAPO §4.1)."""
+    """L = Σ w·l(V, y), y frozen before the update (VAPO §4.1); l is ½(V - y)² or the cross-entropy of the head."""
 
     critic: Critic
     credit: Gae
@@ -131,16 +175,31 @@ class CriticObjective:
         return self.critic.model
 
     def weights(self, minibatch: Batch) -> dict[str, Tensor]:
-        """One set of weights, by `critic_reduction`."""
-        return {"value": REDUCTIONS[self.credit.critic_reduction](minibatch.mask)}
+        """One set of weights: by `critic_reduction` over the tokens of the loss, times the weight of the response.
+
+        The latter have a mean of 1 over the rollout, so those of a minibatch need not sum to 1.
+        """
+        match self.credit.value_tokens:
+            case AllTokens():
+                tokens = minibatch.mask
+            case Anchors(fractions=fractions):
+                tokens = anchor_mask(minibatch.mask, fractions)
+            case TurnStarts():
+                tokens = turn_start_mask(minibatch.mask)
+        weights = REDUCTIONS[self.credit.critic_reduction](tokens)
+        if minibatch.critic_weights is not None:
+            weights = weights * minibatch.critic_weights[:, None]
+        return {"value": weights}
 
     def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Objective.loss`."""
         assert micro.returns is not None
-        values = masked(self.critic.values(micro.sequences, micro.width), micro.mask)
-        # value pretraining has no old values to stay near: its targets are the outcomes, so it is not clipped
+        outputs = self.critic.outputs(micro.critic_sequences, micro.width)
+        outputs = masked(outputs, micro.mask[..., None].expand(outputs.shape))
+        # value pretraining has no old values to stay near: its targets are what was really earned, so it is not clipped
         old = None if micro.old_values is None else masked(micro.old_values, micro.mask)
         clip = None if old is None else self.credit.value_clip
-        per_token = value_loss(values, masked(micro.returns, micro.mask), old_values=old, clip=clip)
+        returns = masked(micro.returns, micro.mask)
+        per_token = head_loss(self.critic.head, outputs, returns, old_values=old, clip=clip)
         loss = weighted_sum(per_token, weights["value"])
         return loss, {"value/loss": loss.detach()}

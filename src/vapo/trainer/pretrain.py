@@ -16,16 +16,17 @@ from functools import partial
 
 import torch
 
-from vapo.algo import explained_variance, masked
-from vapo.algo.method import Gae
+from vapo.algo import explained_variance
+from vapo.algo.method import Algorithm, Gae
 from vapo.errors import DivergedError, counted
 from vapo.metrics import EventName, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
+from vapo.trainer.credit import monte_carlo_returns, start_head, with_critic_target
 from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
-from vapo.trainer.measure import rollout_figures, value_figures
+from vapo.trainer.measure import residual_explained_variance, rollout_figures, value_figures
 from vapo.trainer.memory import within_memory
 from vapo.trainer.pricing import price
 from vapo.trainer.replay import ReplayPool, Rows, drawn_from, remove_pool
@@ -61,7 +62,8 @@ def pretrain_critic(run: Run) -> None:
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
         _pretraining_step(run, source, heldout, pool)
     ready, reached = run.settings.pretraining_ready, state.explained_variance
-    if reached is None or reached < ready:
+    # a critic beside the group's mean may begin knowing nothing
+    if credit.baseline == "none" and (reached is None or reached < ready):
         if same:
             advice = f"No outcome differs from another. {outcomes.lesson(verdicts, 'to held-out prompts')}"
         else:
@@ -88,10 +90,12 @@ def pool_bytes(run: Run) -> int:
     return credit.pretraining_steps * run.algorithm.sampling.samples * (8 * (prompt + response) + 9 * response)
 
 
-def with_returns(batch: Batch, gamma: float) -> Batch:
-    """The batch with Monte-Carlo returns: the discounted outcome, without a critic."""
-    after = (batch.mask.sum(-1, keepdim=True) - batch.mask.cumsum(-1)).clamp(min=0)  # learned tokens still to come
-    return replace(batch, returns=masked(batch.outcomes[:, None] * gamma**after, batch.mask))
+def with_returns(batch: Batch, algorithm: Algorithm) -> Batch:
+    """The batch with Monte-Carlo returns, R·γ^(tokens to come), whatever a critic says; less the mean of the group's
+    other responses where the critic learns what that leaves."""
+    assert isinstance(algorithm.credit, Gae)
+    batch = with_critic_target(batch, algorithm)
+    return replace(batch, returns=monte_carlo_returns(batch, algorithm.credit.gamma))
 
 
 def replayed(batch: Batch, earlier: Sequence[Rows], count: int, generator: torch.Generator) -> Batch:
@@ -111,6 +115,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
     consume(state, rollout)
     clock.add(rollout.seconds)
     batch = _collated(run, rollout)
+    start_head(run, batch)
 
     def shuffle(what: str) -> torch.Generator:
         return torch.Generator().manual_seed(stable_hash(run.seed, "pretrain", what, step))
@@ -135,7 +140,9 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
 
     state.pretrain_step += 1
     at_end = run.settings.pretraining_at == "end"
+    residual = heldout_figures.get("value/residual_explained_variance")
     explained = heldout_figures["value/end_explained_variance" if at_end else "value/explained_variance"]
+    explained = explained if residual is None else residual
     state.explained_variance = explained if math.isfinite(explained) else None
     best = -math.inf if state.best_explained_variance is None else state.best_explained_variance
     if state.explained_variance is not None and explained > best:
@@ -174,7 +181,9 @@ def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     at_end = run.settings.pretraining_at == "end"
     judged = within_memory(run, "score", partial(score, heldout, critic=run.critic, final_values=at_end))
     assert judged.old_values is not None
-    figures = value_figures(judged.old_values, judged.outcomes, judged.mask, gamma)
+    figures = value_figures(judged, gamma)
+    if judged.critic_shift is not None:
+        figures["value/residual_explained_variance"] = residual_explained_variance(judged)
     if judged.final_values is not None:
         learned = judged.mask.any(-1)
         explained = explained_variance(judged.final_values[:, None], judged.outcomes[:, None], learned[:, None])
@@ -184,10 +193,8 @@ def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
 
 def _collated(run: Run, rollout: Rollout) -> Batch:
     """The rollout's batch with Monte-Carlo returns."""
-    credit = run.algorithm.credit
-    assert isinstance(credit, Gae)
     prices = price(rollout.drawn, run.algorithm, max_response_tokens=run.decoding.max_tokens)
-    return with_returns(collate(rollout.drawn, prices), credit.gamma)
+    return with_returns(collate(rollout.drawn, prices), run.algorithm)
 
 
 def rollouts_are_due(step: int, every: int, *, last: bool) -> bool:

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 
 from vapo.algo import soft_overlong_punishment
-from vapo.algo.method import Algorithm
+from vapo.algo.method import Algorithm, Gae
 from vapo.types import Episode
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Of B responses: `outcomes` (B,), the verdict's reward plus length shaping; `learned` (B,), True where a response
-    counts in losses and baselines."""
+    """Of B responses: `outcomes` (B,), the verdict's reward plus length shaping; `critic_outcomes` (B,), what of it the
+    critic foresees; `learned` (B,), True where a response counts in losses and baselines; `policy_learned` (B,), True
+    where it counts in the policy's loss."""
 
     outcomes: Tensor
+    critic_outcomes: Tensor
     learned: Tensor
+    policy_learned: Tensor
 
 
 def price(episodes: Sequence[Episode], algorithm: Algorithm, *, max_response_tokens: int) -> Prices:
@@ -31,14 +34,36 @@ def price(episodes: Sequence[Episode], algorithm: Algorithm, *, max_response_tok
     reward = algorithm.reward
     right = torch.tensor([e.verdict.right for e in episodes])
     outcomes = torch.where(right, reward.right, reward.wrong)
+    critic_outcomes = outcomes.clone()
     if reward.overlong_cache > 0:
         lengths = torch.tensor([len(e.token_ids) for e in episodes])
         cache = max(1, round(reward.overlong_cache * max_response_tokens))
         outcomes = outcomes + soft_overlong_punishment(lengths, max_response_tokens, cache)
-    return Prices(outcomes, torch.tensor([learned_from(e, algorithm) for e in episodes]))
+        if not isinstance(algorithm.credit, Gae) or algorithm.credit.overlong_in_target:
+            critic_outcomes = outcomes.clone()
+    learned = torch.tensor([learned_from(e, algorithm) for e in episodes])
+    policy_learned = torch.tensor([policy_learns_from(e, algorithm) for e in episodes])
+    return Prices(outcomes, critic_outcomes, learned, policy_learned)
 
 
 def learned_from(episode: Episode, algorithm: Algorithm) -> bool:
     """Whether the response counts in losses and baselines: its verdict is valid, and it was not cut off under a method
     that drops such responses."""
     return episode.verdict.valid and not (episode.truncated and algorithm.truncated == "drop")
+
+
+def policy_learns_from(episode: Episode, algorithm: Algorithm) -> bool:
+    """Whether the response counts in the policy's loss: `learned_from`, and not cut off under a method that leaves such
+    responses to the critic."""
+    return learned_from(episode, algorithm) and not (episode.truncated and algorithm.truncated == "drop-from-policy")
+
+
+def target_range(algorithm: Algorithm) -> tuple[float, float]:
+    """The lowest and highest number that the critic's target can be, in units of reward."""
+    reward, credit = algorithm.reward, algorithm.credit
+    low, high = reward.wrong, reward.right
+    if isinstance(credit, Gae) and credit.overlong_in_target and reward.overlong_cache > 0:
+        low -= 1  # the largest overlong punishment
+    if isinstance(credit, Gae) and credit.baseline == "group":
+        low, high = low - high, high - low
+    return low, high

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vapo.errors import StoppedError, command
-from vapo.trainer.batch import Batch, concatenate
+from vapo.trainer.batch import RAGGED, Batch, concatenate
 
 FOLDER = "pretraining"
 """Below the run directory; removed when value pretraining is over."""
@@ -100,13 +100,16 @@ class StoredBatch:
         with safe_open(self._path, "pt") as file:
             lengths = file.get_tensor("response_lengths")[rows]
             width = max(1, int(lengths.max())) if len(rows) else 1
-            counts = file.get_tensor("token_counts")
-            ends, counts = counts.cumsum(0)[rows].tolist(), counts[rows]
-            tokens = file.get_slice("tokens")
-            if _is_cheaper_whole(8 * tokens.get_shape()[0], len(rows)):
-                tokens = file.get_tensor("tokens")
-            parts = [tokens[end - count : end] for end, count in zip(ends, counts.tolist(), strict=True)]
-            found = {"tokens": torch.cat(parts), "token_counts": counts}
+            found: dict[str, Tensor] = {}
+            for name, lengths_name in RAGGED.items():
+                if name in file.keys():  # noqa: SIM118
+                    counts = file.get_tensor(lengths_name)
+                    ends, counts = counts.cumsum(0)[rows].tolist(), counts[rows]
+                    tokens = file.get_slice(name)
+                    if _is_cheaper_whole(8 * tokens.get_shape()[0], len(rows)):
+                        tokens = file.get_tensor(name)
+                    parts = [tokens[end - count : end] for end, count in zip(ends, counts.tolist(), strict=True)]
+                    found |= {name: torch.cat(parts), lengths_name: counts}
             for name in file.keys() - found.keys():
                 stored = file.get_slice(name)
                 shape = stored.get_shape()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from vapo.trainer.batch import Batch
-from vapo.trainer.network import Network
+from vapo.trainer.network import Network, Score
 
 
 def score(
@@ -19,15 +19,20 @@ def score(
     final_values: bool = False,
     micro_batch_tokens: int,
 ) -> Batch:
-    """The batch with `old_logp`, `entropy`, `old_values`, `ref_logp` of the networks given.
+    """The batch with `old_logp`, `entropy`, `old_values`, `ref_logp` of the networks given, and the `features` that
+    the critic reads.
 
     `final_values` adds the critic's value after the last token, for responses that bootstrap. Rows without a
     trainable token are not scored; their numbers are 0.
     """
     scored: dict[str, Tensor] = {}
     if policy is not None:
-        scores = policy.score(batch, ("logp", "entropy"), micro_batch_tokens=micro_batch_tokens)
+        what: tuple[Score, ...] = ("logp", "entropy") if critic is None else ("logp", "entropy", *critic.reads)
+        scores = policy.score(batch, what, micro_batch_tokens=micro_batch_tokens)
         scored |= {"old_logp": scores["logp"], "entropy": scores["entropy"]}
+        if "features" in scores:
+            # the critic reads them when it scores and when it learns, both before the policy's update
+            batch = replace(batch, features=scores["features"].split([len(tokens) for tokens in batch.tokens]))
     if critic is not None:
         what = ("values", "final_values") if final_values else ("values",)
         scores = critic.score(batch, what, micro_batch_tokens=micro_batch_tokens)

@@ -68,6 +68,10 @@ class GuardSettings:
     """Entropy of the policy, in nats a token."""
     explained_variance_below: float = number(0.0, le=1)
     """Explained variance of the critic."""
+    value_std_below: float = number(1e-4, ge=0, unit="reward")
+    """Spread of the critic's values, in units of reward."""
+    variance_ratio_above: float = number(1.2, ge=0, unit="times")
+    """Variance of the advantages with the critic, as a multiple of that with the group's mean alone."""
     clipped_ratio_above: float = number(0.5, ge=0, le=1, unit="share of responses")
     """Share of responses cut off at the length limit."""
     grad_norm_above: float = number(20.0, gt=1, unit="medians")

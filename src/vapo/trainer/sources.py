@@ -9,10 +9,10 @@ from functools import lru_cache, partial
 import torch
 
 from vapo.algo import informative_groups
-from vapo.algo.method import Algorithm
+from vapo.algo.method import Algorithm, Gae
 from vapo.errors import VerifierBrokenError, counted
 from vapo.rollout.collect import judge_episodes, sample_episodes
-from vapo.trainer.pricing import learned_from
+from vapo.trainer.pricing import policy_learns_from
 from vapo.trainer.rollouts import Rollout
 from vapo.trainer.run import Clock, Run
 from vapo.trainer.state import State
@@ -84,7 +84,10 @@ class FixedPolicySource:
     def heldout(self, state: State) -> Rollout:
         """Responses to held-out prompts, the same each time; they are never learned from."""
         run, wanted = self._run, self._run.settings.pretraining_heldout
-        count = min(wanted, len(run.heldout_prompts))
+        credit = run.algorithm.credit
+        # a critic beside the group's mean is judged on groups
+        per_prompt = run.algorithm.sampling.per_prompt if isinstance(credit, Gae) and credit.baseline == "group" else 1
+        count = min(max(1, wanted // per_prompt), len(run.heldout_prompts))
         prompts = [run.heldout_prompts[i] for i in range(count)]
         return self._rollout(state, prompts, max(1, wanted // count), "pretrain held-out")
 
@@ -139,7 +142,7 @@ def _informative(episodes: list[Episode], algorithm: Algorithm) -> list[int]:
     neighbours: a prompt that came twice is two groups here."""
     groups = torch.arange(len(episodes)) // algorithm.sampling.per_prompt
     right = torch.tensor([e.verdict.right for e in episodes])
-    keep = informative_groups(right, groups, torch.tensor([learned_from(e, algorithm) for e in episodes]))
+    keep = informative_groups(right, groups, torch.tensor([policy_learns_from(e, algorithm) for e in episodes]))
     return keep.nonzero()[:, 0].tolist()
 
 

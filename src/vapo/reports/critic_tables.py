@@ -1,0 +1,150 @@
+"""The judgement of a critic as rows of words, for the terminal and the page; `results.json` is all they read."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from vapo.reports.formatting import NOTHING, figure, interval, percent, signed
+from vapo.reports.runfiles import Record, number
+
+BY_POSITION = {
+    "ceiling": "ceiling",
+    "explained_variance": "critic explains",
+    "bias": "bias",
+    "rmse": "RMSE",
+    "spearman": "rank correlation",
+    "within_group_auc": "AUC in groups",
+    "best_variance_ratio": "advantages, best",
+    "variance_ratio": "advantages, critic",
+}
+"""The columns of the table by position, in order, with their headings."""
+AS_SHARE = ("ceiling", "explained_variance", "between_share", "group_explained_variance")
+SIGNED = ("bias",)
+MEANING = {
+    "ceiling": "The share of the outcomes' variance that any critic could explain from this state on.",
+    "critic explains": "The share that this critic explains: the ceiling less the variance of its error.",
+    "bias": "Mean of the critic's value less the Monte-Carlo value; above 0 it expects too much.",
+    "RMSE": "Typical distance of the critic to the true value, without the sampling noise of the continuations.",
+    "rank correlation": "Spearman's, between critic and Monte-Carlo value; the noise of the latter lowers it.",
+    "AUC in groups": "How often a right response has a higher value than a wrong one to its prompt; 0.5 is chance.",
+    "advantages, best": "Var(R - V) / Var(R - mean of the group's other responses) for a critic that is exact.",
+    "advantages, critic": "The same for this critic; above 1 the group's mean is the better baseline.",
+}
+"""One sentence for each column."""
+
+
+def judgement_title(results: Record) -> str:
+    """What was judged, in one line."""
+    name = results.get("name") or "policy"
+    return f"The critic of {name}" if results.get("critic") else f"What a critic could explain for {name}"
+
+
+def judgement_subtitle(results: Record) -> str:
+    """How it was measured, in one line."""
+    parts = [f"task {results['task']}"]
+    if results.get("method"):
+        parts.append(str(results["method"]))
+    parts.append(
+        f"{results['prompts']} held-out prompts × {results['responses']} responses, "
+        f"{results['continuations']} continuations of each prefix"
+    )
+    parts.append(f"accuracy {percent(number(results.get('accuracy')))}")
+    return " · ".join(parts)
+
+
+def position_name(fraction: float) -> str:
+    """A position as a table names it.
+
+    >>> position_name(0.0), position_name(0.25)
+    ('prompt', '25 %')
+    """
+    return "prompt" if fraction == 0 else f"{100 * fraction:g} %"
+
+
+def position_headings(results: Record) -> list[str]:
+    """The headings of the table by position."""
+    return ["position", *(BY_POSITION[name] for name in _columns(results))]
+
+
+def position_rows(results: Record, *, intervals: bool = True) -> list[list[str]]:
+    """One row for each position, and one for all of them together."""
+    names = _columns(results)
+    rows = [
+        [position_name(fraction), *(_cell(name, results["by_position"][name][at], intervals) for name in names)]
+        for at, fraction in enumerate(results["fractions"])
+    ]
+    return [*rows, ["all", *(_cell(name, results["figures"][name], intervals) for name in names)]]
+
+
+def baseline_rows(results: Record) -> list[list[str]]:
+    """What the prompts and groups alone explain, and the critic's calibration."""
+    figures = results["figures"]
+    rows = [
+        ["variance between prompts, as training reports it", _cell("between_share", figures["between_share"], True)],
+        [
+            f"explained by the mean of the other {results['group_size'] - 1} responses",
+            _cell("group_explained_variance", figures["group_explained_variance"], True),
+        ],
+    ]
+    if "calibration_error" in figures:
+        rows.append(["calibration error over bins", _cell("calibration_error", figures["calibration_error"], True)])
+    rows.append(["mean length", figure(number(results.get("mean_length")))])
+    rows.append(["cut off at the limit", percent(number(results.get("clipped_ratio")))])
+    rows.append(["verifier could not tell", percent(number(results.get("invalid_ratio")))])
+    return rows
+
+
+def bin_rows(results: Record) -> list[list[str]]:
+    """The critic's calibration: its value and the Monte-Carlo value of states in bins."""
+    return [
+        [str(b["states"]), figure(number(b["value"])), figure(number(b["monte_carlo"])),
+         signed(number(b["value"]) - number(b["monte_carlo"]))]
+        for b in results.get("bins") or []
+    ]  # fmt: skip
+
+
+BIN_HEADINGS = ["states", "critic's value", "Monte-Carlo value", "gap"]
+
+
+def judgement_tables(results: Record) -> list[Table]:
+    """The tables for a terminal; print them with rich."""
+    headings, rows = position_headings(results), position_rows(results, intervals=False)
+    title = f"{judgement_title(results)}\n{judgement_subtitle(results)}"
+    # one row for each number, one column for each position: few columns fit any terminal
+    by_number = Table(title=title, title_justify="left", title_style="bold", border_style="dim")
+    by_number.add_column("position")
+    for row in rows:
+        by_number.add_column(row[0], justify="right", style="bold" if row[0] == "all" else "")
+    names = _columns(results)
+    for at, heading in enumerate(headings[1:], start=1):
+        by_number.add_row(heading, *(row[at] for row in rows))
+    beside = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name in names[:2]:
+        beside.add_row(f"{BY_POSITION[name]}, all positions", _cell(name, results["figures"][name], True))
+    for row in baseline_rows(results):
+        beside.add_row(*row)
+    tables = [by_number, beside]
+    if bins := bin_rows(results):
+        calibration = Table(*BIN_HEADINGS, title="calibration", title_justify="left", border_style="dim")
+        for row in bins:
+            calibration.add_row(*row)
+        tables.append(calibration)
+    return tables
+
+
+def _columns(results: Record) -> list[str]:
+    return [name for name in BY_POSITION if name in results["by_position"]]
+
+
+def _cell(name: str, told: Record, intervals: bool) -> str:
+    value = number(told["value"])
+    text = percent(value) if name in AS_SHARE else signed(value) if name in SIGNED else figure(value)
+    ends = _interval(name, told) if intervals and text != NOTHING else ""
+    return f"{text} {ends}".rstrip()
+
+
+def _interval(name: str, told: Record) -> str:
+    low, high = number(told["low"]), number(told["high"])
+    if name in AS_SHARE and low == low and high == high:
+        return f"[{100 * low:.0f}, {100 * high:.0f}] %"
+    return interval(low, high)

@@ -1,0 +1,90 @@
+"""Tables, picture and page of a judged critic, made from the content of results.json alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from vapo.evals.continuations import ContinuedPrompt, Prefix, Response
+from vapo.evals.judgement import judge
+from vapo.json_text import json_text
+from vapo.reports.critic_files import judgement_html, write_judgement
+from vapo.reports.critic_tables import judgement_tables, position_headings, position_rows
+from vapo.types import Prompt
+
+HEADING = {
+    "format": 1, "name": "run", "policy": "run/policy", "critic": "run/critic", "critic_origin": "saved critic",
+    "method": "vapo", "task": "echo", "seed": 0, "temperature": 1.0, "max_response_tokens": 8, "reward": [0.0, 1.0],
+}  # fmt: skip
+
+
+def results(*, critic: bool = True, always_wrong: bool = False, **heading: Any) -> dict[str, Any]:
+    """What `vapo critic` writes for ten prompts of chances 0, .1, ..., .9, read back from JSON."""
+    rng = np.random.default_rng(0)
+    continued = []
+    for p in range(10):
+        chance = 0.0 if always_wrong else p / 10
+        prefixes = tuple(Prefix(g, 4 * (g > 0), int(rng.binomial(4, chance)), 4) for g in range(4))
+        told = tuple(Response((2,) * 8, bool(rng.random() < chance), False, (0, g or 1)) for g in range(4))
+        continued.append(ContinuedPrompt(Prompt(f"p{p}", "x"), told, prefixes))
+    answers = np.tile(np.arange(10)[:, None, None] / 10, (1, 4, 2)) if critic else None
+    found = judge(continued, answers, fractions=(0, 0.5), continuations=4)
+    whole = {**HEADING, **({} if critic else {"critic": None, "critic_origin": None}), **heading, **found.summary()}
+    return json.loads(json_text(whole))
+
+
+def printed(told: dict[str, Any]) -> str:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in judgement_tables(told):
+        console.print(table)
+    console.file.close()
+    return console.export_text()
+
+
+def test_one_row_for_each_position_and_one_for_all_of_them():
+    told = results()
+    rows = position_rows(told)
+    assert [row[0] for row in rows] == ["prompt", "50 %", "all"]
+    assert {len(row) for row in rows} == {len(position_headings(told))}
+    ceiling = told["figures"]["ceiling"]
+    assert rows[-1][1].startswith(f"{100 * ceiling['value']:.0f} % [{100 * ceiling['low']:.0f}, ")
+
+
+def test_a_terminal_of_80_columns_shows_every_number_whole():
+    text = printed(results())
+    assert "…" not in text
+    for words in ("critic explains", "advantages, critic", "calibration error over bins", "prompt", "50 %"):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("critic", [True, False])
+@pytest.mark.parametrize("always_wrong", [True, False])
+def test_files_are_written_whatever_is_not_defined(tmp_path: Path, critic: bool, always_wrong: bool):
+    told = results(critic=critic, always_wrong=always_wrong)
+    write_judgement(told, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "judgement.png", "judgement.html"}
+    assert json.loads((tmp_path / "results.json").read_text()) == told
+    page = (tmp_path / "judgement.html").read_text()
+    assert "nan" not in page.lower()
+    assert ("critic explains" in page) is critic
+    text = printed(told)
+    assert ("AUC in groups" in text) is critic
+    if always_wrong:
+        assert told["finding"] == "all-equal"
+        assert "–" in text
+
+
+def test_names_from_files_cannot_write_into_the_page():
+    page = judgement_html(results(name="<script>alert(1)</script>", task="<b>x", critic_origin="<i>"))
+    assert "<script" not in page
+    assert "<b>x" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_page_is_made_of_numbers_alone_and_equal_ones_give_equal_pages():
+    assert judgement_html(results()) == judgement_html(results())

@@ -1,0 +1,310 @@
+"""Critics that cost less than a second policy: beside the policy, smaller, with adapters, partly frozen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_invariance import batch_of
+from test_resume import hashes, timeless
+from transformers import AutoModelForCausalLM, LongcatFlashConfig
+
+import toys
+from vapo.durability import checkpoint
+from vapo.errors import ConfigError, ModelError
+from vapo.models.backbone import layer_states
+from vapo.models.loading import load_side_critic, value_at
+from vapo.models.saving import save_model
+from vapo.models.side import SHARE, SideModel
+from vapo.reports.live import SilentView
+from vapo.session import build
+from vapo.session import lifecycle as runs
+from vapo.trainer import loop
+from vapo.trainer.batch import Batch, concatenate
+from vapo.trainer.local_network import LocalNetwork
+from vapo.trainer.run import Run
+from vapo.trainer.scoring import score
+
+SIDE = {"model": {"critic_kind": "side", "side_layers": 2}}
+REPLAYS = {"trainer": {"pretraining_passes": 3}}
+FROZEN = {"algorithm": {"credit": {"frozen": ["*self_attn*"]}}}
+KINDS: dict[str, dict[str, Any]] = {
+    "side": {**SIDE, **REPLAYS},
+    "side, beside adapters, with a bounded head": {
+        "model": {"critic_kind": "side", "policy_lora": 2, "gradient_checkpointing": True},
+        "algorithm": {"credit": {"head": {"kind": "bounded"}}},
+    },
+    "adapters on the critic": {"model": {"critic_lora": 2}},
+    "frozen attention": FROZEN,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return toys.toy_base(tmp_path_factory.mktemp("base"))
+
+
+def weights_of(network: LocalNetwork) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def side_run(base: Path, folder: Path, *layers: dict[str, Any]) -> Run:
+    """A run with a side critic whose head is random: at 0 it would give the blocks no gradient."""
+    run = toys.toy_run(base, folder, SIDE, *layers)
+    torch.manual_seed(3)
+    torch.nn.init.normal_(run.critic.model.score.weight)
+    return run
+
+
+# --------------------------------------------------------------------------- exact resume, for every kind
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def finished(request, base: Path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    runs.finish(toys.toy_run(base, folder, KINDS[request.param]))
+    return folder
+
+
+@pytest.mark.parametrize("edge", ["pretrain_000001", "step_000001"])
+def test_a_resumed_run_has_the_lines_and_the_bytes_of_one_never_stopped(finished: Path, tmp_path: Path, edge: str):
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    serial = json.loads((copy / "checkpoints" / edge / "manifest.json").read_text())["serial"]
+    for other in (copy / "checkpoints").iterdir():
+        if json.loads((other / "manifest.json").read_text())["serial"] > serial:
+            shutil.rmtree(other)
+    runs.finish(runs.resume(copy, SilentView(), task=toys.EchoTask()))
+    assert timeless(copy, "metrics.jsonl") == timeless(finished, "metrics.jsonl")
+    last = "checkpoints/step_000003"
+    assert hashes(copy / last) == hashes(finished / last)
+    for file in ("policy/model.safetensors", "critic/model.safetensors"):
+        assert checkpoint.sha256(copy / file) == checkpoint.sha256(finished / file)
+
+
+def test_the_critic_learned_and_has_its_own_learning_rate(finished: Path):
+    lines = timeless(finished, "metrics.jsonl")
+    assert [line["phase"] for line in lines] == ["pretrain", "pretrain", "train", "train", "train"]
+    assert all(line["grad_norm/critic"] > 0 and line["lr/critic"] == 1e-2 for line in lines)
+    first, last = (load_file(finished / "checkpoints" / name / "critic_optimizer.safetensors")
+                   for name in ("pretrain_000001", "step_000003"))  # fmt: skip
+    assert first.keys() == last.keys()
+    assert not all(torch.equal(tensor, last[name]) for name, tensor in first.items())
+
+
+# --------------------------------------------------------------------------- the side critic
+
+
+def test_a_side_critics_folder_is_small_and_loads_beside_the_trained_policy(base: Path, tmp_path: Path):
+    run = runs.finish(toys.toy_run(base, tmp_path / "run", {"model": {"critic_kind": "side"}}))
+    folder = tmp_path / "run" / "critic"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert run.critic.model.num_parameters() < SHARE * run.policy.model.num_parameters()
+    assert (folder / "model.safetensors").stat().st_size < 0.1 * (base / "model.safetensors").stat().st_size
+    loaded, _ = load_side_critic(folder, run.policy.model)
+    assert equal(weights_of(run.critic), loaded.state_dict())
+    assert not (tmp_path / "run" / "critic_adapter").exists()
+    assert run.critic.published_bytes == 4 * loaded.num_parameters()
+    # as docs/tasks.md shows it
+    batch = batch_of([5, 5]).select(torch.tensor([0]))
+    expected = run.critic.score(batch, ("values", "final_values"), micro_batch_tokens=100)
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+    critic = SideModel.from_pretrained(folder)
+    _, features = layer_states(policy, batch.tokens, "padded", critic.config.policy_layers)
+    values = critic.values([features])[:, 0]
+    torch.testing.assert_close(values[2:-1], expected["values"][0])
+    torch.testing.assert_close(values[-1:], expected["final_values"])
+
+
+def test_the_critics_updates_leave_the_policy_as_it_is(base: Path, tmp_path: Path):
+    run = side_run(base, tmp_path / "run")
+    policy, critic = run.policy, run.critic
+    before, first = weights_of(policy), weights_of(critic)
+    batch = score(batch_of([5, 8, 3, 8]), policy=policy, critic=critic, micro_batch_tokens=1000)
+    assert all(not rows.requires_grad for rows in batch.features)
+    for learned in (batch, replace(batch, features=None)):
+        critic.accumulate(learned, micro_batch_tokens=1000)
+        assert all(parameter.grad is None for parameter in policy.model.parameters())
+        assert all(bool(parameter.grad.any()) for parameter in critic.parameters)
+        critic.step(1e-2)
+    run.folder.close()
+    assert equal(before, weights_of(policy))
+    assert not equal(first, weights_of(critic))
+
+
+def test_value_pretraining_moves_the_side_critic_alone(base: Path, tmp_path: Path):
+    run = side_run(base, tmp_path / "run", REPLAYS)
+    policy, critic = weights_of(run.policy), weights_of(run.critic)
+    run.hand_over()
+    loop.pretrain_critic(run)
+    run.folder.close()
+    assert equal(policy, weights_of(run.policy))
+    assert not equal(critic, weights_of(run.critic))
+
+
+def test_the_values_of_a_step_are_those_before_the_policys_update(base: Path, tmp_path: Path, monkeypatch):
+    run = side_run(base, tmp_path / "run", {"trainer": {"pretraining_steps": 0}})
+    seen: list[Batch] = []
+    real = LocalNetwork.accumulate
+
+    def watched(self: LocalNetwork, minibatch: Batch, *, micro_batch_tokens: int) -> dict[str, float]:
+        if self.name == "critic":
+            # the features that it learns from are what the policy says now, at every minibatch
+            now = self.network.features_of(replace(minibatch, features=None).sequences)
+            for kept, fresh in zip(minibatch.features, now, strict=True):
+                torch.testing.assert_close(kept, fresh)
+            seen.append(minibatch)
+        else:
+            assert minibatch.features is None
+        return real(self, minibatch, micro_batch_tokens=micro_batch_tokens)
+
+    monkeypatch.setattr(LocalNetwork, "accumulate", watched)
+    run.hand_over()
+    loop.train_step(run)
+    loop.train_step(run)
+    run.folder.close()
+    assert len(seen) == 2 * 4
+    assert all(float(minibatch.old_values.abs().max()) > 0 for minibatch in seen)
+
+
+@pytest.mark.parametrize("tokens", [1, 25, 60, 10_000])
+@pytest.mark.parametrize("kept", [True, False], ids=["features kept", "computed again"])
+def test_the_gradient_does_not_depend_on_micro_batches_or_on_where_features_come_from(
+    base: Path, tmp_path: Path, tokens: int, kept: bool
+):
+    run = side_run(base, tmp_path / "run")
+
+    def gradient(batch: Batch, budget: int) -> torch.Tensor:
+        run.critic.accumulate(batch, micro_batch_tokens=budget)
+        return torch.cat([parameter.grad.flatten().clone() for parameter in run.critic.parameters])
+
+    batch = score(batch_of([2, 11, 5, 17, 1, 8, 30, 3]), policy=run.policy, critic=run.critic, micro_batch_tokens=10**6)
+    whole = gradient(batch, 10**6)
+    cut = gradient(batch if kept else replace(batch, features=None), tokens)
+    run.folder.close()
+    assert float(whole.norm()) > 0.01
+    assert float((cut - whole).norm() / whole.norm()) < 1e-5
+
+
+def test_scored_features_belong_to_their_rows_and_follow_them(base: Path, tmp_path: Path):
+    run = side_run(base, tmp_path / "run")
+    batch = batch_of([5, 8, 3, 8])
+    batch = replace(batch, mask=batch.mask & torch.tensor([True, True, False, True])[:, None])
+    scored = score(batch, policy=run.policy, critic=run.critic, micro_batch_tokens=20)
+    expected = run.critic.network.features_of(batch.sequences)
+    run.folder.close()
+    assert [tuple(rows.shape) for rows in scored.features] == [(8, 64), (11, 64), (6, 64), (11, 64)]
+    for row in (0, 1, 3):
+        torch.testing.assert_close(scored.features[row], expected[row])
+    assert not bool(scored.features[2].any())  # a row that nobody learns from is not computed
+    chosen = scored.select(torch.tensor([3, 0]))
+    assert [id(rows) for rows in chosen.features] == [id(scored.features[3]), id(scored.features[0])]
+    assert len(concatenate([chosen, scored]).features) == 6
+    assert concatenate([chosen, batch]).features is None
+    assert "features" not in scored.tensors()
+    assert Batch.from_tensors(scored.tensors()).features is None
+
+
+def test_features_that_do_not_fit_are_computed_again_and_the_run_learns_the_same(
+    base: Path, tmp_path: Path, monkeypatch
+):
+    kept = runs.finish(toys.toy_run(base, tmp_path / "kept", SIDE), report=False)
+    monkeypatch.setattr(build, "total_memory", lambda: 1000)
+    again = runs.finish(toys.toy_run(base, tmp_path / "again", SIDE), report=False)
+    assert (kept.critic.reads, again.critic.reads) == (("features",), ())
+    for one, other in zip(kept.critic.parameters, again.critic.parameters, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    ours, theirs = (timeless(tmp_path / name, "metrics.jsonl")[2] for name in ("kept", "again"))
+    assert ours["value/mean"] == pytest.approx(theirs["value/mean"], abs=1e-4)
+
+
+def test_a_side_critic_can_be_a_reward_model_that_another_run_starts_from(base: Path, tmp_path: Path):
+    at_end = {"trainer": {"steps": 0, "pretraining_at": "end"}}
+    runs.finish(toys.toy_run(base, tmp_path / "judge", SIDE, at_end), report=False)
+    saved, _ = load_side_critic(tmp_path / "judge" / "critic", toys.tiny_llama())
+    assert value_at(saved) == "end"
+    assert bool(saved.score.weight.any())
+    given = {"model": {"critic": str(tmp_path / "judge" / "critic"), "critic_kind": "side"}}
+    run = runs.finish(toys.toy_run(base, tmp_path / "run", given, {"trainer": {"pretraining_steps": 0}}), report=False)
+    assert value_at(run.critic.model) == "tokens"
+
+
+def test_a_new_side_critic_starts_from_a_saved_one(base: Path, tmp_path: Path):
+    first = runs.finish(toys.toy_run(base, tmp_path / "first", SIDE), report=False)
+    given = {"model": {"critic": str(tmp_path / "first" / "critic"), "critic_kind": "side"}}
+    second = toys.toy_run(base, tmp_path / "second", given)
+    second.folder.close()
+    assert "from" in second.critic.origin
+    assert equal(weights_of(first.critic), weights_of(second.critic))
+
+
+# --------------------------------------------------------------------------- mistakes
+
+
+def test_mistakes_with_a_side_critic_are_one_line_each(base: Path, tmp_path: Path):
+    def refusal(*layers: dict[str, Any], preset: str = "vapo") -> str:
+        with pytest.raises((ConfigError, ModelError)) as caught:
+            toys.toy_run(base, tmp_path / "run", *layers, preset=preset)
+        assert not (tmp_path / "run").exists()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    side = {"critic_kind": "side"}
+    assert "leave out model.critic_lora" in refusal({"model": {**side, "critic_lora": 2}})
+    assert "model.side_layers is a side critic's" in refusal({"model": {"side_layers": 2}})
+    assert "model.side_layers=3 exceeds the policy's 2 layers" in refusal({"model": {**side, "side_layers": 3}})
+    assert "holds no side critic" in refusal({"model": {**side, "critic": str(base)}})
+    torch.manual_seed(0)
+    sizes = {"policy_layers": [1], "policy_width": 32, "hidden_size": 4}
+    save_model(SideModel(SideModel.config_class(**sizes)), None, tmp_path / "saved")
+    assert "holds a side critic. Set model.critic_kind=side" in refusal({"model": {"critic": str(tmp_path / "saved")}})
+    two = {"model": {**side, "critic": str(tmp_path / "saved"), "side_layers": 2}}
+    assert "model.side_layers=2, and the side critic in" in refusal(two)
+
+
+def test_a_policy_whose_layers_cannot_be_found_is_refused_before_weights_load(tmp_path: Path):
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "n_routed_experts": 2}
+    config = LongcatFlashConfig(**sizes, pad_token_id=0, bos_token_id=None, eos_token_id=1, moe_topk=1)
+    config.save_pretrained(tmp_path / "base")  # its layers are two in one; the folder has no weights
+    toys.tokenizer().save_pretrained(tmp_path / "base")
+    rates = {"trainer": {"actor_lr": 1e-3, "critic_lr": 1e-3}}
+    with pytest.raises(ModelError, match=r"of LongcatFlashForCausalLM cannot be read.*model.critic_kind=full"):
+        toys.toy_run(tmp_path / "base", tmp_path / "run", {"model": {"critic_kind": "side"}}, rates)
+
+
+# --------------------------------------------------------------------------- a smaller base, frozen parts
+
+
+def test_a_smaller_base_with_the_same_tokenizer_is_a_critic(base: Path, tmp_path: Path):
+    save_model(toys.tiny_llama(1, hidden_size=16, num_hidden_layers=1), toys.tokenizer(), tmp_path / "small")
+    run = runs.finish(toys.toy_run(base, tmp_path / "run", {"model": {"critic": str(tmp_path / "small")}}))
+    config = json.loads((tmp_path / "run" / "critic" / "config.json").read_text())
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (16, 1)
+    assert run.critic.model.num_parameters() < 0.5 * run.policy.model.num_parameters()
+    assert bool(run.critic.model.score.weight.any())
+
+
+def test_frozen_attention_stays_as_it_is_and_takes_no_moments(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", FROZEN)
+    before = weights_of(run.critic)
+    runs.finish(run, report=False)
+    after = load_file(tmp_path / "run" / "critic" / "model.safetensors")
+    attention = {name for name in after if "self_attn" in name}
+    assert len(attention) == 2 * 4
+    assert all(torch.equal(after[name], before[name]) for name in attention)
+    assert all(not torch.equal(after[name], before[name]) for name in after.keys() - attention)
+    moments = load_file(tmp_path / "run" / "checkpoints" / "step_000003" / "critic_optimizer.safetensors")
+    assert len({name.partition(".")[0] for name in moments}) == len(after) - len(attention)
+    whole = toys.toy_run(base, tmp_path / "whole")
+    whole.folder.close()
+    assert run.critic.checkpoint_bytes < whole.critic.checkpoint_bytes
