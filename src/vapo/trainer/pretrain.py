@@ -73,6 +73,8 @@ def pretrain_critic(run: Run) -> None:
                 "trainer.pretraining_lr, or check that a critic can predict success on this task."
             )
         run.alarm(f"The critic is not ready. {advice}")
+    elif reached is not None and reached >= ready:
+        run.observer.note(f"the critic is ready: held-out explained variance {reached:.2f}, wanted {ready:.2f}")
     state.phase = Phase.TRAIN
     state.recent.clear()  # the alarms of joint training count its own steps only
     state.streaks.clear()
