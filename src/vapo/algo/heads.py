@@ -137,8 +137,8 @@ def head_loss(
 def start_bias(head: Head, value: float) -> Float[Tensor, " K"]:
     """The outputs for which the head's value is `value`: its bias, while its weights are 0.
 
-    A value near the edge of a range is moved inside: by a thousandth of the range, for a bounded head by a tenth. In the
-    tails of atan the gradient is so small that the head would hardly leave them.
+    A value near the edge of a range is moved inside: by a thousandth of the range, for a bounded head by a tenth. In
+    the tails of atan the gradient is so small that the head would hardly leave them.
     """
     if isinstance(head, LinearHead):
         return torch.tensor([value], dtype=torch.float32)
