@@ -29,7 +29,7 @@ RUNS = [
     ("vapo", {}),
     ("vapo", {"trainer": {"steps": 0, "pretraining_at": "end"}}),
     ("vapo", {"algorithm": {"credit": {"baseline": "group"}, "sampler": {"kind": "truncated"}}}),
-    ("vapo", {"algorithm": {"credit": {"baseline": "fitted"}}}),
+    ("vapo", {"algorithm": {"credit": {"baseline": "fitted"}, "truncated": "drop-from-policy"}}),
 ]
 """Settings that write every metric between them."""
 

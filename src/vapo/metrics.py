@@ -136,7 +136,7 @@ _SAMPLED = (
     Metric(
         "completions/clipped_ratio", "share cut off at the length limit (the sampler's own flag)", SHARE, "below 0.1",
         "the verifier judges responses without their ends: raise `rollout.max_response_tokens`, take a preset that "
-        "punishes length (dapo), or set `algorithm.truncated: drop`",
+        "punishes length (dapo), or set `algorithm.truncated: drop-from-policy`",
         title="Cut off at the limit", short="cut off", phases=BOTH,
     ),
     Metric("verdict/judged", "responses with a valid verdict, right or wrong", "responses", phases=BOTH),
@@ -178,6 +178,18 @@ _SAMPLED = (
         "x axis for comparing methods by cost", "responses", short="samples", phases=BOTH,
     ),
     Metric(
+        "groups/alone_ratio", "share of the learned responses without another learned response to their prompt: the "
+        "mean of the step takes the place of the group's", SHARE, "0",
+        "the verifier could not judge the others, or they were cut off: see `verdict/invalid_ratio`",
+        where="methods with several responses to a prompt",
+    ),
+    Metric(
+        "policy/learned_ratio", "share of the learned responses that the policy learns from, too: those that were not "
+        "cut off", SHARE, "above 0.5",
+        "the policy learns from few responses: raise `rollout.max_response_tokens`, or set `algorithm.truncated: zero`",
+        where="`algorithm.truncated: drop-from-policy`",
+    ),
+    Metric(
         "outcomes/between_share", "share of the outcomes' variance that lies between prompts: what a baseline explains "
         "that knows the prompt only. Noise alone gives about 1 / group size", SHARE, "",
         "", title="Variance between prompts", where="methods with several responses to a prompt",
@@ -208,11 +220,13 @@ _POLICY = (
         "use fewer minibatches",
     ),
     Metric(
-        "clip_ratio/high_mean", "weight of the tokens above 1 + ε_high with A > 0", SHARE, "below 0.05",
+        "clip_ratio/high_mean", "weight of the tokens whose gradient the trust region's upper bound stops: above 1 + "
+        "ε_high with A > 0", SHARE, "below 0.05",
         "lower `trainer.actor_lr`, take fewer minibatches", title="Clipped tokens", short="above 1 + ε high",
     ),
     Metric(
-        "clip_ratio/low_mean", "weight of the tokens below 1 - ε_low with A < 0", SHARE, "below 0.05",
+        "clip_ratio/low_mean", "weight of the tokens whose gradient the lower bound stops: below 1 - ε_low with A < 0; "
+        "a dual clip also stops those above c with A < 0", SHARE, "below 0.05",
         "lower `trainer.actor_lr`, take fewer minibatches", title="Clipped tokens", short="below 1 − ε low",
     ),
     Metric(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vapo.algo import bounded_value, head_loss, head_values, histogram_target, histogram_value, value_loss
-from vapo.algo.heads import start_bias, width, with_range
+from vapo.algo.head_ranges import width, with_range
+from vapo.algo.heads import start_bias
 from vapo.algo.method import BoundedHead, HistogramHead, LinearHead, SigmoidHead
 from vapo.errors import ConfigError
 
@@ -59,7 +60,7 @@ def test_a_linear_heads_loss_is_the_plain_value_loss():
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: h.kind)
 def test_a_new_head_starts_at_the_value_it_is_given(head):
     head = with_range(head, -1.0, 1.0)
-    for value in (-0.6, 0.0, 0.52):
+    for value in (-0.6, 0.0, 0.52):  # a tenth of the range from the edge at least
         z = start_bias(head, value)
         assert z.shape == (width(head),)
         assert float(head_values(head, z[None])) == pytest.approx(value, abs=1e-5)
@@ -92,3 +93,23 @@ def test_a_range_that_does_not_hold_the_targets_is_refused():
         with_range(HistogramHead(low=0.0, high=1.0), -1.0, 1.0)
     with pytest.raises(ConfigError, match=r"more than 4\.5 bins"):
         with_range(HistogramHead(bins=4), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+@pytest.mark.parametrize("head", HEADS, ids=lambda h: h.kind)
+def test_a_head_that_starts_at_the_edge_still_learns(head, start):
+    # a rollout without a right answer has a mean outcome of 0
+    head = with_range(head, 0.0, 1.0)
+    z = start_bias(head, start).requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        head_loss(head, z.expand(2, -1), torch.tensor([1.0, 0.0])).mean().backward()
+        optimizer.step()
+    assert float(head_values(head, z.detach()[None])) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_target_outside_of_the_support_counts_as_its_edge():
+    target = histogram_target(torch.tensor([-50.0, 50.0]), low=0, high=1, bins=4, sigma=0.1)
+    torch.testing.assert_close(target.sum(-1), torch.ones(2))
+    assert target.argmax(-1).tolist() == [0, 3]

@@ -10,9 +10,10 @@ from transformers import AutoModelForTokenClassification
 
 import architectures
 import toys
-from vapo.algo.heads import head_values, with_range
+from vapo.algo.head_ranges import with_range
+from vapo.algo.heads import head_values
 from vapo.algo.method import BoundedHead, HistogramHead, LinearHead, SigmoidHead
-from vapo.errors import ModelError
+from vapo.errors import ConfigError, ModelError
 from vapo.models.critic import freeze
 from vapo.models.loading import load_critic, load_policy, saved_head, value_head
 from vapo.models.networks import Critic, Sequences
@@ -98,5 +99,5 @@ def test_frozen_parameters_are_those_that_match_and_never_the_head(base: Path):
     assert not any("self_attn" in name for name in trained)
     freeze(critic, ["*"])
     assert {name for name, p in critic.named_parameters() if p.requires_grad} == {"score.weight", "score.bias"}
-    with pytest.raises(Exception, match=r"no parameter of the critic matches 'atn'. Its names are like"):
+    with pytest.raises(ConfigError, match=r"no parameter of the critic matches 'atn'. Its names are like"):
         freeze(critic, ["atn"])

@@ -21,7 +21,6 @@ CASES = {
     "guards.explained_variance_below=0.3": (["algorithm.preset=grpo"], []),
     "guards.variance_ratio_above=3": (["algorithm.preset=ppo"], []),
     "model.critic_kind=side": (["algorithm.preset=grpo"], []),
-    "algorithm.credit.overlong_in_target=false": ([], ["algorithm.reward.overlong_cache=0.2"]),
     "trainer.pretraining_steps=4": (["algorithm.preset=ppo"], []),
     "trainer.pretraining_lr=0.5": (["algorithm.without=[value-pretraining]"], []),
     "algorithm.alpha=3": (["algorithm.preset=vc-ppo"], []),

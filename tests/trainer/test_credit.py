@@ -167,7 +167,7 @@ def test_whitening_changes_the_advantages_and_leaves_the_critics_targets():
 def test_value_figures_compare_with_what_happened_by_position():
     batch = credited([episode(RIGHT, length=10), episode(WRONG, length=10)])
     values = torch.stack([torch.linspace(0.5, 1.0, 10), torch.linspace(0.5, 0.0, 10)])
-    figures = scoring_figures(replace(batch, old_values=values), LONG)
+    figures = scoring_figures(replace(batch, old_values=values, values=values), LONG)
     assert figures["value/bias"] == pytest.approx(0.0, abs=1e-6)
     assert figures["value/explained_variance_by_position/0"] == pytest.approx(0.0, abs=1e-6)
     assert figures["value/explained_variance_by_position/9"] == pytest.approx(1.0, abs=1e-6)

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_credit import RIGHT, WRONG, collate, episode
+from test_credit import INVALID, RIGHT, WRONG, collate, episode
 
+import toys
+from vapo.algo.head_ranges import target_range
 from vapo.algo.method import (
     Algorithm,
     Anchors,
@@ -23,11 +25,10 @@ from vapo.algo.method import (
 )
 from vapo.algo.presets import PPO, RLOO, VAPO, VAPO2, without
 from vapo.errors import ConfigError
-from vapo.trainer.batch import Batch
-from vapo.trainer.credit import assign_credit, critic_share, new_mixture
+from vapo.trainer.batch import Batch, critic_passes
+from vapo.trainer.credit import assign_credit, critic_share, new_mixture, start_head
 from vapo.trainer.measure import scoring_figures
 from vapo.trainer.pretrain import with_returns
-from vapo.trainer.pricing import target_range
 
 GROUP = [episode(RIGHT), episode(WRONG), episode(WRONG), episode(RIGHT)]
 
@@ -180,7 +181,7 @@ def test_prompt_weights_are_made_on_the_whole_rollout():
         (lambda: credit(VAPO, head=HistogramHead(), value_clip=0.2), "learns by cross-entropy"),
         (lambda: credit(VAPO, policy_lambda=Share(k=0.0)), r"k must be in \(0, 1\], got 0"),
         (lambda: replace(RLOO, truncated="drop-from-policy"), "leaves the responses to the critic, and there is none"),
-        (lambda: without(VAPO2, "group-sampling"), "Remove group-baseline, too, and first"),
+        (lambda: without(VAPO2, "group-sampling"), "Also remove group-baseline"),
     ],
 )
 def test_methods_that_make_no_sense_are_refused(change, words):
@@ -197,3 +198,56 @@ def test_each_remedy_of_vapo2_is_taken_away_to_vapo():
     for remedy in ("group-baseline", "share-lambda", "mean-head", "actor-only-filter"):
         plain = without(plain, remedy)
     assert plain == credit(VAPO, pretraining_steps=0)
+
+
+def test_a_response_without_others_is_measured_from_the_step_and_teaches_rloo_nothing():
+    episodes = [episode(RIGHT), episode(INVALID), *(episode(WRONG, prompt="q") for _ in range(2))]
+    batch = assign_credit(scored(RLOO, episodes), RLOO)
+    assert batch.advantages[:, 0].tolist() == [0.0, 0.0, 0.0, 0.0]
+    assert scoring_figures(batch, RLOO)["groups/alone_ratio"] == pytest.approx(1 / 3)
+    residual = assign_credit(scored(RESIDUAL, episodes), RESIDUAL)
+    assert residual.critic_shift.tolist() == pytest.approx([0.0, residual.critic_shift[1].item(), 0.0, 0.0])
+    assert residual.returns[0, 0].item() == pytest.approx(1.0)  # the mean of the step's other responses is 0
+
+
+def test_whitening_counts_the_tokens_that_the_policy_learns_from():
+    method = credit(replace(VAPO, truncated="drop-from-policy"), whiten=True, policy_lambda=Fixed(1.0))
+    episodes = [episode(RIGHT), episode(WRONG), episode(WRONG, finish="length"), episode(WRONG, finish="length")]
+    batch = assign_credit(scored(method, episodes, [0.1, 0.2, 0.3, 0.4]), method)
+    learned = batch.advantages[batch.for_policy().mask]
+    assert float(learned.mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(learned.std(correction=0)) == pytest.approx(1.0, abs=1e-5)
+    figures = scoring_figures(batch, method)
+    assert figures["advantages/std"] == pytest.approx(1.0, abs=1e-5)
+    assert figures["policy/learned_ratio"] == 0.5
+
+
+def test_metrics_of_a_fitted_baseline_are_those_of_the_mixture():
+    fitted = credit(VAPO, baseline="fitted", policy_lambda=Fixed(1.0))
+    harmful = replace(scored(fitted), old_values=torch.tensor([[-1.0], [2.0], [2.0], [-1.0]]).expand(4, 4).clone())
+    figures = scoring_figures(assign_credit(harmful, fitted), fitted)  # a share of 0: the group's mean alone
+    assert figures["advantages/variance_ratio"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("wanted", "steps"), [(None, 2), (3, 3), (1000, 8)])
+def test_the_critic_has_its_own_number_of_minibatches(wanted: int | None, steps: int):
+    method = credit(VAPO, critic_minibatches=wanted, critic_updates=2)
+    method = replace(method, optimization=replace(VAPO.optimization, minibatch=4))
+    assert critic_passes(scored(method, [*GROUP, *GROUP]), method) == (2, steps)
+
+
+def test_a_mean_start_waits_for_a_rollout_that_has_targets(tmp_path):
+    run = toys.toy_run(
+        toys.toy_base(tmp_path / "base"), tmp_path / "run", {"algorithm": {"credit": {"head": {"start": "mean"}}}}
+    )
+    invalid = scored(run.algorithm, [episode(INVALID)] * 4)
+    start_head(run, invalid)
+    assert not run.state.head_started
+    batch = scored(run.algorithm)
+    start_head(run, batch)
+    assert run.state.head_started
+    values = run.critic.score(batch, ("values",), micro_batch_tokens=999)["values"]
+    torch.testing.assert_close(values, torch.full_like(values, 0.5))
+    start_head(run, scored(run.algorithm, [episode(WRONG)] * 4))  # only once
+    assert torch.equal(run.critic.score(batch, ("values",), micro_batch_tokens=999)["values"], values)
+    run.folder.close()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import toys
 from split_network import Pair, SplitNetwork
-from vapo.algo.heads import width, with_range
+from vapo.algo.head_ranges import width, with_range
 from vapo.algo.method import (
     Algorithm,
     Anchors,

@@ -233,6 +233,8 @@ ALWAYS = {"guards": {"clipped_ratio_above": 0.0, "patience": 2}}
 SPIKES = {"guards": {"grad_norm_above": 1.0001}, "trainer": {"steps": 7}}
 ROLLBACK = {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": "rollback", "max_rollbacks": 1}}
 
+MEAN_START = {"algorithm": {"credit": {"head": {"start": "mean"}}}, "trainer": {"critic_lr": 0.0}}
+"""A critic that never learns: its head would be set to the mean target again."""
 FITTED = {"algorithm": {"credit": {"baseline": "fitted"}}}
 
 # piece of state, the checkpoint to resume from, settings under which it matters, and what is done to the run
@@ -254,6 +256,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any], Callable[[Run], None] | None]] = {
     "streaks": ("step_000001", ALWAYS, None),
     "verdicts": ("step_000001", {"guards": {"same_outcome_steps": 2}}, never_right),
     "mixture": ("step_000001", FITTED, None),
+    "head_started": ("step_000001", MEAN_START, None),
     "rollbacks": ("step_000001", ROLLBACK, None),
     "micro_batch_tokens": ("step_000001", {}, small_memory),
     "log_bytes": ("step_000001", {}, None),

@@ -1,29 +1,24 @@
 """From a critic's outputs to a value, and the loss that belongs to each head.
 
-A head reads `width(head)` numbers z per token. Where the head leaves its range open, `with_range` fills in what the
-targets of a method can be.
+`vapo.algo.head_ranges` says how many numbers z a head reads per token, and fills in a range that it leaves open.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 import torch
 import torch.nn.functional as F
 
 from vapo.algo._tensors import require_one_shape, widened
+from vapo.algo.head_ranges import MARGIN
 from vapo.algo.losses import value_loss
 from vapo.algo.method import BoundedHead, Head, HistogramHead, LinearHead, SigmoidHead
-from vapo.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
-
-MARGIN = 3.0
-"""Room beside the targets in a histogram, in σ: nearer to the edge the smeared target is cut and its mean is off."""
 
 
 def bounded_value(z: Float[Tensor, "*N"], *, low: float, high: float) -> Float[Tensor, "*N"]:
@@ -59,6 +54,7 @@ def histogram_target(
     if bins < 2 or not sigma > 0:
         raise ValueError(f"histogram_target needs bins >= 2 and sigma > 0, got bins={bins}, sigma={sigma}.")
     (returns,) = widened(returns)
+    returns = returns.clamp(low, high)  # far outside, no bin would get anything
     edges = torch.linspace(low, high, bins + 1, dtype=returns.dtype, device=returns.device)
     below = torch.special.ndtr((edges - returns[..., None]) / sigma)
     mass = below.diff(dim=-1)
@@ -75,43 +71,6 @@ def histogram_value(logits: Float[Tensor, "*N K"], *, low: float, high: float) -
     _require_range("histogram_value", low, high)
     (logits,) = widened(logits)
     return logits.softmax(-1) @ _centres(low, high, logits.shape[-1]).to(logits)
-
-
-def width(head: Head) -> int:
-    """How many numbers the head reads per token."""
-    return head.bins if isinstance(head, HistogramHead) else 1
-
-
-def with_range(head: Head, low: float, high: float) -> Head:
-    """The head with an open range filled in for targets in [low, high].
-
-    Raises ConfigError for a range of its own that does not hold the targets.
-    """
-    if isinstance(head, LinearHead):
-        return head
-    room = 0.0
-    if isinstance(head, HistogramHead):
-        # K bins over (high - low) + 2·room, room = MARGIN·σ, σ = ratio·bin
-        per_bin = MARGIN * head.sigma_ratio
-        if head.bins <= 2 * per_bin:
-            raise ConfigError(
-                f"algorithm.credit.head: {head.bins} bins leave no room for targets of width sigma_ratio="
-                f"{head.sigma_ratio}; take more than {2 * per_bin:g} bins."
-            )
-        room = per_bin * (high - low) / (head.bins - 2 * per_bin)
-    filled = replace(
-        head,
-        low=low - room if head.low is None else head.low,
-        high=high + room if head.high is None else head.high,
-    )
-    assert filled.low is not None
-    assert filled.high is not None
-    if not (filled.low <= low and filled.high >= high):
-        raise ConfigError(
-            f"algorithm.credit.head: the range [{filled.low:g}, {filled.high:g}] does not hold the critic's targets, "
-            f"which lie in [{low:g}, {high:g}]. Widen low and high, or leave them out."
-        )
-    return filled
 
 
 def head_values(head: Head, outputs: Float[Tensor, "*N K"]) -> Float[Tensor, "*N"]:
@@ -178,39 +137,40 @@ def head_loss(
 def start_bias(head: Head, value: float) -> Float[Tensor, " K"]:
     """The outputs for which the head's value is `value`: its bias, while its weights are 0.
 
-    Values at the edge of a bounded range are moved inside by a thousandth of it.
+    A value near the edge of a range is moved inside: by a thousandth of the range, for a bounded head by a tenth. In
+    the tails of atan the gradient is so small that the head would hardly leave them.
     """
     if isinstance(head, LinearHead):
         return torch.tensor([value], dtype=torch.float32)
+    if isinstance(head, HistogramHead):
+        return _mixed_bias(head, value)
     low, high = _range(head.low, head.high).values()
-    edge = 1e-3 * (high - low)
+    edge = (0.1 if isinstance(head, BoundedHead) else 1e-3) * (high - low)
     share = (min(max(value, low + edge), high - edge) - low) / (high - low)
-    match head:
-        case BoundedHead():
-            return torch.tensor([math.tan(math.pi * (share - 0.5))], dtype=torch.float32)
-        case SigmoidHead():
-            return torch.tensor([math.log(share / (1 - share))], dtype=torch.float32)
-        case HistogramHead(bins=bins):
-            # a mean outcome stands for outcomes spread over the range, so the bias is a straight line of log p: the
-            # tilt whose mean is the value
-            return _tilted(_centres(low, high, bins), low + share * (high - low)).float()
-        case _:
-            assert_never(head)
+    if isinstance(head, BoundedHead):
+        return torch.tensor([math.tan(math.pi * (share - 0.5))], dtype=torch.float32)
+    return torch.tensor([math.log(share / (1 - share))], dtype=torch.float32)
 
 
-def _tilted(centres: Tensor, mean: float) -> Tensor:
-    """Logits t·c with Σ softmax(t·c)·c = mean, by bisection; the flattest distribution of this mean."""
-    centres = centres.double()
-    span = float(centres[-1] - centres[0])
-    mean = min(max(mean, float(centres[0]) + 1e-3 * span), float(centres[-1]) - 1e-3 * span)
-    low, high = -1e4 / span, 1e4 / span
-    for _ in range(200):
-        tilt = (low + high) / 2
-        if float((tilt * centres).softmax(0) @ centres) < mean:
-            low = tilt
-        else:
-            high = tilt
-    return low * (centres - centres.mean())
+UNIFORM = 0.05
+"""Share of a histogram's start that is spread over all bins, so that no bin begins out of reach."""
+
+
+def _mixed_bias(head: HistogramHead, value: float) -> Tensor:
+    """log p of a mixture whose mean is the value: of the lowest and the highest target, and of all bins a little.
+
+    A mean outcome stands for outcomes at both ends of the range.
+    """
+    held = _range(head.low, head.high)
+    sigma = head.sigma_ratio * (held["high"] - held["low"]) / head.bins
+    ends = torch.tensor([held["low"] + MARGIN * sigma, held["high"] - MARGIN * sigma], dtype=torch.float64)
+    lowest, highest = histogram_target(ends, **held, bins=head.bins, sigma=sigma)
+    centres = _centres(held["low"], held["high"], head.bins).double()
+    wanted = (value - UNIFORM * float(centres.mean())) / (1 - UNIFORM)
+    bottom, top = float(lowest @ centres), float(highest @ centres)
+    share = min(1.0, max(0.0, (wanted - bottom) / (top - bottom)))
+    mixture = (1 - UNIFORM) * ((1 - share) * lowest + share * highest) + UNIFORM / head.bins
+    return mixture.log().float()
 
 
 def _centres(low: float, high: float, bins: int) -> Tensor:

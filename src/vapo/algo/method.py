@@ -241,7 +241,7 @@ class Gae:
     frozen: tuple[str, ...] = ()
     """Patterns of the critic's parameter names that are not trained, such as `*self_attn*` (SAO)."""
     overlong_in_target: bool = True
-    """Whether the critic foresees the overlong punishment, too; false keeps it for the policy (JustRL-II)."""
+    """Whether the critic's target includes the overlong punishment; false keeps it for the policy (JustRL-II)."""
     privileged: str | None = None
     """A column of the data that stands before the response in the critic's input only, such as `answer`."""
     kind: Literal["gae"] = "gae"
@@ -490,6 +490,12 @@ class Algorithm:
                 f"algorithm.credit.baseline={self.credit.baseline} needs at least 2 responses per prompt, got "
                 f"{self.sampling.per_prompt}: one response has no others to be measured against. Raise "
                 "trainer.group_size, or set algorithm.credit.baseline to none or gated."
+            )
+        if isinstance(self.clip, RatioMask | ProbabilityBound) and not isinstance(self.sampler, NoCorrection):
+            raise ConfigError(
+                f"algorithm.clip.kind={self.clip.kind} already measures from the policy that sampled; "
+                f"algorithm.sampler.kind={self.sampler.kind} would weigh for it a second time. Set "
+                "algorithm.sampler.kind to none, or take the clip of PPO."
             )
         if self.sampling.samples % self.optimization.minibatch:
             raise ConfigError(

@@ -217,11 +217,11 @@ PRESETS: dict[str, Algorithm] = {
 
 
 def without(algorithm: Algorithm, technique: str) -> Algorithm:
-    """The algorithm with one technique put back to plain PPO, or a remedy of VAPO 2 to VAPO; raises ConfigError where
-    it has none to put back."""
+    """The algorithm with one technique put back to plain PPO, or a remedy of VAPO 2 to VAPO; the same algorithm where
+    it has that already. Raises ConfigError for an unknown name, or a method without the field."""
     return put_back(algorithm, technique, ppo=PPO, vapo=VAPO)
 
 
 def without_all(algorithm: Algorithm, techniques: Sequence[str]) -> Algorithm:
-    """The algorithm after `without` for each of the techniques."""
-    return reduce(without, techniques, algorithm)
+    """`without` for each name; remedies of VAPO 2 first, because group-sampling cannot go before the group baseline."""
+    return reduce(without, sorted(techniques, key=lambda name: name not in REMEDIES), algorithm)

@@ -50,9 +50,7 @@ def put_back(algorithm: Algorithm, technique: str, *, ppo: Algorithm, vapo: Algo
         if isinstance(algorithm.credit, GroupBaseline):
             raise ConfigError("A group baseline needs group-sampling. Use a preset with a critic to remove it.")
         if algorithm.credit.baseline in ("group", "fitted"):
-            raise ConfigError(
-                "The critic's group baseline needs group-sampling. Remove group-baseline, too, and first."
-            )
+            raise ConfigError("The critic's group baseline needs group-sampling. Also remove group-baseline.")
     return _graft(algorithm, path, vapo if technique in REMEDIES else ppo)
 
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from vapo.algo.heads import width
+from vapo.algo.head_ranges import width
 from vapo.algo.method import BoundedHead, Head, HistogramHead, LinearHead, SigmoidHead
 from vapo.errors import ConfigError, DataError, ModelError
 from vapo.hub import hub_access, not_cached

@@ -138,10 +138,13 @@ class Critic:
         flat = head_values(self.head, self._read(sequences, sequences.predicting_positions()))
         return sequences.rectangle(flat, width)
 
+    def final_outputs(self, sequences: Sequences) -> Tensor:
+        """What the head reads after the last token: (B, K), float32."""
+        return self._read(sequences, torch.tensor([len(t) for t in sequences.tokens]).cumsum(0) - 1)
+
     def final_values(self, sequences: Sequences) -> Tensor:
         """V of the state after the last token, (B,): the expected outcome of a response that was cut off."""
-        ends = torch.tensor([len(t) for t in sequences.tokens]).cumsum(0) - 1
-        return head_values(self.head, self._read(sequences, ends))
+        return head_values(self.head, self.final_outputs(sequences))
 
     @torch.no_grad()
     def start_at(self, value: float) -> bool:

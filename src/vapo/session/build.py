@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vapo.algo.heads import width, with_range
+from vapo.algo.head_ranges import target_range, width, with_range
 from vapo.algo.method import Gae, Head, LengthAdaptive
 from vapo.errors import ConfigError
 from vapo.models.backbone import checkpoint_gradients
@@ -33,7 +33,6 @@ from vapo.session.inputs import Inputs
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
-from vapo.trainer.pricing import target_range
 from vapo.trainer.run import Run
 from vapo.trainer.sources import FixedPolicySource, SynchronousSource
 from vapo.types import Progress

@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vapo.algo.head_ranges import target_range, with_range
 from vapo.algo.method import Algorithm, Gae
-from vapo.algo.presets import PRESETS, without, without_all
+from vapo.algo.presets import PRESETS, REMEDIES, without, without_all
 from vapo.algo.sizes import NAMES, alpha_is_a_size, fields_of, scaled, sizes_of
 from vapo.errors import ConfigError
 from vapo.json_text import flatten
@@ -160,6 +161,13 @@ def resolve(layers: Sequence[Layer]) -> Config:
         choice = choice.model_copy(update={"alpha": None})  # a recipe's is VAPO's at the recipe's length
     algorithm = _method(choice, sections)
     credit = algorithm.credit
+    if isinstance(credit, Gae):
+        with_range(credit.head, *target_range(algorithm))
+        if credit.baseline == "group" and sections.trainer.pretraining_at == "end":
+            raise ConfigError(
+                "trainer.pretraining_at=end makes a reward model, which learns whole outcomes; with "
+                "algorithm.credit.baseline=group the critic learns what the group's mean leaves. Set baseline to none."
+            )
     if isinstance(credit, Gae) and credit.privileged is not None and sections.model.critic_kind == "side":
         raise ConfigError(
             "algorithm.credit.privileged needs a critic that reads tokens; a side critic reads the policy's states, "
@@ -189,7 +197,7 @@ def _method(choice: Choice, sections: Sections) -> Algorithm:
             f"There are: {', '.join(PRESETS)}."
         )
     method = PRESETS[choice.preset]
-    for technique in choice.without:
+    for technique in sorted(choice.without, key=lambda name: name not in REMEDIES):
         method, before = without(method, technique), method
         if method == before:
             raise ConfigError(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from vapo.algo.heads import width
+from vapo.algo.head_ranges import width
 from vapo.algo.method import Gae
 from vapo.errors import counted
 from vapo.metrics import EvaluationLabel, Phase

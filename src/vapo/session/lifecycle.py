@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
@@ -248,6 +249,12 @@ def _report_critic(run: Run) -> None:
     if run.critic is not None:
         run.folder.event(EventName.CRITIC_LOADED, origin=run.critic.origin)
         run.observer.note(f"critic: {run.critic.origin}")
+        credit = run.algorithm.credit
+        if isinstance(credit, Gae) and credit.baseline != "none" and not run.algorithm.pretrains:
+            run.observer.note(
+                f"the critic needs no value pretraining: beside the group's mean (algorithm.credit.baseline="
+                f"{credit.baseline}) one that knows nothing does no harm"
+            )
 
 
 @contextmanager

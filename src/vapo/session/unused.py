@@ -76,11 +76,6 @@ RULES = (
         lambda s, a: a.sampling.per_prompt == 1,
         "it draws one response to each prompt, so there is no mean of the others to compare with",
     ),
-    Rule(
-        ("algorithm.credit.overlong_in_target",),
-        lambda s, a: a.reward.overlong_cache == 0,
-        "algorithm.reward.overlong_cache is 0, so there is no overlong punishment",
-    ),
     Rule(("trainer.pretraining_",), lambda s, a: not a.pretrains, "it does no value pretraining"),
     Rule(("algorithm.alpha",), _fixed_lambda, "its lambda is not length-adaptive"),
     Rule(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vapo.algo.method import Algorithm
+from vapo.algo.method import Algorithm, Gae
 from vapo.models.networks import Sequences
 from vapo.trainer.pricing import Prices
 from vapo.types import Episode
@@ -215,13 +215,21 @@ def num_minibatches(batch: Batch, algorithm: Algorithm) -> int:
     return max(1, -(-len(batch) // algorithm.optimization.minibatch))
 
 
+def critic_passes(batch: Batch, algorithm: Algorithm) -> tuple[int, int]:
+    """(passes, gradient steps of each) with which the critic learns from a batch."""
+    credit = algorithm.credit
+    assert isinstance(credit, Gae)
+    parts = credit.critic_minibatches or num_minibatches(batch, algorithm)
+    return credit.critic_updates, max(1, min(len(batch), parts))
+
+
 def micro_batches(batch: Batch, tokens: int, rows: Tensor | None = None) -> Iterator[Tensor]:
     """Indices of the given rows (None: all) in parts of at most `tokens` tokens; a longer single response stands alone.
 
     Rows without a trainable token are left out: they cost a forward pass and teach nothing. Rows of like
     length go together, so that the padded layout wastes little.
     """
-    sizes = torch.tensor([len(t) for t in batch.tokens])
+    sizes = torch.tensor([len(t) for t in batch.critic_tokens or batch.tokens])
     useful = batch.mask.any(-1).nonzero()[:, 0] if rows is None else rows[batch.mask[rows].any(-1)]
     part: list[int] = []
     used = 0

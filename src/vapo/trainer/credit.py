@@ -23,7 +23,7 @@ from vapo.algo import (
     terminal_rewards,
     whiten,
 )
-from vapo.algo.method import Algorithm, Gae, GroupBaseline
+from vapo.algo.method import Algorithm, Gae, GroupBaseline, LinearHead
 from vapo.trainer.batch import Batch
 from vapo.trainer.run import Run
 
@@ -44,6 +44,7 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
             valid = batch.mask.any(-1)
             if others:
                 per_response = batch.outcomes - leave_one_out(batch.outcomes, batch.groups, valid=valid)
+                per_response = torch.where(alone(batch), 0.0, per_response)
             else:
                 per_response = group_advantages(batch.outcomes, batch.groups, std=std, valid=valid)
             return replace(batch, advantages=masked(per_response[:, None].expand(batch.mask.shape), batch.mask))
@@ -74,7 +75,7 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
             critic_rewards = terminal_rewards(targets, batch.mask, bootstrap)
             returns = gae(critic_rewards, answers, batch.mask, lam=critic_lam, gamma=credit.gamma) + answers
             if credit.whiten:
-                advantages = whiten(advantages, batch.mask)
+                advantages = whiten(advantages, batch.for_policy().mask)
             return replace(
                 batch, values=values, advantages=advantages, returns=masked(returns, batch.mask), lam=policy_lam
             )
@@ -88,7 +89,7 @@ def with_critic_target(batch: Batch, algorithm: Algorithm) -> Batch:
     credit = algorithm.credit
     assert isinstance(credit, Gae)
     if credit.baseline == "group":
-        shift = leave_one_out(batch.critic_outcomes, batch.groups, valid=batch.mask.any(-1))
+        shift = others_mean(batch.critic_outcomes, batch)
         batch = replace(batch, critic_shift=shift)
     if credit.prompt_weights:
         spread = algorithm.reward.right - algorithm.reward.wrong
@@ -101,6 +102,22 @@ def with_critic_target(batch: Batch, algorithm: Algorithm) -> Batch:
     return batch
 
 
+def alone(batch: Batch) -> Tensor:
+    """(B,): True for learned responses whose group has no other learned response."""
+    learned = batch.mask.any(-1)
+    _, index, _ = torch.unique(batch.groups, return_inverse=True, return_counts=True)
+    size = torch.zeros(int(index.max()) + 1).index_add(0, index, learned.float())
+    return learned & (size[index] == 1)
+
+
+def others_mean(outcomes: Tensor, batch: Batch) -> Tensor:
+    """The mean outcome of the other learned responses to the prompt, (B,); of the whole step where there are none."""
+    learned = batch.mask.any(-1)
+    of_group = leave_one_out(outcomes, batch.groups, valid=learned)
+    of_step = leave_one_out(outcomes, torch.zeros_like(batch.groups), valid=learned)
+    return torch.where(alone(batch), of_step, of_group)
+
+
 def consumed_values(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> Tensor:
     """The V that advantages are measured from, (B, T): the critic's answer with what the group knows beside it."""
     assert batch.old_values is not None
@@ -109,10 +126,10 @@ def consumed_values(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> 
         case "none":
             return batch.old_values
         case "group":
-            return batch.old_values + leave_one_out(batch.outcomes, batch.groups, valid=valid)[:, None]
+            return batch.old_values + others_mean(batch.outcomes, batch)[:, None]
         case "fitted":
             share = mixture_share(*mixture)
-            others = leave_one_out(batch.outcomes, batch.groups, valid=valid)[:, None]
+            others = others_mean(batch.outcomes, batch)[:, None]
             return (1 - share) * others + share * batch.old_values
         case "gated":
             if gate_is_open(batch):
@@ -139,7 +156,7 @@ def critic_share(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> flo
 def new_mixture(batch: Batch, mixture: tuple[float, float]) -> tuple[float, float]:
     """The mixture's sums with this step's added, for the next step: a share never depends on outcomes it is used on."""
     assert batch.old_values is not None
-    others = leave_one_out(batch.outcomes, batch.groups, valid=batch.mask.any(-1))
+    others = others_mean(batch.outcomes, batch)
     product, square = mixture_sums(batch.outcomes, others, batch.old_values, batch.mask)
     count = max(1, int(batch.mask.sum()))
     return MIXTURE_MEMORY * mixture[0] + product / count, MIXTURE_MEMORY * mixture[1] + square / count
@@ -155,16 +172,22 @@ def with_sampler_weights(batch: Batch, algorithm: Algorithm) -> Batch:
 
 
 def start_head(run: Run, batch: Batch) -> None:
-    """Let a new head start where the method says, on the run's first rollout: at a number, or at the mean target."""
+    """Let a new head start where the method says: at a number, or at the mean target of the first rollout that has any.
+
+    A linear head starts at 0 by itself.
+    """
     credit = run.algorithm.credit
-    if run.critic is None or run.state.serial > 0 or not isinstance(credit, Gae) or credit.head.start == 0:
+    if run.critic is None or run.state.head_started or not isinstance(credit, Gae):
         return
     learned = batch.mask.any(-1)
     start = credit.head.start
     if start == "mean":
-        targets = _targets(with_critic_target(batch, run.algorithm))[learned]
-        start = float(targets.mean()) if len(targets) else 0.0
-    run.critic.start_at(start)
+        if not bool(learned.any()):
+            return
+        start = float(_targets(with_critic_target(batch, run.algorithm))[learned].mean())
+    run.state.head_started = True
+    if not (isinstance(credit.head, LinearHead) and start == 0):
+        run.critic.start_at(start)
 
 
 def _targets(batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from vapo.errors import AbandonedError
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
-from vapo.trainer.batch import Batch, collate, num_minibatches
+from vapo.trainer.batch import Batch, collate, critic_passes, num_minibatches
 from vapo.trainer.credit import assign_credit, critic_share, new_mixture, start_head
 from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
@@ -135,14 +135,11 @@ def update(run: Run, network: Network, batch: Batch) -> dict[str, float]:
     rounds = (state.step if is_policy else state.serial) + 1
     peak = optimization.actor_lr if is_policy else optimization.critic_lr
     lr = peak * min(1.0, rounds / max(1, optimization.warmup_steps))
-    passes, parts = optimization.epochs, num_minibatches(batch, run.algorithm)
     if is_policy:
-        batch = batch.for_policy()
+        passes, parts, batch = optimization.epochs, num_minibatches(batch, run.algorithm), batch.for_policy()
     else:
-        credit = run.algorithm.credit
-        assert isinstance(credit, Gae)
-        passes *= credit.critic_updates
-        parts = min(len(batch), credit.critic_minibatches or parts)
+        passes, parts = critic_passes(batch, run.algorithm)
+        passes *= optimization.epochs
     result = learn(
         network,
         batch,

@@ -9,6 +9,7 @@ from vapo.algo import between_share, explained_variance, leave_one_out, masked, 
 from vapo.algo.diagnostics import masked_deviations
 from vapo.algo.method import Algorithm, Gae
 from vapo.trainer.batch import Batch
+from vapo.trainer.credit import alone
 
 DECILES = 10
 
@@ -47,14 +48,18 @@ def scoring_figures(batch: Batch, algorithm: Algorithm) -> dict[str, float]:
         figures["sampler/removed_ratio"] = float(batch.removed[mask].float().mean())
     if algorithm.sampling.per_prompt > 1 and mask.any():
         learned = mask.any(-1)
+        figures["groups/alone_ratio"] = float(alone(batch)[learned].float().mean())
         figures["outcomes/between_share"] = float(between_share(batch.outcomes[learned], batch.groups[learned]))
     if batch.entropy is not None and mask.any():
         figures["entropy"] = float(batch.entropy[mask].mean())
     if batch.ref_logp is not None and batch.old_logp is not None and mask.any():
         # k1: the plain mean of log π - log π_ref over samples of π
         figures["kl"] = float((batch.old_logp - batch.ref_logp)[mask].mean())
-    if batch.advantages is not None and mask.any():
-        advantages = batch.advantages[mask]
+    acting = batch.for_policy().mask
+    if algorithm.truncated == "drop-from-policy" and mask.any():
+        figures["policy/learned_ratio"] = float(acting.any(-1).sum() / mask.any(-1).sum())
+    if batch.advantages is not None and acting.any():
+        advantages = batch.advantages[acting]
         figures["advantages/mean"] = float(advantages.mean())
         figures["advantages/std"] = float(advantages.std(correction=0))
     if batch.lam is not None and mask.any():
@@ -105,8 +110,11 @@ def residual_explained_variance(batch: Batch) -> float:
 
 
 def critic_values(batch: Batch) -> Tensor:
-    """The V of the critic, (B, T): its answer, with the group's mean that a residual critic's target lacks."""
+    """The V that advantages are measured from, (B, T). Before credit is assigned: the critic's, with the group's mean
+    that a residual critic's target lacks."""
     assert batch.old_values is not None
+    if batch.values is not None and batch.critic_shift is None:
+        return batch.values
     return batch.old_values if batch.critic_shift is None else batch.old_values + batch.critic_shift[:, None]
 
 

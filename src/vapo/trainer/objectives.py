@@ -22,7 +22,6 @@ from vapo.algo import (
     sequence_weights,
     token_weights,
     turn_start_mask,
-    value_loss,
     weighted_sum,
 )
 from vapo.algo.method import (
@@ -123,9 +122,12 @@ class PolicyObjective:
         up, down = micro.advantages > 0, micro.advantages < 0
         sampled_logp = masked(micro.sampled_logp, micro.mask)
         match self.algorithm.clip:
-            case Clip(low=low, high=high) | DualClip(low=low, high=high):
+            case Clip(low=low, high=high):
                 ratio = (logp - old_logp).exp()
                 return up & (ratio > 1 + high), down & (ratio < 1 - low)
+            case DualClip(low=low, high=high, c=c):
+                ratio = (logp - old_logp).exp()
+                return up & (ratio > 1 + high), down & ((ratio < 1 - low) | (ratio > c))
             case RatioMask(low=low, high=high):
                 ratio = (logp - sampled_logp).exp()
                 return ratio > high, ratio < low
@@ -142,7 +144,7 @@ def _nan_unless_finite(loss: Tensor, mask: Tensor, *inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RewardModelObjective:
-    """L = Σ w·½(V(s_end) - R)² over finished responses: it scores whole responses only."""
+    """L = Σ w·l(V(s_end), R) over finished responses: it scores whole responses only."""
 
     critic: Critic
 
@@ -158,7 +160,8 @@ class RewardModelObjective:
 
     def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Objective.loss`."""
-        per_response = value_loss(self.critic.final_values(micro.critic_sequences), micro.outcomes)
+        outputs = self.critic.final_outputs(micro.critic_sequences)
+        per_response = head_loss(self.critic.head, outputs, micro.critic_outcomes)
         loss = weighted_sum(per_response, weights["value"].sum(-1))
         return loss, {"value/loss": loss.detach()}
 

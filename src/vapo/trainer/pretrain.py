@@ -22,7 +22,7 @@ from vapo.errors import DivergedError, counted
 from vapo.metrics import EventName, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
-from vapo.trainer.batch import Batch, collate, concatenate, num_minibatches
+from vapo.trainer.batch import Batch, collate, concatenate, critic_passes
 from vapo.trainer.credit import monte_carlo_returns, start_head, with_critic_target
 from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
@@ -73,6 +73,8 @@ def pretrain_critic(run: Run) -> None:
                 "trainer.pretraining_lr, or check that a critic can predict success on this task."
             )
         run.alarm(f"The critic is not ready. {advice}")
+    elif reached is not None and reached >= ready:
+        run.observer.note(f"the critic is ready: held-out explained variance {reached:.2f}, wanted {ready:.2f}")
     state.phase = Phase.TRAIN
     state.recent.clear()  # the alarms of joint training count its own steps only
     state.streaks.clear()
@@ -125,13 +127,14 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
         lr = run.algorithm.optimization.critic_lr if wanted is None else wanted
         count = (run.settings.pretraining_passes - 1) * len(batch)
         learned = replayed(batch, pool.batches if pool else [], count, shuffle("replay"))
+        passes, parts = critic_passes(learned, run.algorithm)
         update = learn(
             run.critic,
             learned,
-            parts=num_minibatches(learned, run.algorithm),
-            passes=1,
+            parts=parts,
+            passes=passes,
             lr=lr,
-            generator=lambda _: shuffle("shuffle"),
+            generator=lambda i: shuffle("shuffle" if i == 0 else f"shuffle {i}"),
             attempt=partial(within_memory, run, "critic"),
         )
     run.keep_skipped(f"pretrain_{step + 1:06d}_critic", update.bad)

@@ -56,14 +56,3 @@ def policy_learns_from(episode: Episode, algorithm: Algorithm) -> bool:
     """Whether the response counts in the policy's loss: `learned_from`, and not cut off under a method that leaves such
     responses to the critic."""
     return learned_from(episode, algorithm) and not (episode.truncated and algorithm.truncated == "drop-from-policy")
-
-
-def target_range(algorithm: Algorithm) -> tuple[float, float]:
-    """The lowest and highest number that the critic's target can be, in units of reward."""
-    reward, credit = algorithm.reward, algorithm.credit
-    low, high = reward.wrong, reward.right
-    if isinstance(credit, Gae) and credit.overlong_in_target and reward.overlong_cache > 0:
-        low -= 1  # the largest overlong punishment
-    if isinstance(credit, Gae) and credit.baseline == "group":
-        low, high = low - high, high - low
-    return low, high

@@ -51,6 +51,8 @@ class State:
     """How the responses came out of the last steps that were all wrong, or all right, in a row."""
     mixture: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Sums of earlier steps that a fitted baseline takes the critic's share from (`vapo.algo.mixture_sums`)."""
+    head_started: bool = False
+    """Whether the critic's head was set to where the method starts it."""
     rollbacks: int = 0
     """Rollbacks after alarms so far; samples after a rollback use other seeds."""
     micro_batch_tokens: dict[str, int] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class State:
     def from_json(cls, data: dict[str, Any]) -> State:
         """The state `to_json` wrote, now or under an older format; raises CheckpointError on any other field."""
         data = _from_format_1(data) if "started" in data else data
-        data = {"verdicts": {}, "mixture": [0.0, 0.0], **data}  # of versions before these
+        data = {"verdicts": {}, "mixture": [0.0, 0.0], "head_started": True, **data}  # of versions before these
         names = {f.name for f in dataclasses.fields(cls)}
         if set(data) != names:
             raise CheckpointError(
