@@ -15,7 +15,7 @@ from vapo.algo.heads import head_values
 from vapo.algo.method import BoundedHead, HistogramHead, LinearHead, SigmoidHead
 from vapo.errors import ConfigError, ModelError
 from vapo.models.critic import freeze
-from vapo.models.loading import load_critic, load_policy, saved_head, value_head
+from vapo.models.loading import load_critic, load_policy, saved_head, set_residual, value_head
 from vapo.models.networks import Critic, Sequences
 from vapo.models.saving import save_model
 
@@ -101,3 +101,14 @@ def test_frozen_parameters_are_those_that_match_and_never_the_head(base: Path):
     assert {name for name, p in critic.named_parameters() if p.requires_grad} == {"score.weight", "score.bias"}
     with pytest.raises(ConfigError, match=r"no parameter of the critic matches 'atn'. Its names are like"):
         freeze(critic, ["atn"])
+
+
+def test_a_residual_critic_does_not_serve_a_method_that_wants_whole_outcomes(base: Path, tmp_path: Path):
+    critic, _ = load_critic(base)
+    set_residual(critic, True, "base")  # a new head may learn either
+    torch.nn.init.normal_(value_head(critic).weight)
+    save_model(critic, None, tmp_path / "critic")
+    again, _ = load_critic(tmp_path / "critic")
+    set_residual(again, True, "folder")
+    with pytest.raises(ModelError, match=r"folder has learned what the mean of the group leaves.*baseline=group"):
+        set_residual(again, False, "folder")

@@ -138,7 +138,7 @@ def test_a_closed_engine_has_freed_its_cache():
 def test_wrong_requests_raise_errors_that_name_the_problem():
     engine = TorchEngine(tiny_model())
     good = PROMPTS[0]
-    with pytest.raises(ValueError, match="2 seeds for 1 prompt$"):
+    with pytest.raises(ValueError, match=r"2 seeds for 1 prompt$"):
         engine.generate([good], Decoding(5, ()), [1, 2])
     with pytest.raises(ConfigError, match=r"'p0' has 4 tokens; with max_tokens=253 .* 256 positions.* at most 252"):
         engine.generate([good], Decoding(253, ()), [1])

@@ -49,6 +49,8 @@ VALUE_AT = "vapo_value_at"
 """The entry of a saved critic's config.json that holds its `ValueAt`."""
 PRIVILEGED = "vapo_privileged"
 """The entry of a saved critic's config.json that names the column it reads between prompt and response."""
+RESIDUAL = "vapo_residual"
+"""The entry of a saved critic's config.json that is true if its value lacks the mean of the group."""
 VALUE_HEAD = "vapo_value_head"
 """The entry of a saved critic's config.json that holds its head: the kind, and the numbers that make values of its
 outputs. A critic without it has a linear head."""
@@ -253,6 +255,20 @@ def set_privileged(critic: PreTrainedModel, column: str | None, source: str) -> 
         )
     if column is not None:
         setattr(critic.config, PRIVILEGED, column)
+
+
+def set_residual(critic: PreTrainedModel, residual: bool, source: str) -> None:
+    """Note in a critic's configuration whether it learns what the group's mean leaves; ModelError if a trained one has
+    learned the other."""
+    before = bool(getattr(critic.config, RESIDUAL, False))
+    if bool(value_head(critic).weight.any()) and before != residual:
+        learned, baseline = ("what the mean of the group leaves", "group") if before else ("whole outcomes", "none")
+        raise ModelError(
+            f"The critic in {source} has learned {learned}, and the method asks for the other. Set "
+            f"algorithm.credit.baseline={baseline}, or start the critic from a base model."
+        )
+    if residual:
+        setattr(critic.config, RESIDUAL, True)
 
 
 def same_values(one: Head, other: Head) -> bool:

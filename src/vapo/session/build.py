@@ -19,6 +19,7 @@ from vapo.models.loading import (
     load_side_critic,
     set_head,
     set_privileged,
+    set_residual,
     set_value_at,
     value_head,
 )
@@ -83,6 +84,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
         set_value_at(value.model, settings.pretraining_at)  # what it learns here, whatever it started from
         freeze(value.model, algorithm.credit.frozen)
         set_privileged(value.model, algorithm.credit.privileged, inputs.critic_source)
+        set_residual(value.model, algorithm.credit.baseline == "group", inputs.critic_source)
         at_end = settings.pretraining_at == "end"
         critic = local(
             "critic", value, RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)

@@ -19,6 +19,7 @@ from vapo.evals.kept_lines import KeptLines
 from vapo.models.critic import known_ids
 from vapo.models.loading import (
     PRIVILEGED,
+    RESIDUAL,
     context_length,
     load_critic,
     load_policy,
@@ -142,7 +143,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
             on_progress=partial(observer.progress, "responses and continuations"),
             on_block=partial(_count_block, observer),
         )
-        residual = isinstance(algorithm.credit, Gae) and algorithm.credit.baseline == "group"
+        residual = critic is not None and bool(getattr(critic.model.config, RESIDUAL, False))
         answers = None
         if critic is not None:
             answers = read_answers(
