@@ -33,6 +33,15 @@ def critic_of(source: Path, head) -> Critic:
     return Critic(model, head=head)
 
 
+def documented(critic, outputs: torch.Tensor) -> torch.Tensor:
+    """The values that the code in docs/tasks.md makes of the outputs."""
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    code = page[page.index('head = getattr(critic.config, "vapo_value_head"') :]
+    names = {"critic": critic, "outputs": outputs, "torch": torch}
+    exec(code[: code.index("```")], names)
+    return names["values"]
+
+
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: h.kind)
 def test_a_saved_critic_has_the_same_values(base: Path, tmp_path: Path, head):
     head = with_range(head, -1.0, 1.0)
@@ -48,6 +57,7 @@ def test_a_saved_critic_has_the_same_values(base: Path, tmp_path: Path, head):
     plain = AutoModelForTokenClassification.from_pretrained(tmp_path / "critic").eval()
     outputs = plain(input_ids=SEQUENCES.tokens[1][None]).logits[0]
     values = head_values(saved_head(plain.config), outputs)  # of the state after each token
+    torch.testing.assert_close(values, documented(plain, outputs))
     torch.testing.assert_close(values[1:3], before[1, :2])
 
 

@@ -133,15 +133,15 @@ def _continue_block(
     for (at, i), (right, valid) in zip(asked, verdicts, strict=True):
         counted[at, i] = replace(cut[at][1][i], right=right, valid=valid)
     for at, prompt in enumerate(prompts):
-        told, prefixes = cut[at]
-        yield ContinuedPrompt(prompt, told, tuple(counted[at, i] for i in range(len(prefixes))))
+        sampled_responses, prefixes = cut[at]
+        yield ContinuedPrompt(prompt, sampled_responses, tuple(counted[at, i] for i in range(len(prefixes))))
 
 
 def _cut(episodes: Sequence[Episode], fractions: Sequence[float]) -> tuple[tuple[Response, ...], list[Prefix]]:
     """The responses to one prompt and their prefixes, each once."""
     places: dict[tuple[int, ...], int] = {}
     prefixes: list[Prefix] = []
-    told = []
+    responses = []
     for number, episode in enumerate(episodes):
         tokens, at = episode.token_ids, []
         for fraction in fractions:
@@ -151,8 +151,8 @@ def _cut(episodes: Sequence[Episode], fractions: Sequence[float]) -> tuple[tuple
                 prefixes.append(Prefix(number, len(start), 0, 0))
             at.append(places[start])
         right = episode.verdict.right if episode.verdict.valid else None
-        told.append(Response(tokens, right, episode.truncated, tuple(at)))
-    return tuple(told), prefixes
+        responses.append(Response(tokens, right, episode.truncated, tuple(at)))
+    return tuple(responses), prefixes
 
 
 def _verdicts(

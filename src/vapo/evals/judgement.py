@@ -135,9 +135,9 @@ def judge(
     if states.values is not None:
         bins = statistics.reliability(states.values, states.monte_carlo, states.noise, states.states)
         figures["calibration_error"] = Figure(statistics.calibration_error(bins), math.nan, math.nan)
-    told = [r for c in continued for r in c.responses]
+    responses = [r for c in continued for r in c.responses]
     counts = [(p.valid, continuations) for c in continued for p in c.prefixes]
-    counts += [(int(r.right is not None), 1) for r in told]
+    counts += [(int(r.right is not None), 1) for r in responses]
     at_prompt = by_position["ceiling"][0].value if fractions[0] == 0 else math.nan
     finding, conclusion = conclude(figures, at_prompt, residual=residual)
     return CriticJudgement(
@@ -148,8 +148,8 @@ def judge(
         fractions=tuple(fractions),
         accuracy=float(np.nanmean(states.right)) if not np.isnan(states.right).all() else math.nan,
         invalid_ratio=1 - sum(valid for valid, _ in counts) / max(1, sum(drawn for _, drawn in counts)),
-        mean_length=float(np.mean([len(r.token_ids) for r in told])),
-        clipped_ratio=float(np.mean([r.truncated for r in told])),
+        mean_length=float(np.mean([len(r.token_ids) for r in responses])),
+        clipped_ratio=float(np.mean([r.truncated for r in responses])),
         residual=residual,
         figures=figures,
         by_position=by_position,
@@ -208,10 +208,10 @@ def figures_with_intervals(states: States) -> tuple[dict[str, Figure], dict[str,
     figures, by_position = {}, {}
     for name, row in point.items():
         ends = [_ends(np.array([draw[at] for draw in draws[name]])) for at in range(len(row))]
-        told = [Figure(float(value), *end) for value, end in zip(row, ends, strict=True)]
-        figures[name] = told[0]
-        if len(told) > 1:
-            by_position[name] = told[1:]
+        row_figures = [Figure(float(value), *end) for value, end in zip(row, ends, strict=True)]
+        figures[name] = row_figures[0]
+        if len(row_figures) > 1:
+            by_position[name] = row_figures[1:]
     return figures, by_position
 
 
@@ -363,19 +363,19 @@ def conclude(figures: Mapping[str, Figure], prompt_ceiling: float, *, residual: 
     more = f" Its advantages vary {harm:.2f} times as much as with the group's mean" if harm > 1 else ""
     if more:
         more += "." if residual else "; algorithm.credit.baseline=group keeps that mean."
-    told = (
+    summary = (
         f"The critic explains {_percent(explained.value)} of the outcomes' variance, where {_percent(top.value)} can "
         "be explained"
     )
     if explained.value <= 0:
         return Finding.NOTHING, (
-            f"{told}: it is no better than a constant. Pretrain it longer, or raise its learning rate.{more}"
+            f"{summary}: it is no better than a constant. Pretrain it longer, or raise its learning rate.{more}"
         )
     if share < FAR:
-        return Finding.BELOW, f"{told}: far below the ceiling. Pretrain it longer, or raise its learning rate.{more}"
+        return Finding.BELOW, f"{summary}: far below the ceiling. Pretrain it longer, or raise its learning rate.{more}"
     if share < NEAR:
-        return Finding.PART, f"{told}: a part of the ceiling. More value pretraining may bring the rest.{more}"
-    return Finding.NEAR, f"{told}: near the ceiling, a longer pretraining cannot add much.{more}"
+        return Finding.PART, f"{summary}: a part of the ceiling. More value pretraining may bring the rest.{more}"
+    return Finding.NEAR, f"{summary}: near the ceiling, a longer pretraining cannot add much.{more}"
 
 
 def _percent(share: float) -> str:

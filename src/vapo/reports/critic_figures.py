@@ -69,8 +69,8 @@ def _ceiling(axes: Axes, results: Record) -> None:
     axes.axhline(number(group["value"]), color=LIGHT.second, linewidth=1.4, linestyle=(0, (5, 2)),
                  label="mean of the group's other responses")  # fmt: skip
     axes.axhline(0, color=LIGHT.quiet, linewidth=0.8, alpha=0.6)
-    values = [number(told[end]) for name in ("ceiling", "explained_variance")
-              for told in results["by_position"].get(name, []) for end in ("value", "low", "high")]  # fmt: skip
+    values = [number(figure[end]) for name in ("ceiling", "explained_variance")
+              for figure in results["by_position"].get(name, []) for end in ("value", "low", "high")]  # fmt: skip
     known = [v for v in [*values, number(group["value"])] if v == v]
     # a critic that is far off would press everything else to the top
     axes.set_ylim(max(-1.0, min([0.0, *known]) - 0.04), min(1.1, max([0.2, *known]) * 1.08))
@@ -120,8 +120,8 @@ def _variance(axes: Axes, results: Record) -> None:
     _with_band(axes, results, "best_variance_ratio", LIGHT.third, "an exact critic")
     _with_band(axes, results, "variance_ratio", LIGHT.first, "this critic")
     axes.axhline(1, color=LIGHT.second, linewidth=1.4, linestyle=(0, (5, 2)), label="the group's mean: 1")
-    known = [number(told["value"]) for name in ("best_variance_ratio", "variance_ratio")
-             for told in results["by_position"].get(name, [])]  # fmt: skip
+    known = [number(figure["value"]) for name in ("best_variance_ratio", "variance_ratio")
+             for figure in results["by_position"].get(name, [])]  # fmt: skip
     top = min(4.0, max([1.1, *(v for v in known if v == v)]))
     axes.set_ylim(0, top * 1.5)
     _name_positions(axes, _positions(results))
@@ -130,11 +130,11 @@ def _variance(axes: Axes, results: Record) -> None:
 
 def _with_band(axes: Axes, results: Record, name: str, hue: str, label: str) -> None:
     """A number by position with its 95 % interval; nothing where the judgement has no such number."""
-    told = results["by_position"].get(name)
-    if not told:
+    by_position = results["by_position"].get(name)
+    if not by_position:
         return
     x = _positions(results)
-    value, low, high = (np.array([number(t[end]) for t in told]) for end in ("value", "low", "high"))
+    value, low, high = (np.array([number(t[end]) for t in figure]) for end in ("value", "low", "high"))
     axes.plot(x, value, "o-", color=hue, linewidth=1.8, markersize=4, label=label)
     if not np.isnan(low).all():
         axes.fill_between(x, low, high, color=hue, alpha=0.15, linewidth=0)
