@@ -91,6 +91,8 @@ def test_no_gradient_reaches_the_targets(head):
 def test_a_range_that_does_not_hold_the_targets_is_refused():
     with pytest.raises(ConfigError, match=r"\[0, 1\] does not hold the critic's targets, which lie in \[-1, 1\]"):
         with_range(HistogramHead(low=0.0, high=1.0), -1.0, 1.0)
+    with pytest.raises(ConfigError, match=r"start=3 lies outside of the head's range \[0, 1\]"):
+        with_range(BoundedHead(start=3.0), 0.0, 1.0)
     with pytest.raises(ConfigError, match=r"more than 4\.5 bins"):
         with_range(HistogramHead(bins=4), 0.0, 1.0)
 

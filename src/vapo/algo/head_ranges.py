@@ -53,6 +53,11 @@ def with_range(head: Head, low: float, high: float) -> Head:
     )
     assert filled.low is not None
     assert filled.high is not None
+    if head.start != "mean" and not filled.low <= head.start <= filled.high:
+        raise ConfigError(
+            f"algorithm.credit.head.start={head.start:g} lies outside of the head's range [{filled.low:g}, "
+            f"{filled.high:g}]. Take a value that an outcome can have, or mean."
+        )
     if not (filled.low <= low and filled.high >= high):
         raise ConfigError(
             f"algorithm.credit.head: the range [{filled.low:g}, {filled.high:g}] does not hold the critic's targets, "

@@ -39,8 +39,9 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="TECHNIQUE",
-            help="Put one of VAPO's seven techniques back to plain PPO; repeatable: value-pretraining, decoupled-gae, "
-            "length-adaptive-gae, token-level-loss, clip-higher, positive-lm, group-sampling.",
+            help="Take a technique of vapo or vapo2 away; repeatable: value-pretraining, decoupled-gae, "
+            "length-adaptive-gae, token-level-loss, clip-higher, positive-lm, group-sampling; group-baseline, "
+            "share-lambda, mean-head, actor-only-filter.",
         ),
     ] = None,
     set_: SetOption = None,

@@ -134,7 +134,7 @@ def _with_band(axes: Axes, results: Record, name: str, hue: str, label: str) -> 
     if not by_position:
         return
     x = _positions(results)
-    value, low, high = (np.array([number(t[end]) for t in figure]) for end in ("value", "low", "high"))
+    value, low, high = (np.array([number(t[end]) for t in by_position]) for end in ("value", "low", "high"))
     axes.plot(x, value, "o-", color=hue, linewidth=1.8, markersize=4, label=label)
     if not np.isnan(low).all():
         axes.fill_between(x, low, high, color=hue, alpha=0.15, linewidth=0)

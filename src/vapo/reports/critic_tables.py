@@ -136,15 +136,15 @@ def _columns(results: Record) -> list[str]:
     return [name for name in BY_POSITION if name in results["by_position"]]
 
 
-def _cell(name: str, figure: Record, intervals: bool) -> str:
-    value = number(figure["value"])
+def _cell(name: str, entry: Record, intervals: bool) -> str:
+    value = number(entry["value"])
     text = percent(value) if name in AS_SHARE else signed(value) if name in SIGNED else figure(value)
-    ends = _interval(name, figure) if intervals and text != NOTHING else ""
+    ends = _interval(name, entry) if intervals and text != NOTHING else ""
     return f"{text} {ends}".rstrip()
 
 
-def _interval(name: str, figure: Record) -> str:
-    low, high = number(figure["low"]), number(figure["high"])
+def _interval(name: str, entry: Record) -> str:
+    low, high = number(entry["low"]), number(entry["high"])
     if name in AS_SHARE and low == low and high == high:
         return f"[{100 * low:.0f}, {100 * high:.0f}] %"
     return interval(low, high)

@@ -174,7 +174,8 @@ def _accuracy(axes: Axes, run: RunFiles, palette: Palette) -> None:
                 weight="bold",
                 color=palette.second,
             )
-    top = max(1.0, axes.get_ylim()[1]) if axes.get_ylim()[1] > 0.62 else axes.get_ylim()[1] * 1.25
+    # room for the number above the last point, below the legend
+    top = 1.18 if axes.get_ylim()[1] > 0.62 else axes.get_ylim()[1] * 1.25
     axes.set_ylim(0, top)
     axes.set_xlabel("training step", fontsize=8.5, color=palette.quiet, labelpad=2)
     axes.yaxis.set_major_formatter(_AS_PERCENT)

@@ -227,9 +227,9 @@ def _notes(models: JudgedModels, options: JudgeOptions) -> list[str]:
         )
     size = _group_size(models) or options.responses
     if credit.baseline == "group" and options.responses < size:
-        notes.append(
-            f"the critic's value holds the mean of {options.responses - 1} other responses here and of {size - 1} in "
-            f"training, so it is noisier here; as in training: --responses {size}"
+        raise ConfigError(
+            f"--responses {options.responses}: the critic's value holds the mean of the group's other responses, of "
+            f"{size - 1} in training. With fewer it would look worse than it is: give --responses {size}."
         )
     if credit.baseline in ("fitted", "gated"):
         notes.append(f"the critic is judged alone, without algorithm.credit.baseline={credit.baseline}")
