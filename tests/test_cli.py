@@ -240,3 +240,10 @@ def test_a_side_critic_ranks_samples_of_its_own_policy_alone(tmp_path: Path, mon
     # a run that kept its weights only says how to go on with both
     assert vapo("resume", str(run), "--set", "trainer.steps=2", monkeypatch=monkeypatch) == 2
     assert f"--critic {critic} --set model.critic_kind=side" in capsys.readouterr().err
+
+
+def test_the_suggested_command_for_a_method_without_a_critic_has_no_settings_of_credit():
+    from vapo.cli.training import _without_credit
+
+    words = ["train", "--set", "algorithm.credit.head.kind=hl_gauss", "--set", "trainer.steps=2", "--steps", "3"]
+    assert _without_credit(words) == ["train", "--set", "trainer.steps=2", "--steps", "3"]

@@ -326,12 +326,13 @@ _CRITIC = (
     Metric(
         "gae/lambda_mean", "mean λ of the policy's advantages over the step's responses", "", "above 0.95",
         "raise `algorithm.alpha`; the paper's 0.05 is for thousands of tokens (1.5 lets the share k = 0.51 of the "
-        "outcome reach the first token)", title="Effective λ", where=CRITIC,
+        "outcome reach the first token); with a share λ raise `algorithm.credit.policy_lambda.k`",
+        title="Effective λ", where=CRITIC,
     ),
     Metric(
         "gae/lambda_median", "its median", "", "above 0.95",
         "raise `algorithm.alpha`; the paper's 0.05 is for thousands of tokens (1.5 lets the share k = 0.51 of the "
-        "outcome reach the first token)", where=CRITIC,
+        "outcome reach the first token); with a share λ raise `algorithm.credit.policy_lambda.k`", where=CRITIC,
     ),
     Metric("gae/lambda_min", "its minimum", where=CRITIC),
     Metric("advantages/mean", "mean advantage of the tokens learned from; every method writes it"),

@@ -251,3 +251,9 @@ def test_a_mean_start_waits_for_a_rollout_that_has_targets(tmp_path):
     start_head(run, scored(run.algorithm, [episode(WRONG)] * 4))  # only once
     assert torch.equal(run.critic.score(batch, ("values",), micro_batch_tokens=999)["values"], values)
     run.folder.close()
+
+
+def test_the_variance_of_the_group_counts_a_response_without_others_as_training_does():
+    episodes = [episode(RIGHT), episode(INVALID), *(episode(WRONG, prompt="q") for _ in range(2))]
+    figures = scoring_figures(assign_credit(scored(RESIDUAL, episodes), RESIDUAL), RESIDUAL)
+    assert figures["advantages/variance_ratio"] == pytest.approx(1.0)  # a critic of 0 is the group's mean

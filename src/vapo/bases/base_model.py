@@ -227,7 +227,7 @@ def measure_base(
         elif not stopped:
             wrong_because["cut at the limit"] += 1
         else:
-            wrong_because[verdict.reason.split(" ", 1)[0]] += 1  # "stopped", "gave", "move", ...
+            wrong_because[verdict.kind] += 1
     count = len(repeated)
     return {
         "prompts": len(prompts),

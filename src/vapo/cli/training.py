@@ -203,6 +203,17 @@ def report(
     Console().print(f"Report: {write_report(run)}")
 
 
+def _without_credit(words: Sequence[str]) -> list[str]:
+    """The words of a command without settings of the critic's credit: `--set algorithm.credit...`."""
+    kept: list[str] = []
+    for word in words:
+        if word.startswith(("algorithm.credit.", "algorithm.credit=")) and kept[-1:] == ["--set"]:
+            kept.pop()
+        else:
+            kept.append(word)
+    return kept
+
+
 def _nothing_to_learn(run: RunFiles) -> str:
     """Why the run's methods cannot be compared, if its responses were all wrong or all right from the first step on."""
     from vapo.metrics import Phase
@@ -241,6 +252,7 @@ def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None
     if lesson := _nothing_to_learn(run):
         lines += ["", lesson]
     elif again:
+        again = _without_credit(again) if critic else again  # GRPO has no such fields
         others = ["--preset grpo" if critic else "--preset vapo"]
         config = load_run_config(path)
         if config.algorithm.pretrains and not config.without and not config.changed:

@@ -56,8 +56,8 @@ class Setting:
         return self.meaning + of_kinds + (f" (task: {self.task})" if self.task else "")
 
     def matches(self, word: str) -> bool:
-        """Whether the word stands in the name or the meaning."""
-        return word.lower() in f"{self.key} {self.meaning}".lower()
+        """Whether the word stands in the name, the meaning, the values it takes, or the kinds that have it."""
+        return word.lower() in f"{self.key} {self.type} {self.words}".lower()
 
 
 @cache

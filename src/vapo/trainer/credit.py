@@ -105,9 +105,8 @@ def with_critic_target(batch: Batch, algorithm: Algorithm) -> Batch:
 def alone(batch: Batch) -> Tensor:
     """(B,): True for learned responses whose group has no other learned response."""
     learned = batch.mask.any(-1)
-    _, index, _ = torch.unique(batch.groups, return_inverse=True, return_counts=True)
-    size = torch.zeros(int(index.max()) + 1).index_add(0, index, learned.float())
-    return learned & (size[index] == 1)
+    size = torch.zeros(int(batch.groups.max()) + 1).index_add(0, batch.groups, learned.float())
+    return learned & (size[batch.groups] == 1)
 
 
 def others_mean(outcomes: Tensor, batch: Batch) -> Tensor:
@@ -121,7 +120,6 @@ def others_mean(outcomes: Tensor, batch: Batch) -> Tensor:
 def consumed_values(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> Tensor:
     """The V that advantages are measured from, (B, T): the critic's answer with what the group knows beside it."""
     assert batch.old_values is not None
-    valid = batch.mask.any(-1)
     match credit.baseline:
         case "none":
             return batch.old_values
@@ -135,7 +133,7 @@ def consumed_values(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> 
             if gate_is_open(batch):
                 return batch.old_values
             everyone = torch.zeros_like(batch.groups)
-            others = leave_one_out(batch.outcomes, everyone, valid=valid)
+            others = leave_one_out(batch.outcomes, everyone, valid=batch.mask.any(-1))
             return others[:, None].expand(batch.mask.shape)
         case _:
             assert_never(credit.baseline)

@@ -102,7 +102,8 @@ def train_step(run: Run) -> None:
         figures |= scoring_figures(batch, algorithm)
         if isinstance(credit := algorithm.credit, Gae) and credit.baseline in ("fitted", "gated"):
             figures["credit/critic_share"] = critic_share(batch, credit, mixture)
-            state.mixture = list(new_mixture(batch, mixture))
+            if credit.baseline == "fitted":
+                state.mixture = list(new_mixture(batch, mixture))
 
         # 3. One optimizer step per minibatch, for each network.
         with clock.time("update"):

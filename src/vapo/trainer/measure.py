@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vapo.algo import between_share, explained_variance, leave_one_out, masked, within_group_auc
+from vapo.algo import between_share, explained_variance, masked, within_group_auc
 from vapo.algo.diagnostics import masked_deviations
 from vapo.algo.method import Algorithm, Gae
 from vapo.trainer.batch import Batch
-from vapo.trainer.credit import alone
+from vapo.trainer.credit import alone, others_mean
 
 DECILES = 10
 
@@ -86,7 +86,7 @@ def group_figures(batch: Batch) -> dict[str, float]:
     values = masked(critic_values(batch), mask)
     answers = masked(batch.old_values, mask)
     outcomes = batch.critic_outcomes
-    others = leave_one_out(outcomes, batch.groups, valid=learned)
+    others = others_mean(outcomes, batch)
     _, with_critic = masked_deviations(masked(outcomes[:, None] - values, mask), mask)
     _, with_group = masked_deviations(masked((outcomes - others)[:, None].expand(mask.shape), mask), mask)
     mean_answer = answers.sum(-1) / mask.sum(-1).clamp(min=1)

@@ -48,7 +48,8 @@ class Objective(Protocol):
     def module(self) -> torch.nn.Module: ...
 
     def weights(self, minibatch: Batch) -> dict[str, Tensor]:
-        """Named (B, T) weights, each summing to 1 over the minibatch (or to 0 if its set is empty)."""
+        """Named (B, T) weights, each summing to 1 over the minibatch (or to 0 if its set is empty); those of a
+        critic with prompt weights sum to 1 over the rollout on average."""
         ...
 
     def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
