@@ -266,7 +266,9 @@ def _targets(config: Mapping[str, Any], modules: Mapping[str, torch.nn.Module]) 
     if not isinstance(targets, list) or any(config.get(key) for key in ("layers_to_transform", "exclude_modules")):
         return set()
     ends = tuple(f".{target}" for target in targets)
-    return {name for name, module in modules.items() if isinstance(module, torch.nn.Linear) and f".{name}".endswith(ends)}
+    return {
+        name for name, module in modules.items() if isinstance(module, torch.nn.Linear) and f".{name}".endswith(ends)
+    }
 
 
 def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
