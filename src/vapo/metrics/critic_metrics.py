@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from vapo.metrics.metric import BOTH, CRITIC, GROUPED_CRITIC, RESIDUAL, SHARE, Metric
 
+RAISE_LAMBDA = (
+    "where λ is by share, raise `algorithm.k`; where it is length-adaptive, raise `algorithm.alpha` (the paper's 0.05 "
+    "is for thousands of tokens; 1.5 lets the share k = 0.51 of the outcome reach the first token at every length)"
+)
 CRITIC_ROWS = (
     Metric(
         "value/loss", "½(V - target)², mean over the step's gradient steps", "", "falls, then flat",
@@ -77,14 +81,12 @@ CRITIC_ROWS = (
     ),
     Metric(
         "gae/lambda_mean", "mean λ of the policy's advantages over the step's responses", "", "above 0.95",
-        "raise `algorithm.alpha`; the paper's 0.05 is for thousands of tokens (1.5 lets the share k = 0.51 of the "
-        "outcome reach the first token); with a share λ raise `algorithm.credit.policy_lambda.k`",
+        RAISE_LAMBDA,
         title="Effective λ", where=CRITIC,
     ),
     Metric(
         "gae/lambda_median", "its median", "", "above 0.95",
-        "raise `algorithm.alpha`; the paper's 0.05 is for thousands of tokens (1.5 lets the share k = 0.51 of the "
-        "outcome reach the first token); with a share λ raise `algorithm.credit.policy_lambda.k`", where=CRITIC,
+        RAISE_LAMBDA, where=CRITIC,
     ),
     Metric("gae/lambda_min", "its minimum", where=CRITIC),
     Metric("advantages/mean", "mean advantage of the tokens learned from; every method writes it"),

@@ -198,5 +198,5 @@ def lambda_warning(config: Config, longest: int) -> str | None:
     return (
         f"alpha={rule.alpha} gives lambda={lam:.2f} even at the length limit of {longest} tokens: the share "
         f"k={lam**longest:.0e} of the outcome reaches the first token. Raise algorithm.alpha (0.5 is k=0.14, 1.5 is "
-        "k=0.51 at every length), or set algorithm.credit.policy_lambda={kind: share, k: 0.5}."
+        "k=0.51 at every length), or set algorithm.k=0.5 in its place."
     )

@@ -53,7 +53,7 @@ class Share:
     kind: Literal["share"] = "share"
 
     def __post_init__(self) -> None:
-        check_ranges(self, "a share lambda (algorithm.credit.policy_lambda or critic_lambda)")
+        check_ranges(self, "algorithm")  # `k` is spelled algorithm.k
 
 
 Lambda = Fixed | LengthAdaptive | Relative | Share
