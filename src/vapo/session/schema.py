@@ -158,7 +158,7 @@ class Choice(BaseModel):
     preset: str = "vapo"
     """The method: ppo, vc-ppo, grpo, dapo, vapo, vapo2, rloo, orz, sao, bpco, easyppo or justrl2 (docs/methods.md)."""
     without: list[str] = []
-    """Techniques put back to plain PPO."""
+    """Techniques taken away: each one's field becomes plain PPO's, or VAPO's for those that vapo2 adds."""
     alpha: Annotated[float | None, Range(gt=0, unit="per token")] = None
     """α of the length-adaptive λ (the paper's 0.05); null takes a recipe's, or a default for the length limit."""
     k: Annotated[float | None, Range(gt=0, le=1, unit="share of the outcome")] = None

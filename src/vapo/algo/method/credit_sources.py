@@ -55,6 +55,11 @@ class Gae:
 
     def __post_init__(self) -> None:
         check_ranges(self, "algorithm.credit")
+        if "*" in self.frozen:
+            raise ConfigError(
+                "algorithm.credit.frozen=['*'] freezes the whole critic, which then learns nothing. Name a part, such "
+                "as '*self_attn*'."
+            )
         if self.baseline != "none" and self.gamma != 1:
             raise ConfigError(
                 f"algorithm.credit.baseline={self.baseline} needs algorithm.credit.gamma=1, got {self.gamma}: the mean "
