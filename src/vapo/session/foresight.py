@@ -168,7 +168,7 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
         learners.append(network_size(critic_config, model.critic_lora, critic=True))
     reference = [NetworkSize(inputs.parameters, 0, learners[0].adapters)] if algorithm.kl.coef > 0 else []
     limit = inputs.decoding.max_tokens
-    longest = len(inputs.train_prompts[0].token_ids) + limit
+    longest = inputs.train_prompts.longest() + limit
     networks = [*learners, *reference]
     saved = (sections.checkpoint.keep + 1) * sum(network.checkpoint_bytes for network in networks)
     return Plan(
