@@ -31,6 +31,7 @@ from vapo.models.placing import best_device, set_threads, to_device
 from vapo.models.side import holds_side_critic
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine
+from vapo.rollout.vllm_engine import LOG
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes
 from vapo.tasks.full_task import FullTask
@@ -164,7 +165,13 @@ def evaluate_model(
                 head=saved_head(network.config),
                 features_of=features_of,
             )
-        engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
+        engine = make_engine(
+            sections.rollout.engine,
+            model.requires_grad_(False),
+            log=out and out / LOG,
+            trust_remote_code=trust,
+            on_alarm=observer.alarm,
+        )
         observer.phase("evaluating", 0, 1)
         result = evaluate_heldout(
             inputs,
