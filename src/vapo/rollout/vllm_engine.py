@@ -150,6 +150,8 @@ class VllmEngine:
             if self._asleep:
                 self._load()
             left = [i for i in range(len(prompts)) if i not in done]
+            if not left:  # the last samples came before the process was lost
+                return
             distinct = {prompts[i].token_ids: 0 for i in left}
             places = {ids: place for place, ids in enumerate(distinct)}
             self._ask(
