@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import VOCAB, full_logits, make_prompts, teacher_forced, tiny_model
-from vllm_python import REAL, fake_python
 
 from vapo.errors import ConfigError, DataError, DivergedError, EngineError, ModelError
 from vapo.rollout import vllm_worker
@@ -27,6 +26,7 @@ from vapo.rollout.vllm_engine import VllmEngine, check_room
 from vapo.rollout.vllm_environment import check_environment
 from vapo.rollout.weight_exchange import PREFIX, SHARED_MEMORY
 from vapo.types import Decoding, Prompt
+from vllm_python import REAL, fake_python
 
 PROMPTS = make_prompts([2, 5, 17, 40], per_prompt=2)
 SEEDS = list(range(len(PROMPTS)))
@@ -167,13 +167,13 @@ def test_weights_that_are_not_numbers_are_a_divergence(engine: VllmEngine, model
 
 
 def test_what_is_interrupted_is_dropped_and_the_next_call_starts_anew(engine: VllmEngine, model):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(done: int, _: int) -> None:
-        raise Stop
+        raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         engine.generate(PROMPTS * 8, Decoding(150, ()), range(8 * len(PROMPTS)), stop)
     assert engine.pid is None
     completion = engine.generate(PROMPTS[:1], Decoding(5, ()), [0])[0]
