@@ -130,7 +130,7 @@ def test_the_critics_updates_leave_the_policy_as_it_is(base: Path, tmp_path: Pat
     run = side_run(base, tmp_path / "run")
     policy, critic = run.policy, run.critic
     before, first = weights_of(policy), weights_of(critic)
-    batch = score(batch_of([5, 8, 3, 8]), policy=policy, critic=critic, micro_batch_tokens=1000)
+    batch = score(batch_of([5, 8, 3, 8]), policy=policy, critic=critic, reads=critic.reads, micro_batch_tokens=1000)
     assert all(not rows.requires_grad for rows in batch.features)
     for learned in (batch, replace(batch, features=None)):
         critic.accumulate(learned, micro_batch_tokens=1000)
@@ -188,7 +188,13 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_on_where_features_come
         run.critic.accumulate(batch, micro_batch_tokens=budget)
         return torch.cat([parameter.grad.flatten().clone() for parameter in run.critic.parameters])
 
-    batch = score(batch_of([2, 11, 5, 17, 1, 8, 30, 3]), policy=run.policy, critic=run.critic, micro_batch_tokens=10**6)
+    batch = score(
+        batch_of([2, 11, 5, 17, 1, 8, 30, 3]),
+        policy=run.policy,
+        critic=run.critic,
+        reads=run.critic.reads,
+        micro_batch_tokens=10**6,
+    )
     whole = gradient(batch, 10**6)
     cut = gradient(batch if kept else replace(batch, features=None), tokens)
     run.folder.close()
@@ -200,7 +206,7 @@ def test_scored_features_belong_to_their_rows_and_follow_them(base: Path, tmp_pa
     run = side_run(base, tmp_path / "run")
     batch = batch_of([5, 8, 3, 8])
     batch = replace(batch, mask=batch.mask & torch.tensor([True, True, False, True])[:, None])
-    scored = score(batch, policy=run.policy, critic=run.critic, micro_batch_tokens=20)
+    scored = score(batch, policy=run.policy, critic=run.critic, reads=run.critic.reads, micro_batch_tokens=20)
     expected = run.critic.network.features_of(batch.sequences)
     run.folder.close()
     assert [tuple(rows.shape) for rows in scored.features] == [(8, 64), (11, 64), (6, 64), (11, 64)]

@@ -46,8 +46,8 @@ def make_engine(
     an engine in another process writes, `on_alarm` is told when it has to be started again.
     """
     match settings:
-        case TorchEngineSettings(slots=slots):
-            return TorchEngine(model, slots=slots)
+        case TorchEngineSettings(slots=slots, graphs=graphs):
+            return TorchEngine(model, slots=slots, graphs=graphs)
         case GenerateEngineSettings(slots=slots):
             return GenerateEngine(model, slots=slots)
         case VllmEngineSettings():

@@ -197,3 +197,11 @@ def monte_carlo_returns(batch: Batch, gamma: float) -> Tensor:
     """What the critic's target comes to without any critic: (B, T), discounted by γ for each learned token to come."""
     after = (batch.mask.sum(-1, keepdim=True) - batch.mask.cumsum(-1)).clamp(min=0)
     return masked(_targets(batch)[:, None] * gamma**after, batch.mask)
+
+
+def with_returns(batch: Batch, algorithm: Algorithm) -> Batch:
+    """The batch with Monte-Carlo returns, R·γ^(tokens to come), whatever a critic says; less the mean of the group's
+    other responses where the critic learns what that leaves."""
+    assert isinstance(algorithm.credit, Gae)
+    batch = with_critic_target(batch, algorithm)
+    return replace(batch, returns=monte_carlo_returns(batch, algorithm.credit.gamma))
