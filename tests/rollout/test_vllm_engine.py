@@ -280,8 +280,8 @@ def test_the_process_and_its_files_end_with_a_trainer_that_is_killed(tmp_path: P
         "engine = VllmEngine(replace(QUICK, python=sys.argv[1]), model_of(), log=Path(sys.argv[2]))\n"
         "print(engine.pid, engine._exchange.path, flush=True)\ntime.sleep(600)\n"
     )
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", script, fake_python(tmp_path), str(tmp_path / "vllm.log"), here]
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", script, fake_python(tmp_path), tmp_path / "vllm.log", here, here.parent]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
         pid, exchange = trainer.stdout.readline().split()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import queue
 import shutil
@@ -101,7 +102,7 @@ class Worker:
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         found = next(self._run([({"prompt_token_ids": tokens}, params)], lambda _: None))[1]
         rows = found.prompt_logprobs[1:]
-        return {"logprobs": [float(row[token].logprob) for row, token in zip(rows, tokens[1:], strict=True)]}
+        return {"logprobs": [_number(row[token].logprob) for row, token in zip(rows, tokens[1:], strict=True)]}
 
     def generate(self, prompts: list[list[int]], samples: list[list[int]], how: Message) -> Message:
         """Draw `samples`, each a (number, prompt, seed); sends what is finished as `done`, in any order."""
@@ -129,7 +130,7 @@ class Worker:
         for at, output in self._run(requests, beat):
             drawn = output.outputs[0]
             tokens = list(drawn.token_ids)
-            logprobs = [float(row[token].logprob) for row, token in zip(drawn.logprobs, tokens, strict=True)]
+            logprobs = [_number(row[token].logprob) for row, token in zip(drawn.logprobs, tokens, strict=True)]
             sample = {"sample": samples[at][0], "tokens": tokens, "logprobs": logprobs, "finish": drawn.finish_reason}
             self._send({"done": [sample]})
             beat.sent()
@@ -147,6 +148,11 @@ class Worker:
                 if output.finished:
                     yield places[output.request_id.split("-")[0]], output
             on_step(None)
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it: null for one that is none."""
+    return float(value) if math.isfinite(value) else None
 
 
 class _Beat:
@@ -188,7 +194,7 @@ def serve(commands: TextIO, answers: TextIO) -> None:
         threading.Thread(target=task, daemon=True).start()
 
     def send(message: Message) -> None:
-        answers.write(json.dumps(message) + "\n")
+        answers.write(json.dumps(message, allow_nan=False) + "\n")
         answers.flush()
 
     worker = Worker(send)

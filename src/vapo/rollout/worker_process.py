@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vapo.json_text import json_text
+
 _WAIT_S = 0.5
 """Seconds between two calls of `on_wait`."""
 _CLOSE_S = 3.0
@@ -67,7 +69,7 @@ class WorkerProcess:
         """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.write(json_text(command).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
             raise WorkerLostError(self._end()) from error
