@@ -190,12 +190,12 @@ def test_a_killed_process_is_named_and_only_what_was_in_flight_is_drawn_again(tm
     killed: list[int] = []
 
     def kill_once(done: int, _: int) -> None:
-        if 2 <= done < len(PROMPTS) and not killed:
+        if done >= 1 and not killed:  # 2 at a time: most are still to come
             killed.append(done)
             os.kill(engine.pid or 0, signal.SIGKILL)
 
     try:
-        completions = engine.generate(PROMPTS, Decoding(20, (7,)), SEEDS, kill_once)
+        completions = engine.generate(PROMPTS, Decoding(150, ()), SEEDS, kill_once)
         assert engine.pid != first
         assert killed
         assert len(alarms) == 1

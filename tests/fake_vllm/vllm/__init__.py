@@ -41,7 +41,7 @@ class LLM:
         if strikes("die at the start"):
             os.kill(os.getpid(), signal.SIGKILL)
         self.model = Llama(model)
-        self.llm_engine = Engine(self)
+        self.llm_engine = Engine(self, options["max_num_seqs"])
 
     def collective_rpc(self, name, kwargs):
         assert name == "reload_weights"
@@ -53,8 +53,9 @@ class LLM:
 
 
 class Engine:
-    def __init__(self, llm: LLM):
+    def __init__(self, llm: LLM, slots: int):
         self._llm, self._running, self._finished = llm, [], 0
+        self._slots = slots
 
     def add_request(self, name, prompt, params):
         tokens, random = list(prompt["prompt_token_ids"]), np.random.default_rng(params.seed)
@@ -72,7 +73,7 @@ class Engine:
         if strikes("fail", self._finished):
             raise RuntimeError("an illegal memory access was encountered")
         done = []
-        for request in list(self._running):
+        for request in self._running[: self._slots]:
             logits, how = self._llm.model(request.prompt + request.drawn), request.how
             token, logprob = draw(logits[-1], how, request.random)
             request.drawn.append(token)
