@@ -43,6 +43,7 @@ class StepGraphs:
     def clear(self) -> None:
         """Forget what was recorded: cache or masks have moved."""
         self._recorded.clear()
+        self._pool = torch.cuda.graph_pool_handle()  # one whose graphs are gone cannot be used again
 
     def run(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
         """The logits of a step (B, V), valid until the next step; B = len(ids)."""

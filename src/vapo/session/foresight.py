@@ -172,7 +172,7 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
     engine = sections.rollout.engine
     apart = isinstance(engine, VllmEngineSettings)  # its weights and cache are in another process
     limit = inputs.decoding.max_tokens
-    longest = len(inputs.train_prompts[0].token_ids) + limit
+    longest = inputs.train_prompts.longest() + limit
     networks = [*learners, *reference]
     saved = (sections.checkpoint.keep + 1) * sum(network.checkpoint_bytes for network in networks)
     return Plan(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from vapo.algo.head_ranges import target_range, with_range
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError, DataError, counted
@@ -19,10 +20,12 @@ from vapo.models.loading import (
     SIDE_ADVICE,
     context_length,
     count_parameters,
+    critic_config,
     load_config,
     load_tokenizer,
     read_tokenizer,
     render,
+    side_critic_config,
     skeleton,
     stop_token_ids,
     with_privileged,
@@ -153,6 +156,8 @@ def _checked(
         raise ConfigError(f"{critic_source} holds a side critic. {SIDE_ADVICE}")
     elif has_critic and critic_source != source and not holds_side_critic(critic_source):
         notes = check_vocabularies(source, critic_source, tokenizer, trust_remote_code=trust)
+    if to_train and critic_source not in ("", source):
+        _check_given_critic(config, critic_source, model_config)
     credit = config.algorithm.credit
     privileged = credit.privileged if isinstance(credit, Gae) else None
     rendered: dict[str, RenderedPrompts] = {}
@@ -214,6 +219,18 @@ def _check_side(policy: PreTrainedConfig, layers: int | None) -> None:
     side_config(policy, 0, layers=layers)
     if (model := skeleton(policy)) is not None:
         check_readable(model)
+
+
+def _check_given_critic(config: Config, source: str, policy: PreTrainedConfig) -> None:
+    """Raise ModelError for a critic whose configuration cannot be read, has another head, or does not fit."""
+    credit, model = config.algorithm.credit, config.sections.model
+    if not isinstance(credit, Gae):
+        return
+    head = with_range(credit.head, *target_range(config.algorithm))
+    if model.critic_kind == "side":
+        side_critic_config(source, skeleton(policy), head, trust_remote_code=model.trust_remote_code)
+    else:
+        critic_config(source, head, trust_remote_code=model.trust_remote_code)
 
 
 def _limit_within(

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from vapo.models.loading import value_head
+from vapo.models.loading import set_policy_sample, value_head
 from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
 from vapo.models.networks import Critic, Policy
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
+from vapo.models.weight_sample import weight_sample
 from vapo.trainer.batch import Batch, micro_batches
 from vapo.trainer.network import Gradient, Score, StepResult
 from vapo.trainer.objectives import Objective, Part
@@ -164,7 +165,13 @@ class LocalNetwork:
         self.model.load_state_dict(dict(weights))
         self._own_base = False
 
+    def _note_policy(self) -> None:
+        """Note the policy of now in the configuration of a side critic, which is about to be saved."""
+        if isinstance(self.network, Critic) and self.network.beside is not None:
+            set_policy_sample(self.model, weight_sample(self.network.beside))
+
     def save(self, folder: Path) -> None:
+        self._note_policy()
         if self._own_base:
             save_model(self.model, None, folder / self.name)
         else:
@@ -184,6 +191,7 @@ class LocalNetwork:
             load_optimizer(self._optimizer, folder / f"{self.name}_optimizer.safetensors")
 
     def publish(self, folder: Path) -> None:
+        self._note_policy()
         save_model(self.model, self.tokenizer, folder)
 
     def publish_adapters(self, folder: Path) -> bool:

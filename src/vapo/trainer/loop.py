@@ -91,7 +91,7 @@ def train_step(run: Run) -> None:
             batch = assign_credit(batch, algorithm, mixture)
         figures |= gap | scoring_figures(batch, algorithm)
         if isinstance(credit := algorithm.credit, Gae) and credit.baseline in ("fitted", "gated"):
-            figures["credit/critic_share"] = critic_share(batch, credit, mixture)
+            figures["credit/critic_share"] = critic_share(batch)
             if credit.baseline == "fitted":
                 state.mixture = list(new_mixture(batch, mixture))
 

@@ -9,7 +9,7 @@ from vapo.algo import between_share, explained_variance, masked, within_group_au
 from vapo.algo.diagnostics import masked_deviations
 from vapo.algo.method import Algorithm, Gae
 from vapo.trainer.batch import Batch
-from vapo.trainer.credit import alone, others_mean
+from vapo.trainer.credit import alone
 
 DECILES = 10
 
@@ -65,7 +65,7 @@ def scoring_figures(batch: Batch, algorithm: Algorithm) -> dict[str, float]:
         figures["gae/lambda_min"] = float(lam.min())
     if batch.old_values is not None and mask.any():
         figures |= value_figures(batch, gamma)
-        if algorithm.sampling.per_prompt > 1:
+        if algorithm.sampling.per_prompt > 1 and batch.critic_others_mean is not None:
             figures |= group_figures(batch)
     return figures
 
@@ -91,7 +91,8 @@ def group_figures(batch: Batch) -> dict[str, float]:
     values = masked(critic_values(batch), mask)
     answers = masked(batch.old_values, mask)
     outcomes = batch.critic_outcomes
-    others = others_mean(outcomes, batch)
+    assert batch.critic_others_mean is not None
+    others = batch.critic_others_mean
     _, with_critic = masked_deviations(masked(outcomes[:, None] - values, mask), mask)
     _, with_group = masked_deviations(masked((outcomes - others)[:, None].expand(mask.shape), mask), mask)
     mean_answer = answers.sum(-1) / mask.sum(-1).clamp(min=1)
