@@ -39,11 +39,12 @@ def learn(
     lr: float,
     generator: Callable[[int], torch.Generator],
     attempt: Attempt,
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> Update:
     """`passes` passes over the batch in `parts` gradient steps each; `generator(i)` shuffles pass i.
 
     `attempt` calls the work it is given with `micro_batch_tokens`, again with fewer where memory ran out. A minibatch
-    without a trainable token makes no step.
+    without a trainable token makes no step. `prepare` adds what is too large to be in the whole batch.
     """
     sums: defaultdict[str, float] = defaultdict(float)
     taken = 0
@@ -52,7 +53,8 @@ def learn(
         for minibatch in minibatches(batch, parts, generator(number)):
             if not bool(minibatch.mask.any()):
                 continue
-            figures = attempt(partial(network.accumulate, minibatch))
+            learned = minibatch if prepare is None else prepare(minibatch)
+            figures = attempt(partial(network.accumulate, learned))
             result = network.step(lr)
             if not result.taken:
                 bad.append(minibatch)
