@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -98,6 +99,29 @@ def test_a_critic_can_be_reused_without_pretraining_it_again(trained: Path, tmp_
     assert "saved critic" in capsys.readouterr().out
     phases = [json.loads(line)["phase"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert phases == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vapo_value_head": {"kind": "bounded", "low": 0.0, "high": 1.0}}, "has a bounded head (low 0, high 1), and"),
+        ({"vapo_value_head": {"kind": "of-tomorrow"}}, "this version does not know: of-tomorrow"),
+        ({"model_type": "nosuch"}, "nosuch"),
+        ({"model_type": "vapo_side_critic"}, "holds a side critic. Set model.critic_kind=side"),
+        ({"vocab_size": 7}, "a vocabulary of 7 where the policy has"),
+    ],
+)
+def test_dry_run_looks_at_the_critic_that_is_given(
+    change: dict[str, Any], words: str, tmp_path: Path, monkeypatch, capsys
+):
+    config = json.loads((Path(builtin_model("maze", None)) / "config.json").read_text())
+    saved = {**config, "architectures": ["LlamaForTokenClassification"], **change}
+    (tmp_path / "config.json").write_text(json.dumps(saved))  # no weights: they are not read
+    assert vapo("train", "--dry-run", "--critic", str(tmp_path), monkeypatch=monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert str(tmp_path) in said or "config.json" in said
+    assert len([line for line in said.splitlines() if line.startswith("error:")]) == 1
 
 
 def test_dry_run_prints_every_setting_with_its_origin_and_writes_nothing(tmp_path: Path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from transformers import LlamaForSequenceClassification, LlamaForTokenClassifica
 import toys
 from vapo.errors import ModelError
 from vapo.evals.evaluate import score_episodes
-from vapo.evals.ranking import best_of_n, last_values, weighted_vote
+from vapo.evals.ranking import best_of_n, last_values, share_in_order, weighted_vote
 from vapo.models.loading import load_critic, set_value_at, value_at
 from vapo.models.networks import Critic, Sequences
 from vapo.models.saving import save_model
@@ -111,6 +111,7 @@ def test_ranking_has_the_differences_to_majority_vote_and_single_sample():
     assert best["best_of"] == pytest.approx({1: 0.5, 2: (1 + 2 / 3) / 2, 3: 1.0})
     assert vote["score"] == 1.0
     assert result.intervals["maj"] == (0.0, 1.0)
+    assert result.in_order == (1.0, 1.0, 1.0)
     assert score_episodes(episodes, k=3, values=values, ranks=["best-of-n"]).ranking.keys() == {"best-of-n"}
 
 
@@ -150,6 +151,25 @@ def test_a_critic_ranks_by_the_value_before_the_last_token_and_a_reward_model_by
     save_model(reward_model, None, tmp_path / "reward-model")
     chosen = {folder.name: best(folder) for folder in tmp_path.iterdir()}
     assert chosen == {"old": 0, "critic": 0, "pretrained-at-the-end": 1, "reward-model": 1}
+
+
+def test_the_share_of_pairs_in_order_counts_pairs_within_a_problem():
+    # problem 1: right .9 and .2, wrong .5 -> 1 of 2; problem 2: a tie -> 1/2 of 1; problem 3 has no wrong one
+    correct = [[1, 1, 0], [1, 0, np.nan], [1, 1, 1]]
+    values = [[0.9, 0.2, 0.5], [0.3, 0.3, 9.0], [0.1, 0.2, 0.3]]
+    share, low, high = share_in_order(correct, values)
+    assert share == pytest.approx(1.5 / 3)
+    assert low == high == pytest.approx(0.5)
+    assert np.isnan(share_in_order([[1, 1]], [[0.1, 0.2]])).all()
+
+
+def test_the_interval_of_a_ranking_by_chance_holds_one_half_and_that_of_a_good_one_does_not():
+    draw = np.random.default_rng(0)
+    correct = draw.integers(2, size=(40, 8)).astype(float)
+    share, low, high = share_in_order(correct, draw.random((40, 8)))
+    assert low < 0.5 < high
+    assert low < share < high
+    assert share_in_order(correct, correct + draw.normal(size=(40, 8)))[1] > 0.6
 
 
 @pytest.mark.parametrize("at", ["end", "tokens"])

@@ -198,6 +198,25 @@ def test_unreadable_adapters_raise_an_error_with_the_reason(tmp_path: Path):
         load_policy(tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("critic", [False, True])
+def test_a_folder_that_lacks_the_adapter_of_a_layer_is_refused_by_name(tmp_path: Path, critic: bool, ends: bool):
+    base = toys.toy_base(tmp_path / "base")
+    save_adapters(trained_network(base, critic), folder := tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if ends:  # as peft itself writes them
+        config["target_modules"] = sorted({name.rpartition(".")[2] for name in config["target_modules"]})
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    load = load_critic if critic else load_policy
+    load(folder)
+    path = folder / "adapter_model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata, kept = file.metadata(), {name: file.get_tensor(name) for name in file.keys() if "up_proj" not in name}  # noqa: SIM118
+    save_file(kept, path, metadata=metadata)
+    with pytest.raises(ModelError, match=r"lacks the adapter of model\.layers\.0\.mlp\.up_proj.* damaged"):
+        load(folder)
+
+
 def test_adapters_saved_in_formats_1_and_2_can_be_loaded(tmp_path: Path):
     base = toys.toy_base(tmp_path / "base")
     model = trained_network(base, critic=False)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vapo.algo.method import DualClip, Fixed, LengthAdaptive
+from vapo.algo.method import DualClip, Fixed, LengthAdaptive, Share
 from vapo.algo.presets import PRESETS, TECHNIQUES, without
 from vapo.algo.sizes import NAMES, sizes_of
 from vapo.errors import ConfigError
@@ -27,8 +27,10 @@ from vapo.session.layers import (
     source_layers,
     with_sources,
 )
+from vapo.session.old_files import with_short_names
 from vapo.session.reference import all_settings, page
 from vapo.session.suggest import SYNONYMS
+from vapo.trainer.snapshot import changes
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,6 +146,8 @@ def test_the_label_is_that_of_the_method_that_runs():
         (["algorithm.preset=ppo", "trainer.group_size=4"], "one response to each prompt"),
         (["algorithm.preset=ppo", "trainer.pretraining_steps=4"], "no value pretraining"),
         (["algorithm.preset=vc-ppo", "algorithm.alpha=1"], "not length-adaptive"),
+        (["algorithm.preset=vapo2", "algorithm.alpha=1"], "by share: set algorithm.k"),
+        (["algorithm.preset=grpo", "algorithm.k=0.4"], "no critic, and so no lambda"),
         (["algorithm.without=[value-pretraining]", "trainer.pretraining_lr=1e-3"], "no value pretraining"),
     ],
 )
@@ -254,7 +258,7 @@ def test_every_shipped_recipe_resolves_for_every_preset_and_sets_every_size():
         for preset in PRESETS:
             resolve([recipe_layer(recipe), set_layer(f"algorithm.preset={preset}")])
         given = dict(flatten(recipe_layer(recipe).values))
-        assert set(NAMES.values()) <= set(given), recipe
+        assert set(NAMES.values()) - {"algorithm.k"} <= set(given), recipe
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem)
@@ -375,6 +379,8 @@ def test_a_wrong_setting_is_found_before_torch_loads():
         ("algorithm.clip.low=1.5", r"algorithm.clip.low must be in \[0, 1\]"),
         ("algorithm.credit.gamma=2", r"gamma must be in \[0, 1\]"),
         ("algorithm.alpha=-1", "algorithm.alpha must be above 0, got -1"),
+        ("algorithm.k=1.5", r"algorithm.k must be in \(0, 1\], got 1.5"),
+        ("algorithm.k=true", "algorithm.k takes a number or null, in .*, got true"),
         ("algorithm.alpha=.inf", "algorithm.alpha must be finite and above 0"),
         ("rollout.top_p=0.9", "evaluation.top_p"),
         ("rollout.temperature=0", "carry no gradient"),
@@ -444,6 +450,54 @@ def test_unreadable_files_and_unknown_recipes_are_explained(tmp_path: Path):
         source_layers("mase")
     with pytest.raises(ConfigError, match="key=value"):
         set_layer("trainer.steps")
+
+
+@pytest.mark.parametrize("preset", ["vapo", "vapo2", "ppo", "sao"])
+def test_k_makes_lambda_one_by_share_whatever_the_preset_and_the_recipe_say(preset: str):
+    config = of(f"algorithm.preset={preset}", "algorithm.k=0.4")
+    assert config.algorithm.credit.policy_lambda == Share(0.4)
+    assert config.changed == (() if preset == "vapo2" else ("credit.policy_lambda",))
+    assert config.effective()["algorithm"]["k"] == 0.4
+    assert config.effective()["algorithm"]["alpha"] is None
+    assert config.choice.alpha is None  # the recipe's
+    assert not config.notes
+    assert reread(config) == config
+
+
+def test_k_of_a_preset_can_be_left_and_null_keeps_it():
+    assert of("algorithm.preset=vapo2").algorithm.credit.policy_lambda == Share(0.135)
+    assert of("algorithm.preset=vapo2", "algorithm.k=null").algorithm.credit.policy_lambda == Share(0.135)
+    assert of("algorithm.k=null").algorithm.credit.policy_lambda == LengthAdaptive(0.5)  # the recipe's alpha
+    other_rule = resolve([file_layer("f", {"algorithm": {"alpha": 1.5}}), set_layer("algorithm.alpha=null"),
+                            set_layer("algorithm.k=0.4")])  # fmt: skip
+    assert other_rule.algorithm.credit.policy_lambda == Share(0.4)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (["algorithm.alpha=1.5"], "algorithm.alpha=1.5 and algorithm.k=0.4 are two rules for one lambda. Set one"),
+        (
+            ["algorithm.credit.policy_lambda={kind: fixed, value: 0.9}"],
+            "algorithm.k=0.4 makes lambda one by share, and",
+        ),
+        (["algorithm.without=[length-adaptive-gae]"], "--without length-adaptive-gae takes away"),
+        (["algorithm.preset=vapo2", "algorithm.without=[share-lambda]"], "--without share-lambda takes away"),
+    ],
+)
+def test_k_beside_another_rule_is_refused_in_one_line(assignments: list[str], words: str):
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        of("algorithm.k=0.4", *assignments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_kept_k_as_a_field_of_the_method_has_the_same_settings():
+    config = of("algorithm.preset=vapo2", "algorithm.k=0.4")
+    before = config.effective()
+    del before["algorithm"]["k"]
+    before["algorithm"]["credit"]["policy_lambda"]["k"] = 0.4
+    assert changes(config.effective(), with_short_names(before)) == []
+    assert changes(of("algorithm.preset=vapo2").effective(), with_short_names(before)) == ["algorithm.k: 0.4 -> 0.135"]
 
 
 @pytest.mark.parametrize(

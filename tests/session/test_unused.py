@@ -24,6 +24,8 @@ CASES = {
     "trainer.pretraining_steps=4": (["algorithm.preset=ppo"], []),
     "trainer.pretraining_lr=0.5": (["algorithm.without=[value-pretraining]"], []),
     "algorithm.alpha=3": (["algorithm.preset=vc-ppo"], []),
+    "algorithm.alpha=4": (["algorithm.preset=vapo2"], []),
+    "algorithm.k=0.4": (["algorithm.preset=grpo"], []),
     "algorithm.kl.estimator=k1": ([], ["algorithm.kl.coef=0.1"]),
     "algorithm.kl.refresh_every=9": ([], ["algorithm.kl.coef=0.1"]),
     "model.side_share=0.1": ([], ["model.critic_kind=side"]),

@@ -19,12 +19,13 @@ import toys
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError, ModelError
 from vapo.models.backbone import layer_states
-from vapo.models.loading import load_side_critic, value_at
+from vapo.models.loading import load_policy, load_side_critic, value_at
 from vapo.models.saving import save_model
 from vapo.models.side import SideModel
 from vapo.reports.live import SilentView
 from vapo.session import build
 from vapo.session import lifecycle as runs
+from vapo.session.layers import set_layer
 from vapo.trainer import loop
 from vapo.trainer.batch import Batch, concatenate
 from vapo.trainer.feature_cache import FeatureCache
@@ -130,7 +131,7 @@ def test_the_critics_updates_leave_the_policy_as_it_is(base: Path, tmp_path: Pat
     run = side_run(base, tmp_path / "run")
     policy, critic = run.policy, run.critic
     before, first = weights_of(policy), weights_of(critic)
-    batch = score(batch_of([5, 8, 3, 8]), policy=policy, critic=critic, micro_batch_tokens=1000)
+    batch = score(batch_of([5, 8, 3, 8]), policy=policy, critic=critic, reads=critic.reads, micro_batch_tokens=1000)
     assert all(not rows.requires_grad for rows in batch.features)
     for learned in (batch, replace(batch, features=None)):
         critic.accumulate(learned, micro_batch_tokens=1000)
@@ -188,7 +189,13 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_on_where_features_come
         run.critic.accumulate(batch, micro_batch_tokens=budget)
         return torch.cat([parameter.grad.flatten().clone() for parameter in run.critic.parameters])
 
-    batch = score(batch_of([2, 11, 5, 17, 1, 8, 30, 3]), policy=run.policy, critic=run.critic, micro_batch_tokens=10**6)
+    batch = score(
+        batch_of([2, 11, 5, 17, 1, 8, 30, 3]),
+        policy=run.policy,
+        critic=run.critic,
+        reads=run.critic.reads,
+        micro_batch_tokens=10**6,
+    )
     whole = gradient(batch, 10**6)
     cut = gradient(batch if kept else replace(batch, features=None), tokens)
     run.folder.close()
@@ -200,7 +207,7 @@ def test_scored_features_belong_to_their_rows_and_follow_them(base: Path, tmp_pa
     run = side_run(base, tmp_path / "run")
     batch = batch_of([5, 8, 3, 8])
     batch = replace(batch, mask=batch.mask & torch.tensor([True, True, False, True])[:, None])
-    scored = score(batch, policy=run.policy, critic=run.critic, micro_batch_tokens=20)
+    scored = score(batch, policy=run.policy, critic=run.critic, reads=run.critic.reads, micro_batch_tokens=20)
     expected = run.critic.network.features_of(batch.sequences)
     run.folder.close()
     assert [tuple(rows.shape) for rows in scored.features] == [(8, 96), (11, 96), (6, 96), (11, 96)]
@@ -241,11 +248,31 @@ def test_a_side_critic_can_be_a_reward_model_that_another_run_starts_from(base: 
 
 def test_a_new_side_critic_starts_from_a_saved_one(base: Path, tmp_path: Path):
     first = runs.finish(toys.toy_run(base, tmp_path / "first", SIDE), report=False)
-    given = {"model": {"critic": str(tmp_path / "first" / "critic"), "critic_kind": "side"}}
-    second = toys.toy_run(base, tmp_path / "second", given)
+    folder = tmp_path / "first"
+    given = {"model": {"critic": str(folder / "critic"), "critic_kind": "side"}}
+    second = toys.toy_run(folder / "policy", tmp_path / "second", given)
     second.folder.close()
     assert "from" in second.critic.origin
     assert equal(weights_of(first.critic), weights_of(second.critic))
+    with pytest.raises(ModelError, match=r"saved beside a policy with other weights.*Give that policy: the policy/"):
+        toys.toy_run(base, tmp_path / "third", given)  # the policy has moved since
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_policy_with_adapters_is_known_again_merged_or_not_and_in_low_precision(
+    base: Path, tmp_path: Path, dtype: str
+):
+    side = {"model": {"critic_kind": "side", "policy_lora": 2, "dtype": dtype}}
+    run = runs.finish(toys.toy_run(base, tmp_path / "run", side, {"trainer": {"actor_lr": 0.02}}), report=False)
+    folder = run.folder.path
+    saved = folder / "checkpoints" / f"step_{run.state.step:06d}"
+    for policy, critic in ((folder, folder), (saved, saved), (folder, saved)):
+        load_side_critic(critic / "critic", load_policy(policy / "policy"))
+    with pytest.raises(ModelError, match="other weights"):
+        load_side_critic(folder / "critic", load_policy(base))
+    again = runs.resume(folder, SilentView(), task=toys.EchoTask(), changes=[set_layer("trainer.steps=4")])
+    runs.finish(again, report=False)
+    load_side_critic(folder / "critic", load_policy(folder / "policy"))
 
 
 # --------------------------------------------------------------------------- mistakes
@@ -264,10 +291,13 @@ def test_mistakes_with_a_side_critic_are_one_line_each(base: Path, tmp_path: Pat
     assert "model.side_layers is a side critic's" in refusal({"model": {"side_layers": 2}})
     assert "model.side_layers=3 exceeds the policy's 2 layers" in refusal({"model": {**side, "side_layers": 3}})
     assert "holds no side critic" in refusal({"model": {**side, "critic": str(base)}})
+    bounded = {"algorithm": {"credit": {"head": {"kind": "bounded"}}}}
     torch.manual_seed(0)
     sizes = {"policy_layers": [1], "policy_width": 32, "hidden_size": 4}
     save_model(SideModel(SideModel.config_class(**sizes)), None, tmp_path / "saved")
     assert "holds a side critic. Set model.critic_kind=side" in refusal({"model": {"critic": str(tmp_path / "saved")}})
+    given = {"model": {**side, "critic": str(tmp_path / "saved")}}
+    assert "has a linear head, and the method reads a bounded head" in refusal(given, bounded)
     two = {"model": {**side, "critic": str(tmp_path / "saved"), "side_layers": 2}}
     assert "model.side_layers=2, and the side critic in" in refusal(two)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +28,10 @@ from vapo.algo.method import (
 )
 from vapo.algo.presets import PPO, RLOO, VAPO, VAPO2, without
 from vapo.errors import ConfigError
+from vapo.trainer import credit as trainer_credit
 from vapo.trainer.batch import Batch, critic_passes
 from vapo.trainer.credit import assign_credit, critic_share, new_mixture, start_head
+from vapo.trainer.loop import train_step
 from vapo.trainer.measure import scoring_figures
 from vapo.trainer.pretrain import with_returns
 
@@ -113,9 +118,10 @@ def test_a_fitted_mixture_takes_its_share_from_earlier_steps():
     first = assign_credit(batch, fitted)
     others = torch.tensor([1 / 3, 2 / 3, 2 / 3, 1 / 3])
     torch.testing.assert_close(first.values[:, 0], others)  # nothing is known of the critic yet
-    mixture = new_mixture(batch, (0.0, 0.0))
-    assert critic_share(batch, fitted.credit, mixture) == 1.0
-    torch.testing.assert_close(assign_credit(batch, fitted, mixture).values, batch.old_values)
+    mixture = new_mixture(first, (0.0, 0.0))
+    second = assign_credit(batch, fitted, mixture)
+    assert critic_share(second) == 1.0
+    torch.testing.assert_close(second.values, batch.old_values)
     half = assign_credit(batch, fitted, (0.5, 1.0))
     torch.testing.assert_close(half.values[:, 0], (others + batch.old_values[:, 0]) / 2)
     # the critic itself learns the whole outcome
@@ -126,11 +132,39 @@ def test_a_gate_lets_the_critic_through_while_it_explains_something():
     gated = credit(VAPO, baseline="gated", policy_lambda=Fixed(1.0))
     good = torch.tensor([[0.9], [0.1], [0.1], [0.9]]).expand(4, 4).clone()
     batch = replace(scored(gated), old_values=good)
-    assert torch.equal(assign_credit(batch, gated).values, good)
-    assert critic_share(batch, gated.credit, (0.0, 0.0)) == 1.0
-    worse = replace(batch, old_values=1 - good)
-    assert assign_credit(worse, gated).values[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1 / 3])
-    assert critic_share(worse, gated.credit, (0.0, 0.0)) == 0.0
+    through = assign_credit(batch, gated)
+    assert torch.equal(through.values, good)
+    assert critic_share(through) == 1.0
+    closed = assign_credit(replace(batch, old_values=1 - good), gated)
+    assert closed.values[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1 / 3])
+    assert critic_share(closed) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("baseline", "means", "gates"), [("none", 2, 0), ("group", 2, 0), ("fitted", 2, 0), ("gated", 3, 1)]
+)
+def test_a_step_makes_the_means_of_a_group_and_the_gate_once(
+    baseline: str, means: int, gates: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    method = {"algorithm": {"credit": {"baseline": baseline}}, "trainer": {"pretraining_steps": 0}}
+    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", method)
+    counted = {"leave_one_out": 0, "explained_variance": 0}
+
+    def counting(name: str) -> Callable[..., Any]:
+        real = getattr(trainer_credit, name)
+
+        def call(*values: Any, **how: Any) -> Any:
+            counted[name] += 1
+            return real(*values, **how)
+
+        return call
+
+    for name in counted:
+        monkeypatch.setattr(trainer_credit, name, counting(name))
+    train_step(run)
+    run.folder.close()
+    # of the group and, for a response without others, of the step; a closed gate takes that of the step once more
+    assert counted == {"leave_one_out": means, "explained_variance": gates}
 
 
 def test_the_metrics_tell_what_the_critic_adds_to_the_group():
@@ -193,11 +227,10 @@ def test_each_remedy_of_vapo2_is_taken_away_to_vapo():
     assert without(VAPO2, "group-baseline").credit.baseline == "none"
     assert without(VAPO2, "share-lambda").credit.policy_lambda == VAPO.credit.policy_lambda
     assert without(VAPO2, "mean-head").credit.head == VAPO.credit.head
-    assert without(VAPO2, "actor-only-filter").truncated == "zero"
     plain = VAPO2
-    for remedy in ("group-baseline", "share-lambda", "mean-head", "actor-only-filter"):
+    for remedy in ("group-baseline", "share-lambda", "mean-head"):
         plain = without(plain, remedy)
-    assert plain == credit(VAPO, pretraining_steps=0)
+    assert plain == VAPO
 
 
 def test_a_response_without_others_is_measured_from_the_step_and_teaches_rloo_nothing():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -212,6 +214,53 @@ def test_too_many_invalid_verdicts_stop_the_run(base: Path, tmp_path: Path):
     with pytest.raises(VerifierBrokenError, match="no gold answer"):
         runs.finish(run)
     assert VerifierBrokenError.exit_code == 4
+
+
+def finite(network) -> dict[str, torch.Tensor]:
+    """The network's weights, which are all numbers."""
+    weights = {name: weight.clone() for name, weight in network.model.state_dict().items()}
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+    return weights
+
+
+def unmoved(before: dict[str, torch.Tensor], network) -> bool:
+    after = finite(network)
+    return all(torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+@pytest.mark.parametrize("preset", ["vapo2", "easyppo"])
+def test_where_every_response_is_cut_off_the_critic_learns_that_and_the_policy_nothing(
+    preset: str, base: Path, tmp_path: Path
+):
+    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"pretraining_ready": -10.0}}, preset=preset)
+    run.decoding = replace(run.decoding, stop_token_ids=(99,))
+    policy, critic = finite(run.policy), finite(run.critic)
+    runs.finish(run, report=False)
+    lines = [m for m in metrics(tmp_path / "run") if m["phase"] == "train"]
+    assert {(m["completions/clipped_ratio"], m["policy/learned_ratio"], m["gradient_steps"]) for m in lines} == {
+        (1.0, 0.0, 0)
+    }
+    assert {m["skipped/policy"] + m["skipped/critic"] for m in lines} == {0}
+    assert all(math.isfinite(m["value/loss"]) and math.isfinite(m["value/mean"]) for m in lines)
+    assert all("advantages/mean" not in m for m in lines)
+    assert unmoved(policy, run.policy)
+    assert not unmoved(critic, run.critic)
+
+
+@pytest.mark.parametrize("preset", ["vapo2", "easyppo"])
+def test_where_every_verdict_is_invalid_nothing_is_learned_and_nothing_breaks(preset: str, base: Path, tmp_path: Path):
+    task = toys.EchoTask({f"train-{i}": Verdict("invalid", "no gold answer") for i in range(8)})
+    allowed = {"trainer": {"max_invalid_ratio": 1.0, "pretraining_steps": 0}}
+    run = toys.toy_run(base, tmp_path / "run", allowed, preset=preset, task=task)
+    policy, critic = finite(run.policy), finite(run.critic)
+    runs.finish(run, report=False)
+    lines = metrics(tmp_path / "run")
+    assert len(lines) == 3
+    assert {(m["verdict/invalid_ratio"], m["gradient_steps"]) for m in lines} == {(1.0, 0)}
+    assert {m["skipped/policy"] + m["skipped/critic"] for m in lines} == {0}
+    assert {m["accuracy"] for m in lines} == {None}  # not defined
+    assert unmoved(policy, run.policy)
+    assert unmoved(critic, run.critic)
 
 
 def test_a_few_invalid_verdicts_are_left_out_and_counted(base: Path, tmp_path: Path):

@@ -371,18 +371,22 @@ def test_value_clipping_begins_with_joint_training_since_pretraining_has_no_old_
     assert clipped[2]["value/loss"] > free[2]["value/loss"]
 
 
-def test_the_critic_makes_critic_updates_passes_for_each_pass_of_the_policy(tmp_path: Path):
-    base = toys.toy_base(tmp_path / "base")
-    steps: dict[int, dict[str, int]] = {}
-    for passes in (1, 3):
-        settings = {"algorithm": {"credit": {"critic_updates": passes}}, "trainer": {"steps": 1}}
-        run = toys.toy_run(base, tmp_path / str(passes), settings)
-        run.state.phase = "train"
-        run.hand_over()
-        train_step(run)
-        run.folder.close()
-        steps[passes] = {n.name: int(next(iter(n.optimizer.state.values()))["step"]) for n in run.learners}
-    assert steps == {1: {"critic": 4, "policy": 4}, 3: {"critic": 12, "policy": 4}}  # 32 responses, 8 a step
+@pytest.mark.parametrize(
+    ("passes", "minibatches", "critic_steps"),
+    [(1, None, 4), (3, None, 12), (1, 2, 2), (3, 8, 24)],  # 32 responses, 8 a step where nothing else is said
+)
+def test_the_critic_makes_its_own_passes_in_its_own_number_of_gradient_steps(
+    passes: int, minibatches: int | None, critic_steps: int, tmp_path: Path
+):
+    critic = {"critic_updates": passes} | ({} if minibatches is None else {"critic_minibatches": minibatches})
+    settings = {"algorithm": {"credit": critic}, "trainer": {"steps": 1}}
+    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", settings)
+    run.state.phase = "train"
+    run.hand_over()
+    train_step(run)
+    run.folder.close()
+    steps = {n.name: int(next(iter(n.optimizer.state.values()))["step"]) for n in run.learners}
+    assert steps == {"critic": critic_steps, "policy": 4}
 
 
 def test_a_policy_cannot_be_trained_while_a_reward_model_is_made(tmp_path: Path):

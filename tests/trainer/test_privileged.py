@@ -85,3 +85,9 @@ def test_a_prompt_without_the_column_is_named_with_what_it_has():
 def test_a_side_critic_cannot_read_the_column(run, tmp_path: Path):
     with pytest.raises(ConfigError, match="needs a critic that reads tokens"):
         toys.toy_run(run.folder.path / "policy", tmp_path / "side", ANSWER, {"model": {"critic_kind": "side"}})
+
+
+def test_a_column_is_listed_once_where_it_stands_in_the_data_and_as_the_answer():
+    prompt = Prompt("p-7", "1 x", "42", columns={"answer": "42", "solution": "x"})
+    with pytest.raises(DataError, match=r"it has: answer, solution\. Add"):
+        with_privileged(toys.tokenizer(), prompt, "rubric")

@@ -10,7 +10,7 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -50,11 +50,10 @@ def page() -> str:
         "A note stands behind the numbers that need one: where the paper has them, or that it leaves them open.",
         *(_section(name) for name in PRESETS),
         "## Taking techniques away",
-        "`--without NAME` puts one field of `vapo` back to plain PPO's, or of `vapo2` to VAPO's:",
-        "\n".join(
-            f"- `{name}`: `algorithm.{field}`" + (" (of vapo2)" if name in REMEDIES else "")
-            for name, field in {**TECHNIQUES, **REMEDIES}.items()
-        ),
+        "`--without NAME` takes a technique away from a method that uses it. Of VAPO's, the field becomes plain PPO's:",
+        _removals(TECHNIQUES),
+        "Of what `vapo2` adds, the field becomes VAPO's:",
+        _removals(REMEDIES),
         "## Responses that are cut off at the length limit",
         "`algorithm.truncated` decides what a response is worth that did not end by itself:",
         "- `zero`: the episode ends there with its verdict, which is nearly always wrong. The policy learns to be\n"
@@ -68,6 +67,10 @@ def page() -> str:
         "  fail, so the advantages of the others are measured from the value of all (EasyPPO §3).",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _removals(fields: Mapping[str, str]) -> str:
+    return "\n".join(f"- `{name}`: `algorithm.{field}`" for name, field in fields.items())
 
 
 def _table() -> str:

@@ -1,7 +1,7 @@
 """The numbers that adapt a method to the size of a model and a task, each with one name in the settings.
 
-A size is set as `trainer.<name>` or `algorithm.alpha`. The method's field is derived from it in the same way for every
-preset and cannot be set directly.
+A size is set as `trainer.<name>`, `algorithm.alpha` or `algorithm.k`. The method's field is derived from it in the same
+way for every preset and cannot be set directly.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from math import gcd, lcm
 from typing import Any
 
-from vapo.algo.method import Algorithm, Gae, LengthAdaptive
+from vapo.algo.method import Algorithm, Gae, LengthAdaptive, Share
 from vapo.errors import ConfigError, counted
 
 NAMES = {
@@ -24,6 +24,7 @@ NAMES = {
     "optimization.warmup_steps": "trainer.warmup_steps",
     "credit.pretraining_steps": "trainer.pretraining_steps",
     "credit.policy_lambda.alpha": "algorithm.alpha",
+    "credit.policy_lambda.k": "algorithm.k",
 }
 """The name in the settings of each method field that holds a size."""
 
@@ -40,6 +41,8 @@ class Sizes:
     warmup_steps: int | None = None
     pretraining_steps: int | None = None
     alpha: float | None = None
+    k: float | None = None
+    """The share of the outcome that reaches the first token; it makes λ one by share."""
 
 
 SAMPLES, GROUP, MINIBATCH = 128, 8, 32
@@ -60,9 +63,9 @@ def with_batch(sizes: Sizes) -> Sizes:
 
 def scaled(algorithm: Algorithm, sizes: Sizes) -> Algorithm:
     """The same method with other sizes. A size has an effect only if the method uses it: the group size if it
-    samples groups, alpha if λ is length-adaptive, pretraining steps if it pretrains.
+    samples groups, alpha if λ is length-adaptive, k if it has a λ, pretraining steps if it pretrains.
 
-    Raises ConfigError if the group size does not divide the samples.
+    Raises ConfigError if the group size does not divide the samples, or for alpha and k together.
     """
     sampling, credit, optimization = algorithm.sampling, algorithm.credit, algorithm.optimization
     per_prompt = sampling.per_prompt
@@ -75,7 +78,14 @@ def scaled(algorithm: Algorithm, sizes: Sizes) -> Algorithm:
             f"{counted(total, 'response')} of a step; change trainer.group_size or trainer.samples_per_step."
         )
     sampling = replace(sampling, prompts=total // per_prompt, per_prompt=per_prompt)
+    if sizes.alpha is not None and sizes.k is not None:
+        raise ConfigError(
+            f"algorithm.alpha={sizes.alpha:g} and algorithm.k={sizes.k:g} are two rules for one lambda. Set one of "
+            "them, and the other to null."
+        )
     if isinstance(credit, Gae):
+        if sizes.k is not None:
+            credit = replace(credit, policy_lambda=Share(sizes.k))
         if sizes.alpha is not None and isinstance(credit.policy_lambda, LengthAdaptive):
             credit = replace(credit, policy_lambda=LengthAdaptive(sizes.alpha))
         if sizes.pretraining_steps is not None and credit.pretraining_steps > 0:
@@ -104,6 +114,7 @@ def sizes_of(algorithm: Algorithm) -> Sizes:
         warmup_steps=optimization.warmup_steps,
         pretraining_steps=gae.pretraining_steps if gae else None,
         alpha=rule.alpha if isinstance(rule, LengthAdaptive) else None,
+        k=rule.k if isinstance(rule, Share) else None,
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
 from vapo.errors import ConfigError
 from vapo.json_text import json_text
+from vapo.models.model_source import check_trained
 
 
 def evaluate(
@@ -71,6 +72,8 @@ def evaluate(
         raise ConfigError("--rank needs the critic that is to pick: --critic runs/NAME/critic.")
     if unknown := [name for name in ranks if name not in RANKS]:
         raise ConfigError(f"--rank takes {' and '.join(RANKS)}, got {unknown[0]!r}.")
+    if critic is not None:
+        check_trained(critic)
     changes = [set_layer(text) for text in set_ or []]
     found = find_model(model)
     settings = {

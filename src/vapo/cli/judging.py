@@ -12,6 +12,7 @@ from rich.console import Console
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
 from vapo.errors import ConfigError, StoppedError, command
 from vapo.json_text import json_text
+from vapo.models.model_source import check_trained
 from vapo.session.judge_options import FOLDER, PROMPTS, JudgeOptions, parse_fractions
 from vapo.session.signals import InterruptedRunError
 
@@ -103,6 +104,8 @@ def critic(
         raise ConfigError(
             "--every judges the checkpoints of a run, each with its own critic: give a run and no others."
         )
+    if critic_ is not None:
+        check_trained(critic_)
     from vapo.reports.critic_files import PAGE, PICTURE, RESULTS
     from vapo.reports.critic_tables import judgement_tables
     from vapo.session.judged_critic import judge_models, judged_models

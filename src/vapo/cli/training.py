@@ -39,9 +39,9 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="TECHNIQUE",
-            help="Take a technique of vapo or vapo2 away; repeatable: value-pretraining, decoupled-gae, "
-            "length-adaptive-gae, token-level-loss, clip-higher, positive-lm, group-sampling; group-baseline, "
-            "share-lambda, mean-head, actor-only-filter.",
+            help="Take a technique away; repeatable. Its field becomes plain PPO's: value-pretraining, decoupled-gae, "
+            "length-adaptive-gae, token-level-loss, clip-higher, positive-lm, group-sampling. Or, for what vapo2 adds, "
+            "VAPO's: group-baseline, share-lambda, mean-head.",
         ),
     ] = None,
     set_: SetOption = None,

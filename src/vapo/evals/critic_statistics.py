@@ -85,7 +85,7 @@ def ceiling(monte_carlo: ArrayLike, noise: ArrayLike, outcomes: ArrayLike) -> fl
     variance it lies in [0, 1] and rises with the position; the estimate may leave that range by chance. nan if all
     outcomes are equal.
     """
-    return _ratio(true_variance(monte_carlo, noise), clustered_variance(outcomes))
+    return ratio(true_variance(monte_carlo, noise), clustered_variance(outcomes))
 
 
 def critic_explained_variance(values: ArrayLike, monte_carlo: ArrayLike, outcomes: ArrayLike) -> float:
@@ -98,7 +98,7 @@ def critic_explained_variance(values: ArrayLike, monte_carlo: ArrayLike, outcome
     """
     values, monte_carlo = _both(values, monte_carlo)
     explained = clustered_variance(monte_carlo) - clustered_variance(monte_carlo - values)
-    return _ratio(explained, clustered_variance(outcomes))
+    return ratio(explained, clustered_variance(outcomes))
 
 
 def bias(values: ArrayLike, monte_carlo: ArrayLike) -> float:
@@ -201,5 +201,6 @@ def _mean(x: ArrayLike) -> float:
     return float(np.nanmean(x)) if (~np.isnan(x)).any() else float("nan")
 
 
-def _ratio(part: float, whole: float) -> float:
+def ratio(part: float, whole: float) -> float:
+    """part / whole; nan where the whole is 0 up to rounding."""
     return part / whole if whole > 1e-12 else float("nan")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vapo.evals.ranking import best_of_n, weighted_vote
+from vapo.evals.ranking import best_of_n, share_in_order, weighted_vote
 from vapo.evals.samples import SampleFile
 from vapo.evals.statistics import (
     RANKS,
@@ -36,7 +36,8 @@ class EvaluationResult:
     `avg` is the mean over prompts of the share of right samples; `low` and `high` are its 95 % bootstrap interval over
     prompts. `pass_at` maps k to the unbiased estimate of the probability that at least one of k samples is right.
     `maj` is the accuracy of the majority vote; None if the task has no final answers. `intervals` has the intervals of
-    `pass@k` and `maj`. `ranking` has the scores of a critic that picks among the samples. Invalid verdicts are left
+    `pass@k` and `maj`. `ranking` has the scores of a critic that picks among the samples, `in_order` how often it puts
+    a right sample of a prompt above a wrong one, with the interval: 0.5 is chance. Invalid verdicts are left
     out of all scores. `verdicts` counts the valid ones: right, and wrong by kind (`vapo.rollout.collect.tally`).
     """
 
@@ -53,13 +54,14 @@ class EvaluationResult:
     per_prompt: list[dict[str, Any]]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     ranking: dict[str, dict[str, Any]] = field(default_factory=dict)
+    in_order: tuple[float, float, float] | None = None
     verdicts: dict[str, int] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """All fields except the per-prompt table, as JSON data."""
         data = {name: value for name, value in asdict(self).items() if name not in {"per_prompt", "pass_at"}}
         if not self.ranking:
-            del data["ranking"]
+            del data["ranking"], data["in_order"]
         return {**data, "pass": {str(k): value for k, value in self.pass_at.items()}}
 
     def tallies(self) -> dict[str, list[int]]:
@@ -171,6 +173,7 @@ def score_episodes(
         ranking={}
         if values is None
         else critic_ranking(correct, np.reshape(values, (-1, k)), answers, majority, ranks),
+        in_order=None if values is None else share_in_order(correct, np.reshape(values, (-1, k))),
         verdicts=tally(episodes),
     )
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from vapo.algo import between_share, leave_one_out, within_group_auc
+from vapo.algo import between_share, leave_one_out
 from vapo.errors import ModelError
 from vapo.evals import critic_statistics as statistics
 from vapo.evals.continuations import ContinuedPrompt
 from vapo.evals.critic_statistics import Array, Bin
+from vapo.evals.ranking import ordered_pairs
 from vapo.models.networks import Critic, Sequences
 
 RESAMPLES = 1000
@@ -233,8 +234,8 @@ def _figures(states: States, won: Array | None, prompts: np.ndarray) -> dict[str
     found = {
         "ceiling": ceilings,
         "between_share": np.array([float(between_share(flat[~flat.isnan()], groups[~flat.isnan()]))]),
-        "group_explained_variance": np.array([1 - _ratio(by_group, variance)]),
-        "best_variance_ratio": (1 - ceilings) * _ratio(variance, by_group),
+        "group_explained_variance": np.array([1 - statistics.ratio(by_group, variance)]),
+        "best_variance_ratio": (1 - ceilings) * statistics.ratio(variance, by_group),
     }
     if states.values is None or won is None:
         return found
@@ -257,7 +258,9 @@ def _figures(states: States, won: Array | None, prompts: np.ndarray) -> dict[str
         "rmse": np.sqrt(np.maximum(squared, 0.0)),
         "spearman": ranked,
         "within_group_auc": np.where(counted[1] > 0, counted[0] / np.maximum(counted[1], 1), np.nan),
-        "variance_ratio": at_each(lambda f: _ratio(statistics.clustered_variance(outcomes - values[..., f]), by_group)),
+        "variance_ratio": at_each(
+            lambda f: statistics.ratio(statistics.clustered_variance(outcomes - values[..., f]), by_group)
+        ),
     }
 
 
@@ -269,13 +272,8 @@ def _auc_counts(states: States) -> Array | None:
     num_prompts, _, positions = states.answers.shape
     counts = np.zeros((2, num_prompts, positions))
     for p in range(num_prompts):
-        known = ~np.isnan(states.right[p])
-        right = torch.from_numpy(states.right[p][known] == 1)
-        pairs = int(right.sum()) * int((~right).sum())
-        for f in range(positions if pairs else 0):
-            answers = torch.from_numpy(states.answers[p, known, f])
-            auc = float(within_group_auc(answers, right, torch.zeros(len(right), dtype=torch.int64)))
-            counts[:, p, f] = auc * pairs, pairs
+        for f in range(positions):
+            counts[:, p, f] = ordered_pairs(states.right[p], states.answers[p, :, f])
     return counts
 
 
@@ -390,7 +388,3 @@ def _ends(draws: Array) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = np.quantile(known, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole > 1e-12 else math.nan

@@ -49,6 +49,33 @@ def weighted_vote(answers: Sequence[Sequence[Hashable | None]], values: ArrayLik
     return np.array([_vote(*row) for row in zip(answers, scores, verdicts, strict=True)], dtype=np.float64)
 
 
+def ordered_pairs(correct: ArrayLike, values: ArrayLike) -> tuple[float, int]:
+    """Of one problem's pairs of a right and a wrong sample, how many the critic puts in that order, equal values
+    counting half, and how many there are."""
+    verdicts, scores = np.asarray(correct, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    gaps = scores[verdicts == 1][:, None] - scores[verdicts == 0][None, :]
+    return float((gaps > 0).sum() + 0.5 * (gaps == 0).sum()), gaps.size
+
+
+def share_in_order(
+    correct: ArrayLike, values: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The share of pairs of a right and a wrong sample of one problem that the critic puts in that order, and its
+    interval over problems: 0.5 is chance. All nan if no problem has both.
+
+    Source: the Mann-Whitney statistic within problems; Efron & Tibshirani 1993 for the interval.
+    """
+    found = [ordered_pairs(*row) for row in zip(np.asarray(correct), np.asarray(values), strict=True)]
+    won, pairs = (np.array(column, dtype=np.float64) for column in zip(*found, strict=True))
+    won, pairs = won[pairs > 0], pairs[pairs > 0]
+    if not len(pairs):
+        return float("nan"), float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).integers(len(pairs), size=(resamples, len(pairs)))
+    shares = won[drawn].sum(axis=1) / pairs[drawn].sum(axis=1)
+    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2])
+    return float(won.sum() / pairs.sum()), float(low), float(high)
+
+
 @torch.no_grad()
 def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: int) -> list[float]:
     """The critic's value of each response, in reward units.

@@ -65,7 +65,7 @@ def with_ids(model: PreTrainedModel, count: int) -> PreTrainedModel:
 def freeze(critic: PreTrainedModel, patterns: Sequence[str]) -> None:
     """Stop training the parameters whose names match one of the patterns (`*self_attn*`); never the head.
 
-    Raises ConfigError for a pattern that matches none.
+    Raises ConfigError for a pattern that matches none, and where all but the head would stand still.
     """
     names = dict(critic.named_parameters())
     head = {name for name in names if name.startswith(("score.", "classifier."))}
@@ -78,6 +78,11 @@ def freeze(critic: PreTrainedModel, patterns: Sequence[str]) -> None:
             )
         for name in matched:
             names[name].requires_grad_(False)
+    if patterns and not any(names[name].requires_grad for name in names if name not in head):
+        raise ConfigError(
+            f"algorithm.credit.frozen={list(patterns)} freezes all of the critic but its head, which then reads states "
+            "that never learn about outcomes. Name a part, such as '*self_attn*'."
+        )
 
 
 def made_critic(

@@ -38,6 +38,7 @@ from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.models.lora import adapter_base, merge_adapters
 from vapo.models.model_source import check_source, is_gguf
 from vapo.models.side import SideConfig, SideModel, check_fits, describe, is_side_critic
+from vapo.models.weight_sample import same_sample, weight_sample
 from vapo.types import Prompt
 
 SIDE_ADVICE = "Set model.critic_kind=side, with the policy it was trained beside."
@@ -51,6 +52,8 @@ PRIVILEGED = "vapo_privileged"
 """The entry of a saved critic's config.json that names the column it reads between prompt and response."""
 RESIDUAL = "vapo_residual"
 """The entry of a saved critic's config.json that is true if its value lacks the mean of the group."""
+POLICY_SAMPLE = "vapo_policy_sample"
+"""The entry of a side critic's config.json with a sample of the weights of the policy it was saved beside."""
 VALUE_HEAD = "vapo_value_head"
 """The entry of a saved critic's config.json that holds its head: the kind, and the numbers that make values of its
 outputs. A critic without it has a linear head."""
@@ -130,16 +133,10 @@ def load_critic(
     saved critic give backbone and head. `value_at` says where its value is to be read, `saved_head` how. `head` is the
     one wanted; None takes what the folder says, or a linear one. ModelError if a saved critic has another.
     """
-    config = load_config(source, trust_remote_code=trust_remote_code)
-    if is_side_critic(config):
-        raise ModelError(f"{source} holds a side critic, which reads a policy's hidden states. {SIDE_ADVICE}")
+    config = critic_config(source, head, trust_remote_code=trust_remote_code)
     architectures = getattr(config, "architectures", None) or [""]
     is_classifier = "Classification" in architectures[0]
-    saved = saved_head(config)
-    if head is None:
-        head = saved
-    elif is_classifier:
-        _check_head(source, saved, head)
+    head = saved_head(config) if head is None else head
     labels = [CRITIC_LABEL] if width(head) == 1 else [f"{CRITIC_LABEL}_{i}" for i in range(width(head))]
     with _explained(source, "critic"):
         own: dict[str, Any] = {}
@@ -174,7 +171,7 @@ def load_critic(
         if layer.bias is not None and any(name.endswith(".bias") for name in missing):
             layer.bias.zero_()
     if weight_missing:
-        origin = f"backbone of {architectures[0]} in {source}, value head set to 0"
+        origin = f"backbone of {architectures[0]} in {source}, {_start_words(head)}"
         set_value_at(model, "tokens")
     elif not hasattr(config, VALUE_HEAD) and dict(config.id2label or {}) != {0: CRITIC_LABEL}:
         origin = f"reward model {architectures[0]} in {source}, head included"
@@ -189,17 +186,60 @@ def load_critic(
     return _without_dropout(model), origin
 
 
-def load_side_critic(
-    source: str | Path, policy: PreTrainedModel, *, head: Head | None = None, trust_remote_code: bool = False
-) -> tuple[SideModel, str]:
-    """A saved side critic for the policy, and a description of it; ModelError if it does not fit the policy or `head`
-    (None: any)."""
+def _start_words(head: Head) -> str:
+    """What a new head does, for the run's log."""
+    if head.start == "mean":
+        return "value head starts at the mean target of the first rollout"
+    return f"value head set to {head.start:g}"
+
+
+def critic_config(source: str | Path, head: Head | None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a critic that is not a side critic; reads no weights. ModelError if it cannot be read, and
+    for a saved critic with another head than `head` (None: any)."""
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    if is_side_critic(config):
+        raise ModelError(f"{source} holds a side critic, which reads a policy's hidden states. {SIDE_ADVICE}")
+    saved = saved_head(config)
+    if head is not None and "Classification" in (getattr(config, "architectures", None) or [""])[0]:
+        _check_head(source, saved, head)
+    return config
+
+
+def side_critic_config(
+    source: str | Path, policy: PreTrainedModel | None, head: Head | None, *, trust_remote_code: bool = False
+) -> SideConfig:
+    """The configuration of a saved side critic; reads no weights. ModelError for another folder, and if the critic does
+    not fit the policy, with or without weights, or has another head than `head` (None: any)."""
     config = load_config(source, trust_remote_code=trust_remote_code)
     if not isinstance(config, SideConfig):
         raise ModelError(f"{source} holds no side critic. Leave model.critic out, or set model.critic_kind=full.")
     if head is not None:
         _check_head(source, saved_head(config), head)
-    check_fits(config, policy, source)
+    if policy is not None:
+        check_fits(config, policy, source)
+    return config
+
+
+def load_side_critic(
+    source: str | Path,
+    policy: PreTrainedModel,
+    *,
+    head: Head | None = None,
+    any_weights: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[SideModel, str]:
+    """A saved side critic for the policy, and a description of it.
+
+    ModelError if it does not fit the policy or `head` (None: any), or was saved beside a policy with other weights:
+    what it has learned to read is not there. `any_weights` is for a resume, whose weights are still to come.
+    """
+    config = side_critic_config(source, policy, head, trust_remote_code=trust_remote_code)
+    sample = getattr(config, POLICY_SAMPLE, None)
+    if not any_weights and sample is not None and not same_sample(sample, weight_sample(policy)):
+        raise ModelError(
+            f"The side critic in {source} was saved beside a policy with other weights, whose hidden states it reads. "
+            "Give that policy: the policy/ folder beside it, or the base model that it was pretrained on."
+        )
     with _explained(source, "critic"):
         model, info = read_model(SideModel, _folder(source), dtype=torch.float32, use_safetensors=True)
     check_complete(model, info, source, "critic")
@@ -242,6 +282,11 @@ def set_head(critic: PreTrainedModel, head: Head) -> None:
     """Note the head in the critic's configuration, which is saved with it; a linear one needs no note."""
     if not isinstance(head, LinearHead):
         setattr(critic.config, VALUE_HEAD, head_entry(head))
+
+
+def set_policy_sample(critic: PreTrainedModel, sample: Sequence[float]) -> None:
+    """Note in a side critic's configuration, which is saved with it, the policy that it stands beside."""
+    setattr(critic.config, POLICY_SAMPLE, list(sample))
 
 
 def set_privileged(critic: PreTrainedModel, column: str | None, source: str) -> None:
@@ -334,7 +379,9 @@ def with_privileged(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, column: 
     """
     content = prompt.answer if column == "answer" else prompt.columns.get(column)
     if content is None or content == "":
-        known = ", ".join([*(["answer"] if prompt.answer is not None else []), *prompt.columns]) or "none"
+        known = (
+            ", ".join(dict.fromkeys([*(["answer"] if prompt.answer is not None else []), *prompt.columns])) or "none"
+        )
         raise DataError(
             f"Prompt {prompt.id} has no {column!r}, the column of algorithm.credit.privileged; it has: {known}. "
             "Add the column to the data, or set algorithm.credit.privileged to null."

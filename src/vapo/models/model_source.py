@@ -27,6 +27,13 @@ def is_path(source: str | Path) -> bool:
     )
 
 
+def check_trained(critic: str | Path) -> None:
+    """Raise ModelError for a trained critic that is not there. One on the hub has an owner; a bare name is a folder."""
+    if "/" not in str(critic) and not Path(critic).exists():
+        raise ModelError(f"Cannot load the critic: {critic} does not exist. Check the path.")
+    check_source(critic, "critic")
+
+
 def check_source(source: str | Path, what: str) -> None:
     """Raise ModelError for a path that holds no model. `what` it should hold is named in the message.
 

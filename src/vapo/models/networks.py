@@ -128,6 +128,8 @@ class Critic:
     """How values are made of the outputs; its range is filled in."""
     features_of: Callable[[Sequences], tuple[Tensor, ...]] | None = None
     """Where a side critic takes the features of sequences that come without: `Policy.features`."""
+    beside: PreTrainedModel | None = None
+    """The policy whose states a side critic reads: a sample of its weights is saved with the critic."""
 
     def outputs(self, sequences: Sequences, width: int) -> Tensor:
         """What the head reads at every response token: (B, width, K), float32."""

@@ -90,6 +90,9 @@ def evaluation_table(result: Record) -> Table:
     }
     for row in rows:
         table.add_row(row.name, row.after, row.after_interval or _ends(intervals.get(row.name)))
+    if result.get("in_order"):
+        value, low, high = map(number, result["in_order"])
+        table.add_row("a right sample above a wrong one, by the critic", figure(value), _ends((low, high)))
     for rank, scores in result.get("ranking", {}).items():
         table.add_row(f"{rank}, by the critic", figure(scores["score"]), _ends((scores["low"], scores["high"])))
         for other, name in (("over_maj", "the majority"), ("over_avg", "one sample")):

@@ -14,6 +14,9 @@ class TorchEngineSettings:
 
     slots: int = number(128, ge=1, unit="responses")
     """Most responses decoded at the same time; changes memory and speed, not results."""
+    graphs: bool = True
+    """On a GPU, replay decode steps as CUDA graphs: several times faster for small models. Checked against the plain
+    step at the start, and left off where they differ."""
     kind: Literal["torch"] = "torch"
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from vapo.rollout.torch_engine import TorchEngine
 def make_engine(settings: EngineSettings, model: nn.Module) -> RolloutEngine:
     """The engine that the settings describe, sampling from `model`."""
     match settings:
-        case TorchEngineSettings(slots=slots):
-            return TorchEngine(model, slots=slots)
+        case TorchEngineSettings(slots=slots, graphs=graphs):
+            return TorchEngine(model, slots=slots, graphs=graphs)
         case GenerateEngineSettings(slots=slots):
             return GenerateEngine(model, slots=slots)

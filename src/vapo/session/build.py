@@ -159,7 +159,8 @@ def _side_critic(config: Config, inputs: Inputs, policy: Policy, head: Head) -> 
     """
     model = config.sections.model
     if inputs.critic_source:
-        network, origin = load_side_critic(inputs.critic_source, policy.model, head=head)
+        resumed = inputs.critic_source != model.critic
+        network, origin = load_side_critic(inputs.critic_source, policy.model, head=head, any_weights=resumed)
     else:
         parameters = inputs.parameters or policy.model.num_parameters()
         sizes = side_config(
@@ -185,7 +186,7 @@ def _side_critic(config: Config, inputs: Inputs, policy: Policy, head: Head) -> 
     policy.features(Sequences((probe,), (1,)))  # fails here rather than in the first step
     network = to_device(network, policy.model.device)
     at = config.sections.trainer.pretraining_at
-    return policy, Critic(network, policy.layout, False, origin, at, head, policy.features)
+    return policy, Critic(network, policy.layout, False, origin, at, head, policy.features, beside=policy.model)
 
 
 def features_fit(config: Config, inputs: Inputs, policy: Policy) -> bool:
@@ -194,7 +195,7 @@ def features_fit(config: Config, inputs: Inputs, policy: Policy) -> bool:
     Then they are kept from scoring to the critic's update. Else the policy computes them again for each piece. The rule
     must not look at free memory: a resumed run has to round as the first one.
     """
-    tokens = len(inputs.train_prompts[0].token_ids) + inputs.decoding.max_tokens
+    tokens = inputs.train_prompts.longest() + inputs.decoding.max_tokens
     states = len(policy.side_layers) * policy.model.config.get_text_config().hidden_size
     return 4 * config.algorithm.sampling.samples * tokens * states < KEPT_SHARE * total_memory()
 
@@ -211,5 +212,5 @@ def lambda_warning(config: Config, longest: int) -> str | None:
     return (
         f"alpha={rule.alpha} gives lambda={lam:.2f} even at the length limit of {longest} tokens: the share "
         f"k={lam**longest:.0e} of the outcome reaches the first token. Raise algorithm.alpha (0.5 is k=0.14, 1.5 is "
-        "k=0.51 at every length), or set algorithm.credit.policy_lambda={kind: share, k: 0.5}."
+        "k=0.51 at every length), or set algorithm.k=0.5 in its place."
     )

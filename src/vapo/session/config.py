@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vapo.algo.head_ranges import target_range, with_range
 from vapo.algo.method import Algorithm, Gae
-from vapo.algo.presets import PRESETS, REMEDIES, without, without_all
+from vapo.algo.presets import PRESETS, REMEDIES, TECHNIQUES, without, without_all
 from vapo.algo.sizes import NAMES, alpha_is_a_size, fields_of, scaled, sizes_of
 from vapo.errors import ConfigError
 from vapo.json_text import flatten
@@ -102,8 +102,8 @@ class Config:
         For people, comparisons and the check at a resume.
         """
         chosen, derived = self.as_dict(), dataclasses.asdict(sizes_of(self.algorithm))
-        alpha = derived.pop("alpha")
-        algorithm = {"preset": self.preset, "without": list(self.without), "alpha": alpha, **fields_of(self.algorithm)}
+        rule = {name: derived.pop(name) for name in ("alpha", "k")}
+        algorithm = {"preset": self.preset, "without": list(self.without), **rule, **fields_of(self.algorithm)}
         return {**chosen, "algorithm": algorithm, "trainer": {**chosen["trainer"], **derived}}
 
     def to_yaml(self) -> str:
@@ -157,7 +157,9 @@ def resolve(layers: Sequence[Layer]) -> Config:
         choice = Choice.model_validate({key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         raise explain(error, "algorithm.") from error
-    if set_by.get("algorithm.alpha", Origin()).source is Source.RECIPE and not alpha_follows_length(choice, sections):
+    alpha_from = set_by.get("algorithm.alpha", Origin()).source
+    by_share = choice.k is not None and alpha_from in (Source.DEFAULT, Source.RECIPE)
+    if by_share or (alpha_from is Source.RECIPE and not alpha_follows_length(choice, sections)):
         choice = choice.model_copy(update={"alpha": None})  # a recipe's is VAPO's at the recipe's length
     algorithm = _method(choice, sections)
     credit = algorithm.credit
@@ -212,7 +214,24 @@ def _method(choice: Choice, sections: Sections) -> Algorithm:
             method = _Method.model_validate({"algorithm": merged}).algorithm
         except ValidationError as error:
             raise explain(error) from error
-    return scaled(method, sizes(sections.trainer, choice.alpha))
+    if choice.k is not None:
+        _check_only_rule(choice)
+    return scaled(method, sizes(sections.trainer, choice))
+
+
+def _check_only_rule(choice: Choice) -> None:
+    """Raise ConfigError where the settings name a rule for λ beside algorithm.k, or take it away."""
+    credit = choice.fields.get("credit")
+    rule = credit.get("policy_lambda") if isinstance(credit, Mapping) else None
+    if rule not in (None, {"kind": "share"}):
+        raise ConfigError(
+            f"algorithm.k={choice.k:g} makes lambda one by share, and algorithm.credit.policy_lambda is {rule} here. "
+            "Set one of the two."
+        )
+    if removed := [name for name in choice.without if {**TECHNIQUES, **REMEDIES}.get(name) == "credit.policy_lambda"]:
+        raise ConfigError(
+            f"algorithm.k={choice.k:g} sets the lambda that --without {removed[0]} takes away. Leave out one of them."
+        )
 
 
 _REFUSED = ("model.critic", "model.critic_lora")

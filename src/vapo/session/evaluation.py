@@ -9,30 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from vapo.errors import ConfigError, ModelError, VerifierBrokenError
 from vapo.evals.evaluate import EvaluationResult, sample_and_judge, score_episodes
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.evals.statistics import RANKS
-from vapo.models.critic import known_ids
-from vapo.models.loading import (
-    PRIVILEGED,
-    load_critic,
-    load_policy,
-    load_side_critic,
-    response_text,
-    saved_head,
-    value_at,
-    value_head,
-)
-from vapo.models.networks import Critic, Policy, choose_layout
+from vapo.models.loading import PRIVILEGED, load_policy, response_text
+from vapo.models.networks import Critic
 from vapo.models.placing import best_device, set_threads, to_device
-from vapo.models.side import holds_side_critic
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes
+from vapo.session.schema import Sections
+from vapo.session.trained_critic import trained_critic
 from vapo.tasks.full_task import FullTask
 from vapo.tasks.problems import Problems
 from vapo.trainer.observer import Observer
@@ -126,44 +118,10 @@ def evaluate_model(
         report_notes(inputs, observer)
         kept = SampleFile(out, about_samples(config, inputs)) if out else None
         model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
+        set_threads(sections.scale.threads, model)
+        critic = _ranking_critic(inputs, sections, model, ranks, observer) if ranks else None
         if sections.model.dtype == "bfloat16":  # as a run's sampler
             model = to_device(model, torch.bfloat16)
-        set_threads(sections.scale.threads, model)
-        critic = None
-        if ranks:
-            features_of = None
-            if holds_side_critic(inputs.critic_source):
-                network, origin = load_side_critic(inputs.critic_source, model)
-                layout = choose_layout(model, sections.trainer.layout)
-                features_of = Policy(model, layout, side_layers=tuple(network.config.policy_layers or ())).features
-            else:
-                network, origin = load_critic(inputs.critic_source, num_ids=known_ids(model), trust_remote_code=trust)
-                layout = choose_layout(network, sections.trainer.layout)
-            where = "after" if value_at(network) == "end" else "before"
-            observer.note(f"critic: {origin}, read {where} the last token of a response")
-            if not bool(value_head(network).weight.any()):  # a head that has learned nothing is exactly 0
-                raise ModelError(f"{inputs.critic_source} is no trained critic. Give the critic/ folder of a run.")
-            if (column := getattr(network.config, PRIVILEGED, None)) is not None:
-                raise ModelError(
-                    f"The critic {inputs.critic_source} reads the column {column!r} beside the response, so its choice "
-                    "would be given away. Rank with a critic that reads what the policy reads."
-                )
-            if "weighted-vote" in ranks and inputs.task.final_answer is None:
-                if len(ranks) == 1:
-                    raise ConfigError(
-                        f"{inputs.task.name} has no short final answers, so there is no vote to weigh. Take "
-                        "--rank best-of-n."
-                    )
-                observer.note(f"{inputs.task.name} has no short final answers, so there is no vote to weigh")
-            network = to_device(network, best_device()).requires_grad_(False)
-            critic = Critic(
-                network,
-                layout,
-                origin=origin,
-                value_at=value_at(network),
-                head=saved_head(network.config),
-                features_of=features_of,
-            )
         engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
         observer.phase("evaluating", 0, 1)
         result = evaluate_heldout(
@@ -185,11 +143,37 @@ def evaluate_model(
                 f"trainer.max_invalid_ratio={sections.trainer.max_invalid_ratio}. With --out, samples.jsonl has the "
                 "reasons."
             )
+        if result.in_order is not None and result.in_order[1] <= 0.5 <= result.in_order[2]:
+            observer.note(
+                "the critic's ranking is chance here: of a right and a wrong sample of one prompt it puts the right "
+                "one first in {:.0%} of the cases, with an interval from {:.0%} to {:.0%}".format(*result.in_order)
+            )
         return result
     finally:
         if engine:
             engine.close()
         close_task(inputs.task)
+
+
+def _ranking_critic(
+    inputs: Inputs, sections: Sections, policy: PreTrainedModel, ranks: Sequence[str], observer: Observer
+) -> Critic:
+    """The critic that picks among the samples; raises ModelError or ConfigError for one that cannot."""
+    critic = trained_critic(inputs.critic_source, policy, sections)
+    where = "after" if critic.value_at == "end" else "before"
+    observer.note(f"critic: {critic.origin}, read {where} the last token of a response")
+    if (column := getattr(critic.model.config, PRIVILEGED, None)) is not None:
+        raise ModelError(
+            f"The critic {inputs.critic_source} reads the column {column!r} beside the response, so its choice "
+            "would be given away. Rank with a critic that reads what the policy reads."
+        )
+    if "weighted-vote" in ranks and inputs.task.final_answer is None:
+        if len(ranks) == 1:
+            raise ConfigError(
+                f"{inputs.task.name} has no short final answers, so there is no vote to weigh. Take --rank best-of-n."
+            )
+        observer.note(f"{inputs.task.name} has no short final answers, so there is no vote to weigh")
+    return critic
 
 
 def about_samples(config: Config, inputs: Inputs) -> dict[str, Any]:

@@ -20,7 +20,8 @@ _TYPES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "list": "a list of names, [a, b]",
+    "list of names": "a list of names, [a, b]",
+    "list of numbers": "a list of numbers, [0.3, 0.6]",
 }
 """A setting's type in words."""
 

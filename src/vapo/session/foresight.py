@@ -176,7 +176,7 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
     shared = _shared_parameters(config, inputs, learners)
     reference = [NetworkSize(inputs.parameters, 0, learners[0].adapters)] if algorithm.kl.coef > 0 else []
     limit = inputs.decoding.max_tokens
-    longest = len(inputs.train_prompts[0].token_ids) + limit
+    longest = inputs.train_prompts.longest() + limit
     networks = [*learners, *reference]
     saved = (sections.checkpoint.keep + 1) * sum(network.checkpoint_bytes for network in networks)
     return Plan(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from vapo.algo.head_ranges import target_range, with_range
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError, DataError, counted
@@ -19,10 +20,12 @@ from vapo.models.loading import (
     SIDE_ADVICE,
     context_length,
     count_parameters,
+    critic_config,
     load_config,
     load_tokenizer,
     read_tokenizer,
     render,
+    side_critic_config,
     skeleton,
     stop_token_ids,
     with_privileged,
@@ -36,7 +39,7 @@ from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.schema import TaskConfig
 from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask, do_nothing, part_of
-from vapo.tasks.verifiers.functions import refuse_while_importing
+from vapo.tasks.verifiers.functions import file_of_module, refuse_while_importing
 from vapo.trainer.observer import Observer
 from vapo.types import Decoding, Progress, Prompt, Task
 
@@ -98,7 +101,7 @@ def with_whole_paths(config: Config) -> Config:
         key: _whole(value) if key in FILES and value and isinstance(value, str) else value
         for key, value in task.options.items()
     }
-    name = _whole(task.name) if ".py:" in task.name else task.name
+    name = _whole(task.name) if ":" in task.name else task.name
     sections = config.sections.model_copy(
         update={
             "task": TaskConfig.model_validate({"name": name, **options}),
@@ -109,10 +112,15 @@ def with_whole_paths(config: Config) -> Config:
 
 
 def _whole(value: Any) -> Any:
-    """A path, or `path.py:function`, made absolute if it is there; a hub id or a name as it is."""
+    """A path, `path.py:function`, or `module:function` of a module in this folder, made absolute if it is there.
+
+    A hub id or a name stays as it is.
+    """
     if not isinstance(value, str):
         return value  # of a wrong type; the task reports it when it reads its options
     name, colon, function = value.rpartition(":")
+    if file := file_of_module(name, Path.cwd()):
+        return f"{file}:{function}"
     path, rest = (name, colon + function) if name.endswith(".py") else (value, "")
     return str(Path(path).resolve()) + rest if value != "builtin" and Path(path).exists() else value
 
@@ -148,6 +156,8 @@ def _checked(
         raise ConfigError(f"{critic_source} holds a side critic. {SIDE_ADVICE}")
     elif has_critic and critic_source != source and not holds_side_critic(critic_source):
         notes = check_vocabularies(source, critic_source, tokenizer, trust_remote_code=trust)
+    if to_train and critic_source not in ("", source):
+        _check_given_critic(config, critic_source, model_config)
     credit = config.algorithm.credit
     privileged = credit.privileged if isinstance(credit, Gae) else None
     rendered: dict[str, RenderedPrompts] = {}
@@ -209,6 +219,18 @@ def _check_side(policy: PreTrainedConfig, layers: int | None) -> None:
     side_config(policy, 0, layers=layers)
     if (model := skeleton(policy)) is not None:
         check_readable(model)
+
+
+def _check_given_critic(config: Config, source: str, policy: PreTrainedConfig) -> None:
+    """Raise ModelError for a critic whose configuration cannot be read, has another head, or does not fit."""
+    credit, model = config.algorithm.credit, config.sections.model
+    if not isinstance(credit, Gae):
+        return
+    head = with_range(credit.head, *target_range(config.algorithm))
+    if model.critic_kind == "side":
+        side_critic_config(source, skeleton(policy), head, trust_remote_code=model.trust_remote_code)
+    else:
+        critic_config(source, head, trust_remote_code=model.trust_remote_code)
 
 
 def _limit_within(

@@ -16,20 +16,8 @@ from vapo.errors import ConfigError, ModelError, VerifierBrokenError, counted
 from vapo.evals.continuations import Sampler, continue_prompts
 from vapo.evals.judgement import CriticJudgement, judge, read_answers
 from vapo.evals.kept_lines import KeptLines
-from vapo.models.critic import known_ids
-from vapo.models.loading import (
-    PRIVILEGED,
-    RESIDUAL,
-    context_length,
-    load_critic,
-    load_policy,
-    load_side_critic,
-    response_text,
-    saved_head,
-    value_at,
-    value_head,
-)
-from vapo.models.networks import Critic, Policy, choose_layout
+from vapo.models.loading import PRIVILEGED, RESIDUAL, context_length, load_policy, response_text
+from vapo.models.networks import Critic
 from vapo.models.placing import best_device, set_threads, to_device
 from vapo.models.side import holds_side_critic
 from vapo.reports.critic_files import write_judgement
@@ -42,6 +30,7 @@ from vapo.session.inputs import Inputs, check_vocabularies, close_task, read_inp
 from vapo.session.judge_options import FOLDER, PROMPTS, JudgeOptions
 from vapo.session.layers import Layer
 from vapo.session.run_dirs import load_run_config
+from vapo.session.trained_critic import trained_critic
 from vapo.trainer.observer import Observer
 from vapo.types import Prompt
 
@@ -115,10 +104,10 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
         for note in _notes(models, options):
             observer.note(note)
         model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
-        if sections.model.dtype == "bfloat16":  # as a run's sampler
-            model = to_device(model, torch.bfloat16)
         set_threads(sections.scale.threads, model)
         critic = None if models.critic is None else _critic(models.critic, config, model, observer)
+        if sections.model.dtype == "bfloat16":  # as a run's sampler
+            model = to_device(model, torch.bfloat16)
         kept = KeptLines(
             models.out / "judged.jsonl", _about(config, inputs, options), entry="continued", what="judgement"
         )
@@ -238,38 +227,19 @@ def _notes(models: JudgedModels, options: JudgeOptions) -> list[str]:
 
 def _critic(source: str, config: Config, policy: PreTrainedModel, observer: Observer) -> Critic:
     """The trained critic in a folder; raises ModelError for one that cannot be judged beside the policy."""
-    sections, credit = config.sections, config.algorithm.credit
-    trust = sections.model.trust_remote_code
-    features_of = None
-    if holds_side_critic(source):
-        network, origin = load_side_critic(source, policy, trust_remote_code=trust)
-        layout = choose_layout(policy, sections.trainer.layout)
-        features_of = Policy(policy, layout, side_layers=tuple(network.config.policy_layers or ())).features
-    else:
-        network, origin = load_critic(source, num_ids=known_ids(policy), trust_remote_code=trust)
-        network = to_device(network, best_device())
-        layout = choose_layout(network, sections.trainer.layout)
-    if not bool(value_head(network).weight.any()):  # a head that has learned nothing is exactly 0
-        raise ModelError(
-            f"The critic in {source} has learned nothing: its head is 0. Give the critic/ folder of a trained run."
-        )
-    column, given = getattr(network.config, PRIVILEGED, None), credit.privileged if isinstance(credit, Gae) else None
+    credit = config.algorithm.credit
+    critic = trained_critic(source, policy, config.sections)
+    saved = critic.model.config
+    column, given = getattr(saved, PRIVILEGED, None), credit.privileged if isinstance(credit, Gae) else None
     if column != given:
         raise ModelError(
             f"The critic in {source} was trained with the privileged column {column!r}, and the settings give "
             f"{given!r}. Judge it with its own run: vapo critic RUN."
         )
-    observer.note(f"critic: {origin}")
-    if value_at(network) == "end":
+    observer.note(f"critic: {critic.origin}")
+    if critic.value_at == "end":
         observer.note("the critic was trained on whole responses only; its values of prefixes were never learned")
-    return Critic(
-        to_device(network, best_device()).requires_grad_(False),
-        layout,
-        origin=origin,
-        value_at=value_at(network),
-        head=saved_head(network.config),
-        features_of=features_of,
-    )
+    return critic
 
 
 def _count_block(observer: Observer, done: int, total: int) -> None:

@@ -32,6 +32,7 @@ from vapo.session.environment import environment
 from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
 from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer
+from vapo.session.old_files import with_short_names
 from vapo.session.run_dirs import METHOD, check_folder, config_to_resume
 from vapo.session.schema import TaskConfig
 from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
@@ -200,7 +201,7 @@ def effective_of(saved: Path) -> dict[str, Any] | None:
         return None
     content = checkpoint.read_json(saved, snapshot.SETTINGS)
     old = "optimization" in content.get("algorithm", {}) and "actor_lr" in content["algorithm"]["optimization"]
-    return resolve([file_layer(saved.name, content)]).effective() if old else content
+    return resolve([file_layer(saved.name, content)]).effective() if old else with_short_names(content)
 
 
 def base_parameters(recipe_task_name: str) -> int | None:

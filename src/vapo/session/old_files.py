@@ -30,6 +30,17 @@ def modernised(values: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def with_short_names(effective: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's effective settings with λ's share as algorithm.k, which was a field of the method before."""
+    algorithm = dict(effective["algorithm"])
+    credit = dict(algorithm["credit"])
+    rule = dict(credit.get("policy_lambda") or {})
+    if "k" not in rule:
+        return effective
+    algorithm |= {"k": rule.pop("k"), "credit": {**credit, "policy_lambda": rule}}
+    return {**effective, "algorithm": algorithm}
+
+
 def _is_spelled_out(algorithm: Mapping[str, Any]) -> bool:
     """Whether the whole method stands there, sizes too, as 0.1 wrote it."""
     parts = [algorithm.get(name) for name in _SPELLED_OUT]
@@ -52,7 +63,7 @@ def _rollout(rollout: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(algorithm: dict[str, Any], trainer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(preset, without, alpha and changed fields; sizes) of a method that is spelled out."""
+    """(preset, without, alpha or k, and changed fields; sizes) of a method that is spelled out."""
     preset, removed = algorithm.pop("preset", "vapo"), list(algorithm.pop("without", None) or [])
     alpha = algorithm.pop("alpha", None)
     if preset not in PRESETS:
@@ -64,6 +75,8 @@ def _chosen(algorithm: dict[str, Any], trainer: Mapping[str, Any]) -> tuple[dict
     rule = (fields["credit"].get("policy_lambda") or {}) if isinstance(fields["credit"], Mapping) else {}
     if (alpha := rule.get("alpha", alpha)) is not None:
         chosen["alpha"] = alpha
+    if "k" in rule:
+        chosen["k"] = rule["k"]
     for key, value in kept.items():
         _put(chosen, key, value)
     return chosen, _sizes(fields, trainer)

@@ -156,6 +156,8 @@ def _type_words(hint: Any) -> str:
             words.append(f"one of {', '.join(values)}" if len(values) > 1 else values[0])
         elif member is type(None):
             words.append("null")
+        elif get_origin(member) in (list, tuple):
+            words.append("list of numbers" if float in get_args(member) else "list of names")
         else:
             name = getattr(get_origin(member) or member, "__name__", str(member))
             words.append({"str": "text", "Mapping": "mapping"}.get(name, name))
@@ -169,6 +171,8 @@ def _default_words(default: Any) -> str:
         return {None: "null", True: "true", False: "false"}[default]
     if isinstance(default, str) and "\n" in default:
         return repr(default)  # on one line
+    if isinstance(default, tuple):
+        return str(list(default))
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 

@@ -60,6 +60,14 @@ class RenderedPrompts:
             self._refuse(next(prompt for prompt in rendered if not self._fits(prompt)), self.too_long)
         self._prompts, self._rendered = tuple(kept), dict(enumerate(kept))
 
+    def longest(self) -> int:
+        """The length of the longest prompt in tokens; of a set that makes prompts on access, of its first ones."""
+        return max(prompt_length(self[i]) for i in range(self._measured()))
+
+    def _measured(self) -> int:
+        """How many prompts are looked at for their lengths: all of a tuple."""
+        return len(self) if isinstance(self._prompts, tuple) else min(len(self), MEASURED)
+
     def fitting_limit(self, limit: int, context: int) -> int | None:
         """The longest response limit with which 99 % of the prompts fit into the context of so many tokens.
 
@@ -67,7 +75,7 @@ class RenderedPrompts:
         1 if the prompts alone fill the context.
         """
         whole = isinstance(self._prompts, tuple)
-        lengths = sorted(prompt_length(self[i]) for i in range(len(self) if whole else min(len(self), MEASURED)))
+        lengths = sorted(prompt_length(self[i]) for i in range(self._measured()))
         may_drop = int(MAX_DROPPED * len(lengths))
         longest = lengths[-1 - may_drop]
         if (longest if whole else lengths[0]) + limit <= context:

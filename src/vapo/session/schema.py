@@ -165,9 +165,12 @@ class Choice(BaseModel):
     preset: str = "vapo"
     """The method: ppo, vc-ppo, grpo, dapo, vapo, vapo2, rloo, orz, sao, bpco, easyppo or justrl2 (docs/methods.md)."""
     without: list[str] = []
-    """Techniques put back to plain PPO."""
+    """Techniques taken away: each one's field becomes plain PPO's, or VAPO's for those that vapo2 adds."""
     alpha: Annotated[float | None, Range(gt=0, unit="per token")] = None
     """α of the length-adaptive λ (the paper's 0.05); null takes a recipe's, or a default for the length limit."""
+    k: Annotated[float | None, Range(gt=0, le=1, unit="share of the outcome")] = None
+    """Makes λ one by share, k^(1/l): the share k of the outcome reaches the first token at every length (α = 1.5 is
+    k = 0.51, 0.5 is 0.14, 0.05 is 2e-9). In the place of alpha; null keeps the preset's rule."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -175,7 +178,7 @@ class Choice(BaseModel):
         return self.model_extra or {}
 
 
-def sizes(trainer: TrainerConfig, alpha: float | None) -> Sizes:
+def sizes(trainer: TrainerConfig, choice: Choice) -> Sizes:
     """The chosen sizes; where some of samples, group and minibatch were chosen, the others fit them."""
     chosen = Sizes(
         samples_per_step=trainer.samples_per_step,
@@ -185,7 +188,8 @@ def sizes(trainer: TrainerConfig, alpha: float | None) -> Sizes:
         critic_lr=trainer.critic_lr,
         warmup_steps=trainer.warmup_steps,
         pretraining_steps=trainer.pretraining_steps,
-        alpha=alpha,
+        alpha=choice.alpha,
+        k=choice.k,
     )
     batch = (trainer.samples_per_step, trainer.group_size, trainer.minibatch_size)
     return chosen if all(size is None for size in batch) else with_batch(chosen)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vapo.algo.method import Algorithm, Gae, LengthAdaptive
+from vapo.algo.method import Algorithm, Gae, LengthAdaptive, Share
 from vapo.session.schema import Sections
 from vapo.tasks.catalog import DATA_TASKS
 from vapo.tasks.problems import ProblemOptions
@@ -39,6 +39,11 @@ def _no_adapters(sections: Sections, algorithm: Algorithm) -> bool:
 def _fixed_lambda(sections: Sections, algorithm: Algorithm) -> bool:
     credit = algorithm.credit
     return not (isinstance(credit, Gae) and isinstance(credit.policy_lambda, LengthAdaptive))
+
+
+def _share_lambda(sections: Sections, algorithm: Algorithm) -> bool:
+    credit = algorithm.credit
+    return isinstance(credit, Gae) and isinstance(credit.policy_lambda, Share)
 
 
 def _options(sections: Sections) -> dict[str, Any]:
@@ -79,6 +84,8 @@ RULES = (
         "it draws one response to each prompt, so there is no mean of the others to compare with",
     ),
     Rule(("trainer.pretraining_",), lambda s, a: not a.pretrains, "it does no value pretraining"),
+    Rule(("algorithm.k",), lambda s, a: not a.has_critic, "it has no critic, and so no lambda"),
+    Rule(("algorithm.alpha",), _share_lambda, "its lambda is by share: set algorithm.k"),
     Rule(("algorithm.alpha",), _fixed_lambda, "its lambda is not length-adaptive"),
     Rule(
         ("algorithm.kl.estimator", "algorithm.kl.refresh_every"),
@@ -96,6 +103,7 @@ RULES = (
             "trainer.actor_lr",
             "trainer.warmup_steps",
             "algorithm.alpha",
+            "algorithm.k",
             "algorithm.clip",
             "algorithm.reduction",
             "algorithm.positive_lm",

@@ -33,6 +33,8 @@ class Batch:
     (B, T) is the V that the advantages are measured from. `critic_shift` (B,) is what was taken off the critic's
     target: a residual critic's V is `old_values` + `critic_shift`. `critic_weights` (B,) weigh the critic's loss of a
     response, `sampler_weights` (B, T) the policy's of a token; `removed` (B, T) are the tokens that these cut.
+    `others_mean` and `critic_others_mean` (B,) are means over the other learned responses to the prompt, of `outcomes`
+    and of `critic_outcomes`; `critic_share` (B,) is the critic's share of a fitted or gated baseline.
     `critic_tokens` are `tokens` with what only the critic reads between prompt and response.
 
     `features[i]` (tokens, K) are the policy's hidden states of row i before any update, for a side critic. They are
@@ -59,6 +61,9 @@ class Batch:
     advantages: Tensor | None = None
     returns: Tensor | None = None
     lam: Tensor | None = None
+    others_mean: Tensor | None = None
+    critic_others_mean: Tensor | None = None
+    critic_share: Tensor | None = None
     critic_shift: Tensor | None = None
     critic_weights: Tensor | None = None
     sampler_weights: Tensor | None = None
@@ -204,9 +209,14 @@ def _widened(values: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, width - values.shape[1]))
 
 
+def minibatch_rows(batch: Batch, count: int, generator: torch.Generator) -> list[Tensor]:
+    """The batch's row numbers shuffled and cut into `count` parts, as equal as can be."""
+    return list(torch.randperm(len(batch), generator=generator).tensor_split(count))
+
+
 def minibatches(batch: Batch, count: int, generator: torch.Generator) -> Iterator[Batch]:
     """The batch shuffled and cut into `count` parts, as equal as can be."""
-    for rows in torch.randperm(len(batch), generator=generator).tensor_split(count):
+    for rows in minibatch_rows(batch, count, generator):
         yield batch.select(rows)
 
 

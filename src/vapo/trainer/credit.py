@@ -49,10 +49,11 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
                 per_response = group_advantages(batch.outcomes, batch.groups, std=std, valid=valid)
             return replace(batch, advantages=masked(per_response[:, None].expand(batch.mask.shape), batch.mask))
         case Gae() as credit:
+            batch = with_critic_share(with_group_means(batch), credit, mixture)
             batch = with_critic_target(batch, algorithm)
             assert batch.old_values is not None
             answers = masked(batch.old_values, batch.mask)
-            values = masked(consumed_values(batch, credit, mixture), batch.mask)
+            values = masked(consumed_values(batch, credit), batch.mask)
             outcomes, targets = batch.outcomes, _targets(batch)
             bootstrap = policy_bootstrap = None
             if algorithm.truncated == "bootstrap":
@@ -89,8 +90,8 @@ def with_critic_target(batch: Batch, algorithm: Algorithm) -> Batch:
     credit = algorithm.credit
     assert isinstance(credit, Gae)
     if credit.baseline == "group":
-        shift = others_mean(batch.critic_outcomes, batch)
-        batch = replace(batch, critic_shift=shift)
+        known = batch.critic_others_mean
+        batch = replace(batch, critic_shift=others_mean(batch.critic_outcomes, batch) if known is None else known)
     if credit.prompt_weights:
         spread = algorithm.reward.right - algorithm.reward.wrong
         floor = spread / (2 * math.sqrt(algorithm.sampling.per_prompt))
@@ -117,20 +118,39 @@ def others_mean(outcomes: Tensor, batch: Batch) -> Tensor:
     return torch.where(alone(batch), of_step, of_group)
 
 
-def consumed_values(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> Tensor:
+def with_group_means(batch: Batch) -> Batch:
+    """The batch with `others_mean` and `critic_others_mean`, made once a step for all that reads them."""
+    if batch.others_mean is not None:
+        return batch
+    means = others_mean(batch.outcomes, batch)
+    same = torch.equal(batch.outcomes, batch.critic_outcomes)
+    of_critic = means if same else others_mean(batch.critic_outcomes, batch)
+    return replace(batch, others_mean=means, critic_others_mean=of_critic)
+
+
+def with_critic_share(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> Batch:
+    """The batch with the critic's share of the baseline where the method has one: ρ of a fitted one, 0 or 1 of a gated
+    one."""
+    if credit.baseline not in ("fitted", "gated"):
+        return batch
+    share = mixture_share(*mixture) if credit.baseline == "fitted" else float(gate_is_open(batch))
+    return replace(batch, critic_share=torch.full((len(batch),), share, dtype=torch.float64))
+
+
+def consumed_values(batch: Batch, credit: Gae) -> Tensor:
     """The V that advantages are measured from, (B, T): the critic's answer with what the group knows beside it."""
     assert batch.old_values is not None
+    assert batch.others_mean is not None
     match credit.baseline:
         case "none":
             return batch.old_values
         case "group":
-            return batch.old_values + others_mean(batch.outcomes, batch)[:, None]
+            return batch.old_values + batch.others_mean[:, None]
         case "fitted":
-            share = mixture_share(*mixture)
-            others = others_mean(batch.outcomes, batch)[:, None]
-            return (1 - share) * others + share * batch.old_values
+            share = critic_share(batch)
+            return (1 - share) * batch.others_mean[:, None] + share * batch.old_values
         case "gated":
-            if gate_is_open(batch):
+            if critic_share(batch) > 0:
                 return batch.old_values
             everyone = torch.zeros_like(batch.groups)
             others = leave_one_out(batch.outcomes, everyone, valid=batch.mask.any(-1))
@@ -146,16 +166,17 @@ def gate_is_open(batch: Batch) -> bool:
     return bool(explained_variance(batch.old_values, targets, batch.mask) > 0)
 
 
-def critic_share(batch: Batch, credit: Gae, mixture: tuple[float, float]) -> float:
-    """The share of the critic in the baseline, for the step's metrics: ρ of a fitted one, 0 or 1 of a gated one."""
-    return mixture_share(*mixture) if credit.baseline == "fitted" else float(gate_is_open(batch))
+def critic_share(batch: Batch) -> float:
+    """The critic's share of the baseline, one number for the step."""
+    assert batch.critic_share is not None
+    return float(batch.critic_share[0])
 
 
 def new_mixture(batch: Batch, mixture: tuple[float, float]) -> tuple[float, float]:
     """The mixture's sums with this step's added, for the next step: a share never depends on outcomes it is used on."""
     assert batch.old_values is not None
-    others = others_mean(batch.outcomes, batch)
-    product, square = mixture_sums(batch.outcomes, others, batch.old_values, batch.mask)
+    assert batch.others_mean is not None, "assign_credit comes first"
+    product, square = mixture_sums(batch.outcomes, batch.others_mean, batch.old_values, batch.mask)
     count = max(1, int(batch.mask.sum()))
     return MIXTURE_MEMORY * mixture[0] + product / count, MIXTURE_MEMORY * mixture[1] + square / count
 
@@ -197,3 +218,11 @@ def monte_carlo_returns(batch: Batch, gamma: float) -> Tensor:
     """What the critic's target comes to without any critic: (B, T), discounted by γ for each learned token to come."""
     after = (batch.mask.sum(-1, keepdim=True) - batch.mask.cumsum(-1)).clamp(min=0)
     return masked(_targets(batch)[:, None] * gamma**after, batch.mask)
+
+
+def with_returns(batch: Batch, algorithm: Algorithm) -> Batch:
+    """The batch with Monte-Carlo returns, R·γ^(tokens to come), whatever a critic says; less the mean of the group's
+    other responses where the critic learns what that leaves."""
+    assert isinstance(algorithm.credit, Gae)
+    batch = with_critic_target(batch, algorithm)
+    return replace(batch, returns=monte_carlo_returns(batch, algorithm.credit.gamma))

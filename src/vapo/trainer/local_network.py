@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from vapo.models.loading import value_head
+from vapo.models.loading import set_policy_sample, value_head
 from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
 from vapo.models.networks import Critic, Policy
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
+from vapo.models.weight_sample import weight_sample
 from vapo.trainer.batch import Batch, micro_batches
-from vapo.trainer.network import Score, StepResult
-from vapo.trainer.objectives import Objective
+from vapo.trainer.network import Gradient, Score, StepResult
+from vapo.trainer.objectives import Objective, Part
 
 
 class LocalNetwork:
@@ -119,12 +120,13 @@ class LocalNetwork:
 
     # ------------------------------------------------------------------ learning
 
-    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> dict[str, float]:
+    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> Gradient:
         self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
-        self._loss, figures = accumulate_gradient(
+        part = accumulate_gradient(
             self.objective, minibatch, torch.arange(len(minibatch)), micro_batch_tokens=micro_batch_tokens
         )
-        return {name: float(value) for name, value in figures.items()}
+        self._loss = part.loss
+        return Gradient({name: float(value) for name, value in part.figures.items()}, part.values)
 
     def step(self, lr: float) -> StepResult:
         assert self._loss is not None
@@ -165,7 +167,13 @@ class LocalNetwork:
         self.model.load_state_dict(dict(weights))
         self._own_base = False
 
+    def _note_policy(self) -> None:
+        """Note the policy of now in the configuration of a side critic, which is about to be saved."""
+        if isinstance(self.network, Critic) and self.network.beside is not None:
+            set_policy_sample(self.model, weight_sample(self.network.beside))
+
     def save(self, folder: Path) -> None:
+        self._note_policy()
         if self._own_base:
             save_model(self.model, None, folder / self.name)
         else:
@@ -185,6 +193,7 @@ class LocalNetwork:
             load_optimizer(self._optimizer, folder / f"{self.name}_optimizer.safetensors")
 
     def publish(self, folder: Path) -> None:
+        self._note_policy()
         save_model(self.model, self.tokenizer, folder)
 
     def publish_adapters(self, folder: Path) -> bool:
@@ -209,10 +218,10 @@ class LocalNetwork:
         return 4 * self.model.num_parameters()
 
 
-def accumulate_gradient(
-    objective: Objective, minibatch: Batch, rows: Tensor, *, micro_batch_tokens: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add the gradient of these rows to the parameters; their shares of the minibatch's loss and figures.
+def accumulate_gradient(objective: Objective, minibatch: Batch, rows: Tensor, *, micro_batch_tokens: int) -> Part:
+    """Add the gradient of these rows to the parameters; their part of the minibatch's loss, on the CPU.
+
+    The part's `values` are (B, T) like the minibatch, and 0 in rows that were not computed.
 
     The weights are made on the whole minibatch, then every micro-batch adds its share. So the shares of all rows add
     up to the gradient of one big batch, however the rows are spread over micro-batches and processes (docs/pitfalls.md,
@@ -220,12 +229,15 @@ def accumulate_gradient(
     """
     weights = objective.weights(minibatch)
     device = next(objective.module.parameters()).device
-    loss, figures = torch.zeros(()), dict[str, Tensor]()
+    loss, figures, values = torch.zeros(()), dict[str, Tensor](), None
     for chosen in micro_batches(minibatch, micro_batch_tokens, rows):
         micro = minibatch.select(chosen).to(device)
         share = {name: w[chosen, : micro.width].to(device) for name, w in weights.items()}
-        part, parts = objective.loss(micro, share)
-        part.backward()
-        loss = loss + part.detach().cpu()
-        figures = {key: figures.get(key, 0) + value for key, value in parts.items()}
-    return loss, figures
+        part = objective.loss(micro, share)
+        part.loss.backward()
+        loss = loss + part.loss.detach().cpu()
+        figures = {key: figures.get(key, 0) + value for key, value in part.figures.items()}
+        if part.values is not None:
+            values = torch.zeros(minibatch.mask.shape) if values is None else values
+            values[chosen, : micro.width] = part.values.cpu()
+    return Part(loss, figures, values)

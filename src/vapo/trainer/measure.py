@@ -9,7 +9,7 @@ from vapo.algo import between_share, explained_variance, masked, within_group_au
 from vapo.algo.diagnostics import masked_deviations
 from vapo.algo.method import Algorithm, Gae
 from vapo.trainer.batch import Batch
-from vapo.trainer.credit import alone, others_mean
+from vapo.trainer.credit import alone
 
 DECILES = 10
 
@@ -40,10 +40,6 @@ def scoring_figures(batch: Batch, algorithm: Algorithm) -> dict[str, float]:
     gamma = algorithm.credit.gamma if isinstance(algorithm.credit, Gae) else 1.0
     mask = batch.mask
     figures: dict[str, float] = {}
-    if batch.old_logp is not None and mask.any():
-        gap = (batch.old_logp - batch.sampled_logp)[mask].abs()
-        figures["sampler/logp_gap_max"] = float(gap.max())
-        figures["sampler/logp_gap_mean"] = float(gap.mean())
     if batch.removed is not None and mask.any():
         figures["sampler/removed_ratio"] = float(batch.removed[mask].float().mean())
     if algorithm.sampling.per_prompt > 1 and mask.any():
@@ -69,9 +65,18 @@ def scoring_figures(batch: Batch, algorithm: Algorithm) -> dict[str, float]:
         figures["gae/lambda_min"] = float(lam.min())
     if batch.old_values is not None and mask.any():
         figures |= value_figures(batch, gamma)
-        if algorithm.sampling.per_prompt > 1:
+        if algorithm.sampling.per_prompt > 1 and batch.critic_others_mean is not None:
             figures |= group_figures(batch)
     return figures
+
+
+def gap_figures(batch: Batch) -> dict[str, float]:
+    """How far the sampler's log-probabilities are from those that the policy was just scored with, in nats."""
+    assert batch.old_logp is not None
+    if not bool(batch.mask.any()):
+        return {}
+    gap = (batch.old_logp - batch.sampled_logp)[batch.mask].abs()
+    return {"sampler/logp_gap_max": float(gap.max()), "sampler/logp_gap_mean": float(gap.mean())}
 
 
 def group_figures(batch: Batch) -> dict[str, float]:
@@ -86,7 +91,8 @@ def group_figures(batch: Batch) -> dict[str, float]:
     values = masked(critic_values(batch), mask)
     answers = masked(batch.old_values, mask)
     outcomes = batch.critic_outcomes
-    others = others_mean(outcomes, batch)
+    assert batch.critic_others_mean is not None
+    others = batch.critic_others_mean
     _, with_critic = masked_deviations(masked(outcomes[:, None] - values, mask), mask)
     _, with_group = masked_deviations(masked((outcomes - others)[:, None].expand(mask.shape), mask), mask)
     mean_answer = answers.sum(-1) / mask.sum(-1).clamp(min=1)

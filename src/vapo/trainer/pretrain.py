@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
 
 from vapo.algo import explained_variance
-from vapo.algo.method import Algorithm, Gae
+from vapo.algo.method import Gae
 from vapo.errors import DivergedError, counted
 from vapo.metrics import EventName, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, critic_passes
-from vapo.trainer.credit import monte_carlo_returns, start_head, with_critic_target
+from vapo.trainer.credit import start_head, with_returns
 from vapo.trainer.feature_cache import FeatureCache
 from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
@@ -96,14 +95,6 @@ def pool_bytes(run: Run) -> int:
         return 0
     prompt, response = len(run.train_prompts[0].token_ids), run.decoding.max_tokens
     return credit.pretraining_steps * run.algorithm.sampling.samples * (8 * (prompt + response) + 9 * response)
-
-
-def with_returns(batch: Batch, algorithm: Algorithm) -> Batch:
-    """The batch with Monte-Carlo returns, R·γ^(tokens to come), whatever a critic says; less the mean of the group's
-    other responses where the critic learns what that leaves."""
-    assert isinstance(algorithm.credit, Gae)
-    batch = with_critic_target(batch, algorithm)
-    return replace(batch, returns=monte_carlo_returns(batch, algorithm.credit.gamma))
 
 
 def replayed(batch: Batch, earlier: Sequence[Rows], count: int, generator: torch.Generator) -> Batch:
