@@ -142,7 +142,7 @@ def main() -> None:
         "# What kinds of critics learn in value pretraining",
         "",
         f"`python benchmarks/critic_kinds.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, one thread, on "
-        f"the maze: a policy of {policy / 1e6:.1f}M parameters right in {right:.0%} of {len(heldout)} held-out responses; "
+        f"the maze: a policy of {policy / 1e6:.1f}M parameters right in {right:.0%} of {len(heldout)} responses; "
         f"{options.steps} steps of {options.samples} responses, {options.passes} passes, minibatches of "
         f"{options.minibatch} (side critic: {options.side_updates} times the updates, of {options.side_minibatch}), "
         "one seed. Seconds are of processor time, held-out judgements included.",
