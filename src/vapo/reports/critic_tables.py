@@ -18,7 +18,7 @@ BY_POSITION = {
     "variance_ratio": "advantages, critic",
 }
 """The columns of the table by position, in order, with their headings."""
-AS_SHARE = ("ceiling", "explained_variance", "between_share", "group_explained_variance")
+AS_SHARE = ("ceiling", "explained_variance", "explained_share", "between_share", "group_explained_variance")
 SIGNED = ("bias",)
 MEANING = {
     "ceiling": "The share of the outcomes' variance that any critic could explain from this state on.",
@@ -70,24 +70,29 @@ def position_rows(results: Record, *, intervals: bool = True) -> list[list[str]]
     """One row for each position, and one for all of them together."""
     names = _columns(results)
     rows = [
-        [position_name(fraction), *(_cell(name, results["by_position"][name][at], intervals) for name in names)]
+        [position_name(fraction), *(figure_cell(name, results["by_position"][name][at], intervals) for name in names)]
         for at, fraction in enumerate(results["fractions"])
     ]
-    return [*rows, ["all", *(_cell(name, results["figures"][name], intervals) for name in names)]]
+    return [*rows, ["all", *(figure_cell(name, results["figures"][name], intervals) for name in names)]]
 
 
 def baseline_rows(results: Record) -> list[list[str]]:
     """What the prompts and groups alone explain, and the critic's calibration."""
     figures = results["figures"]
     rows = [
-        ["variance between prompts, as training reports it", _cell("between_share", figures["between_share"], True)],
+        [
+            "variance between prompts, as training reports it",
+            figure_cell("between_share", figures["between_share"], True),
+        ],
         [
             f"explained by the mean of the other {results['group_size'] - 1} responses",
-            _cell("group_explained_variance", figures["group_explained_variance"], True),
+            figure_cell("group_explained_variance", figures["group_explained_variance"], True),
         ],
     ]
     if "calibration_error" in figures:
-        rows.append(["calibration error over bins", _cell("calibration_error", figures["calibration_error"], True)])
+        rows.append(
+            ["calibration error over bins", figure_cell("calibration_error", figures["calibration_error"], True)]
+        )
     rows.append(["mean length", figure(number(results.get("mean_length")))])
     rows.append(["cut off at the limit", percent(number(results.get("clipped_ratio")))])
     rows.append(["verifier could not tell", percent(number(results.get("invalid_ratio")))])
@@ -120,7 +125,7 @@ def judgement_tables(results: Record) -> list[Table]:
         by_number.add_row(heading, *(row[at] for row in rows))
     beside = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in names[:2]:
-        beside.add_row(f"{BY_POSITION[name]}, all positions", _cell(name, results["figures"][name], True))
+        beside.add_row(f"{BY_POSITION[name]}, all positions", figure_cell(name, results["figures"][name], True))
     for row in baseline_rows(results):
         beside.add_row(*row)
     tables = [by_number, beside]
@@ -136,7 +141,8 @@ def _columns(results: Record) -> list[str]:
     return [name for name in BY_POSITION if name in results["by_position"]]
 
 
-def _cell(name: str, entry: Record, intervals: bool) -> str:
+def figure_cell(name: str, entry: Record, intervals: bool) -> str:
+    """A figure by its name, as a table shows it, with its interval where it is wanted and known."""
     value = number(entry["value"])
     text = percent(value) if name in AS_SHARE else signed(value) if name in SIGNED else figure(value)
     ends = _interval(name, entry) if intervals and text != NOTHING else ""

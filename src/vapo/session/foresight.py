@@ -162,12 +162,20 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
     policy_config = load_config(inputs.policy_source, trust_remote_code=model.trust_remote_code)
     learners = [network_size(policy_config, model.policy_lora, critic=False)]
     if isinstance(credit, Gae) and model.critic_kind == "side":
-        side = side_config(policy_config, inputs.parameters, layers=model.side_layers, outputs=width(credit.head))
+        side = side_config(
+            policy_config,
+            inputs.parameters,
+            layers=model.side_layers,
+            outputs=width(credit.head),
+            share=model.side_share,
+            attention=model.side_attention,
+        )
         parameters = config_parameters(side)
         learners.append(NetworkSize(parameters, parameters))
     elif isinstance(credit, Gae):
         critic_config = load_config(inputs.critic_source, trust_remote_code=model.trust_remote_code)
         learners.append(network_size(critic_config, model.critic_lora, critic=True))
+    shared = _shared_parameters(config, inputs, learners)
     reference = [NetworkSize(inputs.parameters, 0, learners[0].adapters)] if algorithm.kl.coef > 0 else []
     engine = sections.rollout.engine
     apart = isinstance(engine, VllmEngineSettings)  # its weights and cache are in another process
@@ -190,10 +198,20 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
             cache_numbers=0 if apart else cache_numbers(policy_config, engine.slots, longest),
             sampler_bytes=2 if model.dtype == "bfloat16" else 4,
         )
+        - 4 * shared
         if inputs.parameters
         else 0,
         checkpoints=saved + sum(4 * network.parameters for network in learners),
     )
+
+
+def _shared_parameters(config: Config, inputs: Inputs, learners: Sequence[NetworkSize]) -> int:
+    """Fixed weights that policy and critic keep once: both have adapters, on one base."""
+    model = config.sections.model
+    one_base = inputs.critic_source == inputs.policy_source and model.policy_lora > 0 and model.critic_lora > 0
+    if not (one_base and config.algorithm.has_critic):
+        return 0
+    return min(learner.parameters - learner.trained for learner in learners)
 
 
 def free_memory(device: torch.device) -> int | None:

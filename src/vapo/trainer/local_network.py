@@ -103,7 +103,9 @@ class LocalNetwork:
     def _score(self, micro: Batch, what: Sequence[Score]) -> dict[str, Tensor]:
         width = micro.width
         found: dict[str, Tensor] = {}
-        if isinstance(self.network, Policy) and "features" in what:
+        if isinstance(self.network, Policy) and list(what) == ["features"]:
+            found["features"] = torch.cat(self.network.features(micro.sequences))
+        elif isinstance(self.network, Policy) and "features" in what:
             found["logp"], found["entropy"], found["features"] = self.network.logp_and_features(micro.sequences, width)
         elif isinstance(self.network, Policy):
             logp, entropy = self.network.logp(micro.sequences, width, with_entropy="entropy" in what)
