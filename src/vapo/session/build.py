@@ -25,12 +25,13 @@ from vapo.models.loading import (
 )
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout
-from vapo.models.placing import best_device, set_threads, to_device, total_memory
+from vapo.models.placing import best_device, set_threads, split_threads, to_device, total_memory
 from vapo.models.side import SideModel, describe, side_config
 from vapo.rollout.engines import make_engine
 from vapo.session.config import Config
 from vapo.session.evaluation import evaluate_heldout, fingerprint
 from vapo.session.inputs import Inputs
+from vapo.trainer.ahead import AheadSource, FixedPolicyAheadSource
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
@@ -127,8 +128,12 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
         evaluate=evaluate_now,
         observer=observer,
     )
-    run.source = SynchronousSource(run)
-    run.pretraining_source = FixedPolicySource(run)
+    if settings.max_staleness:
+        threads = split_threads()
+        run.source = AheadSource(run, threads=threads)
+        run.pretraining_source = FixedPolicyAheadSource(run, threads=threads)
+    else:
+        run.source, run.pretraining_source = SynchronousSource(run), FixedPolicySource(run)
     return run
 
 
