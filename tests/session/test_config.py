@@ -361,7 +361,7 @@ def test_a_wrong_setting_is_found_before_torch_loads():
         ("algorithm.preset=vappo", "did you mean 'vapo'"),
         ("algorithm.without=[clip-hiher]", "did you mean 'clip-higher'"),
         ("rollout.slots=3", "did you mean 'rollout.engine.slots'"),
-        ("rollout.engine=vlm", "rollout.engine.kind takes one of torch, generate, got 'vlm'"),
+        ("rollout.engine=vlm", "rollout.engine.kind takes one of torch, generate, vllm, got 'vlm'"),
         ("algorithm.credit.kind=abc", "algorithm.credit.kind takes one of gae, group, got 'abc'"),
         (
             "algorithm.credit.policy_lambda.kind=3",

@@ -325,12 +325,28 @@ def test_stale_responses_bring_a_sampler_correction_unless_it_was_chosen(base: P
     config = toys.toy_config(base, AHEAD)
     assert config.algorithm.sampler == TruncatedWeight()
     assert config.changed == ()
-    assert "algorithm.sampler=truncated weighs the loss" in config.notes[0]
+    assert "another course than with 0; it repeats and resumes exactly" in config.notes[0]
+    assert "one update old, so algorithm.sampler=truncated weighs the loss" in config.notes[1]
     chosen = toys.toy_config(base, AHEAD, {"algorithm": {"sampler": {"kind": "none"}}})
     assert chosen.algorithm.sampler == NoCorrection()
-    assert "as if they were the policy's own" in chosen.notes[0]
+    assert "older weights sampled is trained on as if it were the policy's own" in chosen.notes[1]
     assert toys.toy_config(base, AHEAD, preset="sao").algorithm == toys.toy_config(base, NOW, preset="sao").algorithm
-    assert all("\n" not in note for note in config.notes)
+    assert len(toys.toy_config(base, AHEAD, preset="sao").notes) == 1
+    vllm = toys.toy_config(base, AHEAD, {"rollout": {"engine": "vllm"}})
+    assert vllm.algorithm.sampler == TruncatedWeight()
+    assert not any("exactly" in note for note in vllm.notes)
+    assert all("\n" not in note for note in (*config.notes, *vllm.notes))
+
+
+def test_a_gap_between_sampler_and_trainer_is_no_alarm_where_it_is_wanted(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", AHEAD, {"guards": {"patience": 1}}, preset="grpo")
+    assert run.guards.logp_gap_above is None
+    runs.finish(run, report=False)
+    alarms = [line.get("name") for line in timeless(tmp_path / "run", "events.jsonl") if line["event"] == "alarm"]
+    assert "sampler disagrees" not in alarms
+    chosen = toys.toy_run(base, tmp_path / "chosen", AHEAD, {"guards": {"logp_gap_above": 0.5}}, preset="grpo")
+    assert chosen.guards.logp_gap_above == 0.5
+    chosen.folder.close()
 
 
 def test_sampling_and_training_share_the_threads(base: Path, tmp_path: Path):

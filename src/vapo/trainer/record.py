@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from safetensors.torch import save_file
@@ -35,6 +36,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting: dict[str, str] = {}
+        self._appending = Lock()  # an engine may raise an alarm from the thread that samples ahead
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / LOCK).open("w")
@@ -153,12 +155,13 @@ class RunFolder:
 
     def _append(self, name: str, data: dict[str, Any], *, sync: bool = False) -> None:
         line = json_text(data) + "\n"
-        self._waiting[name] = self._waiting.get(name, "") + line
-        # On a full disk the lines wait in memory, and the next save reports it.
-        with contextlib.suppress(OSError), (self.path / name).open("ab", buffering=0) as file:
-            self._write(name, file)
-            if sync:
-                os.fsync(file.fileno())
+        with self._appending:
+            self._waiting[name] = self._waiting.get(name, "") + line
+            # On a full disk the lines wait in memory, and the next save reports it.
+            with contextlib.suppress(OSError), (self.path / name).open("ab", buffering=0) as file:
+                self._write(name, file)
+                if sync:
+                    os.fsync(file.fileno())
 
     def _write(self, name: str, file: FileIO) -> None:
         """Write the waiting lines, all of them or none."""
