@@ -6,8 +6,16 @@ from vapo.metrics.metric import BOTH, PRETRAIN, Metric
 
 TIME_ROWS = (
     Metric("step_time", "duration of the step", "s", title="Time per step", phases=BOTH),
-    Metric("time/rollout", "sampling", "s", short="rollout", phases=BOTH),
+    Metric(
+        "time/rollout", "sampling; with `trainer.max_staleness: 1` it ran beside the step before", "s",
+        short="rollout", phases=BOTH,
+    ),
     Metric("time/verify", "judging", "s", short="verify", phases=BOTH),
+    Metric(
+        "time/rollout_wait", "waiting for the next step's responses after the update; 0 with "
+        "`trainer.max_staleness: 0`", "s", "well below `time/rollout`",
+        "sampling takes longer than training: give it more threads or a faster engine",
+    ),
     Metric("time/score", "log-probabilities, values and credit", "s", short="score"),
     Metric("time/update", "gradient steps", "s", short="update", phases=BOTH),
     Metric(

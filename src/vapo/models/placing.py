@@ -23,6 +23,17 @@ def set_threads(wanted: int | None, model: PreTrainedModel) -> None:
     torch.set_num_threads(wanted or (1 if model.num_parameters() < TINY else most))
 
 
+def split_threads() -> int:
+    """Share torch's CPU threads with a second thread that computes at the same time: half for each, one at least.
+
+    Sets those of the calling thread, and returns the other's number.
+    """
+    every = torch.get_num_threads()
+    other = max(1, every // 2)
+    torch.set_num_threads(max(1, every - other))
+    return other
+
+
 def best_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -27,13 +27,14 @@ from vapo.models.loading import (
 )
 from vapo.models.lora import add_lora, share_frozen
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout
-from vapo.models.placing import best_device, set_threads, to_device, total_memory
+from vapo.models.placing import best_device, set_threads, split_threads, to_device, total_memory
 from vapo.models.side import EMBEDDINGS, SideModel, describe, side_config
 from vapo.rollout.engines import make_engine, sampler_of
 from vapo.rollout.vllm_engine import LOG, agreed_gap
 from vapo.session.config import Config
 from vapo.session.evaluation import evaluate_heldout, fingerprint
 from vapo.session.inputs import Inputs
+from vapo.trainer.ahead import AheadSource, FixedPolicyAheadSource
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
 from vapo.trainer.observer import Observer
@@ -56,6 +57,8 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
     set_threads(sections.scale.threads, model)
     guards, engine_settings = sections.guards, sections.rollout.engine
     dtype = torch.bfloat16 if autocast else model.dtype
+    if guards.logp_gap_above is None and not settings.max_staleness:  # older weights differ by more than rounding
+        guards = replace(guards, logp_gap_above=agreed_gap(engine_settings, dtype))
     sampler = sampler_of(engine_settings, model, dtype)
     policy = Policy(model, choose_layout(model, settings.layout), inputs.decoding.temperature, autocast)
     if sections.model.policy_lora:
@@ -123,7 +126,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
         seed=sections.seed,
         algorithm=algorithm,
         settings=settings,
-        guards=guards if guards.logp_gap_above else replace(guards, logp_gap_above=agreed_gap(engine_settings, dtype)),
+        guards=guards,
         saving=sections.checkpoint,
         evaluation=evaluation,
         decoding=inputs.decoding,
@@ -139,8 +142,12 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
         observer=observer,
     )
     run.feature_bytes = int(KEPT_SHARE * total_memory())
-    run.source = SynchronousSource(run)
-    run.pretraining_source = FixedPolicySource(run)
+    if settings.max_staleness:
+        threads = split_threads()
+        run.source = AheadSource(run, threads=threads)
+        run.pretraining_source = FixedPolicyAheadSource(run, threads=threads)
+    else:
+        run.source, run.pretraining_source = SynchronousSource(run), FixedPolicySource(run)
     return run
 
 

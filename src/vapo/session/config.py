@@ -65,7 +65,7 @@ class Config:
         """Fields of the method that are not the preset's (less the techniques taken away); sizes do not count."""
         ours = dict(flatten(fields_of(self.algorithm)))
         named = without_all(PRESETS[self.preset], self.without)
-        # the correction that an engine brings is no other method
+        # the correction that an engine or stale responses bring is no other method
         preset = dict(flatten(fields_of(corrected(named, self.choice, self.sections))))
         differing = [key for key in {**preset, **ours} if preset.get(key) != ours.get(key)]
         tags = [key.removesuffix(".kind") for key in differing if key.endswith(".kind")]
@@ -238,11 +238,12 @@ def _check_only_rule(choice: Choice) -> None:
 
 
 def corrected(method: Algorithm, choice: Choice, sections: Sections) -> Algorithm:
-    """The method with a sampler correction, where the engine's log-probabilities need one and nobody chose.
+    """The method with a sampler correction, where the sampled log-probabilities need one and nobody chose.
 
     Methods whose trust region is measured from the policy that sampled correct by themselves.
     """
-    needed = not sections.rollout.engine.exact and isinstance(method.sampler, NoCorrection)
+    differ = not sections.rollout.engine.exact or sections.trainer.max_staleness > 0
+    needed = differ and isinstance(method.sampler, NoCorrection)
     if not needed or "sampler" in choice.fields or isinstance(method.clip, RatioMask | ProbabilityBound):
         return method
     return dataclasses.replace(method, sampler=TruncatedWeight())
@@ -253,18 +254,30 @@ _REFUSED = ("model.critic", "model.critic_lora")
 
 
 def _correction(config: Config) -> tuple[str, ...]:
-    """A note on the correction that the engine brings, or that was refused."""
+    """Notes on stale responses, and on the correction that they or the engine bring, or that was refused."""
     engine, sampler = config.sections.rollout.engine, config.algorithm.sampler
-    if engine.exact or isinstance(config.algorithm.clip, RatioMask | ProbabilityBound):
+    notes = []
+    if config.sections.trainer.max_staleness:
+        exact = "; it repeats and resumes exactly all the same" if engine.exact else ""
+        notes.append(
+            "trainer.max_staleness=1: responses come from the weights before the last update, so training takes "
+            f"another course than with 0{exact}"
+        )
+    elif engine.exact:
         return ()
+    what, why = f"what {engine.kind} samples", f"{engine.kind} is not exact"
+    if engine.exact:
+        what, why = "what older weights sampled", "the responses are one update old"
+    if isinstance(config.algorithm.clip, RatioMask | ProbabilityBound):
+        return tuple(notes)
     if isinstance(sampler, NoCorrection):
-        return (f"algorithm.sampler=none: what {engine.kind} samples is trained on as if it were the policy's own",)
-    if "sampler" in config.choice.fields:
-        return ()
-    return (
-        f"{engine.kind} is not exact, so algorithm.sampler={sampler.kind} weighs the loss of each token by the "
-        "trainer's probability over the sampler's; --set algorithm.sampler.kind=none leaves it out",
-    )
+        notes.append(f"algorithm.sampler=none: {what} is trained on as if it were the policy's own")
+    elif "sampler" not in config.choice.fields:
+        notes.append(
+            f"{why}, so algorithm.sampler={sampler.kind} weighs the loss of each token by the trainer's probability "
+            "over the sampler's; --set algorithm.sampler.kind=none leaves it out"
+        )
+    return tuple(notes)
 
 
 def _unused(config: Config, origins: Mapping[str, Origin]) -> tuple[str, ...]:

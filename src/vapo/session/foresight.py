@@ -31,6 +31,7 @@ from vapo.rollout.vllm_engine import check_room
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs
 from vapo.trainer.observer import Observer
+from vapo.trainer.record import BYTES_PER_TOKEN
 from vapo.trainer.settings import EvaluationSettings
 
 MANY_TOKENS = 10_000_000
@@ -182,7 +183,8 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
     limit = inputs.decoding.max_tokens
     longest = inputs.train_prompts.longest() + limit
     networks = [*learners, *reference]
-    saved = (sections.checkpoint.keep + 1) * sum(network.checkpoint_bytes for network in networks)
+    waiting = BYTES_PER_TOKEN * sections.trainer.max_staleness * algorithm.sampling.samples * limit
+    saved = (sections.checkpoint.keep + 1) * (waiting + sum(network.checkpoint_bytes for network in networks))
     return Plan(
         responses=algorithm.sampling.samples,
         rounds=1 + algorithm.sampling.refill_rounds,

@@ -286,13 +286,20 @@ def _closing_on_error(run: Run, run_dir: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        run.engine.close()
+        _end_sampling(run)
         if hasattr(run, "folder"):
             run.folder.close()
         close_task(run.task)
         if isinstance(error, OSError) and checkpoint.refused(error):
             raise ConfigError(f"Cannot write to {run_dir}: {error}. Free space, or mend its permissions.") from error
         raise
+
+
+def _end_sampling(run: Run) -> None:
+    """End the threads that sample, then the engine that they sample from."""
+    run.source.close()
+    run.pretraining_source.close()
+    run.engine.close()
 
 
 def finish(run: Run, *, report: bool = True) -> Run:
@@ -321,8 +328,8 @@ def finish(run: Run, *, report: bool = True) -> Run:
             f"Cannot write to {path}: {error}. Free space or mend its permissions, then: {command('resume', path)}"
         ) from error
     finally:
+        _end_sampling(run)
         run.watch.close()
-        run.engine.close()
         run.folder.close()
         close_task(run.task)
     return run

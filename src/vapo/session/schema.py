@@ -136,7 +136,8 @@ class ScaleConfig:
     """`local` is this process."""
     threads: int | None = number(None, ge=1, unit="threads")
     """CPU threads; null takes OMP_NUM_THREADS if it is set, else all cores, and one for models under 10 million
-    parameters, where one is faster."""
+    parameters, where one is faster. With trainer.max_staleness=1 sampling and training have half of them each, and one
+    at least."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "scale")

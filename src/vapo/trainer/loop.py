@@ -70,13 +70,14 @@ def train_step(run: Run) -> None:
 
     # 1. Sample groups of responses from the current policy; let the verifier judge them.
     rollout = run.source.next(state)
-    check_age(rollout, state, run.source.max_age)
+    age = check_age(rollout, state, run.source.max_age)
     consume(state, rollout)
     clock.add(rollout.seconds)
     prices = price(rollout.drawn, algorithm, max_response_tokens=run.decoding.max_tokens)
     drawn = collate(rollout.drawn, prices)
     figures: dict[str, Any] = rollout_figures(drawn)
     figures |= outcomes.figures_of(tally(rollout.drawn))
+    figures["rollout/staleness"] = age
     figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
     learned = 0
     if rollout.kept:
@@ -105,6 +106,8 @@ def train_step(run: Run) -> None:
     # 4. Hand over the new policy and log what happened.
     state.step += 1
     refresh_reference_if_due(run)
+    with clock.time("rollout_wait"):
+        run.source.settle()
     run.hand_over()
     figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
     figures |= {"gradient_steps": state.gradient_steps}

@@ -66,6 +66,7 @@ def pretrain_critic(run: Run) -> None:
         pool.restore(state.pretrain_step, lambda step: _collated(run, source.at(step, state)))
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
         _pretraining_step(run, source, heldout, pool, cache)
+    source.close()  # what was sampled ahead, where patience ended it
     ready, reached = run.settings.pretraining_ready, state.explained_variance
     # a critic beside the group's mean may begin knowing nothing
     if credit.baseline == "none" and (reached is None or reached < ready):

@@ -80,6 +80,7 @@ class Run:
 
     def hand_over(self) -> None:
         """Give the policy's weights to the rollout engine, as the version of the present step."""
+        self.source.settle()
         self.engine.load_weights(self.policy.weights(), version=self.state.step)
 
     def decode(self, token_ids: Sequence[int]) -> str:
