@@ -184,7 +184,11 @@ def signature(folder: Path) -> dict[str, Any]:
         text = re.sub(r"/\S*/(whole|again|without)", "RUN", (folder / name).read_text())
         lines = [json.loads(line) for line in text.splitlines()]
         timeless = [
-            {k: v for k, v in line.items() if k != "time" and not k.startswith(("time/", "throughput/", "step_time"))}
+            {
+                k: v
+                for k, v in line.items()
+                if k != "time" and not k.startswith(("time/", "throughput/", "mfu/", "memory/", "step_time"))
+            }
             for line in lines
         ]
         found[name] = [line for line in timeless if line.get("event") not in OF_A_RESUME]

@@ -39,7 +39,7 @@ LONGER: dict[str, Any] = {
     "trainer": {"steps": 8, "samples_per_step": 32, "minibatch_size": 16},
 }
 """The settings of the long run that differ from `SETTINGS`."""
-CLOCKS = ("time/", "throughput/", "step_time")
+CLOCKS = ("time/", "throughput/", "mfu/", "memory/", "step_time")
 FILES = ("metrics.jsonl", "evaluations.jsonl")
 
 
