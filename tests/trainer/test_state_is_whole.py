@@ -55,6 +55,7 @@ MADE_AGAIN = {
     "policy._optimizer.param_groups": "the learning rate",
     "critic._optimizer.param_groups": "the learning rate",
     "folder._waiting": "log lines on their way to the disk",
+    "policy._spans.": "where the time went",
     "watch.": "when the last sign of life was",
     "observer._": "for which phases the time left was noted",
     "train_prompts._rendered": "prompts as tokens, kept so that they are made once",

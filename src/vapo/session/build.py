@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ from vapo.models.matrix_rate import matrix_rate
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout
 from vapo.models.placing import best_device, set_threads, to_device, total_memory
 from vapo.models.side import SideModel, describe, side_config
-from vapo.rollout.engines import make_engine
+from vapo.rollout.engines import make_engine, sampler_of
+from vapo.rollout.vllm_engine import LOG, agreed_gap
 from vapo.session.config import Config
 from vapo.session.evaluation import evaluate_heldout, fingerprint
 from vapo.session.inputs import Inputs
@@ -44,8 +46,8 @@ KEPT_SHARE = 0.25
 """The policy's hidden states may take this share of the machine's memory."""
 
 
-def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
-    """The run's objects, without a folder."""
+def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) -> Run:
+    """The run's objects, without a folder; `run_dir` is where it will be."""
     sections, algorithm = config.sections, config.algorithm
     settings = sections.trainer
     torch.manual_seed(sections.seed)
@@ -53,9 +55,9 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
     device = best_device()
     model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), device)
     set_threads(sections.scale.threads, model)
-    # a separate copy, so that samples come from weights that were handed over, never from half-updated ones
-    sampler = copy.deepcopy(model).requires_grad_(False)
-    sampler = to_device(sampler, torch.bfloat16) if autocast else sampler
+    guards, engine_settings = sections.guards, sections.rollout.engine
+    dtype = torch.bfloat16 if autocast else model.dtype
+    sampler = sampler_of(engine_settings, model, dtype)
     policy = Policy(model, choose_layout(model, settings.layout), inputs.decoding.temperature, autocast)
     if sections.model.policy_lora:
         add_lora(model, sections.model.policy_lora, sections.model.lora_alpha)
@@ -95,7 +97,15 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
             "critic", value, RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)
         )
 
-    engine = make_engine(sections.rollout.engine, sampler)
+    learner = local("policy", policy, PolicyObjective(policy, algorithm))
+    engine = make_engine(
+        engine_settings,
+        sampler,
+        learner.weights(),
+        log=run_dir / LOG,
+        trust_remote_code=trust,
+        on_alarm=lambda message: run.alarm(message) if hasattr(run, "folder") else observer.alarm(message),
+    )
     evaluation = sections.evaluation
     evaluation_set = fingerprint(inputs, evaluation.prompts, evaluation.temperature, evaluation.top_p)
 
@@ -117,7 +127,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
         seed=sections.seed,
         algorithm=algorithm,
         settings=settings,
-        guards=sections.guards,
+        guards=guards if guards.logp_gap_above else replace(guards, logp_gap_above=agreed_gap(engine_settings, dtype)),
         saving=sections.checkpoint,
         evaluation=evaluation,
         decoding=inputs.decoding,
@@ -125,7 +135,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer) -> Run:
         train_prompts=inputs.train_prompts,
         heldout_prompts=inputs.heldout_prompts,
         tokenizer=inputs.tokenizer,
-        policy=local("policy", policy, PolicyObjective(policy, algorithm)),
+        policy=learner,
         critic=critic,
         reference=reference and local("reference", reference),
         engine=engine,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vapo.algo.method import Gae
-from vapo.errors import AbandonedError
+from vapo.errors import AbandonedError, EngineError, command
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
@@ -42,6 +42,10 @@ def run_loop(run: Run) -> None:
     except AbandonedError:  # sampling, judging or evaluation was dropped, before any of the state moved
         snapshot.save(run)
         snapshot.raise_stopped(run)
+    except EngineError as error:
+        raise EngineError(
+            f"{error} Go on from the last checkpoint with: {command('resume', run.folder.path)}"
+        ) from error
 
 
 def advance(run: Run) -> None:

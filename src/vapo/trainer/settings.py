@@ -83,6 +83,9 @@ class GuardSettings:
     kl_update_above: float = number(0.2, gt=0, unit="nats per token")
     """How far one step's updates moved the policy (`kl/update`), in nats a token; raises an alarm at once. Steps that
     train are near 0.001, and one of 0.7 was seen to destroy a model."""
+    logp_gap_above: float | None = number(None, gt=0, unit="nats")
+    """Mean difference of the sampler's and the trainer's log-probabilities (`sampler/logp_gap_mean`); null takes the
+    engine's: 1e-3 in float32, 0.1 in bfloat16, or rollout.engine.logp_gap."""
     same_outcome_steps: int = number(5, ge=0, unit="rollout steps")
     """Alarm after this many steps in a row in which no response is right, or every one; 0 never."""
     watchdog: bool = True
