@@ -21,7 +21,7 @@ from vapo.trainer.state import State
 
 pytestmark = pytest.mark.slow
 
-CLOCKS = ("time/", "throughput/", "step_time")
+CLOCKS = ("time/", "throughput/", "mfu/", "memory/", "step_time")
 
 
 def timeless(folder: Path, name: str) -> list[dict[str, Any]]:

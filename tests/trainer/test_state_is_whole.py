@@ -56,6 +56,7 @@ MADE_AGAIN = {
     "policy._optimizer.param_groups": "the learning rate",
     "critic._optimizer.param_groups": "the learning rate",
     "folder._waiting": "log lines on their way to the disk",
+    "policy._spans.": "where the time went",
     "watch.": "when the last sign of life was",
     "observer._": "for which phases the time left was noted",
     "source._thread._executor": "the thread that samples ahead",
@@ -189,7 +190,11 @@ def signature(folder: Path) -> dict[str, Any]:
         text = re.sub(r"/\S*/(whole|again|without)", "RUN", (folder / name).read_text())
         lines = [json.loads(line) for line in text.splitlines()]
         timeless = [
-            {k: v for k, v in line.items() if k != "time" and not k.startswith(("time/", "throughput/", "step_time"))}
+            {
+                k: v
+                for k, v in line.items()
+                if k != "time" and not k.startswith(("time/", "throughput/", "mfu/", "memory/", "step_time"))
+            }
             for line in lines
         ]
         found[name] = [line for line in timeless if line.get("event") not in OF_A_RESUME]

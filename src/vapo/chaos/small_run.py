@@ -41,7 +41,7 @@ LONGER: dict[str, Any] = {
 """The settings of the long run that differ from `SETTINGS`."""
 AHEAD: dict[str, Any] = {"trainer": {"max_staleness": 1}}
 """The settings of the small run that samples each rollout while it trains on the one before."""
-CLOCKS = ("time/", "throughput/", "step_time")
+CLOCKS = ("time/", "throughput/", "mfu/", "memory/", "step_time")
 FILES = ("metrics.jsonl", "evaluations.jsonl")
 
 

@@ -26,6 +26,7 @@ from vapo.models.loading import (
     value_head,
 )
 from vapo.models.lora import add_lora, share_frozen
+from vapo.models.matrix_rate import matrix_rate
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout
 from vapo.models.placing import best_device, set_threads, split_threads, to_device, total_memory
 from vapo.models.side import EMBEDDINGS, SideModel, describe, side_config
@@ -40,6 +41,7 @@ from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective,
 from vapo.trainer.observer import Observer
 from vapo.trainer.run import Run
 from vapo.trainer.sources import FixedPolicySource, SynchronousSource
+from vapo.trainer.spans import Spans
 from vapo.types import Progress
 
 KEPT_SHARE = 0.25
@@ -68,6 +70,8 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
     if sections.model.gradient_checkpointing:
         checkpoint_gradients(model)
 
+    spans = Spans()
+
     def local(name: str, network: Policy | Critic, objective: Objective | None = None) -> LocalNetwork:
         side = isinstance(network.model, SideModel)  # it reads no tokens, so its folder has no tokenizer
         return LocalNetwork(
@@ -78,6 +82,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
             objective=objective,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
+            spans=spans,
         )
 
     critic = None
@@ -140,6 +145,8 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
         engine=engine,
         evaluate=evaluate_now,
         observer=observer,
+        spans=spans,
+        matrix_rate=matrix_rate(device, torch.bfloat16 if autocast else torch.float32, torch.get_num_threads()),
     )
     run.feature_bytes = int(KEPT_SHARE * total_memory())
     if settings.max_staleness:

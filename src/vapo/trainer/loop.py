@@ -36,7 +36,9 @@ def run_loop(run: Run) -> None:
         run.observer.phase(Phase.TRAIN, run.state.step, run.settings.steps)
     try:
         while run.state.phase != Phase.DONE:
+            run.profiler.turn(next_is_a_step=next_is_a_step(run))
             advance(run)
+        run.profiler.turn(next_is_a_step=False)
     except AbandonedError:  # sampling, judging or evaluation was dropped, before any of the state moved
         snapshot.save(run)
         snapshot.raise_stopped(run)
@@ -62,6 +64,12 @@ def advance(run: Run) -> None:
         state.phase = Phase.DONE
         snapshot.save(run, at_the_end=True)
         remove_pool(run.folder.path)  # the save after pretraining may have failed
+
+
+def next_is_a_step(run: Run) -> bool:
+    """Whether `advance` will do a joint step."""
+    joint = run.state.phase == Phase.TRAIN and run.state.step < run.settings.steps
+    return joint and not evaluation_is_due(run)
 
 
 def train_step(run: Run) -> None:
@@ -108,13 +116,12 @@ def train_step(run: Run) -> None:
     refresh_reference_if_due(run)
     with clock.time("rollout_wait"):
         run.source.settle()
-    run.hand_over()
+    with clock.time("hand_over"):
+        run.hand_over()
     figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
     figures |= {"gradient_steps": state.gradient_steps}
-    figures |= clock.figures(sampled_tokens=rollout.num_tokens, learned_tokens=learned)
-    metrics = {"phase": Phase.TRAIN, "step": state.step, **figures}
-    run.folder.metrics(metrics)
-    run.observer.step(metrics)
+    figures |= clock.figures(sampled_tokens=rollout.num_tokens, learned_tokens=learned, matrix_rate=run.matrix_rate)
+    run.log({"phase": Phase.TRAIN, "step": state.step, **figures})
     kept, wanted = len(rollout.kept), algorithm.sampling.samples
     if apply_alarms(run, new_alarms(figures, state, run.guards, kept=kept, wanted=wanted)):
         return

@@ -171,9 +171,10 @@ def _pretraining_step(
         read = batch if cache is None else cache.with_features(batch)
         scored = within_memory(run, "score", partial(score, read, critic=run.critic))
         run.save_rollouts(f"pretrain_{state.pretrain_step:06d}", rollout.episodes, scored)
-    metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
-    run.folder.metrics(metrics)
-    run.observer.step(metrics)
+    metrics |= clock.figures(
+        sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens, matrix_rate=run.matrix_rate
+    )
+    run.log(metrics)
     # A rollback would sample the same responses again: the policy is fixed.
     apply_alarms(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
     if pool is not None:

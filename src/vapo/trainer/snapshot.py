@@ -61,7 +61,8 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
     name = f"pretrain_{state.pretrain_step:06d}" if state.step == 0 else f"step_{state.step:06d}"
     run.watch.beat("saving")
     try:
-        checkpoint.save(run.folder.checkpoints, name, write, serial=state.serial, keep=run.saving.keep)
+        with run.spans.time("save"):
+            checkpoint.save(run.folder.checkpoints, name, write, serial=state.serial, keep=run.saving.keep)
     except (OSError, SafetensorError) as error:
         if not checkpoint.refused(error):
             raise

@@ -12,9 +12,10 @@ from vapo.algo import informative_groups
 from vapo.algo.method import Algorithm, Gae
 from vapo.errors import VerifierBrokenError, counted
 from vapo.rollout.collect import judge_episodes, sample_episodes
+from vapo.trainer.clock import Clock
 from vapo.trainer.pricing import policy_learns_from
 from vapo.trainer.rollouts import Rollout
-from vapo.trainer.run import Clock, Run
+from vapo.trainer.run import Run
 from vapo.trainer.state import State
 from vapo.types import Episode, Prompt, PromptSet, stable_hash
 
