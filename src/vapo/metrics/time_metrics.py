@@ -8,7 +8,10 @@ TIME_ROWS = (
     Metric("step_time", "duration of the step", "s", title="Time per step", phases=BOTH),
     Metric("time/rollout", "sampling", "s", short="rollout", phases=BOTH),
     Metric("time/verify", "judging", "s", short="verify", phases=BOTH),
-    Metric("time/score", "log-probabilities, values and credit", "s", short="score"),
+    Metric(
+        "time/score", "log-probabilities, values and credit; also the gradient of the critic's first minibatch, where "
+        "that gives its values", "s", short="score",
+    ),
     Metric("time/update", "gradient steps", "s", short="update", phases=BOTH),
     Metric(
         "time/evaluate", "the held-out check of value pretraining. The time of other evaluations is in "
