@@ -20,7 +20,7 @@ import torch
 from vapo.algo.method import Gae
 from vapo.errors import AbandonedError
 from vapo.trainer.rollouts import Rollout
-from vapo.trainer.run import Clock, Run
+from vapo.trainer.run import Run
 from vapo.trainer.sources import FixedPolicySource, SynchronousSource
 from vapo.trainer.state import State
 
@@ -76,10 +76,6 @@ class RolloutThread:
         if self._closing.is_set() or (self._may_stop and self._run.stop_requested):
             raise AbandonedError
 
-    def clock(self) -> Clock:
-        """`Run.clock` for this thread."""
-        return Clock(self._run.watch.beat)
-
 
 class AheadSource:
     """Samples the following joint step's responses in another thread, which has the engine between `next` and
@@ -92,7 +88,7 @@ class AheadSource:
         # a stop waits for the rollout, since its weights are not saved
         self._thread = RolloutThread(run, threads, may_stop=False)
         self._here = SynchronousSource(run)
-        self._there = SynchronousSource(run, progress=self._thread.progress, clock=self._thread.clock)
+        self._there = SynchronousSource(run, progress=self._thread.progress)
         self._waiting: Rollout | None = None
         """Made ahead for the next step."""
 
@@ -135,7 +131,7 @@ class FixedPolicyAheadSource:
         self._run = run
         self._thread = RolloutThread(run, threads, may_stop=True)
         self._here = FixedPolicySource(run)
-        self._there = FixedPolicySource(run, progress=self._thread.progress, clock=self._thread.clock)
+        self._there = FixedPolicySource(run, progress=self._thread.progress)
         self._begun = -1
         """The steps that come before the one that was begun."""
 

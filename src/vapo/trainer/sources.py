@@ -38,9 +38,9 @@ class SynchronousSource:
 
     max_age = 0
 
-    def __init__(self, run: Run, *, progress: Report | None = None, clock: Callable[[], Clock] | None = None) -> None:
-        """`progress` and `clock` take the place of the run's."""
-        self._run, self._progress, self._clock = run, progress or run.progress, clock or run.clock
+    def __init__(self, run: Run, *, progress: Report | None = None) -> None:
+        """`progress` takes the place of the run's."""
+        self._run, self._progress = run, progress or run.progress
 
     def next(self, state: State) -> Rollout:
         """The responses of joint step `state.step + 1`.
@@ -48,7 +48,7 @@ class SynchronousSource:
         With dynamic sampling (DAPO §3.2), groups whose valid responses are all right or all wrong are dropped and new
         prompts sampled, `refill_rounds` times at most; the last round's shortfall is accepted.
         """
-        run, sampling, clock = self._run, self._run.algorithm.sampling, self._clock()
+        run, sampling, clock = self._run, self._run.algorithm.sampling, self._run.clock()
         everything: list[Episode] = []
         kept: list[int] = []
         drawn: Counter[str] = Counter()
@@ -86,9 +86,9 @@ class FixedPolicySource:
 
     max_age = 0
 
-    def __init__(self, run: Run, *, progress: Report | None = None, clock: Callable[[], Clock] | None = None) -> None:
-        """`progress` and `clock` take the place of the run's."""
-        self._run, self._progress, self._clock = run, progress or run.progress, clock or run.clock
+    def __init__(self, run: Run, *, progress: Report | None = None) -> None:
+        """`progress` takes the place of the run's."""
+        self._run, self._progress = run, progress or run.progress
 
     def next(self, state: State) -> Rollout:
         """The responses of pretraining step `state.pretrain_step + 1`."""
@@ -112,7 +112,7 @@ class FixedPolicySource:
         return self._rollout(state, prompts, max(1, wanted // count), "pretrain held-out")
 
     def _rollout(self, state: State, prompts: Sequence[Prompt], per_prompt: int, label: str) -> Rollout:
-        clock = self._clock()
+        clock = self._run.clock()
         episodes = _judged_samples(self._run, state, prompts, per_prompt, label, clock, self._progress)
         check_verdicts(episodes, self._run.settings.max_invalid_ratio)
         return Rollout(tuple(episodes), tuple(range(len(episodes))), state.prompts_seen, clock.seconds)
