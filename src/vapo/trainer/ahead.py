@@ -19,8 +19,9 @@ import torch
 
 from vapo.algo.method import Gae
 from vapo.errors import AbandonedError
+from vapo.trainer.clock import Clock
 from vapo.trainer.rollouts import Rollout
-from vapo.trainer.run import Clock, Run
+from vapo.trainer.run import Run
 from vapo.trainer.sources import FixedPolicySource, SynchronousSource
 from vapo.trainer.state import State
 
@@ -48,12 +49,14 @@ class RolloutThread:
     def settle(self) -> None:
         """Wait until it has ended, well or not."""
         if self._job is not None:
-            wait([self._job])
+            with self._run.spans.time("wait"):
+                wait([self._job])
 
     def take(self) -> Rollout | None:
         """The rollout that was begun, when it is ready; None if none was. An error is raised at each call."""
         if self._job is None:
             return None
+        self.settle()
         rollout, self._job = self._job.result(), None
         return rollout
 
