@@ -27,7 +27,7 @@ from vapo.session.layers import (
     source_layers,
     with_sources,
 )
-from vapo.session.old_files import with_short_names
+from vapo.session.old_files import todays
 from vapo.session.reference import all_settings, page
 from vapo.session.suggest import SYNONYMS
 from vapo.trainer.snapshot import changes
@@ -496,8 +496,8 @@ def test_a_checkpoint_that_kept_k_as_a_field_of_the_method_has_the_same_settings
     before = config.effective()
     del before["algorithm"]["k"]
     before["algorithm"]["credit"]["policy_lambda"]["k"] = 0.4
-    assert changes(config.effective(), with_short_names(before)) == []
-    assert changes(of("algorithm.preset=vapo2").effective(), with_short_names(before)) == ["algorithm.k: 0.4 -> 0.135"]
+    assert changes(config.effective(), todays(before)) == []
+    assert changes(of("algorithm.preset=vapo2").effective(), todays(before)) == ["algorithm.k: 0.4 -> 0.135"]
 
 
 @pytest.mark.parametrize(
@@ -514,3 +514,10 @@ def test_a_checkpoint_that_kept_k_as_a_field_of_the_method_has_the_same_settings
 def test_a_recipes_alpha_is_for_methods_whose_own_belongs_to_long_responses(options, alpha):
     config = resolve([recipe_layer("maze"), file_layer("f.yaml", {"algorithm": options})])
     assert sizes_of(config.algorithm).alpha == alpha
+
+
+def test_a_checkpoint_from_before_the_setting_scored_every_token():
+    before = of().effective()
+    del before["trainer"]["scoring"]
+    assert changes(of().effective(), todays(before)) == ["trainer.scoring: all -> needed"]
+    assert changes(of("trainer.scoring=all").effective(), todays(before)) == []

@@ -188,13 +188,13 @@ JUSTRL2 = Algorithm(  # by its code; the one preset whose groups of equal outcom
     optimization=Optimization(minibatch=480, actor_lr=1e-6, critic_lr=5e-6, warmup_steps=20),  # warm-up: ours
 )
 
-VAPO2 = replace(  # ours: VAPO with the remedies that the evidence supports; see results/critic
+VAPO2 = replace(  # ours: VAPO with a residual critic; three studies do not tell it apart from VAPO, see results/critic
     VAPO,
     credit=replace(
         VAPO.credit,
-        baseline="group",  # NVIDIA's branch, TETHER: where the critic has learned nothing, this is RLOO
-        policy_lambda=Share(k=0.135),  # JustRL-II's rule; its .5 lost to alpha .5, which is this k
-        head=LinearHead(start="mean"),  # JustRL-II; the mean residual is 0
+        baseline="group",  # NVIDIA's branch, TETHER: a critic that has learned nothing leaves the group's mean
+        policy_lambda=Share(k=0.135),  # JustRL-II's rule; its .5 lost to alpha .5, which is .135 for long responses
+        head=LinearHead(start="mean"),  # JustRL-II; no effect here: the mean residual is 0
     ),
     # EasyPPO's `drop-from-policy` lost to `zero` here, where two fifths of the responses are cut off at first
 )

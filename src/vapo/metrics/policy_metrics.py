@@ -6,7 +6,8 @@ from vapo.metrics.metric import KL, SHARE, Metric
 
 POLICY_ROWS = (
     Metric(
-        "entropy", "mean entropy of the sampled distribution", "nats per token", "falls slowly",
+        "entropy", "mean entropy of the sampled distribution: before the update where every response was scored, else "
+        "over its gradient steps", "nats per token", "falls slowly",
         "near 0 the policy writes almost the same response every time: raise `algorithm.clip.high` or "
         "lower `trainer.actor_lr`", title="Entropy", short="entropy",
     ),
@@ -48,8 +49,9 @@ POLICY_ROWS = (
         "three steps in a row stop the run (code 3)",
     ),
     Metric(
-        "sampler/logp_gap_max", "largest difference of the sampler's and the trainer's log-probability of a token",
-        "nats", "below 1e-4 in float32", "the engine runs other weights or another precision",
+        "sampler/logp_gap_max", "largest difference of the sampler's and the trainer's log-probability of a token, "
+        "over the responses that were scored (`trainer.scoring`)", "nats", "below 1e-4 in float32",
+        "the engine runs other weights or another precision",
     ),
     Metric(
         "sampler/logp_gap_mean", "the mean of that difference", "nats", "below 1e-4 in float32",

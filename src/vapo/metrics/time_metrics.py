@@ -29,7 +29,10 @@ TIME_ROWS = (
         "`trainer.max_staleness: 0`", "s", "well below `time/rollout`",
         "sampling takes longer than training: give it more threads or a faster engine",
     ),
-    Metric("time/score", "log-probabilities, values and credit", "s", short="score"),
+    Metric(
+        "time/score", "log-probabilities, values and credit; also the gradient of the critic's first minibatch, where "
+        "that gives its values", "s", short="score",
+    ),
     Metric("time/update", "gradient steps", "s", short="update", phases=BOTH),
     Metric("time/hand_over", "the new weights to the rollout engine", "s"),
     Metric(

@@ -18,6 +18,9 @@ except ImportError:
 
 HALF = (torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 256
+HEAD_DIM_MULTIPLE = 8
+LEAST_CAPABILITY = (8, 0)
+"""Of the GPU: Ampere."""
 
 
 def available() -> bool:
@@ -26,13 +29,16 @@ def available() -> bool:
 
 
 def takes(query: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether the kernel computes this attention: on a GPU, in half precision (autocast's included), no dropout."""
+    """Whether the kernel computes this attention: on a GPU since Ampere, in half precision (autocast's included), no
+    dropout, heads of a size that it has."""
     return (
         value.is_cuda
         and _dtype(value) in HALF
         and query.shape[-1] == value.shape[-1] <= MOST_HEAD_DIM
+        and value.shape[-1] % HEAD_DIM_MULTIPLE == 0
         and dropout == 0
         and available()
+        and torch.cuda.get_device_capability(value.device) >= LEAST_CAPABILITY
     )
 
 

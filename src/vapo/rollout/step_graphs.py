@@ -2,7 +2,8 @@
 
 A step of a small model is hundreds of kernels of a few microseconds each, and starting them from Python takes several
 times as long as running them. A graph holds one number of rows and one width of the cache. So both are taken from few
-values (`rows_of`, `width_of`): a wider step reads masked columns, which add exact zeros.
+values (`rows_of`, `width_of`). A wider step reads masked columns, which weigh exactly 0; another size may take another
+kernel, which rounds otherwise.
 """
 
 from __future__ import annotations

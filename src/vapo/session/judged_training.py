@@ -53,7 +53,7 @@ def moments(run: Path, every: int) -> list[Moment]:
     chosen = [found[step] for step in sorted(found) if step % every == 0 or step == last]
     if len(chosen) < 2:
         raise ConfigError(
-            f"{run} has kept {counted(len(chosen), 'checkpoint')} for --every {every}, and a course needs two. "
+            f"{run} has kept {counted(len(chosen), 'checkpoint')} for --every {every}, and a comparison needs two. "
             f"{KEEP_MORE}"
         )
     return chosen
@@ -104,17 +104,17 @@ def conclude(rows: Sequence[Record]) -> str:
     """How the ceiling and the critic moved from the first to the last checkpoint, in one line."""
     first, last = rows[0], rows[-1]
 
-    def moved(name: str) -> str:
+    def from_to(name: str) -> str:
         values = [row["figures"].get(name, {}).get("value") for row in (first, last)]
         return " to ".join("nothing" if value is None or value != value else f"{100 * value:.0f} %" for value in values)
 
     text = (
-        f"From step {first['step']} to step {last['step']} the ceiling moves from {moved('ceiling')} of the outcomes' "
-        "variance"
+        f"From step {first['step']} to step {last['step']} the ceiling moves from {from_to('ceiling')} of the "
+        "outcomes' variance"
     )
     if "explained_variance" not in last["figures"]:
         return f"{text}: what any critic could explain."
-    return f"{text}, and what the critic explains of it from {moved('explained_variance')}."
+    return f"{text}, and what the critic explains of it from {from_to('explained_variance')}."
 
 
 class WholeCourse:

@@ -35,7 +35,7 @@ from vapo.session.environment import environment
 from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
 from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer
-from vapo.session.old_files import with_short_names
+from vapo.session.old_files import todays
 from vapo.session.precision import dtype_warning, with_dtype
 from vapo.session.run_dirs import METHOD, check_folder, config_to_resume
 from vapo.session.schema import TaskConfig
@@ -217,7 +217,10 @@ def effective_of(saved: Path) -> dict[str, Any] | None:
         return None
     content = checkpoint.read_json(saved, snapshot.SETTINGS)
     old = "optimization" in content.get("algorithm", {}) and "actor_lr" in content["algorithm"]["optimization"]
-    return resolve([file_layer(saved.name, content)]).effective() if old else with_short_names(content)
+    if old:
+        every = {"trainer": {"scoring": "all"}}  # nothing else was known
+        return resolve([file_layer(saved.name, content), file_layer(saved.name, every)]).effective()
+    return todays(content)
 
 
 def base_parameters(recipe_task_name: str) -> int | None:

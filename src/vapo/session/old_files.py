@@ -30,8 +30,13 @@ def modernised(values: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def with_short_names(effective: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's effective settings with λ's share as algorithm.k, which was a field of the method before."""
+def todays(effective: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's effective settings as they would be kept today.
+
+    λ's share was a field of the method and is algorithm.k. Before there was `trainer.scoring`, every token was scored.
+    """
+    if isinstance(trainer := effective.get("trainer"), Mapping):
+        effective = {**effective, "trainer": {"scoring": "all", **trainer}}
     algorithm = dict(effective["algorithm"])
     credit = dict(algorithm["credit"])
     rule = dict(credit.get("policy_lambda") or {})

@@ -31,7 +31,7 @@ class ModelConfig:
     12 at most."""
     side_share: float = number(0.02, gt=0, le=1, unit="share of the policy's parameters")
     """A side critic's parameters at most, as a share of the policy's. Its width is 32 at least: beside a policy of less
-    than about a million parameters it takes more than the share."""
+    than one to two million parameters it takes more than the share."""
     side_attention: bool = False
     """Let a side critic attend to the whole text itself. Else it knows of it what the policy's states and the prompt's
     mean say, which costs less and learns from fewer responses."""

@@ -89,7 +89,7 @@ def train_step(run: Run) -> None:
     figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
     learned = 0
     if rollout.kept:
-        # 2. Score every token before any update, and assign credit.
+        # 2. Score the responses before any update, and assign credit.
         batch = drawn.select(torch.tensor(rollout.kept))
         start_head(run, batch)
         learned = batch.num_tokens * algorithm.optimization.epochs
