@@ -49,14 +49,12 @@ class RolloutThread:
     def settle(self) -> None:
         """Wait until it has ended, well or not."""
         if self._job is not None:
-            with self._run.spans.time("wait"):
-                wait([self._job])
+            wait([self._job])
 
     def take(self) -> Rollout | None:
         """The rollout that was begun, when it is ready; None if none was. An error is raised at each call."""
         if self._job is None:
             return None
-        self.settle()
         rollout, self._job = self._job.result(), None
         return rollout
 
