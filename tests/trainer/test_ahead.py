@@ -27,7 +27,7 @@ from vapo.trainer.rollouts import Rollout
 from vapo.trainer.run import Run
 from vapo.types import Episode, Prompt, Turn, Verdict
 
-CLOCKS = ("time/", "throughput/", "step_time")
+CLOCKS = ("time/", "throughput/", "mfu/", "memory/", "step_time")
 AHEAD: dict[str, Any] = {"trainer": {"max_staleness": 1, "pretraining_steps": 2, "steps": 4}}
 NOW: dict[str, Any] = {"trainer": {**AHEAD["trainer"], "max_staleness": 0}}
 

@@ -19,8 +19,9 @@ import torch
 
 from vapo.algo.method import Gae
 from vapo.errors import AbandonedError
+from vapo.trainer.clock import Clock
 from vapo.trainer.rollouts import Rollout
-from vapo.trainer.run import Clock, Run
+from vapo.trainer.run import Run
 from vapo.trainer.sources import FixedPolicySource, SynchronousSource
 from vapo.trainer.state import State
 
