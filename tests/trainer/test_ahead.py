@@ -331,7 +331,7 @@ def test_stale_responses_bring_a_sampler_correction_unless_it_was_chosen(base: P
     assert chosen.algorithm.sampler == NoCorrection()
     assert "older weights sampled is trained on as if it were the policy's own" in chosen.notes[1]
     assert toys.toy_config(base, AHEAD, preset="sao").algorithm == toys.toy_config(base, NOW, preset="sao").algorithm
-    assert len(toys.toy_config(base, AHEAD, preset="sao").notes) == 1
+    assert not any("weighs" in note for note in toys.toy_config(base, AHEAD, preset="sao").notes)
     vllm = toys.toy_config(base, AHEAD, {"rollout": {"engine": "vllm"}})
     assert vllm.algorithm.sampler == TruncatedWeight()
     assert not any("exactly" in note for note in vllm.notes)

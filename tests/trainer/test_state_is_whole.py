@@ -214,8 +214,8 @@ def spoiled_losses(run: Run) -> None:
 
     class Spoiled(type(run.policy.objective)):
         def loss(self, micro, weights):
-            loss, figures = real(micro, weights)
-            return (loss if run.state.step == 0 else loss + float("nan")), figures
+            part = real(micro, weights)
+            return part if run.state.step == 0 else dataclasses.replace(part, loss=part.loss + float("nan"))
 
     run.policy.objective = Spoiled(run.policy.objective.policy, run.policy.objective.algorithm)
 
