@@ -10,19 +10,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from vapo.models import flash
 from vapo.models.networks import Policy, Sequences, choose_layout
 from vapo.rollout.torch_engine import TorchEngine
-from vapo.types import Decoding, Prompt
+from vapo.types import Completion, Decoding, Prompt
 
 SIZES = {
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -76,6 +80,34 @@ def peak_gb() -> float:
     return peak
 
 
+def rollout(sampler: Qwen2ForCausalLM, prompts: list[Prompt], *, graphs: bool) -> tuple[float, list[Completion], str]:
+    """Response tokens per second of a whole rollout, the responses, and why CUDA graphs were given up, if they were."""
+    engine = TorchEngine(sampler, slots=SAMPLES, graphs=graphs)
+    how = Decoding(RESPONSE, ())
+    engine.generate(prompts[:8], Decoding(8, ()), list(range(8)))
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    completions = engine.generate(prompts, how, list(range(SAMPLES)))
+    seconds = time.perf_counter() - began
+    engine.close()
+    return SAMPLES * RESPONSE / seconds, completions, engine.graphs_fault
+
+
+def same_tokens(some: list[Completion], others: list[Completion]) -> float:
+    """The share of the responses that are the same token by token."""
+    return sum(a.token_ids == b.token_ids for a, b in zip(some, others, strict=True)) / len(some)
+
+
+@contextmanager
+def without_flash() -> Iterator[None]:
+    """Within: packed attention is one SDPA call per sequence."""
+    takes, flash.takes = flash.takes, lambda *_: False
+    try:
+        yield
+    finally:
+        flash.takes = takes
+
+
 def model_figures(name: str, dtype: torch.dtype) -> dict[str, Any]:
     """Rollout, score and update of one model: tokens per second, peak memory, and the sampler's gap to the trainer."""
     torch.manual_seed(0)
@@ -91,17 +123,14 @@ def model_figures(name: str, dtype: torch.dtype) -> dict[str, Any]:
         for i in range(SAMPLES // 8)
         for _ in range(8)
     ]
-    engine = TorchEngine(sampler, slots=SAMPLES)
-    how = Decoding(RESPONSE, ())
-    engine.generate(prompts[:8], Decoding(8, ()), list(range(8)))
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    completions = engine.generate(prompts, how, list(range(SAMPLES)))
-    rollout_s = time.perf_counter() - began
-    engine.close()
+    plain_speed, plain, _ = rollout(sampler, prompts, graphs=False)
+    speed, completions, fault = rollout(sampler, prompts, graphs=True)
     figures: dict[str, Any] = {
         "parameters": model.num_parameters(),
-        "rollout tokens/s": SAMPLES * RESPONSE / rollout_s,
+        "rollout tokens/s": speed,
+        "rollout tokens/s without CUDA graphs": plain_speed,
+        "share of the responses that are the same with and without": same_tokens(completions, plain),
+        "why no graphs": fault,
         "rollout peak GB": peak_gb(),
     }
     autocast = dtype == torch.bfloat16
@@ -118,19 +147,26 @@ def model_figures(name: str, dtype: torch.dtype) -> dict[str, Any]:
         scored = [policy.logp(part, RESPONSE, with_entropy=True)[0] for part in sequences]
         torch.cuda.synchronize()
         figures["score tokens/s"] = SAMPLES * (PROMPT + RESPONSE) / (time.perf_counter() - began)
+        if autocast:
+            with without_flash():
+                loop = policy.logp(sequences[0], RESPONSE)[0]
+            figures["flash and one call per sequence, largest difference in nats"] = float(
+                (loop - scored[0]).abs().max()
+            )
     sampled = torch.tensor([completion.logprobs for completion in completions])
     figures["largest gap of sampler and trainer, nats"] = float((torch.cat(scored).cpu() - sampled).abs().max())
     figures["score peak GB"] = peak_gb()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    for warm in (True, False):
+    seconds = math.inf
+    for _ in range(3):  # the first chooses kernels
         torch.cuda.synchronize()
         began = time.perf_counter()
-        for part in sequences[:1] if warm else sequences:
+        for part in sequences:
             policy.logp(part, RESPONSE)[0].mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+        torch.cuda.synchronize()
+        seconds = min(seconds, time.perf_counter() - began)
     tokens = SAMPLES * (PROMPT + RESPONSE)
     figures["update tokens/s"] = tokens / seconds
     figures["update TFLOP/s (6 x parameters x tokens)"] = 6 * model.num_parameters() * tokens / seconds / 1e12
@@ -163,11 +199,12 @@ def main() -> None:
     results: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
+        "flash attention over packed sequences": flash.available(),
         "float32 log-probabilities, GPU and CPU, largest difference": agrees_with_cpu(),
     }
     jobs: list[tuple[str, Any]] = [
         *((f"{name} {kind}", lambda n=name, d=dtype: model_figures(n, d))
-          for name in SIZES for kind, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))),
+          for kind, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)) for name in SIZES),
         ("maze", lambda: maze(Path(tempfile.mkdtemp()))),
     ]  # fmt: skip
     for name, job in jobs:

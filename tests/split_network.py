@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vapo.trainer.batch import Batch
 from vapo.trainer.local_network import LocalNetwork, accumulate_gradient
-from vapo.trainer.network import Score, StepResult
+from vapo.trainer.network import Gradient, Score, StepResult
 
 Build = Callable[[], LocalNetwork]
 
@@ -87,21 +87,26 @@ class Half:
         """The first process takes the first half of the rows."""
         return torch.arange(len(batch)).tensor_split(2)[self.rank]
 
-    def accumulate(self, minibatch: Batch, micro_batch_tokens: int) -> dict[str, float]:
+    def accumulate(self, minibatch: Batch, micro_batch_tokens: int) -> Gradient:
         local = self.local
         local.optimizer.zero_grad(set_to_none=True)
-        loss, figures = accumulate_gradient(
+        part = accumulate_gradient(
             local.objective, minibatch, self.rows(minibatch), micro_batch_tokens=micro_batch_tokens
         )
         for parameter in local.parameters:
             if parameter.grad is None:  # no gradient in this half
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
-        dist.all_reduce(loss)
-        local._loss = loss
+        dist.all_reduce(part.loss)
+        local._loss = part.loss
+        values = part.values
+        if local.name == "critic":
+            values = torch.zeros(minibatch.mask.shape) if values is None else values
+            dist.all_reduce(values)
         gathered: list[Any] = [None, None]
-        dist.all_gather_object(gathered, {name: float(value) for name, value in figures.items()})
-        return {name: sum(part.get(name, 0.0) for part in gathered) for name in {**gathered[0], **gathered[1]}}
+        dist.all_gather_object(gathered, {name: float(value) for name, value in part.figures.items()})
+        figures = {name: sum(half.get(name, 0.0) for half in gathered) for name in {**gathered[0], **gathered[1]}}
+        return Gradient(figures, values)
 
     def score(self, batch: Batch, what: Sequence[Score], micro_batch_tokens: int) -> dict[str, Tensor]:
         mine = torch.zeros(len(batch), dtype=torch.bool)
@@ -136,7 +141,7 @@ class SplitNetwork:
         self.pair.tell("score", save(batch.tensors()), what, micro_batch_tokens)
         return self.half.score(batch, what, micro_batch_tokens)
 
-    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> dict[str, float]:
+    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> Gradient:
         self.pair.tell("accumulate", save(minibatch.tensors()), micro_batch_tokens)
         return self.half.accumulate(minibatch, micro_batch_tokens)
 

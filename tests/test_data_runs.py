@@ -199,6 +199,20 @@ def test_only_existing_files_become_absolute_paths(place):
     assert named.model.policy == "builtin"
 
 
+def test_a_module_of_this_folder_becomes_its_file_and_an_installed_one_of_its_name_stays(place):
+    for name in ("found_by_folder", "json", "in_package"):
+        (place / f"{name}.py").write_text("def judge(response, answer):\n    return True\n")
+    names = ["found_by_folder:judge", "json:loads", "not_here:judge", "package.in_package:judge"]
+
+    def verifiers() -> list[Any]:
+        settings = [{"task": {"name": "math", "data": "train.jsonl", "verifier": name}} for name in names]
+        return [with_whole_paths(resolve([file_layer("t", s)])).sections.task.options["verifier"] for s in settings]
+
+    assert verifiers() == [f"{place / 'found_by_folder.py'}:judge", *names[1:]]
+    task = with_whole_paths(resolve([file_layer("t", {"task": {"name": "found_by_folder:judge"}})])).sections.task
+    assert task.name == f"{place / 'found_by_folder.py'}:judge"
+
+
 def prompts(*lengths: int) -> tuple[Prompt, ...]:
     return tuple(Prompt(f"p{i}", "x", token_ids=(2,) * n) for i, n in enumerate(lengths))
 

@@ -32,6 +32,7 @@ from vapo.models.lora import (
     peft_opens,
     plain_weights,
     save_adapters,
+    share_frozen,
 )
 from vapo.models.networks import Policy, Sequences
 from vapo.models.saving import load_trained, save_model, save_trained
@@ -197,6 +198,25 @@ def test_unreadable_adapters_raise_an_error_with_the_reason(tmp_path: Path):
         load_policy(tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("critic", [False, True])
+def test_a_folder_that_lacks_the_adapter_of_a_layer_is_refused_by_name(tmp_path: Path, critic: bool, ends: bool):
+    base = toys.toy_base(tmp_path / "base")
+    save_adapters(trained_network(base, critic), folder := tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if ends:  # as peft itself writes them
+        config["target_modules"] = sorted({name.rpartition(".")[2] for name in config["target_modules"]})
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    load = load_critic if critic else load_policy
+    load(folder)
+    path = folder / "adapter_model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata, kept = file.metadata(), {name: file.get_tensor(name) for name in file.keys() if "up_proj" not in name}  # noqa: SIM118
+    save_file(kept, path, metadata=metadata)
+    with pytest.raises(ModelError, match=r"lacks the adapter of model\.layers\.0\.mlp\.up_proj.* damaged"):
+        load(folder)
+
+
 def test_adapters_saved_in_formats_1_and_2_can_be_loaded(tmp_path: Path):
     base = toys.toy_base(tmp_path / "base")
     model = trained_network(base, critic=False)
@@ -244,3 +264,42 @@ def test_checkpointed_gradients_are_equal_and_dropout_is_off(lora):
     assert plain.keys() == checkpointed.keys()
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name])
+
+
+# --------------------------------------------------------------------------- one base for two networks
+
+
+def two_on_one_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
+    base = toys.toy_base(folder)
+    policy, (critic, _) = load_policy(base), load_critic(base)
+    add_lora(policy, 2, None)
+    add_lora(critic, 3, None, keep=value_head(critic))
+    return policy, critic
+
+
+def test_two_networks_with_adapters_keep_the_base_once(tmp_path: Path):
+    policy, critic = two_on_one_base(tmp_path)
+    values = critic(SEQUENCES.tokens[0][None]).logits
+    freed = share_frozen(critic, policy)
+    theirs = {name: p for name, p in policy.model.named_parameters() if ".lora_" not in name}
+    ours = {name: p for name, p in critic.model.named_parameters() if ".lora_" not in name}
+    assert ours.keys() == theirs.keys()
+    assert all(p.data_ptr() == theirs[name].data_ptr() for name, p in ours.items())
+    assert freed == 4 * sum(p.numel() for p in theirs.values())
+    assert torch.equal(critic(SEQUENCES.tokens[0][None]).logits, values)
+    own = {name: p for name, p in critic.named_parameters() if p.requires_grad}
+    assert not {p.data_ptr() for p in own.values()} & {p.data_ptr() for p in policy.parameters()}
+
+
+def test_a_weight_that_differs_or_is_trained_is_not_shared(tmp_path: Path):
+    policy, critic = two_on_one_base(tmp_path)
+    with torch.no_grad():
+        critic.model.norm.weight[0] += 1
+    policy.model.embed_tokens.weight.requires_grad_(True)
+    assert share_frozen(critic, policy) > 0
+    for name in ("norm", "embed_tokens"):
+        one, other = (getattr(model.model, name).weight for model in (critic, policy))
+        assert one.data_ptr() != other.data_ptr(), name
+    plain = load_policy(tmp_path)
+    assert share_frozen(critic, plain) == 0
+    assert share_frozen(plain, policy) == 0

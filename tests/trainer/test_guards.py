@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, n
     kept = sorted((tmp_path / "run" / "skipped").glob("*.safetensors"))
     batch = Batch.from_tensors(load_file(kept[0]))
     if what in ("loss", "gradient"):  # what was kept can be learned from again
-        figures = type(chosen).accumulate(chosen, batch, micro_batch_tokens=1000)
+        figures = type(chosen).accumulate(chosen, batch, micro_batch_tokens=1000).figures
         assert all(torch.isfinite(torch.as_tensor(v)) for v in figures.values())
     assert len(batch) == 8
 
@@ -197,8 +198,8 @@ def test_a_diagnostic_that_is_not_finite_is_logged_as_null_and_cancels_no_step(b
     honest = run.policy.objective.loss
 
     def with_diverging_diagnostic(micro: Batch, weights: dict[str, torch.Tensor]):
-        loss, figures = honest(micro, weights)
-        return loss, {**figures, "kl/update": torch.tensor(float("inf"))}
+        part = honest(micro, weights)
+        return replace(part, figures={**part.figures, "kl/update": torch.tensor(float("inf"))})
 
     object.__setattr__(run.policy.objective, "loss", with_diverging_diagnostic)
     runs.finish(run, report=False)

@@ -206,8 +206,8 @@ def test_two_processes_that_share_the_rows_take_the_step_of_one(
         batch = replace(batch, mask=mask)
     build = partial(local, kind, algorithm)
     one, two = build(), SplitNetwork(pair, build)
-    figures = one.accumulate(batch, micro_batch_tokens=40)
-    shared = two.accumulate(batch, micro_batch_tokens=40)
+    figures = one.accumulate(batch, micro_batch_tokens=40).figures
+    shared = two.accumulate(batch, micro_batch_tokens=40).figures
     assert shared == pytest.approx(figures, rel=1e-5, abs=1e-6)
     for mine, theirs in zip(one.parameters, two.parameters, strict=True):
         if mine.grad is None:
@@ -253,10 +253,10 @@ def test_the_positive_term_is_divided_by_the_right_tokens_of_the_minibatch_and_l
     assert float(weights["positive"].max()) == pytest.approx(1 / num_right)
     logp, _ = target.policy.logp(batch.sequences, batch.width)
     expected = -(logp[1].sum() + logp[-1].sum()) / num_right
-    figures = LocalNetwork("policy", target.policy, objective=target).accumulate(batch, micro_batch_tokens=20)
+    figures = LocalNetwork("policy", target.policy, objective=target).accumulate(batch, micro_batch_tokens=20).figures
     assert float(figures["loss/positive_lm"]) == pytest.approx(float(expected.detach()), rel=1e-5)
-    loss, _ = target.loss(batch, weights)
-    without, _ = PolicyObjective(target.policy, replace(VAPO, positive_lm=0.0)).loss(batch, weights)
+    loss = target.loss(batch, weights).loss
+    without = PolicyObjective(target.policy, replace(VAPO, positive_lm=0.0)).loss(batch, weights).loss
     assert float((loss - without).detach()) == pytest.approx(0.1 * float(expected.detach()), rel=1e-4)
 
 
@@ -270,7 +270,7 @@ def test_shaping_does_not_move_a_response_out_of_the_positive_set():
 def test_no_right_response_means_no_positive_term():
     batch = replace(batch_of(LENGTHS), right=torch.zeros(len(LENGTHS), dtype=torch.bool))
     target = PolicyObjective(Policy(toys.tiny_llama()), VAPO)
-    _, figures = target.loss(batch, target.weights(batch))
+    figures = target.loss(batch, target.weights(batch)).figures
     assert float(figures["loss/positive_lm"]) == 0.0
 
 

@@ -152,6 +152,13 @@ def test_all_right_is_another_streak_than_all_wrong_and_no_verdict_is_neither():
     assert raised[6]["nothing wrong"].startswith("All 8 responses in 2 steps are right")
 
 
+@pytest.mark.parametrize(("reward_std", "raised"), [(0.0, False), (3e-8, False), (None, False), (0.25, True)])
+def test_equal_values_are_a_fault_of_the_critic_only_where_outcomes_differ(reward_std, raised):
+    figures = {"value/std": 0.0, "lr/critic": 1e-3, "reward_std": reward_std}  # 3e-8: rounding of equal scores
+    state, settings = State(), GuardSettings(patience=2)
+    assert ["flat values" in new_alarms(figures, state, settings) for _ in range(3)] == [False, raised, False]
+
+
 def test_the_guard_can_be_switched_off():
     state = State()
     for _ in range(9):
@@ -167,7 +174,7 @@ def alarms(folder: Path) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == "alarm" and "lasting" not in event]
 
 
-SHORT = {"trainer": {"steps": 3, "pretraining_ready": 0.1}, "guards": {"same_outcome_steps": 2}}
+SHORT = {"trainer": {"steps": 3, "pretraining_ready": 0.1}, "guards": {"same_outcome_steps": 2, "patience": 2}}
 
 
 @pytest.fixture
@@ -186,6 +193,7 @@ def test_a_run_with_equal_outcomes_raises_alarms_before_and_during_training(base
         assert ("task.template" in alarm["message"]) == (name == "nothing right")
     everything = " ".join(alarm["message"] for alarm in alarms(tmp_path / "run"))
     assert "retrain longer" not in everything
+    assert "critic_lr" not in everything
     assert ("The critic is not ready. No outcome differs from another." in everything) == (preset == "vapo")
 
 

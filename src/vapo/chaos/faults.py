@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import torch
 
 from vapo.trainer.batch import Batch
 from vapo.trainer.local_network import LocalNetwork
+from vapo.trainer.network import Gradient
+from vapo.trainer.objectives import Part
 from vapo.trainer.run import Run
 
 MUTATING = (
@@ -157,7 +160,7 @@ def spoil_gradient_step(run: Run, name: str, number: int, what: str, value: floa
     assert isinstance(network, LocalNetwork)
     real, loss, seen = network.accumulate, network.objective.loss, 0
 
-    def accumulate(minibatch: Batch, **options: Any) -> dict[str, float]:
+    def accumulate(minibatch: Batch, **options: Any) -> Gradient:
         nonlocal seen
         seen += 1
         if not number <= seen < number + times:
@@ -169,14 +172,14 @@ def spoil_gradient_step(run: Run, name: str, number: int, what: str, value: floa
             finally:
                 object.__delattr__(network.objective, "loss")
         if what == "gradient":
-            figures = real(minibatch, **options)
+            found = real(minibatch, **options)
             _first_gradient(network).view(-1)[0] = value
-            return figures
+            return found
         return real(_with(minibatch, what, value), **options)
 
-    def spoiled_loss(micro: Batch, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        total, figures = loss(micro, weights)
-        return total + value, figures
+    def spoiled_loss(micro: Batch, weights: dict[str, torch.Tensor]) -> Part:
+        part = loss(micro, weights)
+        return replace(part, loss=part.loss + value)
 
     network.accumulate = accumulate
 

@@ -41,7 +41,7 @@ def train(
             metavar="TECHNIQUE",
             help="Take a technique away; repeatable. Its field becomes plain PPO's: value-pretraining, decoupled-gae, "
             "length-adaptive-gae, token-level-loss, clip-higher, positive-lm, group-sampling. Or, for what vapo2 adds, "
-            "VAPO's: group-baseline, share-lambda, mean-head, actor-only-filter.",
+            "VAPO's: group-baseline, share-lambda, mean-head.",
         ),
     ] = None,
     set_: SetOption = None,

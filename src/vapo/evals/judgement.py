@@ -249,11 +249,12 @@ def _figures(states: States, won: Array | None, prompts: np.ndarray) -> dict[str
     inside = np.array([f > 0 for f in states.fractions])
     inside = inside if inside.any() else ~inside
     counted = np.array([[wins[inside].sum(), *wins], [pairs[inside].sum(), *pairs]])
+    explained = at_each(lambda f: statistics.critic_explained_variance(values[..., f], monte_carlo[..., f], outcomes))
     return {
         **found,
-        "explained_variance": at_each(
-            lambda f: statistics.critic_explained_variance(values[..., f], monte_carlo[..., f], outcomes)
-        ),
+        "explained_variance": explained,
+        # noise can put the estimate of a low ceiling at 0 or below
+        "explained_share": np.where(ceilings > 0, explained / np.where(ceilings > 0, ceilings, 1.0), np.nan),
         "bias": at_each(lambda f: statistics.bias(values[..., f], monte_carlo[..., f])),
         "rmse": np.sqrt(np.maximum(squared, 0.0)),
         "spearman": ranked,

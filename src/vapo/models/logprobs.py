@@ -8,8 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_LOGITS = 2**22
-"""Logits in one chunk, whatever the vocabulary: 16 MiB in float32, a few times that with their gradient."""
+CPU_LOGITS = 2**22
+"""Logits in one chunk on a CPU, whatever the vocabulary: 16 MiB in float32, a few times that with their gradient."""
+GPU_SHARE = 64
+"""On a GPU, a chunk's logits take this part of the card's memory: 2,048 rows of 150,000 logits on 80 GB. The part of
+what is free would change from run to run, and with it the rounding."""
+
+
+def most_logits(device: torch.device) -> int:
+    """How many logits a chunk has on the device; the same number in every run on the machine."""
+    if device.type != "cuda":
+        return CPU_LOGITS
+    return max(CPU_LOGITS, torch.cuda.get_device_properties(device).total_memory // (4 * GPU_SHARE))
 
 
 def token_logps(
@@ -20,17 +30,17 @@ def token_logps(
     *,
     temperature: float = 1.0,
     vocab_size: int,
-    max_logits: int = MAX_LOGITS,
+    max_logits: int | None = None,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """log π(target | state) and, `with_entropy`, the entropy of π, both (N,) float32 in nats.
 
     `hidden` (N, d) are the states that predict `targets` (N,); `head` maps (n, d) -> (n, vocabulary) logits with
-    `parameters`, which get gradients. Works through chunks of at most `max_logits` logits; each is computed again
-    in the backward pass instead of being kept, so peak memory is one chunk and its gradient. The entropy has no
-    gradient.
+    `parameters`, which get gradients. Works through chunks of at most `max_logits` logits (None: `most_logits`); each
+    is computed again in the backward pass instead of being kept, so peak memory is one chunk and its gradient. The
+    entropy has no gradient.
     """
-    rows = max(1, max_logits // vocab_size)
+    rows = max(1, (max_logits or most_logits(hidden.device)) // vocab_size)
     if len(hidden) <= rows:
         logp, entropy = _chunk(hidden, targets, head, temperature, with_entropy)
     else:

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,26 @@ def _read_directly(backbone: PreTrainedModel, name: str) -> bool:
     parent, _, own = name.rpartition(".")
     mixer = backbone.get_submodule(parent)
     return own in ("out_proj", "dt_proj") and hasattr(mixer, "A_log") and hasattr(mixer, "D")
+
+
+def share_frozen(model: PreTrainedModel, owner: PreTrainedModel) -> int:
+    """Let the fixed weights of a model with adapters use the memory of another such model, where both backbones hold
+    the same numbers under one name; the bytes that this frees.
+
+    Fixed weights never change, so each model stays as it is. A weight that either of them trains is left alone.
+    """
+    if not (has_lora(model) and has_lora(owner)):
+        return 0
+    theirs = dict(backbone_of(owner).named_parameters())
+    freed = 0
+    for name, own in backbone_of(model).named_parameters():
+        other = theirs.get(name)
+        if other is None or own.requires_grad or other.requires_grad or _is_adapter(name):
+            continue
+        if own.shape == other.shape and own.device == other.device and torch.equal(own, other):
+            freed += own.numel() * own.element_size()
+            own.data = other.data
+    return freed
 
 
 def has_lora(model: PreTrainedModel) -> bool:
@@ -236,6 +256,12 @@ def merge_adapters(model: PreTrainedModel, folder: Path, *, head: torch.nn.Linea
     layers = {pair: modules.get(pair.removeprefix(PEFT_PREFIX)) for pair in pairs}
     if strange := sorted(pair for pair, layer in layers.items() if not isinstance(layer, torch.nn.Linear)):
         raise ModelError(f"{folder} has an adapter for {strange[0]}, and {type(model).__name__} has no such layer.")
+    if missing := sorted(_targets(config, modules) - {pair.removeprefix(PEFT_PREFIX) for pair in pairs}):
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{folder} lacks the adapter of {missing[0]}{others}, which would stay as in the base model though its "
+            f"{ADAPTER_CONFIG} targets it. It is damaged or not finished: save the adapters again."
+        )
     with safe_open(path, "pt") as file:
         digest = (file.metadata() or {}).get("base")
     fixed = {pair.removeprefix(PEFT_PREFIX) for pair in pairs}
@@ -249,6 +275,20 @@ def merge_adapters(model: PreTrainedModel, folder: Path, *, head: torch.nn.Linea
         layer.weight += (up @ down).to(layer.weight) * (config["lora_alpha"] / len(down))  # type: ignore[union-attr]
     for name, parameter in wanted.items():
         parameter.copy_(tensors[name])
+
+
+def _targets(config: Mapping[str, Any], modules: Mapping[str, torch.nn.Module]) -> set[str]:
+    """The linear layers that a list of target modules means, each by its whole name or the end of it, as in peft.
+
+    Empty for configurations that select layers by patterns or numbers.
+    """
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or any(config.get(key) for key in ("layers_to_transform", "exclude_modules")):
+        return set()
+    ends = tuple(f".{target}" for target in targets)
+    return {
+        name for name, module in modules.items() if isinstance(module, torch.nn.Linear) and f".{name}".endswith(ends)
+    }
 
 
 def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:

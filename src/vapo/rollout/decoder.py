@@ -14,6 +14,7 @@ from vapo.errors import ConfigError, DataError, ModelError, counted
 from vapo.rollout.draws import check_decoding
 from vapo.rollout.kv_cache import SlotCache, StepMasks, attention_width, round_up
 from vapo.rollout.row_counts import ROW_BUCKET, exact_row_counts
+from vapo.rollout.step_graphs import StepGraphs, rows_of, width_of
 from vapo.types import Decoding, Prompt
 
 SLOWER = "Sample with the model's own cache, which is slower: --set rollout.engine=generate."
@@ -22,8 +23,11 @@ SLOWER = "Sample with the model's own cache, which is slower: --set rollout.engi
 class Decoder:
     """The model with its cache and masks, on rows of tokens; the engine knows which sample has which row."""
 
-    def __init__(self, model: nn.Module, slots: int) -> None:
+    def __init__(self, model: nn.Module, slots: int, *, graphs: bool = True) -> None:
         self.model = model
+        self._graphs: StepGraphs | None = None
+        self.graphs_fault = ""
+        """Why steps are not replayed as CUDA graphs, though they were to be."""
         # At least 128, also for few slots: prompts of a shared prefill have together more rows than there are slots.
         self._row_counts = exact_row_counts(model, max(slots, 128))
         self.rows = self.row_count(slots)
@@ -44,6 +48,13 @@ class Decoder:
         self._cache: SlotCache | None = None
         self._masks: dict[int | None, StepMasks] = {}
         self._prefilled = 0
+        if graphs and self.device.type == "cuda":
+            self._graphs = StepGraphs(self._step, self.rows, self.device)
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether steps are replayed as CUDA graphs."""
+        return self._graphs is not None
 
     @property
     def cache(self) -> SlotCache:
@@ -52,11 +63,15 @@ class Decoder:
         return self._cache
 
     def row_count(self, count: int) -> int:
-        """How many rows to compute for `count` of them: the fewest that sum alike, else a multiple of 16."""
+        """How many rows to compute for `count` of them: the fewest that sum alike, else a multiple of 16; with graphs
+        one of few numbers."""
+        if self._graphs is not None:
+            return rows_of(count, self.rows, ROW_BUCKET)
         return next((n for n in self._row_counts if n >= count), round_up(count, ROW_BUCKET))
 
     def release(self) -> None:
-        """Free the cache and the masks."""
+        """Free the cache, the masks, and the graphs that read them."""
+        self._forget_graphs()
         self._cache = None
         self._masks = {}
 
@@ -96,6 +111,7 @@ class Decoder:
             self._cache.grow(width)
         elif self._masks:
             return
+        self._forget_graphs()
         self._masks = {
             window: StepMasks(self.rows, self.cache.capacity, window, self.dtype, self.device)
             for window in set(self._layer_windows.values())
@@ -117,7 +133,13 @@ class Decoder:
         self._prefilled += sum(len(p) for p in prompts)
 
     def step(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
-        """Feed row i the token ids[i] at positions[i]; logits for the next tokens, (B, V). B = len(ids)."""
+        """Feed row i the token ids[i] at positions[i]; logits for the next tokens, (B, V), to be used before the next
+        step. B = len(ids)."""
+        if self._graphs is not None:
+            return self._graphs.run(ids, positions, width_of(width, self.cache.capacity))
+        return self._step(ids, positions, width)
+
+    def _step(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
         masks = {window: masks.step(positions, width) for window, masks in self._masks.items()}
         self.cache.begin_step(positions, width)
         by_kind = {kind: masks[window] for kind, window in self._layer_windows.items()}
@@ -151,7 +173,9 @@ class Decoder:
                 last = torch.zeros_like(positions)
                 positions[:2], last[:2] = self.indices(lengths), ids[[0, 1], list(lengths)].to(self.device)
                 self.reset_rows(rows, positions[:2])
-                got = self.step(last, positions, attention_width(max(lengths) + 1))[:2].float()
+                width = attention_width(max(lengths) + 1)
+                got = self._step(last, positions, width)[:2].float()
+                self._try_graphs(last, positions, width)
             except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
                 raise ModelError(
                     f"TorchEngine cannot decode {name} with its cache ({type(error).__name__}: {error}). {SLOWER}"
@@ -166,6 +190,26 @@ class Decoder:
                 f"TorchEngine's cached decoding of {name} differs from a full forward pass by {gap:.2g} in the "
                 f"logits (allowed: {tolerance:.2g}), so its samples would be wrong. {SLOWER}"
             )
+
+    def _try_graphs(self, ids: Tensor, positions: Tensor, width: int) -> None:
+        """Keep the graphs only if a replayed step gives the logits of the step itself, over the same columns."""
+        if self._graphs is None:
+            return
+        plain = self._step(ids, positions, width_of(width, self.cache.capacity)).clone()
+        try:
+            replayed = self.step(ids, positions, width)
+            gap = (replayed - plain).abs().max().item()
+        except (RuntimeError, TypeError) as error:
+            self.graphs_fault = str(error).splitlines()[0]
+        else:
+            if gap <= 1e-3 * max(1.0, plain.abs().max().item()) or gap != gap:
+                return
+            self.graphs_fault = f"replayed logits differ by {gap:.2g}"
+        self._graphs = None
+
+    def _forget_graphs(self) -> None:
+        if self._graphs is not None:
+            self._graphs.clear()
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
         extra = {"logits_to_keep": 1} if self._keep_last else {}

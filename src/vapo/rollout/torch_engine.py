@@ -44,11 +44,14 @@ class TorchEngine:
     `model` may be the very policy that is being trained: `generate` switches it to eval mode and back, keeps
     no graph, and leaves no tensor of its own in it; `load_weights` with the model's own tensors copies
     nothing. `slots` is how many sequences run at a time, `prefill_tokens` how many prompt tokens (padding
-    included) one forward pass takes. The cache stays allocated between calls, until `close`.
+    included) one forward pass takes, `graphs` whether steps on a GPU may be replayed as CUDA graphs. The cache
+    stays allocated between calls, until `close`.
 
     Raises `ModelError` for models it cannot sample from: recurrent and hybrid ones, encoder-decoders,
     chunked attention, and any whose step-by-step logits differ from those of a full forward pass.
     """
+
+    exact = True
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class TorchEngine:
         slots: int = 128,
         device: torch.device | str | None = None,
         prefill_tokens: int = 8192,
+        graphs: bool = True,
     ) -> None:
         if slots < 1 or prefill_tokens < 1:
             raise ConfigError(
@@ -67,9 +71,19 @@ class TorchEngine:
         self.prefill_tokens = prefill_tokens
         self.num_prefilled_tokens = 0
         """Prompt tokens that went through the model's prefill so far, padding not counted."""
-        self._decoder = Decoder(model if device is None else model.to(device), slots=slots)
+        self._decoder = Decoder(model if device is None else model.to(device), slots=slots, graphs=graphs)
         self._version = 0
         self._decoder.check_against_full_forward()
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether decode steps are replayed as CUDA graphs; `graphs_fault` says why not."""
+        return self._decoder.uses_graphs
+
+    @property
+    def graphs_fault(self) -> str:
+        """Why CUDA graphs were tried and given up; empty otherwise."""
+        return self._decoder.graphs_fault
 
     @property
     def version(self) -> int:

@@ -39,7 +39,7 @@ from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.schema import TaskConfig
 from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask, do_nothing, part_of
-from vapo.tasks.verifiers.functions import refuse_while_importing
+from vapo.tasks.verifiers.functions import file_of_module, refuse_while_importing
 from vapo.trainer.observer import Observer
 from vapo.types import Decoding, Progress, Prompt, Task
 
@@ -101,7 +101,7 @@ def with_whole_paths(config: Config) -> Config:
         key: _whole(value) if key in FILES and value and isinstance(value, str) else value
         for key, value in task.options.items()
     }
-    name = _whole(task.name) if ".py:" in task.name else task.name
+    name = _whole(task.name) if ":" in task.name else task.name
     sections = config.sections.model_copy(
         update={
             "task": TaskConfig.model_validate({"name": name, **options}),
@@ -112,10 +112,15 @@ def with_whole_paths(config: Config) -> Config:
 
 
 def _whole(value: Any) -> Any:
-    """A path, or `path.py:function`, made absolute if it is there; a hub id or a name as it is."""
+    """A path, `path.py:function`, or `module:function` of a module in this folder, made absolute if it is there.
+
+    A hub id or a name stays as it is.
+    """
     if not isinstance(value, str):
         return value  # of a wrong type; the task reports it when it reads its options
     name, colon, function = value.rpartition(":")
+    if file := file_of_module(name, Path.cwd()):
+        return f"{file}:{function}"
     path, rest = (name, colon + function) if name.endswith(".py") else (value, "")
     return str(Path(path).resolve()) + rest if value != "builtin" and Path(path).exists() else value
 

@@ -26,6 +26,7 @@ from vapo.models.loading import count_parameters, load_config
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
 from vapo.reports.runfiles import read_jsonl
+from vapo.rollout.vllm_environment import check_environment
 from vapo.session.build import assemble, lambda_warning
 from vapo.session.config import Config, resolve
 from vapo.session.environment import environment
@@ -84,7 +85,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
     config, inputs = prepare(config, alarms, task)
     with _closing_task_on_error(inputs.task):
         observer = foresee(config, inputs, run_dir, alarms)
-        run = assemble(config, inputs, observer)
+        run = assemble(config, inputs, observer, run_dir)
     with _closing_on_error(run, run_dir):
         check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
         run.folder = RunFolder(run_dir)
@@ -93,6 +94,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
         _write_settings(run.folder, config)
         _record_alarms(run.folder, alarms)
     observer.note(f"run directory: {run_dir}")
+    _report_engine(run)
     _report_critic(run)
     return run
 
@@ -112,6 +114,7 @@ def prepare(config: Config, observer: Observer, task: Task | None = None) -> tup
         wanted, there = config.sections.evaluation.prompts, len(inputs.heldout_prompts)
         if wanted > there:
             notes.append(f"evaluation.prompts is {wanted}, and {inputs.task.name} holds out {there}: all are used")
+        notes += check_environment(config.sections.rollout.engine)
         for note in [*config.notes, *notes]:
             observer.note(note)
         report_notes(inputs, observer)
@@ -142,6 +145,7 @@ def resume(
     """
     config = config_to_resume(run_dir, task, changes)
     run = _restored(config, run_dir, observer, task, allow_change)
+    _report_engine(run)
     _report_critic(run)
     return run
 
@@ -169,7 +173,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
             report_notes(inputs, alarms)
             _warn_of_settings(config, inputs, alarms)
             observer = foresee(config, inputs, run_dir, alarms)
-            run = assemble(config, inputs, observer)
+            run = assemble(config, inputs, observer, run_dir)
     except BaseException:
         folder.close()
         raise
@@ -244,6 +248,14 @@ def _record_alarms(folder: RunFolder, alarms: AlarmRecorder) -> None:
     for message in dict.fromkeys(alarms.messages):
         if message not in written:
             folder.event(EventName.ALARM, lasting=True, message=message)
+
+
+def _report_engine(run: Run) -> None:
+    if not run.engine.exact:
+        run.observer.note(
+            "the rollout engine is not exact: a run that is resumed or repeated samples from the same distribution, "
+            "and gets other samples"
+        )
 
 
 def _report_critic(run: Run) -> None:

@@ -23,6 +23,7 @@ from vapo.types import Task
 METHOD = "method.yaml"
 LEFTOVERS = (
     LOCK,
+    "vllm.log",
     *(name for file in ("environment.json", SOURCES, METHOD) for name in (file, f".{file}.tmp")),
     ".config.yaml.tmp",
 )

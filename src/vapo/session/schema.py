@@ -27,7 +27,14 @@ class ModelConfig:
     """`full` is a network of its own; `side` is a small one that reads the policy's hidden states, at a fraction of the
     time and memory."""
     side_layers: int | None = number(None, unit="layers", ge=1)
-    """How many of the policy's layers a side critic reads, evenly spaced; null takes every third, 12 at most."""
+    """How many of the policy's layers a side critic reads beside its embeddings, evenly spaced; null takes every third,
+    12 at most."""
+    side_share: float = number(0.02, gt=0, le=1, unit="share of the policy's parameters")
+    """A side critic's parameters at most, as a share of the policy's. Its width is 32 at least: beside a policy of less
+    than about a million parameters it takes more than the share."""
+    side_attention: bool = False
+    """Let a side critic attend to the whole text itself. Else it knows of it what the policy's states and the prompt's
+    mean say, which costs less and learns from fewer responses."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward passes; weights, values and losses stay float32."""
     policy_lora: int = number(0, ge=0)

@@ -209,9 +209,14 @@ def _widened(values: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, width - values.shape[1]))
 
 
+def minibatch_rows(batch: Batch, count: int, generator: torch.Generator) -> list[Tensor]:
+    """The batch's row numbers shuffled and cut into `count` parts, as equal as can be."""
+    return list(torch.randperm(len(batch), generator=generator).tensor_split(count))
+
+
 def minibatches(batch: Batch, count: int, generator: torch.Generator) -> Iterator[Batch]:
     """The batch shuffled and cut into `count` parts, as equal as can be."""
-    for rows in torch.randperm(len(batch), generator=generator).tensor_split(count):
+    for rows in minibatch_rows(batch, count, generator):
         yield batch.select(rows)
 
 

@@ -119,7 +119,9 @@ def others_mean(outcomes: Tensor, batch: Batch) -> Tensor:
 
 
 def with_group_means(batch: Batch) -> Batch:
-    """The batch with `others_mean` and `critic_others_mean`: credit, metrics and mixture all read these."""
+    """The batch with `others_mean` and `critic_others_mean`, made once a step for all that reads them."""
+    if batch.others_mean is not None:
+        return batch
     means = others_mean(batch.outcomes, batch)
     same = torch.equal(batch.outcomes, batch.critic_outcomes)
     of_critic = means if same else others_mean(batch.critic_outcomes, batch)
@@ -216,3 +218,11 @@ def monte_carlo_returns(batch: Batch, gamma: float) -> Tensor:
     """What the critic's target comes to without any critic: (B, T), discounted by γ for each learned token to come."""
     after = (batch.mask.sum(-1, keepdim=True) - batch.mask.cumsum(-1)).clamp(min=0)
     return masked(_targets(batch)[:, None] * gamma**after, batch.mask)
+
+
+def with_returns(batch: Batch, algorithm: Algorithm) -> Batch:
+    """The batch with Monte-Carlo returns, R·γ^(tokens to come), whatever a critic says; less the mean of the group's
+    other responses where the critic learns what that leaves."""
+    assert isinstance(algorithm.credit, Gae)
+    batch = with_critic_target(batch, algorithm)
+    return replace(batch, returns=monte_carlo_returns(batch, algorithm.credit.gamma))

@@ -34,8 +34,8 @@ class Alarm:
     """Raised at the first bad step, not after `guards.patience` of them."""
     rather: str = ""
     """A metric that is judged instead where the step has it."""
-    only_if: tuple[str, float] = ("", 0.0)
-    """A metric that must be above a number for the alarm to mean anything."""
+    only_if: tuple[tuple[str, float], ...] = ()
+    """Metrics, each of which must be above its number for the alarm to mean anything."""
 
     def message(self, value: float, settings: GuardSettings, metric: str) -> str:
         """The alarm in words."""
@@ -62,14 +62,14 @@ ALARMS = (
         "value/std",
         lambda x, s: x < s.value_std_below,
         "The critic's values differ by {value:.2g} only, below guards.value_std_below={s.value_std_below}",
-        only_if=("lr/critic", 0.0),
+        only_if=(("lr/critic", 0.0), ("reward_std", 1e-6)),  # equal outcomes teach equal values
     ),
     Alarm(
         "dead value head",
         "value/head_step",
         lambda x, s: x == 0,
         "The value head moved by {value:g} in guards.patience={s.patience} steps in which the critic had a gradient",
-        only_if=("grad_norm/critic", 1e-8),
+        only_if=(("grad_norm/critic", 1e-8),),
     ),
     Alarm(
         "critic adds variance",
@@ -92,6 +92,12 @@ ALARMS = (
         "The updates of one step moved the policy by {value:.2g} nats a token (kl/update), above "
         "guards.kl_update_above={s.kl_update_above}",
         at_once=True,
+    ),
+    Alarm(
+        "sampler disagrees",
+        "sampler/logp_gap_mean",
+        lambda x, s: s.logp_gap_above is not None and x > s.logp_gap_above,
+        "Sampler and trainer differ by {value:.2g} nats a token, above guards.logp_gap_above={s.logp_gap_above}",
     ),
 )
 TOO_FEW = "too few with a signal"
@@ -120,8 +126,8 @@ def new_alarms(
     for alarm in ALARMS:
         metric = alarm.rather if alarm.rather in figures else alarm.metric
         value = _figure(figures, metric)
-        needed, least = alarm.only_if
-        bad = not math.isnan(value) and alarm.bad(value, settings) and (not needed or _figure(figures, needed) > least)
+        means_something = all(_figure(figures, needed) > least for needed, least in alarm.only_if)
+        bad = not math.isnan(value) and alarm.bad(value, settings) and means_something
         state.streaks[alarm.name] = state.streaks.get(alarm.name, 0) + 1 if bad else 0
         if state.streaks[alarm.name] == (1 if alarm.at_once else settings.patience):
             raised[alarm.name] = alarm.message(value, settings, metric)

@@ -10,9 +10,9 @@ from functools import partial
 import torch
 
 from vapo.trainer.batch import Batch, minibatches
-from vapo.trainer.network import Network
+from vapo.trainer.network import Gradient, Network
 
-Attempt = Callable[[Callable[..., dict[str, float]]], dict[str, float]]
+Attempt = Callable[[Callable[..., Gradient]], Gradient]
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,32 @@ def learn(
     lr: float,
     generator: Callable[[int], torch.Generator],
     attempt: Attempt,
+    begun: Gradient | None = None,
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> Update:
     """`passes` passes over the batch in `parts` gradient steps each; `generator(i)` shuffles pass i.
 
-    `attempt` calls the work it is given with `micro_batch_tokens`, again with fewer where memory ran out. A minibatch
-    without a trainable token makes no step.
+    `attempt` calls the work it is given with `micro_batch_tokens`, again with fewer where memory ran out. `begun` is
+    the gradient of the first minibatch, where the network holds it already. `prepare` adds to a minibatch what is too
+    large to be in the whole batch. A minibatch without a trainable token makes no step.
     """
     sums: defaultdict[str, float] = defaultdict(float)
     taken = 0
     bad: list[Batch] = []
     for number in range(passes):
-        for minibatch in minibatches(batch, parts, generator(number)):
+        for index, minibatch in enumerate(minibatches(batch, parts, generator(number))):
             if not bool(minibatch.mask.any()):
                 continue
-            figures = attempt(partial(network.accumulate, minibatch))
+            if begun is not None and number == index == 0:
+                gradient = begun
+            else:
+                learned = minibatch if prepare is None else prepare(minibatch)
+                gradient = attempt(partial(network.accumulate, learned))
             result = network.step(lr)
             if not result.taken:
                 bad.append(minibatch)
                 continue
             taken += 1
-            for key, value in {**figures, **result.figures}.items():
+            for key, value in {**gradient.figures, **result.figures}.items():
                 sums[key] += value
     return Update({key: value / taken for key, value in sums.items()} if taken else {}, taken, bad)

@@ -16,8 +16,8 @@ from vapo.models.networks import Critic, Policy
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
 from vapo.models.weight_sample import weight_sample
 from vapo.trainer.batch import Batch, micro_batches
-from vapo.trainer.network import Score, StepResult
-from vapo.trainer.objectives import Objective
+from vapo.trainer.network import Gradient, Score, StepResult
+from vapo.trainer.objectives import Objective, Part
 
 
 class LocalNetwork:
@@ -103,7 +103,9 @@ class LocalNetwork:
     def _score(self, micro: Batch, what: Sequence[Score]) -> dict[str, Tensor]:
         width = micro.width
         found: dict[str, Tensor] = {}
-        if isinstance(self.network, Policy) and "features" in what:
+        if isinstance(self.network, Policy) and list(what) == ["features"]:
+            found["features"] = torch.cat(self.network.features(micro.sequences))
+        elif isinstance(self.network, Policy) and "features" in what:
             found["logp"], found["entropy"], found["features"] = self.network.logp_and_features(micro.sequences, width)
         elif isinstance(self.network, Policy):
             logp, entropy = self.network.logp(micro.sequences, width, with_entropy="entropy" in what)
@@ -118,12 +120,13 @@ class LocalNetwork:
 
     # ------------------------------------------------------------------ learning
 
-    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> dict[str, float]:
+    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> Gradient:
         self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
-        self._loss, figures = accumulate_gradient(
+        part = accumulate_gradient(
             self.objective, minibatch, torch.arange(len(minibatch)), micro_batch_tokens=micro_batch_tokens
         )
-        return {name: float(value) for name, value in figures.items()}
+        self._loss = part.loss
+        return Gradient({name: float(value) for name, value in part.figures.items()}, part.values)
 
     def step(self, lr: float) -> StepResult:
         assert self._loss is not None
@@ -215,10 +218,10 @@ class LocalNetwork:
         return 4 * self.model.num_parameters()
 
 
-def accumulate_gradient(
-    objective: Objective, minibatch: Batch, rows: Tensor, *, micro_batch_tokens: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add the gradient of these rows to the parameters; their shares of the minibatch's loss and figures.
+def accumulate_gradient(objective: Objective, minibatch: Batch, rows: Tensor, *, micro_batch_tokens: int) -> Part:
+    """Add the gradient of these rows to the parameters; their part of the minibatch's loss, on the CPU.
+
+    The part's `values` are (B, T) like the minibatch, and 0 in rows that were not computed.
 
     The weights are made on the whole minibatch, then every micro-batch adds its share. So the shares of all rows add
     up to the gradient of one big batch, however the rows are spread over micro-batches and processes (docs/pitfalls.md,
@@ -226,12 +229,15 @@ def accumulate_gradient(
     """
     weights = objective.weights(minibatch)
     device = next(objective.module.parameters()).device
-    loss, figures = torch.zeros(()), dict[str, Tensor]()
+    loss, figures, values = torch.zeros(()), dict[str, Tensor](), None
     for chosen in micro_batches(minibatch, micro_batch_tokens, rows):
         micro = minibatch.select(chosen).to(device)
         share = {name: w[chosen, : micro.width].to(device) for name, w in weights.items()}
-        part, parts = objective.loss(micro, share)
-        part.backward()
-        loss = loss + part.detach().cpu()
-        figures = {key: figures.get(key, 0) + value for key, value in parts.items()}
-    return loss, figures
+        part = objective.loss(micro, share)
+        part.loss.backward()
+        loss = loss + part.loss.detach().cpu()
+        figures = {key: figures.get(key, 0) + value for key, value in part.figures.items()}
+        if part.values is not None:
+            values = torch.zeros(minibatch.mask.shape) if values is None else values
+            values[chosen, : micro.width] = part.values.cpu()
+    return Part(loss, figures, values)

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 
 from vapo.algo.method import Gae
-from vapo.errors import AbandonedError
+from vapo.errors import AbandonedError, EngineError, command
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
-from vapo.trainer.batch import Batch, collate, critic_passes, num_minibatches
+from vapo.trainer.batch import Batch, collate
 from vapo.trainer.credit import assign_credit, critic_share, new_mixture, start_head
 from vapo.trainer.guards import apply_alarms, new_alarms
-from vapo.trainer.learn import learn
 from vapo.trainer.measure import rollout_figures, scoring_figures
-from vapo.trainer.memory import within_memory
-from vapo.trainer.network import Network
 from vapo.trainer.pretrain import count_skips, pretrain_critic, rollouts_are_due
 from vapo.trainer.pricing import price
 from vapo.trainer.replay import remove_pool
 from vapo.trainer.rollouts import check_age, consume
 from vapo.trainer.run import Run
-from vapo.trainer.scoring import score
-from vapo.types import Episode, stable_hash
+from vapo.trainer.updates import score_others, score_policy, update
+from vapo.types import Episode
 
 
 def run_loop(run: Run) -> None:
@@ -44,6 +40,10 @@ def run_loop(run: Run) -> None:
     except AbandonedError:  # sampling, judging or evaluation was dropped, before any of the state moved
         snapshot.save(run)
         snapshot.raise_stopped(run)
+    except EngineError as error:
+        raise EngineError(
+            f"{error} Go on from the last checkpoint with: {command('resume', run.folder.path)}"
+        ) from error
 
 
 def advance(run: Run) -> None:
@@ -80,26 +80,16 @@ def train_step(run: Run) -> None:
     figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
     learned = 0
     if rollout.kept:
-        # 2. Score every token once, before any update, and assign credit.
+        # 2. Score every token before any update, and assign credit.
         batch = drawn.select(torch.tensor(rollout.kept))
         start_head(run, batch)
         learned = batch.num_tokens * algorithm.optimization.epochs
         with clock.time("score"):
-            batch = within_memory(
-                run,
-                "score",
-                partial(
-                    score,
-                    batch,
-                    policy=run.policy,
-                    critic=run.critic,
-                    reference=run.reference,
-                    final_values=algorithm.truncated == "bootstrap",
-                ),
-            )
+            batch, gap = score_policy(run, batch)
+            batch, begun = score_others(run, batch)
             mixture = (state.mixture[0], state.mixture[1])
             batch = assign_credit(batch, algorithm, mixture)
-        figures |= scoring_figures(batch, algorithm)
+        figures |= gap | scoring_figures(batch, algorithm)
         if isinstance(credit := algorithm.credit, Gae) and credit.baseline in ("fitted", "gated"):
             figures["credit/critic_share"] = critic_share(batch)
             if credit.baseline == "fitted":
@@ -108,7 +98,7 @@ def train_step(run: Run) -> None:
         # 3. One optimizer step per minibatch, for each network.
         with clock.time("update"):
             for network in run.learners:
-                figures |= update(run, network, batch)
+                figures |= update(run, network, batch, begun if network is run.critic else None)
         count_skips(run, sum(figures[f"skipped/{network.name}"] for network in run.learners))
         save_rollouts_if_due(run, rollout.episodes, batch)
 
@@ -126,38 +116,6 @@ def train_step(run: Run) -> None:
     if apply_alarms(run, new_alarms(figures, state, run.guards, kept=kept, wanted=wanted)):
         return
     snapshot.save_if_due(run, state.step)
-
-
-def update(run: Run, network: Network, batch: Batch) -> dict[str, float]:
-    """Train one network on the batch; its figures, learning rate and skipped steps."""
-    state, optimization = run.state, run.algorithm.optimization
-    is_policy = network is run.policy
-    # a critic that was pretrained (at a constant rate) needs no warm-up any more; the policy's starts here
-    rounds = (state.step if is_policy else state.serial) + 1
-    peak = optimization.actor_lr if is_policy else optimization.critic_lr
-    lr = peak * min(1.0, rounds / max(1, optimization.warmup_steps))
-    if is_policy:
-        passes, parts, batch = optimization.epochs, num_minibatches(batch, run.algorithm), batch.for_policy()
-    else:
-        passes, parts = critic_passes(batch, run.algorithm)
-        passes *= optimization.epochs
-    result = learn(
-        network,
-        batch,
-        parts=parts,
-        passes=passes,
-        lr=lr,
-        generator=lambda i: torch.Generator().manual_seed(
-            stable_hash(run.seed, "shuffle", network.name, state.step, i)
-        ),
-        attempt=partial(within_memory, run, network.name),
-    )
-    run.keep_skipped(f"step_{state.step + 1:06d}_{network.name}", result.bad)
-    if is_policy:
-        state.gradient_steps += result.gradient_steps
-        state.reference_age += result.gradient_steps
-    name = "actor" if is_policy else "critic"
-    return {**result.figures, f"lr/{name}": lr, f"skipped/{network.name}": result.skipped}
 
 
 def evaluation_is_due(run: Run) -> bool:

@@ -40,10 +40,6 @@ def scoring_figures(batch: Batch, algorithm: Algorithm) -> dict[str, float]:
     gamma = algorithm.credit.gamma if isinstance(algorithm.credit, Gae) else 1.0
     mask = batch.mask
     figures: dict[str, float] = {}
-    if batch.old_logp is not None and mask.any():
-        gap = (batch.old_logp - batch.sampled_logp)[mask].abs()
-        figures["sampler/logp_gap_max"] = float(gap.max())
-        figures["sampler/logp_gap_mean"] = float(gap.mean())
     if batch.removed is not None and mask.any():
         figures["sampler/removed_ratio"] = float(batch.removed[mask].float().mean())
     if algorithm.sampling.per_prompt > 1 and mask.any():
@@ -72,6 +68,15 @@ def scoring_figures(batch: Batch, algorithm: Algorithm) -> dict[str, float]:
         if algorithm.sampling.per_prompt > 1 and batch.critic_others_mean is not None:
             figures |= group_figures(batch)
     return figures
+
+
+def gap_figures(batch: Batch) -> dict[str, float]:
+    """How far the sampler's log-probabilities are from those that the policy was just scored with, in nats."""
+    assert batch.old_logp is not None
+    if not bool(batch.mask.any()):
+        return {}
+    gap = (batch.old_logp - batch.sampled_logp)[batch.mask].abs()
+    return {"sampler/logp_gap_max": float(gap.max()), "sampler/logp_gap_mean": float(gap.mean())}
 
 
 def group_figures(batch: Batch) -> dict[str, float]:

@@ -20,6 +20,16 @@ Score = Literal["logp", "entropy", "features", "values", "final_values"]
 
 
 @dataclass(frozen=True)
+class Gradient:
+    """What `accumulate` tells beside the gradient that it leaves in the network."""
+
+    figures: dict[str, float]
+    """Loss terms and diagnostics by name, of the whole minibatch."""
+    values: Tensor | None = None
+    """A critic's V of every learned token (B, T), 0 elsewhere; None of a policy and of a reward model."""
+
+
+@dataclass(frozen=True)
 class StepResult:
     """Whether an optimizer step was taken, and its figures (`grad_norm/NAME`, before clipping)."""
 
@@ -55,8 +65,8 @@ class Network(Protocol):
         """
         ...
 
-    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> dict[str, float]:
-        """Leave the minibatch's gradient in the network; its loss terms and diagnostics, by name.
+    def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> Gradient:
+        """Leave the minibatch's gradient in the network, and say what the pass found.
 
         All sums are normalised over the whole minibatch, so `micro_batch_tokens` (most tokens computed at a time)
         changes memory and speed, not the gradient. An earlier gradient is dropped first: a call that ran out of memory

@@ -14,6 +14,7 @@ from vapo.algo import (
     clipped_surrogate,
     dual_clip,
     head_loss,
+    head_values,
     kl_divergence,
     masked,
     positive_weights,
@@ -41,6 +42,17 @@ from vapo.trainer.batch import Batch
 REDUCTIONS = {"token": token_weights, "sequence": sequence_weights}
 
 
+@dataclass(frozen=True)
+class Part:
+    """What some rows of a minibatch add to its loss and figures."""
+
+    loss: Tensor
+    figures: dict[str, Tensor]
+    """Shares of the minibatch's figures: all rows' add up."""
+    values: Tensor | None = None
+    """The critic's V of the rows' learned tokens (B, T), without a gradient."""
+
+
 class Objective(Protocol):
     """A loss that is a weighted sum over tokens, the weights known before the minibatch is cut."""
 
@@ -52,8 +64,8 @@ class Objective(Protocol):
         critic with prompt weights sum to 1 over the rollout on average."""
         ...
 
-    def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The rows' share of the minibatch's loss, and named shares of its figures (all of them add up)."""
+    def loss(self, micro: Batch, weights: dict[str, Tensor]) -> Part:
+        """The rows' part of the minibatch's loss."""
         ...
 
 
@@ -69,18 +81,21 @@ class PolicyObjective:
         return self.policy.model
 
     def weights(self, minibatch: Batch) -> dict[str, Tensor]:
-        """`surrogate` by the method's reduction; `positive` over the tokens of verified right responses."""
+        """`surrogate` by the method's reduction; `positive` over the tokens of verified right responses; `token` over
+        all learned tokens."""
         return {
             "surrogate": REDUCTIONS[self.algorithm.reduction](minibatch.mask),
+            "token": token_weights(minibatch.mask),
             "positive": positive_weights(minibatch.mask, minibatch.right),
         }
 
-    def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, micro: Batch, weights: dict[str, Tensor]) -> Part:
         """See `Objective.loss`."""
         assert micro.old_logp is not None
         assert micro.advantages is not None
         kl, w = self.algorithm.kl, weights["surrogate"]
-        logp, _ = self.policy.logp(micro.sequences, micro.width)
+        # without a pass before the update the entropy is this pass's
+        logp, entropy = self.policy.logp(micro.sequences, micro.width, with_entropy=micro.entropy is None)
         logp, old_logp = masked(logp, micro.mask), masked(micro.old_logp, micro.mask)
         surrogate = self._surrogate(logp, old_logp, masked(micro.sampled_logp, micro.mask), micro.advantages)
         if micro.sampler_weights is not None:
@@ -102,7 +117,9 @@ class PolicyObjective:
             figures["clip_ratio/high_mean"] = weighted_sum(high.float(), w)
             figures["clip_ratio/low_mean"] = weighted_sum(low.float(), w)
             figures["kl/update"] = weighted_sum(ratio - 1 - (logp - old_logp), w)
-        return loss, {name: value.detach() for name, value in figures.items()}
+            if entropy is not None:
+                figures["entropy"] = weighted_sum(masked(entropy, micro.mask), weights["token"])
+        return Part(loss, {name: value.detach() for name, value in figures.items()})
 
     def _surrogate(self, logp: Tensor, old_logp: Tensor, sampled_logp: Tensor, advantages: Tensor) -> Tensor:
         """The loss of each token under the method's trust region."""
@@ -159,12 +176,12 @@ class RewardModelObjective:
         last = mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
         return {"value": token_weights(last)}
 
-    def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, micro: Batch, weights: dict[str, Tensor]) -> Part:
         """See `Objective.loss`."""
         outputs = self.critic.final_outputs(micro.critic_sequences)
         per_response = head_loss(self.critic.head, outputs, micro.critic_outcomes)
         loss = weighted_sum(per_response, weights["value"].sum(-1))
-        return loss, {"value/loss": loss.detach()}
+        return Part(loss, {"value/loss": loss.detach()})
 
 
 @dataclass(frozen=True)
@@ -195,10 +212,11 @@ class CriticObjective:
             weights = weights * minibatch.critic_weights[:, None]
         return {"value": weights}
 
-    def loss(self, micro: Batch, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, micro: Batch, weights: dict[str, Tensor]) -> Part:
         """See `Objective.loss`."""
         assert micro.returns is not None
         outputs = self.critic.outputs(micro.critic_sequences, micro.width)
+        values = masked(head_values(self.critic.head, outputs.detach()), micro.mask)
         outputs = masked(outputs, micro.mask[..., None].expand(outputs.shape))
         # value pretraining has no old values to stay near: its targets are what was really earned, so it is not clipped
         old = None if micro.old_values is None else masked(micro.old_values, micro.mask)
@@ -206,4 +224,4 @@ class CriticObjective:
         returns = masked(micro.returns, micro.mask)
         per_token = head_loss(self.critic.head, outputs, returns, old_values=old, clip=clip)
         loss = weighted_sum(per_token, weights["value"])
-        return loss, {"value/loss": loss.detach()}
+        return Part(loss, {"value/loss": loss.detach()}, values)

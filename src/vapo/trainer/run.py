@@ -63,6 +63,8 @@ class Run:
     """Receives a beat at least once per piece of work."""
     stop_requested: bool = False
     """Set by a signal handler: the run drops what it is sampling, saves and stops."""
+    feature_bytes: int = 0
+    """Value pretraining keeps so many bytes of the policy's hidden states for a side critic."""
     failed_saves: int = 0
     """Saves in a row that the disk refused."""
 

@@ -17,18 +17,18 @@ def score(
     critic: Network | None = None,
     reference: Network | None = None,
     final_values: bool = False,
+    reads: tuple[Score, ...] = (),
     micro_batch_tokens: int,
 ) -> Batch:
-    """The batch with `old_logp`, `entropy`, `old_values`, `ref_logp` of the networks given, and the `features` that
-    the critic reads.
+    """The batch with `old_logp`, `entropy`, `old_values`, `ref_logp` of the networks given.
 
-    `final_values` adds the critic's value after the last token, for responses that bootstrap. Rows without a
-    trainable token are not scored; their numbers are 0.
+    `reads` is what a critic wants to find of the policy in the batch (`Network.reads`). `final_values` adds the
+    critic's value after the last token, for responses that bootstrap. Rows without a trainable token are not scored;
+    their numbers are 0.
     """
     scored: dict[str, Tensor] = {}
     if policy is not None:
-        what: tuple[Score, ...] = ("logp", "entropy") if critic is None else ("logp", "entropy", *critic.reads)
-        scores = policy.score(batch, what, micro_batch_tokens=micro_batch_tokens)
+        scores = policy.score(batch, ("logp", "entropy", *reads), micro_batch_tokens=micro_batch_tokens)
         scored |= {"old_logp": scores["logp"], "entropy": scores["entropy"]}
         if "features" in scores:
             # the critic reads them when it scores and when it learns, both before the policy's update

@@ -25,6 +25,13 @@ FREE_TO_CHANGE = (
     "checkpoint.every",
     "checkpoint.final",
     "rollout.engine.slots",
+    "rollout.engine.python",
+    "rollout.engine.memory_share",
+    "rollout.engine.cache_gb",
+    "rollout.engine.sleep",
+    "rollout.engine.restarts",
+    "rollout.engine.start_limit_s",
+    "rollout.engine.answer_limit_s",
     "guards.watchdog",
     "guards.stuck_",
 )

@@ -260,6 +260,23 @@ def _is_installed(package: str) -> bool:
             return False
 
 
+def file_of_module(name: str, folder: Path) -> Path | None:
+    """The absolute path of a module outside of packages that Python finds in this folder only; None for any other.
+
+    Only such a module is found or not by where the process starts, and can be imported by its file alone.
+    """
+    file = folder.resolve() / f"{name}.py"
+    if not name.isidentifier() or not file.is_file():
+        return None
+    with _importable(folder, first=False):
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            return None
+    found = spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file
+    return file if found else None
+
+
 def _no_module(setting: str, name: str, missing: str | None, *, named_by_user: bool) -> ConfigError:
     """The error for a missing module: the one that the user named, or one that it imports."""
     advice = (
