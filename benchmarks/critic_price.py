@@ -1,15 +1,19 @@
 """What a critic costs: the time of a joint step of GRPO and of VAPO with five kinds of critic, on one CPU core.
 
-    OMP_NUM_THREADS=1 python benchmarks/critic_price.py [--sizes 3M 20M] [--lengths 64 512] [--rounds 5] [--out FILE]
+    python benchmarks/critic_price.py [--sizes 3M 20M] [--lengths 64 512] [--kinds full side] [--minutes 10]
 
-Writes critic_price.md beside itself. Weights are random and all responses have the same length. The runs of one table
-take their steps in turn, so that other work on the machine meets all of them. GRPO has no KL term here: its reference
-would cost a forward pass that no other run has. `--sizes tiny --lengths 16` takes seconds and shows that it works.
+Writes critic_price.md and critic_price.json beside itself. Weights are random and all responses have the same length.
+The runs of one table take their steps in turn, so that other work on the machine meets all of them. All of them learn
+from the responses that the first one, GRPO, has sampled, and its sampling time counts for each: no critic changes it,
+and its spread would hide what the critics differ in. GRPO has no KL term here: its reference would cost a forward pass
+that no other run has. A table stops when its part of --minutes is over, after one round at least. `--sizes tiny
+--lengths 16` takes seconds and shows that it works.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import statistics
 import tempfile
@@ -22,13 +26,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from vapo.errors import counted
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.session.config import resolve
 from vapo.session.layers import file_layer
 from vapo.session.lifecycle import begin, with_task
 from vapo.trainer import loop
+from vapo.trainer.rollouts import Rollout, RolloutSource
 from vapo.trainer.run import Run
+from vapo.trainer.state import State
 from vapo.types import Prompt, Verdict, stable_hash
 
 VOCABULARY, PROMPT = 512, 16
@@ -40,14 +47,20 @@ SIZES = {
 }
 SMALLER = {"20M": "3M", "3M": "tiny", "tiny": "mini"}
 """The smaller base that one of the critics starts from."""
-CRITICS: dict[str, dict[str, Any]] = {
-    "VAPO, full critic": {},
-    "VAPO, frozen attention": {"algorithm": {"credit": {"frozen": ["*self_attn*"]}}},
-    "VAPO, critic with adapters (rank 8)": {"model": {"critic_lora": 8}},
-    "VAPO, critic from a smaller base": {"model": {"critic": "SMALLER"}},
-    "VAPO, side critic": {"model": {"critic_kind": "side"}},
+PRICE = {"mini": 0.1, "tiny": 0.2, "3M": 3.0, "20M": 20.0}
+"""How the time is shared out: the cost of a token, about."""
+CRITICS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full": ("VAPO, full critic", {}),
+    "frozen": ("VAPO, frozen attention", {"algorithm": {"credit": {"frozen": ["*self_attn*"]}}}),
+    "lora": ("VAPO, critic with adapters (rank 8)", {"model": {"critic_lora": 8}}),
+    "small": ("VAPO, critic from a smaller base", {"model": {"critic": "SMALLER"}}),
+    "side": ("VAPO, side critic", {"model": {"critic_kind": "side"}}),
 }
 PARTS = ("rollout", "score", "update")
+GROUP = 4
+"""Responses to a prompt."""
+TOKENS = {"20M": 2048}
+"""Response tokens of a step, where not 4,096; 16 responses at most."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ def run_of(size: str, length: int, samples: int, folder: Path, preset: str, laye
         layer["model"]["critic"] = base(SMALLER[size], folder)
     settings = {
         "trainer": {
-            "steps": 1000, "samples_per_step": samples, "group_size": 4, "minibatch_size": samples // 2,
+            "steps": 1000, "samples_per_step": samples, "group_size": GROUP, "minibatch_size": samples // 2,
             "actor_lr": 1e-5, "critic_lr": 1e-4, "warmup_steps": 1, "pretraining_steps": 0, "save_rollouts_every": 0,
         },
         "evaluation": {"every": 0, "prompts": 4, "samples_per_prompt": 1},
@@ -120,68 +133,124 @@ def run_of(size: str, length: int, samples: int, folder: Path, preset: str, laye
     return run
 
 
+class Recorded:
+    """The responses of one run, sampled once and handed to several."""
+
+    def __init__(self, source: RolloutSource) -> None:
+        self._source, self.max_age = source, source.max_age
+        self.last: Rollout | None = None
+
+    def next(self, state: State) -> Rollout:
+        """See `RolloutSource`."""
+        self.last = self._source.next(state)
+        return self.last
+
+
+class Replayed:
+    """The last responses of another run."""
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded, self.max_age = recorded, recorded.max_age
+
+    def next(self, state: State) -> Rollout:
+        """See `RolloutSource`."""
+        assert self._recorded.last is not None
+        return self._recorded.last
+
+
 def step(run: Run) -> dict[str, float]:
-    """Seconds of one joint step, in all and by part."""
+    """Seconds of one joint step, in all and by part; the sampling of the responses counts wherever it was done."""
     seen: list[dict[str, Any]] = []
     run.observer.step = seen.append
     loop.train_step(run)
     (figures,) = seen
-    return {"step": figures["step_time"], **{part: figures[f"time/{part}"] for part in PARTS}}
+    parts = {part: figures[f"time/{part}"] for part in PARTS}
+    elsewhere = parts["rollout"] if isinstance(run.source, Replayed) else 0.0
+    return {"step": figures["step_time"] + elsewhere, **parts}
 
 
-def table(size: str, length: int, rounds: int, samples: int) -> list[str]:
-    """Lines of one size and length: medians of seconds, and ratios to GRPO within each round."""
+def samples_of(size: str, length: int) -> int:
+    """Responses of a step: whole groups, 16 at most, fewer where they are long."""
+    return max(GROUP, min(16, TOKENS.get(size, 4096) // length) // GROUP * GROUP)
+
+
+def table(size: str, length: int, options: argparse.Namespace, seconds: float) -> tuple[list[str], dict[str, Any]]:
+    """Lines and numbers of one size and length: medians of seconds, and ratios to GRPO within each round."""
+    started, samples = time.monotonic(), options.samples or samples_of(size, length)
     with tempfile.TemporaryDirectory() as folder:
-        wanted = {"GRPO": ("grpo", {}), **{name: ("vapo", layer) for name, layer in CRITICS.items()}}
+        wanted = {
+            "GRPO": ("grpo", {}),
+            **{name: ("vapo", layer) for name, layer in (CRITICS[kind] for kind in options.kinds)},
+        }
         runs = {
             name: run_of(size, length, samples, Path(folder), preset, layer, f"run{i}")
             for i, (name, (preset, layer)) in enumerate(wanted.items())
         }
+        recorded = Recorded(runs["GRPO"].source)
+        for name, run in runs.items():
+            run.source = recorded if name == "GRPO" else Replayed(recorded)
         policy = runs["GRPO"].policy.published_bytes // 4
         for run in runs.values():
             step(run)  # the first step allocates memory and moments
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-        for _ in range(rounds):
+        rounds, longest = 0, 0.0
+        while rounds < options.rounds and (rounds == 0 or time.monotonic() - started + longest < seconds):
+            before = time.monotonic()
             for name, run in runs.items():
                 taken[name].append(step(run))
                 print(size, length, name, f"{taken[name][-1]['step']:.2f} s", flush=True)
+            rounds, longest = rounds + 1, max(longest, time.monotonic() - before)
         lines = [
-            f"## {policy / 1e6:.1f}M parameters, {samples} responses of {length} tokens to prompts of {PROMPT}",
+            f"## {policy / 1e6:.1f}M parameters, {samples} responses of {length} tokens to prompts of {PROMPT}, "
+            f"{counted(rounds, 'round')}",
             "",
             "| method | critic / policy parameters | step, s | rollout, s | score, s | update, s | step / GRPO's |",
             "|---|--:|--:|--:|--:|--:|--:|",
         ]
+        rows = {}
         for name, run in runs.items():
-            share = "" if run.critic is None else f"{run.critic.published_bytes / 4 / policy:.1%}"
+            share = None if run.critic is None else run.critic.published_bytes / 4 / policy
             ratios = [own["step"] / grpo["step"] for own, grpo in zip(taken[name], taken["GRPO"], strict=True)]
-            seconds = [f"{statistics.median(t[part] for t in taken[name]):.2f}" for part in ("step", *PARTS)]
-            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-            lines.append(f"| {name} | {share} | {' | '.join(seconds)} | {spread} |")
+            medians = {part: statistics.median(t[part] for t in taken[name]) for part in ("step", *PARTS)}
+            row = {**medians, "share": share, "ratio": statistics.median(ratios), "ratios": ratios}
+            spread = f"{row['ratio']:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            cells = ["" if share is None else f"{share:.1%}", *(f"{medians[part]:.2f}" for part in medians), spread]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+            rows[name] = row
             run.folder.close()
             run.engine.close()
-        return [*lines, ""]
+        numbers = {"size": size, "parameters": policy, "length": length, "samples": samples, "rounds": rounds}
+        return [*lines, ""], {**numbers, "rows": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", nargs="+", default=["3M", "20M"], choices=list(SMALLER))
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 512])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--kinds", nargs="+", default=list(CRITICS), choices=list(CRITICS))
+    parser.add_argument("--rounds", type=int, default=5, help="at most so many timed steps of each run")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all tables; each takes one round at least")
+    parser.add_argument("--samples", type=int, help="responses of a step; default by size and length")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("critic_price.md"))
     options = parser.parse_args()
     lines = [
         "# What a critic costs",
         "",
-        f"`python benchmarks/critic_price.py`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, one core, "
-        f"torch {torch.__version__}; medians of {options.rounds} steps, runs in turn; in brackets the lowest and the "
+        f"`python benchmarks/critic_price.py`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, one thread, "
+        f"torch {torch.__version__}; medians, runs in turn on the same responses; in brackets the lowest and the "
         "highest ratio of a round. Two gradient steps per joint step.",
         "",
     ]
-    for size in options.sizes:
-        for length in options.lengths:
-            lines += table(size, length, options.rounds, options.samples)
-            options.out.write_text("\n".join(lines))
+    tables = []
+    started, todo = time.monotonic(), [(size, length) for size in options.sizes for length in options.lengths]
+    weights = [PRICE[size] * samples_of(size, length) * length for size, length in todo]
+    for at, (size, length) in enumerate(todo):
+        left = 60 * options.minutes - (time.monotonic() - started)
+        found, numbers = table(size, length, options, left * weights[at] / sum(weights[at:]))
+        lines += found
+        tables.append(numbers)
+        options.out.write_text("\n".join(lines))
+        options.out.with_suffix(".json").write_text(json.dumps({"tables": tables}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vapo.api import evaluate as evaluate
     from vapo.api import judge_critic as judge_critic
+    from vapo.api import judge_training as judge_training
     from vapo.api import resume as resume
     from vapo.api import train as train
     from vapo.rollout.engine import RolloutEngine as RolloutEngine
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from vapo.types import Verifier as Verifier
 
 __version__ = "0.1.0"
-__all__ = ["Prompt", "RolloutEngine", "Task", "Verdict", "Verifier", "evaluate", "judge_critic", "resume", "train"]
+__all__ = ["Prompt", "RolloutEngine", "Task", "Verdict", "Verifier", "evaluate", "judge_critic", "judge_training",
+           "resume", "train"]  # fmt: skip
 
 _MODULES = ("types", "rollout.engine", "api")
 

@@ -18,6 +18,7 @@ from vapo.session.evaluated_run import evaluation_config, find_model
 from vapo.session.evaluation import evaluate_model
 from vapo.session.judge_options import FRACTIONS, JudgeOptions
 from vapo.session.judged_critic import judge_models, judged_models
+from vapo.session.judged_training import judge_training as judge_critics
 from vapo.session.layers import DEFAULT_RECIPE, Layer, Source, file_layer, recipe_layer, source_layers
 from vapo.session.run_dirs import default_run_dir
 from vapo.session.signals import end_in_one_line
@@ -183,6 +184,39 @@ def judge_critic(
     for note in models.policy.notes:
         view.note(note)
     return judge_models(models, options, view)[0]
+
+
+@_entry
+def judge_training(
+    run: str | Path,
+    every: int = 1,
+    *,
+    task: str | None = None,
+    prompts: int | None = None,
+    responses: int = 4,
+    continuations: int = 8,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """`judge_critic` at each kept checkpoint of a run whose step is a multiple of `every`, at its start and its end:
+    what `vapo critic RUN --every N` prints, the content of training.json.
+
+    A run keeps the checkpoints that checkpoint.every and checkpoint.keep say. Raises what `judge_critic` raises, and
+    ConfigError where fewer than two are kept.
+    """
+    return judge_critics(
+        Path(run),
+        every,
+        JudgeOptions(prompts, responses, continuations, tuple(fractions)),
+        observer or SilentView(),
+        task=task,
+        settings={"seed": seed},
+        changes=[Layer(Source.OPTION, "settings", settings)] if settings else [],
+        out=None if out is None else Path(out),
+    )
 
 
 def _named(task: Mapping[str, Any]) -> dict[str, Any]:

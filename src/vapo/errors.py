@@ -76,5 +76,9 @@ class StoppedError(VapoError):
     exit_code = 75
 
 
+class EngineError(StoppedError):
+    """The rollout engine's process ended or hung more often than it may be started again."""
+
+
 class AbandonedError(StoppedError):
     """A stop was requested before the current step's update: the step is dropped, the state before it is saved."""

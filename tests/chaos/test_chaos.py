@@ -38,6 +38,8 @@ TRIALS = [
     {"trial": "interrupted", "seed": 1, "end": int(signal.SIGKILL), "long": True},
     {"trial": "interrupted", "seed": 1, "end": int(signal.SIGKILL)},
     {"trial": "interrupted", "seed": 2, "end": int(signal.SIGTERM)},
+    {"trial": "interrupted", "seed": 3, "end": int(signal.SIGKILL), "ahead": True},
+    {"trial": "interrupted", "seed": 4, "end": int(signal.SIGTERM), "ahead": True},
     {"trial": "killed_in_save", "number": 9, "traced": False, "again": False},
     {"trial": "killed_in_save", "number": 30, "traced": False, "again": True},
     {"trial": "damaged", "seed": 3},

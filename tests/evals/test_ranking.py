@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from itertools import combinations
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from transformers import LlamaForSequenceClassification, LlamaForTokenClassifica
 
 import toys
 from vapo.errors import ModelError
+from vapo.evals import token_blocks as blocks
 from vapo.evals.evaluate import score_episodes
 from vapo.evals.ranking import best_of_n, last_values, share_in_order, weighted_vote
+from vapo.evals.token_blocks import token_blocks
 from vapo.models.loading import load_critic, set_value_at, value_at
 from vapo.models.networks import Critic, Sequences
 from vapo.models.saving import save_model
@@ -187,3 +190,13 @@ def test_a_published_critic_records_whether_it_was_trained_on_tokens_or_at_the_e
     run.critic.publish(tmp_path / "critic")
     run.folder.close()
     assert value_at(load_critic(tmp_path / "critic")[0]) == "tokens"
+
+
+def test_rows_are_read_shortest_first_in_blocks_that_hold_every_row_once():
+    assert doctest.testmod(blocks).attempted > 0
+    assert doctest.testmod(blocks).failed == 0
+    lengths = [7, 3, 3, 12, 1, 5, 5]
+    found = list(token_blocks(lengths, 10))
+    assert sorted(row for block in found for row in block) == list(range(7))
+    assert all(len(block) == 1 or len(block) * max(lengths[row] for row in block) <= 10 for block in found)
+    assert list(token_blocks([], 10)) == []

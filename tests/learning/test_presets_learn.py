@@ -10,6 +10,7 @@ import pytest
 import toys
 from vapo.algo.presets import PRESETS
 from vapo.session import lifecycle as runs
+from vapo.types import Prompt, Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -20,11 +21,21 @@ LONGER = {
 }
 
 
+class ShortEchoTask(toys.EchoTask):
+    """An echo task whose responses have room to end, 3 in 4 do by chance, and are wrong if they go on."""
+
+    max_response_tokens = 24
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        if len(response.split()) > 8:
+            return Verdict("wrong", "too many words")
+        return super().verify(prompt, response)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_held_out_accuracy_rises_under(preset: str, tmp_path: Path):
-    task = toys.EchoTask()
-    if PRESETS[preset].truncated == "drop-from-policy":
-        task.max_response_tokens = 24  # of 24 tokens 4 in 5 responses end by themselves; the policy skips the others
+    skips = PRESETS[preset].truncated == "drop-from-policy"
+    task = ShortEchoTask() if skips else toys.EchoTask()
     run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", LONGER, preset=preset, task=task)
     assert run.algorithm.truncated == PRESETS[preset].truncated
     runs.finish(run)
@@ -33,3 +44,6 @@ def test_the_held_out_accuracy_rises_under(preset: str, tmp_path: Path):
     # chance alone would leave the two intervals overlapping
     assert after["low"] > before["high"], (before["avg"], after["avg"])
     assert after["avg"] > before["avg"] + 0.15
+    if skips:
+        assert before["clipped_ratio"] > 0.2
+        assert after["clipped_ratio"] < 0.1

@@ -32,6 +32,7 @@ from vapo.models.lora import (
     peft_opens,
     plain_weights,
     save_adapters,
+    share_frozen,
 )
 from vapo.models.networks import Policy, Sequences
 from vapo.models.saving import load_trained, save_model, save_trained
@@ -263,3 +264,42 @@ def test_checkpointed_gradients_are_equal_and_dropout_is_off(lora):
     assert plain.keys() == checkpointed.keys()
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name])
+
+
+# --------------------------------------------------------------------------- one base for two networks
+
+
+def two_on_one_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
+    base = toys.toy_base(folder)
+    policy, (critic, _) = load_policy(base), load_critic(base)
+    add_lora(policy, 2, None)
+    add_lora(critic, 3, None, keep=value_head(critic))
+    return policy, critic
+
+
+def test_two_networks_with_adapters_keep_the_base_once(tmp_path: Path):
+    policy, critic = two_on_one_base(tmp_path)
+    values = critic(SEQUENCES.tokens[0][None]).logits
+    freed = share_frozen(critic, policy)
+    theirs = {name: p for name, p in policy.model.named_parameters() if ".lora_" not in name}
+    ours = {name: p for name, p in critic.model.named_parameters() if ".lora_" not in name}
+    assert ours.keys() == theirs.keys()
+    assert all(p.data_ptr() == theirs[name].data_ptr() for name, p in ours.items())
+    assert freed == 4 * sum(p.numel() for p in theirs.values())
+    assert torch.equal(critic(SEQUENCES.tokens[0][None]).logits, values)
+    own = {name: p for name, p in critic.named_parameters() if p.requires_grad}
+    assert not {p.data_ptr() for p in own.values()} & {p.data_ptr() for p in policy.parameters()}
+
+
+def test_a_weight_that_differs_or_is_trained_is_not_shared(tmp_path: Path):
+    policy, critic = two_on_one_base(tmp_path)
+    with torch.no_grad():
+        critic.model.norm.weight[0] += 1
+    policy.model.embed_tokens.weight.requires_grad_(True)
+    assert share_frozen(critic, policy) > 0
+    for name in ("norm", "embed_tokens"):
+        one, other = (getattr(model.model, name).weight for model in (critic, policy))
+        assert one.data_ptr() != other.data_ptr(), name
+    plain = load_policy(tmp_path)
+    assert share_frozen(critic, plain) == 0
+    assert share_frozen(plain, policy) == 0

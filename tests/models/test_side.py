@@ -17,7 +17,7 @@ from vapo.models.loading import count_parameters, load_critic, load_side_critic,
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout
 from vapo.models.saving import save_model
-from vapo.models.side import SHARE, SideModel, holds_side_critic, side_config, side_parameters
+from vapo.models.side import EMBEDDINGS, SHARE, SideModel, holds_side_critic, side_config, side_parameters
 
 LENGTHS = (9, 3, 30, 17)
 
@@ -27,10 +27,12 @@ def rows_of_tokens(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> tuple[t
     return tuple(torch.randint(2, 13, (n,), generator=generator) for n in lengths)
 
 
-def side_critic(policy: PreTrainedModel, layout: Layout = "packed", layers: int = 2, seed: int = 1) -> Critic:
+def side_critic(
+    policy: PreTrainedModel, layout: Layout = "packed", layers: int = 2, seed: int = 1, attention: bool = True
+) -> Critic:
     """A side critic with random weights, its head included."""
     torch.manual_seed(seed)
-    model = SideModel(side_config(policy.config, 10**6, layers=layers)).eval()
+    model = SideModel(side_config(policy.config, 10**6, layers=layers, attention=attention)).eval()
     torch.nn.init.normal_(value_head(model).weight)
     reader = Policy(policy, layout, side_layers=tuple(model.config.policy_layers or ()))
     return Critic(model, layout, features_of=reader.features)
@@ -52,19 +54,37 @@ SIZES = [
 
 @pytest.mark.parametrize("config", SIZES, ids=lambda config: f"{config.model_type}-{config.hidden_size}")
 @pytest.mark.parametrize("outputs", [1, 21])
-def test_a_side_critic_has_less_than_2_percent_of_the_policys_parameters(config, outputs: int):
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_side_critic_has_less_than_2_percent_of_the_policys_parameters_or_the_smallest_width(
+    config, outputs: int, attention: bool
+):
     policy = count_parameters(config)
-    sizes = side_config(config, policy, outputs=outputs)
+    sizes = side_config(config, policy, outputs=outputs, attention=attention)
     with torch.device("meta"):
         count = SideModel(sizes).num_parameters()
-    assert count == side_parameters(len(sizes.policy_layers or ()), sizes.policy_width, sizes.hidden_size, outputs)
-    if outputs == 1 or config.hidden_size > 64:  # the smallest model has no room for a histogram of 21 bins
+    assert count == side_parameters(
+        len(sizes.policy_layers or ()), sizes.policy_width, sizes.hidden_size, outputs, attention
+    )
+    assert sizes.policy_layers is not None
+    assert sizes.policy_layers[0] == EMBEDDINGS
+    assert sizes.policy_layers[-1] == config.num_hidden_layers - 1
+    if policy > 2e6:
         assert 0.001 * policy < count < SHARE * policy
+    else:
+        assert (sizes.hidden_size, len(sizes.policy_layers)) == (32, 2)
 
 
-def test_a_large_policy_gets_12_blocks_of_width_256_that_end_at_its_last_layer():
+def test_a_larger_share_makes_a_wider_critic():
+    policy = count_parameters(SIZES[2])
+    widths = [side_config(SIZES[2], policy, share=share).hidden_size for share in (0.001, 0.02, 0.1, 0.5)]
+    assert widths == sorted(widths)
+    assert widths[0] == 32
+    assert len(set(widths)) >= 3
+
+
+def test_a_large_policy_gets_12_layers_at_width_256_that_end_at_its_last_layer():
     sizes = side_config(SIZES[3], count_parameters(SIZES[3]))
-    assert sizes.policy_layers == [2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35]
+    assert sizes.policy_layers == [EMBEDDINGS, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35]
     assert sizes.hidden_size == 256
 
 
@@ -83,6 +103,10 @@ def test_the_states_are_those_that_transformers_calls_hidden_states(name: str):
     tokens = rows_of_tokens()
     last, states = layer_states(model, tokens, layout, (0, 1))
     assert states is not None
+    _, first = layer_states(model, tokens, layout, (-1,))
+    assert first is not None
+    start = torch.cat([model(input_ids=t[None], output_hidden_states=True).hidden_states[0][0] for t in tokens])
+    torch.testing.assert_close(first, start, atol=1e-4, rtol=1e-4)
     assert torch.equal(last, hidden_states(model, tokens, layout))
     width = last.shape[-1]
     alone = torch.cat([model(input_ids=t[None], output_hidden_states=True).hidden_states[1][0] for t in tokens])
@@ -164,12 +188,27 @@ def test_no_gradient_reaches_the_policy():
     assert all(parameter.grad is None for parameter in policy.parameters())
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in critic.model.parameters())
     # nor where somebody hands in features that have one
-    states = layer_states(policy, sequences.tokens, "packed", (0, 1))[1]
+    states = layer_states(policy, sequences.tokens, "packed", (EMBEDDINGS, 0, 1))[1]
     assert states is not None
     assert states.requires_grad
     features = states.split([len(t) for t in sequences.tokens])
     critic.values(Sequences(sequences.tokens, sequences.response_lengths, features), 25).sum().backward()
     assert all(parameter.grad is None for parameter in policy.parameters())
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_the_prompt_is_read_from_its_last_token_on_and_rows_keep_their_own(attention: bool):
+    critic = side_critic(toys.tiny_llama(), attention=attention)
+    sequences = Sequences(rows_of_tokens((9, 9)), (5, 5))
+    features = critic.features_of(sequences)  # type: ignore[misc]
+    changed = (features[0].clone(), features[1])
+    changed[0][0] += 1.0  # the first of four prompt tokens
+    one, other = (critic.model(rows, [4, 4]) for rows in (features, changed))
+    same = torch.isclose(one, other, atol=1e-6).all(-1)
+    assert not same[3:9].any()
+    assert same[9:].all()
+    if not attention:
+        assert same[1:3].all()  # within the prompt nothing is read ahead, nor back
 
 
 def test_the_value_learns_an_outcome_that_stands_in_the_text():
@@ -185,7 +224,7 @@ def test_the_value_learns_an_outcome_that_stands_in_the_text():
         return Sequences(tuple(tokens), (16,) * 64), (tokens[:, 2:10] == 7).any(-1).float()
 
     optimizer = torch.optim.AdamW(critic.model.parameters(), lr=5e-3)
-    for step in range(150):
+    for step in range(250):
         sequences, right = drawn(step)
         loss = (critic.values(sequences, 16) - right[:, None]).square().mean()
         optimizer.zero_grad()
@@ -209,7 +248,7 @@ def test_a_saved_side_critic_loads_bit_for_bit_and_from_its_folder_alone(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     assert holds_side_critic(tmp_path)
     loaded, origin = load_side_critic(tmp_path, policy)
-    assert "reads the states after the policy's layers 1, 2" in origin
+    assert "reads the policy's embeddings and the states after its layers 1, 2" in origin
     tensors = loaded.state_dict()
     assert tensors.keys() == critic.model.state_dict().keys()
     assert all(torch.equal(value, tensors[name]) for name, value in critic.model.state_dict().items())

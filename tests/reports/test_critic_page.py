@@ -14,7 +14,7 @@ from vapo.evals.continuations import ContinuedPrompt, Prefix, Response
 from vapo.evals.judgement import judge
 from vapo.json_text import json_text
 from vapo.reports.critic_files import judgement_html, write_judgement
-from vapo.reports.critic_tables import judgement_tables, position_headings, position_rows
+from vapo.reports.critic_tables import judgement_tables, number_headings, number_rows
 from vapo.types import Prompt
 
 HEADING = {
@@ -46,13 +46,17 @@ def printed(told: dict[str, Any]) -> str:
     return console.export_text()
 
 
-def test_one_row_for_each_position_and_one_for_all_of_them():
+def test_one_row_for_each_number_and_one_column_for_each_position_and_all_of_them():
     told = results()
-    rows = position_rows(told)
-    assert [row[0] for row in rows] == ["prompt", "50 %", "all"]
-    assert {len(row) for row in rows} == {len(position_headings(told))}
-    ceiling = told["figures"]["ceiling"]
-    assert rows[-1][1].startswith(f"{100 * ceiling['value']:.0f} % [{100 * ceiling['low']:.0f}, ")
+    assert number_headings(told) == ["position", "prompt", "50 %", "all"]
+    rows = dict(number_rows(told))
+    assert list(rows)[:3] == ["ceiling", "critic explains", "bias"]
+    assert {len(cells) for cells in rows.values()} == {3}
+    ceiling, bias = told["figures"]["ceiling"], told["by_position"]["bias"][1]
+    assert rows["ceiling"][2] == (
+        f"{100 * ceiling['value']:.0f} %", f"[{100 * ceiling['low']:.0f}, {100 * ceiling['high']:.0f}]"
+    )  # fmt: skip
+    assert rows["bias"][1][0] == f"{bias['value']:+.3f}"
 
 
 def test_a_terminal_of_80_columns_shows_every_number_whole():

@@ -361,7 +361,7 @@ def test_a_wrong_setting_is_found_before_torch_loads():
         ("algorithm.preset=vappo", "did you mean 'vapo'"),
         ("algorithm.without=[clip-hiher]", "did you mean 'clip-higher'"),
         ("rollout.slots=3", "did you mean 'rollout.engine.slots'"),
-        ("rollout.engine=vlm", "rollout.engine.kind takes one of torch, generate, got 'vlm'"),
+        ("rollout.engine=vlm", "rollout.engine.kind takes one of torch, generate, vllm, got 'vlm'"),
         ("algorithm.credit.kind=abc", "algorithm.credit.kind takes one of gae, group, got 'abc'"),
         (
             "algorithm.credit.policy_lambda.kind=3",
@@ -465,8 +465,8 @@ def test_k_makes_lambda_one_by_share_whatever_the_preset_and_the_recipe_say(pres
 
 
 def test_k_of_a_preset_can_be_left_and_null_keeps_it():
-    assert of("algorithm.preset=vapo2").algorithm.credit.policy_lambda == Share(0.5)
-    assert of("algorithm.preset=vapo2", "algorithm.k=null").algorithm.credit.policy_lambda == Share(0.5)
+    assert of("algorithm.preset=vapo2").algorithm.credit.policy_lambda == Share(0.135)
+    assert of("algorithm.preset=vapo2", "algorithm.k=null").algorithm.credit.policy_lambda == Share(0.135)
     assert of("algorithm.k=null").algorithm.credit.policy_lambda == LengthAdaptive(0.5)  # the recipe's alpha
     other_rule = resolve([file_layer("f", {"algorithm": {"alpha": 1.5}}), set_layer("algorithm.alpha=null"),
                             set_layer("algorithm.k=0.4")])  # fmt: skip
@@ -497,7 +497,7 @@ def test_a_checkpoint_that_kept_k_as_a_field_of_the_method_has_the_same_settings
     del before["algorithm"]["k"]
     before["algorithm"]["credit"]["policy_lambda"]["k"] = 0.4
     assert changes(config.effective(), with_short_names(before)) == []
-    assert changes(of("algorithm.preset=vapo2").effective(), with_short_names(before)) == ["algorithm.k: 0.4 -> 0.5"]
+    assert changes(of("algorithm.preset=vapo2").effective(), with_short_names(before)) == ["algorithm.k: 0.4 -> 0.135"]
 
 
 @pytest.mark.parametrize(

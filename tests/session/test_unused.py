@@ -28,6 +28,7 @@ CASES = {
     "algorithm.k=0.4": (["algorithm.preset=grpo"], []),
     "algorithm.kl.estimator=k1": ([], ["algorithm.kl.coef=0.1"]),
     "algorithm.kl.refresh_every=9": ([], ["algorithm.kl.coef=0.1"]),
+    "model.side_share=0.1": ([], ["model.critic_kind=side"]),
     "model.lora_alpha=4": ([], ["model.policy_lora=2"]),
     "trainer.actor_lr=0.5": (["trainer.steps=0"], []),
     "algorithm.clip.high=0.5": (["trainer.steps=0"], []),

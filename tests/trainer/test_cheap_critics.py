@@ -21,13 +21,14 @@ from vapo.errors import ConfigError, ModelError
 from vapo.models.backbone import layer_states
 from vapo.models.loading import load_policy, load_side_critic, value_at
 from vapo.models.saving import save_model
-from vapo.models.side import SHARE, SideModel
+from vapo.models.side import SideModel
 from vapo.reports.live import SilentView
 from vapo.session import build
 from vapo.session import lifecycle as runs
 from vapo.session.layers import set_layer
 from vapo.trainer import loop
 from vapo.trainer.batch import Batch, concatenate
+from vapo.trainer.feature_cache import FeatureCache
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.run import Run
 from vapo.trainer.scoring import score
@@ -38,7 +39,7 @@ FROZEN = {"algorithm": {"credit": {"frozen": ["*self_attn*"]}}}
 KINDS: dict[str, dict[str, Any]] = {
     "side": {**SIDE, **REPLAYS},
     "side, beside adapters, with a bounded head": {
-        "model": {"critic_kind": "side", "policy_lora": 2, "gradient_checkpointing": True},
+        "model": {"critic_kind": "side", "side_attention": True, "policy_lora": 2, "gradient_checkpointing": True},
         "algorithm": {"credit": {"head": {"kind": "bounded"}}},
     },
     "adapters on the critic": {"model": {"critic_lora": 2}},
@@ -110,8 +111,7 @@ def test_a_side_critics_folder_is_small_and_loads_beside_the_trained_policy(base
     run = runs.finish(toys.toy_run(base, tmp_path / "run", {"model": {"critic_kind": "side"}}))
     folder = tmp_path / "run" / "critic"
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert run.critic.model.num_parameters() < SHARE * run.policy.model.num_parameters()
-    assert (folder / "model.safetensors").stat().st_size < 0.1 * (base / "model.safetensors").stat().st_size
+    assert run.critic.model.config.hidden_size == 32  # 2 % of the toy would be nothing
     loaded, _ = load_side_critic(folder, run.policy.model)
     assert equal(weights_of(run.critic), loaded.state_dict())
     assert not (tmp_path / "run" / "critic_adapter").exists()
@@ -122,7 +122,7 @@ def test_a_side_critics_folder_is_small_and_loads_beside_the_trained_policy(base
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
     critic = SideModel.from_pretrained(folder)
     _, features = layer_states(policy, batch.tokens, "padded", critic.config.policy_layers)
-    values = critic.values([features])[:, 0]
+    values = critic.values([features], [3])[:, 0]
     torch.testing.assert_close(values[2:-1], expected["values"][0])
     torch.testing.assert_close(values[-1:], expected["final_values"])
 
@@ -175,7 +175,9 @@ def test_the_values_of_a_step_are_those_before_the_policys_update(base: Path, tm
     loop.train_step(run)
     run.folder.close()
     assert len(seen) == 2 * 4
-    assert all(float(minibatch.old_values.abs().max()) > 0 for minibatch in seen)
+    scored = [minibatch for minibatch in seen if minibatch.old_values is not None]
+    assert len(scored) == 2 * 3  # the first of a step gives its values while it is learned from
+    assert all(float(minibatch.old_values.abs().max()) > 0 for minibatch in scored)
 
 
 @pytest.mark.parametrize("tokens", [1, 25, 60, 10_000])
@@ -210,7 +212,7 @@ def test_scored_features_belong_to_their_rows_and_follow_them(base: Path, tmp_pa
     scored = score(batch, policy=run.policy, critic=run.critic, reads=run.critic.reads, micro_batch_tokens=20)
     expected = run.critic.network.features_of(batch.sequences)
     run.folder.close()
-    assert [tuple(rows.shape) for rows in scored.features] == [(8, 64), (11, 64), (6, 64), (11, 64)]
+    assert [tuple(rows.shape) for rows in scored.features] == [(8, 96), (11, 96), (6, 96), (11, 96)]
     for row in (0, 1, 3):
         torch.testing.assert_close(scored.features[row], expected[row])
     assert not bool(scored.features[2].any())  # a row that nobody learns from is not computed
@@ -338,3 +340,111 @@ def test_frozen_attention_stays_as_it_is_and_takes_no_moments(base: Path, tmp_pa
     whole = toys.toy_run(base, tmp_path / "whole")
     whole.folder.close()
     assert run.critic.checkpoint_bytes < whole.critic.checkpoint_bytes
+
+
+# --------------------------------------------------------------------------- one base in memory
+
+
+def base_pointers(network: LocalNetwork) -> set[int]:
+    """Where the fixed weights of the backbone lie."""
+    return {p.data_ptr() for name, p in network.model.named_parameters() if "model." in name and not p.requires_grad}
+
+
+def test_adapters_on_policy_and_critic_keep_one_base_through_training_and_resume(base: Path, tmp_path: Path):
+    both = {"model": {"policy_lora": 2, "critic_lora": 2}}
+    run = runs.finish(toys.toy_run(base, tmp_path / "run", both), report=False)
+    assert base_pointers(run.critic) == base_pointers(run.policy)
+    assert len(base_pointers(run.critic)) == 2 * 9 + 2
+    assert "kept once" in run.critic.origin
+    again = runs.resume(tmp_path / "run", SilentView(), task=toys.EchoTask())
+    again.folder.close()
+    assert base_pointers(again.critic) == base_pointers(again.policy)
+    for name in ("policy", "critic"):
+        one, other = getattr(run, name), getattr(again, name)
+        assert equal(weights_of(one), weights_of(other))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy").state_dict()
+    for name, tensor in run.policy.weights():
+        torch.testing.assert_close(merged[name], tensor)
+
+
+def test_sharing_the_base_changes_no_number(base: Path, tmp_path: Path, monkeypatch):
+    both = {"model": {"policy_lora": 2, "critic_lora": 2}}
+    runs.finish(toys.toy_run(base, tmp_path / "shared", both), report=False)
+    monkeypatch.setattr(build, "share_frozen", lambda critic, policy: 0)
+    runs.finish(toys.toy_run(base, tmp_path / "apart", both), report=False)
+    last = "checkpoints/step_000003"
+    assert timeless(tmp_path / "shared", "metrics.jsonl") == timeless(tmp_path / "apart", "metrics.jsonl")
+    for network in ("policy", "critic"):
+        for file in (f"{network}/adapter_model.safetensors", f"{network}_optimizer.safetensors"):
+            assert checkpoint.sha256(tmp_path / "shared" / last / file) == checkpoint.sha256(
+                tmp_path / "apart" / last / file
+            )
+
+
+def test_a_critic_with_adapters_keeps_its_own_base_beside_a_policy_that_moves(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "run", {"model": {"critic_lora": 2}})
+    start = weights_of(run.critic)
+    assert not {p.data_ptr() for p in run.critic.model.parameters()} & {
+        p.data_ptr() for p in run.policy.model.parameters()
+    }
+    runs.finish(run, report=False)
+    moved = weights_of(run.policy)["model.layers.0.mlp.up_proj.weight"]
+    fixed = "model.layers.0.mlp.up_proj.base_layer.weight"
+    assert torch.equal(weights_of(run.critic)[fixed], start[fixed])
+    assert not torch.equal(moved, start[fixed])
+
+
+# --------------------------------------------------------------------------- hidden states of value pretraining
+
+
+def pretrained(base: Path, folder: Path, limit: int | None, monkeypatch) -> tuple[Run, list[int]]:
+    """A run whose value pretraining is over, and how many responses each pass of the policy computed."""
+    run = side_run(base, folder, REPLAYS, {"trainer": {"pretraining_steps": 4}})
+    if limit is not None:
+        run.feature_bytes = limit
+    passes: list[int] = []
+    real = LocalNetwork.score
+
+    def counted(self: LocalNetwork, batch: Batch, what: Any, *, micro_batch_tokens: int) -> dict[str, torch.Tensor]:
+        if "features" in what:
+            passes.append(len(batch))
+        return real(self, batch, what, micro_batch_tokens=micro_batch_tokens)
+
+    run.hand_over()
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalNetwork, "score", counted)
+        loop.pretrain_critic(run)
+    run.folder.close()
+    return run, passes
+
+
+def test_kept_and_recomputed_hidden_states_have_the_same_bits(base: Path, tmp_path: Path, monkeypatch):
+    row = 4 * 10 * 96
+    kept, once = pretrained(base, tmp_path / "kept", None, monkeypatch)
+    some, more = pretrained(base, tmp_path / "some", 30 * row, monkeypatch)
+    none, most = pretrained(base, tmp_path / "none", 0, monkeypatch)
+    assert equal(weights_of(kept.critic), weights_of(some.critic))
+    assert equal(weights_of(kept.critic), weights_of(none.critic))
+    lines = [timeless(tmp_path / name, "metrics.jsonl") for name in ("kept", "some", "none")]
+    assert lines[0] == lines[1] == lines[2]
+    assert sum(once) <= 16 + 4 * 32  # held-out and own responses, each at most once
+    assert sum(once) < sum(more) < sum(most)
+
+
+def test_the_cache_keeps_no_more_than_its_limit_and_skips_what_nobody_learns_from(base: Path, tmp_path: Path):
+    run = side_run(base, tmp_path / "run")
+    batch = batch_of([5, 8, 3, 8])
+    batch = replace(batch, mask=batch.mask & torch.tensor([True, True, False, True])[:, None])
+    cache = FeatureCache(run.policy, 4 * 96 * 20)
+    found = cache.with_features(batch)
+    assert (cache.size, cache.computed) == (4 * 96 * (8 + 11), 3)
+    assert [tuple(rows.shape) for rows in found.features] == [(8, 96), (11, 96), (6, 96), (11, 96)]
+    assert not bool(found.features[2].any())
+    expected = run.critic.network.features_of(batch.sequences)
+    for row in (0, 1, 3):
+        torch.testing.assert_close(found.features[row], expected[row])
+    again = cache.with_features(batch.select(torch.tensor([3, 1])))
+    assert cache.computed == 4  # the last one did not fit
+    assert torch.equal(again.features[0], found.features[3])
+    assert again.features[1] is found.features[1]
+    run.folder.close()

@@ -176,6 +176,9 @@ class RecordedSource:
     def heldout(self, state: State) -> Rollout:
         return self.held
 
+    def close(self) -> None:
+        pass
+
 
 def test_pretraining_takes_its_responses_from_any_source(tmp_path: Path):
     base, replays = toys.toy_base(tmp_path / "base"), {"trainer": {"pretraining_passes": 2, "steps": 1}}

@@ -47,6 +47,7 @@ SAVED = (
     "reference.network.model.",
     "policy._optimizer.state",
     "critic._optimizer.state",
+    "source._waiting",
 )
 MADE_AGAIN = {
     # the engine's copy of the policy, which every start hands over anew
@@ -55,8 +56,11 @@ MADE_AGAIN = {
     "policy._optimizer.param_groups": "the learning rate",
     "critic._optimizer.param_groups": "the learning rate",
     "folder._waiting": "log lines on their way to the disk",
+    "policy._spans.": "where the time went",
     "watch.": "when the last sign of life was",
     "observer._": "for which phases the time left was noted",
+    "source._thread._executor": "the thread that samples ahead",
+    "pretraining_source.": "responses that are sampled again from their seeds, and the thread that samples them ahead",
     "train_prompts._rendered": "prompts as tokens, kept so that they are made once",
 }
 
@@ -107,19 +111,19 @@ def changed_over(work: Callable[[], object], run: Run) -> set[str]:
     }
 
 
-NETWORKS = {
+AHEAD = {"trainer": {"max_staleness": 1}}
+KINDS = {
     "whole": {},
-    "adapters": {"policy_lora": 2, "critic_lora": 2},
-    "side critic": {"critic_kind": "side"},
+    "adapters": {"model": {"policy_lora": 2, "critic_lora": 2}},
+    "side critic": {"model": {"critic_kind": "side"}},
+    "ahead": AHEAD,
 }
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("phase", ["pretrain", "train"])
 def test_attributes_that_change_in_a_step_are_saved_or_recomputed(base: Path, tmp_path: Path, phase: str, kind: str):
-    rank = NETWORKS[kind].get("policy_lora", 0)
-    networks = {"model": NETWORKS[kind]}
-    run = toys.toy_run(base, tmp_path / "run", KL, {"trainer": {"pretraining_steps": 1}}, networks)
+    run = toys.toy_run(base, tmp_path / "run", KL, {"trainer": {"pretraining_steps": 2}}, KINDS[kind])
     run.hand_over()
     loop.evaluate_policy(run)
     if phase == "train":
@@ -128,13 +132,15 @@ def test_attributes_that_change_in_a_step_are_saved_or_recomputed(base: Path, tm
         changed = changed_over(lambda: loop.train_step(run), run)
     else:
         changed = changed_over(lambda: loop.pretrain_critic(run), run)
+    run.source.close()
     run.folder.close()
     assert any(path.startswith("state.") for path in changed)
+    assert (kind == "ahead" and phase == "train") == any(path.startswith("source._waiting") for path in changed)
     assert any(path.startswith("critic.network.model.") for path in changed)
     policy = {path for path in changed if path.startswith("policy.network.model.") and "._parameters." in path}
     assert bool(policy) == (phase == "train")
     known = (*SAVED, *MADE_AGAIN)
-    if rank:  # a checkpoint has no base model, so none may change
+    if kind == "adapters":  # a checkpoint has no base model, so none may change
         parts = [path for path in changed if path.startswith("policy.network.model.") and "._parameters." in path]
         assert all(".lora_" in path for path in parts)
     # the same objects are reached by other names, too: the objectives hold the networks
@@ -184,7 +190,11 @@ def signature(folder: Path) -> dict[str, Any]:
         text = re.sub(r"/\S*/(whole|again|without)", "RUN", (folder / name).read_text())
         lines = [json.loads(line) for line in text.splitlines()]
         timeless = [
-            {k: v for k, v in line.items() if k != "time" and not k.startswith(("time/", "throughput/", "step_time"))}
+            {
+                k: v
+                for k, v in line.items()
+                if k != "time" and not k.startswith(("time/", "throughput/", "mfu/", "memory/", "step_time"))
+            }
             for line in lines
         ]
         found[name] = [line for line in timeless if line.get("event") not in OF_A_RESUME]
@@ -262,6 +272,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any], Callable[[Run], None] | None]] = {
     "log_bytes": ("step_000001", {}, None),
 }
 FIELDS |= dict.fromkeys(["policy", "policy_optimizer", "critic", "critic_optimizer"], ("step_000001", {}, None))
+FIELDS["waiting_rollout"] = ("step_000001", AHEAD, None)
 FIELDS["reference"] = ("step_000002", {}, None)  # it has been refreshed by then
 
 
@@ -282,6 +293,8 @@ def resumed(folder: Path, piece: str | None, meddle: Callable[[Run], None] | Non
         run.folder.cut_logs({})
     elif piece is not None and hasattr(run.state, piece):
         setattr(run.state, piece, getattr(State(), piece))
+    elif piece == "waiting_rollout":
+        run.source.restart(None)
     elif piece == "reference":
         run.reference.model.load_state_dict(fresh.reference.model.state_dict())
     elif piece is not None:

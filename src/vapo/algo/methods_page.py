@@ -64,7 +64,8 @@ def page() -> str:
         "  the responses that end, E[R | ended], and nothing keeps their share from falling to 0 (EasyPPO §3). Watch\n"
         "  `completions/clipped_ratio`.\n"
         "- `drop-from-policy`: the response counts in the critic's loss only. The critic learns that such responses\n"
-        "  fail, so the advantages of the others are measured from the value of all (EasyPPO §3).",
+        "  fail, so the advantages of the others are measured from the value of all (EasyPPO §3). Where a response\n"
+        "  may be right although it is cut off, nothing teaches the policy to end: take `zero` there.",
     ]
     return "\n\n".join(parts) + "\n"
 

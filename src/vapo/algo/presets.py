@@ -188,16 +188,15 @@ JUSTRL2 = Algorithm(  # by its code; the one preset whose groups of equal outcom
     optimization=Optimization(minibatch=480, actor_lr=1e-6, critic_lr=5e-6, warmup_steps=20),  # warm-up: ours
 )
 
-VAPO2 = replace(  # ours: VAPO with a critic that learns what the group's mean leaves; see results/critic
+VAPO2 = replace(  # ours: VAPO with the remedies that the evidence supports; see results/critic
     VAPO,
     credit=replace(
         VAPO.credit,
-        baseline="group",  # a critic that has learned nothing is RLOO, so it needs no pretraining
-        pretraining_steps=0,
-        policy_lambda=Share(k=0.5),  # JustRL-II
+        baseline="group",  # NVIDIA's branch, TETHER: where the critic has learned nothing, this is RLOO
+        policy_lambda=Share(k=0.135),  # JustRL-II's rule; its .5 lost to alpha .5, which is this k
         head=LinearHead(start="mean"),  # JustRL-II; the mean residual is 0
     ),
-    truncated="drop-from-policy",  # EasyPPO §3
+    # EasyPPO's `drop-from-policy` lost to `zero` here, where two fifths of the responses are cut off at first
 )
 
 PRESETS: dict[str, Algorithm] = {

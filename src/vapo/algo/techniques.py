@@ -24,7 +24,6 @@ REMEDIES: dict[str, str] = {
     "group-baseline": "credit.baseline",
     "share-lambda": "credit.policy_lambda",
     "mean-head": "credit.head",
-    "actor-only-filter": "truncated",
 }
 """What VAPO 2 adds to VAPO, and the field that holds it; without it, the field is VAPO's."""
 

@@ -39,7 +39,9 @@ LONGER: dict[str, Any] = {
     "trainer": {"steps": 8, "samples_per_step": 32, "minibatch_size": 16},
 }
 """The settings of the long run that differ from `SETTINGS`."""
-CLOCKS = ("time/", "throughput/", "step_time")
+AHEAD: dict[str, Any] = {"trainer": {"max_staleness": 1}}
+"""The settings of the small run that samples each rollout while it trains on the one before."""
+CLOCKS = ("time/", "throughput/", "mfu/", "memory/", "step_time")
 FILES = ("metrics.jsonl", "evaluations.jsonl")
 
 

@@ -150,11 +150,13 @@ def plan(*, quick: bool, seed: int, traced: bool) -> list[Fault]:
         Fault("nothing, to compare (long run)", CONTROLS, iter([{"trial": "undisturbed", "long": True}] * CONTROLS)),
         Fault("killed at a random moment (long run)", 30 // share, seeds("interrupted", end=kill, long=True)),
         Fault("killed at a random moment", 120 // share, seeds("interrupted", end=kill)),
+        Fault("killed while it samples ahead", 30 // share, seeds("interrupted", end=kill, ahead=True)),
         Fault(f"killed at every {what} of a save", ALL, every_call(False)),
         Fault("the same, of a step saved again", ALL, every_call(True)),
         Fault("a checkpoint's file damaged", 50 // share, seeds("damaged")),
         Fault("disk full", 30 // share, seeds("disk_full")),
         Fault("SIGTERM at a random moment", 100 // share, seeds("interrupted", end=int(signal.SIGTERM))),
+        Fault("SIGTERM while it samples ahead", 20 // share, seeds("interrupted", end=int(signal.SIGTERM), ahead=True)),
         Fault("one number not finite", len(numbers), iter(numbers)),
         Fault("numbers not finite any more", len(for_good), iter(for_good)),
     ]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from vapo.chaos import faults
 from vapo.chaos.attempts import AttemptResult, attempt
-from vapo.chaos.small_run import differences, fingerprint, long_config, small_config
+from vapo.chaos.small_run import AHEAD, differences, fingerprint, long_config, small_config
 from vapo.durability.watch import Watch
 from vapo.errors import DivergedError, StoppedError, counted
 from vapo.session.config import Config
@@ -75,6 +75,13 @@ class TrialContext:
         root.mkdir()
         return TrialContext(root, None, long_config())
 
+    @cached_property
+    def ahead(self) -> TrialContext:
+        """The same context with the small run that samples ahead."""
+        root = self.root / "ahead"
+        root.mkdir()
+        return TrialContext(root, None, small_config(AHEAD))
+
     def calls(self, again: bool) -> list[tuple[str, int]]:
         """The file-changing system calls of one save, recorded on the first call."""
         if again not in self._calls:
@@ -117,9 +124,9 @@ def undisturbed(context: TrialContext, long: bool) -> Outcome:
     return _cleared(context, folder, context.add_differences(folder, attempt(folder, context.config), Outcome(count=1)))
 
 
-def interrupted(context: TrialContext, seed: int, end: int, long: bool = False) -> Outcome:
+def interrupted(context: TrialContext, seed: int, end: int, long: bool = False, ahead: bool = False) -> Outcome:
     """Send two signals at random moments, resume after each, then run to the end."""
-    context = context.long if long else context
+    context = context.ahead if ahead else context.long if long else context
     rng, outcome, folder = random.Random(seed), Outcome(), context.folder()  # noqa: S311 - not for secrets
     expected, struck = -end if end == signal.SIGKILL else STOPPED, 0
     while struck < INTERRUPTIONS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,8 +13,11 @@ from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
 from vapo.errors import ConfigError, StoppedError, command
 from vapo.json_text import json_text
 from vapo.models.model_source import check_trained
-from vapo.session.judge_options import PROMPTS, JudgeOptions, parse_fractions
+from vapo.session.judge_options import FOLDER, PROMPTS, JudgeOptions, parse_fractions
 from vapo.session.signals import InterruptedRunError
+
+if TYPE_CHECKING:
+    from vapo.session.layers import Layer
 
 
 def critic(
@@ -69,6 +72,15 @@ def critic(
             "stopped. Default: critic_judgement/ in the run."
         ),
     ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Judge the run along training: at its start, at each kept checkpoint whose step is a multiple of N, "
+            "and at its end (1: all that are kept). checkpoint.every and checkpoint.keep say which a run keeps.",
+        ),
+    ] = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -81,13 +93,17 @@ def critic(
     ranking stand beside it. A run without a critic (GRPO, DAPO) gets the ceiling: what a critic could add.
 
     The same command resumes where it stopped. Continuations belong to the policy, so another --critic is judged on the
-    same ones.
+    same ones. With --every the ceiling and the critic's share of it are drawn over the steps of training.
     """
     options = JudgeOptions(prompts, responses, continuations, parse_fractions(at))
     if (model is None) == (policy is None):
         raise ConfigError("vapo critic takes a run directory, or --policy FOLDER in its place: give one of both.")
     if model is not None and not Path(model).is_dir():
         raise ConfigError(f"There is no run directory {model}. Check the path, or name a policy with --policy.")
+    if every is not None and (model is None or critic_ is not None):
+        raise ConfigError(
+            "--every judges the checkpoints of a run, each with its own critic: give a run and no others."
+        )
     if critic_ is not None:
         check_trained(critic_)
     from vapo.reports.critic_files import PAGE, PICTURE, RESULTS
@@ -97,6 +113,9 @@ def critic(
 
     changes = [set_layer(text) for text in set_ or []]
     settings = {"seed": seed, "task": {} if data is None else {"eval_data": data}}
+    if every is not None and model is not None:
+        _judge_training(Path(model), every, options, task, settings, changes, out, as_json)
+        return
     models = judged_models(model, policy, critic_, task, settings, changes, out)
     again = f"Stopped; finished prompts are kept in {models.out}. Go on with: {command(*sys.argv[1:])}"
     try:
@@ -117,4 +136,40 @@ def critic(
     console.print(results["conclusion"], style="bold", markup=False)
     Console(soft_wrap=True).print(
         f"\nPage      {models.out / PAGE}\nPicture   {models.out / PICTURE}\nNumbers   {models.out / RESULTS}"
+    )
+
+
+def _judge_training(
+    run: Path,
+    every: int,
+    options: JudgeOptions,
+    task: str | None,
+    settings: dict[str, Any],
+    changes: list[Layer],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Judge the checkpoints of a run; print their table and where the files are."""
+    from vapo.reports.training_files import PAGE, PICTURE, TRAINING, training_table
+    from vapo.session.judged_training import judge_training
+
+    folder = out or run / FOLDER
+    again = f"Stopped; finished prompts are kept in {folder}. Go on with: {command(*sys.argv[1:])}"
+    try:
+        with view_for(as_json) as view:
+            course = judge_training(
+                run, every, options, view, task=task, settings=settings, changes=changes, out=folder
+            )
+    except KeyboardInterrupt:
+        raise InterruptedRunError(again) from None
+    except StoppedError as error:
+        raise error if str(folder) in str(error) else StoppedError(again) from None
+    if as_json:
+        print(json_text(course))
+        return
+    console = Console()
+    console.print(training_table(course))
+    console.print(course["conclusion"], style="bold", markup=False)
+    Console(soft_wrap=True).print(
+        f"\nPage      {folder / PAGE}\nPicture   {folder / PICTURE}\nNumbers   {folder / TRAINING}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +42,7 @@ def train(
             metavar="TECHNIQUE",
             help="Take a technique away; repeatable. Its field becomes plain PPO's: value-pretraining, decoupled-gae, "
             "length-adaptive-gae, token-level-loss, clip-higher, positive-lm, group-sampling. Or, for what vapo2 adds, "
-            "VAPO's: group-baseline, share-lambda, mean-head, actor-only-filter.",
+            "VAPO's: group-baseline, share-lambda, mean-head.",
         ),
     ] = None,
     set_: SetOption = None,
@@ -58,6 +59,22 @@ def train(
         str | None,
         typer.Option(help="Start from this saved critic (a run's critic/ folder) and skip value pretraining."),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Measure where the time of a step goes, and trace one for Perfetto: a table, and files in "
+            "RUN/profile/ (docs/speed.md). The numbers of the run stay the same.",
+        ),
+    ] = False,
+    profile_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many steps --profile measures, 1 or more, after one to warm up and before one to trace. "
+            "Implies --profile. Default: 1.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check everything, print the resolved settings and their origins, and stop."),
@@ -70,6 +87,7 @@ def train(
     from vapo.session.layers import Layer, Source, option_layer, set_layer, source_layers
     from vapo.session.path_checks import check_paths
     from vapo.session.run_dirs import check_folder, default_run_dir
+    from vapo.trainer.profiler import check_steps
 
     layers = source_layers(source)
     options: list[tuple[str, str, Any]] = [
@@ -88,13 +106,18 @@ def train(
     check_folder(path)
     check_paths(config)
 
+    profiled = profile_steps or int(profile)
+    if profiled:
+        check_steps(config.sections.trainer.steps, profiled)
+
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
     if dry_run:
         _show_settings(config, as_json)
         return
     with view_for(as_json) as view:
-        carry_out(lambda: lifecycle.begin(config, path, view), lifecycle.finish)
+        begin = partial(lifecycle.begin, config, path, view)
+        carry_out(lambda: lifecycle.profiled(begin(), profiled, view.show), lifecycle.finish)
     again = ["train", *([source] if source else [])]
     again += [part for text in set_ or [] for part in ("--set", text)]
     again += [part for option, value in (("--seed", seed), ("--steps", steps)) if value is not None

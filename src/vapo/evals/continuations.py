@@ -87,7 +87,7 @@ def continue_prompts(
     """
     found = {prompt.id: _read(prompt, kept.get(prompt.id), continuations) if kept else None for prompt in prompts}
     missing = [prompt for prompt in prompts if found[prompt.id] is None]
-    size = max(1, BLOCK // (responses * len(fractions) * continuations))
+    size = _block_size(responses, len(fractions), continuations)
     blocks = [missing[at : at + size] for at in range(0, len(missing), size)]
     on_block(0, len(blocks))
     for number, block in enumerate(blocks, start=1):
@@ -97,6 +97,15 @@ def continue_prompts(
                 kept.put(done.prompt.id, _record(done))
         on_block(number, len(blocks))
     return [done for prompt in prompts if (done := found[prompt.id])]
+
+
+def num_blocks(prompts: int, responses: int, positions: int, continuations: int) -> int:
+    """The blocks in which `continue_prompts` takes so many prompts."""
+    return -(-prompts // _block_size(responses, positions, continuations))
+
+
+def _block_size(responses: int, positions: int, continuations: int) -> int:
+    return max(1, BLOCK // (responses * positions * continuations))
 
 
 def prefix_length(length: int, fraction: float) -> int:

@@ -17,6 +17,7 @@ from vapo.evals import critic_statistics as statistics
 from vapo.evals.continuations import ContinuedPrompt
 from vapo.evals.critic_statistics import Array, Bin
 from vapo.evals.ranking import ordered_pairs
+from vapo.evals.token_blocks import token_blocks
 from vapo.models.networks import Critic, Sequences
 
 RESAMPLES = 1000
@@ -248,11 +249,12 @@ def _figures(states: States, won: Array | None, prompts: np.ndarray) -> dict[str
     inside = np.array([f > 0 for f in states.fractions])
     inside = inside if inside.any() else ~inside
     counted = np.array([[wins[inside].sum(), *wins], [pairs[inside].sum(), *pairs]])
+    explained = at_each(lambda f: statistics.critic_explained_variance(values[..., f], monte_carlo[..., f], outcomes))
     return {
         **found,
-        "explained_variance": at_each(
-            lambda f: statistics.critic_explained_variance(values[..., f], monte_carlo[..., f], outcomes)
-        ),
+        "explained_variance": explained,
+        # noise can put the estimate of a low ceiling at 0 or below
+        "explained_share": np.where(ceilings > 0, explained / np.where(ceilings > 0, ceilings, 1.0), np.nan),
         "bias": at_each(lambda f: statistics.bias(values[..., f], monte_carlo[..., f])),
         "rmse": np.sqrt(np.maximum(squared, 0.0)),
         "spearman": ranked,
@@ -298,27 +300,25 @@ def read_answers(
         prompt, response = continued[at[0]].prompt, continued[at[0]].responses[at[1]]
         return len(prompt.token_ids) + len(prompt.privileged_ids) + len(response.token_ids)
 
-    order, start = sorted(wanted, key=size), 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and (end + 1 - start) * size(order[end]) <= tokens_at_once:
-            end += 1
-        responses = [continued[p].responses[g] for p, g in order[start:end]]
+    done = 0
+    for block in token_blocks([size(at) for at in wanted], tokens_at_once):
+        chosen = [wanted[row] for row in block]
+        responses = [continued[p].responses[g] for p, g in chosen]
         sequences = Sequences(
             tuple(
                 torch.tensor(
                     [*continued[p].prompt.token_ids, *continued[p].prompt.privileged_ids, *r.token_ids], device=device
                 )
-                for (p, _), r in zip(order[start:end], responses, strict=True)
+                for (p, _), r in zip(chosen, responses, strict=True)
             ),
             tuple(len(r.token_ids) for r in responses),
         )
         values = critic.values(sequences, max(sequences.response_lengths)).cpu().double().numpy()
-        for row, (p, g) in enumerate(order[start:end]):
+        for row, (p, g) in enumerate(chosen):
             lengths = [continued[p].prefixes[i].length for i in continued[p].responses[g].prefixes]
             answers[p, g] = values[row, lengths]
-        start = end
-        on_progress(start, len(order))
+        done += len(block)
+        on_progress(done, len(wanted))
     if not np.isfinite(answers).all():
         raise ModelError("The critic gives values that are not numbers; there is nothing to judge.")
     return answers

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from vapo.errors import ModelError
 from vapo.evals.statistics import Scores
+from vapo.evals.token_blocks import token_blocks
 from vapo.models.networks import Critic, Sequences
 from vapo.types import Episode
 
@@ -85,13 +86,8 @@ def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: 
     """
     values = [0.0] * len(episodes)
     device = next(critic.model.parameters()).device
-    order = sorted(range(len(episodes)), key=lambda i: _length(episodes[i]))
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and (end + 1 - start) * _length(episodes[order[end]]) <= tokens_at_once:
-            end += 1
-        chosen = [episodes[i] for i in order[start:end]]
+    for block in token_blocks([len(e.prompt.token_ids) + len(e.token_ids) for e in episodes], tokens_at_once):
+        chosen = [episodes[i] for i in block]
         sequences = Sequences(
             tuple(torch.tensor([*e.prompt.token_ids, *e.token_ids], device=device) for e in chosen),
             tuple(len(e.token_ids) for e in chosen),
@@ -101,18 +97,13 @@ def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: 
             found = critic.final_values(sequences).cpu()
         else:
             found = critic.values(sequences, int(lengths.max())).cpu()[torch.arange(len(chosen)), lengths - 1]
-        for i, value in zip(order[start:end], found.tolist(), strict=True):
+        for i, value in zip(block, found.tolist(), strict=True):
             values[i] = value
-        start = end
     if not np.isfinite(values).all():
         raise ModelError(
             "The critic returned values that are not finite, so it cannot rank samples. Use another critic."
         )
     return values
-
-
-def _length(episode: Episode) -> int:
-    return len(episode.prompt.token_ids) + len(episode.token_ids)
 
 
 def _best(correct: Scores, values: Scores, n: int) -> float:

@@ -37,7 +37,10 @@ SECTIONS = (
     Section(
         "Time",
         TIME_ROWS,
-        "Time and throughput are the only metrics that differ between a run and its exact repetition.",
+        "Time, throughput, MFU and memory are the only metrics that differ between a run and its exact repetition.\n"
+        "The rate behind `mfu/*` is that of the fastest square product found in a tenth of a second at the start, in\n"
+        "the precision of `model.dtype` and on the threads of the run; it is no data sheet's peak. Other work on the\n"
+        "machine in that moment makes it small, and the shares large. See [where the time goes](speed.md).",
     ),
 )
 

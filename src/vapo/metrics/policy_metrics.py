@@ -51,7 +51,10 @@ POLICY_ROWS = (
         "sampler/logp_gap_max", "largest difference of the sampler's and the trainer's log-probability of a token",
         "nats", "below 1e-4 in float32", "the engine runs other weights or another precision",
     ),
-    Metric("sampler/logp_gap_mean", "the mean of that difference", "nats", "below 1e-4 in float32"),
+    Metric(
+        "sampler/logp_gap_mean", "the mean of that difference", "nats", "below 1e-4 in float32",
+        "the engine runs other weights or another precision than the trainer: its samples are not the policy's",
+    ),
     Metric(
         "sampler/removed_ratio", "share of the tokens whose weight the sampler correction cut or set to 0", SHARE,
         "below 0.01", "engine and trainer disagree about many tokens: compare their precision, or the "

@@ -86,5 +86,9 @@ SAMPLED_ROWS = (
         "that knows the prompt only. Noise alone gives about 1 / group size", SHARE, "",
         "", title="Variance between prompts", where="methods with several responses to a prompt",
     ),
+    Metric(
+        "rollout/staleness", "updates between the weights that sampled the responses and the policy that learns from "
+        "them (`trainer.max_staleness`)", "steps", short="staleness",
+    ),
     Metric("num_tokens", "their tokens", "tokens", short="tokens", phases=BOTH),
 )  # fmt: skip

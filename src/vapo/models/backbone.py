@@ -115,8 +115,8 @@ def layer_states(
 ) -> tuple[Tensor, Tensor | None]:
     """Last hidden states (n, hidden), and those that the given decoder layers put out, side by side (n, K · hidden).
 
-    n is the sum of lengths. Layers count from 0; without any the second is None. Raises ModelError for an architecture
-    whose layers do not put out one state per token.
+    n is the sum of lengths. Layers count from 0, and -1 is what goes into the first; without any the second is None.
+    Raises ModelError for an architecture whose layers do not put out one state per token.
     """
     with _outputs_of(model, layers) as outputs:
         last, mask = _forward(model, sequences, layout)
@@ -164,11 +164,17 @@ def _outputs_of(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[
     def keep(layer: int, output: Any) -> None:
         outputs[layer] = output[0] if isinstance(output, tuple) else output
 
+    def keep_input(_module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        outputs[-1] = inputs[0] if inputs else named["hidden_states"]
+
     blocks = decoder_layers(model) if layers else []
     handles = [
         blocks[layer].register_forward_hook(lambda _module, _inputs, output, layer=layer: keep(layer, output))
         for layer in layers
+        if layer >= 0
     ]
+    if -1 in layers:
+        handles.append(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True))
     try:
         yield outputs
     finally:

@@ -100,6 +100,26 @@ def _read_directly(backbone: PreTrainedModel, name: str) -> bool:
     return own in ("out_proj", "dt_proj") and hasattr(mixer, "A_log") and hasattr(mixer, "D")
 
 
+def share_frozen(model: PreTrainedModel, owner: PreTrainedModel) -> int:
+    """Let the fixed weights of a model with adapters use the memory of another such model, where both backbones hold
+    the same numbers under one name; the bytes that this frees.
+
+    Fixed weights never change, so each model stays as it is. A weight that either of them trains is left alone.
+    """
+    if not (has_lora(model) and has_lora(owner)):
+        return 0
+    theirs = dict(backbone_of(owner).named_parameters())
+    freed = 0
+    for name, own in backbone_of(model).named_parameters():
+        other = theirs.get(name)
+        if other is None or own.requires_grad or other.requires_grad or _is_adapter(name):
+            continue
+        if own.shape == other.shape and own.device == other.device and torch.equal(own, other):
+            freed += own.numel() * own.element_size()
+            own.data = other.data
+    return freed
+
+
 def has_lora(model: PreTrainedModel) -> bool:
     """Whether the model has adapters."""
     return any(_is_adapter(name) for name, _ in model.named_parameters())

@@ -177,7 +177,8 @@ class Critic:
         if features is None:
             assert self.features_of is not None, "a side critic needs the policy's features"
             features = self.features_of(sequences)
-        return self.model(tuple(rows.detach() for rows in features))
+        prompts = [len(t) - n for t, n in zip(sequences.tokens, sequences.response_lengths, strict=True)]
+        return self.model(tuple(rows.detach() for rows in features), prompts)
 
 
 def output_embeddings(model: PreTrainedModel) -> torch.nn.Module:

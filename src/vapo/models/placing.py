@@ -13,14 +13,30 @@ TINY = 10_000_000
 """With fewer parameters than this, one CPU thread is the fastest."""
 
 
-def set_threads(wanted: int | None, model: PreTrainedModel) -> None:
-    """Set torch's CPU threads: `wanted`; else 1 for a tiny model, for which more are slower; else all.
+def num_threads(wanted: int | None, parameters: int) -> int:
+    """CPU threads for a model: `wanted`; else 1 for a tiny one, for which more are slower; else all.
 
     All are OMP_NUM_THREADS where that is set, else the machine's cores.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     most = int(given) if given.isdecimal() and int(given) > 0 else os.cpu_count() or 1
-    torch.set_num_threads(wanted or (1 if model.num_parameters() < TINY else most))
+    return wanted or (1 if parameters < TINY else most)
+
+
+def set_threads(wanted: int | None, model: PreTrainedModel) -> None:
+    """Set torch's CPU threads to `num_threads`."""
+    torch.set_num_threads(num_threads(wanted, model.num_parameters()))
+
+
+def split_threads() -> int:
+    """Share torch's CPU threads with a second thread that computes at the same time: half for each, one at least.
+
+    Sets those of the calling thread, and returns the other's number.
+    """
+    every = torch.get_num_threads()
+    other = max(1, every // 2)
+    torch.set_num_threads(max(1, every - other))
+    return other
 
 
 def best_device() -> torch.device:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -30,6 +31,12 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         model.save_pretrained(folder, max_shard_size="1000GB", state_dict=merged)
         if tokenizer is not None:
             _save_tokenizer(tokenizer, folder)
+
+
+def save_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """`save_model` of a model with these weights instead of its own, which may be on the meta device."""
+    with _quiet():
+        model.save_pretrained(folder, max_shard_size="1000GB", state_dict=dict(weights))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vapo.reports.critic_tables import judgement_subtitle, judgement_title
 from vapo.reports.formatting import one_line
@@ -85,12 +85,15 @@ def _calibration(axes: Axes, results: Record) -> None:
     outcome = np.array([number(b["monte_carlo"]) for b in bins])
     spread = 1.96 * np.sqrt([number(b["noise"]) for b in bins])
     low, high = map(number, results["reward"])
-    ends = [min(low, *value), max(high, *value)]
+    # the part of the diagonal where states are: the ends of the range may be far from all of them
+    shown = [*value, *outcome, *np.clip([*(outcome - spread), *(outcome + spread)], low, high)]
+    ends = [min(shown), max(shown)] if min(shown) < max(shown) else [low, high]
     axes.plot(ends, ends, color=LIGHT.quiet, linewidth=1.0, linestyle=(0, (3, 2)))
     axes.errorbar(value, outcome, yerr=spread, fmt="o-", color=LIGHT.first, markersize=4, linewidth=1.3, elinewidth=1.1)
-    room = 0.04 * (ends[1] - ends[0])
-    axes.set_xlim(ends[0] - room, ends[1] + room)
-    axes.set_ylim(min(low, *outcome) - room, max(high, *outcome) + room)
+    room = 0.06 * (ends[1] - ends[0])
+    for axis, set_limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
+        set_limits(ends[0] - room, ends[1] + room)
+        axis.set_major_locator(MaxNLocator(5))  # the same ticks on both
     axes.set_xlabel("critic's value", fontsize=8.5, color=LIGHT.quiet, labelpad=2)
     axes.set_ylabel("Monte-Carlo value", fontsize=8.5, color=LIGHT.quiet, labelpad=2)
 
@@ -151,6 +154,7 @@ def _name_positions(axes: Axes, x: list[float]) -> None:
 
 
 def _legend(axes: Axes, columns: int = 1) -> None:
-    box = axes.legend(loc="upper left", frameon=False, fontsize=8, handlelength=1.6, ncols=columns, borderaxespad=0.2)
+    box = axes.legend(loc="upper left", framealpha=0.85, facecolor=LIGHT.paper, edgecolor="none",
+                      fontsize=8, handlelength=1.6, ncols=columns, borderaxespad=0.2)  # fmt: skip
     for text in box.get_texts():
         text.set_color(LIGHT.ink)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.table import Table
 
-from vapo.reports.formatting import NOTHING, figure, interval, percent, signed
+from vapo.reports.formatting import figure, gap, interval, percent
 from vapo.reports.runfiles import Record, number
 
 BY_POSITION = {
@@ -17,8 +19,8 @@ BY_POSITION = {
     "best_variance_ratio": "advantages, best",
     "variance_ratio": "advantages, critic",
 }
-"""The columns of the table by position, in order, with their headings."""
-AS_SHARE = ("ceiling", "explained_variance", "between_share", "group_explained_variance")
+"""The rows of the table by position, in order, with their names."""
+AS_SHARE = ("ceiling", "explained_variance", "explained_share", "between_share", "group_explained_variance")
 SIGNED = ("bias",)
 MEANING = {
     "ceiling": "The share of the outcomes' variance that any critic could explain from this state on.",
@@ -30,7 +32,7 @@ MEANING = {
     "advantages, best": "Var(R - V) / Var(R - mean of the group's other responses) for a critic that is exact.",
     "advantages, critic": "The same for this critic; above 1 the group's mean is the better baseline.",
 }
-"""One sentence for each column."""
+"""One sentence for each row."""
 
 
 def judgement_title(results: Record) -> str:
@@ -61,33 +63,34 @@ def position_name(fraction: float) -> str:
     return "prompt" if fraction == 0 else f"{100 * fraction:g} %"
 
 
-def position_headings(results: Record) -> list[str]:
-    """The headings of the table by position."""
-    return ["position", *(BY_POSITION[name] for name in _columns(results))]
+def number_headings(results: Record) -> list[str]:
+    """The headings of the table with one row for each number and one column for each position, the last for all."""
+    return ["position", *map(position_name, results["fractions"]), "all"]
 
 
-def position_rows(results: Record, *, intervals: bool = True) -> list[list[str]]:
-    """One row for each position, and one for all of them together."""
-    names = _columns(results)
-    rows = [
-        [position_name(fraction), *(_cell(name, results["by_position"][name][at], intervals) for name in names)]
-        for at, fraction in enumerate(results["fractions"])
+def number_rows(results: Record) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each number's name, and its (value, interval) at every position and at all: few columns fit terminal and page."""
+    return [
+        (
+            BY_POSITION[name],
+            [_parts(name, entry) for entry in (*results["by_position"][name], results["figures"][name])],
+        )
+        for name in _columns(results)
     ]
-    return [*rows, ["all", *(_cell(name, results["figures"][name], intervals) for name in names)]]
 
 
 def baseline_rows(results: Record) -> list[list[str]]:
     """What the prompts and groups alone explain, and the critic's calibration."""
     figures = results["figures"]
     rows = [
-        ["variance between prompts, as training reports it", _cell("between_share", figures["between_share"], True)],
+        ["variance between prompts, as training reports it", figure_cell("between_share", figures["between_share"])],
         [
             f"explained by the mean of the other {results['group_size'] - 1} responses",
-            _cell("group_explained_variance", figures["group_explained_variance"], True),
+            figure_cell("group_explained_variance", figures["group_explained_variance"]),
         ],
     ]
     if "calibration_error" in figures:
-        rows.append(["calibration error over bins", _cell("calibration_error", figures["calibration_error"], True)])
+        rows.append(["calibration error over bins", figure_cell("calibration_error", figures["calibration_error"])])
     rows.append(["mean length", figure(number(results.get("mean_length")))])
     rows.append(["cut off at the limit", percent(number(results.get("clipped_ratio")))])
     rows.append(["verifier could not tell", percent(number(results.get("invalid_ratio")))])
@@ -98,7 +101,7 @@ def bin_rows(results: Record) -> list[list[str]]:
     """The critic's calibration: its value and the Monte-Carlo value of states in bins."""
     return [
         [str(b["states"]), figure(number(b["value"])), figure(number(b["monte_carlo"])),
-         signed(number(b["value"]) - number(b["monte_carlo"]))]
+         gap(number(b["value"]) - number(b["monte_carlo"]))]
         for b in results.get("bins") or []
     ]  # fmt: skip
 
@@ -108,19 +111,18 @@ BIN_HEADINGS = ["states", "critic's value", "Monte-Carlo value", "gap"]
 
 def judgement_tables(results: Record) -> list[Table]:
     """The tables for a terminal; print them with rich."""
-    headings, rows = position_headings(results), position_rows(results, intervals=False)
+    headings = number_headings(results)
     title = f"{judgement_title(results)}\n{judgement_subtitle(results)}"
-    # one row for each number, one column for each position: few columns fit any terminal
     by_number = Table(title=title, title_justify="left", title_style="bold", border_style="dim")
-    by_number.add_column("position")
-    for row in rows:
-        by_number.add_column(row[0], justify="right", style="bold" if row[0] == "all" else "")
+    by_number.add_column(headings[0])
+    for heading in headings[1:]:
+        by_number.add_column(heading, justify="right", style="bold" if heading == "all" else "")
+    for name, cells in number_rows(results):
+        by_number.add_row(name, *(value for value, _ in cells))
     names = _columns(results)
-    for at, heading in enumerate(headings[1:], start=1):
-        by_number.add_row(heading, *(row[at] for row in rows))
     beside = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in names[:2]:
-        beside.add_row(f"{BY_POSITION[name]}, all positions", _cell(name, results["figures"][name], True))
+        beside.add_row(f"{BY_POSITION[name]}, all positions", figure_cell(name, results["figures"][name]))
     for row in baseline_rows(results):
         beside.add_row(*row)
     tables = [by_number, beside]
@@ -136,15 +138,21 @@ def _columns(results: Record) -> list[str]:
     return [name for name in BY_POSITION if name in results["by_position"]]
 
 
-def _cell(name: str, entry: Record, intervals: bool) -> str:
+def figure_cell(name: str, entry: Record, intervals: bool = True) -> str:
+    """A number as a table shows it, with its interval unless `intervals` is off."""
+    value, span = _parts(name, entry)
+    return f"{value} {span}".rstrip() if intervals else value
+
+
+def _parts(name: str, entry: Record) -> tuple[str, str]:
+    """A number and its interval; the latter is empty where there is none."""
     value = number(entry["value"])
-    text = percent(value) if name in AS_SHARE else signed(value) if name in SIGNED else figure(value)
-    ends = _interval(name, entry) if intervals and text != NOTHING else ""
-    return f"{text} {ends}".rstrip()
+    text = percent(value) if name in AS_SHARE else gap(value) if name in SIGNED else figure(value)
+    return text, "" if math.isnan(value) else _interval(name, entry)
 
 
 def _interval(name: str, entry: Record) -> str:
     low, high = number(entry["low"]), number(entry["high"])
     if name in AS_SHARE and low == low and high == high:
-        return f"[{100 * low:.0f}, {100 * high:.0f}] %"
+        return f"[{100 * low:.0f}, {100 * high:.0f}]"
     return interval(low, high)

@@ -32,6 +32,15 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"+{text}" if value is not None and value > 0 else text
 
 
+def gap(value: float | None) -> str:
+    """A difference of values with three decimals, so that those in a column line up; a dash for None and nan.
+
+    >>> gap(0.00092), gap(-0.124), gap(None)
+    ('+0.001', '-0.124', '–')
+    """
+    return NOTHING if value is None or math.isnan(value) else f"{value:+.3f}"
+
+
 def percent(value: float | None) -> str:
     """A share as a percentage; a dash for None and nan.
 

@@ -93,6 +93,9 @@ class SilentView:
     def note(self, message: str) -> None:
         """Ignore a note."""
 
+    def show(self, text: str) -> None:
+        """Ignore a text."""
+
     def alarm(self, message: str) -> None:
         """Ignore an alarm."""
 
@@ -170,6 +173,11 @@ class LiveView:
     def note(self, message: str) -> None:
         """Show one line about an event, such as a save or a resume."""
         self._screen.print(one_line(message), "dim")
+
+    def show(self, text: str) -> None:
+        """Show a text of several lines as it is, between two empty lines."""
+        for line in ["", *text.splitlines(), ""]:
+            self._screen.print(line, "")
 
     def alarm(self, message: str) -> None:
         """Show a warning that a metric or the run is unhealthy."""

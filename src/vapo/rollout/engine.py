@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from vapo.types import Completion, Decoding, Prompt
 
+_GAPS = {torch.float32: 1e-3, torch.float64: 1e-3}
+_LOW_PRECISION_GAP = 0.1
+
+
+def rounding_gap(dtype: torch.dtype) -> float:
+    """The mean difference of two engines' log-probabilities, in nats, above which it is more than rounding."""
+    return _GAPS.get(dtype, _LOW_PRECISION_GAP)
+
 
 class RolloutEngine(Protocol):
     """Samples completions from one known version of the policy."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether a sample depends on its seed alone, and its `logprobs` are the model's to rounding.
+
+        If not, a repeated call gives other samples of the same distribution.
+        """
+        ...
 
     @property
     def version(self) -> int:

@@ -41,6 +41,8 @@ class GenerateEngine:
     those of a full forward pass.
     """
 
+    exact = True
+
     def __init__(self, model: nn.Module, *, slots: int = 128, device: torch.device | str | None = None) -> None:
         if slots < 1:
             raise ConfigError(f"GenerateEngine needs at least one slot, got slots={slots}.")

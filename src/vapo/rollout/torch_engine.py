@@ -51,6 +51,8 @@ class TorchEngine:
     chunked attention, and any whose step-by-step logits differ from those of a full forward pass.
     """
 
+    exact = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vapo.algo.head_ranges import target_range, with_range
-from vapo.algo.method import Algorithm, Gae
+from vapo.algo.method import Algorithm, Gae, NoCorrection, ProbabilityBound, RatioMask, TruncatedWeight
 from vapo.algo.presets import PRESETS, REMEDIES, TECHNIQUES, without, without_all
 from vapo.algo.sizes import NAMES, alpha_is_a_size, fields_of, scaled, sizes_of
 from vapo.errors import ConfigError
@@ -64,7 +64,9 @@ class Config:
     def changed(self) -> tuple[str, ...]:
         """Fields of the method that are not the preset's (less the techniques taken away); sizes do not count."""
         ours = dict(flatten(fields_of(self.algorithm)))
-        preset = dict(flatten(fields_of(without_all(PRESETS[self.preset], self.without))))
+        named = without_all(PRESETS[self.preset], self.without)
+        # the correction that an engine or stale responses bring is no other method
+        preset = dict(flatten(fields_of(corrected(named, self.choice, self.sections))))
         differing = [key for key in {**preset, **ours} if preset.get(key) != ours.get(key)]
         tags = [key.removesuffix(".kind") for key in differing if key.endswith(".kind")]
         # another member of a union is one change, whatever fields it brings
@@ -161,7 +163,7 @@ def resolve(layers: Sequence[Layer]) -> Config:
     by_share = choice.k is not None and alpha_from in (Source.DEFAULT, Source.RECIPE)
     if by_share or (alpha_from is Source.RECIPE and not alpha_follows_length(choice, sections)):
         choice = choice.model_copy(update={"alpha": None})  # a recipe's is VAPO's at the recipe's length
-    algorithm = _method(choice, sections)
+    algorithm = corrected(_method(choice, sections), choice, sections)
     credit = algorithm.credit
     if isinstance(credit, Gae):
         with_range(credit.head, *target_range(algorithm))
@@ -183,7 +185,8 @@ def resolve(layers: Sequence[Layer]) -> Config:
     config = Config(choice, sections, algorithm)
     origins = {key: set_by.get(key, Origin()) for key, _ in flatten(config.as_dict())}
     recipe = next((layer.recipe for layer in reversed(layers) if layer.recipe is not None), None)
-    return dataclasses.replace(config, origins=origins, notes=_unused(config, origins), recipe=recipe)
+    notes = (*_correction(config), *_unused(config, origins))
+    return dataclasses.replace(config, origins=origins, notes=notes, recipe=recipe)
 
 
 def alpha_follows_length(choice: Choice, sections: Sections) -> bool:
@@ -234,8 +237,47 @@ def _check_only_rule(choice: Choice) -> None:
         )
 
 
+def corrected(method: Algorithm, choice: Choice, sections: Sections) -> Algorithm:
+    """The method with a sampler correction, where the sampled log-probabilities need one and nobody chose.
+
+    Methods whose trust region is measured from the policy that sampled correct by themselves.
+    """
+    differ = not sections.rollout.engine.exact or sections.trainer.max_staleness > 0
+    needed = differ and isinstance(method.sampler, NoCorrection)
+    if not needed or "sampler" in choice.fields or isinstance(method.clip, RatioMask | ProbabilityBound):
+        return method
+    return dataclasses.replace(method, sampler=TruncatedWeight())
+
+
 _REFUSED = ("model.critic", "model.critic_lora")
 """Settings that are an error on the command line where the method has no use for them."""
+
+
+def _correction(config: Config) -> tuple[str, ...]:
+    """Notes on stale responses, and on the correction that they or the engine bring, or that was refused."""
+    engine, sampler = config.sections.rollout.engine, config.algorithm.sampler
+    notes = []
+    if config.sections.trainer.max_staleness:
+        exact = "; it repeats and resumes exactly all the same" if engine.exact else ""
+        notes.append(
+            "trainer.max_staleness=1: responses come from the weights before the last update, so training takes "
+            f"another course than with 0{exact}"
+        )
+    elif engine.exact:
+        return ()
+    what, why = f"what {engine.kind} samples", f"{engine.kind} is not exact"
+    if engine.exact:
+        what, why = "what older weights sampled", "the responses are one update old"
+    if isinstance(config.algorithm.clip, RatioMask | ProbabilityBound):
+        return tuple(notes)
+    if isinstance(sampler, NoCorrection):
+        notes.append(f"algorithm.sampler=none: {what} is trained on as if it were the policy's own")
+    elif "sampler" not in config.choice.fields:
+        notes.append(
+            f"{why}, so algorithm.sampler={sampler.kind} weighs the loss of each token by the trainer's probability "
+            "over the sampler's; --set algorithm.sampler.kind=none leaves it out"
+        )
+    return tuple(notes)
 
 
 def _unused(config: Config, origins: Mapping[str, Origin]) -> tuple[str, ...]:

@@ -40,10 +40,10 @@ def find_model(model: str) -> EvaluatedModel:
     Raises ConfigError for a run that has no policy to evaluate yet.
     """
     path = Path(os.path.abspath(model))
-    if _is_run(path):
+    if is_run(path):
         return _model_of(Path(model))
     for run in path.parents[:3]:
-        if _is_run(run):
+        if is_run(run):
             within = path.relative_to(run).parts
             if within == ("policy",) or (len(within) == 3 and within[::2] == ("checkpoints", "policy")):
                 return EvaluatedModel(model, run)
@@ -102,10 +102,11 @@ def evaluation_config(
 def run_of(folder: str | Path) -> Path | None:
     """The run directory that a folder of weights (a critic/, or one in a checkpoint) belongs to; None if none."""
     path = Path(os.path.abspath(folder))
-    return next((run for run in path.parents[:3] if _is_run(run)), None)
+    return next((run for run in path.parents[:3] if is_run(run)), None)
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run directory, however early the run was stopped."""
     return (path / "config.yaml").is_file() and any((path / sign).exists() for sign in SIGNS_OF_A_RUN)
 
 

@@ -21,6 +21,7 @@ from vapo.models.networks import Critic
 from vapo.models.placing import best_device, set_threads, to_device
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine
+from vapo.rollout.vllm_engine import LOG
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes
 from vapo.session.schema import Sections
@@ -122,7 +123,13 @@ def evaluate_model(
         critic = _ranking_critic(inputs, sections, model, ranks, observer) if ranks else None
         if sections.model.dtype == "bfloat16":  # as a run's sampler
             model = to_device(model, torch.bfloat16)
-        engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
+        engine = make_engine(
+            sections.rollout.engine,
+            model.requires_grad_(False),
+            log=out and out / LOG,
+            trust_remote_code=trust,
+            on_alarm=observer.alarm,
+        )
         observer.phase("evaluating", 0, 1)
         result = evaluate_heldout(
             inputs,

@@ -26,9 +26,12 @@ from vapo.models.loading import load_config, skeleton
 from vapo.models.placing import best_device
 from vapo.models.side import config_parameters, side_config
 from vapo.reports.formatting import duration, short_count
+from vapo.rollout.engine_settings import VllmEngineSettings
+from vapo.rollout.vllm_engine import check_room
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs
 from vapo.trainer.observer import Observer
+from vapo.trainer.record import BYTES_PER_TOKEN
 from vapo.trainer.settings import EvaluationSettings
 
 MANY_TOKENS = 10_000_000
@@ -160,17 +163,28 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
     policy_config = load_config(inputs.policy_source, trust_remote_code=model.trust_remote_code)
     learners = [network_size(policy_config, model.policy_lora, critic=False)]
     if isinstance(credit, Gae) and model.critic_kind == "side":
-        side = side_config(policy_config, inputs.parameters, layers=model.side_layers, outputs=width(credit.head))
+        side = side_config(
+            policy_config,
+            inputs.parameters,
+            layers=model.side_layers,
+            outputs=width(credit.head),
+            share=model.side_share,
+            attention=model.side_attention,
+        )
         parameters = config_parameters(side)
         learners.append(NetworkSize(parameters, parameters))
     elif isinstance(credit, Gae):
         critic_config = load_config(inputs.critic_source, trust_remote_code=model.trust_remote_code)
         learners.append(network_size(critic_config, model.critic_lora, critic=True))
+    shared = _shared_parameters(config, inputs, learners)
     reference = [NetworkSize(inputs.parameters, 0, learners[0].adapters)] if algorithm.kl.coef > 0 else []
+    engine = sections.rollout.engine
+    apart = isinstance(engine, VllmEngineSettings)  # its weights and cache are in another process
     limit = inputs.decoding.max_tokens
     longest = inputs.train_prompts.longest() + limit
     networks = [*learners, *reference]
-    saved = (sections.checkpoint.keep + 1) * sum(network.checkpoint_bytes for network in networks)
+    waiting = BYTES_PER_TOKEN * sections.trainer.max_staleness * algorithm.sampling.samples * limit
+    saved = (sections.checkpoint.keep + 1) * (waiting + sum(network.checkpoint_bytes for network in networks))
     return Plan(
         responses=algorithm.sampling.samples,
         rounds=1 + algorithm.sampling.refill_rounds,
@@ -182,14 +196,24 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
         operations_per_token=2 * inputs.parameters + sum(8 * network.parameters for network in learners),
         memory=memory_bytes(
             networks,
-            sampler_parameters=inputs.parameters,
-            cache_numbers=cache_numbers(policy_config, sections.rollout.engine.slots, longest),
+            sampler_parameters=0 if apart else inputs.parameters,
+            cache_numbers=0 if apart else cache_numbers(policy_config, engine.slots, longest),
             sampler_bytes=2 if model.dtype == "bfloat16" else 4,
         )
+        - 4 * shared
         if inputs.parameters
         else 0,
         checkpoints=saved + sum(4 * network.parameters for network in learners),
     )
+
+
+def _shared_parameters(config: Config, inputs: Inputs, learners: Sequence[NetworkSize]) -> int:
+    """Fixed weights that policy and critic keep once: both have adapters, on one base."""
+    model = config.sections.model
+    one_base = inputs.critic_source == inputs.policy_source and model.policy_lora > 0 and model.critic_lora > 0
+    if not (one_base and config.algorithm.has_critic):
+        return 0
+    return min(learner.parameters - learner.trained for learner in learners)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -231,6 +255,9 @@ def foresee(config: Config, inputs: Inputs, run_dir: Path, observer: Observer) -
     """Report the sizes that are known before the run; the returned observer adds times once measured."""
     plan = plan_of(config, inputs)
     device = best_device()
+    engine = config.sections.rollout.engine
+    if isinstance(engine, VllmEngineSettings) and device.type == "cuda":
+        check_room(engine.memory_share, taken=plan.memory, total=torch.cuda.mem_get_info(device)[1])
     parent = next(path for path in [run_dir, *run_dir.absolute().parents] if path.exists())
     units = (os.cpu_count() or 1) if device.type == "cpu" else 1
     report_size(

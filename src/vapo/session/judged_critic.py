@@ -23,6 +23,7 @@ from vapo.models.side import holds_side_critic
 from vapo.reports.critic_files import write_judgement
 from vapo.reports.runfiles import Record
 from vapo.rollout.engines import make_engine
+from vapo.rollout.vllm_engine import LOG
 from vapo.session.config import Config
 from vapo.session.evaluated_run import EvaluatedModel, evaluation_config, find_model, run_of
 from vapo.session.evaluation import TOKENS_AT_ONCE, about_samples
@@ -113,7 +114,13 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
         )
         if there := sum(kept.get(prompt.id) is not None for prompt in prompts):
             observer.note(f"taken from {kept.path}: {there} of {counted(len(prompts), 'prompt')}")
-        engine = make_engine(sections.rollout.engine, model.requires_grad_(False))
+        engine = make_engine(
+            sections.rollout.engine,
+            model.requires_grad_(False),
+            log=models.out / LOG,
+            trust_remote_code=trust,
+            on_alarm=observer.alarm,
+        )
         sampler = Sampler(
             engine,
             inputs.task,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from vapo.algo.method import Gae
@@ -23,9 +24,11 @@ from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError,
 from vapo.json_text import json_text
 from vapo.metrics import EventName, Phase
 from vapo.models.loading import count_parameters, load_config
+from vapo.models.matrix_rate import rate_words
 from vapo.reports.curves import curves_png
 from vapo.reports.page import write_report
 from vapo.reports.runfiles import read_jsonl
+from vapo.rollout.vllm_environment import check_environment
 from vapo.session.build import assemble, lambda_warning
 from vapo.session.config import Config, resolve
 from vapo.session.environment import environment
@@ -33,6 +36,7 @@ from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
 from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer
 from vapo.session.old_files import with_short_names
+from vapo.session.precision import dtype_warning, with_dtype
 from vapo.session.run_dirs import METHOD, check_folder, config_to_resume
 from vapo.session.schema import TaskConfig
 from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
@@ -42,6 +46,7 @@ from vapo.trainer import snapshot
 from vapo.trainer.loop import run_loop
 from vapo.trainer.observer import AlarmRecorder, Observer
 from vapo.trainer.pretrain import pool_bytes
+from vapo.trainer.profiling import StepProfiler
 from vapo.trainer.record import EVENTS, RunFolder
 from vapo.trainer.run import Run
 from vapo.types import Task
@@ -84,15 +89,17 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
     config, inputs = prepare(config, alarms, task)
     with _closing_task_on_error(inputs.task):
         observer = foresee(config, inputs, run_dir, alarms)
-        run = assemble(config, inputs, observer)
+        run = assemble(config, inputs, observer, run_dir)
     with _closing_on_error(run, run_dir):
         check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
         run.folder = RunFolder(run_dir)
         check_folder(run_dir)  # loading takes a while; another process may have written into it
-        run.folder.write_text("environment.json", json_text(environment(), indent=1))
+        run.folder.write_text("environment.json", json_text(environment_of(run), indent=1))
         _write_settings(run.folder, config)
         _record_alarms(run.folder, alarms)
     observer.note(f"run directory: {run_dir}")
+    _report_rate(run)
+    _report_engine(run)
     _report_critic(run)
     return run
 
@@ -108,10 +115,13 @@ def prepare(config: Config, observer: Observer, task: Task | None = None) -> tup
         own = recipe_task(config)
         recipe_parameters = None if own is None else base_parameters(own)
         limit = inputs.decoding.max_tokens
+        config, about_dtype = with_dtype(config, inputs)
         config, notes = fitted(config, Fit(inputs.task.name, inputs.parameters, limit, recipe_parameters))
+        notes += [about_dtype] if about_dtype is not None else []
         wanted, there = config.sections.evaluation.prompts, len(inputs.heldout_prompts)
         if wanted > there:
             notes.append(f"evaluation.prompts is {wanted}, and {inputs.task.name} holds out {there}: all are used")
+        notes += check_environment(config.sections.rollout.engine)
         for note in [*config.notes, *notes]:
             observer.note(note)
         report_notes(inputs, observer)
@@ -120,8 +130,13 @@ def prepare(config: Config, observer: Observer, task: Task | None = None) -> tup
 
 
 def _warn_of_settings(config: Config, inputs: Inputs, observer: Observer) -> None:
-    """Raise an alarm for a λ or a learning rate that does not suit the model and its responses."""
-    for warning in [lambda_warning(config, inputs.decoding.max_tokens), *rate_warnings(config, inputs.parameters)]:
+    """Raise an alarm for a λ or a learning rate that does not suit the model and its responses, and for a precision
+    that does not suit the machine."""
+    for warning in [
+        lambda_warning(config, inputs.decoding.max_tokens),
+        *rate_warnings(config, inputs.parameters),
+        dtype_warning(config, inputs),
+    ]:
         if warning is not None:
             observer.alarm(warning)
 
@@ -142,6 +157,7 @@ def resume(
     """
     config = config_to_resume(run_dir, task, changes)
     run = _restored(config, run_dir, observer, task, allow_change)
+    _report_engine(run)
     _report_critic(run)
     return run
 
@@ -169,7 +185,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
             report_notes(inputs, alarms)
             _warn_of_settings(config, inputs, alarms)
             observer = foresee(config, inputs, run_dir, alarms)
-            run = assemble(config, inputs, observer)
+            run = assemble(config, inputs, observer, run_dir)
     except BaseException:
         folder.close()
         raise
@@ -218,9 +234,30 @@ def _write_settings(folder: RunFolder, config: Config) -> None:
     folder.write_text("config.yaml", config.to_yaml())  # last: from here on it is a run
 
 
+def profiled(run: Run, steps: int, show: Callable[[str], None]) -> Run:
+    """The run, so that it measures where the time of `steps` steps goes (0: of none); `show` gets the table."""
+    if steps:
+        run.profiler = StepProfiler(run, steps, show)
+    return run
+
+
+def environment_of(run: Run) -> dict[str, Any]:
+    """Versions, commit and machine, with the rate that `mfu/*` are shares of."""
+    dtype = run.config["model"]["dtype"]
+    return {**environment(), "matrix_rate": {"dtype": dtype, "flops_per_s": run.matrix_rate}}
+
+
+def _report_rate(run: Run) -> None:
+    where = "this GPU" if torch.cuda.is_available() else f"this machine ({counted(torch.get_num_threads(), 'thread')})"
+    run.observer.note(
+        f"{where} multiplies {run.config['model']['dtype']} matrices at {rate_words(run.matrix_rate)}: mfu/* are "
+        "shares of it"
+    )
+
+
 def _record_resume(folder: RunFolder, run: Run, changed: Sequence[str]) -> None:
     """A resume goes into events.jsonl, and what it ran on into environment.json."""
-    now = environment()
+    now = environment_of(run)
     state = run.state
     folder.event(
         EventName.RESUMED,
@@ -244,6 +281,14 @@ def _record_alarms(folder: RunFolder, alarms: AlarmRecorder) -> None:
     for message in dict.fromkeys(alarms.messages):
         if message not in written:
             folder.event(EventName.ALARM, lasting=True, message=message)
+
+
+def _report_engine(run: Run) -> None:
+    if not run.engine.exact:
+        run.observer.note(
+            "the rollout engine is not exact: a run that is resumed or repeated samples from the same distribution, "
+            "and gets other samples"
+        )
 
 
 def _report_critic(run: Run) -> None:
@@ -274,13 +319,20 @@ def _closing_on_error(run: Run, run_dir: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        run.engine.close()
+        _end_sampling(run)
         if hasattr(run, "folder"):
             run.folder.close()
         close_task(run.task)
         if isinstance(error, OSError) and checkpoint.refused(error):
             raise ConfigError(f"Cannot write to {run_dir}: {error}. Free space, or mend its permissions.") from error
         raise
+
+
+def _end_sampling(run: Run) -> None:
+    """End the threads that sample, then the engine that they sample from."""
+    run.source.close()
+    run.pretraining_source.close()
+    run.engine.close()
 
 
 def finish(run: Run, *, report: bool = True) -> Run:
@@ -309,8 +361,9 @@ def finish(run: Run, *, report: bool = True) -> Run:
             f"Cannot write to {path}: {error}. Free space or mend its permissions, then: {command('resume', path)}"
         ) from error
     finally:
+        _end_sampling(run)
+        run.profiler.close()
         run.watch.close()
-        run.engine.close()
         run.folder.close()
         close_task(run.task)
     return run

@@ -1,4 +1,5 @@
-"""Checks of what a configuration names: task, data files, verifier and model folders. Needs no torch.
+"""Checks of what a configuration names: task, data files, verifier, model folders, vLLM. Needs no
+torch.
 
 They are cheap looks at names and paths, so that a mistake in one is reported before torch loads, which takes seconds.
 `inputs.read_inputs` reads what is named, and finds the rest.
@@ -11,6 +12,7 @@ from pathlib import Path
 from vapo.bases.shipped import builtin_model
 from vapo.durability import checkpoint
 from vapo.models.model_source import check_source
+from vapo.rollout.vllm_environment import check_environment
 from vapo.session.config import Config
 from vapo.tasks.catalog import check_named
 from vapo.tasks.registry import BUILTIN, make_task
@@ -23,6 +25,7 @@ def check_paths(config: Config, *, to_train: bool = True) -> None:
     """
     check_task_files(config, to_train=to_train)
     check_policy(config)
+    check_environment(config.sections.rollout.engine)
     if config.algorithm.has_critic or not to_train:
         check_critic(config)
 
@@ -30,6 +33,7 @@ def check_paths(config: Config, *, to_train: bool = True) -> None:
 def check_paths_of_run(config: Config, run_dir: Path) -> None:
     """`check_paths` for a resume: networks whose weights lie whole in a checkpoint are read from there."""
     check_task_files(config)
+    check_environment(config.sections.rollout.engine)
     model, saved = config.sections.model, bool(checkpoint.names(run_dir / "checkpoints"))
     if model.policy_lora or not saved:
         check_policy(config)

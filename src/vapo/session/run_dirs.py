@@ -23,6 +23,7 @@ from vapo.types import Task
 METHOD = "method.yaml"
 LEFTOVERS = (
     LOCK,
+    "vllm.log",
     *(name for file in ("environment.json", SOURCES, METHOD) for name in (file, f".{file}.tmp")),
     ".config.yaml.tmp",
 )
@@ -84,6 +85,8 @@ def config_to_resume(run_dir: Path, task: Task | None = None, changes: Sequence[
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
     _refuse_weights_only(run_dir)
     config = load_run_config(run_dir, changes)
+    if config.sections.model.dtype == "auto":
+        raise ConfigError("model.dtype=auto is chosen when a run begins. Set it to float32 or bfloat16 to change it.")
     name = config.sections.task.name
     if task is None and not is_known(name):
         raise ConfigError(

@@ -27,9 +27,17 @@ class ModelConfig:
     """`full` is a network of its own; `side` is a small one that reads the policy's hidden states, at a fraction of the
     time and memory."""
     side_layers: int | None = number(None, unit="layers", ge=1)
-    """How many of the policy's layers a side critic reads, evenly spaced; null takes every third, 12 at most."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of forward and backward passes; weights, values and losses stay float32."""
+    """How many of the policy's layers a side critic reads beside its embeddings, evenly spaced; null takes every third,
+    12 at most."""
+    side_share: float = number(0.02, gt=0, le=1, unit="share of the policy's parameters")
+    """A side critic's parameters at most, as a share of the policy's. Its width is 32 at least: beside a policy of less
+    than about a million parameters it takes more than the share."""
+    side_attention: bool = False
+    """Let a side critic attend to the whole text itself. Else it knows of it what the policy's states and the prompt's
+    mean say, which costs less and learns from fewer responses."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Precision of forward and backward passes; weights, values and losses stay float32. `auto` measures both when a
+    run begins, and takes bfloat16 where it is at least 1.1 times as fast; the run keeps its choice."""
     policy_lora: int = number(0, ge=0)
     """Rank of low-rank adapters on the policy; 0 trains all of its weights."""
     critic_lora: int = number(0, ge=0)
@@ -129,7 +137,8 @@ class ScaleConfig:
     """`local` is this process."""
     threads: int | None = number(None, ge=1, unit="threads")
     """CPU threads; null takes OMP_NUM_THREADS if it is set, else all cores, and one for models under 10 million
-    parameters, where one is faster."""
+    parameters, where one is faster. With trainer.max_staleness=1 sampling and training have half of them each, and one
+    at least."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "scale")

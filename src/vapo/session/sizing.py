@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from vapo.algo.sizes import NAMES, Sizes, with_batch
 from vapo.errors import ConfigError
 from vapo.json_text import flatten
-from vapo.models.side import SHARE
 from vapo.session.config import Config, alpha_follows_length, resolve
 from vapo.session.layers import Layer, Source, nested, recipe_layer
 from vapo.session.schema import ModelConfig
@@ -57,7 +56,7 @@ def usual_rate(parameters: int, lora: bool = False) -> float:
 def usual_critic_rate(parameters: int, model: ModelConfig) -> float:
     """The default critic learning rate beside a policy of so many parameters; a side critic takes that of its size."""
     if model.critic_kind == "side":
-        parameters = int(parameters * SHARE)
+        parameters = int(parameters * model.side_share)
     return CRITIC_FACTOR * usual_rate(parameters, model.critic_lora > 0)
 
 

@@ -69,6 +69,8 @@ RULES = (
             "model.critic_lora",
             "model.critic_kind",
             "model.side_layers",
+            "model.side_share",
+            "model.side_attention",
             "guards.explained_variance_below",
             "guards.value_std_below",
             "guards.variance_ratio_above",
@@ -89,6 +91,11 @@ RULES = (
         ("algorithm.kl.estimator", "algorithm.kl.refresh_every"),
         lambda s, a: a.kl.coef == 0,
         "algorithm.kl.coef is 0, so there is no KL term",
+    ),
+    Rule(
+        ("model.side_share", "model.side_attention"),
+        lambda s, a: s.model.critic_kind != "side",
+        "the critic is no side critic",
     ),
     Rule(("model.lora_alpha",), _no_adapters, "no network has adapters: set model.policy_lora or model.critic_lora"),
     Rule(

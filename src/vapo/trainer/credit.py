@@ -119,7 +119,9 @@ def others_mean(outcomes: Tensor, batch: Batch) -> Tensor:
 
 
 def with_group_means(batch: Batch) -> Batch:
-    """The batch with `others_mean` and `critic_others_mean`: credit, metrics and mixture all read these."""
+    """The batch with `others_mean` and `critic_others_mean`, made once a step for all that reads them."""
+    if batch.others_mean is not None:
+        return batch
     means = others_mean(batch.outcomes, batch)
     same = torch.equal(batch.outcomes, batch.critic_outcomes)
     of_critic = means if same else others_mean(batch.critic_outcomes, batch)

@@ -93,6 +93,12 @@ ALARMS = (
         "guards.kl_update_above={s.kl_update_above}",
         at_once=True,
     ),
+    Alarm(
+        "sampler disagrees",
+        "sampler/logp_gap_mean",
+        lambda x, s: s.logp_gap_above is not None and x > s.logp_gap_above,
+        "Sampler and trainer differ by {value:.2g} nats a token, above guards.logp_gap_above={s.logp_gap_above}",
+    ),
 )
 TOO_FEW = "too few with a signal"
 TOO_FEW_FIGURE = "Only {kept} of {wanted} responses carry a signal after all refills"

@@ -40,12 +40,13 @@ def learn(
     generator: Callable[[int], torch.Generator],
     attempt: Attempt,
     begun: Gradient | None = None,
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> Update:
     """`passes` passes over the batch in `parts` gradient steps each; `generator(i)` shuffles pass i.
 
     `attempt` calls the work it is given with `micro_batch_tokens`, again with fewer where memory ran out. `begun` is
-    the gradient of the first minibatch, where the network holds it already. A minibatch without a trainable token
-    makes no step.
+    the gradient of the first minibatch, where the network holds it already. `prepare` adds to a minibatch what is too
+    large to be in the whole batch. A minibatch without a trainable token makes no step.
     """
     sums: defaultdict[str, float] = defaultdict(float)
     taken = 0
@@ -57,7 +58,8 @@ def learn(
             if begun is not None and number == index == 0:
                 gradient = begun
             else:
-                gradient = attempt(partial(network.accumulate, minibatch))
+                learned = minibatch if prepare is None else prepare(minibatch)
+                gradient = attempt(partial(network.accumulate, learned))
             result = network.step(lr)
             if not result.taken:
                 bad.append(minibatch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -12,12 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vapo.models.loading import set_policy_sample, value_head
 from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
+from vapo.models.model_flops import model_flops
 from vapo.models.networks import Critic, Policy
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
 from vapo.models.weight_sample import weight_sample
 from vapo.trainer.batch import Batch, micro_batches
 from vapo.trainer.network import Gradient, Score, StepResult
 from vapo.trainer.objectives import Objective, Part
+from vapo.trainer.spans import Spans
 
 
 class LocalNetwork:
@@ -36,10 +39,13 @@ class LocalNetwork:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         reads: tuple[Score, ...] = (),
+        spans: Spans | None = None,
     ) -> None:
         self.name, self.network, self.tokenizer, self.reads = name, network, tokenizer, reads
         self.max_grad_norm = max_grad_norm
         self._objective = objective
+        self._spans = spans or Spans()
+        self._flops = model_flops(network.model)
         self._own_base = False
         """A reference whose base is not the model that the run started from: formats 1 and 2 kept it merged."""
         self._loss: Tensor | None = None
@@ -81,8 +87,14 @@ class LocalNetwork:
 
     # ------------------------------------------------------------------ scoring
 
-    @torch.no_grad()
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
+        lengths, responses = self._sizes(batch)
+        passes = 2 if "final_values" in what else 1
+        flops = passes * self._flops.score(lengths, responses)
+        with torch.no_grad(), self._spans.time(f"score/{self.name}", tokens=sum(lengths), flops=flops):
+            return self._scores(batch, what, micro_batch_tokens)
+
+    def _scores(self, batch: Batch, what: Sequence[Score], micro_batch_tokens: int) -> dict[str, Tensor]:
         scored: dict[str, Tensor] = {}
         lengths = torch.tensor([len(tokens) for tokens in batch.tokens])
         shapes = {"final_values": (len(batch),), "features": (int(lengths.sum()), self._feature_width)}
@@ -103,7 +115,9 @@ class LocalNetwork:
     def _score(self, micro: Batch, what: Sequence[Score]) -> dict[str, Tensor]:
         width = micro.width
         found: dict[str, Tensor] = {}
-        if isinstance(self.network, Policy) and "features" in what:
+        if isinstance(self.network, Policy) and list(what) == ["features"]:
+            found["features"] = torch.cat(self.network.features(micro.sequences))
+        elif isinstance(self.network, Policy) and "features" in what:
             found["logp"], found["entropy"], found["features"] = self.network.logp_and_features(micro.sequences, width)
         elif isinstance(self.network, Policy):
             logp, entropy = self.network.logp(micro.sequences, width, with_entropy="entropy" in what)
@@ -119,14 +133,20 @@ class LocalNetwork:
     # ------------------------------------------------------------------ learning
 
     def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> Gradient:
-        self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
-        part = accumulate_gradient(
-            self.objective, minibatch, torch.arange(len(minibatch)), micro_batch_tokens=micro_batch_tokens
-        )
-        self._loss = part.loss
-        return Gradient({name: float(value) for name, value in part.figures.items()}, part.values)
+        lengths, responses = self._sizes(minibatch)
+        with self._updating(tokens=sum(lengths), flops=self._flops.update(lengths, responses)):
+            self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
+            part = accumulate_gradient(
+                self.objective, minibatch, torch.arange(len(minibatch)), micro_batch_tokens=micro_batch_tokens
+            )
+            self._loss = part.loss
+            return Gradient({name: float(value) for name, value in part.figures.items()}, part.values)
 
     def step(self, lr: float) -> StepResult:
+        with self._updating():
+            return self._step(lr)
+
+    def _step(self, lr: float) -> StepResult:
         assert self._loss is not None
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         head = self._head_weight()
@@ -142,6 +162,15 @@ class LocalNetwork:
         if head is not None and taken:
             figures["value/head_step"] = float((value_head(self.model).weight.detach() - head).norm())
         return StepResult(taken, figures)
+
+    def _updating(self, *, tokens: int = 0, flops: float = 0.0) -> AbstractContextManager[None]:
+        return self._spans.time(f"update/{self.name}", tokens=tokens, flops=flops)
+
+    def _sizes(self, batch: Batch) -> tuple[list[int], int]:
+        """Lengths of the sequences that a pass computes, and their response tokens in all."""
+        tokens = batch.tokens if isinstance(self.network, Policy) else batch.critic_tokens or batch.tokens
+        rows = batch.mask.any(-1).nonzero()[:, 0]
+        return [len(tokens[row]) for row in rows.tolist()], int(batch.response_lengths[rows].sum())
 
     @property
     def _feature_width(self) -> int:

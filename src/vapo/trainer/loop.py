@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vapo.algo.method import Gae
-from vapo.errors import AbandonedError
+from vapo.errors import AbandonedError, EngineError, command
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
@@ -36,10 +36,16 @@ def run_loop(run: Run) -> None:
         run.observer.phase(Phase.TRAIN, run.state.step, run.settings.steps)
     try:
         while run.state.phase != Phase.DONE:
+            run.profiler.turn(next_is_a_step=next_is_a_step(run))
             advance(run)
+        run.profiler.turn(next_is_a_step=False)
     except AbandonedError:  # sampling, judging or evaluation was dropped, before any of the state moved
         snapshot.save(run)
         snapshot.raise_stopped(run)
+    except EngineError as error:
+        raise EngineError(
+            f"{error} Go on from the last checkpoint with: {command('resume', run.folder.path)}"
+        ) from error
 
 
 def advance(run: Run) -> None:
@@ -60,19 +66,26 @@ def advance(run: Run) -> None:
         remove_pool(run.folder.path)  # the save after pretraining may have failed
 
 
+def next_is_a_step(run: Run) -> bool:
+    """Whether `advance` will do a joint step."""
+    joint = run.state.phase == Phase.TRAIN and run.state.step < run.settings.steps
+    return joint and not evaluation_is_due(run)
+
+
 def train_step(run: Run) -> None:
     """Do one joint step: sample, judge, score, assign credit, update, hand over the policy, log."""
     state, algorithm, clock = run.state, run.algorithm, run.clock()
 
     # 1. Sample groups of responses from the current policy; let the verifier judge them.
     rollout = run.source.next(state)
-    check_age(rollout, state, run.source.max_age)
+    age = check_age(rollout, state, run.source.max_age)
     consume(state, rollout)
     clock.add(rollout.seconds)
     prices = price(rollout.drawn, algorithm, max_response_tokens=run.decoding.max_tokens)
     drawn = collate(rollout.drawn, prices)
     figures: dict[str, Any] = rollout_figures(drawn)
     figures |= outcomes.figures_of(tally(rollout.drawn))
+    figures["rollout/staleness"] = age
     figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
     learned = 0
     if rollout.kept:
@@ -101,13 +114,14 @@ def train_step(run: Run) -> None:
     # 4. Hand over the new policy and log what happened.
     state.step += 1
     refresh_reference_if_due(run)
-    run.hand_over()
+    with clock.time("rollout_wait"):
+        run.source.settle()
+    with clock.time("hand_over"):
+        run.hand_over()
     figures |= {"num_samples": state.num_samples, "num_tokens": state.num_tokens}
     figures |= {"gradient_steps": state.gradient_steps}
-    figures |= clock.figures(sampled_tokens=rollout.num_tokens, learned_tokens=learned)
-    metrics = {"phase": Phase.TRAIN, "step": state.step, **figures}
-    run.folder.metrics(metrics)
-    run.observer.step(metrics)
+    figures |= clock.figures(sampled_tokens=rollout.num_tokens, learned_tokens=learned, matrix_rate=run.matrix_rate)
+    run.log({"phase": Phase.TRAIN, "step": state.step, **figures})
     kept, wanted = len(rollout.kept), algorithm.sampling.samples
     if apply_alarms(run, new_alarms(figures, state, run.guards, kept=kept, wanted=wanted)):
         return

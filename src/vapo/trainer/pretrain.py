@@ -23,6 +23,7 @@ from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, critic_passes
 from vapo.trainer.credit import start_head, with_returns
+from vapo.trainer.feature_cache import FeatureCache
 from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
 from vapo.trainer.measure import residual_explained_variance, rollout_figures, value_figures
@@ -52,14 +53,20 @@ def pretrain_critic(run: Run) -> None:
     # The policy is fixed and each sample has its seed, so a resume samples the same responses.
     judged = source.heldout(state)
     heldout, verdicts = _collated(run, judged), tally(judged.drawn)
+    replays = run.settings.pretraining_passes > 1
+    cache = None
+    if "features" in run.critic.reads:
+        cache = FeatureCache(run.policy, run.feature_bytes if replays else 0)
+        heldout = cache.with_features(heldout)  # judged after every step
     same = outcomes.sameness(verdicts)
     if same and state.pretrain_step == 0 and run.settings.steps == 0:  # no evaluation raised this alarm
         run.alarm(outcomes.lesson(verdicts, "to held-out prompts"), name=same)
-    pool = ReplayPool(run.folder.path, run.alarm) if run.settings.pretraining_passes > 1 else None
+    pool = ReplayPool(run.folder.path, run.alarm) if replays else None
     if pool is not None:
         pool.restore(state.pretrain_step, lambda step: _collated(run, source.at(step, state)))
     while state.pretrain_step < credit.pretraining_steps and not _out_of_patience(run):
-        _pretraining_step(run, source, heldout, pool)
+        _pretraining_step(run, source, heldout, pool, cache)
+    source.close()  # what was sampled ahead, where patience ended it
     ready, reached = run.settings.pretraining_ready, state.explained_variance
     # a critic beside the group's mean may begin knowing nothing
     if credit.baseline == "none" and (reached is None or reached < ready):
@@ -97,7 +104,9 @@ def replayed(batch: Batch, earlier: Sequence[Rows], count: int, generator: torch
     return batch if drawn is None else concatenate([batch, drawn])
 
 
-def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool: ReplayPool | None) -> None:
+def _pretraining_step(
+    run: Run, source: PretrainingSource, heldout: Batch, pool: ReplayPool | None, cache: FeatureCache | None
+) -> None:
     """Do one step, replay from the pool, and add the step's own responses to it."""
     state, credit, clock = run.state, run.algorithm.credit, run.clock()
     assert isinstance(credit, Gae)
@@ -127,6 +136,7 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
             lr=lr,
             generator=lambda i: shuffle("shuffle" if i == 0 else f"shuffle {i}"),
             attempt=partial(within_memory, run, "critic"),
+            prepare=None if cache is None else cache.with_features,
         )
     run.keep_skipped(f"pretrain_{step + 1:06d}_critic", update.bad)
     with clock.time("evaluate"):
@@ -158,11 +168,13 @@ def _pretraining_step(run: Run, source: PretrainingSource, heldout: Batch, pool:
     }
     last = state.pretrain_step == credit.pretraining_steps or _out_of_patience(run)
     if rollouts_are_due(state.pretrain_step, run.settings.save_rollouts_every, last=last):
-        scored = within_memory(run, "score", partial(score, batch, critic=run.critic))
+        read = batch if cache is None else cache.with_features(batch)
+        scored = within_memory(run, "score", partial(score, read, critic=run.critic))
         run.save_rollouts(f"pretrain_{state.pretrain_step:06d}", rollout.episodes, scored)
-    metrics |= clock.figures(sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens)
-    run.folder.metrics(metrics)
-    run.observer.step(metrics)
+    metrics |= clock.figures(
+        sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens, matrix_rate=run.matrix_rate
+    )
+    run.log(metrics)
     # A rollback would sample the same responses again: the policy is fixed.
     apply_alarms(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
     if pool is not None:

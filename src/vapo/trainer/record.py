@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from safetensors.torch import save_file
@@ -20,9 +21,12 @@ from vapo.durability.checkpoint import LOCK
 from vapo.errors import ConfigError, DataError
 from vapo.json_text import json_text, null_for_nan
 from vapo.trainer.batch import Batch
+from vapo.trainer.rollouts import Rollout
 from vapo.types import Episode, Prompt, Turn, Verdict
 
 EVENTS = "events.jsonl"
+BYTES_PER_TOKEN = 40
+"""About what `write_rollout` writes for a response token: its number, its log-probability, its text."""
 LOGS = ("metrics.jsonl", EVENTS, "evaluations.jsonl")
 
 
@@ -32,6 +36,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting: dict[str, str] = {}
+        self._appending = Lock()  # an engine may raise an alarm from the thread that samples ahead
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / LOCK).open("w")
@@ -150,12 +155,13 @@ class RunFolder:
 
     def _append(self, name: str, data: dict[str, Any], *, sync: bool = False) -> None:
         line = json_text(data) + "\n"
-        self._waiting[name] = self._waiting.get(name, "") + line
-        # On a full disk the lines wait in memory, and the next save reports it.
-        with contextlib.suppress(OSError), (self.path / name).open("ab", buffering=0) as file:
-            self._write(name, file)
-            if sync:
-                os.fsync(file.fileno())
+        with self._appending:
+            self._waiting[name] = self._waiting.get(name, "") + line
+            # On a full disk the lines wait in memory, and the next save reports it.
+            with contextlib.suppress(OSError), (self.path / name).open("ab", buffering=0) as file:
+                self._write(name, file)
+                if sync:
+                    os.fsync(file.fileno())
 
     def _write(self, name: str, file: FileIO) -> None:
         """Write the waiting lines, all of them or none."""
@@ -195,6 +201,25 @@ def read_episodes(path: Path) -> list[Episode]:
         ) from error
 
 
+def write_rollout(path: Path, rollout: Rollout) -> None:
+    """Write a rollout that nothing has been learned from yet; `read_rollout` reads it back with the same numbers.
+
+    What the verifier needs of a prompt is left out: everything is judged. So are durations.
+    """
+    with path.open("w") as file:
+        file.write(json_text({"prompts_seen": rollout.prompts_seen, "kept": rollout.kept}) + "\n")
+        for episode in rollout.drawn:
+            more = {"score": episode.verdict.score, "privileged_ids": list(episode.prompt.privileged_ids)}
+            file.write(json_text({**_episode_line(episode), "logp": list(episode.logprobs), **more}) + "\n")
+
+
+def read_rollout(path: Path) -> Rollout:
+    """The rollout that `write_rollout` wrote."""
+    with path.open() as file:
+        head = json.loads(next(file))
+        return Rollout(tuple(_episode(json.loads(line)) for line in file), tuple(head["kept"]), head["prompts_seen"])
+
+
 def _episode(line: dict[str, Any]) -> Episode:
     text = line["prompt"] if isinstance(line["prompt"], str) else tuple(line["prompt"])
     turns, start = [], 0
@@ -204,14 +229,37 @@ def _episode(line: dict[str, Any]) -> Episode:
         turns.append(Turn(author, ids, tuple(logp) if author == "policy" else ()))
         start += length
     return Episode(
-        prompt=Prompt(line["prompt_id"], text, token_ids=tuple(line["prompt_token_ids"])),
+        prompt=Prompt(
+            line["prompt_id"],
+            text,
+            token_ids=tuple(line["prompt_token_ids"]),
+            privileged_ids=tuple(line.get("privileged_ids", ())),
+        ),
         sample=line["sample"],
         turns=tuple(turns),
         response=line["response"],
         finish_reason="length" if line["truncated"] else "stop",
         policy_version=line["weight_version"],
-        verdict=Verdict(line["verdict"], line["reason"], line["kind"]),
+        verdict=Verdict(line["verdict"], line["reason"], line["kind"], line.get("score")),
     )
+
+
+def _episode_line(episode: Episode) -> dict[str, Any]:
+    """What `_episode` reads, but for the log-probabilities."""
+    return {
+        "prompt_id": episode.prompt.id,
+        "prompt": episode.prompt.text,
+        "response": episode.response,
+        "verdict": episode.verdict.status,
+        "reason": episode.verdict.reason,
+        "kind": episode.verdict.kind,
+        "sample": episode.sample,
+        "weight_version": episode.policy_version,
+        "truncated": episode.truncated,
+        "token_ids": list(episode.token_ids),
+        "prompt_token_ids": list(episode.prompt.token_ids),
+        "turns": [[turn.author, len(turn.token_ids)] for turn in episode.turns],
+    }
 
 
 def _rollout_line(
@@ -225,21 +273,10 @@ def _rollout_line(
         return [null_for_nan(round(x, 4)) for x in tensor[row, :length].tolist()]
 
     return {
-        "prompt_id": episode.prompt.id,
-        "prompt": episode.prompt.text,
-        "response": episode.response,
-        "verdict": episode.verdict.status,
-        "reason": episode.verdict.reason,
-        "kind": episode.verdict.kind,
-        "sample": episode.sample,
+        **_episode_line(episode),
         "reward": float(batch.outcomes[row]) if episode.verdict.valid else None,
         "lambda": None if batch.lam is None else float(batch.lam[row]),
-        "weight_version": episode.policy_version,
-        "truncated": episode.truncated,
         "tokens": decode(episode.token_ids),
-        "token_ids": list(episode.token_ids),
-        "prompt_token_ids": list(episode.prompt.token_ids),
-        "turns": [[turn.author, len(turn.token_ids)] for turn in episode.turns],
         "logp": numbers(batch.sampled_logp),
         "value": numbers(batch.old_values),
         "advantage": numbers(batch.advantages),

@@ -67,6 +67,25 @@ class RolloutSource(Protocol):
         """
         ...
 
+    def settle(self) -> None:
+        """Return when nothing is being sampled: then the engine may take other weights, or sample for an evaluation."""
+        ...
+
+    def waiting(self) -> Rollout | None:
+        """What was made ahead for the next step, when it is ready; a checkpoint keeps it. None if nothing was.
+
+        Raises what its sampling or judging raised.
+        """
+        ...
+
+    def restart(self, waiting: Rollout | None) -> None:
+        """Go on with what a checkpoint kept, or without: what was made ahead since is dropped."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is being sampled, and end the source's threads. The source cannot be used afterwards."""
+        ...
+
 
 class PretrainingSource(Protocol):
     """Makes the rollouts of value pretraining. The policy is fixed, so any step's can be made again."""
@@ -88,6 +107,10 @@ class PretrainingSource(Protocol):
         """Responses to held-out prompts, the same each time; they are never learned from."""
         ...
 
+    def close(self) -> None:
+        """Drop what is being sampled ahead, and end the source's threads: pretraining is over, or the run ends."""
+        ...
+
 
 def consume(state: State, rollout: Rollout) -> None:
     """Count a rollout that is learned from: prompts, samples and tokens."""
@@ -96,8 +119,11 @@ def consume(state: State, rollout: Rollout) -> None:
     state.num_tokens += rollout.num_tokens
 
 
-def check_age(rollout: Rollout, state: State, max_age: int) -> None:
-    """Raise VapoError if the rollout was sampled from weights that are too old, or newer than the trainer's."""
+def check_age(rollout: Rollout, state: State, max_age: int) -> int:
+    """By how many steps the rollout's weights are older than the trainer's.
+
+    Raises VapoError if they are too old, or newer.
+    """
     age = state.step - rollout.weight_version
     if not 0 <= age <= max_age:
         raise VapoError(
@@ -105,3 +131,4 @@ def check_age(rollout: Rollout, state: State, max_age: int) -> None:
             f"{state.step} and allows an age of {max_age}. load_weights must take effect before generate; this is a "
             "bug of the engine."
         )
+    return age

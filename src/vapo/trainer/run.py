@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +17,14 @@ from vapo.models.loading import response_text
 from vapo.rollout.engine import RolloutEngine
 from vapo.tasks.full_task import FullTask
 from vapo.trainer.batch import Batch
+from vapo.trainer.clock import Clock
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
+from vapo.trainer.profiler import Profiler
 from vapo.trainer.record import RunFolder
 from vapo.trainer.rollouts import PretrainingSource, RolloutSource
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
+from vapo.trainer.spans import Spans
 from vapo.trainer.state import State
 from vapo.types import Decoding, Episode, Progress, PromptSet
 
@@ -61,8 +62,16 @@ class Run:
     state: State = field(default_factory=State)
     watch: Watch = field(default_factory=Watch)
     """Receives a beat at least once per piece of work."""
+    spans: Spans = field(default_factory=Spans)
+    """Where its time goes; the networks count their work here, too."""
+    matrix_rate: float = float("nan")
+    """Floating-point operations per second of a matrix product on this machine, in the model's precision."""
+    profiler: Profiler = field(default_factory=Profiler)
+    """Looks at some of the steps, under `vapo train --profile`."""
     stop_requested: bool = False
     """Set by a signal handler: the run drops what it is sampling, saves and stops."""
+    feature_bytes: int = 0
+    """Value pretraining keeps so many bytes of the policy's hidden states for a side critic."""
     failed_saves: int = 0
     """Saves in a row that the disk refused."""
 
@@ -78,6 +87,7 @@ class Run:
 
     def hand_over(self) -> None:
         """Give the policy's weights to the rollout engine, as the version of the present step."""
+        self.source.settle()
         self.engine.load_weights(self.policy.weights(), version=self.state.step)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -98,13 +108,20 @@ class Run:
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Report progress of sampling, judging or evaluation; raises AbandonedError if the run is to stop."""
         self.watch.beat(what)
+        self.spans.trace.tick()
         self.observer.progress(what, done, total)
         if self.stop_requested:
             raise AbandonedError
 
     def clock(self) -> Clock:
         """A clock for one step; each part that it times also beats the watch."""
-        return Clock(self.watch.beat)
+        return Clock(self.watch.beat, self.spans)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Write a step's line to metrics.jsonl and show it."""
+        with self.spans.time("log"):
+            self.folder.metrics(metrics)
+            self.observer.step(metrics)
 
     def alarm(self, message: str, **details: Any) -> None:
         """Write a warning to events.jsonl and show it to the user."""
@@ -114,7 +131,8 @@ class Run:
     def save_rollouts(self, name: str, episodes: Sequence[Episode], batch: Batch) -> None:
         """Write responses token by token; on a disk that refuses, raise an alarm and go on without them."""
         try:
-            self.folder.rollouts(name, episodes, batch, self.token_texts)
+            with self.spans.time("log"):
+                self.folder.rollouts(name, episodes, batch, self.token_texts)
         except OSError as error:
             self.alarm(f"Rollouts of {name} were not written: {error}. Free space on the disk of {self.folder.path}.")
 
@@ -127,37 +145,3 @@ class Run:
                 f"The skipped minibatches of {name} were not written: {error}. Free space on the disk of "
                 f"{self.folder.path}."
             )
-
-
-class Clock:
-    """Measures the seconds of a step's parts; `on_start` is called with the name of each part as it begins."""
-
-    def __init__(self, on_start: Callable[[str], None] = lambda _: None) -> None:
-        self.started = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-        self._on_start = on_start
-
-    @contextmanager
-    def time(self, what: str) -> Iterator[None]:
-        """Add the block's seconds to `what`."""
-        self._on_start(what)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Add seconds that were measured elsewhere."""
-        for what, amount in seconds.items():
-            self.seconds[what] = self.seconds.get(what, 0.0) + amount
-
-    def figures(self, *, sampled_tokens: int, learned_tokens: int) -> dict[str, float]:
-        """`time/*`, `step_time` in seconds; `throughput/*` in response tokens per second."""
-        figures = {f"time/{what}": seconds for what, seconds in self.seconds.items()}
-        figures["step_time"] = time.perf_counter() - self.started
-        if seconds := self.seconds.get("rollout"):
-            figures["throughput/rollout_tokens_per_s"] = sampled_tokens / seconds
-        if seconds := self.seconds.get("update"):
-            figures["throughput/update_tokens_per_s"] = learned_tokens / seconds
-        return figures

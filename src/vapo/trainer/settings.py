@@ -21,6 +21,10 @@ class TrainerSettings:
     """Which tokens are scored once more before the update. `needed` leaves out what is known without: the policy's
     log-probabilities where the sampler's are the same (within 1e-4 nats on a sixteenth of the responses, measured each
     step), and the values of the critic's first minibatch, which its own update computes. `all` scores every token."""
+    max_staleness: Literal[0, 1] = 0
+    """How many updates older than the policy the responses of a step may be. 0 samples, then trains. 1 samples the next
+    step's responses while this step's are trained on: less time a step where both have cores or a GPU of their own, and
+    another course of training (docs/overlap.md)."""
     layout: Literal["packed", "padded"] | None = None
     """How ragged sequences are laid out; null takes packed where the architecture allows it."""
     weight_decay: float = number(0.0, ge=0)
@@ -83,6 +87,10 @@ class GuardSettings:
     kl_update_above: float = number(0.2, gt=0, unit="nats per token")
     """How far one step's updates moved the policy (`kl/update`), in nats a token; raises an alarm at once. Steps that
     train are near 0.001, and one of 0.7 was seen to destroy a model."""
+    logp_gap_above: float | None = number(None, gt=0, unit="nats")
+    """Mean difference of the sampler's and the trainer's log-probabilities (`sampler/logp_gap_mean`); null takes the
+    engine's: 1e-3 in float32, 0.1 in bfloat16, or rollout.engine.logp_gap. With trainer.max_staleness=1 null is no
+    limit."""
     same_outcome_steps: int = number(5, ge=0, unit="rollout steps")
     """Alarm after this many steps in a row in which no response is right, or every one; 0 never."""
     watchdog: bool = True

@@ -11,12 +11,15 @@ from vapo.durability import checkpoint
 from vapo.errors import DivergedError, StoppedError, command
 from vapo.json_text import flatten, json_text, null_for_nan
 from vapo.metrics import EventName, Phase
+from vapo.trainer.record import BYTES_PER_TOKEN, read_rollout, write_rollout
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
 
 FAILURES_TO_STOP = 3
 """Saves in a row that the disk refused before a run gives up."""
 SETTINGS = "config.json"
+WAITING = "waiting_rollout.jsonl"
+"""The responses that were made ahead for the next step; only where there are some."""
 FREE_TO_CHANGE = (
     "trainer.steps",
     "trainer.save_rollouts_every",
@@ -25,6 +28,13 @@ FREE_TO_CHANGE = (
     "checkpoint.every",
     "checkpoint.final",
     "rollout.engine.slots",
+    "rollout.engine.python",
+    "rollout.engine.memory_share",
+    "rollout.engine.cache_gb",
+    "rollout.engine.sleep",
+    "rollout.engine.restarts",
+    "rollout.engine.start_limit_s",
+    "rollout.engine.answer_limit_s",
     "guards.watchdog",
     "guards.stuck_",
 )
@@ -37,19 +47,22 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
     If the disk refuses, the checkpoints before stay, the run goes on and tries again after the next step; False.
     Raises StoppedError after several refusals in a row, or after one at the end.
     """
-    state = run.state
+    state, waiting = run.state, run.source.waiting()
 
     def write(folder: Path) -> None:
         state.log_bytes = run.folder.log_bytes()
         (folder / "state.json").write_text(json_text(state.to_json(), indent=1))
         (folder / SETTINGS).write_text(json_text(run.config, indent=1))
+        if waiting is not None:
+            write_rollout(folder / WAITING, waiting)
         for network in run.networks:
             network.save(folder)
 
     name = f"pretrain_{state.pretrain_step:06d}" if state.step == 0 else f"step_{state.step:06d}"
     run.watch.beat("saving")
     try:
-        checkpoint.save(run.folder.checkpoints, name, write, serial=state.serial, keep=run.saving.keep)
+        with run.spans.time("save"):
+            checkpoint.save(run.folder.checkpoints, name, write, serial=state.serial, keep=run.saving.keep)
     except (OSError, SafetensorError) as error:
         if not checkpoint.refused(error):
             raise
@@ -81,8 +94,9 @@ def save_if_due(run: Run, step: int) -> None:
 
 
 def size(run: Run) -> int:
-    """About how many bytes one checkpoint takes."""
-    return sum(network.checkpoint_bytes for network in run.networks)
+    """About the most bytes that one checkpoint takes."""
+    tokens = run.source.max_age * run.algorithm.sampling.samples * run.decoding.max_tokens
+    return BYTES_PER_TOKEN * tokens + sum(network.checkpoint_bytes for network in run.networks)
 
 
 def raise_stopped(run: Run) -> None:
@@ -101,6 +115,7 @@ def roll_back(run: Run, reason: str) -> None:
             f"The run cannot roll back after an alarm ({reason}): there is no checkpoint yet. Lower checkpoint.every."
         )
     restore(run, newest)
+    run.source.restart(None)  # the rollout in the checkpoint led to the alarm
     run.state.rollbacks = count
     run.state.streaks.clear()  # else the bad steps in the checkpoint would raise the alarm again at once
     run.hand_over()
@@ -116,6 +131,7 @@ def restore(run: Run, folder: Path | None) -> None:
     """
     if folder is None:
         run.folder.cut_logs({})
+        run.source.restart(None)
         return
     run.state = State.from_json(checkpoint.read_json(folder, "state.json"))
     if run.state.phase == Phase.DONE and run.state.step < run.settings.steps:
@@ -125,6 +141,7 @@ def restore(run: Run, folder: Path | None) -> None:
         run.state.evaluated = min(run.state.evaluated, run.state.step - 1)
     for network in run.networks:
         network.load(folder)
+    run.source.restart(read_rollout(folder / WAITING) if (folder / WAITING).exists() else None)
     run.folder.cut_logs(run.state.log_bytes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import torch
@@ -12,11 +12,15 @@ from vapo.algo import informative_groups
 from vapo.algo.method import Algorithm, Gae
 from vapo.errors import VerifierBrokenError, counted
 from vapo.rollout.collect import judge_episodes, sample_episodes
+from vapo.trainer.clock import Clock
 from vapo.trainer.pricing import policy_learns_from
 from vapo.trainer.rollouts import Rollout
-from vapo.trainer.run import Clock, Run
+from vapo.trainer.run import Run
 from vapo.trainer.state import State
 from vapo.types import Episode, Prompt, PromptSet, stable_hash
+
+Report = Callable[[str, int, int | None], None]
+"""`Run.progress`."""
 
 
 def stream(prompts: PromptSet, *, seed: int, name: str, position: int, count: int) -> list[Prompt]:
@@ -34,8 +38,9 @@ class SynchronousSource:
 
     max_age = 0
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, *, progress: Report | None = None, clock: Callable[[], Clock] | None = None) -> None:
+        """`progress` and `clock` take the place of the run's."""
+        self._run, self._progress, self._clock = run, progress or run.progress, clock or run.clock
 
     def next(self, state: State) -> Rollout:
         """The responses of joint step `state.step + 1`.
@@ -43,7 +48,7 @@ class SynchronousSource:
         With dynamic sampling (DAPO §3.2), groups whose valid responses are all right or all wrong are dropped and new
         prompts sampled, `refill_rounds` times at most; the last round's shortfall is accepted.
         """
-        run, sampling, clock = self._run, self._run.algorithm.sampling, self._run.clock()
+        run, sampling, clock = self._run, self._run.algorithm.sampling, self._clock()
         everything: list[Episode] = []
         kept: list[int] = []
         drawn: Counter[str] = Counter()
@@ -54,12 +59,26 @@ class SynchronousSource:
                 break
             prompts = stream(run.train_prompts, seed=run.seed, name="train", position=position, count=wanted)
             position += wanted
-            episodes = _judged_samples(run, state, prompts, sampling.per_prompt, state.step, clock, drawn)
+            episodes = _judged_samples(
+                run, state, prompts, sampling.per_prompt, state.step, clock, self._progress, drawn=drawn
+            )
             rows = _informative(episodes, run.algorithm) if sampling.refill_rounds else range(len(episodes))
             kept += [len(everything) + row for row in rows]
             everything += episodes
         check_verdicts(everything, run.settings.max_invalid_ratio)
         return Rollout(tuple(everything), tuple(kept), position, clock.seconds)
+
+    def settle(self) -> None:
+        """Nothing is sampled between two calls of `next`."""
+
+    def waiting(self) -> None:
+        """Nothing is made ahead."""
+
+    def restart(self, waiting: Rollout | None) -> None:
+        """Nothing is made ahead; what a checkpoint of another source kept is dropped."""
+
+    def close(self) -> None:
+        """There are no threads."""
 
 
 class FixedPolicySource:
@@ -67,8 +86,9 @@ class FixedPolicySource:
 
     max_age = 0
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, *, progress: Report | None = None, clock: Callable[[], Clock] | None = None) -> None:
+        """`progress` and `clock` take the place of the run's."""
+        self._run, self._progress, self._clock = run, progress or run.progress, clock or run.clock
 
     def next(self, state: State) -> Rollout:
         """The responses of pretraining step `state.pretrain_step + 1`."""
@@ -92,10 +112,13 @@ class FixedPolicySource:
         return self._rollout(state, prompts, max(1, wanted // count), "pretrain held-out")
 
     def _rollout(self, state: State, prompts: Sequence[Prompt], per_prompt: int, label: str) -> Rollout:
-        clock = self._run.clock()
-        episodes = _judged_samples(self._run, state, prompts, per_prompt, label, clock)
+        clock = self._clock()
+        episodes = _judged_samples(self._run, state, prompts, per_prompt, label, clock, self._progress)
         check_verdicts(episodes, self._run.settings.max_invalid_ratio)
         return Rollout(tuple(episodes), tuple(range(len(episodes))), state.prompts_seen, clock.seconds)
+
+    def close(self) -> None:
+        """There are no threads."""
 
 
 def _judged_samples(
@@ -105,6 +128,8 @@ def _judged_samples(
     per_prompt: int,
     label: int | str,
     clock: Clock,
+    progress: Report,
+    *,
     drawn: Counter[str] | None = None,
 ) -> list[Episode]:
     """Sampled and judged responses of the engine's policy; `label` names the step in their seeds."""
@@ -120,10 +145,10 @@ def _judged_samples(
             # After a rollback other responses are drawn: the same ones would repeat the same updates.
             step=f"{label} after rollback {state.rollbacks}" if state.rollbacks else label,
             drawn=drawn,
-            on_progress=lambda done, _: run.progress("sampling", done, total),
+            on_progress=lambda done, _: progress("sampling", done, total),
         )
     with clock.time("verify"):
-        return judge_episodes(episodes, run.task, partial(run.progress, "verifying"), per_prompt=per_prompt)
+        return judge_episodes(episodes, run.task, partial(progress, "verifying"), per_prompt=per_prompt)
 
 
 def check_verdicts(episodes: Sequence[Episode], limit: float) -> None:

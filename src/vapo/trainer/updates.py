@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vapo.algo.method import Algorithm, Fixed, Gae
 from vapo.trainer.batch import Batch, critic_passes, minibatch_rows, num_minibatches
-from vapo.trainer.credit import with_returns
+from vapo.trainer.credit import with_group_means, with_returns
 from vapo.trainer.learn import learn
 from vapo.trainer.measure import gap_figures
 from vapo.trainer.memory import within_memory
@@ -62,7 +62,7 @@ def score_others(run: Run, batch: Batch) -> tuple[Batch, Gradient | None]:
         what = partial(score, critic=run.critic, reference=run.reference, final_values=bootstraps)
         return within_memory(run, "score", partial(what, batch)), None
     assert run.critic is not None
-    batch = within_memory(run, "score", partial(score, batch, reference=run.reference))
+    batch = with_group_means(within_memory(run, "score", partial(score, batch, reference=run.reference)))
     others = torch.ones(len(batch), dtype=torch.bool)
     others[rows] = False
     values = torch.zeros(batch.mask.shape)
