@@ -42,6 +42,18 @@ MISTAKES = {
         "takes a list of numbers",
         "got 0.5",
     ),
+    "train --set 'algorithm.credit.value_tokens={kind: anchors, fractions: [0, 0.5]}'": (
+        "must be numbers in (0, 1], got [0.0, 0.5]",
+        "SP3O uses",
+    ),
+    "train --set algorithm.credit.baseline=group --set trainer.group_size=1": (
+        "needs at least 2 responses per prompt, got 1",
+        "Raise trainer.group_size",
+    ),
+    "train --set 'algorithm.credit.head={kind: hl_gauss, low: 0.2, high: 1.2}'": (
+        "does not hold the critic's targets",
+        "Widen low and high",
+    ),
     "train --set algorithm.k=0.5 --set algorithm.alpha=1": ("two rules for one lambda", "Set one of them"),
     "train --set task.name=mase": ("There is no task 'mase'", "did you mean 'maze'"),
     "train --set task.sidde=5": ("has no option 'sidde'", "did you mean 'side'"),
@@ -97,6 +109,7 @@ MISTAKES = {
     "eval builtin --seed -1": ("--seed", "at least 0"),
     "eval builtin --critic ./nowhere": ("./nowhere does not exist", "Check the path"),
     "eval builtin --critic nothere": ("Cannot load the critic: nothere does not exist", "Check the path"),
+    "critic run -k 1": ("--continuations must be at least 2", "1"),
     "critic run --critic nothere": ("Cannot load the critic: nothere does not exist", "Check the path"),
     "critic run --critic empty": ("empty has no config.json", "written by `save_pretrained`"),
     "eval builtin --critic empty --rank worst": ("--rank takes best-of-n and weighted-vote", "'worst'"),

@@ -80,6 +80,31 @@ def test_resuming_at_every_edge_gives_the_same_lines_and_the_same_bytes(finished
             assert checkpoint.sha256(copy / file) == checkpoint.sha256(whole / file)
 
 
+CRITICS = {
+    "a fitted mixture": {"baseline": "fitted"},
+    "a residual critic that starts at the mean": {"baseline": "group", "head": {"start": "mean"}},
+    "a sigmoid head": {"head": {"kind": "sigmoid"}},
+    "an HL-Gauss head": {"head": {"kind": "hl_gauss", "bins": 11}},
+}
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_critics_with_state_of_their_own_resume_exactly(name: str, tmp_path: Path):
+    layer = {"algorithm": {"credit": CRITICS[name]}}
+    whole, copy = tmp_path / "whole", tmp_path / "copy"
+    runs.finish(toys.toy_run(toys.toy_base(tmp_path / "base"), whole, layer), report=False)
+    for edge in ("pretrain_000001", "step_000001"):
+        shutil.copytree(whole, copy)
+        serial = json.loads((copy / "checkpoints" / edge / "manifest.json").read_text())["serial"]
+        for other in (copy / "checkpoints").iterdir():
+            if json.loads((other / "manifest.json").read_text())["serial"] > serial:
+                shutil.rmtree(other)
+        runs.finish(runs.resume(copy, SilentView(), task=toys.EchoTask()), report=False)
+        assert timeless(copy, "metrics.jsonl") == timeless(whole, "metrics.jsonl")
+        assert hashes(copy / "checkpoints" / "step_000003") == hashes(whole / "checkpoints" / "step_000003")
+        shutil.rmtree(copy)
+
+
 def test_a_run_without_any_checkpoint_starts_over(finished, tmp_path: Path):
     _, whole, _ = finished
     shutil.copytree(whole, tmp_path / "copy")

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from vapo.trainer.clock import Clock, memory_figures, network_figures
-from vapo.trainer.spans import Part, Spans
+from vapo.trainer.spans import Part, Spans, Trace
 
 
 def test_the_seconds_of_an_inner_part_are_not_its_outer_parts():
@@ -38,17 +38,25 @@ def test_work_that_failed_takes_time_and_counts_no_tokens():
 
 
 def test_parts_of_another_thread_are_left_out():
-    spans = Spans()
+    spans, ticks = Spans(), list[str]()
+
+    class Heard(Trace):
+        def tick(self) -> None:
+            ticks.append("heard")
+
+    spans.trace = Heard()
 
     def work() -> None:
         with spans.time("rollout"):
-            pass
+            spans.tick()
 
     with spans.time("update"):
         other = threading.Thread(target=work)
         other.start()
         other.join()
-    assert list(spans.parts) == ["update"]
+    assert (list(spans.parts), ticks) == (["update"], [])
+    spans.tick()
+    assert ticks == ["heard"]
 
 
 def test_a_clock_counts_what_came_after_it_began():

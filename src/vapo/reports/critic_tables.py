@@ -83,14 +83,19 @@ def baseline_rows(results: Record) -> list[list[str]]:
     """What the prompts and groups alone explain, and the critic's calibration."""
     figures = results["figures"]
     rows = [
-        ["variance between prompts, as training reports it", figure_cell("between_share", figures["between_share"])],
+        [
+            "variance between prompts, as training reports it",
+            figure_cell("between_share", figures["between_share"], True),
+        ],
         [
             f"explained by the mean of the other {results['group_size'] - 1} responses",
-            figure_cell("group_explained_variance", figures["group_explained_variance"]),
+            figure_cell("group_explained_variance", figures["group_explained_variance"], True),
         ],
     ]
     if "calibration_error" in figures:
-        rows.append(["calibration error over bins", figure_cell("calibration_error", figures["calibration_error"])])
+        rows.append(
+            ["calibration error over bins", figure_cell("calibration_error", figures["calibration_error"], True)]
+        )
     rows.append(["mean length", figure(number(results.get("mean_length")))])
     rows.append(["cut off at the limit", percent(number(results.get("clipped_ratio")))])
     rows.append(["verifier could not tell", percent(number(results.get("invalid_ratio")))])
@@ -122,7 +127,7 @@ def judgement_tables(results: Record) -> list[Table]:
     names = _columns(results)
     beside = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in names[:2]:
-        beside.add_row(f"{BY_POSITION[name]}, all positions", figure_cell(name, results["figures"][name]))
+        beside.add_row(f"{BY_POSITION[name]}, all positions", figure_cell(name, results["figures"][name], True))
     for row in baseline_rows(results):
         beside.add_row(*row)
     tables = [by_number, beside]
@@ -138,10 +143,10 @@ def _columns(results: Record) -> list[str]:
     return [name for name in BY_POSITION if name in results["by_position"]]
 
 
-def figure_cell(name: str, entry: Record, intervals: bool = True) -> str:
-    """A number as a table shows it, with its interval unless `intervals` is off."""
-    value, span = _parts(name, entry)
-    return f"{value} {span}".rstrip() if intervals else value
+def figure_cell(name: str, entry: Record, intervals: bool) -> str:
+    """A figure by its name, as a table shows it, with its interval where it is wanted and known."""
+    value, ends = _parts(name, entry)
+    return f"{value} {ends}" if intervals and ends else value
 
 
 def _parts(name: str, entry: Record) -> tuple[str, str]:

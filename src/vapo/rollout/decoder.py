@@ -137,7 +137,10 @@ class Decoder:
         """Feed row i the token ids[i] at positions[i]; logits for the next tokens, (B, V), to be used before the next
         step. B = len(ids)."""
         if self._graphs is not None:
-            return self._graphs.run(ids, positions, width_of(width, self.cache.capacity))
+            try:
+                return self._graphs.run(ids, positions, width_of(width, self.cache.capacity))
+            except RuntimeError as error:  # recording this size failed; the step itself may be done again
+                self.graphs_fault, self._graphs = str(error).splitlines()[0], None
         return self._step(ids, positions, width)
 
     def _step(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:

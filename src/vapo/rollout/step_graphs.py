@@ -35,6 +35,8 @@ class StepGraphs:
         self._rows = rows
         self._ids = torch.zeros(rows, dtype=torch.int64, device=device)
         self._positions = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._logits: Tensor | None = None
+        """What every graph writes its logits to: one of their own each would add up to gigabytes."""
         self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -63,13 +65,17 @@ class StepGraphs:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
+            for _ in range(WARM_UPS - 1):
                 self._step(ids, positions, width)
+            logits = self._step(ids, positions, width)
+        if self._logits is None:
+            self._logits = logits.new_empty(self._rows, logits.shape[1])
+        kept = self._logits[:count]
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._step(ids, positions, width)
-        return graph, logits
+            kept.copy_(self._step(ids, positions, width))
+        return graph, kept
 
 
 def rows_of(count: int, most: int, bucket: int) -> int:

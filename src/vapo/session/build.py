@@ -70,7 +70,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
     if sections.model.gradient_checkpointing:
         checkpoint_gradients(model)
 
-    spans = Spans()
+    spans = Spans(memory=True)
 
     def local(name: str, network: Policy | Critic, objective: Objective | None = None) -> LocalNetwork:
         side = isinstance(network.model, SideModel)  # it reads no tokens, so its folder has no tokenizer

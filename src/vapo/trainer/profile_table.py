@@ -18,6 +18,7 @@ WORDS = {
     "update/policy": "update: policy",
     "update/critic": "update: critic",
     "update": "update: minibatches, the rest",
+    "rollout_wait": "waiting for the next rollout",
     "hand_over": "hand-over of weights",
     "save": "saving",
     "evaluate": "evaluation",

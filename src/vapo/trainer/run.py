@@ -108,7 +108,7 @@ class Run:
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Report progress of sampling, judging or evaluation; raises AbandonedError if the run is to stop."""
         self.watch.beat(what)
-        self.spans.trace.tick()
+        self.spans.tick()
         self.observer.progress(what, done, total)
         if self.stop_requested:
             raise AbandonedError

@@ -56,10 +56,11 @@ class Trace:
 class Spans:
     """The parts of one run's time since it began, as the thread sees them that made this object.
 
-    Other threads' parts are left out: they run beside these, and would not add up with them.
+    Other threads' parts are left out: they run beside these, and would not add up with them. `memory` measures peaks,
+    which the process has once: for one object at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, memory: bool = False) -> None:
         self.parts: dict[str, Part] = {}
         self.peaks: dict[str, int] = {}
         """Most bytes of GPU memory that tensors took in each part, since `clear_peaks`; empty without a GPU."""
@@ -69,7 +70,7 @@ class Spans:
         self._open: list[str] = []
         self._since = 0.0
         self._thread = threading.get_ident()
-        self._gpu = torch.cuda.is_available()
+        self._memory = memory and torch.cuda.is_available()
 
     @contextmanager
     def time(self, what: str, *, tokens: int = 0, flops: float = 0.0) -> Iterator[None]:
@@ -93,6 +94,11 @@ class Spans:
             self._open.pop()
             self.trace.ended()
 
+    def tick(self) -> None:
+        """The open part goes on."""
+        if threading.get_ident() == self._thread:
+            self.trace.tick()
+
     def mark(self) -> dict[str, Part]:
         """All parts so far, for `since`."""
         return dict(self.parts)
@@ -108,9 +114,9 @@ class Spans:
 
     def _border(self) -> None:
         """Account for what was done since the last border to the innermost part."""
-        if self._gpu:
-            if self.synchronize:
-                torch.cuda.synchronize()
+        if self.synchronize and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if self._memory:
             if self._open:
                 peak = torch.cuda.max_memory_allocated()
                 self.peaks[self._open[-1]] = max(peak, self.peaks.get(self._open[-1], 0))
