@@ -232,7 +232,8 @@ def unmoved(before: dict[str, torch.Tensor], network) -> bool:
 def test_where_every_response_is_cut_off_the_critic_learns_that_and_the_policy_nothing(
     preset: str, base: Path, tmp_path: Path
 ):
-    run = toys.toy_run(base, tmp_path / "run", {"trainer": {"pretraining_ready": -10.0}}, preset=preset)
+    filtered = {"trainer": {"pretraining_ready": -10.0}, "algorithm": {"truncated": "drop-from-policy"}}
+    run = toys.toy_run(base, tmp_path / "run", filtered, preset=preset)
     run.decoding = replace(run.decoding, stop_token_ids=(99,))
     policy, critic = finite(run.policy), finite(run.critic)
     runs.finish(run, report=False)
