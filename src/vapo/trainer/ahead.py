@@ -19,7 +19,6 @@ import torch
 
 from vapo.algo.method import Gae
 from vapo.errors import AbandonedError
-from vapo.trainer.clock import Clock
 from vapo.trainer.rollouts import Rollout
 from vapo.trainer.run import Run
 from vapo.trainer.sources import FixedPolicySource, SynchronousSource
