@@ -22,7 +22,8 @@ from vapo.errors import ConfigError, ModelError
 from vapo.models.saving import save_weights
 
 PREFIX = "vapo-weights-"
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of its own is made there, for this user alone
+# a folder of its own is made there, for this user alone
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # nosec B108
 PROOF_TOKENS = 48
 """Tokens of the text on which engine and trainer are compared."""
 
