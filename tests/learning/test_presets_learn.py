@@ -19,6 +19,9 @@ LONGER = {
     "evaluation": {"samples_per_prompt": 16},
     "checkpoint": {"every": 0},
 }
+# its overlong punishment makes responses short first and right later: after 40 steps no seed of three is told apart
+# from the start, after 80 all are
+SLOWER = {"justrl2": {"trainer": {"steps": 80}}}
 
 
 class ShortEchoTask(toys.EchoTask):
@@ -36,7 +39,9 @@ class ShortEchoTask(toys.EchoTask):
 def test_the_held_out_accuracy_rises_under(preset: str, tmp_path: Path):
     skips = PRESETS[preset].truncated == "drop-from-policy"
     task = ShortEchoTask() if skips else toys.EchoTask()
-    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", LONGER, preset=preset, task=task)
+    run = toys.toy_run(
+        toys.toy_base(tmp_path / "base"), tmp_path / "run", LONGER, SLOWER.get(preset, {}), preset=preset, task=task
+    )
     assert run.algorithm.truncated == PRESETS[preset].truncated
     runs.finish(run)
     lines = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
