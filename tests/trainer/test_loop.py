@@ -282,7 +282,12 @@ def test_gradients_that_are_not_finite_are_skipped_and_three_steps_in_a_row_stop
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 9}}, preset="grpo")
     weights = {k: v.clone() for k, v in run.policy.model.state_dict().items()}
     honest = run.policy.objective.loss
-    object.__setattr__(run.policy.objective, "loss", lambda m, w: (honest(m, w)[0] * float("nan"), honest(m, w)[1]))
+
+    def spoiled(micro, weights):
+        part = honest(micro, weights)
+        return replace(part, loss=part.loss * float("nan"))
+
+    object.__setattr__(run.policy.objective, "loss", spoiled)
     with pytest.raises(DivergedError, match="actor_lr"):
         runs.finish(run)
     assert DivergedError.exit_code == 3
