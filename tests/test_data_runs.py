@@ -162,7 +162,7 @@ def test_a_hanging_verifier_stops_the_run_with_code_4(place, monkeypatch, capsys
         (["--rank", "best-of-n"], "--rank needs the critic"),
         (
             ["--data", "test.jsonl", "--critic", "base", "--set", "rollout.max_response_tokens=8"],
-            "base is no trained critic",
+            "its head is 0. Give the critic/ folder of a trained run",
         ),
         (["--rank", "worst-of-n", "--critic", "base"], "--rank takes best-of-n and weighted-vote"),
         (["--data", "none.jsonl"], "There is no file none.jsonl"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vapo.metrics.metric import BOTH, ON_GPU, PRETRAIN, SHARE, Metric
+from vapo.metrics.metric import BOTH, CRITIC, ON_GPU, PRETRAIN, SHARE, Metric
 
 _PER_S = "tokens/s"
 _SCORED = "prompt and response tokens that the {} scored, per second of its scoring"
@@ -49,12 +49,12 @@ TIME_ROWS = (
     ),
     Metric("throughput/policy_score_tokens_per_s", _SCORED.format("policy"), _PER_S),
     Metric("throughput/policy_update_tokens_per_s", _UPDATED.format("policy"), _PER_S),
-    Metric("throughput/critic_score_tokens_per_s", _SCORED.format("critic"), _PER_S, phases=BOTH),
-    Metric("throughput/critic_update_tokens_per_s", _UPDATED.format("critic"), _PER_S, phases=BOTH),
+    Metric("throughput/critic_score_tokens_per_s", _SCORED.format("critic"), _PER_S, phases=BOTH, where=CRITIC),
+    Metric("throughput/critic_update_tokens_per_s", _UPDATED.format("critic"), _PER_S, phases=BOTH, where=CRITIC),
     Metric("mfu/policy", _MFU, SHARE, _HEALTHY_MFU, _MFU_ADVICE, title="Model FLOPs utilisation", short="policy"),
     Metric(
         "mfu/critic", "the critic's", SHARE, _HEALTHY_MFU, "see `mfu/policy`", title="Model FLOPs utilisation",
-        short="critic", phases=BOTH,
+        short="critic", phases=BOTH, where=CRITIC,
     ),
     Metric("memory/rollout_gb", _MEMORY.format("sampling"), "GB", phases=BOTH, where=ON_GPU),
     Metric("memory/score_gb", _MEMORY.format("scoring"), "GB", phases=BOTH, where=ON_GPU),
