@@ -56,7 +56,8 @@ def pretrain_critic(run: Run) -> None:
     replays = run.settings.pretraining_passes > 1
     cache = None
     if "features" in run.critic.reads:
-        cache = FeatureCache(run.policy, run.feature_bytes if replays else 0)
+        again = replays or credit.critic_updates > 1
+        cache = FeatureCache(run.policy, run.feature_bytes if again else 0)
         heldout = cache.with_features(heldout)  # judged after every step
     same = outcomes.sameness(verdicts)
     if same and state.pretrain_step == 0 and run.settings.steps == 0:  # no evaluation raised this alarm
