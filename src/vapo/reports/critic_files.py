@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from markupsafe import Markup
@@ -18,18 +20,29 @@ RESULTS, PICTURE, PAGE = "results.json", "judgement.png", "judgement.html"
 
 def write_judgement(results: Record, folder: Path) -> None:
     """Write the three files; raises StoppedError on a disk that refuses, for the continuations are kept."""
-    try:
-        text = json_text(results) + "\n"
-        temporary = folder / f".{RESULTS}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / RESULTS)
+    with stopping_where_refused(folder, kept="continuations"):
+        replace_json(folder / RESULTS, results)
         judgement_png(results, folder / PICTURE)
         (folder / PAGE).write_text(judgement_html(results), encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def stopping_where_refused(folder: Path, *, kept: str) -> Iterator[None]:
+    """Within: a disk that refuses raises StoppedError, which says what of the work is `kept`."""
+    try:
+        yield
     except OSError as error:
         raise StoppedError(
-            f"Cannot write to {folder}: {error.strerror}. Free space and give the same command again; the "
-            "continuations are kept."
+            f"Cannot write to {folder}: {error.strerror}. Free space and give the same command again; the {kept} are "
+            "kept."
         ) from error
+
+
+def replace_json(path: Path, content: Record) -> None:
+    """Write the file whole, or leave it as it was. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json_text(content) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def judgement_html(results: Record) -> str:

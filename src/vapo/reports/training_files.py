@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from rich.table import Table
 
-from vapo.errors import StoppedError
-from vapo.json_text import json_text
+from vapo.reports.critic_files import replace_json, stopping_where_refused
 from vapo.reports.critic_tables import figure_cell
 from vapo.reports.formatting import figure, one_line, percent
 from vapo.reports.palette import LIGHT
@@ -37,17 +36,10 @@ _WIDTH, _HEIGHT = 10.0, 4.3
 
 def write_training(course: Record, folder: Path) -> None:
     """Write the three files; raises StoppedError on a disk that refuses, for the judgements are kept."""
-    try:
-        temporary = folder / f".{TRAINING}.tmp"
-        temporary.write_text(json_text(course) + "\n", encoding="utf-8")
-        temporary.replace(folder / TRAINING)
+    with stopping_where_refused(folder, kept="judgements"):
+        replace_json(folder / TRAINING, course)
         as_png(lambda: training_figure(course), folder / PICTURE)
         (folder / PAGE).write_text(training_html(course), encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise StoppedError(
-            f"Cannot write to {folder}: {error.strerror}. Free space and give the same command again; the judgements "
-            "are kept."
-        ) from error
 
 
 def training_title(course: Record) -> str:
