@@ -133,12 +133,33 @@ class TrainerConfig(TrainerSettings):
 class ScaleConfig:
     """Where the run runs."""
 
-    backend: Literal["local"] = "local"
-    """`local` is this process."""
+    backend: Literal["local", "ray"] = "local"
+    """`local` is this process; `ray` spreads training, rollouts and verifiers over processes and machines."""
     threads: int | None = number(None, ge=1, unit="threads")
     """CPU threads; null takes OMP_NUM_THREADS if it is set, else all cores, and one for models under 10 million
     parameters, where one is faster. With trainer.max_staleness=1 sampling and training have half of them each, and one
-    at least."""
+    at least. With Ray each process has as many."""
+    address: str | None = None
+    """Which Ray: null starts one on this machine and ends it with the run; `auto` or `ray://HOST:PORT` joins a cluster
+    that runs already."""
+    nodes: int = number(1, ge=1, unit="machines")
+    """Machines that the run takes."""
+    gpus_per_node: int = number(0, ge=0, unit="GPUs")
+    """GPUs that it takes of each; 0 trains and samples on CPUs."""
+    training_ranks: int = number(1, ge=1, unit="processes")
+    """Processes that policy and critic are sharded over (FSDP2)."""
+    rollout_workers: int = number(1, ge=1, unit="processes")
+    """Engines that sample, each with its own copy of the policy."""
+    verifier_workers: int = number(1, ge=0, unit="processes")
+    """Processes that judge responses; 0 judges in the trainer's process."""
+    tensor_parallel: int = number(1, ge=1, unit="GPUs")
+    """GPUs that one rollout engine is split over; for vLLM."""
+    placement: Literal["colocated", "split"] = "colocated"
+    """`colocated`: training ranks and rollout engines take turns on the same GPUs; `split`: each has its own."""
+    restarts: int = number(3, ge=0)
+    """How often, in all, processes that died are started again before the run gives up."""
+    answer_limit_s: float = number(600.0, gt=0, unit="s")
+    """A process that does not answer for so long counts as hung, and is replaced."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "scale")
