@@ -1,0 +1,38 @@
+"""Configurations of the models that the shipped recipes train, as their publishers' config.json has them: a plan needs
+no network. Where a folder or the hub can be read, that is taken instead."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from vapo.errors import ModelError
+from vapo.models.loading import load_config
+
+MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models"
+
+
+def published() -> dict[str, Path]:
+    """Files by hub id."""
+    return {path.stem.replace("--", "/"): path for path in sorted(MODELS.glob("*.json"))}
+
+
+def model_config(source: str | Path, *, offline: bool, trust_remote_code: bool = False) -> tuple[PreTrainedConfig, str]:
+    """A model's configuration, and where it is from: its folder or the hub, else the copy that ships here. Offline the
+    hub is not asked. ModelError if there is none."""
+    shipped = published().get(str(source))
+    if Path(source).exists() or not offline:
+        try:
+            return load_config(source, trust_remote_code=trust_remote_code), str(source)
+        except ModelError:
+            if shipped is None:
+                raise
+    if shipped is None:
+        raise ModelError(
+            f"The configuration of {source} is neither a folder here nor shipped with vapo. Leave out --offline, or "
+            f"give a folder with its config.json. Shipped: {', '.join(published())}."
+        )
+    values = json.loads(shipped.read_text(encoding="utf-8"))
+    return AutoConfig.for_model(values.pop("model_type"), **values), f"{source}, as published (shipped copy)"
