@@ -1,4 +1,4 @@
-"""The cheapest change with which a run fits: changes are tried in the order of what they cost, then several together."""
+"""The cheapest change with which a run fits: changes are tried in the order of their cost, then several together."""
 
 from __future__ import annotations
 

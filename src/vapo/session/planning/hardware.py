@@ -67,6 +67,8 @@ class Cluster:
     @property
     def name(self) -> str:
         """As `read_cluster` reads it."""
+        if self.devices == 1:
+            return self.device.name
         return f"{self.nodes}x{self.per_node}x{self.device.name}"
 
 

@@ -11,24 +11,18 @@ from vapo.session.planning.rank_memory import DeviceMemory
 def head_words(plan: RunPlan) -> list[str]:
     """What is planned, on what."""
     networks = ", ".join(f"{name} {short_count(size)} parameters" for name, size in plan.sizes.items())
-    algorithm, lengths = plan.config.algorithm, plan.lengths
-    shared = plan.dealt
+    sampling, lengths, shared = plan.config.algorithm.sampling, plan.lengths, plan.dealt
     engines = counted(shared.engines, "engine")
     if shared.per_engine > 1:
         engines += f" of {shared.per_engine} devices"
+    if plan.cluster.devices > 1:
+        engines += ", taking turns on the same devices" if shared.colocated else ", on devices of their own"
     return [
         f"{plan.config.label} on {plan.cluster.name}: {networks}",
-        f"{algorithm.sampling.prompts:,} prompts x {algorithm.sampling.per_prompt} responses of up to {lengths.limit:,} "
-        f"tokens (prompts {lengths.prompt:,}); minibatches of {algorithm.optimization.minibatch:,}",
-        f"{counted(shared.ranks, 'training rank')}, {engines}"
-        + (
-            ""
-            if plan.cluster.devices == 1
-            else ", taking turns on the same devices"
-            if shared.colocated
-            else ", on devices of their own"
-        )
-        + f"; an engine decodes {counted(plan.running, 'response')} at once",
+        f"{sampling.prompts:,} prompts x {sampling.per_prompt} responses of up to {lengths.limit:,} tokens "
+        f"(prompts {lengths.prompt:,}); minibatches of {plan.config.algorithm.optimization.minibatch:,}",
+        f"{counted(shared.ranks, 'training rank')}, {engines}; an engine decodes "
+        f"{counted(plan.running, 'response')} at once",
     ]
 
 
