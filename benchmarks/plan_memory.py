@@ -72,9 +72,9 @@ def make_model(folder: Path, size: str, vocabulary: int) -> None:
         pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
     words = ["<pad>", "<eos>", *(f"w{i}" for i in range(vocabulary - 2))]
-    table = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    table = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))  # noqa: S106
     table.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=table, pad_token="<pad>", eos_token="<eos>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=table, pad_token="<pad>", eos_token="<eos>")  # noqa: S106
     save_model(LlamaForCausalLM(config).eval(), tokenizer, folder)
 
 
@@ -120,7 +120,7 @@ def measure(name: str) -> dict[str, Any]:
         # another process makes the model: the memory that it took would lie ready for the run
         for base, words in ((size, vocabulary), ("tiny", 256)):
             make = f"from plan_memory import *; make_model(Path({str(folder / base)!r}), {base!r}, {words})"
-            subprocess.run([sys.executable, "-c", make], check=True, cwd=Path(__file__).parent)
+            subprocess.run([sys.executable, "-c", make], check=True, cwd=Path(__file__).parent)  # noqa: S603
 
         def carry_out(base: str) -> None:
             task = Lengths()
@@ -155,8 +155,8 @@ def page(found: list[dict[str, Any]], machine: str) -> str:
         "# What `vapo plan` foresees of memory, against what was measured",
         "",
         f"Written by `python benchmarks/plan_memory.py` on {machine}. Above the memory of a process that has trained a",
-        "tiny model: MB of the largest phase that the plan foresees, and the most resident memory of two joint steps and",
-        "a step of value pretraining.",
+        "tiny model: MB of the largest phase that the plan foresees, and the most resident memory of value pretraining",
+        "and of a joint step.",
         "",
         "| setting | parameters | vocabulary | largest phase | foreseen | measured | ratio |",
         "|---|--:|--:|---|--:|--:|--:|",
@@ -181,7 +181,8 @@ def main() -> None:
         return
     found = []
     for name in chosen.only:
-        done = subprocess.run([sys.executable, __file__, "--one", name], check=True, capture_output=True, text=True)
+        command = [sys.executable, __file__, "--one", name]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{name}: {found[-1]['foreseen'] / 1e6:.0f} MB foreseen, {found[-1]['measured'] / 1e6:.0f} measured")
     if chosen.only != list(SETTINGS):

@@ -12,7 +12,7 @@ from vapo.cli.comparing import ablate, compare
 from vapo.cli.evaluating import evaluate
 from vapo.cli.judging import critic
 from vapo.cli.listing import recipes, settings, tasks
-from vapo.cli.planning import plan
+from vapo.cli.planning import check, plan
 from vapo.cli.training import make_base, report, resume, train
 from vapo.errors import ConfigError
 from vapo.session.signals import main_exit
@@ -47,6 +47,7 @@ def options(
 for command in (
     train,
     plan,
+    check,
     resume,
     evaluate,
     critic,

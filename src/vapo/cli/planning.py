@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,9 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from vapo.cli.options import DebugOption, JsonOption, SetOption
+from vapo.errors import ConfigError, VapoError, counted
 from vapo.json_text import json_text
 
 if TYPE_CHECKING:
+    from vapo.session.checking.finding import Finding
     from vapo.session.config import Config
     from vapo.session.planning.planned import RunPlan
     from vapo.session.planning.rank_memory import DeviceMemory
@@ -132,3 +136,66 @@ def _time_table(found: RunPlan) -> Table:
     for row in rows[1:]:
         table.add_row(*row)
     return table
+
+
+def check(
+    source: SourceArgument = None,
+    cluster: ClusterOption = None,
+    preset: PresetOption = None,
+    set_: SetOption = None,
+    run_dir: Annotated[Path, typer.Option(help="Where the run's folder will be: its disk is looked at.")] = Path(
+        "runs"
+    ),
+    steps: Annotated[
+        bool, typer.Option("--steps/--no-steps", help="Take two real steps, where this machine can.")
+    ] = True,
+    offline: OfflineOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Everything that can be wrong before a run costs anything: settings, software, model, memory, machines, data,
+    prompts, verifier, disk, and two real steps with a save and a resume. Exit code 2 if anything is."""
+    from vapo.session.checking.finding import Outcome, of_error
+
+    found: list[Finding] = []
+    console = Console()
+
+    def add(finding: Finding) -> None:
+        found.append(finding)
+        if not as_json:
+            _print_finding(console, finding)
+
+    try:
+        config = settings_of(source, preset, set_)
+        from vapo.session.planning.hardware import read_cluster
+
+        machines = read_cluster(cluster) if cluster else None
+        from vapo.session.checking.inspection import Inspection
+
+        for finding in Inspection(config, offline, machines, run_dir, steps):
+            add(finding)
+    except VapoError as problem:
+        if debug:
+            raise
+        add(of_error("settings", problem))
+    errors = sum(finding.outcome is Outcome.ERROR for finding in found)
+    if as_json:
+        print(json_text([dataclasses.asdict(finding) for finding in found], indent=1))
+    else:
+        warnings = sum(finding.outcome is Outcome.WARNING for finding in found)
+        console.print(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
+    if errors:
+        raise typer.Exit(ConfigError.exit_code)
+
+
+COLOURS = {"ok": "green", "warning": "yellow", "error": "red", "skipped": "dim"}
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    style = COLOURS[finding.outcome.value]
+    fix = f" → {finding.fix}" if finding.fix else ""
+    console.print(
+        f"[{style}]{finding.outcome.value:8}[/{style}] [bold]{escape(finding.check)}[/bold]: "
+        f"{escape(finding.found)}{escape(fix)}",
+        soft_wrap=True,
+    )

@@ -14,11 +14,10 @@ from vapo.errors import ConfigError
 from vapo.models.loading import context_length, count_parameters
 from vapo.rollout.engine_settings import TorchEngineSettings
 from vapo.session.config import Config
-from vapo.session.layers import recipe_layer
 from vapo.session.planning.advice import Change, changed, changes, cheapest
 from vapo.session.planning.hardware import Cluster
 from vapo.session.planning.phase_times import PhaseTime, Shares, concurrent, phase_times
-from vapo.session.planning.published import model_config
+from vapo.session.planning.published import model_config, recipe_parameters
 from vapo.session.planning.rank_memory import DeviceMemory, sampling_memory, training_memory
 from vapo.session.planning.traced import packs
 from vapo.session.planning.workload import Dealt, Lengths, Workload, dealt
@@ -128,7 +127,8 @@ def plan_run(
             f"Set rollout.max_response_tokens to {max(1, context - prompt):,} or less."
         )
     config, more = fitted(
-        config, Fit(config.sections.task.name, count_parameters(model), limit, recipe_size(config, offline))
+        config,
+        Fit(config.sections.task.name, count_parameters(model), limit, recipe_parameters(config, offline=offline)),
     )
     work = Workload(config, model, critic, cluster, dealt(config, cluster), lengths)
     notes += [*more, *_engine_notes(work)]
@@ -165,17 +165,6 @@ def response_limit(config: Config, model: PreTrainedConfig) -> tuple[int, str]:
     options = {**DATA_TASKS[task.name][1], **task.options} if task.name in DATA_TASKS else task.options
     limit = int(options.get("max_response_tokens", ProblemOptions.max_response_tokens))
     return limit, f"responses of up to {limit:,} tokens, the task's limit: set rollout.max_response_tokens for another"
-
-
-def recipe_size(config: Config, offline: bool) -> int | None:
-    """Parameters of the model that the recipe's sizes were chosen for; None where there is no recipe, or no model."""
-    if config.recipe is None:
-        return None
-    values = recipe_layer(config.recipe).values
-    source = values.get("model", {}).get("policy", "builtin")
-    if source == "builtin":
-        source = str(builtin_model(values["task"]["name"]))
-    return count_parameters(model_config(source, offline=offline)[0])
 
 
 def _models(config: Config, offline: bool) -> tuple[PreTrainedConfig, PreTrainedConfig | None, list[str]]:

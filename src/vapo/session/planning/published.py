@@ -8,8 +8,11 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from vapo.bases.shipped import builtin_model
 from vapo.errors import ModelError
-from vapo.models.loading import load_config
+from vapo.models.loading import count_parameters, load_config
+from vapo.session.config import Config
+from vapo.session.layers import recipe_layer
 
 MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models"
 
@@ -36,3 +39,16 @@ def model_config(source: str | Path, *, offline: bool, trust_remote_code: bool =
         )
     values = json.loads(shipped.read_text(encoding="utf-8"))
     return AutoConfig.for_model(values.pop("model_type"), **values), f"{source}, as published (shipped copy)"
+
+
+def recipe_parameters(config: Config, *, offline: bool) -> int | None:
+    """Parameters of the model that the sizes of the configuration's recipe were chosen for; None where there is no
+    recipe, or its model cannot be read."""
+    if config.recipe is None:
+        return None
+    values = recipe_layer(config.recipe).values
+    try:
+        source = values.get("model", {}).get("policy") or builtin_model(values["task"]["name"])
+        return count_parameters(model_config(source, offline=offline)[0])
+    except ModelError:
+        return None
