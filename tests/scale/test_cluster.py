@@ -83,7 +83,7 @@ def test_an_address_of_another_form_is_named(address: str):
 
 
 def test_several_machines_need_a_cluster_that_runs():
-    with pytest.raises(ConfigError, match="scale.nodes=2 needs a cluster that runs already"):
+    with pytest.raises(ConfigError, match=r"scale\.nodes=2 needs a cluster that runs already"):
         Cluster(Wanted(1, nodes=2))
 
 
