@@ -20,7 +20,7 @@ _PASSES, _PAUSE_S = 5, 0.2
 
 
 def users_of(folder: str, apart: int = 0) -> list[int]:
-    """The processes that have a file of the folder open, or name it on their command line; never this one, nor `apart`."""
+    """The processes that have a file of the folder open, or name it on their command line, without this and `apart`."""
     return [
         int(process.name)
         for process in Path("/proc").iterdir()
