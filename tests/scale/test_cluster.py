@@ -32,7 +32,7 @@ if __name__ == "__main__":
     while os.path.exists(f"/proc/{first.place().pid}") and time.monotonic() < started + 10:
         time.sleep(0.05)
     print(os.path.exists(f"/proc/{first.place().pid}"), signal.getsignal(signal.SIGTERM) is stop)
-    print(cluster._reaper.args[-1])
+    print(cluster._reaper.args[-2])
     os.kill(second.place().pid, signal.SIGSTOP)
     print("ready", flush=True)
     time.sleep(100)
