@@ -32,7 +32,7 @@ if __name__ == "__main__":
     while os.path.exists(f"/proc/{first.place().pid}") and time.monotonic() < started + 10:
         time.sleep(0.05)
     print(os.path.exists(f"/proc/{first.place().pid}"), signal.getsignal(signal.SIGTERM) is stop)
-    print(cluster._reaper.args[-1])
+    print(cluster._reaper.args[-2])
     os.kill(second.place().pid, signal.SIGSTOP)
     print("ready", flush=True)
     time.sleep(100)
@@ -83,7 +83,7 @@ def test_an_address_of_another_form_is_named(address: str):
 
 
 def test_several_machines_need_a_cluster_that_runs():
-    with pytest.raises(ConfigError, match="scale.nodes=2 needs a cluster that runs already"):
+    with pytest.raises(ConfigError, match=r"scale\.nodes=2 needs a cluster that runs already"):
         Cluster(Wanted(1, nodes=2))
 
 

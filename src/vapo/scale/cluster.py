@@ -206,7 +206,9 @@ class Cluster:
             )
         folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_short_folder()))
         self._reaper = subprocess.Popen(  # noqa: S603 - our own file
-            [sys.executable, "-S", reaper.__file__, str(folder)], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-S", reaper.__file__, str(folder), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         os.environ.update(_QUIET)
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"} & os.environ.keys():

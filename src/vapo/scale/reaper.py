@@ -1,6 +1,6 @@
-"""Run as a program: `python reaper.py FOLDER`. Ends what is left of a local Ray once its stdin closes.
+"""Run as a program: `python reaper.py FOLDER PID`. Ends what is left of a local Ray once its stdin closes.
 
-The process that started Ray holds the other end, so this happens however it ends. Ray's own processes watch each
+The process that started Ray, PID, holds the other end, so this happens however it ends; it is left alone. Ray's own processes watch each
 other, but some of them stay for good after a SIGKILL (Ray 2.60: the agents of the dashboard and of runtime
 environments). They are known by the files of the session's folder that they hold open, or name on their command lines.
 Uses the standard library only.
@@ -19,12 +19,12 @@ from pathlib import Path
 _PASSES, _PAUSE_S = 5, 0.2
 
 
-def users_of(folder: str) -> list[int]:
-    """The processes that have a file of the folder open, or name it on their command line; never this one."""
+def users_of(folder: str, apart: int = 0) -> list[int]:
+    """The processes that have a file of the folder open, or name it on their command line, without this and `apart`."""
     return [
         int(process.name)
         for process in Path("/proc").iterdir()
-        if process.name.isdecimal() and int(process.name) != os.getpid() and _uses(process, folder)
+        if process.name.isdecimal() and int(process.name) not in (os.getpid(), apart) and _uses(process, folder)
     ]
 
 
@@ -42,10 +42,10 @@ def _target(link: Path) -> str:
     return ""
 
 
-def reap(folder: str) -> None:
+def reap(folder: str, apart: int) -> None:
     """Kill the users of the folder, those that start meanwhile too, and remove it."""
     for _ in range(_PASSES):
-        found = users_of(folder)
+        found = users_of(folder, apart)
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -57,4 +57,4 @@ def reap(folder: str) -> None:
 
 if __name__ == "__main__":
     sys.stdin.read()
-    reap(sys.argv[1])
+    reap(sys.argv[1], int(sys.argv[2]))
