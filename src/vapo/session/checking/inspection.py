@@ -19,11 +19,10 @@ from vapo.rollout.vllm_environment import check_environment
 from vapo.scale.placement import place
 from vapo.session.build import lambda_warning
 from vapo.session.checking.answers import check_answers
-from vapo.session.checking.finding import Finding, error, of_error, ok, skipped, warning
+from vapo.session.checking.finding import Finding, Outcome, error, of_error, ok, skipped, warning
 from vapo.session.checking.short_run import NAME as STEPS
 from vapo.session.checking.short_run import check_steps, short_config
 from vapo.session.config import Config
-from vapo.session.foresight import plan_of
 from vapo.session.inputs import Inputs, close_task, read_inputs, with_whole_paths
 from vapo.session.planning.hardware import Cluster, this_machine
 from vapo.session.planning.plan_words import advice_words, gb, verdict_words
@@ -32,6 +31,8 @@ from vapo.session.planning.published import model_config, recipe_parameters
 from vapo.session.sizing import Fit, fitted, rate_warnings
 from vapo.tasks.catalog import DATA_TASKS
 
+LATER = ("data", "prompts", "verifier", STEPS)
+"""Checks that need data and tokenizer."""
 LONGEST_S = 600.0
 """Seconds that the two steps may take by the plan; else they are left out."""
 SHORT_STEPS = 4
@@ -56,12 +57,15 @@ class Inspection:
     def __iter__(self) -> Iterator[Finding]:
         yield from self._settings()
         yield from self._software()
-        yield from self._model()
+        model = list(self._model())
+        yield from model
+        if any(finding.outcome is Outcome.ERROR for finding in model):
+            yield from (skipped(check, "the model cannot be read") for check in ("memory", "disk", *LATER))
+            return
         yield from self._memory()
         yield from self._machines()
         if why := self._needs_hub():
-            for check in ("data", "prompts", "verifier", "disk", STEPS):
-                yield skipped(check, why)
+            yield from (skipped(check, why) for check in LATER)
             return
         yield from self._with_inputs()
 
@@ -121,6 +125,7 @@ class Inspection:
         else:
             yield error("memory", words, " ".join(advice_words(plan)))
         yield ok("time", f"{plan.cluster.name}: about {duration(plan.step_seconds)} a step by the plan")
+        yield self._disk(plan.disk, here=asked is None)
 
     def _machines(self) -> Iterator[Finding]:
         """Placement, machines, GPUs and their software, where Ray runs them."""
@@ -197,10 +202,10 @@ class Inspection:
         for message in (lambda_warning(config, limit), *rate_warnings(config, inputs.parameters)):
             if message is not None:
                 yield warning("sizes", message)
-        yield self._disk(config, inputs)
 
-    def _disk(self, config: Config, inputs: Inputs) -> Finding:
-        needed = plan_of(config, inputs).checkpoints
+    def _disk(self, needed: int, *, here: bool) -> Finding:
+        if not here:
+            return ok("disk", f"{gb(needed)} GB for checkpoints and models, on the disk that all machines share")
         parent = next(path for path in [self.run_dir, *self.run_dir.absolute().parents] if path.exists())
         free = shutil.disk_usage(parent).free
         words = f"{gb(needed)} GB for checkpoints and models, {gb(free)} GB free"

@@ -48,6 +48,9 @@ def changes(config: Config, longest: int, *, ray: bool) -> list[Change]:
         while share > 0.25:
             share = round(share - 0.1, 2)
             found.append(Change({"rollout.engine.memory_share": share}, "fewer responses sampled at once"))
+        if ray:
+            wider = 2 * config.sections.scale.tensor_parallel
+            found.append(Change({"scale.tensor_parallel": wider}, "engines of more GPUs, half as many"))
     else:
         slots = engine.slots
         while slots > 16:

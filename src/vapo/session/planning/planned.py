@@ -12,8 +12,10 @@ from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError
 from vapo.models.loading import context_length, count_parameters
+from vapo.models.side import config_parameters
 from vapo.rollout.engine_settings import TorchEngineSettings
 from vapo.session.config import Config
+from vapo.session.foresight import NetworkSize
 from vapo.session.planning.advice import Change, changed, changes, cheapest
 from vapo.session.planning.hardware import Cluster
 from vapo.session.planning.phase_times import PhaseTime, Shares, concurrent, phase_times
@@ -49,6 +51,8 @@ class RunPlan:
     times: Mapping[str, PhaseTime]
     running: int
     """Responses that one engine decodes at once."""
+    disk: int
+    """Bytes of all checkpoints and finished models."""
     advice: Change | None
     """What makes it fit, where it does not; None too where nothing that is tried does."""
     notes: tuple[str, ...]
@@ -89,6 +93,7 @@ class RunPlan:
             "engines": self.dealt.engines,
             "devices_per_engine": self.dealt.per_engine,
             "decoded_at_once": self.running,
+            "disk": self.disk,
             "training_device": device(self.training),
             "sampling_device": None if self.sampling is None else device(self.sampling),
             "seconds": {name: time.seconds for name, time in self.times.items()} | {"step": self.step_seconds},
@@ -138,7 +143,7 @@ def plan_run(
         sizes["critic"] = work.critic.parameters
     plan = RunPlan(
         config, cluster, work.dealt, lengths, shares, sizes, training, sampling, phase_times(work, shares),
-        concurrent(work), None, tuple(notes),
+        concurrent(work), disk_bytes(work), None, tuple(notes),
     )  # fmt: skip
     if plan.fits or not advise:
         return plan
@@ -147,12 +152,25 @@ def plan_run(
         larger = replace(cluster, nodes=cluster.nodes * change.devices)
         other = changed(config, change.settings)
         critic_model = None if other.sections.model.critic_kind == "side" else critic
+        if other.sections.scale.tensor_parallel > larger.devices:
+            return False
         then = Workload(other, model, critic_model, larger, dealt(other, larger), lengths)
         devices = (training_memory(then), sampling_memory(then))
         return all(memory.fits for memory in devices if memory is not None)
 
     several = not cluster.on_cpu
     return replace(plan, advice=cheapest(changes(config, lengths.longest, ray=several), fits))
+
+
+def disk_bytes(work: Workload) -> int:
+    """Bytes of all checkpoints that are kept, one that is being written, and the finished models."""
+    networks = [work.policy, *([] if work.critic is None else [work.critic])]
+    if (side := work.side) is not None:
+        size = config_parameters(side)
+        networks.append(NetworkSize(size, size))
+    reference = 4 * (work.policy.adapters or work.policy.parameters) if work.has_reference else 0
+    state = sum(network.checkpoint_bytes for network in networks) + reference
+    return (work.config.sections.checkpoint.keep + 1) * state + sum(4 * network.parameters for network in networks)
 
 
 def response_limit(config: Config, model: PreTrainedConfig) -> tuple[int, str]:

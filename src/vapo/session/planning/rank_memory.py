@@ -227,7 +227,11 @@ def _engine(work: Workload) -> list[tuple[str, float, bool]]:
                 ("sampler weights", work.sampler_bytes * weights, True),
                 ("KV cache", vllm.cache_gb * 2**30, True),
             ]
-        return [("vLLM (weights, KV cache)", vllm.memory_share * work.cluster.device.memory, not vllm.sleep)]
+        # its share, or what it needs at least: its weights, and one response of full length
+        response = work.sampler_bytes * numbers * work.lengths.longest
+        least = (work.sampler_bytes * weights + response) / work.dealt.per_engine
+        size = max(least, vllm.memory_share * work.cluster.device.memory)
+        return [("vLLM (weights, KV cache)", size, not vllm.sleep)]
     rows = round_up(work.config.sections.rollout.engine.slots, ROW_BUCKET)
     columns = attention_width(work.lengths.longest)
     cache = (rows + 1) * columns * numbers * work.sampler_bytes
