@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from vapo.errors import ConfigError, VapoError, counted
 from vapo.hub import unreachable
@@ -62,9 +65,9 @@ class Inspection:
         if any(finding.outcome is Outcome.ERROR for finding in model):
             yield from (skipped(check, "the model cannot be read") for check in ("memory", "disk", *LATER))
             return
-        yield from self._memory()
         yield from self._machines()
         if why := self._needs_hub():
+            yield from self._memory()
             yield from (skipped(check, why) for check in LATER)
             return
         yield from self._with_inputs()
@@ -107,14 +110,14 @@ class Inspection:
             return
         yield ok("model", f"{type(found).__name__} of {short_count(count_parameters(found))} parameters, from {origin}")
 
-    def _memory(self) -> Iterator[Finding]:
+    def _memory(self, inputs: Inputs | None = None) -> Iterator[Finding]:
         asked = self.cluster
         scale = self.config.sections.scale
         if asked is None and scale.backend == "ray" and scale.gpus_per_node:
             yield skipped("memory", "say for which GPUs: --cluster 16x8xH100")
             return
         try:
-            plan = plan_run(self.config, asked or this_machine(), offline=self.offline)
+            plan = plan_run(self.config, asked or this_machine(), offline=self.offline, **lengths_of(inputs))
         except VapoError as problem:
             yield of_error("memory", problem)
             return
@@ -183,10 +186,11 @@ class Inspection:
             return
         try:
             yield from self._of_inputs(config, inputs)
+            yield from self._memory(inputs)
         finally:
             close_task(inputs.task)
         if self.steps:
-            yield from self._steps(config)
+            yield from self._steps(config, inputs)
 
     def _of_inputs(self, config: Config, inputs: Inputs) -> Iterator[Finding]:
         train, heldout = inputs.train_prompts, inputs.heldout_prompts
@@ -215,10 +219,11 @@ class Inspection:
             return warning("disk", words, "Lower checkpoint.keep, or choose another disk.")
         return ok("disk", words)
 
-    def _steps(self, config: Config) -> Iterator[Finding]:
+    def _steps(self, config: Config, inputs: Inputs) -> Iterator[Finding]:
         """Two real steps, where this machine can take them."""
         try:
-            here = self._here or plan_run(short_config(config), this_machine(), offline=self.offline, advise=False)
+            machine, lengths = this_machine(), lengths_of(inputs)
+            here = self._here or plan_run(short_config(config), machine, offline=self.offline, advise=False, **lengths)
         except VapoError as problem:
             yield of_error(STEPS, problem)
             return
@@ -233,6 +238,22 @@ class Inspection:
         yield from check_steps(config)
 
 
+def lengths_of(inputs: Inputs | None) -> dict[str, int]:
+    """What a plan takes of the inputs, where there are some."""
+    if inputs is None:
+        return {}
+    return {"prompt_tokens": inputs.train_prompts.longest(), "response_tokens": inputs.decoding.max_tokens}
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of what the tokenizer does not know; None where it knows every text. Some say it in their table only."""
+    if tokenizer.unk_token_id is not None:
+        return int(tokenizer.unk_token_id)  # type: ignore[arg-type]
+    table: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    name = getattr(table, "unk_token", None)
+    return tokenizer.get_vocab().get(name) if isinstance(name, str) else None
+
+
 def _of_prompts(inputs: Inputs) -> Iterator[Finding]:
     """How a prompt is rendered, and whether training prompts are held out as well."""
     tokenizer, train = inputs.tokenizer, inputs.train_prompts
@@ -242,7 +263,7 @@ def _of_prompts(inputs: Inputs) -> Iterator[Finding]:
     yield ok(
         "prompts", f"up to {counted(train.longest(), 'token')}, responses up to {limit}; {first.id} ends with {end!r}"
     )
-    unknown = tokenizer.unk_token_id
+    unknown = unknown_id(tokenizer)
     if unknown is not None and any(unknown in train[i].token_ids for i in range(min(64, len(train)))):
         yield warning(
             "prompts",

@@ -54,11 +54,11 @@ def short_config(config: Config) -> Config:
 
 def check_steps(config: Config) -> list[Finding]:
     """What came of two steps: times, alarms, and whether the second one could be resumed to."""
-    view = SilentView()
+    view, short = SilentView(), short_config(config)
     with tempfile.TemporaryDirectory(prefix="vapo-check-") as folder:
         path = Path(folder) / "run"
         try:
-            lifecycle.finish(lifecycle.begin(short_config(config), path, view), report=False)
+            lifecycle.finish(lifecycle.begin(short, path, view), report=False)
             again = lifecycle.resume(path, view, changes=[set_layer("trainer.steps=2")])
             lifecycle.finish(again, report=False)
         except VapoError as problem:
@@ -66,20 +66,19 @@ def check_steps(config: Config) -> list[Finding]:
         lines = [line for line in read_jsonl(path / "metrics.jsonl") if line.get("phase") == "train"]
         events = [event for event in read_jsonl(path / EVENTS) if event.get("event") == EventName.ALARM]
         saved = sum(file.stat().st_size for file in (path / "checkpoints").rglob("*") if file.is_file())
-    findings = [_of_lines(lines, saved)]
+    findings = [_of_lines(lines, short.algorithm.sampling.samples, saved)]
     alarms = dict.fromkeys(str(event["message"]) for event in events if event.get("name") not in OF_FEW)
     return findings + [warning("alarms of two steps", message) for message in alarms]
 
 
-def _of_lines(lines: list[dict[str, Any]], saved: int) -> Finding:
+def _of_lines(lines: list[dict[str, Any]], samples: int, saved: int) -> Finding:
     if [line["step"] for line in lines] != [1, 2]:
         return error(NAME, f"metrics of steps {[line['step'] for line in lines]} instead of 1 and 2")
     bad = sorted({name for line in lines for name in _not_finite(line)})
     if bad:
         return error(NAME, f"not finite: {', '.join(bad)}", "Look at the learning rates and at model.dtype.")
     times = " and ".join(duration(line["step_time"]) for line in lines)
-    samples = counted(round(lines[0]["num_samples"]), "response")
-    return ok(NAME, f"{times} for about {samples} each; a checkpoint of {saved / 1e6:.0f} MB, read back")
+    return ok(NAME, f"{times} for {counted(samples, 'response')} each; a checkpoint of {saved / 1e6:.0f} MB, read back")
 
 
 def _not_finite(line: Mapping[str, Any]) -> list[str]:

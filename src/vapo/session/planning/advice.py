@@ -33,15 +33,16 @@ class Change:
         return f"{' '.join(chosen)}  ({self.cost})" if self.cost else " ".join(chosen)
 
 
-def changes(config: Config, longest: int, *, ray: bool) -> list[Change]:
-    """What can be changed here to need less memory, cheapest first."""
-    model, trainer, engine = config.sections.model, config.sections.trainer, config.sections.rollout.engine
+def changes(config: Config, longest: int, largest: int, *, ray: bool) -> list[Change]:
+    """What can be changed here to need less memory, cheapest first. A micro-batch has `largest` tokens now, and cannot
+    have less than the `longest` response."""
+    model, engine = config.sections.model, config.sections.rollout.engine
     found: list[Change] = []
     if not model.gradient_checkpointing:
         found.append(Change({"model.gradient_checkpointing": True}, "a third more time in updates; same results"))
-    tokens = trainer.micro_batch_tokens
+    tokens = largest
     while tokens > longest:
-        tokens = max(longest, tokens // 2)
+        tokens = max(longest, tokens // 4)
         found.append(Change({"trainer.micro_batch_tokens": tokens}, "smaller pieces; same results"))
     if isinstance(engine, VllmEngineSettings):
         share = engine.memory_share
@@ -54,7 +55,7 @@ def changes(config: Config, longest: int, *, ray: bool) -> list[Change]:
     else:
         slots = engine.slots
         while slots > 16:
-            slots = max(16, slots // 2)
+            slots = max(16, slots // 4)
             found.append(Change({"rollout.engine.slots": slots}, "fewer responses sampled at once; same results"))
     if model.dtype == "float32":
         found.append(Change({"model.dtype": "bfloat16"}, "rounds to 8 bits in passes"))
@@ -73,19 +74,19 @@ def changes(config: Config, longest: int, *, ray: bool) -> list[Change]:
 
 
 def cheapest(found: Sequence[Change], fits: Callable[[Change], bool]) -> Change | None:
-    """The first change with which it fits; else all up to the first with which they do together; None if none do."""
-    for change in found:
-        if fits(change):
-            return change
-    together = Change({}, "")
-    for change in found:
-        settings = {**together.settings, **change.settings}
-        if settings.get("model.critic_kind") == "side":
-            settings.pop("model.critic_lora", None)
-        together = Change(settings, "together", max(together.devices, change.devices))
-        if fits(together):
-            return together
-    return None
+    """The first change with which it fits; else all up to the first with which they do together; None if it does not
+    fit with all of them."""
+    together = [_together(found[: n + 1]) for n in range(len(found))]
+    if not together or not fits(together[-1]):
+        return None
+    return next(change for change in (*found, *together) if fits(change))
+
+
+def _together(found: Sequence[Change]) -> Change:
+    settings = {key: value for change in found for key, value in change.settings.items()}
+    if settings.get("model.critic_kind") == "side":
+        settings.pop("model.critic_lora", None)
+    return Change(settings, "together", max(change.devices for change in found))
 
 
 def changed(config: Config, settings: dict[str, Any]) -> Config:

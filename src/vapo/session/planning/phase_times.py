@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vapo.models.model_flops import ModelFlops, model_flops
+from vapo.models.model_flops import ModelFlops
 from vapo.session.planning.rank_memory import Phase
-from vapo.session.planning.traced import meta_critic, meta_model
+from vapo.session.planning.traced import tracer_of
 from vapo.session.planning.workload import Workload, cache_numbers_of
 
 
@@ -35,7 +35,7 @@ class PhaseTime:
 
 def phase_times(work: Workload, shares: Shares) -> dict[str, PhaseTime]:
     """Seconds of every phase of a joint step, in order; sampling at the mean length."""
-    flops = model_flops(meta_model(work.model))
+    flops = tracer_of(work.model).flops
     times = {Phase.ROLLOUT.value: _rollout(work, flops, shares)}
     length, responses = work.lengths.prompt + work.lengths.mean, work.lengths.mean
     scored = 2 if work.has_reference else 1
@@ -43,7 +43,7 @@ def phase_times(work: Workload, shares: Shares) -> dict[str, PhaseTime]:
     passes = work.algorithm.optimization.epochs
     again = 2 * flops.body * length * work.samples if work.config.sections.model.gradient_checkpointing else 0.0
     if work.critic_model is not None:
-        critic = model_flops(meta_critic(work.critic_model))
+        critic = tracer_of(work.critic_model).critic_flops
         updates = passes * _updates(work)
         amount = updates * (_update(critic, length, responses, work.samples) + again)
         times[Phase.CRITIC.value] = _pass(work, shares, amount, 3 * updates, critic=True)

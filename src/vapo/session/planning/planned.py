@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError
-from vapo.models.loading import context_length, count_parameters
+from vapo.models.loading import context_length, load_tokenizer
 from vapo.models.side import config_parameters
 from vapo.rollout.engine_settings import TorchEngineSettings
 from vapo.session.config import Config
@@ -21,8 +21,9 @@ from vapo.session.planning.hardware import Cluster
 from vapo.session.planning.phase_times import PhaseTime, Shares, concurrent, phase_times
 from vapo.session.planning.published import model_config, recipe_parameters
 from vapo.session.planning.rank_memory import DeviceMemory, sampling_memory, training_memory
-from vapo.session.planning.traced import packs
+from vapo.session.planning.traced import tracer_of
 from vapo.session.planning.workload import Dealt, Lengths, Workload, dealt
+from vapo.session.rendered_prompts import MEASURED
 from vapo.session.sizing import Fit, fitted
 from vapo.tasks.catalog import DATA_TASKS
 from vapo.tasks.problems import ProblemOptions
@@ -112,6 +113,7 @@ def plan_run(
     offline: bool = False,
     shares: Shares | None = None,
     prompt_tokens: int | None = None,
+    response_tokens: int | None = None,
     mean_tokens: float | None = None,
     advise: bool = True,
 ) -> RunPlan:
@@ -119,21 +121,17 @@ def plan_run(
     hub. Raises ConfigError and ModelError for what cannot be planned."""
     shares = shares or Shares()
     model, critic, notes = _models(config, offline)
-    limit, limit_note = response_limit(config, model)
-    prompt, prompt_note = (prompt_tokens, "") if prompt_tokens else _prompt(config)
-    notes += [note for note in (limit_note, prompt_note) if note]
-    lengths = Lengths(prompt, limit, min(float(limit), mean_tokens or MEAN_SHARE * limit))
-    if mean_tokens is None:
-        notes.append(f"responses are taken to have {lengths.mean:,.0f} tokens on average, half of the limit")
-    context = context_length(model)
-    if context is not None and lengths.longest > context:
-        raise ConfigError(
-            f"Prompts of {prompt:,} and responses of {limit:,} tokens exceed the model's context of {context:,}. "
-            f"Set rollout.max_response_tokens to {max(1, context - prompt):,} or less."
-        )
+    lengths, more = _lengths(config, model, prompt_tokens, response_tokens, mean_tokens)
+    notes += more
+    limit = lengths.limit
     config, more = fitted(
         config,
-        Fit(config.sections.task.name, count_parameters(model), limit, recipe_parameters(config, offline=offline)),
+        Fit(
+            config.sections.task.name,
+            tracer_of(model).size(0, critic=False).parameters,
+            limit,
+            recipe_parameters(config, offline=offline),
+        ),
     )
     work = Workload(config, model, critic, cluster, dealt(config, cluster), lengths)
     notes += [*more, *_engine_notes(work)]
@@ -159,7 +157,8 @@ def plan_run(
         return all(memory.fits for memory in devices if memory is not None)
 
     several = not cluster.on_cpu
-    return replace(plan, advice=cheapest(changes(config, lengths.longest, ray=several), fits))
+    largest = work.micro_batch(max(work.minibatch(), work.minibatch(critic=True)))[0].tokens
+    return replace(plan, advice=cheapest(changes(config, lengths.longest, largest, ray=several), fits))
 
 
 def disk_bytes(work: Workload) -> int:
@@ -173,16 +172,47 @@ def disk_bytes(work: Workload) -> int:
     return (work.config.sections.checkpoint.keep + 1) * state + sum(4 * network.parameters for network in networks)
 
 
-def response_limit(config: Config, model: PreTrainedConfig) -> tuple[int, str]:
-    """The most tokens of a response, and a note where nobody chose it."""
+def _lengths(
+    config: Config, model: PreTrainedConfig, prompt: int | None, limit: int | None, mean: float | None
+) -> tuple[Lengths, list[str]]:
+    """Lengths of prompts and responses: those given, chosen or known, else assumed ones that fit the model's context,
+    with a note on each assumption. ConfigError where the known ones exceed it."""
+    context, notes = context_length(model), []
+    limit = limit or _known_limit(config)
+    prompt = prompt or _known_prompt(config)
+    if limit is None:
+        limit = ProblemOptions.max_response_tokens
+        if context is not None:
+            limit = min(limit, context // 2)
+        notes.append(
+            f"responses are taken to have up to {limit:,} tokens, since the task is not made: set "
+            "rollout.max_response_tokens"
+        )
+    if prompt is None:
+        prompt = PROMPT if context is None else max(1, min(PROMPT, context - limit))
+        notes.append(f"prompts are taken to have up to {prompt:,} tokens: say --prompt-tokens for others")
+    if context is not None and prompt + limit > context:
+        raise ConfigError(
+            f"Prompts of {prompt:,} and responses of {limit:,} tokens exceed the model's context of {context:,}. "
+            f"Set rollout.max_response_tokens to {max(1, context - prompt):,} or less."
+        )
+    if mean is None:
+        mean = MEAN_SHARE * limit
+        notes.append(f"responses are taken to have {mean:,.0f} tokens on average, half of the limit")
+    return Lengths(prompt, limit, min(float(limit), mean)), notes
+
+
+def _known_limit(config: Config) -> int | None:
+    """The most tokens of a response, where settings or the task's options say it."""
     chosen, task = config.sections.rollout.max_response_tokens, config.sections.task
     if chosen is not None:
-        return chosen, ""
+        return chosen
     if task.name in BUILTIN:
-        return make_task(task.name, **task.options).max_response_tokens, ""
-    options = {**DATA_TASKS[task.name][1], **task.options} if task.name in DATA_TASKS else task.options
-    limit = int(options.get("max_response_tokens", ProblemOptions.max_response_tokens))
-    return limit, f"responses of up to {limit:,} tokens, the task's limit: set rollout.max_response_tokens for another"
+        return make_task(task.name, **task.options).max_response_tokens
+    if task.name in DATA_TASKS:
+        options = {**DATA_TASKS[task.name][1], **task.options}
+        return int(options.get("max_response_tokens", ProblemOptions.max_response_tokens))
+    return None
 
 
 def _models(config: Config, offline: bool) -> tuple[PreTrainedConfig, PreTrainedConfig | None, list[str]]:
@@ -203,24 +233,22 @@ def _models(config: Config, offline: bool) -> tuple[PreTrainedConfig, PreTrained
     return policy, critic, notes
 
 
-def _prompt(config: Config) -> tuple[int, str]:
-    """Tokens of the longest prompt, and how it is known."""
+def _known_prompt(config: Config) -> int | None:
+    """Tokens of the longest prompt of a built-in task and its model; None for others, whose data are not read."""
     task = config.sections.task
-    if task.name in BUILTIN and config.sections.model.policy == "builtin":
-        made = make_task(task.name, **task.options)
-        texts = [made.train[i].text for i in range(min(64, len(made.train)))]
-        from vapo.models.loading import load_tokenizer
-
-        tokenizer = load_tokenizer(builtin_model(task.name, made.options))
-        return max(len(tokenizer(text)["input_ids"]) for text in texts if isinstance(text, str)), ""
-    return PROMPT, f"prompts are taken to have up to {PROMPT:,} tokens: say --prompt-tokens for others"
+    if task.name not in BUILTIN or config.sections.model.policy != "builtin":
+        return None
+    made = make_task(task.name, **task.options)
+    tokenizer = load_tokenizer(builtin_model(task.name, made.options))
+    texts = [made.train[i].text for i in range(min(MEASURED, len(made.train)))]
+    return max(len(tokenizer(text)["input_ids"]) for text in texts if isinstance(text, str))
 
 
 def _engine_notes(work: Workload) -> list[str]:
     """What about the rollout engine does not fit the model or the cluster."""
     engine = work.config.sections.rollout.engine
     notes = []
-    if isinstance(engine, TorchEngineSettings) and not packs(work.model):
+    if isinstance(engine, TorchEngineSettings) and not tracer_of(work.model).packs:
         notes.append("rollout.engine=torch refuses models with layers that do not attend: take generate or vllm")
     if work.vllm is not None and not work.cluster.on_cpu:
         room = work.vllm.memory_share * work.cluster.device.memory * work.dealt.per_engine

@@ -10,9 +10,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ModelError
-from vapo.models.loading import count_parameters, load_config
+from vapo.models.loading import load_config
 from vapo.session.config import Config
 from vapo.session.layers import recipe_layer
+from vapo.session.planning.traced import tracer_of
 
 MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models"
 
@@ -49,6 +50,6 @@ def recipe_parameters(config: Config, *, offline: bool) -> int | None:
     values = recipe_layer(config.recipe).values
     try:
         source = values.get("model", {}).get("policy") or builtin_model(values["task"]["name"])
-        return count_parameters(model_config(source, offline=offline)[0])
+        return tracer_of(model_config(source, offline=offline)[0]).size(0, critic=False).parameters
     except ModelError:
         return None

@@ -11,19 +11,21 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from vapo.algo.method import Gae
-from vapo.models.backbone import decoder_layers
 from vapo.models.side import config_parameters
 from vapo.rollout.kv_cache import attention_width, round_up
 from vapo.rollout.row_counts import ROW_BUCKET
 from vapo.session.build import KEPT_SHARE
 from vapo.session.foresight import NetworkSize
-from vapo.session.planning.traced import Pass, Rows, meta_model, shallow, tracer_of
+from vapo.session.planning.traced import Pass, Rows, tracer_of
 from vapo.session.planning.workload import Workload, cache_numbers_of
 
 CONTEXT = 1.5e9
 """Bytes of a GPU that no tensor has: the CUDA context and the buffers of NCCL. An assumption."""
 FRAGMENTS = 0.05
 """Share of a GPU's memory that the allocator cannot use. An assumption."""
+FRAGMENTS_CPU = 0.33
+"""Share of a CPU's memory that glibc may hold in freed blocks: half as much as tensors take was measured
+(benchmarks/plan_memory.md)."""
 GATHERED = 2
 """Layers that are gathered at once: FSDP2 fetches the next one while it computes one."""
 PREFILL = 8192
@@ -146,10 +148,11 @@ def sampling_memory(work: Workload) -> DeviceMemory | None:
 
 
 def usable(work: Workload) -> float:
-    """Bytes that tensors may take of a device."""
-    device = work.cluster.device
-    ranks = work.dealt.ranks if work.cluster.on_cpu else 1
-    return device.memory / ranks if work.cluster.on_cpu else device.memory * (1 - FRAGMENTS) - CONTEXT
+    """Bytes that tensors may take of a device; ranks on CPUs share the machine's memory."""
+    memory = work.cluster.device.memory
+    if work.cluster.on_cpu:
+        return memory * (1 - FRAGMENTS_CPU) / work.dealt.ranks
+    return memory * (1 - FRAGMENTS) - CONTEXT
 
 
 def _add_network(
@@ -211,9 +214,7 @@ def _shared(work: Workload) -> int:
 def _gathered(work: Workload, *, with_gradient: bool) -> float:
     """The layers that a rank holds whole: those that it computes, and embeddings and output layer. Their gradient is
     whole, too, until it is dealt out."""
-    one = meta_model(shallow(work.model, 1))
-    layer = sum(p.numel() for p in decoder_layers(one)[0].parameters())
-    rest = one.num_parameters() - layer
+    layer, rest = tracer_of(work.model).layer_parameters
     number = 2 if work.half else 4
     return number * (GATHERED * layer + rest) + (number * (layer + rest) if with_gradient else 0)
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import torch
@@ -23,13 +23,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from vapo.errors import ModelError
-from vapo.models.backbone import backbone_of, checkpoint_gradients, hidden_states, supports_packing
+from vapo.models.backbone import backbone_of, checkpoint_gradients, decoder_layers, hidden_states, supports_packing
 from vapo.models.critic import classifier_of, made_critic
 from vapo.models.logprobs import token_logps
 from vapo.models.lora import add_lora
+from vapo.models.model_flops import ModelFlops, model_flops
 from vapo.models.networks import logits_head, output_embeddings
 from vapo.models.placing import to_device
 from vapo.models.side import SideConfig, SideModel
+from vapo.session.foresight import NetworkSize, network_size
 from vapo.session.planning.live_bytes import LiveBytes, drop_gradients, without_storage
 
 CHUNKS = 3
@@ -121,11 +123,6 @@ def meta_critic(config: PreTrainedConfig) -> PreTrainedModel:
         return kind.from_config(own)
 
 
-def packs(config: PreTrainedConfig) -> bool:
-    """Whether the sequences of a micro-batch stand end to end in one row."""
-    return supports_packing(meta_model(shallow(config, 1)))
-
-
 def period(config: PreTrainedConfig) -> int:
     """After how many layers their kinds repeat; all layers if they do not."""
     text = config.get_text_config()
@@ -143,11 +140,40 @@ def shallow(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 
 class Tracer:
-    """Traces passes of one model, and remembers them."""
+    """Sizes, operations and passes of one model; what was found out is remembered."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
         self._known: dict[tuple[Any, ...], Any] = {}
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether the sequences of a micro-batch stand end to end in one row."""
+        return supports_packing(meta_model(shallow(self.config, 1)))
+
+    @cached_property
+    def flops(self) -> ModelFlops:
+        """The policy's operations."""
+        return model_flops(meta_model(self.config))
+
+    @cached_property
+    def critic_flops(self) -> ModelFlops:
+        """Those of a critic that is made of it."""
+        return model_flops(meta_critic(self.config))
+
+    @cached_property
+    def layer_parameters(self) -> tuple[int, int]:
+        """Parameters of one layer, and of all that is in no layer."""
+        one = meta_model(shallow(self.config, 1))
+        layer = sum(p.numel() for p in decoder_layers(one)[0].parameters())
+        return layer, one.num_parameters() - layer
+
+    def size(self, rank: int, *, critic: bool) -> NetworkSize:
+        """Parameters of a policy or a critic, with adapters of this rank."""
+        key = ("size", rank, critic)
+        if key not in self._known:
+            self._known[key] = network_size(self.config, rank, critic=critic)
+        return self._known[key]
 
     def update(self, rows: Rows, form: Form, *, max_logits: int | None) -> Pass:
         """A policy's update (`max_logits` in one chunk of its output layer), or with None a critic's."""
@@ -185,8 +211,6 @@ class Tracer:
         if layers <= first + step:
             return self._body(layers, rows, form, backward)
         kept, most = self._body(first, rows, form, backward)
-        if not backward:
-            return kept, most  # no layer leaves anything to the next but its states
         more_kept, more = self._body(first + step, rows, form, backward)
         repeats = (layers - first) / step
         return kept + repeats * (more_kept - kept), most + repeats * (more - most)

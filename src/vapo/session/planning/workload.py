@@ -14,9 +14,9 @@ from vapo.models.logprobs import CPU_LOGITS, GPU_SHARE
 from vapo.models.side import SideConfig, side_config
 from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.session.config import Config
-from vapo.session.foresight import NetworkSize, network_size
+from vapo.session.foresight import NetworkSize
 from vapo.session.planning.hardware import Cluster
-from vapo.session.planning.traced import Form, Precision, Rows, packs
+from vapo.session.planning.traced import Form, Precision, Rows, tracer_of
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class Workload:
     @property
     def policy(self) -> NetworkSize:
         """The policy's parameters."""
-        return network_size(self.model, self.config.sections.model.policy_lora, critic=False)
+        return tracer_of(self.model).size(self.config.sections.model.policy_lora, critic=False)
 
     @property
     def critic(self) -> NetworkSize | None:
         """A full critic's parameters."""
         if self.critic_model is None:
             return None
-        return network_size(self.critic_model, self.config.sections.model.critic_lora, critic=True)
+        return tracer_of(self.critic_model).size(self.config.sections.model.critic_lora, critic=True)
 
     @property
     def side(self) -> SideConfig | None:
@@ -153,7 +153,7 @@ class Workload:
         layout = self.config.sections.trainer.layout
         precision = Precision(gathered=self.half) if self.sharded else Precision(autocast=self.half)
         rank = model.critic_lora if critic else model.policy_lora
-        packed = layout != "padded" and packs(self.model)
+        packed = layout != "padded" and tracer_of(self.model).packs
         return Form(rank, model.gradient_checkpointing, precision, packed)
 
     def micro_batch(self, minibatch: int) -> tuple[Rows, int]:
