@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 policy = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```""",
-    "critic": """It gives the value of a text that is being written: the outcome that it expects after each token, in units of
-reward.
+    "critic": """It gives the value of a text that is being written: the outcome that it
+expects after each token, in units of reward.
 
 ```python
 from transformers import AutoModelForTokenClassification, AutoTokenizer
