@@ -160,8 +160,8 @@ def page(found: list[dict[str, Any]], machine: str) -> str:
         "",
         f"Written by `python benchmarks/plan_memory.py` on {machine}.",
         "MB above a process that has trained a tiny model: the largest phase that the plan foresees, and the",
-        "most resident memory of value pretraining and of a joint step. *Returned*: freed tensors go back to the system",
-        "at once (MALLOC_MMAP_THRESHOLD_=65536). *As it is*: glibc keeps freed blocks of up to 32 MB.",
+        "most resident memory of value pretraining and of a joint step. *Returned*: freed tensors go back to the",
+        "system at once (MALLOC_MMAP_THRESHOLD_=65536). *As it is*: glibc keeps freed blocks of up to 32 MB.",
         "",
         "| setting | parameters | vocabulary | largest phase | foreseen | returned | ratio | as it is | ratio |",
         "|---|--:|--:|---|--:|--:|--:|--:|--:|",
@@ -175,11 +175,9 @@ def page(found: list[dict[str, Any]], machine: str) -> str:
     within = {
         name: sum(abs(row["foreseen"] / row[name] - 1) <= 0.15 for row in found) for name in ("returned", "as_it_is")
     }
-    lines += [
-        "",
-        f"Within 15 %: {within['returned']} of {len(found)} where freed tensors are returned, {within['as_it_is']} as it "
-        "is.",
-    ]
+    count = f"of {len(found)}"
+    lines += ["", f"Within 15 %: {within['returned']} {count} where freed tensors are returned, "]
+    lines[-1] += f"{within['as_it_is']} {count} as it is."
     return "\n".join(lines) + "\n"
 
 

@@ -14,9 +14,9 @@ import pytest
 import toys
 from vapo import cli
 from vapo.errors import ConfigError
-from vapo.session.checking.answers import check_answers
 from vapo.session.checking.finding import Finding, Outcome, of_error
 from vapo.session.checking.inspection import Inspection
+from vapo.session.checking.known_answers import check_answers
 from vapo.session.checking.short_run import check_steps, short_config
 from vapo.session.config import Config, resolve
 from vapo.session.layers import file_layer, recipe_layer, set_layer

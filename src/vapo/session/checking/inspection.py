@@ -21,8 +21,8 @@ from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.rollout.vllm_environment import check_environment
 from vapo.scale.placement import place
 from vapo.session.build import lambda_warning
-from vapo.session.checking.answers import check_answers
 from vapo.session.checking.finding import Finding, Outcome, error, of_error, ok, skipped, warning
+from vapo.session.checking.known_answers import check_answers
 from vapo.session.checking.short_run import NAME as STEPS
 from vapo.session.checking.short_run import check_steps, short_config
 from vapo.session.config import Config
@@ -238,7 +238,7 @@ class Inspection:
         yield from check_steps(config)
 
 
-def lengths_of(inputs: Inputs | None) -> dict[str, int]:
+def lengths_of(inputs: Inputs | None) -> dict[str, Any]:
     """What a plan takes of the inputs, where there are some."""
     if inputs is None:
         return {}
