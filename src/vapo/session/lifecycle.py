@@ -43,6 +43,8 @@ from vapo.session.schema import TaskConfig
 from vapo.session.sizing import Fit, fitted, rate_warnings
 from vapo.tasks.catalog import check_task
 from vapo.tasks.full_task import FullTask
+from vapo.trackers.tracked import TrackingObserver
+from vapo.trackers.tracker import check_trackers
 from vapo.trainer import snapshot
 from vapo.trainer.loop import run_loop
 from vapo.trainer.network import Network
@@ -99,6 +101,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
         run.folder.write_text("environment.json", json_text(environment_of(run), indent=1))
         _write_settings(run.folder, config)
         _record_alarms(run.folder, alarms)
+    _begin_trackers(run, config)
     observer.note(f"run directory: {run_dir}")
     _report_rate(run)
     _report_engine(run)
@@ -111,6 +114,7 @@ def prepare(config: Config, observer: Observer, task: Task | None = None) -> tup
 
     Raises ConfigError, DataError, ModelError before any weights load.
     """
+    check_trackers(config.sections.trackers)
     config = config if task else with_whole_paths(config)
     inputs = read_inputs(config, task, on_progress=observer.progress)
     with _closing_task_on_error(inputs.task):
@@ -205,6 +209,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
         if changed:
             snapshot.save(run)  # under the new settings, so that the next resume needs no --allow-change
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
+    _begin_trackers(run, config)
     if run.state.phase == Phase.DONE:
         observer.note(f"this run has ended; to make it longer: {command('resume', run_dir)} --set trainer.steps=N")
     else:
@@ -222,6 +227,15 @@ def effective_of(saved: Path) -> dict[str, Any] | None:
         every = {"trainer": {"scoring": "all"}}  # nothing else was known
         return resolve([file_layer(saved.name, content), file_layer(saved.name, every)]).effective()
     return todays(content)
+
+
+def _begin_trackers(run: Run, config: Config) -> None:
+    """Tell the trackers that the settings name of everything that the observer is told of."""
+    if names := config.sections.trackers:
+        observer = TrackingObserver(run.observer, names, run.folder.path, run.config)
+        observer.begin(run.state.step)
+        run.on_end.append(lambda failed: observer.close(failed=failed))
+        run.observer = observer
 
 
 def _write_settings(folder: RunFolder, config: Config) -> None:
@@ -333,7 +347,7 @@ def _end_sampling(run: Run) -> None:
 
 def finish(run: Run, *, report: bool = True) -> Run:
     """Train to the end; write the models and, with `report`, the curves and the report."""
-    guards, path = run.guards, run.folder.path
+    guards, path, failed = run.guards, run.folder.path, True
     try:
         if guards.watchdog:
             run.watch = Watchdog(path, factor=guards.stuck_factor, floor_s=guards.stuck_floor_s)
@@ -347,6 +361,7 @@ def finish(run: Run, *, report: bool = True) -> Run:
             write_report(path)
         if run.saving.final == "weights":
             _drop_checkpoints(run)
+        failed = False
     except DivergedError as error:
         run.folder.event(EventName.DIVERGED, message=str(error))  # a comparison counts it
         raise
@@ -360,6 +375,8 @@ def finish(run: Run, *, report: bool = True) -> Run:
         _end_sampling(run)
         run.profiler.close()
         run.watch.close()
+        for end in run.on_end:
+            end(failed)
         run.folder.close()
         close_task(run.task)
     return run

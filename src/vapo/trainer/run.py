@@ -72,6 +72,8 @@ class Run:
     """Set by a signal handler: the run drops what it is sampling, saves and stops."""
     feature_bytes: int = 0
     """Value pretraining keeps so many bytes of the policy's hidden states for a side critic."""
+    on_end: list[Callable[[bool], None]] = field(default_factory=list)
+    """Called when the run ends, with whether it failed."""
     failed_saves: int = 0
     """Saves in a row that the disk refused."""
 
