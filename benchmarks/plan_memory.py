@@ -2,7 +2,7 @@
 
     python benchmarks/plan_memory.py [--only NAME ...]
 
-Writes plan_memory.md and plan_memory.json beside itself. Weights are random, and all responses are cut off at the same
+Writes plan_memory.md and plan_memory.json beside itself, after each setting; --only measures some of them again. Weights are random, and all responses are cut off at the same
 length. Each setting runs in a process of its own, which first trains a tiny model for a step, so that libraries and
 threads are there. What is measured is the most resident memory (RSS) of value pretraining and a joint step above
 that; what is foreseen is the largest phase of the plan.
@@ -189,24 +189,28 @@ def main() -> None:
     if chosen.one:
         print(json.dumps(measure(chosen.one)))
         return
-    found = []
+    path = Path(__file__).with_suffix(".json")
+    kept = json.loads(path.read_text())["settings"] if path.exists() else []
+    rows: dict[str, dict[str, Any]] = {row["setting"]: row for row in kept}
     for name in chosen.only:
         row: dict[str, Any] = {}
         for how, more in (("returned", {"MALLOC_MMAP_THRESHOLD_": "65536"}), ("as_it_is", {})):
-            command = [sys.executable, __file__, "--one", name]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **more})  # noqa: S603
+            command, here = [sys.executable, __file__, "--one", name], {**os.environ, **more}
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=here)  # noqa: S603
             row |= json.loads(done.stdout.splitlines()[-1])
             row[how] = row.pop("measured")
-        found.append(row)
+        rows[name] = row
         print(f"{name}: {' '.join(f'{key} {row[key] / 1e6:.0f} MB' for key in ('foreseen', 'returned', 'as_it_is'))}")
-    if chosen.only != list(SETTINGS):
-        return
+        write(path, [rows[setting] for setting in SETTINGS if setting in rows])
+
+
+def write(path: Path, found: list[dict[str, Any]]) -> None:
+    """Both files, with what has been measured so far."""
     from vapo.session.environment import environment
 
     here = environment()
     machine = f"{here['processor']}, torch {here['packages']['torch']}, one thread, {platform.system()}"
-    path = Path(__file__).with_suffix("")
-    path.with_suffix(".json").write_text(json.dumps({"machine": machine, "settings": found}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine, "settings": found}, indent=1) + "\n")
     path.with_suffix(".md").write_text(page(found, machine))
 
 

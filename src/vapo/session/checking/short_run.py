@@ -46,6 +46,7 @@ def short_config(config: Config) -> Config:
         "checkpoint": {"every": 1, "keep": 1, "final": "state"},
         "guards": {"watchdog": False, "action": "warn"},
         "scale": {"backend": "local"},
+        "trackers": [],
     }
     if config.algorithm.pretrains:
         few["trainer"]["pretraining_steps"] = 1
