@@ -2,10 +2,10 @@
 
     python benchmarks/plan_memory.py [--only NAME ...]
 
-Writes plan_memory.md and plan_memory.json beside itself, after each setting; --only measures some of them again. Weights are random, and all responses are cut off at the same
-length. Each setting runs in a process of its own, which first trains a tiny model for a step, so that libraries and
-threads are there. What is measured is the most resident memory (RSS) of value pretraining and a joint step above
-that; what is foreseen is the largest phase of the plan.
+Writes plan_memory.md and plan_memory.json beside itself, after each setting; --only measures some of them again.
+Weights are random, and all responses are cut off at the same length. Each setting runs in a process of its own, which
+first trains a tiny model for a step, so that libraries and threads are there. What is measured is the most resident
+memory (RSS) of value pretraining and a joint step above that; what is foreseen is the largest phase of the plan.
 
 The plan knows tensors. glibc keeps freed blocks of up to 32 MB for later ones, and tensors of other sizes find no room
 in them. So each setting is measured twice: as it is, and with MALLOC_MMAP_THRESHOLD_=65536, which gives every freed
