@@ -14,6 +14,7 @@ from vapo.cli.diagnosing import doctor
 from vapo.cli.evaluating import evaluate
 from vapo.cli.judging import critic
 from vapo.cli.listing import recipes, settings, tasks
+from vapo.cli.planning import check, plan
 from vapo.cli.training import make_base, report, resume, train
 from vapo.errors import ConfigError
 from vapo.session.signals import main_exit
@@ -45,8 +46,8 @@ def options(
     """Options of `vapo` itself."""
 
 
-for command in (train, resume, fork, pretrain_critic, evaluate, critic, report, doctor, compare, ablate, recipes,
-                settings, tasks, make_base, chaos):  # fmt: skip
+for command in (train, plan, check, resume, fork, pretrain_critic, evaluate, critic, report, doctor, compare, ablate,
+                recipes, settings, tasks, make_base, chaos):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
 
 

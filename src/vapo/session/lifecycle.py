@@ -18,13 +18,11 @@ import torch
 from safetensors import SafetensorError
 
 from vapo.algo.method import Gae
-from vapo.bases.shipped import builtin_model
 from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
-from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command, counted
+from vapo.errors import CheckpointError, ConfigError, DivergedError, StoppedError, command, counted
 from vapo.json_text import json_text
 from vapo.metrics import EventName, Phase
-from vapo.models.loading import count_parameters, load_config
 from vapo.models.matrix_rate import rate_words
 from vapo.reports.curves import curves_png
 from vapo.reports.model_card import model_card
@@ -38,10 +36,11 @@ from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
 from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer
 from vapo.session.old_files import todays
+from vapo.session.planning.published import recipe_parameters
 from vapo.session.precision import dtype_warning, with_dtype
 from vapo.session.run_dirs import METHOD, check_folder, config_to_resume
 from vapo.session.schema import TaskConfig
-from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
+from vapo.session.sizing import Fit, fitted, rate_warnings
 from vapo.tasks.catalog import check_task
 from vapo.tasks.full_task import FullTask
 from vapo.trackers.tracked import TrackingObserver
@@ -119,11 +118,10 @@ def prepare(config: Config, observer: Observer, task: Task | None = None) -> tup
     config = config if task else with_whole_paths(config)
     inputs = read_inputs(config, task, on_progress=observer.progress)
     with _closing_task_on_error(inputs.task):
-        own = recipe_task(config)
-        recipe_parameters = None if own is None else base_parameters(own)
         limit = inputs.decoding.max_tokens
         config, about_dtype = with_dtype(config, inputs)
-        config, notes = fitted(config, Fit(inputs.task.name, inputs.parameters, limit, recipe_parameters))
+        of_recipe = recipe_parameters(config, offline=False)
+        config, notes = fitted(config, Fit(inputs.task.name, inputs.parameters, limit, of_recipe))
         notes += [about_dtype] if about_dtype is not None else []
         wanted, there = config.sections.evaluation.prompts, len(inputs.heldout_prompts)
         if wanted > there:
@@ -229,14 +227,6 @@ def effective_of(saved: Path) -> dict[str, Any] | None:
         every = {"trainer": {"scoring": "all"}}  # nothing else was known
         return resolve([file_layer(saved.name, content), file_layer(saved.name, every)]).effective()
     return todays(content)
-
-
-def base_parameters(recipe_task_name: str) -> int | None:
-    """Parameters of the base model that a recipe was tuned for."""
-    try:
-        return count_parameters(load_config(builtin_model(recipe_task_name)))
-    except ModelError:
-        return None
 
 
 def _begin_trackers(run: Run, config: Config) -> None:
