@@ -62,7 +62,7 @@ def _ended(run: RunFiles) -> Iterable[Finding]:
         yield Finding(
             "unfinished",
             "warning",
-            f"{done} of {counted(int(steps or 0), 'joint step')} done, and no policy/: it was stopped or killed, or runs",
+            f"{done} of {counted(int(steps or 0), 'joint step')} done, no policy/: it was stopped or killed, or runs",
             f"if it does not run, go on with: {command('resume', run.path)}",
         )
 
