@@ -178,6 +178,11 @@ def page(found: list[dict[str, Any]], machine: str) -> str:
     count = f"of {len(found)}"
     lines += ["", f"Within 15 %: {within['returned']} {count} where freed tensors are returned, "]
     lines[-1] += f"{within['as_it_is']} {count} as it is."
+    lines += [
+        "",
+        "What a kernel takes inside is not foreseen: beside bfloat16 products it is a sixth of so small a model. What glibc",
+        "keeps depends on the order of sizes, so the plan leaves a third of a CPU's memory to it.",
+    ]
     return "\n".join(lines) + "\n"
 
 
