@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import trackio
+import trackio  # type: ignore[import-not-found]
 
 from vapo.trackers.tracker import COLUMNS, TrackedRun
 
