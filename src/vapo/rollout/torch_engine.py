@@ -7,8 +7,9 @@ decode step feeds: so all logits that are sampled from come from the same comput
 
 A sample's tokens do not depend on the other samples. The randomness is a hash of (seed, token number), see `draws`.
 The arithmetic stays the same too: a step computes a number of rows that the CPU's matrix library sums alike
-(`exact_row_counts`), attention widths do not change sums (`attention_width`, `reaches`), and prompts are prefilled only with
-others of the same padded length, or alone where the library does not sum all numbers of rows alike.
+(`exact_row_counts`), neither attention's width nor how it is cut changes sums (`attention_width`, `reaches`), and
+prompts are prefilled only with others of the same padded length, or alone where the library does not sum all numbers
+of rows alike.
 
 What this guarantees, on one machine:
 
