@@ -8,6 +8,7 @@ that is lost.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -212,7 +213,7 @@ class Cluster:
         )
         os.environ.update(_QUIET)
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"} & os.environ.keys():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into the home folder
+            os.environ["RAY_AUTH_TOKEN"] = _own_token()  # else Ray writes one into the home folder
             self._token = True
         try:
             self._ray.init(
@@ -329,6 +330,12 @@ def _kept_signal_handler() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@functools.cache
+def _own_token() -> str:
+    """One for all clusters of this process: Ray reads it once."""
+    return secrets.token_hex(32)
 
 
 def _short_folder() -> str:
