@@ -8,7 +8,6 @@ that is lost.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import secrets
@@ -121,7 +120,6 @@ class Cluster:
         self.restarts = RestartBudget(wanted.restarts, on_alarm or _silent)
         self._ray = import_ray()
         self._reaper: subprocess.Popen[bytes] | None = None
-        self._token = False
         self._processes: list[RemoteProcess] = []
         self._group: Any = None
         self._order: list[int] = []
@@ -189,9 +187,6 @@ class Cluster:
         if self.owned and self._ray.is_initialized():
             with _kept_signal_handler():
                 self._ray.shutdown()
-        if self._token:
-            os.environ.pop("RAY_AUTH_TOKEN", None)
-            self._token = False
         if self._reaper is not None:
             self._reaper.communicate()  # closes its stdin, and waits until nothing is left
             self._reaper = None
@@ -213,8 +208,9 @@ class Cluster:
         )
         os.environ.update(_QUIET)
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"} & os.environ.keys():
-            os.environ["RAY_AUTH_TOKEN"] = _own_token()  # else Ray writes one into the home folder
-            self._token = True
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(
+                32
+            )  # else Ray writes one into the home folder; it reads it once per process
         try:
             self._ray.init(
                 address="local",
@@ -330,12 +326,6 @@ def _kept_signal_handler() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@functools.cache
-def _own_token() -> str:
-    """One for all clusters of this process: Ray reads it once."""
-    return secrets.token_hex(32)
 
 
 def _short_folder() -> str:
