@@ -133,7 +133,23 @@ def run_of(size: str, length: int, samples: int, folder: Path, preset: str, laye
     return run
 
 
-class Recorded:
+class AtOnce:
+    """The part of a `RolloutSource` that makes nothing ahead."""
+
+    def settle(self) -> None:
+        """Nothing is being sampled."""
+
+    def waiting(self) -> None:
+        """Nothing is made ahead."""
+
+    def restart(self, waiting: Rollout | None) -> None:
+        """Nothing is made ahead."""
+
+    def close(self) -> None:
+        """There are no threads."""
+
+
+class Recorded(AtOnce):
     """The responses of one run, sampled once and handed to several."""
 
     def __init__(self, source: RolloutSource) -> None:
@@ -146,7 +162,7 @@ class Recorded:
         return self.last
 
 
-class Replayed:
+class Replayed(AtOnce):
     """The last responses of another run."""
 
     def __init__(self, recorded: Recorded) -> None:

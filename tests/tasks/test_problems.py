@@ -161,9 +161,9 @@ def test_a_list_of_one_answer_is_used_and_a_longer_list_needs_an_index(tmp_path)
         read(tmp_path, rows, columns={**columns, "answer": "final_answer.2"})
 
 
-@pytest.mark.parametrize("right_at", [1.5, 0, -1, float("nan")])
+@pytest.mark.parametrize("right_at", [0, -1, float("nan")])
 def test_right_at_outside_its_range_is_refused(right_at):
-    with pytest.raises(ConfigError, match=r"task.right_at must be .*in \(0, 1\], got"):
+    with pytest.raises(ConfigError, match=r"task.right_at must be .*above 0, got"):
         ProblemOptions(data="d.jsonl", right_at=right_at)
 
 
@@ -354,6 +354,13 @@ def test_graded_scores_give_a_note_and_graded_scores_only_give_an_error(tmp_path
         assert "partial gave the score 0.3" in partial.notes[1]
         with pytest.raises(ConfigError, match=r"partial gave none of the first 20 responses a score of 0 or 1"):
             partial.verify_all([(partial.train[0], "x")] * 20)
+
+    options = {"data": data, "verifier": f"{path}:partial", "verifier_workers": 1, "heldout": 1}
+    counting = find_task("math", options, graded=True)  # scores count: nothing to note, nothing to refuse
+    assert isinstance(counting, Problems)
+    with closing(counting):
+        assert len(counting.notes) == 1
+        assert {v.score for v in counting.verify_all([(counting.train[0], "x")] * 20)} == {0.3}
 
 
 @pytest.mark.parametrize(

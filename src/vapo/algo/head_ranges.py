@@ -12,7 +12,8 @@ MARGIN = 3.0
 
 
 def target_range(algorithm: Algorithm) -> tuple[float, float]:
-    """The lowest and highest number that the critic's target can be, in units of reward."""
+    """The lowest and highest number that the critic's target can be, in units of reward; with scores, where
+    those are from 0 to 1."""
     reward, credit = algorithm.reward, algorithm.credit
     low, high = reward.wrong, reward.right
     if isinstance(credit, Gae) and credit.overlong_in_target and reward.overlong_cache > 0:

@@ -122,7 +122,7 @@ def head_loss(
             return value_loss(head_values(head, outputs), returns, old_values=old_values, clip=clip)
         case SigmoidHead(low=low, high=high):
             low, high = _range(low, high).values()
-            z, target = widened(outputs[..., 0], (returns - low) / (high - low))
+            z, target = widened(outputs[..., 0], (returns.clamp(low, high) - low) / (high - low))
             return F.binary_cross_entropy_with_logits(z, target, reduction="none")
         case HistogramHead(low=low, high=high, bins=bins, sigma_ratio=ratio):
             held = _range(low, high)

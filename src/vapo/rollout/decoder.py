@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vapo.errors import ConfigError, DataError, ModelError, counted
 from vapo.rollout.draws import check_decoding
 from vapo.rollout.kv_cache import SlotCache, StepMasks, attention_width, round_up
+from vapo.rollout.ragged_attention import CALL_BYTES, NAME, Reach, reaches, reading
 from vapo.rollout.row_counts import ROW_BUCKET, exact_row_counts
 from vapo.rollout.step_graphs import StepGraphs, rows_of, width_of
 from vapo.types import Decoding, Prompt
@@ -49,6 +50,8 @@ class Decoder:
         self._cache: SlotCache | None = None
         self._masks: dict[int | None, StepMasks] = {}
         self._prefilled = 0
+        # on a GPU one call for all rows is faster than several, and graphs hold one shape
+        self._reads_runs = self.device.type == "cpu" and bool(getattr(model, "_supports_attention_backend", False))
         if graphs and self.device.type == "cuda":
             self._graphs = StepGraphs(self._step, self.rows, self.device)
 
@@ -90,6 +93,8 @@ class Decoder:
             self.model.eval()
             if attention not in ("sdpa", "eager"):
                 self.config._attn_implementation = "sdpa"
+            if self._reads_runs and self.config._attn_implementation == "sdpa":
+                self.config._attn_implementation = NAME
             # Against no_grad, inference_mode saves 8 % of a small model's step.
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
                 yield
@@ -133,15 +138,23 @@ class Decoder:
         self._forward(ids, positions, None)
         self._prefilled += sum(len(p) for p in prompts)
 
-    def step(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
+    def runs(self, lengths: Sequence[int]) -> tuple[Reach, ...]:
+        """How the attention of rows that hold so many tokens (0: an unused row) is cut; for `step`."""
+        if not self._reads_runs:
+            return ()
+        widths = [attention_width(length) if length else 0 for length in lengths]
+        return reaches(widths, call=CALL_BYTES / self.cache.column_bytes)
+
+    def step(self, ids: Tensor, positions: Tensor, width: int, runs: tuple[Reach, ...] = ()) -> Tensor:
         """Feed row i the token ids[i] at positions[i]; logits for the next tokens, (B, V), to be used before the next
-        step. B = len(ids)."""
+        step. B = len(ids). With `runs`, the logits of rows in none of them are of no use."""
         if self._graphs is not None:
             try:
                 return self._graphs.run(ids, positions, width_of(width, self.cache.capacity))
             except RuntimeError as error:  # recording this size failed; the step itself may be done again
                 self.graphs_fault, self._graphs = str(error).splitlines()[0], None
-        return self._step(ids, positions, width)
+        with reading(runs):
+            return self._step(ids, positions, width)
 
     def _step(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
         masks = {window: masks.step(positions, width) for window, masks in self._masks.items()}
@@ -178,7 +191,9 @@ class Decoder:
                 positions[:2], last[:2] = self.indices(lengths), ids[[0, 1], list(lengths)].to(self.device)
                 self.reset_rows(rows, positions[:2])
                 width = attention_width(max(lengths) + 1)
-                got = self._step(last, positions, width)[:2].float()
+                runs = (Reach(0, 1, width), Reach(1, 2, width)) if self._reads_runs else ()
+                with reading(runs):
+                    got = self._step(last, positions, width)[:2].float()
                 self._try_graphs(last, positions, width)
             except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
                 raise ModelError(

@@ -50,6 +50,13 @@ class SlotCache(Cache):
         self._width = 0
         self._index: dict[int, Tensor] = {}
 
+    @property
+    def column_bytes(self) -> float:
+        """Bytes of one row's keys and values in one column, on average over the layers; 1 before a model has run."""
+        layers = zip(self._keys, self._values, strict=True)
+        sizes = [sum(s.shape[1] * s.shape[3] * s.itemsize for s in layer) for layer in layers]
+        return sum(sizes) / len(sizes) if sizes else 1.0
+
     def begin_prefill(self, source: Tensor, target: Tensor) -> None:
         """Let the next forward pass store prompts from column 0: batch row source[i] to cache row target[i]."""
         self._prefill = (source, target)

@@ -7,8 +7,9 @@ decode step feeds: so all logits that are sampled from come from the same comput
 
 A sample's tokens do not depend on the other samples. The randomness is a hash of (seed, token number), see `draws`.
 The arithmetic stays the same too: a step computes a number of rows that the CPU's matrix library sums alike
-(`exact_row_counts`), attention widths do not change sums (`attention_width`), and prompts are prefilled only with
-others of the same padded length, or alone where the library does not sum all numbers of rows alike.
+(`exact_row_counts`), neither attention's width nor how it is cut changes sums (`attention_width`, `reaches`), and
+prompts are prefilled only with others of the same padded length, or alone where the library does not sum all numbers
+of rows alike.
 
 What this guarantees, on one machine:
 
@@ -32,10 +33,12 @@ from vapo.errors import ConfigError, DivergedError
 from vapo.rollout.decoder import Decoder, copy_weights, padded_length
 from vapo.rollout.draws import draw_tokens, uniforms
 from vapo.rollout.kv_cache import attention_width
+from vapo.rollout.ragged_attention import Reach
 from vapo.types import Completion, Decoding, Prompt
 
 _FIRST_RESPONSE_CAPACITY = 256  # columns reserved for responses at first; doubled when a row needs more
 _PROGRESS_STEPS = 64
+_RUN_STEPS = 16  # steps for which attention is cut the same way
 
 
 class TorchEngine:
@@ -187,6 +190,8 @@ class _Run:
         self._batch = 0  # rows that a step computes
         self._reach = 0  # the row with the longest sequence feeds position _now + _reach
         self._deadline = 0  # the step after which the next row reaches its length limit
+        self._runs: tuple[Reach, ...] = ()
+        self._runs_until = 0  # the step from which they do not hold
         self._done: dict[int, Completion] = {}
         self._num_tokens = 0
 
@@ -209,7 +214,7 @@ class _Run:
         if length > self._decoder.cache.capacity:
             self._grow(length)
         fed, positions, used, base = self._state[:, : self._batch]
-        logits = self._decoder.step(fed, positions, attention_width(length))
+        logits = self._decoder.step(fed, positions, attention_width(length), self._cut())
         at = base + positions
         u = self._uniforms.index_select(0, at)
         tokens, logprobs = draw_tokens(logits, u, temperature=self._how.temperature, top_p=self._how.top_p)
@@ -222,6 +227,17 @@ class _Run:
         if not len(self._stops):
             return None
         return (tokens[:, None] == self._stops).any(dim=1) & used.bool()
+
+    def _cut(self) -> tuple[Reach, ...]:
+        """How this step's attention is cut into runs of rows: made anew when rows have changed, and every few steps,
+        in which sequences grow."""
+        if self._now >= self._runs_until:
+            self._runs_until = self._now + _RUN_STEPS
+            lengths = [0] * self._batch
+            for row, s in self._rows.items():
+                lengths[row] = self._runs_until + s.prefix - s.born
+            self._runs = self._decoder.runs(lengths)
+        return self._runs
 
     def _grow(self, length: int) -> None:
         """Double the cache's columns, up to what the longest possible sample needs."""
@@ -349,6 +365,7 @@ class _Run:
 
     def _measure(self) -> None:
         """Compute batch size, longest position and next deadline, which hold until rows are added or removed."""
+        self._runs_until = self._now
         if not self._rows:
             return
         self._batch = self._decoder.row_count(max(self._rows) + 1)

@@ -1,1 +1,1 @@
-"""The protocols of trainer and rollout, kept with Ray and FSDP2 by many processes."""
+"""The same protocols over many processes and machines, on Ray. Only modules of this room import `ray`."""

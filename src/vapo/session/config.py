@@ -15,7 +15,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vapo.algo.head_ranges import target_range, with_range
-from vapo.algo.method import Algorithm, Gae, NoCorrection, ProbabilityBound, RatioMask, TruncatedWeight
+from vapo.algo.method import (
+    Algorithm,
+    Gae,
+    Head,
+    LinearHead,
+    NoCorrection,
+    ProbabilityBound,
+    RatioMask,
+    Reward,
+    TruncatedWeight,
+)
 from vapo.algo.presets import PRESETS, REMEDIES, TECHNIQUES, without, without_all
 from vapo.algo.sizes import NAMES, alpha_is_a_size, fields_of, scaled, sizes_of
 from vapo.errors import ConfigError
@@ -166,6 +176,7 @@ def resolve(layers: Sequence[Layer]) -> Config:
     algorithm = corrected(_method(choice, sections), choice, sections)
     credit = algorithm.credit
     if isinstance(credit, Gae):
+        _check_score_range(credit.head, algorithm.reward)
         with_range(credit.head, *target_range(algorithm))
         if credit.baseline == "group" and sections.trainer.pretraining_at == "end":
             raise ConfigError(
@@ -187,6 +198,15 @@ def resolve(layers: Sequence[Layer]) -> Config:
     recipe = next((layer.recipe for layer in reversed(layers) if layer.recipe is not None), None)
     notes = (*_correction(config), *_unused(config, origins))
     return dataclasses.replace(config, origins=origins, notes=notes, recipe=recipe)
+
+
+def _check_score_range(head: Head, reward: Reward) -> None:
+    """Raise ConfigError for a head with a range where scores, which may be any number, are the outcomes."""
+    if reward.by == "score" and not isinstance(head, LinearHead) and (head.low is None or head.high is None):
+        raise ConfigError(
+            f"algorithm.reward.by=score may give any number, and the head {head.kind} needs a range: set "
+            "algorithm.credit.head.low and high to the least and the greatest score, or take the linear head."
+        )
 
 
 def alpha_follows_length(choice: Choice, sections: Sections) -> bool:

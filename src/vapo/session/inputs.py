@@ -80,7 +80,8 @@ def read_inputs(
     refuse_while_importing("a run or an evaluation")
     sections = config.sections
     made = task is None
-    task = task or find_task(sections.task.name, sections.task.options, on_progress, to_train=to_train)
+    graded = config.algorithm.reward.by == "score"
+    task = task or find_task(sections.task.name, sections.task.options, on_progress, to_train=to_train, graded=graded)
     try:
         full = check_task(task, ("train", "heldout") if to_train else ("heldout",))
         return _checked(config, full, saved, to_train, on_progress)

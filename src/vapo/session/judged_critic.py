@@ -187,6 +187,11 @@ def _prompts(inputs: Inputs, options: JudgeOptions) -> list[Prompt]:
 
 def _check(inputs: Inputs, models: JudgedModels, trust: bool) -> None:
     """Raise ConfigError for a task or a critic that cannot be judged."""
+    if models.algorithm.reward.by == "score":
+        raise ConfigError(
+            "vapo critic measures values of right against wrong, and this critic foresees scores "
+            "(algorithm.reward.by=score). For the ceiling alone give its policy: --policy RUN/policy --task NAME."
+        )
     if inputs.task.verify_groups:
         raise ConfigError(
             f"Task {inputs.task.name} compares the responses to a prompt with each other, so a continuation alone has "

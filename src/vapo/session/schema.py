@@ -156,7 +156,7 @@ class ScaleConfig:
     """GPUs that one rollout engine is split over; for vLLM."""
     placement: Literal["colocated", "split"] = "colocated"
     """`colocated`: training ranks and rollout engines take turns on the same GPUs; `split`: each has its own."""
-    restarts: int = number(3, ge=0)
+    restarts: int = number(3, ge=0, unit="starts")
     """How often, in all, processes that died are started again before the run gives up."""
     answer_limit_s: float = number(600.0, gt=0, unit="s")
     """A process that does not answer for so long counts as hung, and is replaced."""

@@ -37,18 +37,24 @@ DATA_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def find_task(
-    name: str, options: Mapping[str, Any], on_progress: Progress | None = None, *, to_train: bool = True
+    name: str,
+    options: Mapping[str, Any],
+    on_progress: Progress | None = None,
+    *,
+    to_train: bool = True,
+    graded: bool = False,
 ) -> Task:
     """The task of that name with these options; ConfigError or DataError if it does not exist or cannot be made.
 
     `name` is a built-in task, a data task, `reasoning-gym/DATASET`, an entry point of the group `vapo.tasks`, or
     package.module:function. The last two are called with the options and return a `vapo.Task`. Without `to_train`,
-    training problems are read only if the held-out problems are taken from them.
+    training problems are read only if the held-out problems are taken from them. `graded` says that scores between 0
+    and right count: nobody needs to be told of them.
     """
     if name in BUILTIN:
         return make_task(name, **options)
     if name in DATA_TASKS:
-        return make_problems(name, _data_options(name, options, to_train), on_progress)
+        return make_problems(name, _data_options(name, options, to_train), on_progress, graded=graded)
     if name.startswith(PREFIX):
         return Gym(name.removeprefix(PREFIX), _gym_options(name, options))
     return _call(import_function(_function_of(name), "task.name"), name, options)

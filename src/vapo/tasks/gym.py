@@ -7,6 +7,7 @@ if the scorer also gives it to `NO_ANSWER`, only if it equals the gold answer.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -197,7 +198,7 @@ def scored_verdict(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict
             return Verdict("wrong", f"unreadable for the scorer: {type(error).__name__}", "unreadable")
         return Verdict("invalid", f"the scorer raised {type(error).__name__}: {error}")
     if score < FULL:
-        return Verdict("wrong", f"score {score:.2g}", "wrong_answer")
+        return Verdict("wrong", f"score {score:.2g}", "wrong_answer", score if math.isfinite(score) else None)
     if _score(scorer, NO_ANSWER, item) >= FULL and answer.strip().casefold() != gold.strip().casefold():
         return Verdict("wrong", "not the gold answer, and the scorer accepts anything here", "wrong_answer")
     return Verdict("right")

@@ -60,8 +60,9 @@ class ProblemOptions:
     """The system message before the problem."""
     verifier: str = "math"
     """The verifier: math, exact, an installed plug-in, package.module:function or file.py:function."""
-    right_at: float = number(0.99, gt=0, le=1)
-    """The lowest score that counts as right."""
+    right_at: float = number(0.99, gt=0)
+    """The lowest score that counts as right. With algorithm.reward.by=score a lower one is worth its share, and what is
+    right matters to the LM loss, dynamic sampling and accuracy only."""
     verifier_workers: int | None = number(None, ge=1, unit="processes")
     """The number of worker processes that judge; null means one per core, at most 8."""
     verifier_timeout_s: float = number(1.0, ge=0.05, le=600, unit="seconds")
@@ -109,7 +110,9 @@ class Problems:
     and DataError for faults in the data before any expensive work.
     """
 
-    def __init__(self, name: str, options: ProblemOptions, on_progress: Progress | None = None) -> None:
+    def __init__(
+        self, name: str, options: ProblemOptions, on_progress: Progress | None = None, *, graded: bool = False
+    ) -> None:
         self.name, self.options = name, options
         self.max_response_tokens = options.max_response_tokens
         self.drops: list[Drop] = []
@@ -139,8 +142,8 @@ class Problems:
             self.close()
             raise
         self.drops, self.duplicates, self.layouts = reader.drops, reader.duplicates, reader.layouts
-        self.graded = reader.graded
-        self.first_scores = FirstScores(o.verifier, o.right_at)
+        self.graded = [] if graded else reader.graded
+        self.first_scores = None if graded else FirstScores(o.verifier, o.right_at)
         self.train, self.heldout = (tuple(train), tuple(heldout)) if heldout else split(train, o.heldout, MIN_TRAIN)
 
     @property
@@ -164,7 +167,8 @@ class Problems:
     ) -> list[Verdict]:
         """The verifier's verdicts, judged by all workers in parallel."""
         verdicts = self.pool.judge(items, on_progress)
-        self.first_scores.check(verdicts)
+        if self.first_scores:
+            self.first_scores.check(verdicts)
         return verdicts
 
     def verify_groups(
@@ -181,7 +185,8 @@ class Problems:
             for group in groups
         ]
         verdicts = self.pool.judge_groups(judged, on_progress)
-        self.first_scores.check(verdicts)
+        if self.first_scores:
+            self.first_scores.check(verdicts)
         return verdicts
 
     def final_answer(self, response: str) -> str | None:
@@ -343,9 +348,11 @@ class Reader:
             )
 
 
-def make_problems(name: str, options: Mapping[str, Any], on_progress: Progress | None = None) -> Problems:
-    """A data task; ConfigError for an unknown option or a wrong value."""
-    return Problems(name, problem_options(name, options), on_progress)
+def make_problems(
+    name: str, options: Mapping[str, Any], on_progress: Progress | None = None, *, graded: bool = False
+) -> Problems:
+    """A data task; ConfigError for an unknown option or a wrong value. For `graded` see `find_task`."""
+    return Problems(name, problem_options(name, options), on_progress, graded=graded)
 
 
 def problem_options(name: str, options: Mapping[str, Any]) -> ProblemOptions:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from vapo.algo import soft_overlong_punishment
-from vapo.algo.method import Algorithm, Gae
-from vapo.types import Episode
+from vapo.algo.method import Algorithm, Gae, Reward
+from vapo.types import Episode, Verdict
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Of B responses: `outcomes` (B,), the verdict's reward plus length shaping; `critic_outcomes` (B,), what of it the
-    critic foresees; `learned` (B,), True where a response counts in losses and baselines; `policy_learned` (B,), True
-    where it counts in the policy's loss."""
+    """Of B responses: `outcomes` (B,), what the verdict or its score is worth, plus length shaping; `critic_outcomes`
+    (B,), what of it the critic foresees; `learned` (B,), True where a response counts in losses and baselines;
+    `policy_learned` (B,), True where it counts in the policy's loss."""
 
     outcomes: Tensor
     critic_outcomes: Tensor
@@ -32,8 +32,7 @@ def price(episodes: Sequence[Episode], algorithm: Algorithm, *, max_response_tok
     the limit.
     """
     reward = algorithm.reward
-    right = torch.tensor([e.verdict.right for e in episodes])
-    outcomes = torch.where(right, reward.right, reward.wrong)
+    outcomes = torch.tensor([worth(e.verdict, reward) for e in episodes])
     critic_outcomes = outcomes.clone()
     if reward.overlong_cache > 0:
         lengths = torch.tensor([len(e.token_ids) for e in episodes])
@@ -44,6 +43,13 @@ def price(episodes: Sequence[Episode], algorithm: Algorithm, *, max_response_tok
     learned = torch.tensor([learned_from(e, algorithm) for e in episodes])
     policy_learned = torch.tensor([policy_learns_from(e, algorithm) for e in episodes])
     return Prices(outcomes, critic_outcomes, learned, policy_learned)
+
+
+def worth(verdict: Verdict, reward: Reward) -> float:
+    """The outcome of a response before any shaping; of an invalid one `reward.wrong`, which no loss reads."""
+    if reward.by == "score" and verdict.valid and verdict.score is not None:
+        return reward.wrong + verdict.score * (reward.right - reward.wrong)
+    return reward.right if verdict.right else reward.wrong
 
 
 def learned_from(episode: Episode, algorithm: Algorithm) -> bool:

@@ -39,10 +39,14 @@ class Sampling:
 class Reward:
     """What a verdict is worth, before any shaping."""
 
+    by: Literal["verdict", "score"] = "verdict"
+    """`verdict`: a response is right or wrong, without partial credit. `score`: the verifier's score s is worth
+    wrong + s (right - wrong), which with the defaults is the score itself; a verdict without a score counts as 1 or 0.
+    What is right (for the LM loss, dynamic sampling, accuracy) stays with task.right_at."""
     right: float = number(1.0, unit="reward")
-    """Outcome of a right response."""
+    """Outcome of a right response, or of the score 1."""
     wrong: float = number(0.0, unit="reward")
-    """Outcome of a wrong response."""
+    """Outcome of a wrong response, or of the score 0."""
     overlong_cache: float = number(0.0, ge=0, lt=1, unit="share of the length limit")
     """Soft overlong punishment (DAPO eq. 13): L_cache as a fraction of the length limit; 0 is off."""
 

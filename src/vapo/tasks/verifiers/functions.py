@@ -26,7 +26,7 @@ FACTORIES = {
 }
 EXACT = "vapo.tasks.verifiers.functions:judge_exact"
 RIGHT_AT = 0.99
-"""The lowest score that counts as right. A reward is 0 or 1, without partial credit."""
+"""The lowest score that counts as right."""
 
 MEMORY_LIMIT = "the limit is task.verifier_memory_mb={mb}; raise it if the verifier needs more"
 

@@ -1,4 +1,4 @@
-"""Detects graded scores: a reward is 0 or 1, so a score in between counts as wrong, and the user is informed.
+"""Detects graded scores where a reward is 0 or 1: a score in between counts as wrong there, and the user is informed.
 
 A verdict is graded if it is wrong and `Verdict.score` is a number other than 0.
 """
@@ -26,7 +26,7 @@ def graded_notes(verifier: str, verdicts: Sequence[Verdict], right_at: float) ->
         return []
     return [
         f"{verifier} gave the score {first:g}, which counts as wrong: a response is right if its score is at least "
-        f"task.right_at={right_at:g}, and wrong otherwise; there is no partial reward"
+        f"task.right_at={right_at:g}, and wrong otherwise. For partial reward set algorithm.reward.by=score"
     ]
 
 
@@ -49,6 +49,6 @@ class FirstScores:
             raise ConfigError(
                 f"The verifier {self.verifier} gave none of the first {len(self.scores)} responses a score of 0 or 1; "
                 f"the first was {self.scores[0]:g}. All of them count as wrong. Return 1 or True for a right answer "
-                f"and 0 or False for a wrong one, or set task.right_at (now {self.right_at:g}) to the lowest score "
-                "that is right."
+                f"and 0 or False for a wrong one, set task.right_at (now {self.right_at:g}) to the lowest score that "
+                "is right, or let scores count with algorithm.reward.by=score."
             )
