@@ -18,7 +18,7 @@ from vapo.models.backbone import Layout, hidden_states, layer_states, supports_p
 from vapo.models.loading import ValueAt, context_length, value_head
 from vapo.models.logprobs import token_logps
 from vapo.models.side import SideModel
-from vapo.models.whole import Pass, plain_pass
+from vapo.models.whole import Pass, plain_pass, shard_like, whole
 
 PROBE = 19
 """Tokens of `choose_layout`'s test sequence: more than the windows of tiny models."""
@@ -157,14 +157,14 @@ class Critic:
     def start_at(self, value: float) -> bool:
         """Let a head that has learned nothing (its weights are 0) answer `value`; False if it has learned."""
         layer = value_head(self.model)
-        if bool(layer.weight.any()):
+        if bool(whole(layer.weight).any()):
             return False
         if layer.bias is None:
             raise ModelError(
                 f"The value head of {type(self.model).__name__} has no bias, so it cannot start at a value. Set "
                 "algorithm.credit.head={kind: linear, start: 0}."
             )
-        layer.bias.copy_(start_bias(self.head, value))
+        layer.bias.copy_(shard_like(start_bias(self.head, value), layer.bias))
         return True
 
     def _read(self, sequences: Sequences, positions: Tensor) -> Tensor:

@@ -120,7 +120,6 @@ class Cluster:
         self.restarts = RestartBudget(wanted.restarts, on_alarm or _silent)
         self._ray = import_ray()
         self._reaper: subprocess.Popen[bytes] | None = None
-        self._token = False
         self._processes: list[RemoteProcess] = []
         self._group: Any = None
         self._order: list[int] = []
@@ -188,9 +187,6 @@ class Cluster:
         if self.owned and self._ray.is_initialized():
             with _kept_signal_handler():
                 self._ray.shutdown()
-        if self._token:
-            os.environ.pop("RAY_AUTH_TOKEN", None)
-            self._token = False
         if self._reaper is not None:
             self._reaper.communicate()  # closes its stdin, and waits until nothing is left
             self._reaper = None
@@ -212,8 +208,8 @@ class Cluster:
         )
         os.environ.update(_QUIET)
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"} & os.environ.keys():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into the home folder
-            self._token = True
+            # else Ray writes one into the home folder. It stays: Ray reads it once for all clusters of the process
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         try:
             self._ray.init(
                 address="local",

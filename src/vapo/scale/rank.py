@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from vapo.models.model_flops import ModelFlops
 from vapo.models.networks import Critic
 from vapo.scale.sharding import RankGroup
 from vapo.scale.supervised import SupervisedActor
+from vapo.scale.weight_store import pack
 from vapo.trainer.batch import Batch
 from vapo.trainer.group import Group
 from vapo.trainer.local_network import LocalNetwork
@@ -102,24 +103,22 @@ class Rank(SupervisedActor):
         """Begin to hand out a network's weights: `next_weights`."""
         self._weights = self._networks[network].weights(merged=merged)
 
-    def next_weights(self, most_bytes: int) -> tuple[Sequence[str], Any] | None:
-        """The next weights' names, and a reference to the whole tensors on the CPU; None once there are no more.
+    def next_weights(self, most_bytes: int) -> Any:
+        """A reference to the next bucket of whole weights, packed (`vapo.scale.weight_store`); None after the last.
 
-        They take `most_bytes` together, or are a single larger one. Only the first rank keeps them.
+        It has `most_bytes` or a little more. Only the first rank keeps and stores it.
         """
-        names, tensors, size = list[str](), list[Tensor](), 0
+        bucket, size = list[tuple[str, Tensor]](), 0
         for name, tensor in self._weights:
-            names.append(name)
             size += tensor.numel() * tensor.element_size()
-            if self._first:
-                tensors.append(tensor.detach().cpu().clone())
+            bucket.append((name, tensor.detach().cpu() if self._first else torch.empty(0)))
             if size >= most_bytes:
                 break
-        if not self._first or not names:
+        if not self._first or not bucket:
             return None
         import ray
 
-        return names, ray.put(tensors)
+        return ray.put(pack(bucket))
 
     @property
     def _first(self) -> bool:

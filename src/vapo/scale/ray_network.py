@@ -12,13 +12,12 @@ from torch import Tensor
 from vapo.errors import RankError, VapoError
 from vapo.scale.cluster import RemoteProcess, import_ray
 from vapo.scale.rank import Failure, MakeNetworks, NetworkFacts
+from vapo.scale.weight_store import BUCKET_BYTES, unpack
 from vapo.trainer.batch import Batch
 from vapo.trainer.local_network import computed_sizes, score_flops
 from vapo.trainer.network import Gradient, Score, StepResult
 from vapo.trainer.spans import Spans
 
-BUCKET_BYTES = 2**28
-"""Weights travel in pieces of this size, or one tensor where that is larger."""
 PATIENCE = 0.8
 """Ranks wait for each other for this share of the time limit: those that wait then say so, and the one that hangs is
 the one that says nothing."""
@@ -34,15 +33,15 @@ class Ranks:
     """
 
     def __init__(self, processes: Sequence[RemoteProcess], *, limit_s: float) -> None:
-        self._processes, self._limit_s = list(processes), limit_s
+        self.processes, self.limit_s = list(processes), limit_s
         self._ray = import_ray()
 
     def meet(self) -> None:
         """Let the ranks find each other: before anything else."""
-        meet = self._answers([self._processes[0].call("meeting_point")], "start")[0]
+        meet = self._answers([self.processes[0].call("meeting_point")], "start")[0]
         joining = [
-            process.call("join", rank, len(self._processes), meet, PATIENCE * self._limit_s)
-            for rank, process in enumerate(self._processes)
+            process.call("join", rank, len(self.processes), meet, PATIENCE * self.limit_s)
+            for rank, process in enumerate(self.processes)
         ]
         self._answers(joining, "meet")
 
@@ -53,7 +52,7 @@ class Ranks:
 
     def ask(self, what: str, method: str, *arguments: Any, **named: Any) -> Any:
         """The first rank's answer to a method of `Rank`; `what` it is, for messages."""
-        return self._answers([process.call(method, *arguments, **named) for process in self._processes], what)[0]
+        return self._answers([process.call(method, *arguments, **named) for process in self.processes], what)[0]
 
     def share(self, value: Any) -> Any:
         """A reference that stands for the value in arguments: it is stored once for all ranks."""
@@ -61,20 +60,20 @@ class Ranks:
 
     def fetch(self, reference: Any) -> Any:
         """The value behind a reference that a rank returned."""
-        return self._ray.get(reference, timeout=self._limit_s)
+        return self._ray.get(reference, timeout=self.limit_s)
 
     def close(self) -> None:
         """End all ranks. May be called twice."""
-        for process in self._processes:
+        for process in self.processes:
             process.kill()
-        self._processes.clear()
+        self.processes.clear()
 
     def _answers(self, refs: list[Any], what: str) -> list[Any]:
         """What all calls returned, in order."""
         if not refs:
             raise RankError(f"The training ranks were ended, so they cannot {what}.")
         began = time.monotonic()
-        deadline, first_failure_s = began + self._limit_s, None
+        deadline, first_failure_s = began + self.limit_s, None
         waiting, answers = dict(zip(refs, range(len(refs)), strict=True)), [None] * len(refs)
         died, raised, told = dict[int, Exception](), dict[int, Exception](), dict[int, Failure]()
         while waiting and (ready := self._ready(list(waiting), deadline)):
@@ -96,7 +95,7 @@ class Ranks:
         if not (waiting or died or raised or told):
             return answers
         silent = sorted(waiting.values())
-        early = first_failure_s is not None and first_failure_s < PATIENCE * self._limit_s
+        early = first_failure_s is not None and first_failure_s < PATIENCE * self.limit_s
         error = self._cause(what, [] if early else silent, died, raised, told)
         if silent or died or raised or isinstance(error, RankError):
             self.close()
@@ -115,15 +114,15 @@ class Ranks:
     ) -> Exception:
         """The error to raise: about the rank that failed by itself, not those that then missed it."""
         if silent:
-            names = " and ".join(self._processes[at].describe() for at in silent)
+            names = " and ".join(self.processes[at].describe() for at in silent)
             return RankError(
-                f"{_upper(names)} did not answer within {self._limit_s:g} s (scale.answer_limit_s), asked to {what}. "
+                f"{_upper(names)} did not answer within {self.limit_s:g} s (scale.answer_limit_s), asked to {what}. "
                 "All training ranks were ended."
             )
         if told:
             at, failure = min(told.items())
             if failure.out_of_memory:
-                name = self._processes[at].describe()
+                name = self.processes[at].describe()
                 return RankError(
                     f"{_upper(name)} ran out of memory, asked to {what} ({failure.error}). Lower "
                     "trainer.micro_batch_tokens or rollout.max_response_tokens, set model.gradient_checkpointing=true, "
@@ -131,7 +130,7 @@ class Ranks:
                 )
             return failure.error
         at, error = min((died or raised).items())
-        name = _upper(self._processes[at].describe())
+        name = _upper(self.processes[at].describe())
         if at in died:
             failed: VapoError = RankError(f"{name} died, asked to {what}. All training ranks were ended.")
         else:
@@ -146,7 +145,7 @@ class RayNetwork:
     def __init__(self, name: str, facts: NetworkFacts, ranks: Ranks, spans: Spans) -> None:
         self.name, self.origin, self.reads = name, facts.origin, facts.reads
         self.checkpoint_bytes, self.published_bytes = facts.checkpoint_bytes, facts.published_bytes
-        self._facts, self._ranks, self._spans = facts, ranks, spans
+        self.ranks, self._facts, self._spans = ranks, facts, spans
 
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
         """See `Network.score`."""
@@ -172,28 +171,13 @@ class RayNetwork:
         return self._call("start_at", value)
 
     def weights(self, *, merged: bool = True) -> RankWeights:
-        """See `Network.weights`: fetched piece by piece, so that the driver holds `BUCKET_BYTES` of them at a time."""
+        """See `Network.weights`: fetched bucket by bucket, so that the driver never holds all of them."""
         return RankWeights(self, merged)
-
-    def weight_buckets(self, *, merged: bool = True) -> Iterator[tuple[Sequence[str], Any]]:
-        """The weights in pieces of about `BUCKET_BYTES`: names, and Ray's reference to a list of their tensors.
-
-        For an engine in another process: it takes the reference, and the tensors never come to the driver. Take them
-        to the end, and one such iterator at a time.
-        """
-        what = f"hand out the {self.name}'s weights"
-        self._ranks.ask(what, "begin_weights", self.name, merged=merged)
-        while (bucket := self._ranks.ask(what, "next_weights", BUCKET_BYTES)) is not None:
-            yield bucket
-
-    def fetch(self, reference: Any) -> list[Tensor]:
-        """The tensors of one of the `weight_buckets`."""
-        return self._ranks.fetch(reference)
 
     def copy_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See `Network.copy_weights`. Those of another network of the same ranks are copied there."""
-        if isinstance(weights, RankWeights) and weights.network._ranks is self._ranks and not weights.merged:
-            self._ranks.ask(f"copy weights to the {self.name}", "copy", self.name, weights.network.name)
+        if isinstance(weights, RankWeights) and weights.network.ranks is self.ranks and not weights.merged:
+            self.ranks.ask(f"copy weights to the {self.name}", "copy", self.name, weights.network.name)
         else:
             self._call("copy_weights", list(weights))
 
@@ -214,18 +198,18 @@ class RayNetwork:
         return self._call("publish_adapters", folder.absolute())
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        return self._ranks.ask(self._words(method), "call", self.name, method, arguments, {})
+        return self.ranks.ask(self._words(method), "call", self.name, method, arguments, {})
 
     def _compute(self, method: str, batch: Batch, *arguments: Any, **named: Any) -> Any:
-        tensors = self._ranks.share(batch.tensors())
-        return self._ranks.ask(self._words(method), "compute", self.name, method, tensors, *arguments, **named)
+        tensors = self.ranks.share(batch.tensors())
+        return self.ranks.ask(self._words(method), "compute", self.name, method, tensors, *arguments, **named)
 
     def _words(self, method: str) -> str:
         return f"{method} the {self.name}"
 
 
 class RankWeights:
-    """An iterator over a network's weights, which knows whose they are."""
+    """An iterator over a network's weights, which knows whose they are. Use one at a time, and to its end."""
 
     def __init__(self, network: RayNetwork, merged: bool) -> None:
         self.network, self.merged = network, merged
@@ -237,9 +221,16 @@ class RankWeights:
     def __next__(self) -> tuple[str, Tensor]:
         return next(self._tensors)
 
+    def weight_buckets(self) -> Iterator[Any]:
+        """References to packed buckets, for engines in other processes: the weights never come to the driver."""
+        name, ranks = self.network.name, self.network.ranks
+        ranks.ask(f"hand out the {name}'s weights", "begin_weights", name, merged=self.merged)
+        while (bucket := ranks.ask(f"hand out the {name}'s weights", "next_weights", BUCKET_BYTES)) is not None:
+            yield bucket
+
     def _fetched(self) -> Iterator[tuple[str, Tensor]]:
-        for names, reference in self.network.weight_buckets(merged=self.merged):
-            yield from zip(names, self.network.fetch(reference), strict=True)
+        for bucket in self.weight_buckets():
+            yield from unpack(self.network.ranks.fetch(bucket))
 
 
 def _upper(text: str) -> str:
