@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from vapo.metrics.metric import ON_GPU
 from vapo.metrics.metrics_page import metrics_page
 from vapo.session import lifecycle as runs
 from vapo.trainer.record import RunFolder
+from vapo.types import Prompt, Verdict
 
 ROOT = Path(vapo.__file__).parent
 DOCS = Path(__file__).parents[1] / "docs"
@@ -35,6 +37,14 @@ RUNS = [
     ("vapo", {"algorithm": {"credit": {"baseline": "fitted"}, "truncated": "drop-from-policy"}}),
 ]
 """Settings that write every metric between them."""
+
+
+class InParts(toys.EchoTask):
+    """Its verdicts say what their scores are made of."""
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        verdict = super().verify(prompt, response)
+        return replace(verdict, parts={"digit": float(verdict.right)})
 
 
 def test_docs_metrics_md_equals_the_generated_page():
@@ -61,10 +71,10 @@ def test_runs_write_exactly_the_metrics_of_the_table(tmp_path: Path):
     evaluation: set[str] = set()
     for number, (preset, layer) in enumerate(RUNS):
         path = tmp_path / f"run-{number}"
-        runs.finish(toys.toy_run(base, path, layer, preset=preset), report=False)
+        runs.finish(toys.toy_run(base, path, layer, preset=preset, task=InParts()), report=False)
         for line in lines(path / "metrics.jsonl"):
             for key in line.keys() - PLACE.keys():
-                written[re.sub(r"/\d+$", "/*", key)].add(line["phase"])
+                written[metric_table.family_of(key)].add(line["phase"])
         evaluation.update(*(line.keys() for line in lines(path / "evaluations.jsonl")))
         assert {line["event"] for line in lines(path / "events.jsonl")} <= EVENTS.keys()
     here = {name: row for name, row in METRICS.items() if torch.cuda.is_available() or row.where != ON_GPU}

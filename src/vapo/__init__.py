@@ -1,6 +1,6 @@
 """Reinforcement learning with a critic for reasoning language models.
 
-`vapo.train(config, run_dir)`, `vapo.evaluate(...)`; the mathematics alone is in `vapo.algo`.
+`vapo.train(config, run_dir)`, `vapo.evaluate(...)`, `vapo.VAPOTrainer(...)`; the mathematics alone is in `vapo.algo`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vapo.api import judge_training as judge_training
     from vapo.api import resume as resume
     from vapo.api import train as train
+    from vapo.api.trainer_config import VAPOConfig as VAPOConfig
+    from vapo.api.vapo_trainer import VAPOTrainer as VAPOTrainer
     from vapo.rollout.engine import RolloutEngine as RolloutEngine
     from vapo.types import Prompt as Prompt
     from vapo.types import Task as Task
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
     from vapo.types import Verifier as Verifier
 
 __version__ = "0.1.0"
-__all__ = ["Prompt", "RolloutEngine", "Task", "Verdict", "Verifier", "evaluate", "judge_critic", "judge_training",
-           "resume", "train"]  # fmt: skip
+__all__ = ["Prompt", "RolloutEngine", "Task", "VAPOConfig", "VAPOTrainer", "Verdict", "Verifier", "evaluate",
+           "judge_critic", "judge_training", "resume", "train"]  # fmt: skip
 
-_MODULES = ("types", "rollout.engine", "api")
+_MODULES = ("types", "api.trainer_config", "rollout.engine", "api", "api.vapo_trainer")
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ These are records of single samples. `Batch` (`vapo.trainer.batch`) has the tens
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
@@ -70,13 +70,15 @@ class Verdict:
     """A verifier's judgement. `invalid` means it could not judge (timeout, crash, bad gold); never count it as wrong.
 
     `reason` is for people. `kind` is for counting why responses are wrong: no answer found, answer unreadable, or
-    another answer. A verifier may leave it unspecified. `score` is the verifier's finite score, None if it gave none.
+    another answer. A verifier may leave it unspecified. `score` is the verifier's finite score, None if it gave none;
+    `parts` are the rewards that it is made of, by name, before their weights.
     """
 
     status: Literal["right", "wrong", "invalid"]
     reason: str = ""
     kind: WrongKind = field(default="unspecified", compare=False)  # verdicts with equal status and reason are equal
     score: float | None = field(default=None, compare=False)
+    parts: Mapping[str, float] = field(default_factory=dict, compare=False, hash=False)
 
     @property
     def right(self) -> bool:

@@ -13,7 +13,8 @@ PRETRAIN = (Phase.PRETRAIN,)
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of metrics.jsonl. A name that ends in `/*` is a family, numbered from 0."""
+    """One number of metrics.jsonl. A name that ends in `/*` is a family, numbered from 0; in
+    `rewards/*/mean` the names of reward functions take the place of `*`."""
 
     name: str
     meaning: str

@@ -48,13 +48,24 @@ METRICS: dict[str, Metric] = {row.name: row for section in SECTIONS for row in s
 """All metrics by name."""
 
 
+def family_of(name: str) -> str:
+    """The name of the family that a metric belongs to, or its own.
+
+    >>> family_of("value/bias_by_position/3"), family_of("rewards/format/std"), family_of("kl")
+    ('value/bias_by_position/*', 'rewards/*/std', 'kl')
+    """
+    return re.sub(r"^rewards/.+/", "rewards/*/", re.sub(r"/\d+$", "/*", name))
+
+
 def metric_called(name: str) -> Metric:
     """The row of a metric or of a member of a family, with the given name. Raises KeyError for an unknown name.
 
     >>> metric_called("value/bias_by_position/3").unit
     'reward'
+    >>> metric_called("rewards/format/mean").unit
+    'reward'
     """
-    family = re.sub(r"/\d+$", "/*", name)
+    family = family_of(name)
     if family not in METRICS:
         raise KeyError(f"{name} is not in the table of vapo.metrics.")
     return replace(METRICS[family], name=name)

@@ -57,6 +57,15 @@ SAMPLED_ROWS = (
         "read `reason` in the rollouts; above `trainer.max_invalid_ratio` the run stops (code 4)", phases=BOTH,
     ),
     Metric(
+        "rewards/*/mean", "mean of one of several reward functions, before its weight", "reward", "rises",
+        phases=BOTH, where="`VAPOTrainer` with reward functions, and verifiers that give `Verdict.parts`",
+    ),
+    Metric(
+        "rewards/*/std", "its standard deviation over the responses", "reward", "above 0",
+        "a function that gives everything the same teaches nothing: leave it out",
+        phases=BOTH, where="`VAPOTrainer` with reward functions, and verifiers that give `Verdict.parts`",
+    ),
+    Metric(
         "sampling/kept_ratio", "share of the drawn responses that dynamic sampling kept; 1 where it is off", SHARE,
         "above 0.3", "use easier or harder prompts, or raise `algorithm.sampling.refill_rounds`",
     ),

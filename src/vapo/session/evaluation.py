@@ -29,7 +29,7 @@ from vapo.session.trained_critic import trained_critic
 from vapo.tasks.full_task import FullTask
 from vapo.tasks.problems import Problems
 from vapo.trainer.observer import Observer
-from vapo.types import Progress, stable_hash
+from vapo.types import Progress, Task, stable_hash
 
 TOKENS_AT_ONCE = 16_384
 """Tokens of one forward pass where a critic reads samples."""
@@ -104,16 +104,21 @@ def _answer_of(task: FullTask) -> Callable[[str], str | None] | None:
 
 
 def evaluate_model(
-    config: Config, num_prompts: int | None, observer: Observer, out: Path | None = None, ranks: Sequence[str] = ()
+    config: Config,
+    num_prompts: int | None,
+    observer: Observer,
+    out: Path | None = None,
+    ranks: Sequence[str] = (),
+    task: Task | None = None,
 ) -> EvaluationResult:
-    """The evaluation that the configuration's model, task and evaluation sections describe.
+    """The evaluation that the configuration's model, task (or the object given) and evaluation sections describe.
 
     Samples are kept in the folder `out`, and taken from there if they are. With `ranks`, model.critic picks among
     the samples.
     """
     sections, evaluation = config.sections, config.sections.evaluation
     k, trust = evaluation.samples_per_prompt, sections.model.trust_remote_code
-    inputs = read_inputs(config, to_train=False, on_progress=observer.progress)
+    inputs = read_inputs(config, task, to_train=False, on_progress=observer.progress)
     engine = None
     try:
         report_notes(inputs, observer)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vapo.metrics import EventName, Phase
 from vapo.models.loading import count_parameters, load_config
 from vapo.models.matrix_rate import rate_words
 from vapo.reports.curves import curves_png
+from vapo.reports.model_card import model_card
 from vapo.reports.page import write_report
 from vapo.reports.runfiles import read_jsonl
 from vapo.rollout.vllm_environment import check_environment
@@ -44,6 +46,7 @@ from vapo.tasks.catalog import check_task
 from vapo.tasks.full_task import FullTask
 from vapo.trainer import snapshot
 from vapo.trainer.loop import run_loop
+from vapo.trainer.network import Network
 from vapo.trainer.observer import AlarmRecorder, Observer
 from vapo.trainer.pretrain import pool_bytes
 from vapo.trainer.profiling import StepProfiler
@@ -349,7 +352,7 @@ def finish(run: Run, *, report: bool = True) -> Run:
         run_loop(run)
         run.watch.beat("writing the models and the report")
         for network in run.learners:
-            _publish(network.publish, path / network.name)
+            _publish(partial(_publish_with_card, run, network), path / network.name)
             _publish(network.publish_adapters, path / f"{network.name}_adapter")
         if report:
             curves_png(path, path / "curves.png")
@@ -372,6 +375,11 @@ def finish(run: Run, *, report: bool = True) -> Run:
         run.folder.close()
         close_task(run.task)
     return run
+
+
+def _publish_with_card(run: Run, network: Network, folder: Path) -> None:
+    network.publish(folder)
+    (folder / "README.md").write_text(model_card(run, network.name))
 
 
 def _publish(write: Callable[[Path], bool | None], folder: Path) -> None:

@@ -84,7 +84,7 @@ def train_step(run: Run) -> None:
     prices = price(rollout.drawn, algorithm, max_response_tokens=run.decoding.max_tokens)
     drawn = collate(rollout.drawn, prices)
     figures: dict[str, Any] = rollout_figures(drawn)
-    figures |= outcomes.figures_of(tally(rollout.drawn))
+    figures |= outcomes.figures_of(tally(rollout.drawn)) | outcomes.reward_figures(rollout.drawn)
     figures["rollout/staleness"] = age
     figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
     learned = 0

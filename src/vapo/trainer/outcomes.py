@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 from vapo.errors import counted
 from vapo.metrics import METRICS
-from vapo.types import KINDS
+from vapo.types import KINDS, Episode
 
 NOTHING_RIGHT, NOTHING_WRONG = "nothing right", "nothing wrong"
 WHY = (*KINDS, "cut_off")
 """Why responses are wrong. A response has one of the kinds, and may be cut off besides."""
+_FIGURES = {"mean": fmean, "std": pstdev}
 _WORDS = {
     "no_answer": "without a marked answer",
     "unreadable": "with an answer that could not be read",
@@ -27,6 +29,17 @@ def figures_of(tally: Mapping[str, int]) -> dict[str, float]:
     judged = tally["responses"]
     shares = {f"verdict/reason/{why}": tally[why] / judged if judged else float("nan") for why in WHY}
     return {"verdict/judged": judged, **shares}
+
+
+def reward_figures(episodes: Sequence[Episode]) -> dict[str, float]:
+    """`rewards/NAME/mean` and `/std`: the parts of the verdicts, over the responses that have them."""
+    parts: dict[str, list[float]] = {}
+    for episode in episodes:
+        for name, value in episode.verdict.parts.items():
+            parts.setdefault(name, []).append(value)
+    return {
+        f"rewards/{name}/{what}": figure(values) for name, values in parts.items() for what, figure in _FIGURES.items()
+    }
 
 
 def tally_of(figures: Mapping[str, Any]) -> dict[str, int]:

@@ -158,6 +158,7 @@ def _pretraining_step(
         "step": state.pretrain_step,
         **rollout_figures(batch),
         **outcomes.figures_of(tally(rollout.drawn)),
+        **outcomes.reward_figures(rollout.drawn),
         **update.figures,
         "pretrain/value_loss": update.figures.get("value/loss"),
         **{name.replace("value/", "pretrain/"): value for name, value in heldout_figures.items()},

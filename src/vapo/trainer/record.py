@@ -209,7 +209,11 @@ def write_rollout(path: Path, rollout: Rollout) -> None:
     with path.open("w") as file:
         file.write(json_text({"prompts_seen": rollout.prompts_seen, "kept": rollout.kept}) + "\n")
         for episode in rollout.drawn:
-            more = {"score": episode.verdict.score, "privileged_ids": list(episode.prompt.privileged_ids)}
+            more = {
+                "score": episode.verdict.score,
+                "parts": dict(episode.verdict.parts),
+                "privileged_ids": list(episode.prompt.privileged_ids),
+            }
             file.write(json_text({**_episode_line(episode), "logp": list(episode.logprobs), **more}) + "\n")
 
 
@@ -240,7 +244,7 @@ def _episode(line: dict[str, Any]) -> Episode:
         response=line["response"],
         finish_reason="length" if line["truncated"] else "stop",
         policy_version=line["weight_version"],
-        verdict=Verdict(line["verdict"], line["reason"], line["kind"], line.get("score")),
+        verdict=Verdict(line["verdict"], line["reason"], line["kind"], line.get("score"), line.get("parts") or {}),
     )
 
 

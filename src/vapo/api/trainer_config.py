@@ -1,0 +1,291 @@
+"""`VAPOConfig`: the arguments of TRL's `GRPOConfig` that mean something here, and ours beside them, as our settings."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from typing import Any, Literal
+
+from vapo.errors import ConfigError
+
+NO_EFFECT = frozenset((
+    "auto_find_batch_size", "dataloader_drop_last", "dataloader_num_workers", "dataloader_persistent_workers",
+    "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_find_unused_parameters", "disable_dropout",
+    "disable_tqdm", "do_eval", "do_predict", "do_train", "eval_delay", "include_num_input_tokens_seen",
+    "label_names", "log_completions", "log_level", "log_unique_prompts", "logging_dir", "logging_first_step",
+    "logging_nan_inf_filter", "logging_steps", "logging_strategy", "num_completions_to_print",
+    "overwrite_output_dir", "per_device_eval_batch_size", "project", "push_to_hub", "remove_unused_columns",
+    "run_name", "save_only_model", "save_safetensors", "shuffle_dataset", "skip_memory_metrics", "tf32",
+    "torch_empty_cache_steps", "use_cpu", "vllm_importance_sampling_correction",
+))  # fmt: skip
+"""Arguments of GRPOConfig that are taken and change nothing here: what they ask for is done anyway, or has no place."""
+REFUSED = {
+    "loss_type": "the loss follows from `method`: vapo, dapo and ppo count tokens, grpo responses",
+    "importance_sampling_level": "ratios are per token",
+    "scale_rewards": "advantages follow from `method`",
+    "top_k": "training samples from the policy itself; a truncated distribution has another gradient",
+    "min_p": "training samples from the policy itself; a truncated distribution has another gradient",
+    "repetition_penalty": "training samples from the policy itself; a changed distribution has another gradient",
+    "deepspeed": "use scale.backend=ray in `settings`",
+    "fsdp": "use scale.backend=ray in `settings`",
+    "optim": "the optimizer is AdamW",
+    "use_liger_kernel": "the output layer is computed in chunks anyway",
+    "sync_ref_model": "set algorithm.kl.refresh_every in `settings`",
+    "delta": "set algorithm.clip={kind: dual, ...} in `settings`",
+}
+"""Why the better-known other arguments of GRPOConfig are not taken, or what takes their place."""
+
+
+@dataclass(kw_only=True)
+class VAPOConfig:
+    """What `VAPOTrainer` needs beside a model, rewards and data.
+
+    The first part has the names and, where there is a default, the defaults of TRL 1.16's GRPOConfig; None leaves the
+    choice to vapo, which fits it to the model's size and the length limit. Raises ConfigError, with its name, for an
+    argument that is not taken.
+    """
+
+    # ---- TRL's names
+    output_dir: str = "vapo-output"
+    """The run directory: new or empty, unless training is resumed."""
+    seed: int = 42
+    max_steps: int = -1
+    """Gradient steps; -1 goes by num_train_epochs."""
+    num_train_epochs: float = 3.0
+    """Passes over train_dataset, if max_steps is not positive."""
+    per_device_train_batch_size: int = 8
+    """Responses; times gradient_accumulation_steps they are the minibatch of one gradient step."""
+    gradient_accumulation_steps: int = 1
+    generation_batch_size: int | None = None
+    """Responses per rollout step; None takes steps_per_generation batches."""
+    steps_per_generation: int | None = None
+    """Batches of per_device_train_batch_size per rollout step; None takes gradient_accumulation_steps."""
+    num_generations: int = 8
+    """Responses to a prompt."""
+    num_generations_eval: int | None = None
+    max_completion_length: int = 256
+    """Length limit of a response in tokens."""
+    learning_rate: float | None = None
+    """Of the policy."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    warmup_steps: float = 0
+    """Gradient steps of linear warm-up, or below 1 their share."""
+    warmup_ratio: float = 0.0
+    lr_scheduler_type: str = "constant_with_warmup"
+    """The rate is constant after the warm-up; `linear` and `cosine` are refused."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    beta: float = 0.0
+    """Weight of the KL penalty to the initial policy."""
+    epsilon: float | None = None
+    """Lower clipping bound; None takes the method's."""
+    epsilon_high: float | None = None
+    """Upper clipping bound; None takes the method's."""
+    num_iterations: int = 1
+    """Passes over each rollout step's responses."""
+    reward_weights: Sequence[float] | None = None
+    mask_truncated_completions: bool = False
+    """Keep responses that were cut off out of every loss (algorithm.truncated=drop)."""
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    """bfloat16 passes over float32 weights."""
+    fp16: bool = False
+    """Refused if set: use bf16."""
+    use_vllm: bool = False
+    vllm_gpu_memory_utilization: float | None = None
+    eval_strategy: str = "no"
+    """`no`: before and after training; `steps`: every eval_steps, too."""
+    eval_steps: float | None = None
+    """Gradient steps between evaluations; None takes logging_steps' default of 500."""
+    save_strategy: str = "steps"
+    save_steps: float = 500
+    """Gradient steps between checkpoints."""
+    save_total_limit: int | None = None
+    """Checkpoints that are kept; None keeps 2."""
+    model_init_kwargs: Mapping[str, Any] | None = None
+    """Only trust_remote_code and a dtype of float32 or bfloat16."""
+    trust_remote_code: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool | None = None
+    hub_token: str | None = None
+    report_to: str | Sequence[str] | None = None
+    """Metrics go to metrics.jsonl and the callbacks; `none` or trackers that vapo has."""
+
+    # ---- ours
+    method: str = "vapo"
+    """A preset: ppo, vc-ppo, grpo, dapo, vapo, vapo2, rloo, orz, sao, bpco, easyppo, justrl2."""
+    without: Sequence[str] = ()
+    """Techniques taken away from the method."""
+    alpha: float | None = None
+    """α of the length-adaptive λ."""
+    k: float | None = None
+    """The share of the outcome that reaches the first token, in place of alpha."""
+    critic: str | None = None
+    """Where the critic starts: a base model, a reward model or a saved critic; None takes the policy's base."""
+    critic_kind: Literal["full", "side"] = "full"
+    critic_learning_rate: float | None = None
+    pretraining_steps: int | None = None
+    """Rollout steps of value pretraining, for methods that pretrain."""
+    right_at: float | None = None
+    """The score from which a response counts as right (LM loss, dynamic sampling, accuracy); None is full marks."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Any other settings, as in a settings file: {"trainer": {"micro_batch_tokens": 8192}}."""
+
+    def __post_init__(self) -> None:
+        if self.report_to not in (None, "none", "all", [], ["none"]):
+            raise ConfigError(
+                f"report_to={self.report_to}: metrics go to metrics.jsonl, the page report.html and the callbacks. Set "
+                "report_to='none', and log from a callback's on_log."
+            )
+        if self.fp16:
+            raise ConfigError("fp16=True: half precision needs loss scaling. Set bf16=True.")
+        if self.lr_scheduler_type not in ("constant", "constant_with_warmup"):
+            raise ConfigError(
+                f"lr_scheduler_type={self.lr_scheduler_type}: the learning rate is constant after its warm-up. Leave "
+                "it out, or set constant_with_warmup."
+            )
+        if self.generation_batch_size is not None and self.steps_per_generation is not None:
+            raise ConfigError("generation_batch_size and steps_per_generation say the same thing: give one of them.")
+        if self.samples % self.num_generations:
+            raise ConfigError(
+                f"A rollout step of {self.samples} responses does not hold whole groups of num_generations="
+                f"{self.num_generations}. Change generation_batch_size, or per_device_train_batch_size times "
+                f"{'steps_per_generation' if self.steps_per_generation else 'gradient_accumulation_steps'}."
+            )
+        if self.samples % self.minibatch:
+            raise ConfigError(
+                f"per_device_train_batch_size x gradient_accumulation_steps = {self.minibatch} must divide the "
+                f"{self.samples} responses of a rollout step."
+            )
+        for name in ("eval_strategy", "save_strategy"):
+            if (value := getattr(self, name)) not in ("no", "steps"):
+                raise ConfigError(f"{name}={value}: take 'steps' (with {name[:4]}_steps) or 'no'.")
+
+    @property
+    def minibatch(self) -> int:
+        """Responses per gradient step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def samples(self) -> int:
+        """Responses per rollout step."""
+        batches = self.steps_per_generation or self.gradient_accumulation_steps
+        return self.generation_batch_size or self.per_device_train_batch_size * batches
+
+    @property
+    def gradient_steps_per_rollout(self) -> int:
+        """Gradient steps that a rollout step makes."""
+        return self.samples // self.minibatch * self.num_iterations
+
+    def rollout_steps(self, gradient_steps: float) -> int:
+        """Rollout steps that make so many gradient steps; at least 1."""
+        return max(1, math.ceil(gradient_steps / self.gradient_steps_per_rollout))
+
+    def steps(self, rows: int) -> int:
+        """Rollout steps of training on so many rows."""
+        if self.max_steps > 0:
+            return self.rollout_steps(self.max_steps)
+        return max(1, math.ceil(self.num_train_epochs * rows * self.num_generations / self.samples))
+
+    def as_settings(self, rows: int) -> dict[str, Any]:
+        """Our settings, nested, for training on so many rows; a setting that is left to vapo is not in it."""
+        steps = self.steps(rows)
+        gradient_steps = steps * self.gradient_steps_per_rollout
+        warmup = (
+            self.warmup_steps if self.warmup_steps >= 1 else (self.warmup_steps or self.warmup_ratio) * gradient_steps
+        )
+        trainer = {
+            "steps": steps,
+            "samples_per_step": self.samples,
+            "group_size": self.num_generations,
+            "minibatch_size": self.minibatch,
+            "actor_lr": self.learning_rate,
+            "critic_lr": self.critic_learning_rate,
+            "warmup_steps": self.rollout_steps(warmup) if warmup else 0,
+            "pretraining_steps": self.pretraining_steps,
+            "weight_decay": self.weight_decay,
+            "max_grad_norm": self.max_grad_norm,
+        }
+        algorithm: dict[str, Any] = {
+            "preset": self.method,
+            "without": list(self.without) or None,
+            "alpha": self.alpha,
+            "k": self.k,
+            "reward": {"by": "score"},
+            "clip": {"low": self.epsilon, "high": self.epsilon if self.epsilon_high is None else self.epsilon_high},
+            "kl": {"coef": self.beta} if self.beta else {},
+            "optimization": {"epochs": self.num_iterations} if self.num_iterations > 1 else {},
+            "truncated": "drop" if self.mask_truncated_completions else None,
+        }
+        engine = {"kind": "vllm", "memory_share": self.vllm_gpu_memory_utilization} if self.use_vllm else {}
+        eval_steps = self.rollout_steps(self.eval_steps or 500) if self.eval_strategy == "steps" else 0
+        rest = {
+            "seed": self.seed,
+            "model": {
+                "critic": self.critic,
+                "critic_kind": self.critic_kind,
+                "dtype": self._dtype(),
+                "gradient_checkpointing": self.gradient_checkpointing,
+                "trust_remote_code": self._trusts(),
+            },
+            "rollout": {
+                "max_response_tokens": self.max_completion_length,
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "engine": engine,
+            },
+            "evaluation": {"every": eval_steps, "samples_per_prompt": self.num_generations_eval},
+            "checkpoint": {
+                "every": self.rollout_steps(self.save_steps) if self.save_strategy == "steps" else 0,
+                "keep": self.save_total_limit,
+            },
+        }
+        return _given({**rest, "trainer": trainer, "algorithm": algorithm})
+
+    def _dtype(self) -> str:
+        dtype = str((self.model_init_kwargs or {}).get("dtype") or "float32").removeprefix("torch.")
+        if dtype not in ("float32", "bfloat16", "auto"):
+            raise ConfigError(f"model_init_kwargs: dtype={dtype} is not taken; set float32 or bfloat16.")
+        return "bfloat16" if self.bf16 else dtype
+
+    def _trusts(self) -> bool:
+        given = dict(self.model_init_kwargs or {})
+        trusts = self.trust_remote_code or bool(given.pop("trust_remote_code", False))
+        if other := sorted(given.keys() - {"dtype", "attn_implementation", "device_map"}):
+            raise ConfigError(f"model_init_kwargs: {other[0]} is not taken; only dtype and trust_remote_code are.")
+        return trusts
+
+
+_set_fields = VAPOConfig.__init__
+
+
+@wraps(_set_fields)
+def _checked(self: VAPOConfig, *too_many: Any, **arguments: Any) -> None:
+    """Refuse by name what is not taken, and leave out what has no effect."""
+    if too_many:
+        raise ConfigError("VAPOConfig takes named arguments only: VAPOConfig(output_dir=...).")
+    known = {f.name for f in fields(VAPOConfig)}
+    for name in sorted(arguments.keys() - known - NO_EFFECT):
+        if why := REFUSED.get(name):
+            raise ConfigError(f"VAPOConfig does not take {name}: {why}.")
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"VAPOConfig has no argument {name}.{hint} docs/trainer.md lists what it takes.")
+    _set_fields(self, **{name: value for name, value in arguments.items() if name in known})
+
+
+VAPOConfig.__init__ = _checked  # type: ignore[method-assign]
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that are None, and without sections that are empty then."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        kept = _given(value) if isinstance(value, Mapping) else value
+        if kept is not None and kept != {}:
+            found[key] = kept
+    return found

@@ -1,0 +1,310 @@
+"""`VAPOTrainer`: training with the constructor of TRL's `GRPOTrainer`, on objects that are in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from vapo.api.callbacks import CallbackObserver, evaluation_metrics
+from vapo.api.trainer_config import VAPOConfig
+from vapo.durability import checkpoint
+from vapo.errors import ConfigError, ModelError, StoppedError, counted
+from vapo.models.loading import load_tokenizer
+from vapo.models.reward_model import RewardModel
+from vapo.models.saving import save_model
+from vapo.reports.live import LiveView
+from vapo.session import lifecycle
+from vapo.session.config import Config, resolve
+from vapo.session.evaluation import evaluate_model
+from vapo.session.layers import file_layer
+from vapo.tasks.records import RecordsTask, Row
+from vapo.tasks.verifiers.rewards import Rewards
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+START = "start"
+"""The folder beside the run directory's name that keeps a model given as an object: the run resumes from it."""
+RewardLike = str | torch.nn.Module | Callable[..., Any]
+
+
+class VAPOTrainer:
+    """Reinforcement learning with a critic, with the arguments of TRL 1.16's `GRPOTrainer`.
+
+    `model` is a hub id, a folder or a causal language model. `reward_funcs` are one or several of: a function with
+    TRL's signature (see `Rewards`), the id or folder of a reward model, a module that returns logits (then with
+    `reward_processing_classes`, or with the policy's tokenizer). `args` is a `VAPOConfig`. `train_dataset` and
+    `eval_dataset` are `datasets.Dataset`s or lists of dicts with a `prompt` (a text or messages) and any columns for
+    the reward functions. `processing_class` is the tokenizer; None takes the model's. `callbacks` are transformers'.
+    `peft_config` is a LoraConfig of which `r` and `lora_alpha` are taken.
+
+    Reward functions run in this process, without limits of time and memory: to judge untrusted text by programs, name
+    the function in `task.verifier` of a settings file instead.
+
+    Raises ConfigError, DataError and ModelError before weights load.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: RewardLike | Sequence[RewardLike],
+        args: VAPOConfig | None = None,
+        train_dataset: Iterable[Row] | None = None,
+        eval_dataset: Iterable[Row] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: PeftConfig | None = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
+    ) -> None:
+        _refuse(
+            optimizers=any(part is not None for part in optimizers),
+            quantization_config=quantization_config is not None,
+            tools=bool(tools),
+            rollout_func=rollout_func is not None,
+            environment_factory=environment_factory is not None,
+        )
+        self.args = args or VAPOConfig()
+        if not isinstance(self.args, VAPOConfig):
+            raise ConfigError(f"args is a {type(self.args).__name__}. Give a VAPOConfig: it takes the same arguments.")
+        if train_dataset is None:
+            raise ConfigError("VAPOTrainer needs a train_dataset: rows with a prompt.")
+        self.output_dir = Path(self.args.output_dir)
+        self.processing_class = processing_class or _tokenizer_of(model)
+        rewards = Rewards(
+            _functions(reward_funcs, reward_processing_classes, self.processing_class),
+            self.args.reward_weights,
+            right_at=self.args.right_at,
+        )
+        self.task = RecordsTask(train_dataset, eval_dataset, rewards, self.args.max_completion_length)
+        self._given = model
+        settings = self.args.as_settings(len(self.task.train))
+        self._source = model if isinstance(model, str) and processing_class is None else ""
+        extra = {"model": {"policy": self._source or str(self._start), **_adapters(peft_config)}}
+        layers = [file_layer("VAPOConfig", settings), file_layer("VAPOTrainer", extra)]
+        self._config = resolve([*layers, file_layer("VAPOConfig(settings=...)", self.args.settings)])
+        steps = self._config.sections.trainer.steps
+        self._observer = CallbackObserver(callbacks or (), self.args, steps, processing_class=self.processing_class)
+        self._model: PreTrainedModel | None = None
+
+    @property
+    def _start(self) -> Path:
+        return self.output_dir.with_name(f"{self.output_dir.name}-{START}")
+
+    @property
+    def config(self) -> Config:
+        """All settings of the run."""
+        return lifecycle.with_task(self._config, self.task)
+
+    @property
+    def state(self) -> Any:
+        """transformers' TrainerState: `global_step` counts rollout steps, `log_history` has a dict for each log."""
+        return self._observer.state
+
+    @property
+    def log_history(self) -> list[dict[str, Any]]:
+        """What was logged: the metrics of every step, and `eval_*` of every evaluation."""
+        return self.state.log_history
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.output_dir / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The trained policy, as it lies in policy/; before training the model that was given."""
+        if isinstance(self._given, PreTrainedModel) and not (self.output_dir / "policy").exists():
+            return self._given
+        if self._model is None:
+            self._model = AutoModelForCausalLM.from_pretrained(self._policy(), use_safetensors=True)
+        return self._model
+
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> dict[str, float]:
+        """Train to the end, in `output_dir`; the metrics of the last step.
+
+        `resume_from_checkpoint` True goes on from the newest checkpoint in `output_dir`, exactly; a path has to be that
+        folder or one in it. Returns also where a callback or Ctrl-C has stopped training: its state is saved then.
+        Raises DivergedError and VerifierBrokenError.
+        """
+        with LiveView() as self._observer.view:
+            self._observer.tell("on_train_begin")
+            try:
+                lifecycle.finish(self._run(resume_from_checkpoint))
+            except StoppedError:
+                if not self._observer.control.should_training_stop:
+                    raise
+            finally:
+                self._observer.tell("on_train_end")
+        self._model = None
+        steps = [line for line in self.metrics if line.get("phase") == "train"]
+        return {key: value for key, value in (steps[-1] if steps else {}).items() if isinstance(value, int | float)}
+
+    def _run(self, resume: bool | str | None) -> Any:
+        if resume:
+            folder = Path(resume) if isinstance(resume, str) else self.output_dir
+            if self.output_dir.resolve() not in [folder.resolve(), *folder.resolve().parents]:
+                raise ConfigError(
+                    f"resume_from_checkpoint={resume} is not in output_dir={self.output_dir}: a run goes on in its own "
+                    "folder. Set output_dir to that run's."
+                )
+            run = lifecycle.resume(self.output_dir, self._observer, self.task)
+        else:
+            self._keep_start()
+            run = lifecycle.begin(self.config, self.output_dir, self._observer, self.task)
+
+        def stop() -> None:
+            run.stop_requested = True
+
+        self._observer.stop = stop
+        return run
+
+    def _keep_start(self) -> None:
+        """Write a model that was given as an object, or with another tokenizer, to where the run finds it again."""
+        if self._source:
+            return
+        shutil.rmtree(self._start, ignore_errors=True)
+        given = self._given
+        if isinstance(given, str):
+            given = AutoModelForCausalLM.from_pretrained(given, use_safetensors=True)
+        save_model(given, self.processing_class, self._start)
+
+    def evaluate(self, eval_dataset: Iterable[Row] | None = None) -> dict[str, float]:
+        """avg@k and pass@k of the trained policy (before training: of the given model) on held-out rows: `eval_*`.
+
+        `eval_dataset` None takes the trainer's own.
+        """
+        task = self.task
+        if eval_dataset is not None:
+            task = RecordsTask(eval_dataset, eval_dataset, task.rewards, task.max_response_tokens)
+        trained = (self.output_dir / "policy").exists()
+        if not trained:
+            self._keep_start()
+        config = lifecycle.with_task(self._config, task)
+        model = replace(config.sections.model, policy=str(self._policy()) if trained else config.sections.model.policy)
+        config = dataclasses.replace(config, sections=config.sections.model_copy(update={"model": model}))
+        with LiveView() as view:
+            result = evaluate_model(config, None, view, task=task)
+        metrics = evaluation_metrics(result.summary())
+        self._observer.tell("on_evaluate", metrics=metrics)
+        self.log_history.append({**metrics, "step": self.state.global_step})
+        return metrics
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Copy the trained policy, a Hugging Face folder, to `output_dir`; without one it lies in policy/ already."""
+        policy = self._policy()
+        if output_dir is not None:
+            shutil.copytree(policy, output_dir, dirs_exist_ok=True)
+
+    def push_to_hub(self, commit_message: str = "End of training", repo_id: str | None = None, **more: Any) -> str:
+        """Upload the trained policy with its model card; the address of the commit.
+
+        The repository is `repo_id`, args.hub_model_id, or the name of `output_dir` under your account.
+        """
+        from huggingface_hub import HfApi
+
+        policy = self._policy()
+        api = HfApi(token=self.args.hub_token)
+        name = repo_id or self.args.hub_model_id or self.output_dir.name
+        repository = api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository.repo_id, folder_path=policy, commit_message=commit_message, **more
+        )
+        return str(commit.commit_url)
+
+    def _policy(self) -> Path:
+        """The folder of the trained policy, or of the newest checkpoint's where training was stopped."""
+        if (policy := self.output_dir / "policy").exists():
+            return policy
+        saved = checkpoint.newest(self.output_dir / "checkpoints", self._observer.alarm)
+        if saved is None or not (saved / "policy" / "config.json").exists():
+            raise ModelError(f"There is no trained policy in {self.output_dir} yet: call train() first.")
+        return saved / "policy"
+
+
+def _refuse(**given: bool) -> None:
+    """Raise ConfigError for arguments of GRPOTrainer that are not taken."""
+    instead = {
+        "optimizers": "the optimizer is AdamW; set learning_rate, weight_decay and warmup_steps in args",
+        "quantization_config": "weights are float32; for less memory set bf16, peft_config or critic_kind='side'",
+        "tools": "tools are not supported yet",
+        "rollout_func": "write an engine (vapo.RolloutEngine) instead",
+        "environment_factory": "environments are not supported yet",
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"VAPOTrainer does not take {name}: {instead[name]}.")
+
+
+def _tokenizer_of(model: str | PreTrainedModel) -> PreTrainedTokenizerBase:
+    source = model if isinstance(model, str) else model.config.name_or_path
+    if not source:
+        raise ConfigError("The model was not loaded from a folder or the hub: give its tokenizer as processing_class.")
+    return load_tokenizer(source)
+
+
+def _functions(
+    given: RewardLike | Sequence[RewardLike],
+    tokenizers: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None,
+    own: PreTrainedTokenizerBase,
+) -> list[Callable[..., Any]]:
+    """Every reward as a function."""
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    if not several:
+        raise ConfigError("reward_funcs is empty. Give at least one reward function.")
+    matching = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(several)
+    if len(matching) != len(several):
+        raise ConfigError(
+            f"reward_processing_classes has {counted(len(matching), 'tokenizer')} for "
+            f"{counted(len(several), 'reward function')}. Give one for each, None for functions."
+        )
+    functions: list[Callable[..., Any]] = []
+    for reward, tokenizer in zip(several, matching, strict=True):
+        if isinstance(reward, str):
+            functions.append(RewardModel.load(reward))
+        elif isinstance(reward, torch.nn.Module):
+            functions.append(RewardModel(reward, tokenizer or own, type(reward).__name__))
+        elif callable(reward):
+            functions.append(reward)
+        else:
+            raise ConfigError(f"reward_funcs holds a {type(reward).__name__}; give functions, model ids or modules.")
+    return functions
+
+
+PLAIN_LORA: Mapping[str, tuple[Any, ...]] = {
+    "lora_dropout": (0, 0.0),
+    "use_dora": (False,),
+    "use_rslora": (False,),
+    "bias": ("none",),
+    "modules_to_save": (None,),
+    "target_modules": (None, "all-linear"),
+}
+"""Fields of a LoraConfig and the values that are taken: adapters go on every linear layer of the policy."""
+
+
+def _adapters(peft: Any) -> dict[str, Any]:
+    """model.policy_lora and lora_alpha of a LoraConfig."""
+    if peft is None:
+        return {}
+    if getattr(peft.peft_type, "value", peft.peft_type) != "LORA":
+        raise ConfigError(f"peft_config is a {type(peft).__name__}; only LoraConfig is taken.")
+    for name, values in PLAIN_LORA.items():
+        if (value := getattr(peft, name, values[0])) not in values:
+            raise ConfigError(
+                f"peft_config: {name}={value} is not taken; leave it out. Adapters go on all linear layers, without "
+                "dropout."
+            )
+    return {"policy_lora": peft.r, "lora_alpha": float(peft.lora_alpha)}

@@ -1,0 +1,93 @@
+"""A task on rows that are in memory, judged by reward functions of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from vapo.errors import DataError, counted
+from vapo.tasks.builtin import split
+from vapo.tasks.problems import MIN_TRAIN
+from vapo.tasks.verifiers.rewards import Rewards
+from vapo.types import Episode, Prompt, Verdict, stable_hash
+
+Row = Mapping[str, Any]
+HELD_OUT = 200
+"""Training rows that are kept for evaluation where none are given, at most a tenth of them."""
+
+
+class RecordsTask:
+    """Rows with a `prompt` (a text or messages) and any other columns, which the reward functions are given.
+
+    `name` is a hash of the rows, so a run cannot be resumed on others. Raises DataError for rows without a usable
+    prompt.
+    """
+
+    def __init__(
+        self, train: Iterable[Row], heldout: Iterable[Row] | None, rewards: Rewards, max_response_tokens: int
+    ) -> None:
+        self.rewards, self.max_response_tokens = rewards, max_response_tokens
+        learned = _prompts(train, "train_dataset")
+        if heldout is None:
+            count = min(HELD_OUT, max(1, len(learned) // 10))
+            if len(learned) >= MIN_TRAIN + count:
+                learned, judged = split(learned, count, MIN_TRAIN)
+                self.notes = [f"no eval_dataset: {counted(len(judged), 'training row')} are held out for evaluation"]
+            else:
+                judged = learned
+                self.notes = ["no eval_dataset, and too few rows to hold some out: evaluations are on training rows"]
+        else:
+            judged, self.notes = _prompts(heldout, "eval_dataset"), []
+        self.train, self.heldout = tuple(learned), tuple(judged)
+        texts = (repr((p.text, sorted(p.columns.items(), key=lambda item: item[0]))) for p in self.train)
+        self.name = f"records-{stable_hash(*texts):016x}"[:20]
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        """The verdict on one response that was not sampled here: it has no token ids."""
+        return self.rewards.judge([[Episode(prompt, 0, (), response, "stop", 0)]])[0]
+
+    def verify_groups(
+        self, groups: Sequence[Sequence[Episode]], on_progress: Callable[[int, int], None]
+    ) -> list[Verdict]:
+        """The verdicts on all episodes, in order."""
+        return self.rewards.judge(groups)
+
+
+def _prompts(rows: Iterable[Row], argument: str) -> list[Prompt]:
+    if not hasattr(rows, "__len__"):
+        raise DataError(f"{argument} has no length: it is a stream. Take a part of it: list({argument}.take(1000)).")
+    prompts = [_prompt(row, number, argument) for number, row in enumerate(rows)]
+    if not prompts:
+        raise DataError(f"{argument} is empty. Give it rows with a prompt.")
+    return prompts
+
+
+def _prompt(row: Any, number: int, argument: str) -> Prompt:
+    if not isinstance(row, Mapping) or "prompt" not in row:
+        found = f"has the columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"is a {_kind(row)}"
+        raise DataError(f"{argument}: row {number} {found}; it needs a column named prompt. Rename yours.")
+    columns = {str(key): value for key, value in row.items() if key not in ("prompt", "completion", "completion_ids")}
+    return Prompt(f"{argument}-{number}", _text(row["prompt"], number, argument), row.get("answer"), columns=columns)
+
+
+def _text(prompt: Any, number: int, argument: str) -> str | tuple[dict[str, str], ...]:
+    if isinstance(prompt, str):
+        if not prompt:
+            raise DataError(f"{argument}: the prompt of row {number} is empty. Leave the row out.")
+        return prompt
+    messages = prompt if isinstance(prompt, list | tuple) else []
+    for message in messages:
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise DataError(
+                f"{argument}: the prompt of row {number} holds a message that is not {{role: text, content: text}}. "
+                "Images and tools are not taken."
+            )
+    if not messages:
+        raise DataError(
+            f"{argument}: the prompt of row {number} is a {_kind(prompt)}; give a text or a list of messages."
+        )
+    return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+
+
+def _kind(value: Any) -> str:
+    return "list without messages" if isinstance(value, list | tuple) else type(value).__name__

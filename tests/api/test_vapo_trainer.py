@@ -1,0 +1,228 @@
+"""`VAPOTrainer`: a script for GRPOTrainer with the class name changed, on objects in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification, TrainerCallback
+
+import toys
+from vapo import VAPOConfig, VAPOTrainer
+from vapo.errors import ConfigError, DataError, ModelError
+
+ROWS = [{"prompt": f"{i} x", "answer": str(i), "note": i} for i in range(10)]
+
+
+def names_the_digit(completions, answer, **kwargs):
+    return [float(a in c.split()) for c, a in zip(completions, answer, strict=True)]
+
+
+def short(completions, **kwargs):
+    return [-len(c.split()) / 8 for c in completions]
+
+
+def config(folder: Path, **more) -> VAPOConfig:
+    given = {
+        "output_dir": str(folder), "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
+        "generation_batch_size": 16, "num_generations": 4, "max_completion_length": 8, "max_steps": 4,
+        "learning_rate": 1e-3, "critic_learning_rate": 1e-2, "pretraining_steps": 1, "report_to": "none",
+        "save_steps": 2, "logging_steps": 1,
+        "settings": {"scale": {"threads": 1}, "evaluation": {"samples_per_prompt": 2},
+                     "trainer": {"pretraining_heldout": 8, "pretraining_ready": -10.0}},
+    }  # fmt: skip
+    return VAPOConfig(**{**given, **more})
+
+
+def trainer(folder: Path, **more) -> VAPOTrainer:
+    given = {
+        "model": toys.tiny_llama(), "reward_funcs": [names_the_digit, short], "args": config(folder),
+        "train_dataset": ROWS, "processing_class": toys.tokenizer(),
+    }  # fmt: skip
+    return VAPOTrainer(**{**given, **more})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> VAPOTrainer:
+    folder = tmp_path_factory.mktemp("trainer")
+    made = trainer(folder / "run", args=config(folder / "run", reward_weights=[1.0, 0.5]), eval_dataset=ROWS[:4])
+    made.train()
+    return made
+
+
+def test_a_script_for_grpo_trainer_trains_and_leaves_models_and_logs(trained: VAPOTrainer):
+    steps = [line for line in trained.metrics if line["phase"] == "train"]
+    assert [line["step"] for line in steps] == [1, 2]  # 4 gradient steps, 2 in each rollout step of 16
+    for line in steps:
+        parts = line["rewards/names_the_digit/mean"] + 0.5 * line["rewards/short/mean"]
+        assert line["reward"] == pytest.approx(parts, abs=1e-6)
+        assert line["rewards/short/std"] > 0
+    assert isinstance(trained.model, torch.nn.Module)
+    given = toys.tiny_llama().state_dict()
+    assert any(not torch.equal(value, given[name]) for name, value in trained.model.state_dict().items())
+    assert (trained.output_dir / "critic" / "config.json").exists()
+    card = (trained.output_dir / "critic" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert 'AutoModelForTokenClassification.from_pretrained("run/critic")' in card
+    assert "| learning rate | 0.01 |" in card
+    assert {"reward", "step"} <= trained.log_history[-2].keys()
+    assert "eval_avg" in trained.log_history[-1]
+
+
+def test_evaluate_and_save_model(trained: VAPOTrainer, tmp_path: Path):
+    metrics = trained.evaluate()
+    assert 0 <= metrics["eval_avg"] <= 1
+    assert trained.evaluate(ROWS[:3]).keys() == metrics.keys()
+    trained.save_model(tmp_path / "saved")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(saved.lm_head.weight, trained.model.lm_head.weight)
+
+
+def test_push_to_hub_uploads_the_policy(trained: VAPOTrainer, monkeypatch):
+    calls = []
+
+    class Hub:
+        def __init__(self, token=None):
+            calls.append(token)
+
+        def create_repo(self, name, **options):
+            calls.append((name, options))
+            return type("Repository", (), {"repo_id": f"me/{name}"})()
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            calls.append((repo_id, Path(folder_path).name, commit_message))
+            return type("Commit", (), {"commit_url": "https://hub/commit/1"})()
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert trained.push_to_hub() == "https://hub/commit/1"
+    assert calls == [None, ("run", {"private": None, "exist_ok": True}), ("me/run", "policy", "End of training")]
+
+
+class Stopper(TrainerCallback):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.seen.append("begin")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen.append(f"log {state.global_step} {math.isfinite(logs['reward'])}")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 1
+        return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.seen.append("end")
+
+
+def test_a_callback_stops_training_and_a_resume_ends_as_an_undisturbed_run(trained: VAPOTrainer, tmp_path: Path):
+    stopper = Stopper()
+    args = config(tmp_path / "run", reward_weights=[1.0, 0.5])
+    first = trainer(tmp_path / "run", args=args, callbacks=[stopper], eval_dataset=ROWS[:4])
+    first.train()
+    assert stopper.seen == ["begin", "log 0 True", "log 1 True", "end"]
+    assert [line["step"] for line in first.metrics if line["phase"] == "train"] == [1]
+    assert first.model.config.vocab_size == 16  # of the newest checkpoint
+    again = trainer(tmp_path / "run", args=args, eval_dataset=ROWS[:4])
+    again.train(resume_from_checkpoint=True)
+    ours, theirs = (t.model.state_dict() for t in (again, trained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    other = trainer(tmp_path / "run", args=args, train_dataset=[{"prompt": "9 x"}] * 4)
+    with pytest.raises(ConfigError, match=r"was trained on the task 'records-"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_a_reward_model_a_coroutine_and_none(tmp_path: Path):
+    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "pad_token_id": 0}
+    judge = LlamaForSequenceClassification(LlamaConfig(num_attention_heads=2, num_labels=1, **sizes))
+
+    async def sometimes(completions, note, **kwargs):
+        return [None if n % 2 else 1 for n in note]
+
+    made = trainer(tmp_path / "run", reward_funcs=[judge, sometimes], args=config(tmp_path / "run", max_steps=2))
+    made.train()
+    line = made.metrics[-1]
+    assert line["rewards/sometimes/mean"] == 1.0
+    assert "rewards/LlamaForSequenceClassification/mean" in line
+    assert line["verdict/invalid_ratio"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"learning_rat": 1e-6}, "no argument learning_rat. Did you mean learning_rate?"),
+        ({"loss_type": "dapo"}, "does not take loss_type: the loss follows from `method`"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type=cosine: the learning rate is constant"),
+        ({"fp16": True}, "Set bf16=True"),
+        ({"num_generations": 3}, "16 responses does not hold whole groups of num_generations=3"),
+        ({"generation_batch_size": 12}, "must divide the 12 responses"),
+        ({"steps_per_generation": 2}, "say the same thing"),
+        ({"report_to": "wandb"}, "report_to=wandb"),
+        ({"eval_strategy": "epoch"}, "eval_strategy=epoch: take 'steps'"),
+        ({"top_p": 0.9}, "rollout.top_p must be 1"),
+        ({"method": "vapoo"}, "vapoo"),
+        ({"reward_weights": [1.0]}, "reward_weights has 1 weight for 2 reward functions"),
+    ],
+)
+def test_an_argument_that_is_not_taken_is_named(argument, message, tmp_path: Path):
+    with pytest.raises(ConfigError) as error:
+        trainer(tmp_path / "run", args=config(tmp_path / "run", **argument))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ({"train_dataset": None}, ConfigError, "needs a train_dataset"),
+        ({"train_dataset": [{"question": "x"}]}, DataError, "row 0 has the columns question; it needs a column named"),
+        ({"train_dataset": [{"prompt": 3}]}, DataError, "the prompt of row 0 is a int; give a text or"),
+        ({"train_dataset": (row for row in ROWS)}, DataError, "train_dataset has no length"),
+        ({"train_dataset": []}, DataError, "train_dataset is empty"),
+        ({"reward_funcs": []}, ConfigError, "reward_funcs is empty"),
+        ({"reward_funcs": 3}, ConfigError, "reward_funcs holds a int"),
+        ({"reward_funcs": "no/such/model/here"}, ModelError, "does not exist"),
+        ({"tools": [short]}, ConfigError, "does not take tools"),
+        ({"optimizers": (object(), None)}, ConfigError, "does not take optimizers"),
+        ({"args": object()}, ConfigError, "args is a object. Give a VAPOConfig"),
+    ],
+)
+def test_a_wrong_argument_of_the_trainer_is_named(argument, error, message, tmp_path: Path):
+    with pytest.raises(error) as raised:
+        trainer(tmp_path / "run", **argument)
+    assert message in str(raised.value)
+
+
+def test_arguments_without_effect_are_taken(tmp_path: Path):
+    made = config(tmp_path, logging_dir="x", remove_unused_columns=False, disable_tqdm=True)
+    assert not hasattr(made, "logging_dir")
+
+
+def test_epochs_and_gradient_steps_become_rollout_steps(tmp_path: Path):
+    made = config(tmp_path, max_steps=-1, num_train_epochs=2.0)
+    assert made.steps(rows=10) == 5  # 2 x 10 rows x 4 responses / 16
+    assert config(tmp_path, max_steps=5).steps(rows=10) == 3  # 2 gradient steps each
+    settings = config(tmp_path, epsilon=0.1, warmup_steps=4).as_settings(rows=10)
+    assert settings["algorithm"]["clip"] == {"low": 0.1, "high": 0.1}
+    assert settings["trainer"]["warmup_steps"] == 2
+    assert json.dumps(settings)
+
+
+def test_lora_config(tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    made = trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, lora_alpha=8))
+    assert (made.config.sections.model.policy_lora, made.config.sections.model.lora_alpha) == (4, 8.0)
+    with pytest.raises(ConfigError, match=r"peft_config: lora_dropout=0.1 is not taken"):
+        trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, lora_dropout=0.1))
+
+
+def test_the_page_names_every_argument():
+    page = (Path(__file__).parents[2] / "docs/trainer.md").read_text()
+    names = [f.name for f in dataclasses.fields(VAPOConfig)]
+    names += list(inspect.signature(VAPOTrainer).parameters)
+    assert [name for name in names if f"`{name}" not in page] == []
