@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vapo.trainer.batch import Batch
+from vapo.trainer.batch import Batch, micro_batches
 from vapo.trainer.local_network import LocalNetwork, accumulate_gradient
 from vapo.trainer.network import Gradient, Score, StepResult
 
@@ -90,9 +90,8 @@ class Half:
     def accumulate(self, minibatch: Batch, micro_batch_tokens: int) -> Gradient:
         local = self.local
         local.optimizer.zero_grad(set_to_none=True)
-        part = accumulate_gradient(
-            local.objective, minibatch, self.rows(minibatch), micro_batch_tokens=micro_batch_tokens
-        )
+        pieces = micro_batches(minibatch, micro_batch_tokens, self.rows(minibatch))
+        part = accumulate_gradient(local.objective, minibatch, pieces)
         for parameter in local.parameters:
             if parameter.grad is None:  # no gradient in this half
                 parameter.grad = torch.zeros_like(parameter)

@@ -80,5 +80,9 @@ class EngineError(StoppedError):
     """The rollout engine's process ended or hung more often than it may be started again."""
 
 
+class RankError(StoppedError):
+    """A training rank ended, hung, or ran out of memory. All ranks were ended: each held a part of the weights."""
+
+
 class AbandonedError(StoppedError):
     """A stop was requested before the current step's update: the step is dropped, the state before it is saved."""

@@ -10,8 +10,8 @@ import pytest
 import vapo.trainer
 
 ROOM = Path(vapo.trainer.__file__).parent
-BEHIND = {"local_network", "objectives", "batch"}
-"""Modules that may use the inside of a network; `batch` only packs sequences for one."""
+BEHIND = {"local_network", "objectives", "batch", "group"}
+"""Modules that may use the inside of a network; `batch` only packs sequences for one, `group` only names its type."""
 SEES_PROTOCOLS_ONLY = sorted(path for path in ROOM.glob("*.py") if path.stem not in BEHIND)
 TEXT_ONLY = {"vapo.models.loading.response_text"}
 """Of vapo.models, what works on a tokenizer alone."""

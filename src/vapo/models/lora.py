@@ -28,6 +28,7 @@ from vapo.json_text import json_text
 from vapo.models.backbone import backbone_of
 from vapo.models.loaded import read_tensors
 from vapo.models.model_source import ADAPTER_CONFIG
+from vapo.models.whole import whole
 
 ADAPTER = "vapo"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -132,14 +133,16 @@ def adapter_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def plain_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The names and tensors of the model's state, with adapters added to the weights they adapt."""
+    """The names and tensors of the model's state, with adapters added to the weights they adapt; whole ones of a
+    sharded model, one after another."""
     layers = _adapted_layers(model)
     for name, tensor in model.state_dict().items():
         if _is_adapter(name):
             continue
         layer = layers.get(name.removesuffix(".base_layer.weight"))
+        tensor = whole(tensor)
         if layer is not None and name.endswith(".base_layer.weight"):
-            tensor = tensor + layer.get_delta_weight(ADAPTER)
+            tensor = tensor + whole(layer.get_delta_weight(ADAPTER))
         yield name.replace(".base_layer.", "."), tensor
 
 

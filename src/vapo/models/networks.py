@@ -18,6 +18,7 @@ from vapo.models.backbone import Layout, hidden_states, layer_states, supports_p
 from vapo.models.loading import ValueAt, context_length, value_head
 from vapo.models.logprobs import token_logps
 from vapo.models.side import SideModel
+from vapo.models.whole import Pass, plain_pass, shard_like, whole
 
 PROBE = 19
 """Tokens of `choose_layout`'s test sequence: more than the windows of tiny models."""
@@ -68,16 +69,18 @@ class Policy:
     autocast: bool = False
     side_layers: tuple[int, ...] = ()
     """The decoder layers that a side critic reads, from 0."""
+    passes: Pass = plain_pass
+    """Runs a forward pass; a sharded model gathers its weights there."""
 
     def logp(self, sequences: Sequences, width: int, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """log π of every response token at the sampling temperature, and the entropy: (B, width), nats, float32."""
-        logp, entropy, _ = self._read(sequences, width, with_entropy, ())
+        logp, entropy, _ = self.passes(self._read, sequences, width, with_entropy, ())
         return logp, entropy
 
     @torch.no_grad()
     def logp_and_features(self, sequences: Sequences, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """`logp`, entropy and `features` of one forward pass, the features end to end: (sum of lengths, K)."""
-        logp, entropy, features = self._read(sequences, width, True, self.side_layers)
+        logp, entropy, features = self.passes(self._read, sequences, width, True, self.side_layers)
         assert entropy is not None
         assert features is not None
         return logp, entropy, features.float()
@@ -87,7 +90,7 @@ class Policy:
         """What a side critic reads, without a gradient: per row (tokens, K), the states after each of `side_layers`
         side by side, float32."""
         with _precision(self.autocast, self.model):
-            _, features = layer_states(self.model, sequences.tokens, self.layout, self.side_layers)
+            _, features = self.passes(layer_states, self.model, sequences.tokens, self.layout, self.side_layers)
         assert features is not None
         return features.float().split([len(tokens) for tokens in sequences.tokens])
 
@@ -130,6 +133,8 @@ class Critic:
     """Where a side critic takes the features of sequences that come without: `Policy.features`."""
     beside: PreTrainedModel | None = None
     """The policy whose states a side critic reads: a sample of its weights is saved with the critic."""
+    passes: Pass = plain_pass
+    """Runs a forward pass; a sharded model gathers its weights there."""
 
     def outputs(self, sequences: Sequences, width: int) -> Tensor:
         """What the head reads at every response token: (B, width, K), float32."""
@@ -152,31 +157,39 @@ class Critic:
     def start_at(self, value: float) -> bool:
         """Let a head that has learned nothing (its weights are 0) answer `value`; False if it has learned."""
         layer = value_head(self.model)
-        if bool(layer.weight.any()):
+        if bool(whole(layer.weight).any()):
             return False
         if layer.bias is None:
             raise ModelError(
                 f"The value head of {type(self.model).__name__} has no bias, so it cannot start at a value. Set "
                 "algorithm.credit.head={kind: linear, start: 0}."
             )
-        layer.bias.copy_(start_bias(self.head, value))
+        layer.bias.copy_(shard_like(start_bias(self.head, value), layer.bias))
         return True
 
     def _read(self, sequences: Sequences, positions: Tensor) -> Tensor:
-        hidden = self._hidden(sequences)
+        # the policy's pass comes before this network's, because both may be sharded
+        features = self._features(sequences) if isinstance(self.model, SideModel) else None
+        return self.passes(self._outputs, sequences, positions, features)
+
+    def _features(self, sequences: Sequences) -> tuple[Tensor, ...]:
+        """The policy's hidden states: those that came along, else the policy is asked."""
+        if sequences.features is not None:
+            return sequences.features
+        assert self.features_of is not None, "a side critic needs the policy's features"
+        return self.features_of(sequences)
+
+    def _outputs(self, sequences: Sequences, positions: Tensor, features: tuple[Tensor, ...] | None) -> Tensor:
+        hidden = self._hidden(sequences, features)
         head = value_head(self.model)
         hidden = hidden[positions.to(hidden.device)].float()
         # in float32 also under autocast: bf16 has steps of 2^-8 near 1, as large as the TD errors
         return F.linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float())
 
-    def _hidden(self, sequences: Sequences) -> Tensor:
-        if not isinstance(self.model, SideModel):
+    def _hidden(self, sequences: Sequences, features: tuple[Tensor, ...] | None) -> Tensor:
+        if features is None:
             with _precision(self.autocast, self.model):
                 return hidden_states(self.model, sequences.tokens, self.layout)
-        features = sequences.features
-        if features is None:
-            assert self.features_of is not None, "a side critic needs the policy's features"
-            features = self.features_of(sequences)
         prompts = [len(t) - n for t, n in zip(sequences.tokens, sequences.response_lengths, strict=True)]
         return self.model(tuple(rows.detach() for rows in features), prompts)
 

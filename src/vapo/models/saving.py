@@ -19,6 +19,7 @@ from vapo.errors import CheckpointError, ModelError
 from vapo.json_text import json_text
 from vapo.models.loaded import check_complete, read_model, read_tensors
 from vapo.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, has_lora, load_adapters, plain_weights, save_adapters
+from vapo.models.whole import shard_like, whole
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
@@ -109,15 +110,26 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
                 tensor.copy_(weights[name.replace(".base_layer.", ".")])
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Save all moments as `<parameter index>.<name>` tensors; hyper-parameters are in the config and not saved."""
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, *, first: bool = True) -> None:
+    """Save all moments as `<parameter index>.<name>` tensors; hyper-parameters are in the config and not saved.
+
+    Of a sharded model every process takes part, and the `first` one writes the same file.
+    """
     state = optimizer.state_dict()["state"]
-    tensors = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+    tensors = {}
+    for i, entry in state.items():
+        for key, value in entry.items():
+            moment = whole(value)
+            if first:
+                tensors[f"{i}.{key}"] = moment
+    if not first:
+        return
     save_file(tensors, path, metadata={"content": json_text({"parameters": len(state)})})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Load saved moments; an optimizer that has not stepped yet has none."""
+    """Load saved moments; an optimizer that has not stepped yet has none. Every process of a sharded model reads the
+    file, and keeps its part."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in read_tensors(path).items():
         index, key = name.split(".", 1)
@@ -125,4 +137,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     groups = optimizer.state_dict()["param_groups"]
     if state and max(state) >= sum(len(g["params"]) for g in groups):
         raise CheckpointError(f"{path} holds more parameters than the model has; it belongs to another model.")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, entry in state.items():
+        for key, value in entry.items():
+            if value.shape == parameters[i].shape:
+                entry[key] = shard_like(value, parameters[i])
     optimizer.load_state_dict({"state": state, "param_groups": groups})

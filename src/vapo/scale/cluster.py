@@ -208,9 +208,8 @@ class Cluster:
         )
         os.environ.update(_QUIET)
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"} & os.environ.keys():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(
-                32
-            )  # else Ray writes one into the home folder; it reads it once per process
+            # else Ray writes one into the home folder. It stays: Ray reads it once for all clusters of the process
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         try:
             self._ray.init(
                 address="local",

@@ -325,7 +325,7 @@ def _closing_on_error(run: Run, run_dir: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _end_sampling(run)
+        _end_processes(run)
         if hasattr(run, "folder"):
             run.folder.close()
         close_task(run.task)
@@ -334,11 +334,13 @@ def _closing_on_error(run: Run, run_dir: Path) -> Iterator[None]:
         raise
 
 
-def _end_sampling(run: Run) -> None:
-    """End the threads that sample, then the engine that they sample from."""
+def _end_processes(run: Run) -> None:
+    """End the threads that sample, then the engine that they sample from, then all other processes."""
     run.source.close()
     run.pretraining_source.close()
     run.engine.close()
+    for close in run.closing:
+        close()
 
 
 def finish(run: Run, *, report: bool = True) -> Run:
@@ -367,7 +369,7 @@ def finish(run: Run, *, report: bool = True) -> Run:
             f"Cannot write to {path}: {error}. Free space or mend its permissions, then: {command('resume', path)}"
         ) from error
     finally:
-        _end_sampling(run)
+        _end_processes(run)
         run.profiler.close()
         run.watch.close()
         run.folder.close()

@@ -100,6 +100,10 @@ class Batch:
         mask = self.mask if bool(self.policy_rows.all()) else self.mask & self.policy_rows[:, None]
         return replace(self, mask=mask, features=None)
 
+    def unlearned(self) -> Batch:
+        """The same responses, and no token to learn from."""
+        return replace(self, mask=torch.zeros_like(self.mask))
+
     def select(self, rows: Tensor) -> Batch:
         """The given rows, in that order, with T cut to the longest of them."""
         width = max(1, int(self.response_lengths[rows].max())) if len(rows) else 1

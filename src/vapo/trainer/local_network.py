@@ -13,11 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vapo.models.loading import set_policy_sample, value_head
 from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
-from vapo.models.model_flops import model_flops
+from vapo.models.model_flops import ModelFlops, model_flops
 from vapo.models.networks import Critic, Policy
 from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
 from vapo.models.weight_sample import weight_sample
-from vapo.trainer.batch import Batch, micro_batches
+from vapo.models.whole import gathered, shard_like, whole
+from vapo.trainer.batch import Batch
+from vapo.trainer.group import ALONE, Group, idle_piece
 from vapo.trainer.network import Gradient, Score, StepResult
 from vapo.trainer.objectives import Objective, Part
 from vapo.trainer.spans import Spans
@@ -40,12 +42,14 @@ class LocalNetwork:
         max_grad_norm: float = 1.0,
         reads: tuple[Score, ...] = (),
         spans: Spans | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.name, self.network, self.tokenizer, self.reads = name, network, tokenizer, reads
         self.max_grad_norm = max_grad_norm
         self._objective = objective
+        self._group = group
         self._spans = spans or Spans()
-        self._flops = model_flops(network.model)
+        self.flops = model_flops(network.model)
         self._own_base = False
         """A reference whose base is not the model that the run started from: formats 1 and 2 kept it merged."""
         self._loss: Tensor | None = None
@@ -88,9 +92,8 @@ class LocalNetwork:
     # ------------------------------------------------------------------ scoring
 
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
-        lengths, responses = self._sizes(batch)
-        passes = 2 if "final_values" in what else 1
-        flops = passes * self._flops.score(lengths, responses)
+        lengths, responses = computed_sizes(batch, for_critic=isinstance(self.network, Critic))
+        flops = score_flops(self.flops, what, lengths, responses)
         with torch.no_grad(), self._spans.time(f"score/{self.name}", tokens=sum(lengths), flops=flops):
             return self._scores(batch, what, micro_batch_tokens)
 
@@ -100,8 +103,12 @@ class LocalNetwork:
         shapes = {"final_values": (len(batch),), "features": (int(lengths.sum()), self._feature_width)}
         for name in what:
             scored[name] = torch.zeros(shapes.get(name, (len(batch), batch.width)))
-        for rows in micro_batches(batch, micro_batch_tokens):
-            for name, part in self._score(batch.select(rows).to(self.model.device), what).items():
+        for rows in self._group.deal(batch, micro_batch_tokens):
+            rows, micro = _piece(batch, rows)
+            idle = not bool(micro.mask.any())
+            for name, part in self._score(micro.to(self.model.device), what).items():
+                if idle:
+                    continue
                 if name == "features":
                     pieces = scored[name].split(lengths.tolist())
                     for row, states in zip(rows.tolist(), part.split(lengths[rows].tolist()), strict=True):
@@ -110,7 +117,7 @@ class LocalNetwork:
                     scored[name][rows] = part.cpu()
                 else:
                     scored[name][rows, : part.shape[1]] = part.cpu()
-        return scored
+        return {name: self._group.sum(tensor) for name, tensor in scored.items()}
 
     def _score(self, micro: Batch, what: Sequence[Score]) -> dict[str, Tensor]:
         width = micro.width
@@ -133,14 +140,15 @@ class LocalNetwork:
     # ------------------------------------------------------------------ learning
 
     def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> Gradient:
-        lengths, responses = self._sizes(minibatch)
-        with self._updating(tokens=sum(lengths), flops=self._flops.update(lengths, responses)):
+        lengths, responses = computed_sizes(minibatch, for_critic=isinstance(self.network, Critic))
+        with self._updating(tokens=sum(lengths), flops=self.flops.update(lengths, responses)):
             self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
-            part = accumulate_gradient(
-                self.objective, minibatch, torch.arange(len(minibatch)), micro_batch_tokens=micro_batch_tokens
-            )
-            self._loss = part.loss
-            return Gradient({name: float(value) for name, value in part.figures.items()}, part.values)
+            part = accumulate_gradient(self.objective, minibatch, self._group.deal(minibatch, micro_batch_tokens))
+            names = sorted(part.figures)
+            sums = self._group.sum(torch.stack([part.loss, *(part.figures[name].cpu() for name in names)]))
+            self._loss = sums[0]
+            values = None if part.values is None else self._group.sum(part.values)
+            return Gradient(dict(zip(names, sums[1:].tolist(), strict=True)), values)
 
     def step(self, lr: float) -> StepResult:
         with self._updating():
@@ -148,7 +156,7 @@ class LocalNetwork:
 
     def _step(self, lr: float) -> StepResult:
         assert self._loss is not None
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         head = self._head_weight()
         # the loss counts too: a token whose loss is not finite can leave a finite gradient behind
         taken = math.isfinite(float(self._loss)) and math.isfinite(float(norm))
@@ -160,17 +168,11 @@ class LocalNetwork:
         self._loss = None
         figures = {f"grad_norm/{self.name}": float(norm)}
         if head is not None and taken:
-            figures["value/head_step"] = float((value_head(self.model).weight.detach() - head).norm())
+            figures["value/head_step"] = float(whole(value_head(self.model).weight.detach() - head).norm())
         return StepResult(taken, figures)
 
     def _updating(self, *, tokens: int = 0, flops: float = 0.0) -> AbstractContextManager[None]:
         return self._spans.time(f"update/{self.name}", tokens=tokens, flops=flops)
-
-    def _sizes(self, batch: Batch) -> tuple[list[int], int]:
-        """Lengths of the sequences that a pass computes, and their response tokens in all."""
-        tokens = batch.tokens if isinstance(self.network, Policy) else batch.critic_tokens or batch.tokens
-        rows = batch.mask.any(-1).nonzero()[:, 0]
-        return [len(tokens[row]) for row in rows.tolist()], int(batch.response_lengths[rows].sum())
 
     @property
     def _feature_width(self) -> int:
@@ -188,10 +190,13 @@ class LocalNetwork:
     # ------------------------------------------------------------------ weights
 
     def weights(self, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
-        return plain_weights(self.model) if merged else iter(self.model.state_dict().items())
+        if merged:
+            return plain_weights(self.model)
+        return ((name, whole(tensor)) for name, tensor in self.model.state_dict().items())
 
     def copy_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self.model.load_state_dict(dict(weights))
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights})
         self._own_base = False
 
     def _note_policy(self) -> None:
@@ -201,33 +206,41 @@ class LocalNetwork:
 
     def save(self, folder: Path) -> None:
         self._note_policy()
-        if self._own_base:
-            save_model(self.model, None, folder / self.name)
-        else:
-            save_trained(self.model, self.tokenizer if self._optimizer else None, folder / self.name)
+        with gathered(self.model, self._group.first):
+            if self._group.first and self._own_base:
+                save_model(self.model, None, folder / self.name)
+            elif self._group.first:
+                save_trained(self.model, self.tokenizer if self._optimizer else None, folder / self.name)
         if self._optimizer is not None:
-            save_optimizer(self._optimizer, folder / f"{self.name}_optimizer.safetensors")
+            path = folder / f"{self.name}_optimizer.safetensors"
+            save_optimizer(self._optimizer, path, first=self._group.first)
 
     def load(self, folder: Path) -> None:
         self._own_base = (
             self._optimizer is None and has_lora(self.model) and (folder / self.name / "config.json").exists()
         )
-        if self._own_base:
-            load_weights(self.model, folder / self.name)
-        else:
-            load_trained(self.model, folder / self.name)
+        with gathered(self.model, self._group.first, write_back=True):
+            if self._group.first and self._own_base:
+                load_weights(self.model, folder / self.name)
+            elif self._group.first:
+                load_trained(self.model, folder / self.name)
         if self._optimizer is not None:
             load_optimizer(self._optimizer, folder / f"{self.name}_optimizer.safetensors")
 
     def publish(self, folder: Path) -> None:
         self._note_policy()
-        save_model(self.model, self.tokenizer, folder)
+        with gathered(self.model, self._group.first):
+            if self._group.first:
+                save_model(self.model, self.tokenizer, folder)
 
     def publish_adapters(self, folder: Path) -> bool:
         if not has_lora(self.model):
             return False
-        save_adapters(self.model, folder)
-        return peft_opens(self.model, folder)
+        with gathered(self.model, self._group.first):
+            if not self._group.first:
+                return True
+            save_adapters(self.model, folder)
+            return peft_opens(self.model, folder)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -245,10 +258,28 @@ class LocalNetwork:
         return 4 * self.model.num_parameters()
 
 
-def accumulate_gradient(objective: Objective, minibatch: Batch, rows: Tensor, *, micro_batch_tokens: int) -> Part:
-    """Add the gradient of these rows to the parameters; their part of the minibatch's loss, on the CPU.
+def computed_sizes(batch: Batch, *, for_critic: bool) -> tuple[list[int], int]:
+    """Lengths of the sequences that a pass computes, and their response tokens in all."""
+    tokens = (for_critic and batch.critic_tokens) or batch.tokens
+    rows = batch.mask.any(-1).nonzero()[:, 0]
+    return [len(tokens[row]) for row in rows.tolist()], int(batch.response_lengths[rows].sum())
 
-    The part's `values` are (B, T) like the minibatch, and 0 in rows that were not computed.
+
+def score_flops(flops: ModelFlops, what: Sequence[Score], lengths: Sequence[int], responses: int) -> float:
+    """The floating-point operations of scoring sequences of these lengths."""
+    return (2 if "final_values" in what else 1) * flops.score(lengths, responses)
+
+
+def _piece(batch: Batch, rows: Tensor) -> tuple[Tensor, Batch]:
+    """(row numbers, rows) of a micro-batch; of an empty one what is computed in its place."""
+    return (rows, batch.select(rows)) if len(rows) else idle_piece(batch)
+
+
+def accumulate_gradient(objective: Objective, minibatch: Batch, pieces: Iterable[Tensor]) -> Part:
+    """Add the gradient of these micro-batches' rows to the parameters; their part of the minibatch's loss, on the CPU.
+
+    An empty micro-batch is a pass that other processes need, and adds nothing. The part's `values` are (B, T) like the
+    minibatch, and 0 in rows that were not computed.
 
     The weights are made on the whole minibatch, then every micro-batch adds its share. So the shares of all rows add
     up to the gradient of one big batch, however the rows are spread over micro-batches and processes (docs/pitfalls.md,
@@ -257,14 +288,18 @@ def accumulate_gradient(objective: Objective, minibatch: Batch, rows: Tensor, *,
     weights = objective.weights(minibatch)
     device = next(objective.module.parameters()).device
     loss, figures, values = torch.zeros(()), dict[str, Tensor](), None
-    for chosen in micro_batches(minibatch, micro_batch_tokens, rows):
-        micro = minibatch.select(chosen).to(device)
+    for rows in pieces:
+        chosen, micro = _piece(minibatch, rows)
+        micro = micro.to(device)
         share = {name: w[chosen, : micro.width].to(device) for name, w in weights.items()}
+        if not len(rows):
+            share = {name: torch.zeros_like(w) for name, w in share.items()}
         part = objective.loss(micro, share)
         part.loss.backward()
         loss = loss + part.loss.detach().cpu()
         figures = {key: figures.get(key, 0) + value for key, value in part.figures.items()}
         if part.values is not None:
             values = torch.zeros(minibatch.mask.shape) if values is None else values
-            values[chosen, : micro.width] = part.values.cpu()
+            if len(rows):
+                values[chosen, : micro.width] = part.values.cpu()
     return Part(loss, figures, values)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vapo.algo.method import Gae
-from vapo.errors import AbandonedError, EngineError, command
+from vapo.errors import AbandonedError, EngineError, RankError, command
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
@@ -42,8 +42,8 @@ def run_loop(run: Run) -> None:
     except AbandonedError:  # sampling, judging or evaluation was dropped, before any of the state moved
         snapshot.save(run)
         snapshot.raise_stopped(run)
-    except EngineError as error:
-        raise EngineError(
+    except (EngineError, RankError) as error:
+        raise type(error)(
             f"{error} Go on from the last checkpoint with: {command('resume', run.folder.path)}"
         ) from error
 

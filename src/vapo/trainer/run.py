@@ -70,6 +70,8 @@ class Run:
     """Looks at some of the steps, under `vapo train --profile`."""
     stop_requested: bool = False
     """Set by a signal handler: the run drops what it is sampling, saves and stops."""
+    closing: list[Callable[[], None]] = field(default_factory=list)
+    """Called in order when the run ends, after the engine was closed: they end other processes."""
     feature_bytes: int = 0
     """Value pretraining keeps so many bytes of the policy's hidden states for a side critic."""
     failed_saves: int = 0
