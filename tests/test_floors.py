@@ -18,7 +18,7 @@ FLOORS = [
     {"models", "tasks", "durability"},
     {"bases", "rollout"},
     {"trainer", "evals"},
-    {"reports", "scale"},
+    {"reports", "scale", "trackers"},
     {"session"},
     {"api", "study", "chaos"},
     {"cli"},

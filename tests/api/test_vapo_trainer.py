@@ -163,7 +163,7 @@ def test_a_reward_model_a_coroutine_and_none(tmp_path: Path):
         ({"num_generations": 3}, "16 responses does not hold whole groups of num_generations=3"),
         ({"generation_batch_size": 12}, "must divide the 12 responses"),
         ({"steps_per_generation": 2}, "say the same thing"),
-        ({"report_to": "wandb"}, "report_to=wandb"),
+        ({"report_to": "neptune"}, "report_to: neptune is not known here"),
         ({"eval_strategy": "epoch"}, "eval_strategy=epoch: take 'steps'"),
         ({"top_p": 0.9}, "rollout.top_p must be 1"),
         ({"method": "vapoo"}, "vapoo"),

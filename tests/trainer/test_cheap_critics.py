@@ -23,7 +23,7 @@ from vapo.models.loading import load_policy, load_side_critic, value_at
 from vapo.models.saving import save_model
 from vapo.models.side import SideModel
 from vapo.reports.live import SilentView
-from vapo.session import build
+from vapo.session import learners
 from vapo.session import lifecycle as runs
 from vapo.session.layers import set_layer
 from vapo.trainer import loop
@@ -228,7 +228,7 @@ def test_features_that_do_not_fit_are_computed_again_and_the_run_learns_the_same
     base: Path, tmp_path: Path, monkeypatch
 ):
     kept = runs.finish(toys.toy_run(base, tmp_path / "kept", SIDE), report=False)
-    monkeypatch.setattr(build, "total_memory", lambda: 1000)
+    monkeypatch.setattr(learners, "total_memory", lambda: 1000)
     again = runs.finish(toys.toy_run(base, tmp_path / "again", SIDE), report=False)
     assert (kept.critic.reads, again.critic.reads) == (("features",), ())
     for one, other in zip(kept.critic.parameters, again.critic.parameters, strict=True):
@@ -370,7 +370,7 @@ def test_adapters_on_policy_and_critic_keep_one_base_through_training_and_resume
 def test_sharing_the_base_changes_no_number(base: Path, tmp_path: Path, monkeypatch):
     both = {"model": {"policy_lora": 2, "critic_lora": 2}}
     runs.finish(toys.toy_run(base, tmp_path / "shared", both), report=False)
-    monkeypatch.setattr(build, "share_frozen", lambda critic, policy: 0)
+    monkeypatch.setattr(learners, "share_frozen", lambda critic, policy: 0)
     runs.finish(toys.toy_run(base, tmp_path / "apart", both), report=False)
     last = "checkpoints/step_000003"
     assert timeless(tmp_path / "shared", "metrics.jsonl") == timeless(tmp_path / "apart", "metrics.jsonl")

@@ -90,3 +90,11 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
+
+
+@lru_cache(maxsize=1)
+def copy_rate() -> float:
+    """Bytes per second that this CPU reads from memory: the fastest of a few copies of 64 MiB, read and written."""
+    source = torch.ones(2**24)
+    target = torch.empty_like(source)
+    return 2 * 4 * 2**24 / min(_seconds(lambda: target.copy_(source), source.device) for _ in range(5))

@@ -18,13 +18,11 @@ import torch
 from safetensors import SafetensorError
 
 from vapo.algo.method import Gae
-from vapo.bases.shipped import builtin_model
 from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
-from vapo.errors import CheckpointError, ConfigError, DivergedError, ModelError, StoppedError, command, counted
+from vapo.errors import CheckpointError, ConfigError, DivergedError, StoppedError, command, counted
 from vapo.json_text import json_text
 from vapo.metrics import EventName, Phase
-from vapo.models.loading import count_parameters, load_config
 from vapo.models.matrix_rate import rate_words
 from vapo.reports.curves import curves_png
 from vapo.reports.model_card import model_card
@@ -38,12 +36,15 @@ from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
 from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer
 from vapo.session.old_files import todays
+from vapo.session.planning.published import recipe_parameters
 from vapo.session.precision import dtype_warning, with_dtype
 from vapo.session.run_dirs import METHOD, check_folder, config_to_resume
 from vapo.session.schema import TaskConfig
-from vapo.session.sizing import Fit, fitted, rate_warnings, recipe_task
+from vapo.session.sizing import Fit, fitted, rate_warnings
 from vapo.tasks.catalog import check_task
 from vapo.tasks.full_task import FullTask
+from vapo.trackers.tracked import TrackingObserver
+from vapo.trackers.tracker import check_trackers
 from vapo.trainer import snapshot
 from vapo.trainer.loop import run_loop
 from vapo.trainer.network import Network
@@ -100,6 +101,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
         run.folder.write_text("environment.json", json_text(environment_of(run), indent=1))
         _write_settings(run.folder, config)
         _record_alarms(run.folder, alarms)
+    _begin_trackers(run, config)
     observer.note(f"run directory: {run_dir}")
     _report_rate(run)
     _report_engine(run)
@@ -112,14 +114,14 @@ def prepare(config: Config, observer: Observer, task: Task | None = None) -> tup
 
     Raises ConfigError, DataError, ModelError before any weights load.
     """
+    check_trackers(config.sections.trackers)
     config = config if task else with_whole_paths(config)
     inputs = read_inputs(config, task, on_progress=observer.progress)
     with _closing_task_on_error(inputs.task):
-        own = recipe_task(config)
-        recipe_parameters = None if own is None else base_parameters(own)
         limit = inputs.decoding.max_tokens
         config, about_dtype = with_dtype(config, inputs)
-        config, notes = fitted(config, Fit(inputs.task.name, inputs.parameters, limit, recipe_parameters))
+        of_recipe = recipe_parameters(config, offline=False)
+        config, notes = fitted(config, Fit(inputs.task.name, inputs.parameters, limit, of_recipe))
         notes += [about_dtype] if about_dtype is not None else []
         wanted, there = config.sections.evaluation.prompts, len(inputs.heldout_prompts)
         if wanted > there:
@@ -207,6 +209,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
         if changed:
             snapshot.save(run)  # under the new settings, so that the next resume needs no --allow-change
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
+    _begin_trackers(run, config)
     if run.state.phase == Phase.DONE:
         observer.note(f"this run has ended; to make it longer: {command('resume', run_dir)} --set trainer.steps=N")
     else:
@@ -226,12 +229,13 @@ def effective_of(saved: Path) -> dict[str, Any] | None:
     return todays(content)
 
 
-def base_parameters(recipe_task_name: str) -> int | None:
-    """Parameters of the base model that a recipe was tuned for."""
-    try:
-        return count_parameters(load_config(builtin_model(recipe_task_name)))
-    except ModelError:
-        return None
+def _begin_trackers(run: Run, config: Config) -> None:
+    """Tell the trackers that the settings name of everything that the observer is told of."""
+    if names := config.sections.trackers:
+        observer = TrackingObserver(run.observer, names, run.folder.path, run.config)
+        observer.begin(run.state.step)
+        run.on_end.append(lambda failed: observer.close(failed=failed))
+        run.observer = observer
 
 
 def _write_settings(folder: RunFolder, config: Config) -> None:
@@ -345,7 +349,7 @@ def _end_processes(run: Run) -> None:
 
 def finish(run: Run, *, report: bool = True) -> Run:
     """Train to the end; write the models and, with `report`, the curves and the report."""
-    guards, path = run.guards, run.folder.path
+    guards, path, failed = run.guards, run.folder.path, True
     try:
         if guards.watchdog:
             run.watch = Watchdog(path, factor=guards.stuck_factor, floor_s=guards.stuck_floor_s)
@@ -359,6 +363,7 @@ def finish(run: Run, *, report: bool = True) -> Run:
             write_report(path)
         if run.saving.final == "weights":
             _drop_checkpoints(run)
+        failed = False
     except DivergedError as error:
         run.folder.event(EventName.DIVERGED, message=str(error))  # a comparison counts it
         raise
@@ -372,6 +377,8 @@ def finish(run: Run, *, report: bool = True) -> Run:
         _end_processes(run)
         run.profiler.close()
         run.watch.close()
+        for end in run.on_end:
+            end(failed)
         run.folder.close()
         close_task(run.task)
     return run

@@ -35,6 +35,8 @@ from vapo.trainer.run import Run
 from vapo.trainer.scoring import score
 from vapo.types import stable_hash
 
+NOT_READY = "critic_not_ready"
+"""The name of the alarm for a critic that explains less than `trainer.pretraining_ready` when pretraining ends."""
 BAD_STEPS_TO_STOP = 3
 """Steps in a row with skipped gradient steps before a run stops."""
 
@@ -79,7 +81,7 @@ def pretrain_critic(run: Run) -> None:
                 f"{ready:.2f}. Pretrain longer (trainer.pretraining_steps, trainer.pretraining_passes), raise "
                 "trainer.pretraining_lr, or check that a critic can predict success on this task."
             )
-        run.alarm(f"The critic is not ready. {advice}")
+        run.alarm(f"The critic is not ready. {advice}", name=NOT_READY)
     elif reached is not None and reached >= ready:
         run.observer.note(f"the critic is ready: held-out explained variance {reached:.2f}, wanted {ready:.2f}")
     state.phase = Phase.TRAIN

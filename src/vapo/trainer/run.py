@@ -74,6 +74,8 @@ class Run:
     """Called in order when the run ends, after the engine was closed: they end other processes."""
     feature_bytes: int = 0
     """Value pretraining keeps so many bytes of the policy's hidden states for a side critic."""
+    on_end: list[Callable[[bool], None]] = field(default_factory=list)
+    """Called when the run ends, with whether it failed."""
     failed_saves: int = 0
     """Saves in a row that the disk refused."""
 

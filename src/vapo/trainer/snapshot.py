@@ -36,6 +36,7 @@ FREE_TO_CHANGE = (
     "rollout.engine.start_limit_s",
     "rollout.engine.answer_limit_s",
     "guards.watchdog",
+    "trackers",
     "guards.stuck_",
 )
 """Settings that do not alter what a step does, by the beginnings of their names."""

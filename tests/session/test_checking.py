@@ -1,0 +1,225 @@
+"""`vapo check` finds each planted mistake, says what to do about it, and leaves a healthy configuration alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import toys
+from vapo import cli
+from vapo.errors import ConfigError
+from vapo.session.checking.finding import Finding, Outcome, of_error
+from vapo.session.checking.inspection import Inspection
+from vapo.session.checking.known_answers import check_answers
+from vapo.session.checking.short_run import check_steps, short_config
+from vapo.session.config import Config, resolve
+from vapo.session.layers import file_layer, recipe_layer, set_layer
+from vapo.session.planning.hardware import Cluster, Device
+from vapo.session.rendered_prompts import RenderedPrompts
+from vapo.tasks.full_task import FullTask
+from vapo.types import Prompt, Verdict
+
+TASK = """
+import sys
+sys.path.insert(0, {tests!r})
+from toys import EchoTask
+from vapo.types import Prompt, Verdict
+
+def echo(train_ids="train", word="x"):
+    task = EchoTask()
+    if train_ids == "heldout":
+        task.train = task.heldout
+    task.train = [Prompt(p.id, p.text.replace("x", word), p.answer) for p in task.train]
+    task.heldout = [Prompt(p.id, "7 " + p.text if train_ids == "train" else p.text, p.answer) for p in task.heldout]
+    return task
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = toys.toy_base(tmp_path_factory.mktemp("base"))
+    (folder / "echo.py").write_text(TASK.format(tests=str(Path(toys.__file__).parent)))
+    return folder
+
+
+def of(base: Path, *assignments: str) -> Config:
+    named = [f"task.name={base / 'echo.py'}:echo", "algorithm.alpha=100", *assignments]
+    return resolve([file_layer("toy", toys.toy_config(base).as_dict()), *map(set_layer, named)])
+
+
+def found(config: Config, **how: Any) -> list[Finding]:
+    return list(Inspection(config, **{"steps": False, **how}))
+
+
+def bad(findings: list[Finding]) -> dict[str, str]:
+    """What is no `ok`, with its fix, by check."""
+    return {f.check: f"{f.outcome}: {f.found} {f.fix}" for f in findings if f.outcome is not Outcome.OK}
+
+
+# --------------------------------------------------------------------------- the verifier
+
+
+def verifier_findings(verify: Any, *, answers: tuple[Any, ...] = (1, 2, 3), **parts: Any) -> dict[str, str]:
+    prompts = [Prompt(f"p{i}", f"{i} x", answer) for i, answer in enumerate(answers)]
+    task = FullTask("mine", prompts, prompts, 8, verify, **parts)
+    return bad(check_answers(task, RenderedPrompts(tuple(prompts), lambda prompt: prompt)))
+
+
+def boxed(prompt: Prompt, response: str) -> Verdict:
+    return Verdict("right" if response == f"\\boxed{{{prompt.answer}}}" else "wrong", "another answer")
+
+
+def test_a_verifier_that_knows_right_from_wrong_is_fine():
+    assert verifier_findings(boxed) == {}
+
+
+def test_a_verifier_that_accepts_garbage_is_an_error():
+    said = verifier_findings(lambda prompt, response: Verdict("right"))
+    assert "0 of 9 garbage responses wrong, 9 right; the first: '' for prompt p0" in said["verifier on garbage"]
+    assert said["verifier on garbage"].startswith("error")
+
+
+def test_a_verifier_that_refuses_gold_is_an_error_where_the_form_is_known():
+    def never(prompt: Prompt, response: str) -> Verdict:
+        return Verdict("wrong", "no")
+
+    math = verifier_findings(never, options=SimpleNamespace(verifier="math"))
+    assert "error: 0 of 3 gold answers right; the first that is wrong: prompt p0, no" in math["verifier on gold"]
+    # a task of one's own may want another form than \boxed{}
+    assert verifier_findings(never)["verifier on gold"].startswith("warning")
+
+
+def test_a_verifier_that_breaks_is_an_error():
+    def breaks(prompt: Prompt, response: str) -> Verdict:
+        raise ZeroDivisionError("oh")
+
+    said = verifier_findings(breaks)
+    assert "raised ZeroDivisionError: oh" in said["verifier on gold"]
+    assert said["verifier on gold"].startswith("error")
+    assert "9 invalid" in said["verifier on garbage"]
+
+
+def test_problems_without_short_answers_are_judged_on_garbage_only():
+    assert verifier_findings(boxed, answers=({"cases": []},))["verifier on gold"].startswith("skipped")
+
+
+# --------------------------------------------------------------------------- a configuration
+
+
+def test_a_healthy_configuration_passes(base: Path, tmp_path: Path):
+    findings = found(of(base), run_dir=tmp_path / "runs")
+    # gold answers in a box are not the form of this task
+    assert set(bad(findings)) <= {"verifier on gold"}, bad(findings)
+    assert {"settings", "software", "model", "memory", "time", "disk", "data", "prompts", "verifier on garbage"} <= {
+        f.check for f in findings
+    }
+
+
+def test_planted_mistakes_are_found(base: Path, monkeypatch: pytest.MonkeyPatch):
+    leak = bad(found(of(base, "task.train_ids=heldout")))
+    assert "8 training prompts of the first 8 are also held out" in leak["prompts"]
+    unknown = bad(found(of(base, "task.word=hello")))
+    assert "does not know some of their text" in unknown["prompts"]
+    absurd = bad(found(of(base, "trainer.actor_lr=1.0")))
+    assert "trainer.actor_lr=1 is" in absurd["sizes"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    full = bad(found(of(base)))
+    assert full["disk"].startswith("error")
+    assert "lower checkpoint.keep" in full["disk"]
+
+
+def test_a_cluster_that_is_too_small_is_an_error_with_what_fits(base: Path):
+    device = Device("small", 1.501e9 / 0.95, 1e12, 1e9, 1e9)
+    said = bad(found(of(base), cluster=Cluster(1, 1, device)))
+    assert "error: small: It does not fit" in said["memory"]
+    assert "--set" in said["memory"] or "Nothing that was tried" in said["memory"]
+
+
+def test_a_model_that_is_not_there_ends_the_checks(base: Path):
+    said = bad(found(of(base, "model.policy=./nowhere")))
+    assert "error: Cannot load the model: ./nowhere does not exist. Check the path." in said["model"]
+    assert said["data"] == "skipped: the model cannot be read "
+
+
+def test_a_task_that_fails_is_an_error(base: Path):
+    assert "error" in bad(found(of(base, "task.nonsense=1")))["data"]
+
+
+def test_ranks_without_a_place_are_an_error(base: Path):
+    scale = "scale={backend: ray, nodes: 1, gpus_per_node: 2, training_ranks: 4}"
+    said = bad(found(of(base, scale), offline=True))
+    assert "asks for 4 GPUs and has 2" in said["placement"]
+    assert said["memory"].startswith("skipped: say for which GPUs")
+
+
+def test_offline_needs_no_hub():
+    said = bad(found(resolve([recipe_layer("vapo-qwen2.5-7b")]), offline=True))
+    assert not [check for check, words in said.items() if words.startswith("error")], said
+    assert "Qwen/Qwen2.5-7B is on the hub" in said["data"]
+
+
+def test_an_error_is_split_into_what_is_wrong_and_the_fix():
+    split = of_error("x", ConfigError("a.b=1 is wrong. It is 2 here. Set a.b=2."))
+    assert (split.found, split.fix) == ("a.b=1 is wrong. It is 2 here.", "Set a.b=2.")
+    assert of_error("x", ConfigError("wrong")).found == "wrong"
+
+
+# --------------------------------------------------------------------------- two steps
+
+
+def test_two_steps_are_taken_saved_and_resumed(base: Path):
+    findings = check_steps(of(base))
+    assert findings[0].outcome is Outcome.OK, findings
+    assert "for 8 responses each; a checkpoint of" in findings[0].found
+
+
+def test_two_steps_that_fail_are_an_error(base: Path):
+    # nothing that is judged is valid
+    (base / "broken.py").write_text((base / "echo.py").read_text() + BROKEN)
+    findings = check_steps(of(base, f"task.name={base / 'broken.py'}:broken"))
+    assert findings[0].outcome is Outcome.ERROR
+    assert "could not be judged" in findings[0].found or "invalid" in findings[0].found
+
+
+BROKEN = """
+class Broken(EchoTask):
+    def verify(self, prompt, response):
+        return Verdict("invalid", "no judge")
+
+def broken():
+    return Broken()
+"""
+
+
+def test_a_short_run_keeps_the_method(base: Path):
+    config = of(base, "algorithm.preset=vapo2")
+    short = short_config(config)
+    assert short.label == config.label
+    assert (short.algorithm.sampling.samples, short.sections.trainer.steps) == (8, 1)
+    alone = short_config(of(base, "algorithm.preset=ppo", "algorithm.alpha=null"))
+    assert alone.algorithm.sampling.samples == 4
+
+
+def test_the_command_has_exit_code_2_for_an_error(base: Path, monkeypatch, capsys):
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["vapo", "check", *arguments])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    assert run("--set", "trainer.sped=1", "--json") == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said[0]["outcome"] == "error"
+    assert "trainer.sped" in said[0]["found"]
+    assert run("--no-steps") == 0
+    printed = capsys.readouterr().out
+    assert "96 of 96 garbage responses wrong" in printed
+    assert printed.endswith("0 errors, 0 warnings\n")
