@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, Literal
 
 from vapo.errors import ConfigError
+from vapo.trackers.tracker import PACKAGES
 
 NO_EFFECT = frozenset((
     "auto_find_batch_size", "dataloader_drop_last", "dataloader_num_workers", "dataloader_persistent_workers",
@@ -113,7 +114,7 @@ class VAPOConfig:
     hub_private_repo: bool | None = None
     hub_token: str | None = None
     report_to: str | Sequence[str] | None = None
-    """Metrics go to metrics.jsonl and the callbacks; `none` or trackers that vapo has."""
+    """Trackers: tensorboard, wandb, mlflow, trackio; `none` and `all` are none of them."""
 
     # ---- ours
     method: str = "vapo"
@@ -136,10 +137,10 @@ class VAPOConfig:
     """Any other settings, as in a settings file: {"trainer": {"micro_batch_tokens": 8192}}."""
 
     def __post_init__(self) -> None:
-        if self.report_to not in (None, "none", "all", [], ["none"]):
+        if unknown := [name for name in self.trackers if name not in PACKAGES]:
             raise ConfigError(
-                f"report_to={self.report_to}: metrics go to metrics.jsonl, the page report.html and the callbacks. Set "
-                "report_to='none', and log from a callback's on_log."
+                f"report_to: {unknown[0]} is not known here; there are {', '.join(PACKAGES)}, and none. For another "
+                "one, log from a callback's on_log."
             )
         if self.fp16:
             raise ConfigError("fp16=True: half precision needs loss scaling. Set bf16=True.")
@@ -164,6 +165,12 @@ class VAPOConfig:
         for name in ("eval_strategy", "save_strategy"):
             if (value := getattr(self, name)) not in ("no", "steps"):
                 raise ConfigError(f"{name}={value}: take 'steps' (with {name[:4]}_steps) or 'no'.")
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers of report_to; its `all` and `none` are none."""
+        given = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or ())
+        return [name for name in given if name not in ("none", "all")]
 
     @property
     def minibatch(self) -> int:
@@ -225,6 +232,7 @@ class VAPOConfig:
         eval_steps = self.rollout_steps(self.eval_steps or 500) if self.eval_strategy == "steps" else 0
         rest = {
             "seed": self.seed,
+            "trackers": self.trackers or None,
             "model": {
                 "critic": self.critic,
                 "critic_kind": self.critic_kind,

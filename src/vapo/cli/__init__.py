@@ -12,6 +12,7 @@ from vapo.cli.comparing import ablate, compare
 from vapo.cli.evaluating import evaluate
 from vapo.cli.judging import critic
 from vapo.cli.listing import recipes, settings, tasks
+from vapo.cli.planning import check, plan
 from vapo.cli.training import make_base, report, resume, train
 from vapo.errors import ConfigError
 from vapo.session.signals import main_exit
@@ -43,7 +44,22 @@ def options(
     """Options of `vapo` itself."""
 
 
-for command in (train, resume, evaluate, critic, report, compare, ablate, recipes, settings, tasks, make_base, chaos):
+for command in (
+    train,
+    plan,
+    check,
+    resume,
+    evaluate,
+    critic,
+    report,
+    compare,
+    ablate,
+    recipes,
+    settings,
+    tasks,
+    make_base,
+    chaos,
+):
     app.command("eval" if command is evaluate else None)(command)
 
 

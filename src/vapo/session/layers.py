@@ -65,14 +65,19 @@ def recipes() -> dict[str, Path]:
 
 
 def recipe_layer(name: str) -> Layer:
-    """A shipped recipe; raises ConfigError with a suggestion if there is none of that name."""
+    """A shipped recipe, which may name another one to start from; raises ConfigError with a suggestion if there is none
+    of that name."""
     known = recipes()
     if name not in known:
         raise ConfigError(
             f"No recipe is called {name!r}{suggestion(name, known)} `vapo recipes` lists them; "
             "a file of your own needs the ending .yaml."
         )
-    return Layer(Source.RECIPE, f"recipe {name}", read_yaml(known[name]), recipe=name)
+    values = dict(read_yaml(known[name]))
+    base = values.pop("recipe", None)  # a twin: another recipe with another method
+    return Layer(
+        Source.RECIPE, f"recipe {name}", merge(recipe_layer(base).values, values) if base else values, recipe=name
+    )
 
 
 def source_layers(source: str | None) -> list[Layer]:

@@ -11,6 +11,7 @@ from vapo.algo.sizes import Sizes, with_batch
 from vapo.errors import ConfigError
 from vapo.ranges import Range, check_ranges, number
 from vapo.rollout.engine_settings import DEFAULT_ENGINE, EngineSettings
+from vapo.trackers.tracker import TrackerName
 from vapo.trainer.settings import CheckpointSettings, EvaluationSettings, GuardSettings, TrainerSettings
 
 
@@ -171,6 +172,8 @@ class Sections(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     seed: Annotated[int, Field(ge=0), Range(ge=0)] = 0
     """Decides every draw of the run."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where figures, samples and alarms go besides the run's folder: any of tensorboard, wandb, trackio, mlflow."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     rollout: RolloutConfig = RolloutConfig()

@@ -1,0 +1,45 @@
+"""Trackio: local, in its own data base; TRACKIO_PROJECT names the project."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import trackio
+
+from vapo.trackers.tracker import COLUMNS, TrackedRun
+
+PROJECT = "vapo"
+
+
+class TrackioTracker:
+    """Figures with their step, samples as tables; an alarm is a text."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        self.id = run.earlier or run.name
+        self._run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=self.id, config=dict(run.config), resume="allow"
+        )
+
+    def figures(self, figures: Mapping[str, float], step: int) -> None:
+        """See `Tracker`."""
+        self._run.log({**figures, "step": step})
+
+    def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """See `Tracker`."""
+        table = [{name: row[name] for name in COLUMNS} for row in rows]
+        self._run.log({"samples": trackio.Table(data=table), "step": step})
+
+    def alarm(self, message: str, step: int) -> None:
+        """See `Tracker`."""
+        self._run.log({"alarm": message, "step": step})
+
+    def close(self, *, failed: bool) -> None:
+        """See `Tracker`."""
+        self._run.finish()
+
+
+def begin(run: TrackedRun) -> TrackioTracker:
+    """See `make_tracker`."""
+    return TrackioTracker(run)
