@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from vapo.cli.branching import fork, pretrain_critic
 from vapo.cli.breaking import chaos
 from vapo.cli.comparing import ablate, compare
+from vapo.cli.diagnosing import doctor
 from vapo.cli.evaluating import evaluate
 from vapo.cli.judging import critic
 from vapo.cli.listing import recipes, settings, tasks
@@ -44,22 +46,8 @@ def options(
     """Options of `vapo` itself."""
 
 
-for command in (
-    train,
-    plan,
-    check,
-    resume,
-    evaluate,
-    critic,
-    report,
-    compare,
-    ablate,
-    recipes,
-    settings,
-    tasks,
-    make_base,
-    chaos,
-):
+for command in (train, plan, check, resume, fork, pretrain_critic, evaluate, critic, report, doctor, compare, ablate,
+                recipes, settings, tasks, make_base, chaos):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
 
 

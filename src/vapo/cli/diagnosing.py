@@ -1,0 +1,46 @@
+"""`vapo doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from vapo.cli.options import DebugOption, JsonOption
+from vapo.errors import counted
+from vapo.json_text import json_text
+
+COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def doctor(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, of a run that has ended or still runs.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say what is wrong with a run, in words: the evidence in its files, and what to try."""
+    from vapo.metrics import Phase
+    from vapo.reports.diagnosis import FEWEST_STEPS, diagnose
+    from vapo.reports.runfiles import read_run
+
+    files = read_run(run)
+    findings = diagnose(files)
+    if as_json:
+        print(json_text({"run": str(run), "findings": [finding.as_dict() for finding in findings]}))
+        return
+    console = Console(soft_wrap=True)
+    for finding in findings:
+        colour = COLOURS[finding.weight]
+        console.print(f"[{colour}]{finding.weight}[/{colour}]  [bold]{escape(finding.name)}[/bold]: "
+                      f"{escape(finding.evidence)}", highlight=False)  # fmt: skip
+        console.print(f"         try: {escape(finding.advice)}", highlight=False)
+    steps = len(files.phase(Phase.TRAIN))
+    if not findings:
+        console.print(f"Nothing is wrong with {run} that its {counted(steps, 'step')} would show.", highlight=False)
+    elif steps < FEWEST_STEPS:
+        console.print(
+            f"How training goes is judged from {FEWEST_STEPS} joint steps on; there are {steps}.", highlight=False
+        )

@@ -1,0 +1,115 @@
+"""`vapo doctor` on runs that were broken on purpose: the finding, its evidence and its advice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import toys
+from vapo.errors import DivergedError, StoppedError, VapoError
+from vapo.reports.diagnosis import diagnose
+from vapo.reports.runfiles import read_run
+from vapo.session import lifecycle
+from vapo.types import Prompt, Verdict
+
+STEPS = {"trainer": {"steps": 6}, "checkpoint": {"every": 2, "keep": 2}, "guards": {"same_outcome_steps": 0}}
+
+
+class Always(toys.EchoTask):
+    """One verdict for all."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__()
+        self.verdict = verdict
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        return self.verdict
+
+
+class SometimesInvalid(toys.EchoTask):
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        return Verdict("invalid", "no gold") if prompt.id.endswith("3") else super().verify(prompt, response)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return toys.toy_base(tmp_path_factory.mktemp("base"))
+
+
+def findings(base: Path, folder: Path, *layers: dict, task=None, preset: str = "vapo") -> dict[str, str]:
+    run = toys.toy_run(base, folder, STEPS, *layers, task=task, preset=preset)
+    with suppress(VapoError):
+        lifecycle.finish(run, report=False)
+    return names(folder)
+
+
+def names(folder: Path) -> dict[str, str]:
+    """What is found, by name: evidence and advice."""
+    return {finding.name: f"{finding.evidence}. {finding.advice}" for finding in diagnose(read_run(folder))}
+
+
+def trainer(**settings) -> dict:
+    return {"trainer": settings}
+
+
+BROKEN = {
+    "nothing right": ((), Always(Verdict("wrong", "no", "no_answer")), "none of the last"),
+    "nothing wrong": ((), Always(Verdict("right")), "take harder problems"),
+    "invalid verdicts": (
+        (trainer(max_invalid_ratio=1.0),), SometimesInvalid(), "the verifier could not judge"
+    ),
+    "cut off": (({"rollout": {"max_response_tokens": 2}},), None, "reach the length limit"),
+    "a step too far": ((trainer(actor_lr=0.5, warmup_steps=1),), None, "lower trainer.actor_lr"),
+    "the policy hardly moves": ((trainer(actor_lr=1e-12),), None, "raise trainer.actor_lr"),
+    "dead value head": ((trainer(critic_lr=0.0),), None, "the value head does not move"),
+    "critic was not ready": ((trainer(pretraining_ready=0.99),), None, "wanted 0.99"),
+    "critic worse than none": ((trainer(critic_lr=2.0, pretraining_lr=2.0),), None, "less than a constant would"),
+    "entropy collapse": (({"guards": {"entropy_below": 3.0}},), None, "every prompt gets one response"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_a_run_broken_on_purpose_is_found_out(name: str, base: Path, tmp_path: Path):
+    layers, task, words = BROKEN[name]
+    found = findings(base, tmp_path / "run", *layers, task=task)
+    assert name in found, list(found)
+    assert words in found[name]
+
+
+def test_a_run_that_was_stopped_and_one_that_diverged(base: Path, tmp_path: Path):
+    run = toys.toy_run(base, tmp_path / "stopped", STEPS)
+    run.stop_requested = True
+    with pytest.raises(StoppedError):
+        lifecycle.finish(run)
+    assert "go on with: vapo resume" in names(tmp_path / "stopped")["unfinished"]
+    bad = toys.toy_run(
+        base, tmp_path / "diverged", STEPS, trainer(actor_lr=0.5, warmup_steps=1), {"guards": {"action": "stop"}}
+    )
+    with pytest.raises(DivergedError):
+        lifecycle.finish(bad)
+    assert "guards.action=rollback" in names(tmp_path / "diverged")["diverged"]
+
+
+def test_damaged_checkpoints_and_scores_that_fell(base: Path, tmp_path: Path):
+    lifecycle.finish(toys.toy_run(base, tmp_path / "run", STEPS), report=False)
+    (tmp_path / "run" / "checkpoints" / "step_000004").rename(tmp_path / "run" / "checkpoints" / "step_000004.corrupt")
+    path = tmp_path / "run" / "evaluations.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0] |= {"avg": 0.9, "low": 0.8, "high": 0.95}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = names(tmp_path / "run")
+    assert "step_000004.corrupt" in found["damaged checkpoints"]
+    assert "fell from 90.0%" in found["worse than before"]
+
+
+def test_a_healthy_run_has_no_error(base: Path, tmp_path: Path):
+    patient = {"guards": {"clipped_ratio_above": 0.95}}  # a random model hardly ends its responses
+    lifecycle.finish(toys.toy_run(base, tmp_path / "run", STEPS, patient), report=False)
+    weights = {finding.weight for finding in diagnose(read_run(tmp_path / "run"))}
+    assert "error" not in weights
+    shutil.rmtree(tmp_path / "run" / "policy")
+    assert "unfinished" in names(tmp_path / "run")

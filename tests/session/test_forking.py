@@ -1,0 +1,102 @@
+"""`vapo fork` and `vapo pretrain-critic`, from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vapo import cli
+
+SMALL = ["trainer.samples_per_step=16", "trainer.group_size=4", "trainer.minibatch_size=8", "evaluation.prompts=4",
+         "trainer.pretraining_heldout=8", "evaluation.samples_per_prompt=1", "scale.threads=1", "evaluation.every=0",
+         "rollout.max_response_tokens=16", "checkpoint.every=1", "checkpoint.keep=9"]  # fmt: skip
+
+
+def vapo(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["vapo", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def sets(*assignments: str) -> list[str]:
+    return [part for assignment in assignments for part in ("--set", assignment)]
+
+
+def steps_of(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["phase"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fork")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert vapo(patch, "train", "--run-dir", "run", "--steps", "3",
+                    *sets(*SMALL, "trainer.pretraining_steps=1")) == 0  # fmt: skip
+    return folder / "run"
+
+
+def test_a_fork_shares_the_past_and_leaves_its_origin_alone(run: Path, monkeypatch, tmp_path: Path, capsys):
+    before = (run / "metrics.jsonl").read_bytes()
+    path = tmp_path / "fork"
+    assert (
+        vapo(monkeypatch, "fork", str(run), "--step", "1", "--run-dir", str(path), *sets("trainer.actor_lr=0.0")) == 0
+    )
+    assert "vapo compare" in capsys.readouterr().out
+    assert (run / "metrics.jsonl").read_bytes() == before
+    ours, theirs = steps_of(path), steps_of(run)
+    assert [line["step"] for line in ours] == [1, 2, 3]
+    assert ours[0] == theirs[0]
+    assert ours[1]["reward"] == theirs[1]["reward"]  # the same policy sampled
+    assert ours[1]["lr/actor"] == 0.0
+    weights = load_file(path / "checkpoints" / "step_000001" / "policy" / "model.safetensors")
+    after = load_file(path / "policy" / "model.safetensors")
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
+    assert any("trainer.actor_lr" in line for line in (path / "events.jsonl").read_text().splitlines())
+
+
+def test_a_fork_without_changes_ends_as_its_origin(run: Path, monkeypatch, tmp_path: Path):
+    assert vapo(monkeypatch, "fork", str(run), "--step", "2", "--run-dir", str(tmp_path / "fork")) == 0
+    one, other = (load_file(path / "policy" / "model.safetensors") for path in (run, tmp_path / "fork"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("no-such-run",), "is not a run directory"),
+        (("RUN", "--step", "9"), "keeps no checkpoint of step 9; there are"),
+        (("RUN", "--run-dir", "RUN"), "is not empty"),
+        (("RUN", "--set", "trainer.actor_lrr=1"), "actor_lrr"),
+        (("RUN", "--set", "algorithm.preset=grpo"), "algorithm.preset makes another method"),
+    ],
+)
+def test_a_fork_that_cannot_be_is_refused_before_anything_is_copied(
+    arguments, message, run: Path, monkeypatch, tmp_path: Path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert vapo(monkeypatch, "fork", *(a.replace("RUN", str(run)) for a in arguments)) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+    assert not run.with_name("run-fork").exists()
+
+
+def test_pretrain_critic_leaves_a_critic_and_an_untouched_policy(monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert vapo(monkeypatch, "pretrain-critic", "--steps", "2", "--run-dir", "critic-run", *sets(*SMALL)) == 0
+    out = capsys.readouterr().out
+    assert "vapo train --critic critic-run/critic" in out
+    lines = [json.loads(line) for line in (tmp_path / "critic-run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["phase"] for line in lines] == ["pretrain", "pretrain"]
+    assert (tmp_path / "critic-run" / "critic" / "config.json").exists()
+    assert vapo(monkeypatch, "pretrain-critic", *sets("algorithm.preset=grpo")) == 2
+    assert "set trainer.pretraining_steps with a preset that has a critic" in capsys.readouterr().err
