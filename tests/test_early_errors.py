@@ -29,6 +29,7 @@ for line in sys.stdin:
 """
 
 MISTAKES = {
+    "plan --cluster 8xH1000": ("no device is called 'H1000'", "There are: H100, H200"),
     # train
     "train --set model.policy=./nowhere": ("./nowhere does not exist", "Check the path"),
     "train --set model.policy=empty": ("empty has no config.json", "written by `save_pretrained`"),

@@ -152,9 +152,9 @@ def test_a_bad_number_in_one_rank_stops_the_step_in_both(ranks: Ranks, base: Pat
     before = dict(policy.weights())
     good = batch_of(LENGTHS)
     assert good.advantages is not None
-    bad = replace(good, advantages=good.advantages.clone())
-    bad.advantages[1, 0] = float("nan")
-    policy.accumulate(bad, micro_batch_tokens=100)
+    advantages = good.advantages.clone()
+    advantages[1, 0] = float("nan")
+    policy.accumulate(replace(good, advantages=advantages), micro_batch_tokens=100)
     assert not policy.step(1e-3).taken
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.weights())
     policy.accumulate(good, micro_batch_tokens=100)

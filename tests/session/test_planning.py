@@ -16,7 +16,9 @@ from transformers.models.qwen3_5 import Qwen3_5TextConfig
 import toys
 from vapo import cli
 from vapo.errors import ConfigError, ModelError
+from vapo.models.backbone import checkpoint_gradients, decoder_layers
 from vapo.models.loading import count_parameters
+from vapo.models.networks import Policy, Sequences
 from vapo.session.config import Config, resolve
 from vapo.session.layers import recipe_layer, recipes, set_layer
 from vapo.session.planning.advice import Change, cheapest
@@ -27,7 +29,7 @@ from vapo.session.planning.plan_page import page
 from vapo.session.planning.planned import RunPlan, plan_run
 from vapo.session.planning.published import model_config, published
 from vapo.session.planning.rank_memory import Phase
-from vapo.session.planning.traced import Form, Precision, Rows, Tracer, period
+from vapo.session.planning.traced import Form, Rows, Tracer, period
 from vapo.session.planning.workload import cache_numbers_of, dealt
 
 GPU = Device("toy GPU", memory=2e9, rate=1e12, bandwidth=1e9, link=1e8)
@@ -136,7 +138,7 @@ def test_layers_without_attention_have_no_cache():
 # --------------------------------------------------------------------------- passes
 
 
-FORMS = [Form(), Form(checkpointing=True), Form(precision=Precision(autocast=True)), Form(rank=2)]
+FORMS = [Form(), Form(checkpointing=True), Form(autocast=True), Form(rank=2)]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -144,7 +146,8 @@ FORMS = [Form(), Form(checkpointing=True), Form(precision=Precision(autocast=Tru
 def test_a_deep_body_is_foreseen_from_few_layers(form: Form, backward: bool):
     deep = Tracer(toys.tiny_llama(num_hidden_layers=7).config)
     rows = Rows(2, 24, 16)
-    assert deep._deep(rows, form, backward=backward) == pytest.approx(deep._body(7, rows, form, backward), rel=1e-3)
+    kept, *peaks = deep._body(7, rows, form, backward)
+    assert deep._deep(rows, form, backward=backward) == pytest.approx((kept, max(peaks)), rel=1e-3)
 
 
 def test_a_real_pass_keeps_what_was_foreseen():
@@ -167,6 +170,22 @@ def test_a_real_pass_keeps_what_was_foreseen():
     foreseen = Tracer(model.config).update(rows, Form(), max_logits=None).kept
     assert states.shape == (200, 32)
     assert foreseen == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_bfloat16_copies_of_weights_are_not_kept_over_a_pass(checkpointing: bool):
+    # real tensors: without a gradient, or with checkpoints, no layer's copies outlive the layer
+    peaks = []
+    for layers in (2, 6):
+        model = toys.tiny_llama(num_hidden_layers=layers, hidden_size=128, intermediate_size=256)
+        if checkpointing:
+            checkpoint_gradients(model)
+        policy = Policy(model, "packed", 1.0, autocast=True)
+        with LiveBytes([*model.parameters(), *model.buffers()]) as live, torch.set_grad_enabled(checkpointing):
+            policy.logp(Sequences((torch.zeros(4, dtype=torch.long),), (2,)), 2)
+        peaks.append(live.peak)
+    copies = 4 * 2 * sum(p.numel() for p in decoder_layers(model)[0].parameters())
+    assert peaks[1] - peaks[0] < 0.1 * copies
 
 
 def test_passes_grow_with_tokens_and_shrink_with_checkpointing_and_chunks():

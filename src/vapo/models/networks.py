@@ -89,7 +89,7 @@ class Policy:
     def features(self, sequences: Sequences) -> tuple[Tensor, ...]:
         """What a side critic reads, without a gradient: per row (tokens, K), the states after each of `side_layers`
         side by side, float32."""
-        with _precision(self.autocast, self.model):
+        with precision(self.autocast, self.model):
             _, features = self.passes(layer_states, self.model, sequences.tokens, self.layout, self.side_layers)
         assert features is not None
         return features.float().split([len(tokens) for tokens in sequences.tokens])
@@ -97,8 +97,9 @@ class Policy:
     def _read(
         self, sequences: Sequences, width: int, with_entropy: bool, layers: tuple[int, ...]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        with _precision(self.autocast, self.model):
+        with precision(self.autocast, self.model):
             hidden, features = layer_states(self.model, sequences.tokens, self.layout, layers)
+        with precision(self.autocast, self.model, keep_weights=True):
             hidden = hidden[sequences.predicting_positions().to(hidden.device)]
             logp, entropy = token_logps(
                 hidden,
@@ -188,7 +189,7 @@ class Critic:
 
     def _hidden(self, sequences: Sequences, features: tuple[Tensor, ...] | None) -> Tensor:
         if features is None:
-            with _precision(self.autocast, self.model):
+            with precision(self.autocast, self.model):
                 return hidden_states(self.model, sequences.tokens, self.layout)
         prompts = [len(t) - n for t, n in zip(sequences.tokens, sequences.response_lengths, strict=True)]
         return self.model(tuple(rows.detach() for rows in features), prompts)
@@ -276,5 +277,11 @@ def _close(ours: Tensor, own: Tensor) -> bool:
     return torch.allclose(ours.float(), own.float(), atol=1e-4, rtol=1e-4)
 
 
-def _precision(autocast: bool, model: PreTrainedModel) -> Any:
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast)
+def precision(autocast: bool, model: PreTrainedModel, *, keep_weights: bool = False) -> Any:
+    """Within, products are computed in bfloat16 if `autocast`.
+
+    Bfloat16 copies of weights are kept until the end for `keep_weights` only: the output layer reads its weight once a
+    chunk. A body reads each once, and the copies of all layers would take 2 bytes a parameter.
+    """
+    kind = model.device.type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=autocast, cache_enabled=keep_weights)

@@ -79,7 +79,7 @@ def _pass(work: Workload, shares: Shares, flops: float, fetches: int, *, critic:
     minibatch = work.minibatch(critic=critic)
     batches = work.micro_batch(minibatch)[1] * math.ceil(work.samples / minibatch)
     size = work.critic.parameters if critic and work.critic else work.policy.parameters
-    fetching = batches * fetches * (2 if work.half else 4) * size / work.cluster.link
+    fetching = batches * fetches * 4 * size / work.cluster.link
     return PhaseTime(max(computing, fetching), "rate" if computing >= fetching else "link")
 
 

@@ -74,15 +74,16 @@ be within what a device has.
   so their gradients are never there together.
 - **activations, logits**: the passes themselves run on tensors without storage, and the most bytes alive at
   once are counted. So they are those of the code: packing, gradient checkpointing, adapters, the output layer
-  in chunks, the side critic. A micro-batch is taken at full length. With several ranks, weights are bfloat16
-  where `model.dtype` says so.
-- **gathered layers**: a rank holds {GATHERED} layers whole, beside embeddings and output layer, and their
-  gradient until it is dealt out.
+  in chunks, the side critic, and products in bfloat16 where `model.dtype` says so. A micro-batch is taken at
+  full length.
+- **gathered layers**: a rank holds {GATHERED} float32 layers whole, beside embeddings and output layer, and
+  their gradient until it is dealt out.
 - **KV cache, sampler weights**: of the torch engine, `rollout.engine.slots` sequences of full length, and a
   copy of the policy. vLLM takes `rollout.engine.memory_share` of each GPU, and gives it back while the trainer
   learns (`sleep`).
 - **there are**: of a GPU {100 * FRAGMENTS:.0f} % are left to fragments and {CONTEXT / 1e9:g} GB to CUDA and
-  NCCL; assumptions, both.
+  NCCL; assumptions, both. On a CPU a third is left to freed blocks that glibc keeps for later
+  ([measured](../benchmarks/plan_memory.md)); `MALLOC_MMAP_THRESHOLD_=65536` in the environment returns them.
 - **host memory**: rows of the step; for a side critic also the hidden states that are kept from scoring to the
   update, and for the replays of value pretraining: each up to a quarter of the machine's memory.
 

@@ -212,11 +212,10 @@ def _shared(work: Workload) -> int:
 
 
 def _gathered(work: Workload, *, with_gradient: bool) -> float:
-    """The layers that a rank holds whole: those that it computes, and embeddings and output layer. Their gradient is
-    whole, too, until it is dealt out."""
+    """The float32 layers that a rank holds whole: those that it computes, and embeddings and output layer. Their
+    gradient is whole, too, until it is dealt out."""
     layer, rest = tracer_of(work.model).layer_parameters
-    number = 2 if work.half else 4
-    return number * (GATHERED * layer + rest) + (number * (layer + rest) if with_gradient else 0)
+    return 4 * (GATHERED * layer + rest) + (4 * (layer + rest) if with_gradient else 0)
 
 
 def _engine(work: Workload) -> list[tuple[str, float, bool]]:

@@ -28,7 +28,7 @@ from vapo.models.critic import classifier_of, made_critic
 from vapo.models.logprobs import token_logps
 from vapo.models.lora import add_lora
 from vapo.models.model_flops import ModelFlops, model_flops
-from vapo.models.networks import logits_head, output_embeddings
+from vapo.models.networks import logits_head, output_embeddings, precision
 from vapo.models.placing import to_device
 from vapo.models.side import SideConfig, SideModel
 from vapo.session.foresight import NetworkSize, network_size
@@ -36,20 +36,6 @@ from vapo.session.planning.live_bytes import LiveBytes, drop_gradients, without_
 
 CHUNKS = 3
 """So many chunks of the output layer are traced; the others are alike."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How a network computes: float32 weights, with bfloat16 products made of them (`autocast`), or weights that are
-    gathered in bfloat16 already (`gathered`)."""
-
-    autocast: bool = False
-    gathered: bool = False
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights that a pass reads."""
-        return torch.bfloat16 if self.gathered else torch.float32
 
 
 @dataclass(frozen=True)
@@ -76,7 +62,8 @@ class Form:
     rank: int = 0
     """Of adapters; 0 trains all weights."""
     checkpointing: bool = False
-    precision: Precision = Precision()
+    autocast: bool = False
+    """Whether products are computed in bfloat16, of float32 weights."""
     packed: bool = True
 
 
@@ -209,32 +196,35 @@ class Tracer:
         # a single layer's peak may lie elsewhere: its input is also the embeddings
         first = 2 * step if step == 1 else step
         if layers <= first + step:
-            return self._body(layers, rows, form, backward)
-        kept, most = self._body(first, rows, form, backward)
-        more_kept, more = self._body(first + step, rows, form, backward)
-        repeats = (layers - first) / step
-        return kept + repeats * (more_kept - kept), most + repeats * (more - most)
+            kept, *peaks = self._body(layers, rows, form, backward)
+            return kept, max(peaks)
+        few, more = (self._body(n, rows, form, backward) for n in (first, first + step))
+        # what is kept, the most of the forward and of the backward pass: each a straight line, their maximum is none
+        kept, *peaks = (a + (layers - first) / step * (b - a) for a, b in zip(few, more, strict=True))
+        return kept, max(peaks)
 
-    def _body(self, layers: int, rows: Rows, form: Form, backward: bool) -> tuple[float, float]:
+    def _body(self, layers: int, rows: Rows, form: Form, backward: bool) -> tuple[int, int, int]:
         key = ("body", layers, rows, form, backward)
         if key not in self._known:
             self._known[key] = self._traced_body(layers, rows, form, backward)
         return self._known[key]
 
-    def _traced_body(self, layers: int, rows: Rows, form: Form, backward: bool) -> tuple[float, float]:
+    def _traced_body(self, layers: int, rows: Rows, form: Form, backward: bool) -> tuple[int, int, int]:
+        """Bytes that the forward pass keeps, and the most of the forward and of the backward pass."""
         mode = without_storage()
         model = self._model(shallow(self.config, layers), form, mode)
         with mode, fused_recurrence(model):
             known = [*model.parameters(), *model.buffers()]
-            half = form.precision.autocast
+            half = form.autocast
             with LiveBytes(known) as live, mode, torch.set_grad_enabled(backward):
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                with precision(half, model):
                     states = _states(model, rows, form.packed)
-                kept = live.now
+                kept, forward = live.now, live.peak
+                live.restart()
                 if backward:
                     states.backward(torch.empty_like(states))
                 del states
-        return float(kept), float(live.peak)
+        return kept, forward, live.peak
 
     def _output(self, rows: Rows, form: Form, max_logits: int, backward: bool) -> float:
         key = ("output", rows, form, max_logits, backward)
@@ -249,12 +239,12 @@ class Tracer:
         mode = without_storage()
         model = self._model(shallow(self.config, 1), form, mode)
         with mode:
-            half = form.precision.autocast
+            half = form.autocast
             with LiveBytes([*model.parameters(), *model.buffers()]) as live, mode, torch.set_grad_enabled(backward):
                 width = self.config.get_text_config().hidden_size
-                dtype = torch.bfloat16 if half else form.precision.dtype
+                dtype = torch.bfloat16 if half else torch.float32
                 hidden = torch.empty(traced, width, dtype=dtype, requires_grad=backward)
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                with precision(half, model, keep_weights=True):
                     logp, _ = token_logps(
                         hidden,
                         torch.zeros(traced, dtype=torch.long),
@@ -272,7 +262,7 @@ class Tracer:
 
     def _model(self, config: PreTrainedConfig, form: Form, mode: FakeTensorMode) -> PreTrainedModel:
         """The model as it is trained, its gradients dropped as they come."""
-        model = to_device(meta_model(config), form.precision.dtype)
+        model = to_device(meta_model(config), torch.float32)
         with mode:
             model = cast(PreTrainedModel, model.to_empty(device="cpu")).eval()
         if form.rank:

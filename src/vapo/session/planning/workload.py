@@ -16,7 +16,7 @@ from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.session.config import Config
 from vapo.session.foresight import NetworkSize
 from vapo.session.planning.hardware import Cluster
-from vapo.session.planning.traced import Form, Precision, Rows, tracer_of
+from vapo.session.planning.traced import Form, Rows, tracer_of
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,9 @@ class Workload:
         """How a network computes."""
         model = self.config.sections.model
         layout = self.config.sections.trainer.layout
-        precision = Precision(gathered=self.half) if self.sharded else Precision(autocast=self.half)
         rank = model.critic_lora if critic else model.policy_lora
         packed = layout != "padded" and tracer_of(self.model).packs
-        return Form(rank, model.gradient_checkpointing, precision, packed)
+        return Form(rank, model.gradient_checkpointing, self.half, packed)
 
     def micro_batch(self, minibatch: int) -> tuple[Rows, int]:
         """The largest micro-batch of a minibatch's share of one rank, and how many there are."""
