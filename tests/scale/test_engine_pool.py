@@ -19,13 +19,14 @@ from vapo.rollout.torch_engine import TorchEngine
 from vapo.scale.cluster import Cluster, Wanted
 from vapo.scale.engine_pool import EnginePool
 from vapo.scale.restarts import RestartBudget
-from vapo.types import Completion, Decoding
+from vapo.types import Completion, Decoding, Prompt
 
 pytestmark = pytest.mark.timeout(120)
 SETTINGS = TorchEngineSettings(slots=32)
 PROMPTS = make_prompts([3, 3, 11, 20, 20, 33, 47, 60], per_prompt=5)
 SEEDS = [1000 + i for i in range(len(PROMPTS))]
 HOW = Decoding(max_tokens=24, stop_token_ids=(7, 8, 9))
+MANY = make_prompts([3, 11, 20, 33, 47, 60], per_prompt=50)
 LONG = Decoding(max_tokens=190, stop_token_ids=())
 
 
@@ -58,10 +59,12 @@ def check_equal(samples: list[Completion], expected: list[Completion]) -> None:
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
-def expected_of(model: Any, how: Decoding, version: int) -> list[Completion]:
+def expected_of(
+    model: Any, how: Decoding, version: int, prompts: list[Prompt] = PROMPTS, seeds: list[int] = SEEDS
+) -> list[Completion]:
     engine = TorchEngine(model, slots=32)
     engine.load_weights(model.state_dict().items(), version)
-    return engine.generate(PROMPTS, how, SEEDS)
+    return engine.generate(prompts, how, seeds)
 
 
 def pids(pool: EnginePool) -> list[int]:
@@ -98,7 +101,7 @@ def test_weights_of_another_model_are_an_error_of_the_caller(pool: EnginePool):
 def test_a_killed_worker_changes_no_sample_and_its_successor_has_the_weights(pool: EnginePool, cluster: Cluster):
     model = tiny_model(seed=3)
     pool.load_weights(model.state_dict().items(), 4)
-    expected = expected_of(model, LONG, 4)
+    expected = expected_of(model, LONG, 4, MANY, list(range(300)))
     before = pids(pool)
     killed = False
 
@@ -109,14 +112,14 @@ def test_a_killed_worker_changes_no_sample_and_its_successor_has_the_weights(poo
             os.kill(before[0], signal.SIGKILL)
 
     alarms = len(cluster.alarms)  # type: ignore[attr-defined]
-    check_equal(pool.generate(PROMPTS, LONG, SEEDS, kill_one), expected)
+    check_equal(pool.generate(MANY, LONG, list(range(300)), kill_one), expected)
     (alarm,) = cluster.alarms[alarms:]  # type: ignore[attr-defined]
     assert f"rollout worker 0 (process {before[0]}) was lost: its process ended" in alarm
     deadline = time.monotonic() + 30
     while len(pool.crew.fleet.usable()) < 2 and time.monotonic() < deadline:
         check_equal(pool.generate(PROMPTS, HOW, SEEDS), expected_of(model, HOW, 4))
     assert len(pool.crew.fleet.usable()) == 2
-    check_equal(pool.generate(PROMPTS, LONG, SEEDS), expected)
+    check_equal(pool.generate(MANY, LONG, list(range(300))), expected)
     assert not os.path.exists(f"/proc/{before[0]}")
 
 

@@ -42,6 +42,8 @@ CASES = {
     "task.eval_split=train": (MATH, [*MATH, "task.eval_data=some/data"]),
     "task.eval_subset=main": ([*MATH, "task.eval_data=data.jsonl"], [*MATH, "task.eval_data=some/data"]),
     "task.split=test": (MATH, ["task.name=math", "task.data=some/data"]),
+    "scale.rollout_workers=2": ([], ["scale.backend=ray"]),
+    "scale.placement=split": (["scale.backend=ray"], ["scale.backend=ray", "scale.gpus_per_node=2"]),
     "task.right_at=0.5": (MATH, [*MATH, "task.verifier=exact"]),
 }
 

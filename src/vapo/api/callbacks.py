@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -70,7 +70,7 @@ class CallbackObserver:
         """See `Observer`."""
         self.view.alarm(message)
 
-    def _log(self, figures: dict[str, float]) -> None:
+    def _log(self, figures: Mapping[str, float]) -> None:
         self.state.log_history.append({**figures, "step": self.state.global_step})
 
 

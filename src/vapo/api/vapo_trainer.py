@@ -265,7 +265,10 @@ def _functions(
     several = list(given) if isinstance(given, list | tuple) else [given]
     if not several:
         raise ConfigError("reward_funcs is empty. Give at least one reward function.")
-    matching = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(several)
+    matching = (
+        [tokenizers] * len(several) if isinstance(tokenizers, PreTrainedTokenizerBase) else list(tokenizers or ())
+    )
+    matching = matching or [None] * len(several)
     if len(matching) != len(several):
         raise ConfigError(
             f"reward_processing_classes has {counted(len(matching), 'tokenizer')} for "

@@ -157,8 +157,8 @@ def _length(run: RunFiles) -> Iterable[Finding]:
             metric_called("completions/clipped_ratio").plain_advice,
         )
     steps = run.phase(Phase.TRAIN)
-    lengths = [line.get("completions/mean_length") for line in steps]
-    if len(lengths) >= 3 * FEWEST_STEPS and all(lengths):
+    lengths = _numbers(steps, "completions/mean_length")
+    if len(lengths) >= 3 * FEWEST_STEPS:
         first, last = fmean(lengths[:FEWEST_STEPS]), fmean(lengths[-FEWEST_STEPS:])
         if last < first / 4 and (_mean(late, "accuracy") or 0) <= (_mean(steps[:FEWEST_STEPS], "accuracy") or 0):
             yield Finding(
@@ -183,7 +183,7 @@ def _policy(run: RunFiles) -> Iterable[Finding]:
             f"entropy is {entropy:.4f} nats a token: every prompt gets one response",
             metric_called("entropy").plain_advice or "lower trainer.actor_lr",
         )
-    moves = [line["kl/update"] for line in run.phase(Phase.TRAIN) if _is_number(line.get("kl/update"))]
+    moves = _numbers(run.phase(Phase.TRAIN), "kl/update")
     limit = _setting(run, "guards", "kl_update_above", 0.2)
     if moves and max(moves) > limit:
         yield Finding(
@@ -220,7 +220,7 @@ def _gradients(run: RunFiles) -> Iterable[Finding]:
                 f"{skipped:.0f} gradient steps were not taken: loss or gradient was not finite",
                 f"lower its learning rate; the minibatches lie in {run.path / 'skipped'}",
             )
-        norms = [n for line in steps if _is_number(n := line.get(f"grad_norm/{network}"))]
+        norms = _numbers(steps, f"grad_norm/{network}")
         clip = _setting(run, "trainer", "max_grad_norm", 1.0)
         if len(norms) >= FEWEST_STEPS and (high := median(norms)) > 10 * clip:
             yield Finding(
@@ -258,7 +258,7 @@ def _critic(run: RunFiles) -> Iterable[Finding]:
         yield Finding(
             "flat values", "error", f"values differ by {spread:.2g} only", metric_called("value/std").plain_advice
         )
-    heads = [line["value/head_step"] for line in run.phase(Phase.TRAIN) if _is_number(line.get("value/head_step"))]
+    heads = _numbers(run.phase(Phase.TRAIN), "value/head_step")
     if len(heads) >= FEWEST_STEPS and not any(heads[-FEWEST_STEPS:]):
         yield Finding(
             "dead value head",
@@ -363,8 +363,12 @@ def _late(run: RunFiles, fewest: int = FEWEST_STEPS) -> list[Record]:
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    values = [line[name] for line in lines if _is_number(line.get(name))]
+    values = _numbers(lines, name)
     return fmean(values) if values else None
+
+
+def _numbers(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [line[name] for line in lines if _is_number(line.get(name))]
 
 
 def _is_number(value: Any) -> bool:

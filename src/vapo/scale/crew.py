@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vapo.errors import ConfigError
 from vapo.scale.fleet import Fleet, Health
 from vapo.scale.restarts import RestartBudget
 
@@ -101,16 +102,21 @@ class Crew:
         self._processes: list[Process | None] = [None] * size
         self._jobs: dict[Any, Job] = {}
         self._tickets = 0
+        self._started = False
         self._lost: list[Any] = []
         """Work of workers that were lost, to be done again."""
 
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
-        """Start all workers, and wait until they are ready. Raises what a start raises."""
+        """Start all workers, and wait until they are ready.
+
+        Raises what a start raises, and ConfigError if a process ends or hangs meanwhile: its successor would, too.
+        """
         for worker in range(self.size):
             self._launch(worker)
         self._wait_for("start")
+        self._started = True
 
     def publish(self, version: int) -> None:
         """Give all workers the new version. Those that are being started meanwhile get it before they are used."""
@@ -248,7 +254,8 @@ class Crew:
                 job.progress, job.heard = progress, now
         for job in list(self._jobs.values()):
             if now - job.heard > job.limit_s and self.fleet.current(job.worker, job.life):
-                self._lose(job, f"it did not get ahead for {job.limit_s:g} s (scale.answer_limit_s)")
+                limit = " (scale.answer_limit_s)" if job.limit_s == self._limit_s else ""
+                self._lose(job, f"it did not get ahead for {job.limit_s:g} s{limit}")
             elif job.kind == "work" and job.beat is None and now - job.asked > pause:
                 process = self._processes[job.worker]
                 if process is not None:
@@ -262,6 +269,8 @@ class Crew:
         assert process is not None
         name = process.describe()
         process.kill()
+        if not self._started:
+            raise ConfigError(f"The {name} did not start: {why}.")
         self._processes[job.worker] = None
         calls = [call for call, other in self._jobs.items() if other.worker == job.worker]
         jobs = [job, *(self._jobs.pop(call) for call in calls)]

@@ -1,9 +1,9 @@
 """Run as a program: `python reaper.py FOLDER PID`. Ends what is left of a local Ray once its stdin closes.
 
 The process that started Ray, PID, holds the other end, so this happens however it ends; it is left alone. Ray's own
-processes watch each other, but some of them stay for good after a SIGKILL (Ray 2.60: the agents of the dashboard and of
-runtime environments). They are known by the files of the session's folder that they hold open, or name on their command
-lines. Uses the standard library only.
+processes watch each other, but some of them stay after a SIGKILL (Ray 2.60: the agents of the dashboard and of runtime
+environments). They are known by the files of the session's folder that they hold open, or name on their command lines.
+Uses the standard library only.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ class RestartBudget:
 
     def __init__(self, limit: int, on_alarm: Callable[[str], None]) -> None:
         self.limit, self.used = limit, 0
-        self._on_alarm, self._lock = on_alarm, Lock()
+        self.on_alarm = on_alarm
+        """Gets the alarms; a run puts its own here once it has a folder."""
+        self._lock = Lock()
 
     def spend(self, who: str, why: str, then: str = "") -> None:
         """Take one restart of the process `who`, which was lost because of `why`; `then` is what happens besides.
@@ -28,7 +30,7 @@ class RestartBudget:
                 )
             self.used += 1
             number = self.used
-        self._on_alarm(
+        self.on_alarm(
             f"The {who} was lost: {why}. It is started again, {number} of {counted(self.limit, 'restart')}"
             + (f"; {then}" if then else "")
         )

@@ -13,6 +13,7 @@ import torch
 from vapo.algo.method import Gae, LengthAdaptive
 from vapo.models.matrix_rate import matrix_rate
 from vapo.models.placing import set_threads, split_threads, total_memory
+from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine, sampler_of
 from vapo.rollout.vllm_engine import LOG, agreed_gap
 from vapo.scale.cluster import Cluster
@@ -20,7 +21,7 @@ from vapo.session.config import Config
 from vapo.session.evaluation import evaluate_heldout, fingerprint
 from vapo.session.inputs import Inputs
 from vapo.session.learners import KEPT_SHARE, learner_plan, load_base, load_learners, make_learners
-from vapo.session.scaling import start_cluster, start_ranks
+from vapo.session.scaling import start_cluster, start_engines, start_ranks, start_verifiers
 from vapo.trainer.ahead import AheadSource, FixedPolicyAheadSource
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
@@ -55,18 +56,22 @@ def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path
     if guards.logp_gap_above is None and not settings.max_staleness:  # older weights differ by more than rounding
         guards = replace(guards, logp_gap_above=agreed_gap(engine_settings, dtype))
     sampler = sampler_of(engine_settings, model, dtype)
+
+    def alarm(message: str) -> None:
+        run.alarm(message) if hasattr(run, "folder") else observer.alarm(message)
+
+    networks: Mapping[str, Network]
+    engine: RolloutEngine
     if cluster is None:
-        networks: Mapping[str, Network] = make_learners(plan, model, spans).by_name
+        networks = make_learners(plan, model, spans).by_name
+        weights = networks["policy"].weights()
+        engine = make_engine(
+            engine_settings, sampler, weights, log=run_dir / LOG, trust_remote_code=trust, on_alarm=alarm
+        )
     else:
+        inputs = start_verifiers(config, cluster, inputs, observer)
         networks = start_ranks(sections.scale, cluster, partial(load_learners, plan), spans)
-    engine = make_engine(
-        engine_settings,
-        sampler,
-        networks["policy"].weights(),
-        log=run_dir / LOG,
-        trust_remote_code=trust,
-        on_alarm=lambda message: run.alarm(message) if hasattr(run, "folder") else observer.alarm(message),
-    )
+        engine = start_engines(config, cluster, sampler, networks["policy"].weights(), run_dir / LOG)
     evaluation = sections.evaluation
     evaluation_set = fingerprint(inputs, evaluation.prompts, evaluation.temperature, evaluation.top_p)
 
@@ -108,6 +113,7 @@ def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path
     if cluster is not None:
         run.matrix_rate *= sections.scale.training_ranks
         run.closing.append(cluster.close)
+        cluster.restarts.on_alarm = alarm
     run.feature_bytes = int(KEPT_SHARE * total_memory())
     if settings.max_staleness:
         threads = split_threads()

@@ -61,6 +61,8 @@ class Inputs:
     """Of the policy."""
     notes: tuple[str, ...] = ()
     """What the user should know of the models, the response limit, and how prompts are rendered."""
+    task_by_name: bool = True
+    """Whether the task was made from its name and options, so that another process can make it, too."""
 
 
 def read_inputs(
@@ -84,7 +86,7 @@ def read_inputs(
     task = task or find_task(sections.task.name, sections.task.options, on_progress, to_train=to_train, graded=graded)
     try:
         full = check_task(task, ("train", "heldout") if to_train else ("heldout",))
-        return _checked(config, full, saved, to_train, on_progress)
+        return replace(_checked(config, full, saved, to_train, on_progress), task_by_name=made)
     except BaseException:
         if made:
             close_task(task)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vapo.models.placing import num_threads
 from vapo.scale.cluster import Cluster, Wanted
+from vapo.scale.engine_pool import EnginePool
 from vapo.scale.placement import TRAINING_SHARE, Placement, place
 from vapo.scale.rank import MakeNetworks, Rank
 from vapo.scale.ray_network import Ranks
+from vapo.scale.verifier_pool import JudgeSpec, VerifierCrew, judged_by
+from vapo.session.config import Config
+from vapo.session.inputs import Inputs
 from vapo.session.schema import ScaleConfig
 from vapo.trainer.network import Network
+from vapo.trainer.observer import Observer
 from vapo.trainer.spans import Spans
 
 
@@ -28,13 +39,52 @@ def start_cluster(scale: ScaleConfig, on_alarm: Callable[[str], None]) -> Cluste
     """The cluster that the run uses; close it in the end. Raises ConfigError if it cannot be had."""
     placement_of(scale)
     wanted = Wanted(
-        processes=scale.training_ranks,
+        processes=scale.training_ranks + scale.rollout_workers + scale.verifier_workers,
         nodes=scale.nodes,
         gpus_per_node=scale.gpus_per_node,
         address=scale.address,
         restarts=scale.restarts,
     )
     return Cluster(wanted, on_alarm)
+
+
+def start_engines(
+    config: Config,
+    cluster: Cluster,
+    sampler: PreTrainedModel,
+    weights: Iterable[tuple[str, Tensor]],
+    log: Path,
+) -> EnginePool:
+    """The rollout workers, ready with the weights. On a machine of their own choice of threads they share its cores."""
+    scale = config.sections.scale
+    threads = num_threads(scale.threads, sampler.num_parameters())
+    return EnginePool(
+        cluster,
+        config.sections.rollout.engine,
+        sampler,
+        weights,
+        workers=scale.rollout_workers,
+        placement=placement_of(scale),
+        threads=threads if scale.threads else max(1, threads * scale.nodes // scale.rollout_workers),
+        answer_limit_s=scale.answer_limit_s,
+        log=log,
+        trust_remote_code=config.sections.model.trust_remote_code,
+    )
+
+
+def start_verifiers(config: Config, cluster: Cluster, inputs: Inputs, observer: Observer) -> Inputs:
+    """The inputs with a task that verifier workers judge for; as they are where the trainer's process has to judge."""
+    scale, task = config.sections.scale, config.sections.task
+    if not scale.verifier_workers:
+        return inputs
+    if not inputs.task_by_name:
+        observer.note(
+            "the task is an object of this process, so this process judges; scale.verifier_workers is not used"
+        )
+        return inputs
+    spec = JudgeSpec(task.name, task.options, graded=config.algorithm.reward.by == "score")
+    crew = VerifierCrew(cluster, inputs.task, spec, workers=scale.verifier_workers, answer_limit_s=scale.answer_limit_s)
+    return replace(inputs, task=judged_by(crew, inputs.task))
 
 
 def start_ranks(scale: ScaleConfig, cluster: Cluster, make: MakeNetworks, spans: Spans) -> Mapping[str, Network]:

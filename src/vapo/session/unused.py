@@ -117,6 +117,23 @@ RULES = (
         "trainer.steps is 0, so the policy is neither trained nor evaluated",
     ),
     Rule(
+        (
+            "scale.address",
+            "scale.nodes",
+            "scale.gpus_per_node",
+            "scale.training_ranks",
+            "scale.rollout_workers",
+            "scale.verifier_workers",
+            "scale.tensor_parallel",
+            "scale.placement",
+            "scale.restarts",
+            "scale.answer_limit_s",
+        ),
+        lambda s, a: s.scale.backend == "local",
+        "scale.backend is local, one process",
+    ),
+    Rule(("scale.placement",), lambda s, a: s.scale.gpus_per_node == 0, "scale.gpus_per_node is 0"),
+    Rule(
         ("guards.max_rollbacks",),
         lambda s, a: s.guards.action != "rollback",
         "guards.action is not rollback",

@@ -13,8 +13,8 @@ from typing import Any
 from vapo.errors import ConfigError, DataError, VapoError
 from vapo.tasks.builtin import read_options
 from vapo.tasks.full_task import FullTask
-from vapo.tasks.gym import NO_GYM, PREFIX, Gym, GymOptions
-from vapo.tasks.problems import make_problems, problem_options
+from vapo.tasks.gym import NO_GYM, PREFIX, Gym, GymOptions, gym_pool
+from vapo.tasks.problems import ProblemJudge, make_problems, problem_options
 from vapo.tasks.registry import BUILTIN, make_task
 from vapo.tasks.rows import check_rows
 from vapo.tasks.verifiers.functions import check_function, check_verifier, import_function
@@ -58,6 +58,27 @@ def find_task(
     if name.startswith(PREFIX):
         return Gym(name.removeprefix(PREFIX), _gym_options(name, options))
     return _call(import_function(_function_of(name), "task.name"), name, options)
+
+
+def find_judge(name: str, options: Mapping[str, Any], *, graded: bool = False, workers: int = 1) -> FullTask:
+    """The task of that name for judging only: without its problems where it can do without them.
+
+    What a process beside the trainer judges with. A verifier with processes of its own gets `workers` of them. Raises
+    what `find_task` raises; close it in the end.
+    """
+    if name in DATA_TASKS:
+        judge = ProblemJudge(problem_options(name, _data_options(name, options, True)), workers=workers, graded=graded)
+        return FullTask(
+            name, (), (), 1, judge.verify, verify_all=judge.verify_all, verify_groups=judge.verify_groups,
+            close=judge.close, given=frozenset({"verify_all", "verify_groups"}),
+        )  # fmt: skip
+    if name.startswith(PREFIX):
+        pool = gym_pool(name.removeprefix(PREFIX), _gym_options(name, options), workers)
+        return FullTask(
+            name, (), (), 1, lambda prompt, response: pool.judge([(prompt, response)])[0], verify_all=pool.judge,
+            close=pool.close, given=frozenset({"verify_all"}),
+        )  # fmt: skip
+    return FullTask.of(find_task(name, options, graded=graded))
 
 
 def check_named(name: str, options: Mapping[str, Any], *, to_train: bool = True) -> None:

@@ -67,16 +67,10 @@ class Gym:
         o = self.options = options
         self.name = PREFIX + dataset
         self.max_response_tokens = o.max_response_tokens
-        arguments = {"dataset": dataset, "size": o.size + o.heldout, "seed": o.seed, "config": dict(o.config)}
-        items = make_dataset(**arguments)
+        items = make_dataset(**_arguments(dataset, o))
         self.heldout = Items(items, range(o.size, o.size + o.heldout), self.name, o)
         self.train = Items(items, range(o.size), self.name, o, avoid=frozenset(map(_question, self.heldout)))
-        self.pool = VerifierPool(
-            "reasoning-gym",
-            arguments,
-            workers=o.verifier_workers,
-            limits=Limits(o.verifier_timeout_s, o.verifier_memory_mb),
-        )
+        self.pool = gym_pool(dataset, o, o.verifier_workers)
         try:
             self.notes = self._test_scorer()
         except BaseException:
@@ -115,6 +109,17 @@ class Gym:
         if refused:
             return [f"{self.name}: its scorer refuses {refused} of {len(prompts)} of its own answers"]
         return []
+
+
+def gym_pool(dataset: str, options: GymOptions, workers: int | None) -> VerifierPool:
+    """The data set's scorer in worker processes."""
+    limits = Limits(options.verifier_timeout_s, options.verifier_memory_mb)
+    return VerifierPool("reasoning-gym", _arguments(dataset, options), workers=workers, limits=limits)
+
+
+def _arguments(dataset: str, options: GymOptions) -> dict[str, Any]:
+    o = options
+    return {"dataset": dataset, "size": o.size + o.heldout, "seed": o.seed, "config": dict(o.config)}
 
 
 class Items(Sequence[Prompt]):

@@ -103,60 +103,18 @@ class Fault(NamedTuple):
     detail: str = ""
 
 
-class Problems:
-    """A task on a data set. Its verifier runs in worker processes: close the task when done.
+class ProblemJudge:
+    """The verifier of a data task in its worker processes; it needs no problems. Close it when done."""
 
-    `drops` are the bad rows, `duplicates` is the number of repeated rows, and `notes` report both. Raises ConfigError
-    and DataError for faults in the data before any expensive work.
-    """
-
-    def __init__(
-        self, name: str, options: ProblemOptions, on_progress: Progress | None = None, *, graded: bool = False
-    ) -> None:
-        self.name, self.options = name, options
-        self.max_response_tokens = options.max_response_tokens
-        self.drops: list[Drop] = []
-        self.duplicates = 0
+    def __init__(self, options: ProblemOptions, *, workers: int | None, graded: bool = False) -> None:
         o = options
-        reader = Reader(o, self.name)
-        train = reader.prompts(o.data, o.subset, o.split) if o.data else []
-        heldout = reader.prompts(o.eval_data, o.eval_subset, o.eval_split) if o.eval_data else []
         self.pool = VerifierPool(
             o.verifier,
             {"right_at": o.right_at} if o.verifier not in CHECKABLE[:1] else {},
-            workers=o.verifier_workers,
+            workers=workers,
             limits=Limits(o.verifier_timeout_s, o.verifier_memory_mb),
         )
-        try:
-            train, heldout = (
-                reader.accepted(prompts, self.pool, o.verifier, on_progress) for prompts in (train, heldout)
-            )
-            train = reader.without_leaks(train, heldout)
-            reader.check()
-            if not heldout and len(train) < o.heldout + MIN_TRAIN:
-                raise DataError(
-                    f"{o.data} has {counted(len(train), 'problem')}: too few to hold out task.heldout={o.heldout} and "
-                    f"train on at least {MIN_TRAIN}. Lower task.heldout, or give task.eval_data."
-                )
-        except BaseException:
-            self.close()
-            raise
-        self.drops, self.duplicates, self.layouts = reader.drops, reader.duplicates, reader.layouts
-        self.graded = [] if graded else reader.graded
         self.first_scores = None if graded else FirstScores(o.verifier, o.right_at)
-        self.train, self.heldout = (tuple(train), tuple(heldout)) if heldout else split(train, o.heldout, MIN_TRAIN)
-
-    @property
-    def notes(self) -> list[str]:
-        """Notes on the rows that were read and left out, and on the columns that were used."""
-        text = f"{self.name}: {counted(len(self.train), 'training problem')}, {len(self.heldout):,} held out"
-        if self.duplicates:
-            text += f", {counted(self.duplicates, 'duplicate')} left out"
-        if self.drops:
-            first = self.drops[0]
-            text += f", {counted(len(self.drops), 'bad row')} dropped (first: {first.where}: {first.reason})"
-        columns = dict.fromkeys(note for layout in self.layouts for note in _column_notes(layout))
-        return [text, *columns, *self.graded]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """The verifier's verdict on one response."""
@@ -188,6 +146,77 @@ class Problems:
         if self.first_scores:
             self.first_scores.check(verdicts)
         return verdicts
+
+    def close(self) -> None:
+        """End the verifier's processes."""
+        self.pool.close()
+
+
+class Problems:
+    """A task on a data set. Its verifier runs in worker processes: close the task when done.
+
+    `drops` are the bad rows, `duplicates` is the number of repeated rows, and `notes` report both. Raises ConfigError
+    and DataError for faults in the data before any expensive work.
+    """
+
+    def __init__(
+        self, name: str, options: ProblemOptions, on_progress: Progress | None = None, *, graded: bool = False
+    ) -> None:
+        self.name, self.options = name, options
+        self.max_response_tokens = options.max_response_tokens
+        self.drops: list[Drop] = []
+        self.duplicates = 0
+        o = options
+        reader = Reader(o, self.name)
+        train = reader.prompts(o.data, o.subset, o.split) if o.data else []
+        heldout = reader.prompts(o.eval_data, o.eval_subset, o.eval_split) if o.eval_data else []
+        self.judge = ProblemJudge(o, workers=o.verifier_workers, graded=graded)
+        self.pool = self.judge.pool
+        try:
+            train, heldout = (
+                reader.accepted(prompts, self.pool, o.verifier, on_progress) for prompts in (train, heldout)
+            )
+            train = reader.without_leaks(train, heldout)
+            reader.check()
+            if not heldout and len(train) < o.heldout + MIN_TRAIN:
+                raise DataError(
+                    f"{o.data} has {counted(len(train), 'problem')}: too few to hold out task.heldout={o.heldout} and "
+                    f"train on at least {MIN_TRAIN}. Lower task.heldout, or give task.eval_data."
+                )
+        except BaseException:
+            self.close()
+            raise
+        self.drops, self.duplicates, self.layouts = reader.drops, reader.duplicates, reader.layouts
+        self.graded = [] if graded else reader.graded
+        self.train, self.heldout = (tuple(train), tuple(heldout)) if heldout else split(train, o.heldout, MIN_TRAIN)
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on the rows that were read and left out, and on the columns that were used."""
+        text = f"{self.name}: {counted(len(self.train), 'training problem')}, {len(self.heldout):,} held out"
+        if self.duplicates:
+            text += f", {counted(self.duplicates, 'duplicate')} left out"
+        if self.drops:
+            first = self.drops[0]
+            text += f", {counted(len(self.drops), 'bad row')} dropped (first: {first.where}: {first.reason})"
+        columns = dict.fromkeys(note for layout in self.layouts for note in _column_notes(layout))
+        return [text, *columns, *self.graded]
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        """The verifier's verdict on one response."""
+        return self.judge.verify(prompt, response)
+
+    def verify_all(
+        self, items: Sequence[tuple[Prompt, str]], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Verdict]:
+        """The verifier's verdicts, judged by all workers in parallel."""
+        return self.judge.verify_all(items, on_progress)
+
+    def verify_groups(
+        self, groups: Sequence[Sequence[Episode]], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Verdict]:
+        """The verdicts on groups of episodes of one prompt, in order. A reward function may compare a group."""
+        return self.judge.verify_groups(groups, on_progress)
 
     def final_answer(self, response: str) -> str | None:
         """The last marked answer in normal form, for the votes of maj@k; None without a readable answer."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import trackio
+import trackio  # type: ignore[import-not-found]
 
 from vapo.trackers.tracker import COLUMNS, TrackedRun
 
@@ -14,7 +14,7 @@ PROJECT = "vapo"
 
 
 class TrackioTracker:
-    """Figures with their step, samples as tables; an alarm is a text."""
+    """Figures with their step, samples as tables, alarms as alerts."""
 
     def __init__(self, run: TrackedRun) -> None:
         self.id = run.earlier or run.name
@@ -24,16 +24,16 @@ class TrackioTracker:
 
     def figures(self, figures: Mapping[str, float], step: int) -> None:
         """See `Tracker`."""
-        self._run.log({**figures, "step": step})
+        self._run.log(dict(figures), step=step)
 
     def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """See `Tracker`."""
         table = [{name: row[name] for name in COLUMNS} for row in rows]
-        self._run.log({"samples": trackio.Table(data=table), "step": step})
+        self._run.log({"samples": trackio.Table(data=table)}, step=step)
 
     def alarm(self, message: str, step: int) -> None:
         """See `Tracker`."""
-        self._run.log({"alarm": message, "step": step})
+        self._run.alert("vapo", message, step=step)
 
     def close(self, *, failed: bool) -> None:
         """See `Tracker`."""

@@ -45,7 +45,7 @@ class WandbTracker:
 
     def alarm(self, message: str, step: int) -> None:
         """See `Tracker`."""
-        self._run.alert(title="vapo", text=f"step {step}: {message}", level=wandb.AlertLevel.WARN)
+        self._run.alert(title="vapo", text=f"step {step}: {message}", level="WARN")
 
     def close(self, *, failed: bool) -> None:
         """See `Tracker`."""
