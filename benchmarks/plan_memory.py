@@ -180,8 +180,8 @@ def page(found: list[dict[str, Any]], machine: str) -> str:
     lines[-1] += f"{within['as_it_is']} {count} as it is."
     lines += [
         "",
-        "What a kernel takes inside is not foreseen: beside bfloat16 products it is a sixth of so small a model. What glibc",
-        "keeps depends on the order of sizes, so the plan leaves a third of a CPU's memory to it.",
+        "The plan does not see what kernels take inside. In bfloat16 a sixth is missing; the cause is not known yet.",
+        "What glibc keeps depends on the order of sizes, so the plan leaves a third of a CPU's memory to it.",
     ]
     return "\n".join(lines) + "\n"
 
