@@ -81,7 +81,14 @@ class EngineError(StoppedError):
 
 
 class RankError(StoppedError):
-    """A training rank ended, hung, or ran out of memory. All ranks were ended: each held a part of the weights."""
+    """A training rank ended, hung, or ran out of memory. All ranks were ended: each held a part of the weights.
+
+    `would_repeat` says that the same happens again if the run goes on as it was.
+    """
+
+    def __init__(self, message: str, *, would_repeat: bool = False) -> None:
+        super().__init__(message)
+        self.would_repeat = would_repeat
 
 
 class AbandonedError(StoppedError):

@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from vapo.durability.watch import Watch
@@ -107,7 +106,7 @@ def _run_in_child(folder: Path, config: Config, tamper: Tamper | None, doing_fil
                 tamper(run)
             return run
 
-        code = exit_code_of(lambda: carry_out(prepare, partial(runs.finish, report=False)))
+        code = exit_code_of(lambda: carry_out(prepare, lambda run, _: runs.finish(run, report=False)))
     except BaseException:
         traceback.print_exc()
     finally:

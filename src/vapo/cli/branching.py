@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,11 @@ def fork(
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
     with view_for(as_json) as view:
-        carry_out(lambda: lifecycle.resume(path, view, changes=changes, allow_change=True), lifecycle.finish)
+        again = partial(lifecycle.resume, path, view)
+        carry_out(
+            partial(again, changes=changes, allow_change=True),
+            lambda run, on_new: lifecycle.finish_through(run, again, on_new),
+        )
     if as_json:
         print(json_text({"run": str(path), "from": str(run), "step": step}))
     else:
@@ -87,7 +92,11 @@ def pretrain_critic(
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
     with view_for(as_json) as view:
-        carry_out(lambda: lifecycle.begin(config, path, view), lifecycle.finish)
+        again = partial(lifecycle.resume, path, view)
+        carry_out(
+            lambda: lifecycle.begin(config, path, view),
+            lambda run, on_new: lifecycle.finish_through(run, again, on_new),
+        )
     if as_json:
         print(json_text({"run": str(path), "critic": str(path / "critic")}))
         return

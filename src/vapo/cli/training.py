@@ -117,7 +117,11 @@ def train(
         return
     with view_for(as_json) as view:
         begin = partial(lifecycle.begin, config, path, view)
-        carry_out(lambda: lifecycle.profiled(begin(), profiled, view.show), lifecycle.finish)
+        again = partial(lifecycle.resume, path, view)
+        carry_out(
+            lambda: lifecycle.profiled(begin(), profiled, view.show),
+            lambda run, on_new: lifecycle.finish_through(run, again, on_new),
+        )
     again = ["train", *([source] if source else [])]
     again += [part for text in set_ or [] for part in ("--set", text)]
     again += [part for option, value in (("--seed", seed), ("--steps", steps)) if value is not None
@@ -169,7 +173,11 @@ def resume(
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
     with view_for(as_json) as view:
-        carry_out(lambda: lifecycle.resume(run, view, changes=changes, allow_change=allow_change), lifecycle.finish)
+        again = partial(lifecycle.resume, run, view)
+        carry_out(
+            partial(again, changes=changes, allow_change=allow_change),
+            lambda resumed, on_new: lifecycle.finish_through(resumed, again, on_new),
+        )
     _closing_words(run, as_json)
 
 

@@ -126,7 +126,8 @@ class Ranks:
                 return RankError(
                     f"{_upper(name)} ran out of memory, asked to {what} ({failure.error}). Lower "
                     "trainer.micro_batch_tokens or rollout.max_response_tokens, set model.gradient_checkpointing=true, "
-                    "or take more ranks (scale.training_ranks)."
+                    "or take more ranks (scale.training_ranks).",
+                    would_repeat=True,
                 )
             return failure.error
         at, error = min((died or raised).items())

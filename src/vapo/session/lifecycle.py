@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from vapo.algo.method import Gae
 from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
-from vapo.errors import CheckpointError, ConfigError, DivergedError, StoppedError, command, counted
+from vapo.errors import CheckpointError, ConfigError, DivergedError, RankError, StoppedError, command, counted
 from vapo.json_text import json_text
 from vapo.metrics import EventName, Phase
 from vapo.models.matrix_rate import rate_words
@@ -83,7 +83,8 @@ def carry_out_new(config: Config, run_dir: Path, observer: Observer, task: Task 
 
     Of a network with adapters, policy_adapter/ or critic_adapter/ lies beside the merged model.
     """
-    return finish(begin(with_task(config, task), run_dir, observer, task))
+    run = begin(with_task(config, task), run_dir, observer, task)
+    return finish_through(run, partial(resume, run_dir, observer, task))
 
 
 def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
@@ -382,6 +383,24 @@ def finish(run: Run, *, report: bool = True) -> Run:
         run.folder.close()
         close_task(run.task)
     return run
+
+
+def finish_through(run: Run, again: Callable[[], Run], on_new: Callable[[Run], None] = lambda _: None) -> Run:
+    """`finish`; where training ranks die or hang, `again` makes the run anew from its last checkpoint, scale.restarts
+    times at most. `on_new` is told of every run that takes the place of the one before."""
+    left = run.config["scale"]["restarts"]
+    while True:
+        try:
+            return finish(run)
+        except RankError as error:
+            if not left or error.would_repeat or run.stop_requested:
+                raise
+            left -= 1
+            run.observer.alarm(
+                f"{error} The run goes on from its last checkpoint; it may do so {counted(left, 'more time')}."
+            )
+        run = again()
+        on_new(run)
 
 
 def _publish_with_card(run: Run, network: Network, folder: Path) -> None:

@@ -90,8 +90,11 @@ def _print(text: str) -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(text)
 
 
-def carry_out(prepare: Callable[[], Run], finish: Callable[[Run], object]) -> None:
-    """Prepare a run and finish it. SIGTERM, SIGHUP and the first Ctrl-C save and stop; the second Ctrl-C quits."""
+def carry_out(prepare: Callable[[], Run], finish: Callable[[Run, Callable[[Run], None]], object]) -> None:
+    """Prepare a run and finish it. SIGTERM, SIGHUP and the first Ctrl-C save and stop; the second Ctrl-C quits.
+
+    `finish` gets the run, and a function to call with a run that takes its place.
+    """
     interrupted, stopping, run = False, False, None
     early = StoppedError(
         "Stopped before the run went on; nothing is lost. Start it again, or resume it if it has a folder."
@@ -107,14 +110,19 @@ def carry_out(prepare: Callable[[], Run], finish: Callable[[Run], object]) -> No
         with contextlib.suppress(RuntimeError):  # a signal handler cannot print in the middle of a print
             run.observer.note("saving, then stopping; Ctrl-C again quits at once")
 
+    def take_over(new: Run) -> None:
+        nonlocal run
+        run = new
+        run.stop_requested = stopping  # a library may have caught what the handler raised
+
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else started with nohup, to outlive the terminal
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        run = prepare()
-        run.stop_requested = stopping  # a library may have caught what the handler raised
-        finish(run)
+        made = prepare()
+        take_over(made)
+        finish(made, take_over)
     except StoppedError as error:
         raise InterruptedRunError(str(error)) if interrupted else error from None
     finally:

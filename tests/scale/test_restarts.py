@@ -1,0 +1,55 @@
+"""A training rank that is killed in the middle of a run: the run goes on from its last checkpoint by itself."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import toys
+from vapo.errors import RankError
+from vapo.reports.live import SilentView
+from vapo.session import lifecycle
+
+pytestmark = pytest.mark.timeout(200)
+SCALED = {"scale": {"backend": "ray", "training_ranks": 2, "verifier_workers": 0, "restarts": 1}}
+
+
+class Killer(SilentView):
+    """Kills a training rank at the end of step 2, the first time or each time."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.alarms: list[str] = []
+
+    def step(self, metrics: dict) -> None:
+        if metrics["phase"] == "train" and metrics["step"] == 2 and self.times:
+            self.times -= 1
+            found = subprocess.run(["pgrep", "-f", "ray::Rank"], capture_output=True, text=True).stdout.split()
+            subprocess.run(["kill", "-9", found[0]], check=True)
+
+    def alarm(self, message: str) -> None:
+        self.alarms.append(message)
+
+
+def carried_out(base: Path, folder: Path, view: Killer) -> None:
+    task = toys.EchoTask()
+    config = lifecycle.with_task(toys.toy_config(base, SCALED), task)
+    lifecycle.finish_through(lifecycle.begin(config, folder, view, task), partial(lifecycle.resume, folder, view, task))
+
+
+def test_a_killed_rank_does_not_change_the_result_and_the_budget_ends(tmp_path: Path):
+    base = toys.toy_base(tmp_path / "base")
+    calm, killed, hopeless = Killer(0), Killer(1), Killer(9)
+    carried_out(base, tmp_path / "calm", calm)
+    carried_out(base, tmp_path / "killed", killed)
+    assert any("The run goes on from its last checkpoint; it may do so 0 more times" in a for a in killed.alarms)
+    one, other = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("calm", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(RankError, match="died"):
+        carried_out(base, tmp_path / "hopeless", hopeless)
+    assert not subprocess.run(["pgrep", "-f", "ray::"], capture_output=True, text=True).stdout
