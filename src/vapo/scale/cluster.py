@@ -36,6 +36,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning for each actor without GPUs
     "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a call after the end starts another Ray
 }
 _LONGEST_FOLDER = 40
 """Characters of the temporary folder at most: paths of sockets below it have 107."""
@@ -67,6 +68,7 @@ class RemoteProcess:
         self._actor, self._ray = actor, ray
         self._asked = actor.whereabouts.remote()
         self._place: Whereabouts | None = None
+        self._killed = False
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Begin a call; a reference to its result, for `ray.wait` and `ray.get`."""
@@ -86,7 +88,10 @@ class RemoteProcess:
         return self.name
 
     def kill(self) -> None:
-        """End it for good, at once, also if it hangs or is stopped."""
+        """End it for good, at once, also if it hangs or is stopped. A second call does nothing."""
+        if self._killed:
+            return
+        self._killed = True
         with contextlib.suppress(Exception):  # it may be dead, and so may the cluster
             self.place(0)
         with contextlib.suppress(Exception):

@@ -49,7 +49,7 @@ class EnginePool:
         trust_remote_code: bool = False,
     ) -> None:
         self._ray = import_ray()
-        self._cluster, self._settings, self._workers = cluster, settings, workers
+        self._cluster, self._settings = cluster, settings
         self._placement = placement or Placement((), ((),) * workers, False)
         self.exact = settings.exact
         self._version = 0
@@ -100,33 +100,9 @@ class EnginePool:
         Raises what the engines raise, and EngineError if workers are lost more often than they may be restarted.
         """
         check_request(prompts, how, seeds, context=self._context, vocab_size=self._vocab_size)
-        groups = runs([prompt.token_ids for prompt in prompts])
-        deck = Deck([stop - start for start, stop in groups], workers=self._workers, most=self._settings.slots)
-        found: dict[int, Completion] = {}
-        tokens = 0
-
-        def take() -> tuple[Any, tuple[Any, ...]] | None:
-            piece = deck.take()
-            return (piece, (self._request(piece, groups, prompts, how, seeds),)) if piece else None
-
-        def keep(piece: Sequence[int], packed: PackedCompletions) -> None:
-            nonlocal tokens
-            if packed.version != self._version:
-                raise VapoError(f"A worker sampled from version {packed.version} instead of {self._version}: a bug.")
-            samples = [at for group in piece for at in range(*groups[group])]
-            for at, completion in zip(samples, unpack_completions(packed), strict=True):
-                found[at] = completion
-                tokens += len(completion.token_ids)
-
-        def report(beats: list[tuple[int, ...]]) -> None:
-            if on_progress:
-                begun = [beat for beat in beats if beat]
-                on_progress(len(found) + sum(b[1] for b in begun), tokens + sum(b[2] for b in begun))
-
-        self.crew.work("sample", take, keep, lambda piece, _: deck.give_back(piece), report)
-        if on_progress and prompts:
-            on_progress(len(found), tokens)
-        return [found[at] for at in range(len(prompts))]
+        return draw(
+            self.crew, prompts, how, seeds, version=self._version, most=self._settings.slots, on_progress=on_progress
+        )
 
     def close(self) -> None:
         """End the workers."""
@@ -149,18 +125,54 @@ class EnginePool:
     def _begin(self, process: Any) -> Any:
         return process.call("start", self._spec, self._weights, self._version)
 
-    def _request(
-        self,
-        piece: Sequence[int],
-        groups: Sequence[tuple[int, int]],
-        prompts: Sequence[Prompt],
-        how: Decoding,
-        seeds: Sequence[int],
-    ) -> Request:
-        chosen = [groups[group] for group in piece]
-        return Request(
-            tuple((prompts[start].id, prompts[start].token_ids, stop - start) for start, stop in chosen),
-            np.array([seeds[at] for start, stop in chosen for at in range(start, stop)], dtype=np.int64),
-            how,
-            self._version,
-        )
+
+def draw(
+    crew: Crew,
+    prompts: Sequence[Prompt],
+    how: Decoding,
+    seeds: Sequence[int],
+    *,
+    version: int,
+    most: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Completion]:
+    """One completion per prompt, in order, by the crew's workers, at most about `most` at a time by one of them."""
+    groups = runs([prompt.token_ids for prompt in prompts])
+    deck = Deck([stop - start for start, stop in groups], workers=crew.size, most=most)
+    found: dict[int, Completion] = {}
+    tokens = 0
+
+    def take() -> tuple[Any, tuple[Any, ...]] | None:
+        piece = deck.take()
+        return (piece, (_request([groups[at] for at in piece], prompts, how, seeds, version),)) if piece else None
+
+    def keep(piece: Sequence[int], packed: PackedCompletions) -> None:
+        nonlocal tokens
+        if packed.version != version:
+            raise VapoError(f"A worker sampled from version {packed.version} instead of {version}: a bug.")
+        samples = [at for group in piece for at in range(*groups[group])]
+        for at, completion in zip(samples, unpack_completions(packed), strict=True):
+            found[at] = completion
+            tokens += len(completion.token_ids)
+
+    def report(beats: list[tuple[int, ...]]) -> None:
+        if on_progress:
+            begun = [beat for beat in beats if beat]
+            on_progress(len(found) + sum(b[1] for b in begun), tokens + sum(b[2] for b in begun))
+
+    crew.work("sample", take, keep, lambda piece, _: deck.give_back(piece), report)
+    if on_progress and prompts:
+        on_progress(len(found), tokens)
+    return [found[at] for at in range(len(prompts))]
+
+
+def _request(
+    groups: Sequence[tuple[int, int]], prompts: Sequence[Prompt], how: Decoding, seeds: Sequence[int], version: int
+) -> Request:
+    """The request for the samples of these groups, each given by its first sample and the one after its last."""
+    return Request(
+        tuple((prompts[start].id, prompts[start].token_ids, stop - start) for start, stop in groups),
+        np.array([seeds[at] for start, stop in groups for at in range(start, stop)], dtype=np.int64),
+        how,
+        version,
+    )
