@@ -36,6 +36,7 @@ def fork(
     from vapo.session.layers import set_layer
     from vapo.session.run_dirs import load_run_config
 
+    run = run.resolve()
     changes = [set_layer(text) for text in set_ or []]
     if (run / "config.yaml").is_file():
         load_run_config(run, changes)  # a wrong setting is named before anything is copied

@@ -106,6 +106,10 @@ def _outcomes(run: RunFiles) -> Iterable[Finding]:
     accuracy = _mean(late, "accuracy")
     if accuracy is None:
         return
+    if _by_score(run):  # what counts is the score; being right is a threshold of it
+        if _mean(late, "reward_std") == 0:
+            yield Finding("equal scores", "error", "all responses have one score", "look at the reward functions")
+        return
     count = int(sum(line.get("verdict/judged") or 0 for line in late))
     if accuracy == 0:
         shares = {why: _mean(late, f"verdict/reason/{why}") or 0 for why in ("cut_off", "no_answer", "unreadable")}
@@ -379,6 +383,11 @@ def _setting(run: RunFiles, section: str, key: str, default: Any = None) -> Any:
     found = run.config.get(section)
     value = found.get(key, default) if isinstance(found, dict) else default
     return default if value is None else value
+
+
+def _by_score(run: RunFiles) -> bool:
+    reward = _setting(run, "algorithm", "reward", {})
+    return isinstance(reward, dict) and reward.get("by") == "score"
 
 
 def _group_size(run: RunFiles) -> int:
