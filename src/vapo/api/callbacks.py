@@ -17,7 +17,7 @@ class CallbackObserver:
     """Forwards everything to `view`, another observer, and tells the callbacks of it; keeps `state.log_history`.
 
     Callbacks get `on_train_begin`, `on_step_begin`, `on_step_end`, `on_log` (with `logs`), `on_evaluate` (with
-    `metrics`) and `on_train_end`, with `args`, `state`, `control` and `processing_class`. A step is a rollout step here.
+    `metrics`) and `on_train_end`, with `args`, `state`, `control` and `processing_class`. A step is a rollout step.
     Where one sets `control.should_training_stop`, `stop` is called: the run saves and ends after the step.
     """
 

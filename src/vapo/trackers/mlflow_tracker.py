@@ -21,7 +21,7 @@ _AT_ONCE = 100
 
 
 class MlflowTracker:
-    """Figures as metrics, settings as parameters, samples as JSON lines among the artifacts, alarms as texts among them."""
+    """Figures as metrics, settings as parameters; samples as JSON lines and alarms as texts among the artifacts."""
 
     def __init__(self, run: TrackedRun) -> None:
         self._client = MlflowClient()

@@ -29,8 +29,8 @@ class Rewards:
 
     The score of a response is the sum of weight times reward over the functions that apply. It is right from
     `right_at` on (None: 99 % of the positive weights' sum, which is full marks for rewards from 0 to 1). Where no
-    function applies, or one gives NaN, an infinity or no number, the verdict is invalid, with the reason; so are all verdicts of
-    a call in which a function raises, or gives another number of rewards.
+    function applies, or one gives NaN, an infinity or no number, the verdict is invalid, with the reason; so are all
+    verdicts of a call in which a function raises, or gives another number of rewards.
     """
 
     def __init__(
