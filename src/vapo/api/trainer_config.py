@@ -58,9 +58,10 @@ class VAPOConfig:
     """What `VAPOTrainer` needs beside a model, rewards and data.
 
     The first part has the names of TRL 1.16's GRPOConfig, and its defaults but for the learning rate and clipping,
-    which the method chooses, `bf16` and `gradient_checkpointing` (off here), and evaluation (also before and after). None
-    leaves a choice to vapo, which fits it to the model's size and the length limit. Raises ConfigError, with its name,
-    for an argument that is not taken.
+    which the method chooses, `bf16` and `gradient_checkpointing` (off here), and evaluation (also before and after).
+    None leaves a choice to vapo, which fits it to the model's size and the length limit.
+
+    Raises ConfigError, with its name, for an argument that is not taken.
     """
 
     # ---- TRL's names
