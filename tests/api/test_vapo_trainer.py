@@ -148,7 +148,7 @@ def test_the_same_trainer_goes_on_after_a_callback_stopped_it(tmp_path: Path):
     made.train()
     made.train(resume_from_checkpoint=made.output_dir)
     assert [line["step"] for line in made.metrics if line["phase"] == "train"] == [1, 2]
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match="holds a run already"):
         made.train()
     with pytest.raises(ConfigError, match="a run goes on in its own folder from its newest checkpoint"):
         made.train(resume_from_checkpoint=tmp_path)

@@ -25,6 +25,7 @@ NO_EFFECT = frozenset((
 """Arguments of GRPOConfig that are taken and change nothing here: what they ask for is done anyway, or has no place."""
 REFUSED = {
     "push_to_hub": "call trainer.push_to_hub() after train()",
+    "max_prompt_length": "prompts are read whole; leave long ones out of train_dataset",
     "shuffle_dataset": "the order of the rows is drawn from the seed, anew in every epoch",
     "use_cpu": "the GPU is taken where there is one: hide it with CUDA_VISIBLE_DEVICES=",
     "loss_type": "the loss follows from `method`: vapo, dapo and ppo count tokens, grpo responses",

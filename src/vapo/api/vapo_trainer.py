@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ class VAPOTrainer:
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PathLike[str] | PreTrainedModel,
         reward_funcs: RewardLike | Sequence[RewardLike],
         args: VAPOConfig | None = None,
         train_dataset: Iterable[Row] | None = None,
@@ -90,6 +91,8 @@ class VAPOTrainer:
             raise ConfigError(f"args is a {type(self.args).__name__}. Give a VAPOConfig: it takes the same arguments.")
         if train_dataset is None:
             raise ConfigError("VAPOTrainer needs a train_dataset: rows with a prompt.")
+        if isinstance(model, PathLike):
+            model = str(model)
         if not isinstance(model, str | PreTrainedModel):
             raise ConfigError(
                 f"model is a {type(model).__name__}. Give a hub id, a folder, or a causal language model."
@@ -202,6 +205,11 @@ class VAPOTrainer:
 
     def _run(self, resume: bool | str | Path | None) -> Run:
         if not resume:
+            if (self.output_dir / "config.yaml").exists():
+                raise ConfigError(
+                    f"output_dir={self.output_dir} holds a run already. Go on with it by "
+                    "train(resume_from_checkpoint=True), or choose another folder."
+                )
             check_folder(self.output_dir)
             self._observer.begin(0)
             self._keep_start()

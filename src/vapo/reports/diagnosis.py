@@ -18,6 +18,8 @@ from vapo.metrics import EventName, Phase, metric_called
 from vapo.reports.runfiles import Record, RunFiles
 
 Weight = Literal["error", "warning", "note"]
+VERIFIER_BROKEN = "verifier broken"
+"""The name of the event of a run that ended because it could not judge."""
 FEWEST_STEPS = 5
 """Joint steps below which nothing is said of how training goes."""
 
@@ -46,6 +48,14 @@ def diagnose(run: RunFiles) -> list[Finding]:
 
 
 # ---------------------------------------------------------------------- what ended or stopped it
+
+
+def _broken_verifier(run: RunFiles) -> Iterable[Finding]:
+    broken = [event for event in run.alarms if event.get("name") == VERIFIER_BROKEN]
+    if broken and not (run.path / "policy").exists():
+        yield Finding(
+            "verifier broken", "error", str(broken[-1].get("message")), "mend the verifier or the reward function"
+        )
 
 
 def _ended(run: RunFiles) -> Iterable[Finding]:
@@ -344,6 +354,7 @@ def _time(run: RunFiles) -> Iterable[Finding]:
 
 
 RULES: Sequence[Rule] = (
+    _broken_verifier,
     _nothing_logged,
     _ended,
     _damaged,

@@ -99,7 +99,8 @@ class TrackingObserver:
     def evaluation(self, result: dict[str, Any]) -> None:
         """See `Observer`."""
         self._view.evaluation(result)
-        figures = {f"evaluation/{name}": value for name, value in numbers(result).items()}
+        scores = {name: value for name, value in result.items() if name not in ("step", "k", "prompts")}
+        figures = {f"evaluation/{name}": value for name, value in numbers(scores).items()}
         step = int(result["step"])
         self._send(lambda tracker: tracker.figures(figures, step))
 
