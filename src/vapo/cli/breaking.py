@@ -18,6 +18,12 @@ from vapo.json_text import json_text
 
 def chaos(
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the trials.")] = False,
+    scale: Annotated[
+        bool,
+        typer.Option(
+            "--scale", help="Kill rollout workers, verifier workers, training ranks and drivers of runs on Ray."
+        ),
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option("-j", "--jobs", help="Trials at the same time. Default: one per core.", min=1)
     ] = None,
@@ -32,7 +38,8 @@ def chaos(
 
     Kills at random moments and at every step of a save, damaged checkpoints, full disks, SIGTERM, numbers that are not
     finite. About 12 minutes on two cores, 2 with --quick, and a few more for the kills of a longer run. Exit code 1 if
-    anything failed; such runs are kept.
+    anything failed; such runs are kept. With --scale other trials, 20 of each kind (2 with --quick), about a minute
+    each.
     """
     import tempfile
 
@@ -46,7 +53,13 @@ def chaos(
 
     work = Path(tempfile.mkdtemp(prefix="vapo-chaos-"))
     with view_for(as_json) as view:
-        result = run_suite(work, quick=quick, jobs=jobs or os.cpu_count() or 1, seed=seed, on_progress=view.progress)
+        if scale:
+            from vapo.chaos.scale_faults import run_scale_suite
+
+            result = run_scale_suite(work, quick=quick, seed=seed, on_progress=view.progress)
+        else:
+            jobs = jobs or os.cpu_count() or 1
+            result = run_suite(work, quick=quick, jobs=jobs, seed=seed, on_progress=view.progress)
     failed = [detail for row in result["rows"] for detail in row["details"]]
     if out:
         (out / "chaos.json").write_text(json_text(result, indent=1) + "\n")
