@@ -48,6 +48,7 @@ def run_scale_suite(work: Path, *, quick: bool, seed: int, on_progress: Progress
     if code != 0:
         raise RuntimeError(f"the undisturbed run ended with code {code}; its output is in {calm}.output")
     whole, expected = time.monotonic() - began, fingerprint(calm)
+    training = time.time() - (calm / "config.yaml").stat().st_mtime
     rows, done = [], 0
     for name, title in KILLED.items():
         failures, longest = [], 0.0
@@ -55,7 +56,9 @@ def run_scale_suite(work: Path, *, quick: bool, seed: int, on_progress: Progress
             on_progress("scale", done, trials * len(KILLED))
             folder = work / f"{name.split()[0]}-{number}"
             start = time.monotonic()
-            failures += _trial(settings, folder, title, chance.uniform(0.1, 0.9) * whole, expected)
+            # a process that is lost while the run starts ends the start, with an error; a driver may die then, too
+            moment = chance.uniform(0.1, 0.9) * (training if title else whole)
+            failures += _trial(settings, folder, title, moment, expected)
             longest, done = max(longest, time.monotonic() - start), done + 1
         rows.append(
             {
@@ -72,10 +75,16 @@ def run_scale_suite(work: Path, *, quick: bool, seed: int, on_progress: Progress
 
 
 def _trial(settings: Path, folder: Path, title: str, after_s: float, expected: dict[str, Any]) -> list[str]:
-    """What went wrong in a run of which a process is killed after so many seconds; nothing if it ended as it should."""
+    """What went wrong in a run of which a process is killed after so many seconds; nothing if it ended as it should.
+
+    The seconds of a worker count from when the run's folder begins.
+    """
     run = _start(settings, folder)
+    deadline = time.monotonic() + LIMIT_S
+    while title and not (folder / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     time.sleep(after_s)
-    own = _descendants(run.pid)
+    own = descendants(run.pid)
     victims = [run.pid] if not title else [pid for pid, command in own.items() if command.startswith(title)]
     for pid in victims[:1]:
         os.kill(pid, signal.SIGKILL)
@@ -115,7 +124,7 @@ def _wait(run: subprocess.Popen[bytes], limit_s: float) -> int:
         return run.wait()
 
 
-def _descendants(pid: int) -> dict[int, str]:
+def descendants(pid: int) -> dict[int, str]:
     """The processes that the process has started, directly or not, with their command lines."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)  # noqa: S607
     children: dict[int, list[tuple[int, str]]] = {}
