@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 import toys
+from vapo.chaos.scale_faults import descendants
 from vapo.errors import RankError
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle
 
 pytestmark = pytest.mark.timeout(200)
 SCALED = {"scale": {"backend": "ray", "training_ranks": 2, "verifier_workers": 0, "restarts": 1}}
+
+
+def ours(title: str) -> list[int]:
+    """Processes of this test: others may have a Ray of their own beside it."""
+    return [pid for pid, command in descendants(os.getpid()).items() if command.startswith(title)]
 
 
 class Killer(SilentView):
@@ -29,8 +37,7 @@ class Killer(SilentView):
     def step(self, metrics: dict) -> None:
         if metrics["phase"] == "train" and metrics["step"] == 2 and self.times:
             self.times -= 1
-            found = subprocess.run(["pgrep", "-f", "ray::Rank"], capture_output=True, text=True).stdout.split()
-            subprocess.run(["kill", "-9", found[0]], check=True)
+            os.kill(ours("ray::Rank")[0], signal.SIGKILL)
 
     def alarm(self, message: str) -> None:
         self.alarms.append(message)
@@ -52,4 +59,7 @@ def test_a_killed_rank_does_not_change_the_result_and_the_budget_ends(tmp_path: 
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(RankError, match="died"):
         carried_out(base, tmp_path / "hopeless", hopeless)
-    assert not subprocess.run(["pgrep", "-f", "ray::"], capture_output=True, text=True).stdout
+    deadline = time.monotonic() + 10
+    while ours("ray::") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ours("ray::") == []
