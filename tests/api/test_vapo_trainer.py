@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClas
 import toys
 from vapo import VAPOConfig, VAPOTrainer
 from vapo.errors import ConfigError, DataError, ModelError
+from vapo.models.reward_model import RewardModel
 
 ROWS = [{"prompt": f"{i} x", "answer": str(i), "note": i} for i in range(10)]
 
@@ -133,9 +134,44 @@ def test_a_callback_stops_training_and_a_resume_ends_as_an_undisturbed_run(train
     again.train(resume_from_checkpoint=True)
     ours, theirs = (t.model.state_dict() for t in (again, trained))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    faster = trainer(tmp_path / "run", args=config(tmp_path / "run", learning_rate=1.0), eval_dataset=ROWS[:4])
+    with pytest.raises(ConfigError, match=r"trainer.actor_lr: 0.001 -> 1.0"):
+        faster.train(resume_from_checkpoint=True)
     other = trainer(tmp_path / "run", args=args, train_dataset=[{"prompt": "9 x"}] * 4)
     with pytest.raises(ConfigError, match=r"was trained on the task 'records-"):
         other.train(resume_from_checkpoint=True)
+
+
+def test_the_same_trainer_goes_on_after_a_callback_stopped_it(tmp_path: Path):
+    stopper = Stopper()
+    made = trainer(tmp_path / "run", callbacks=[stopper])
+    made.train()
+    made.train(resume_from_checkpoint=made.output_dir)
+    assert [line["step"] for line in made.metrics if line["phase"] == "train"] == [1, 2]
+    with pytest.raises(ConfigError, match="holds a run already"):
+        made.train()
+    with pytest.raises(ConfigError, match="a run goes on in its own folder from its newest checkpoint"):
+        made.train(resume_from_checkpoint=tmp_path)
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path):
+    (tmp_path / "run-start").mkdir()
+    (tmp_path / "run-start" / "thesis.txt").write_text("3 years")
+    with pytest.raises(ConfigError, match="run-start is there and not ours"):
+        trainer(tmp_path / "run").train()
+    assert (tmp_path / "run-start" / "thesis.txt").exists()
+
+
+def test_a_reward_model_pads_with_its_tokenizers_token_and_leaves_that_tokenizer_alone():
+    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    judge = LlamaForSequenceClassification(LlamaConfig(num_attention_heads=2, num_labels=1, pad_token_id=None, **sizes))
+    own = toys.tokenizer()
+    own.pad_token = None
+    reward = RewardModel(judge, own, "judge")
+    together = reward(["1 x", "2 x"], [" 3", " 4 5 6"])
+    alone = [reward([p], [c])[0] for p, c in (("1 x", " 3"), ("2 x", " 4 5 6"))]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert own.pad_token is None
 
 
 def test_a_reward_model_a_coroutine_and_none(tmp_path: Path):
@@ -166,6 +202,9 @@ def test_a_reward_model_a_coroutine_and_none(tmp_path: Path):
         ({"report_to": "neptune"}, "report_to: neptune is not known here"),
         ({"eval_strategy": "epoch"}, "eval_strategy=epoch: take 'steps'"),
         ({"top_p": 0.9}, "rollout.top_p must be 1"),
+        ({"num_generations": 0}, "num_generations must be a whole number from 1 on, got 0"),
+        ({"num_generations": "4"}, "num_generations must be a whole number from 1 on, got '4'"),
+        ({"push_to_hub": True}, "call trainer.push_to_hub() after train()"),
         ({"method": "vapoo"}, "vapoo"),
         ({"reward_weights": [1.0]}, "reward_weights has 1 weight for 2 reward functions"),
     ],
@@ -199,8 +238,8 @@ def test_a_wrong_argument_of_the_trainer_is_named(argument, error, message, tmp_
 
 
 def test_arguments_without_effect_are_taken(tmp_path: Path):
-    made = config(tmp_path, logging_dir="x", remove_unused_columns=False, disable_tqdm=True)
-    assert not hasattr(made, "logging_dir")
+    made = config(tmp_path, run_name="x", remove_unused_columns=False, disable_tqdm=True, push_to_hub=False, top_k=0)
+    assert not hasattr(made, "run_name")
 
 
 def test_epochs_and_gradient_steps_become_rollout_steps(tmp_path: Path):
@@ -210,6 +249,11 @@ def test_epochs_and_gradient_steps_become_rollout_steps(tmp_path: Path):
     settings = config(tmp_path, epsilon=0.1, warmup_steps=4).as_settings(rows=10)
     assert settings["algorithm"]["clip"] == {"low": 0.1, "high": 0.1}
     assert settings["trainer"]["warmup_steps"] == 2
+    shares = config(tmp_path, max_steps=100, save_steps=0.1, eval_strategy="steps").as_settings(rows=10)
+    assert (shares["checkpoint"]["every"], shares["evaluation"]["every"]) == (
+        5,
+        1,
+    )  # 10 gradient steps; logging_steps=1
     assert json.dumps(settings)
 
 
@@ -217,8 +261,9 @@ def test_lora_config(tmp_path: Path):
     peft = pytest.importorskip("peft")
     made = trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, lora_alpha=8))
     assert (made.config.sections.model.policy_lora, made.config.sections.model.lora_alpha) == (4, 8.0)
-    with pytest.raises(ConfigError, match=r"peft_config: lora_dropout=0.1 is not taken"):
-        trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, lora_dropout=0.1))
+    for field, value in {"lora_dropout": 0.1, "rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj"]}.items():
+        with pytest.raises(ConfigError, match=rf"peft_config: {field}=.* is not taken"):
+            trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, **{field: value}))
 
 
 def test_the_page_names_every_argument():

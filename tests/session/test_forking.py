@@ -74,8 +74,9 @@ def test_a_fork_without_changes_ends_as_its_origin(run: Path, monkeypatch, tmp_p
     ("arguments", "message"),
     [
         (("no-such-run",), "is not a run directory"),
-        (("RUN", "--step", "9"), "keeps no checkpoint of step 9; there are"),
-        (("RUN", "--run-dir", "RUN"), "is not empty"),
+        (("RUN", "--step", "9"), "keeps no checkpoint of step 9; there are those of 1, 2, 3."),
+        (("RUN",), "The checkpoint of step 3 is the run's last, with trainer.steps=3"),
+        (("RUN", "--step", "2", "--run-dir", "RUN"), "is not empty"),
         (("RUN", "--set", "trainer.actor_lrr=1"), "actor_lrr"),
         (("RUN", "--set", "algorithm.preset=grpo"), "algorithm.preset makes another method"),
     ],

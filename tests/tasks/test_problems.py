@@ -161,10 +161,10 @@ def test_a_list_of_one_answer_is_used_and_a_longer_list_needs_an_index(tmp_path)
         read(tmp_path, rows, columns={**columns, "answer": "final_answer.2"})
 
 
-@pytest.mark.parametrize("right_at", [0, -1, float("nan")])
+@pytest.mark.parametrize("right_at", [1.5, 0, -1, float("nan")])
 def test_right_at_outside_its_range_is_refused(right_at):
-    with pytest.raises(ConfigError, match=r"task.right_at must be .*above 0, got"):
-        ProblemOptions(data="d.jsonl", right_at=right_at)
+    with pytest.raises(ConfigError, match=r"task.right_at must be "):
+        Problems("math", ProblemOptions(data="d.jsonl", right_at=right_at))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])

@@ -17,7 +17,7 @@ class CallbackObserver:
     """Forwards everything to `view`, another observer, and tells the callbacks of it; keeps `state.log_history`.
 
     Callbacks get `on_train_begin`, `on_step_begin`, `on_step_end`, `on_log` (with `logs`), `on_evaluate` (with
-    `metrics`) and `on_train_end`, with the arguments that transformers' Trainer gives: a step is a rollout step here.
+    `metrics`) and `on_train_end`, with `args`, `state`, `control` and `processing_class`. A step is a rollout step.
     Where one sets `control.should_training_stop`, `stop` is called: the run saves and ends after the step.
     """
 
@@ -27,6 +27,12 @@ class CallbackObserver:
         self.state = TrainerState(max_steps=steps, is_local_process_zero=True, is_world_process_zero=True)
         self.control = TrainerControl()
         self.stop: Callable[[], None] = lambda: None
+
+    def begin(self, step: int) -> None:
+        """Training begins, or goes on from this rollout step."""
+        self.control, self.stop = TrainerControl(), lambda: None
+        self.state.global_step = step
+        self.tell("on_train_begin")
 
     def tell(self, event: str, **more: Any) -> None:
         """Call one method of every callback."""

@@ -15,15 +15,19 @@ from vapo.trackers.tracker import PACKAGES
 NO_EFFECT = frozenset((
     "auto_find_batch_size", "dataloader_drop_last", "dataloader_num_workers", "dataloader_persistent_workers",
     "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_find_unused_parameters", "disable_dropout",
-    "disable_tqdm", "do_eval", "do_predict", "do_train", "eval_delay", "include_num_input_tokens_seen",
-    "label_names", "log_completions", "log_level", "log_unique_prompts", "logging_dir", "logging_first_step",
-    "logging_nan_inf_filter", "logging_steps", "logging_strategy", "num_completions_to_print",
-    "overwrite_output_dir", "per_device_eval_batch_size", "project", "push_to_hub", "remove_unused_columns",
-    "run_name", "save_only_model", "save_safetensors", "shuffle_dataset", "skip_memory_metrics", "tf32",
-    "torch_empty_cache_steps", "use_cpu", "vllm_importance_sampling_correction",
+    "disable_tqdm", "do_eval", "do_predict", "do_train", "include_num_input_tokens_seen",
+    "label_names", "log_completions", "log_level", "log_unique_prompts", "logging_first_step",
+    "logging_nan_inf_filter", "logging_strategy", "num_completions_to_print",
+    "overwrite_output_dir", "per_device_eval_batch_size", "remove_unused_columns",
+    "run_name", "save_only_model", "save_safetensors", "skip_memory_metrics", "tf32",
+    "torch_empty_cache_steps", "vllm_importance_sampling_correction",
 ))  # fmt: skip
 """Arguments of GRPOConfig that are taken and change nothing here: what they ask for is done anyway, or has no place."""
 REFUSED = {
+    "push_to_hub": "call trainer.push_to_hub() after train()",
+    "max_prompt_length": "prompts are read whole; leave long ones out of train_dataset",
+    "shuffle_dataset": "the order of the rows is drawn from the seed, anew in every epoch",
+    "use_cpu": "the GPU is taken where there is one: hide it with CUDA_VISIBLE_DEVICES=",
     "loss_type": "the loss follows from `method`: vapo, dapo and ppo count tokens, grpo responses",
     "importance_sampling_level": "ratios are per token",
     "scale_rewards": "advantages follow from `method`",
@@ -40,13 +44,25 @@ REFUSED = {
 """Why the better-known other arguments of GRPOConfig are not taken, or what takes their place."""
 
 
+HARMLESS: Mapping[str, tuple[Any, ...]] = {
+    "shuffle_dataset": (None, True),
+    "top_k": (None, 0, -1),
+    "repetition_penalty": (None, 1, 1.0),
+    "optim": (None, "adamw_torch", "adamw_torch_fused"),
+    "importance_sampling_level": (None, "token"),
+}
+"""Values of arguments in `REFUSED` that ask for what is done anyway; of the others None and False."""
+
+
 @dataclass(kw_only=True)
 class VAPOConfig:
     """What `VAPOTrainer` needs beside a model, rewards and data.
 
-    The first part has the names and, where there is a default, the defaults of TRL 1.16's GRPOConfig; None leaves the
-    choice to vapo, which fits it to the model's size and the length limit. Raises ConfigError, with its name, for an
-    argument that is not taken.
+    The first part has the names of TRL 1.16's GRPOConfig, and its defaults but for the learning rate and clipping,
+    which the method chooses, `bf16` and `gradient_checkpointing` (off here), and evaluation (also before and after).
+    None leaves a choice to vapo, which fits it to the model's size and the length limit.
+
+    Raises ConfigError, with its name, for an argument that is not taken.
     """
 
     # ---- TRL's names
@@ -101,10 +117,12 @@ class VAPOConfig:
     eval_strategy: str = "no"
     """`no`: before and after training; `steps`: every eval_steps, too."""
     eval_steps: float | None = None
-    """Gradient steps between evaluations; None takes logging_steps' default of 500."""
+    """Gradient steps between evaluations, or below 1 their share; None takes logging_steps."""
+    logging_steps: float = 10
+    """Every step is logged; here it is only what eval_steps falls back to."""
     save_strategy: str = "steps"
     save_steps: float = 500
-    """Gradient steps between checkpoints."""
+    """Gradient steps between checkpoints, or below 1 their share."""
     save_total_limit: int | None = None
     """Checkpoints that are kept; None keeps 2."""
     model_init_kwargs: Mapping[str, Any] | None = None
@@ -137,6 +155,11 @@ class VAPOConfig:
     """Any other settings, as in a settings file: {"trainer": {"micro_batch_tokens": 8192}}."""
 
     def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "num_iterations",
+                     "max_completion_length", "generation_batch_size", "steps_per_generation"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be a whole number from 1 on, got {value!r}.")
         if unknown := [name for name in self.trackers if name not in PACKAGES]:
             raise ConfigError(
                 f"report_to: {unknown[0]} is not known here; there are {', '.join(PACKAGES)}, and none. For another "
@@ -202,9 +225,7 @@ class VAPOConfig:
         """Our settings, nested, for training on so many rows; a setting that is left to vapo is not in it."""
         steps = self.steps(rows)
         gradient_steps = steps * self.gradient_steps_per_rollout
-        warmup = (
-            self.warmup_steps if self.warmup_steps >= 1 else (self.warmup_steps or self.warmup_ratio) * gradient_steps
-        )
+        warmup = _absolute(self.warmup_steps or self.warmup_ratio, gradient_steps)
         trainer = {
             "steps": steps,
             "samples_per_step": self.samples,
@@ -229,7 +250,11 @@ class VAPOConfig:
             "truncated": "drop" if self.mask_truncated_completions else None,
         }
         engine = {"kind": "vllm", "memory_share": self.vllm_gpu_memory_utilization} if self.use_vllm else {}
-        eval_steps = self.rollout_steps(self.eval_steps or 500) if self.eval_strategy == "steps" else 0
+        eval_steps = (
+            self.rollout_steps(_absolute(self.eval_steps or self.logging_steps, gradient_steps))
+            if self.eval_strategy == "steps"
+            else 0
+        )
         rest = {
             "seed": self.seed,
             "trackers": self.trackers or None,
@@ -238,7 +263,7 @@ class VAPOConfig:
                 "critic_kind": self.critic_kind,
                 "dtype": self._dtype(),
                 "gradient_checkpointing": self.gradient_checkpointing,
-                "trust_remote_code": self._trusts(),
+                "trust_remote_code": self.trusts_remote_code,
             },
             "rollout": {
                 "max_response_tokens": self.max_completion_length,
@@ -248,7 +273,9 @@ class VAPOConfig:
             },
             "evaluation": {"every": eval_steps, "samples_per_prompt": self.num_generations_eval},
             "checkpoint": {
-                "every": self.rollout_steps(self.save_steps) if self.save_strategy == "steps" else 0,
+                "every": self.rollout_steps(_absolute(self.save_steps, gradient_steps))
+                if self.save_strategy == "steps"
+                else 0,
                 "keep": self.save_total_limit,
             },
         }
@@ -260,12 +287,19 @@ class VAPOConfig:
             raise ConfigError(f"model_init_kwargs: dtype={dtype} is not taken; set float32 or bfloat16.")
         return "bfloat16" if self.bf16 else dtype
 
-    def _trusts(self) -> bool:
+    @property
+    def trusts_remote_code(self) -> bool:
+        """Whether code that comes with a model may run. Raises ConfigError for other model_init_kwargs."""
         given = dict(self.model_init_kwargs or {})
         trusts = self.trust_remote_code or bool(given.pop("trust_remote_code", False))
         if other := sorted(given.keys() - {"dtype", "attn_implementation", "device_map"}):
             raise ConfigError(f"model_init_kwargs: {other[0]} is not taken; only dtype and trust_remote_code are.")
         return trusts
+
+
+def _absolute(steps: float, of: int) -> float:
+    """A number of steps; below 1 it is a share of all of them, as in transformers."""
+    return steps if steps >= 1 else steps * of
 
 
 _set_fields = VAPOConfig.__init__
@@ -278,6 +312,8 @@ def _checked(self: VAPOConfig, *too_many: Any, **arguments: Any) -> None:
         raise ConfigError("VAPOConfig takes named arguments only: VAPOConfig(output_dir=...).")
     known = {f.name for f in fields(VAPOConfig)}
     for name in sorted(arguments.keys() - known - NO_EFFECT):
+        if name in REFUSED and arguments[name] in HARMLESS.get(name, (None, False)):
+            continue
         if why := REFUSED.get(name):
             raise ConfigError(f"VAPOConfig does not take {name}: {why}.")
         close = difflib.get_close_matches(name, known, 1)

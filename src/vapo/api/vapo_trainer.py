@@ -5,35 +5,45 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+from os import PathLike
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from vapo.api.callbacks import CallbackObserver, evaluation_metrics
 from vapo.api.trainer_config import VAPOConfig
 from vapo.durability import checkpoint
-from vapo.errors import ConfigError, ModelError, StoppedError, counted
-from vapo.models.loading import load_tokenizer
+from vapo.errors import ConfigError, ModelError, StoppedError, VapoError, counted
+from vapo.models.loading import load_policy, load_tokenizer
 from vapo.models.reward_model import RewardModel
 from vapo.models.saving import save_model
 from vapo.reports.live import LiveView
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve
 from vapo.session.evaluation import evaluate_model
-from vapo.session.layers import file_layer
+from vapo.session.layers import Layer, Source, file_layer, merge
+from vapo.session.run_dirs import check_folder
+from vapo.session.signals import carry_out
 from vapo.tasks.records import RecordsTask, Row
 from vapo.tasks.verifiers.rewards import Rewards
+from vapo.trainer.run import Run
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-START = "start"
-"""The folder beside the run directory's name that keeps a model given as an object: the run resumes from it."""
+START, START_MARK = "start", "vapo_start.txt"
+"""OUTPUT_DIR-start keeps a model that was given as an object: the run resumes from it. The file marks it as ours."""
 RewardLike = str | torch.nn.Module | Callable[..., Any]
+
+
+class AskedToStopError(VapoError):
+    """A callback set `control.should_training_stop`: the run has saved and stopped."""
 
 
 class VAPOTrainer:
@@ -54,7 +64,7 @@ class VAPOTrainer:
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PathLike[str] | PreTrainedModel,
         reward_funcs: RewardLike | Sequence[RewardLike],
         args: VAPOConfig | None = None,
         train_dataset: Iterable[Row] | None = None,
@@ -81,7 +91,13 @@ class VAPOTrainer:
             raise ConfigError(f"args is a {type(self.args).__name__}. Give a VAPOConfig: it takes the same arguments.")
         if train_dataset is None:
             raise ConfigError("VAPOTrainer needs a train_dataset: rows with a prompt.")
-        self.output_dir = Path(self.args.output_dir)
+        if isinstance(model, PathLike):
+            model = str(model)
+        if not isinstance(model, str | PreTrainedModel):
+            raise ConfigError(
+                f"model is a {type(model).__name__}. Give a hub id, a folder, or a causal language model."
+            )
+        self.output_dir = Path(self.args.output_dir).absolute()
         self.processing_class = processing_class or _tokenizer_of(model)
         rewards = Rewards(
             _functions(reward_funcs, reward_processing_classes, self.processing_class),
@@ -90,11 +106,15 @@ class VAPOTrainer:
         )
         self.task = RecordsTask(train_dataset, eval_dataset, rewards, self.args.max_completion_length)
         self._given = model
+        self._trusts = self.args.trusts_remote_code
+        self._asked = False
         settings = self.args.as_settings(len(self.task.train))
         self._source = model if isinstance(model, str) and processing_class is None else ""
         extra = {"model": {"policy": self._source or str(self._start), **_adapters(peft_config)}}
         layers = [file_layer("VAPOConfig", settings), file_layer("VAPOTrainer", extra)]
-        self._config = resolve([*layers, file_layer("VAPOConfig(settings=...)", self.args.settings)])
+        layers.append(file_layer("VAPOConfig(settings=...)", self.args.settings))
+        self._config = resolve(layers)
+        self._settings = _resumable(layers)
         steps = self._config.sections.trainer.steps
         self._observer = CallbackObserver(callbacks or (), self.args, steps, processing_class=self.processing_class)
         self._model: PreTrainedModel | None = None
@@ -126,61 +146,105 @@ class VAPOTrainer:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The trained policy, as it lies in policy/; before training the model that was given."""
-        if isinstance(self._given, PreTrainedModel) and not (self.output_dir / "policy").exists():
-            return self._given
+        """The trained policy: of policy/, or of the newest checkpoint; before training the model that was given."""
         if self._model is None:
-            self._model = AutoModelForCausalLM.from_pretrained(self._policy(), use_safetensors=True)
+            trained = self._trained()
+            if trained is None and isinstance(self._given, PreTrainedModel):
+                return self._given
+            self._model = load_policy(trained or str(self._given), trust_remote_code=self._trusts)
         return self._model
 
-    def train(self, resume_from_checkpoint: bool | str | None = None) -> dict[str, float]:
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> dict[str, float]:
         """Train to the end, in `output_dir`; the metrics of the last step.
 
         `resume_from_checkpoint` True goes on from the newest checkpoint in `output_dir`, exactly; a path has to be that
-        folder or one in it. Returns also where a callback or Ctrl-C has stopped training: its state is saved then.
-        Raises DivergedError and VerifierBrokenError.
+        folder, or the newest checkpoint in it. In the main thread Ctrl-C and SIGTERM save and stop, and a stop that a
+        callback asked for returns as if training had ended: its state is saved.
+
+        Raises StoppedError after Ctrl-C or SIGTERM, DivergedError, VerifierBrokenError; ConfigError where a resume
+        finds other rows or settings.
         """
         with LiveView() as self._observer.view:
-            self._observer.tell("on_train_begin")
             try:
-                lifecycle.finish(self._run(resume_from_checkpoint))
-            except StoppedError:
-                if not self._observer.control.should_training_stop:
-                    raise
+                if current_thread() is main_thread():
+                    carry_out(lambda: self._run(resume_from_checkpoint), self._finish)
+                else:
+                    self._finish(self._run(resume_from_checkpoint), lambda _: None)
+            except AskedToStopError:
+                pass
             finally:
                 self._observer.tell("on_train_end")
         self._model = None
         steps = [line for line in self.metrics if line.get("phase") == "train"]
         return {key: value for key, value in (steps[-1] if steps else {}).items() if isinstance(value, int | float)}
 
-    def _run(self, resume: bool | str | None) -> Any:
-        if resume:
-            folder = Path(resume) if isinstance(resume, str) else self.output_dir
-            if self.output_dir.resolve() not in [folder.resolve(), *folder.resolve().parents]:
-                raise ConfigError(
-                    f"resume_from_checkpoint={resume} is not in output_dir={self.output_dir}: a run goes on in its own "
-                    "folder. Set output_dir to that run's."
-                )
-            run = lifecycle.resume(self.output_dir, self._observer, self.task)
-        else:
-            self._keep_start()
-            run = lifecycle.begin(self.config, self.output_dir, self._observer, self.task)
+    def _finish(self, run: Run, on_new: Callable[[Run], None]) -> None:
+        """Carry out the run; raises AskedToStopError where it ended because a callback asked for it."""
+        self._observe(run)
+
+        def took_over(new: Run) -> None:
+            on_new(new)
+            self._observe(new)
+
+        again = partial(lifecycle.resume, self.output_dir, self._observer, self.task)
+        try:
+            lifecycle.finish_through(run, again, took_over)
+        except StoppedError as error:
+            if type(error) is StoppedError and self._asked:
+                raise AskedToStopError(str(error)) from None
+            raise
+
+    def _observe(self, run: Run) -> None:
+        """Let callbacks stop this run from now on."""
+        self._asked = False
 
         def stop() -> None:
-            run.stop_requested = True
+            self._asked = run.stop_requested = True
 
         self._observer.stop = stop
-        return run
+
+    def _run(self, resume: bool | str | Path | None) -> Run:
+        if not resume:
+            if (self.output_dir / "config.yaml").exists():
+                raise ConfigError(
+                    f"output_dir={self.output_dir} holds a run already. Go on with it by "
+                    "train(resume_from_checkpoint=True), or choose another folder."
+                )
+            check_folder(self.output_dir)
+            self._observer.begin(0)
+            self._keep_start()
+            return lifecycle.begin(self.config, self.output_dir, self._observer, self.task)
+        kept = checkpoint.names(self.output_dir / "checkpoints")
+        allowed = [self.output_dir, *(self.output_dir / "checkpoints" / name for name in kept[:1])]
+        if resume is not True and Path(resume).absolute() not in allowed:
+            raise ConfigError(
+                f"resume_from_checkpoint={resume}: a run goes on in its own folder from its newest checkpoint, here "
+                f"{allowed[-1]}. For an older one: vapo fork {self.output_dir} --step N."
+            )
+        newest = self.metrics[-1:]
+        self._observer.begin(int(newest[0]["step"]) if newest and newest[0]["phase"] == "train" else 0)
+        settings = Layer(Source.OPTION, "VAPOConfig", self._settings)
+        return lifecycle.resume(self.output_dir, self._observer, self.task, changes=[settings])
 
     def _keep_start(self) -> None:
         """Write a model that was given as an object, or with another tokenizer, to where the run finds it again."""
         if self._source:
             return
-        shutil.rmtree(self._start, ignore_errors=True)
-        given = self._given
-        if isinstance(given, str):
-            given = AutoModelForCausalLM.from_pretrained(given, use_safetensors=True)
-        save_model(given, self.processing_class, self._start)
+        if self._start.exists() and not (self._start / START_MARK).exists():
+            raise ConfigError(
+                f"{self._start} is there and not ours; it would hold the model. Choose another output_dir."
+            )
+        given = (
+            self._given
+            if isinstance(self._given, PreTrainedModel)
+            else load_policy(self._given, trust_remote_code=self._trusts)
+        )
+        temporary = self._start.with_name(f".{self._start.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_model(given, self.processing_class, temporary)
+        (temporary / START_MARK).write_text("The model that a VAPOTrainer was given; its run resumes from here.\n")
+        checkpoint.remove(self._start)
+        temporary.rename(self._start)
 
     def evaluate(self, eval_dataset: Iterable[Row] | None = None) -> dict[str, float]:
         """avg@k and pass@k of the trained policy (before training: of the given model) on held-out rows: `eval_*`.
@@ -190,11 +254,11 @@ class VAPOTrainer:
         task = self.task
         if eval_dataset is not None:
             task = RecordsTask(eval_dataset, eval_dataset, task.rewards, task.max_response_tokens)
-        trained = (self.output_dir / "policy").exists()
-        if not trained:
+        trained = self._trained()
+        if trained is None:
             self._keep_start()
         config = lifecycle.with_task(self._config, task)
-        model = replace(config.sections.model, policy=str(self._policy()) if trained else config.sections.model.policy)
+        model = replace(config.sections.model, policy=str(trained or config.sections.model.policy))
         config = dataclasses.replace(config, sections=config.sections.model_copy(update={"model": model}))
         with LiveView() as view:
             result = evaluate_model(config, None, view, task=task)
@@ -226,13 +290,29 @@ class VAPOTrainer:
         return str(commit.commit_url)
 
     def _policy(self) -> Path:
+        """The folder of the trained policy. Raises ModelError if there is none."""
+        if (trained := self._trained()) is None:
+            raise ModelError(f"There is no trained policy in {self.output_dir} yet: call train() first.")
+        return trained
+
+    def _trained(self) -> Path | None:
         """The folder of the trained policy, or of the newest checkpoint's where training was stopped."""
         if (policy := self.output_dir / "policy").exists():
             return policy
-        saved = checkpoint.newest(self.output_dir / "checkpoints", self._observer.alarm)
-        if saved is None or not (saved / "policy" / "config.json").exists():
-            raise ModelError(f"There is no trained policy in {self.output_dir} yet: call train() first.")
-        return saved / "policy"
+        for name in checkpoint.names(self.output_dir / "checkpoints"):
+            if (policy := self.output_dir / "checkpoints" / name / "policy" / "config.json").exists():
+                return policy.parent
+        return None
+
+
+def _resumable(layers: Sequence[Layer]) -> dict[str, Any]:
+    """The settings that a resume lays over the run's: all but those that name the method and the start."""
+    whole: dict[str, Any] = {}
+    for layer in layers:
+        whole = merge(whole, layer.values)
+    algorithm = {key: value for key, value in whole.get("algorithm", {}).items() if key not in ("preset", "without")}
+    model = {key: value for key, value in whole.get("model", {}).items() if key not in ("policy", "critic")}
+    return {**whole, "algorithm": algorithm, "model": model}
 
 
 def _refuse(**given: bool) -> None:
@@ -287,15 +367,16 @@ def _functions(
     return functions
 
 
-PLAIN_LORA: Mapping[str, tuple[Any, ...]] = {
-    "lora_dropout": (0, 0.0),
-    "use_dora": (False,),
-    "use_rslora": (False,),
-    "bias": ("none",),
-    "modules_to_save": (None,),
-    "target_modules": (None, "all-linear"),
-}
-"""Fields of a LoraConfig and the values that are taken: adapters go on every linear layer of the policy."""
+LORA_FIELDS = (
+    "r",
+    "lora_alpha",
+    "task_type",
+    "target_modules",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+)
+"""Fields of a LoraConfig that may differ from its defaults; the first two are taken."""
 
 
 def _adapters(peft: Any) -> dict[str, Any]:
@@ -304,10 +385,13 @@ def _adapters(peft: Any) -> dict[str, Any]:
         return {}
     if getattr(peft.peft_type, "value", peft.peft_type) != "LORA":
         raise ConfigError(f"peft_config is a {type(peft).__name__}; only LoraConfig is taken.")
-    for name, values in PLAIN_LORA.items():
-        if (value := getattr(peft, name, values[0])) not in values:
-            raise ConfigError(
-                f"peft_config: {name}={value} is not taken; leave it out. Adapters go on all linear layers, without "
-                "dropout."
-            )
+    plain = type(peft)()
+    for name in dataclasses.asdict(plain):
+        if name not in LORA_FIELDS and getattr(peft, name) != getattr(plain, name):
+            raise ConfigError(f"peft_config: {name}={getattr(peft, name)} is not taken; leave it out.")
+    if peft.target_modules not in (None, "all-linear"):
+        raise ConfigError(
+            f"peft_config: target_modules={peft.target_modules} is not taken; leave it out. Adapters go on all linear "
+            "layers."
+        )
     return {"policy_lora": peft.r, "lora_alpha": float(peft.lora_alpha)}

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
-from vapo.errors import command
+from vapo.errors import ConfigError, command
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
 
@@ -32,25 +32,30 @@ def fork(
 
     The run that it comes from stays as it is.
     """
+    from vapo.session.forking import checkpoint_of
     from vapo.session.forking import fork as copy_run
     from vapo.session.layers import set_layer
     from vapo.session.run_dirs import load_run_config
 
+    run = run.resolve()
     changes = [set_layer(text) for text in set_ or []]
-    if (run / "config.yaml").is_file():
-        load_run_config(run, changes)  # a wrong setting is named before anything is copied
-    path = copy_run(run, step, run_dir or _free(run))
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run} is not a run directory: it has no config.yaml. Check the path.")
+    config = load_run_config(run, changes)
+    name = checkpoint_of(run, step, config.sections.trainer.steps)
+    path = run_dir or _free(run)
+    copy_run(run, name, path)
 
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
     with view_for(as_json) as view:
-        again = partial(lifecycle.resume, path, view)
+        restart = partial(lifecycle.resume, path, view)
         carry_out(
-            partial(again, changes=changes, allow_change=True),
-            lambda run, on_new: lifecycle.finish_through(run, again, on_new),
+            partial(restart, changes=changes, allow_change=True),
+            lambda run, on_new: lifecycle.finish_through(run, restart, on_new),
         )
     if as_json:
-        print(json_text({"run": str(path), "from": str(run), "step": step}))
+        print(json_text({"run": str(path), "from": str(run), "checkpoint": name}))
     else:
         Console(soft_wrap=True).print(f"Compare   {command('compare', run, path)}", highlight=False)
 
@@ -92,10 +97,10 @@ def pretrain_critic(
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
     with view_for(as_json) as view:
-        again = partial(lifecycle.resume, path, view)
+        restart = partial(lifecycle.resume, path, view)
         carry_out(
             lambda: lifecycle.begin(config, path, view),
-            lambda run, on_new: lifecycle.finish_through(run, again, on_new),
+            lambda run, on_new: lifecycle.finish_through(run, restart, on_new),
         )
     if as_json:
         print(json_text({"run": str(path), "critic": str(path / "critic")}))

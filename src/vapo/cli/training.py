@@ -117,10 +117,10 @@ def train(
         return
     with view_for(as_json) as view:
         begin = partial(lifecycle.begin, config, path, view)
-        again = partial(lifecycle.resume, path, view)
+        restart = partial(lifecycle.resume, path, view)
         carry_out(
             lambda: lifecycle.profiled(begin(), profiled, view.show),
-            lambda run, on_new: lifecycle.finish_through(run, again, on_new),
+            lambda run, on_new: lifecycle.finish_through(run, restart, on_new),
         )
     again = ["train", *([source] if source else [])]
     again += [part for text in set_ or [] for part in ("--set", text)]
@@ -173,10 +173,10 @@ def resume(
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
     with view_for(as_json) as view:
-        again = partial(lifecycle.resume, run, view)
+        restart = partial(lifecycle.resume, run, view)
         carry_out(
-            partial(again, changes=changes, allow_change=allow_change),
-            lambda resumed, on_new: lifecycle.finish_through(resumed, again, on_new),
+            partial(restart, changes=changes, allow_change=allow_change),
+            lambda resumed, on_new: lifecycle.finish_through(resumed, restart, on_new),
         )
     _closing_words(run, as_json)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from vapo.errors import ModelError
 from vapo.models.loading import read_tokenizer
@@ -23,9 +24,13 @@ class RewardModel:
 
     def __init__(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, batch: int = 8) -> None:
         self.__name__ = name
-        self.model, self.tokenizer, self.batch = model.eval().requires_grad_(False), tokenizer, batch
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        self.model, self.batch = model.eval().requires_grad_(False), batch
+        self.tokenizer = copy.deepcopy(tokenizer)  # it may be the policy's
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if isinstance(config := getattr(model, "config", None), PreTrainedConfig):
+            # by it a classifier finds the last token of each text
+            config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
 
     @classmethod
     def load(cls, source: str) -> RewardModel:

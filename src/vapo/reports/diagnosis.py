@@ -18,6 +18,8 @@ from vapo.metrics import EventName, Phase, metric_called
 from vapo.reports.runfiles import Record, RunFiles
 
 Weight = Literal["error", "warning", "note"]
+VERIFIER_BROKEN = "verifier broken"
+"""The name of the event of a run that ended because it could not judge."""
 FEWEST_STEPS = 5
 """Joint steps below which nothing is said of how training goes."""
 
@@ -46,6 +48,14 @@ def diagnose(run: RunFiles) -> list[Finding]:
 
 
 # ---------------------------------------------------------------------- what ended or stopped it
+
+
+def _broken_verifier(run: RunFiles) -> Iterable[Finding]:
+    broken = [event for event in run.alarms if event.get("name") == VERIFIER_BROKEN]
+    if broken and not (run.path / "policy").exists():
+        yield Finding(
+            "verifier broken", "error", str(broken[-1].get("message")), "mend the verifier or the reward function"
+        )
 
 
 def _ended(run: RunFiles) -> Iterable[Finding]:
@@ -105,6 +115,10 @@ def _outcomes(run: RunFiles) -> Iterable[Finding]:
     late = _late(run)
     accuracy = _mean(late, "accuracy")
     if accuracy is None:
+        return
+    if _by_score(run):  # what counts is the score; being right is a threshold of it
+        if _mean(late, "reward_std") == 0:
+            yield Finding("equal scores", "error", "all responses have one score", "look at the reward functions")
         return
     count = int(sum(line.get("verdict/judged") or 0 for line in late))
     if accuracy == 0:
@@ -340,6 +354,7 @@ def _time(run: RunFiles) -> Iterable[Finding]:
 
 
 RULES: Sequence[Rule] = (
+    _broken_verifier,
     _nothing_logged,
     _ended,
     _damaged,
@@ -379,6 +394,11 @@ def _setting(run: RunFiles, section: str, key: str, default: Any = None) -> Any:
     found = run.config.get(section)
     value = found.get(key, default) if isinstance(found, dict) else default
     return default if value is None else value
+
+
+def _by_score(run: RunFiles) -> bool:
+    reward = _setting(run, "algorithm", "reward", {})
+    return isinstance(reward, dict) and reward.get("by") == "score"
 
 
 def _group_size(run: RunFiles) -> int:

@@ -16,15 +16,11 @@ SETTINGS = (SOURCES, METHOD, "environment.json", "config.yaml")
 """The last one makes a folder a run."""
 
 
-def fork(run: Path, step: int | None, path: Path) -> Path:
-    """Copy a run as its checkpoint of joint step `step` (None: the newest) has it to the new folder `path`.
+def checkpoint_of(run: Path, step: int | None, steps: int) -> str:
+    """The name of the run's checkpoint of joint step `step` (None: the newest), from which a fork trains to `steps`.
 
-    The copy is to be resumed, which cuts its logs to that step.
-
-    Raises ConfigError for a folder that is no run, a step without a kept checkpoint, and a `path` that is not empty.
+    Raises ConfigError for a step without a kept checkpoint, and where nothing is left to train.
     """
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run} is not a run directory: it has no config.yaml. Check the path.")
     kept = checkpoint.names(run / "checkpoints")
     if not kept:
         raise ConfigError(
@@ -33,10 +29,24 @@ def fork(run: Path, step: int | None, path: Path) -> Path:
         )
     name = kept[0] if step is None else f"step_{step:06d}"
     if name not in kept:
+        known = [str(_step(other)) for other in sorted(kept) if _step(other)]
         raise ConfigError(
-            f"{run} keeps no checkpoint of step {step}; there are {', '.join(sorted(kept))}. Take one of them, or "
-            "keep more with checkpoint.keep and checkpoint.every."
+            f"{run} keeps no checkpoint of step {step}; there are those of {', '.join(known) or 'no step'}. Take "
+            "one of them, or keep more with checkpoint.keep and checkpoint.every."
         )
+    if _step(name) >= steps:
+        raise ConfigError(
+            f"The checkpoint of step {_step(name)} is the run's last, with trainer.steps={steps}: nothing is left to "
+            f"train. Take an earlier --step, or go further: --set trainer.steps={2 * steps}."
+        )
+    return name
+
+
+def fork(run: Path, name: str, path: Path) -> None:
+    """Copy a run as its checkpoint of that name has it to the new folder `path`.
+
+    The copy is to be resumed, which cuts its logs to that step. Raises ConfigError for a `path` that is not empty.
+    """
     check_folder(path)
     path.mkdir(parents=True, exist_ok=True)
     shutil.copytree(run / "checkpoints" / name, path / "checkpoints" / name)
@@ -45,7 +55,11 @@ def fork(run: Path, step: int | None, path: Path) -> Path:
     for file in (*LOGS, *SETTINGS):
         if (run / file).exists():
             shutil.copy2(run / file, path / file)
-    return path
+
+
+def _step(name: str) -> int:
+    """The joint step of a checkpoint; 0 during value pretraining."""
+    return int(name.removeprefix("step_")) if name.startswith("step_") else 0
 
 
 def _later(name: str) -> Callable[[str, list[str]], list[str]]:

@@ -20,11 +20,21 @@ from safetensors import SafetensorError
 from vapo.algo.method import Gae
 from vapo.durability import checkpoint
 from vapo.durability.watch import Watchdog
-from vapo.errors import CheckpointError, ConfigError, DivergedError, RankError, StoppedError, command, counted
+from vapo.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    RankError,
+    StoppedError,
+    VerifierBrokenError,
+    command,
+    counted,
+)
 from vapo.json_text import json_text
 from vapo.metrics import EventName, Phase
 from vapo.models.matrix_rate import rate_words
 from vapo.reports.curves import curves_png
+from vapo.reports.diagnosis import VERIFIER_BROKEN
 from vapo.reports.model_card import model_card
 from vapo.reports.page import write_report
 from vapo.reports.runfiles import read_jsonl
@@ -367,6 +377,9 @@ def finish(run: Run, *, report: bool = True) -> Run:
         failed = False
     except DivergedError as error:
         run.folder.event(EventName.DIVERGED, message=str(error))  # a comparison counts it
+        raise
+    except VerifierBrokenError as error:
+        run.folder.event(EventName.ALARM, message=str(error), name=VERIFIER_BROKEN)
         raise
     except (OSError, SafetensorError) as error:
         if not checkpoint.refused(error):

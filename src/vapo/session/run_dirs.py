@@ -91,7 +91,8 @@ def config_to_resume(run_dir: Path, task: Task | None = None, changes: Sequence[
     if task is None and not is_known(name):
         raise ConfigError(
             f"{run_dir} was trained on a task of your own, {name!r}. "
-            "Resume it from Python: vapo.resume(run_dir, task=...)."
+            "Resume it from Python: vapo.resume(run_dir, task=...), or where a VAPOTrainer made it, "
+            "trainer.train(resume_from_checkpoint=True)."
         )
     if task is not None and task.name != name:
         raise ConfigError(f"{run_dir} was trained on the task {name!r}, not on {task.name!r}. Give it that one.")

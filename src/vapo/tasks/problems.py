@@ -60,7 +60,7 @@ class ProblemOptions:
     """The system message before the problem."""
     verifier: str = "math"
     """The verifier: math, exact, an installed plug-in, package.module:function or file.py:function."""
-    right_at: float = number(0.99, gt=0)
+    right_at: float = number(0.99)
     """The lowest score that counts as right. With algorithm.reward.by=score a lower one is worth its share, and what is
     right matters to the LM loss, dynamic sampling and accuracy only."""
     verifier_workers: int | None = number(None, ge=1, unit="processes")
@@ -162,6 +162,11 @@ class Problems:
     def __init__(
         self, name: str, options: ProblemOptions, on_progress: Progress | None = None, *, graded: bool = False
     ) -> None:
+        if not graded and not 0 < options.right_at <= 1:
+            raise ConfigError(
+                f"task.right_at must be in (0, 1], got {options.right_at:g}: a score is right or wrong here. "
+                "Other scores count with algorithm.reward.by=score."
+            )
         self.name, self.options = name, options
         self.max_response_tokens = options.max_response_tokens
         self.drops: list[Drop] = []

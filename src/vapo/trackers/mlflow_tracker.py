@@ -21,11 +21,10 @@ _AT_ONCE = 100
 
 
 class MlflowTracker:
-    """Figures as metrics, settings as parameters, samples as JSON lines among the artifacts, alarms as tags."""
+    """Figures as metrics, settings as parameters; samples as JSON lines and alarms as texts among the artifacts."""
 
     def __init__(self, run: TrackedRun) -> None:
         self._client = MlflowClient()
-        self._alarms: list[str] = []
         if run.earlier is not None:
             self.id = run.earlier
             self._client.update_run(self.id, status="RUNNING")
@@ -51,9 +50,7 @@ class MlflowTracker:
 
     def alarm(self, message: str, step: int) -> None:
         """See `Tracker`."""
-        self._alarms.append(f"step {step}: {message}")
-        self._client.log_text(self.id, "\n".join(self._alarms) + "\n", "alarms.txt")
-        self._client.set_tag(self.id, "alarms", str(len(self._alarms)))
+        self._client.log_text(self.id, f"step {step}: {message}\n", f"alarms/{time.time_ns()}.txt")
 
     def close(self, *, failed: bool) -> None:
         """See `Tracker`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -46,19 +47,22 @@ class TrackingObserver:
         """Connect the trackers to a run that goes on from this joint step (0: that begins)."""
         self._step = step
         path = self._folder / IDS
-        ids = json.loads(path.read_text()) if path.exists() else {}
+        ids = _read_ids(path)
         for line in self._lines:
             line.begin(TrackedRun(self._folder, self._config, step, ids.get(line.name)))
             if line.id is not None:
                 ids[line.name] = line.id
-        path.write_text(json_text(ids, indent=1))
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json_text(ids, indent=1))
+        temporary.rename(path)
 
     def close(self, *, failed: bool) -> None:
         """Let the trackers send what is left, for `END_S` seconds at most."""
         for line in self._lines:
             line.put(lambda tracker: tracker.close(failed=failed))
+        deadline = time.monotonic() + END_S
         for line in self._lines:
-            if not line.end():
+            if not line.end(deadline):
                 self._view.note(f"{line.name} did not end within {END_S:g} s and was left behind")
 
     def _send(self, message: Message) -> None:
@@ -95,7 +99,8 @@ class TrackingObserver:
     def evaluation(self, result: dict[str, Any]) -> None:
         """See `Observer`."""
         self._view.evaluation(result)
-        figures = {f"evaluation/{name}": value for name, value in numbers(result).items()}
+        scores = {name: value for name, value in result.items() if name not in ("step", "k", "prompts")}
+        figures = {f"evaluation/{name}": value for name, value in numbers(scores).items()}
         step = int(result["step"])
         self._send(lambda tracker: tracker.figures(figures, step))
 
@@ -120,7 +125,6 @@ class _Line:
         self._tracker: Tracker | None = None
         self._queue: Queue[Message | None] = Queue(WAITING)
         self._thread: Thread | None = None
-        self._is_full = False
 
     def begin(self, run: TrackedRun) -> None:
         """Connect, for `END_S` seconds at most; the id is known then. A tracker that cannot be reached is left out."""
@@ -151,19 +155,18 @@ class _Line:
         try:
             self._queue.put_nowait(message)
         except Full:
-            if not self._is_full:
-                self._is_full = True
-                self._lost(self.name, f"{WAITING} messages wait for it")
+            self._tracker = None
+            self._lost(self.name, f"{WAITING} messages wait for it")
 
-    def end(self) -> bool:
-        """Wait until everything is sent; False if that takes too long."""
+    def end(self, deadline: float) -> bool:
+        """Wait until everything is sent; False if that takes longer."""
         if self._thread is None:
             return True
         try:
-            self._queue.put(None, timeout=END_S)
+            self._queue.put(None, timeout=max(0.0, deadline - time.monotonic()))
         except Full:
             return False
-        self._thread.join(END_S)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive()
 
     def _work(self) -> None:
@@ -176,6 +179,15 @@ class _Line:
             except (Exception, SystemExit) as error:
                 self._tracker = None
                 self._lost(self.name, f"{type(error).__name__}: {error}")
+
+
+def _read_ids(path: Path) -> dict[str, str]:
+    """The ids that an earlier start has written; none from a file that is cut short."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ class TrackioTracker:
     """Figures with their step, samples as tables, alarms as alerts."""
 
     def __init__(self, run: TrackedRun) -> None:
-        self.id = run.earlier or run.name
+        self.id = run.earlier or f"{run.name}-{secrets.token_hex(3)}"  # many runs lie in folders of one name
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=self.id, config=dict(run.config), resume="allow"
         )

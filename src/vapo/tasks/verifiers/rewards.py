@@ -28,9 +28,9 @@ class Rewards:
     the function does not apply to that response. Coroutine functions run together.
 
     The score of a response is the sum of weight times reward over the functions that apply. It is right from
-    `right_at` on (None: 99 % of the sum of the weights, which is full marks for rewards from 0 to 1). Where no function
-    applies, or one gives NaN, an infinity or no number, the verdict is invalid, with the reason; so are all verdicts of
-    a call in which a function raises, or gives another number of rewards.
+    `right_at` on (None: 99 % of the positive weights' sum, which is full marks for rewards from 0 to 1). Where no
+    function applies, or one gives NaN, an infinity or no number, the verdict is invalid, with the reason; so are all
+    verdicts of a call in which a function raises, or gives another number of rewards.
     """
 
     def __init__(
@@ -48,7 +48,13 @@ class Rewards:
                 f"{counted(len(self.functions), 'reward function')}. Give one for each."
             )
         self.names = _names(self.functions)
-        self.right_at = 0.99 * sum(self.weights) if right_at is None else right_at
+        full = sum(weight for weight in self.weights if weight > 0)
+        if right_at is None and not full > 0:
+            raise ConfigError(
+                "No reward has a positive weight, so there are no full marks. Say from which score on a response is "
+                "right: right_at=..."
+            )
+        self.right_at = 0.99 * full if right_at is None else right_at
 
     def judge(self, groups: Sequence[Sequence[Episode]]) -> list[Verdict]:
         """One verdict for each episode of all groups, in order. Every function is called once for all of them."""
@@ -161,8 +167,16 @@ def _rewards(result: Any) -> list[float | None] | None:
     listed = result.tolist() if hasattr(result, "tolist") else result
     if not isinstance(listed, list | tuple):
         return None
-    return [None if x is None else float(x) if isinstance(x, SupportsFloat) else math.nan for x in listed]
+    return [None if x is None else _number(x) for x in listed]
 
 
-def _drop(*_: Any) -> None:
+def _number(reward: Any) -> float:
+    """The reward as a float; NaN for what is no number, such as a tensor of several."""
+    try:
+        return float(reward) if isinstance(reward, SupportsFloat) else math.nan
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
+def _drop(*_: Any, **__: Any) -> None:
     """Drop what a reward function logs."""
