@@ -115,7 +115,7 @@ def measure(samples: int, workers: int, mean_tokens: int, seconds: float, group:
         workers,
         backend=Futures(),
         spawn=spawn,
-        begin=lambda process: process.call("start"),
+        begin=lambda _, process: process.call("start"),
         hand_over=lambda process: process.call("load"),
         restarts=RestartBudget(0, print),
         answer_limit_s=600,

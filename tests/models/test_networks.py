@@ -29,7 +29,7 @@ from vapo.errors import ModelError
 from vapo.models.loading import load_critic, load_policy, load_tokenizer, render
 from vapo.models.logprobs import token_logps
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout, logits_head, value_head
-from vapo.models.saving import load_optimizer, load_weights, save_model, save_optimizer
+from vapo.models.saving import load_optimizer, load_weights, save_model, save_moments, whole_moments
 from vapo.types import Prompt
 
 ARCHITECTURES = {
@@ -237,7 +237,7 @@ def test_weights_and_optimizer_are_saved_and_loaded_bit_for_bit(tmp_path: Path):
         Policy(model).logp(some_sequences(), 8)[0].sum().backward()
         optimizer.step()
     save_model(model, None, tmp_path / "m")
-    save_optimizer(optimizer, tmp_path / "o.safetensors")
+    save_moments(whole_moments(optimizer), tmp_path / "o.safetensors")
     other = toys.tiny_llama(seed=5)
     again = torch.optim.AdamW(other.parameters(), lr=1e-3, fused=True)
     load_weights(other, tmp_path / "m")

@@ -319,6 +319,12 @@ def test_a_gpu_without_room_for_both_says_how_much_each_takes():
         assert words in str(caught.value)
 
 
+def test_vllm_is_told_over_how_many_gpus_to_split_the_model(tmp_path: Path):
+    settings = replace(QUICK, python=fake_python(tmp_path))
+    VllmEngine(settings, model_of(), log=tmp_path / "vllm.log", tensor_parallel=2).close()
+    assert "GPUs: 2" in (tmp_path / "vllm.log").read_text()
+
+
 def test_the_worker_needs_nothing_of_this_package():
     script = (
         f"import runpy, sys; runpy.run_path({vllm_worker.__file__!r}); print([m for m in sys.modules if 'vapo' in m])"

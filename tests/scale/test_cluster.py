@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+import toys
 from vapo.errors import ConfigError, EngineError
 from vapo.scale import reaper
 from vapo.scale.cluster import Cluster, Wanted
 from vapo.scale.nodes import check_software, software
 from vapo.scale.placement import place
 from vapo.scale.restarts import RestartBudget
+from vapo.session.scaling import placement_of, threads_of_each
+from vapo.session.schema import ScaleConfig
 
 DRIVER = """
 import os, signal, time
@@ -78,7 +81,7 @@ def test_an_address_that_does_not_answer_is_one_clear_error(scheme: str):
 
 @pytest.mark.parametrize("address", ["somewhere", "ray://host", "ray://host:port"])
 def test_an_address_of_another_form_is_named(address: str):
-    with pytest.raises(ConfigError, match="must be auto or ray://HOST:PORT"):
+    with pytest.raises(ConfigError, match="must be auto, HOST:PORT or ray://HOST:PORT"):
         Cluster(Wanted(1, address=address))
 
 
@@ -105,12 +108,40 @@ def test_colocated_engines_share_the_gpus_of_the_ranks_and_split_ones_have_their
     assert (on_cpus.ranks, on_cpus.engines) == ((), ((), ()))
 
 
+def test_an_engine_knows_the_names_of_its_gpus_which_are_on_one_machine():
+    cluster = Cluster.__new__(Cluster)
+    cluster._gpus = [("10.0.0.1", 0, "0"), ("10.0.0.1", 1, "1"), ("10.0.0.2", 0, "0"), ("10.0.0.2", 3, "3")]
+    assert cluster.names_of((2, 3)) == ("0", "3")
+    with pytest.raises(ConfigError, match=r"GPUs are on 10\.0\.0\.1 and 10\.0\.0\.2"):
+        cluster.names_of((1, 2))
+
+
+def test_only_vllm_splits_an_engine(tmp_path: Path):
+    scale = {"scale": {"backend": "ray", "gpus_per_node": 2, "tensor_parallel": 2}}
+    with pytest.raises(ConfigError, match=r"scale\.tensor_parallel=2 .*rollout\.engine=torch cannot"):
+        placement_of(toys.toy_config(tmp_path, scale))
+    vllm = {"rollout": {"engine": {"kind": "vllm"}}}
+    assert placement_of(toys.toy_config(tmp_path, scale, vllm)).engines == ((0, 1),)
+
+
+def test_processes_share_the_cores_of_their_machines(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    assert threads_of_each(ScaleConfig(nodes=2), 10**9, 16) == 8
+    assert threads_of_each(ScaleConfig(), 10**9, 100) == 1
+    assert threads_of_each(ScaleConfig(threads=5), 10**9, 16) == 5
+    assert threads_of_each(ScaleConfig(), 10**6, 1) == 1  # a tiny model
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         ({"gpus": 2, "training_ranks": 3, "rollout_workers": 1}, "asks for 3 GPUs and has 2"),
         ({"gpus": 4, "training_ranks": 3, "rollout_workers": 2, "placement": "split"}, "asks for 5 GPUs and has 4"),
         ({"gpus": 0, "training_ranks": 1, "rollout_workers": 1, "tensor_parallel": 2}, "scale.gpus_per_node is 0"),
+        (
+            {"gpus": 6, "training_ranks": 6, "rollout_workers": 3, "tensor_parallel": 2, "per_node": 3},
+            "would split an engine over machines of 3 GPUs",
+        ),
     ],
 )
 def test_more_processes_than_gpus_are_refused(asked: dict, message: str):

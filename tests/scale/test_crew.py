@@ -93,7 +93,7 @@ class Stage:
             size,
             backend=StubBackend(),
             spawn=self._spawn,
-            begin=lambda process: process.call("start", self.version),
+            begin=lambda _, process: process.call("start", self.version),
             hand_over=lambda process: process.call("load", self.version),
             restarts=RestartBudget(restarts, self.alarms.append),
             answer_limit_s=limit_s,
@@ -204,6 +204,15 @@ def test_more_losses_than_restarts_end_in_an_error():
     with pytest.raises(EngineError, match=r"stub \d was lost: it was killed.*2 times \(scale.restarts=2\)"):
         stage.double([1, 2, 3, 4])
     assert len(stage.alarms) == 2
+    stage.crew.close()
+
+
+def test_work_for_a_crew_that_lost_all_its_workers_is_refused():
+    stage = Stage(1, lambda process, number: process.kill(), restarts=0)
+    with pytest.raises(EngineError, match="was lost"):
+        stage.double([1])
+    with pytest.raises(EngineError, match=r"No worker is left .*scale\.restarts"):
+        stage.double([1])
     stage.crew.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from vapo.models.loading import load_policy
 from vapo.reports.live import SilentView
 from vapo.reports.runfiles import read_jsonl
 from vapo.scale.cluster import Cluster, Wanted
-from vapo.scale.rank import Rank
+from vapo.scale.rank import Failure, Rank
 from vapo.scale.ray_network import Ranks
 from vapo.scale.sharding import RankGroup
 from vapo.session import lifecycle as runs
@@ -236,11 +237,32 @@ def test_a_reference_takes_the_policys_weights_without_the_driver(ranks: Ranks, 
 
 def test_an_error_that_a_run_knows_comes_as_it_is_and_the_ranks_go_on(ranks: Ranks, base: Path, tmp_path: Path):
     networks = ranks.build(partial(load_learners, plan_of(base)), Spans())
+    do_steps(networks)  # so that the optimizers have moments, which the ranks exchange in a save
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(OSError, match="file"):
         networks["policy"].save(blocked)
     assert networks["policy"].score(batch_of(LENGTHS), ("logp",), micro_batch_tokens=100)["logp"].any()
+    save_all(networks, tmp_path / "free")
+
+
+def test_an_error_that_no_run_knows_is_an_error_of_the_rank(ranks: Ranks):
+    error = ranks._cause("step the policy", [], {}, {1: ValueError("x\nValueError: no such shape.")}, {})
+    assert isinstance(error, RankError)
+    assert error.would_repeat
+    assert re.match(r"Training rank 1 .* failed, asked to step the policy: ValueError: no such shape\.", str(error))
+
+
+def test_a_rank_that_runs_out_of_memory_while_it_hands_out_weights_says_so():
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    rank = Rank.__new__(Rank)
+    rank._weights = weights()
+    found = rank.next_weights(1)
+    assert isinstance(found, Failure)
+    assert found.out_of_memory
 
 
 RUNS = {

@@ -219,6 +219,29 @@ def test_a_new_task_option_counts_as_a_changed_setting():
     assert snapshot.changes(now, then) == ["task.side: None -> 7"]
 
 
+def test_more_workers_on_another_cluster_are_no_change_and_more_training_ranks_are_one():
+    then = {"scale": {"address": None, "restarts": 3, "rollout_workers": 1, "verifier_workers": 1, "training_ranks": 1}}
+    now = {
+        "scale": {"address": "auto", "restarts": 9, "rollout_workers": 4, "verifier_workers": 0, "training_ranks": 2}
+    }
+    assert snapshot.changes(now, then) == ["scale.training_ranks: 1 -> 2"]
+
+
+def test_what_a_run_holds_is_closed_also_where_one_end_raises(base: Path, tmp_path: Path):
+    run, ended = toys.toy_run(base, tmp_path / "run"), list[str]()
+
+    def refuse() -> None:
+        raise RuntimeError("the engine hangs")
+
+    run.source.close = run.engine.close = refuse
+    run.closing.append(lambda: ended.append("cluster"))
+    run.on_end.append(lambda failed: ended.append(f"trackers, {failed}"))
+    with pytest.raises(RuntimeError, match="the engine hangs"):
+        runs.finish(run, report=False)
+    assert ended == ["cluster", "trackers, False"]
+    resume(tmp_path / "run", {}).folder.close()  # its lock is free
+
+
 def test_a_task_option_that_json_cannot_say_is_no_change_after_a_resume():
     now = {"task": {"name": "mine", "limit": math.inf, "weights": [0.5, math.nan]}}
     then = json.loads(json_text(now))  # as the checkpoint holds it

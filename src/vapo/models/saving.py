@@ -110,21 +110,22 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
                 tensor.copy_(weights[name.replace(".base_layer.", ".")])
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, *, first: bool = True) -> None:
-    """Save all moments as `<parameter index>.<name>` tensors; hyper-parameters are in the config and not saved.
-
-    Of a sharded model every process takes part, and the `first` one writes the same file.
-    """
-    state = optimizer.state_dict()["state"]
-    tensors = {}
-    for i, entry in state.items():
+def whole_moments(optimizer: torch.optim.Optimizer, *, first: bool = True) -> dict[str, Tensor]:
+    """All moments as `<parameter index>.<name>` tensors on the CPU. Of a sharded model every process takes part, and
+    only the `first` one gets them."""
+    moments = {}
+    for i, entry in optimizer.state_dict()["state"].items():
         for key, value in entry.items():
             moment = whole(value)
             if first:
-                tensors[f"{i}.{key}"] = moment
-    if not first:
-        return
-    save_file(tensors, path, metadata={"content": json_text({"parameters": len(state)})})
+                moments[f"{i}.{key}"] = moment.cpu()
+    return moments
+
+
+def save_moments(moments: Mapping[str, Tensor], path: Path) -> None:
+    """Save what `whole_moments` returned; an optimizer's hyper-parameters are in the config and not saved."""
+    parameters = len({name.split(".", 1)[0] for name in moments})
+    save_file(dict(moments), path, metadata={"content": json_text({"parameters": parameters})})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

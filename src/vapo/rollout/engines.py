@@ -39,11 +39,13 @@ def make_engine(
     log: Path | None = None,
     trust_remote_code: bool = False,
     on_alarm: Callable[[str], None] | None = None,
+    tensor_parallel: int = 1,
 ) -> RolloutEngine:
     """The engine that the settings describe, sampling from `model`.
 
     `weights` are those of a model that has none, see `sampler_of`; None are the model's own. `log` is the file for what
-    an engine in another process writes, `on_alarm` is told when it has to be started again.
+    an engine in another process writes, `on_alarm` is told when it has to be started again. vLLM splits the model over
+    `tensor_parallel` GPUs, all those that this process sees.
     """
     match settings:
         case TorchEngineSettings(slots=slots, graphs=graphs):
@@ -51,4 +53,12 @@ def make_engine(
         case GenerateEngineSettings(slots=slots):
             return GenerateEngine(model, slots=slots)
         case VllmEngineSettings():
-            return VllmEngine(settings, model, weights, log=log, trust_remote_code=trust_remote_code, on_alarm=on_alarm)
+            return VllmEngine(
+                settings,
+                model,
+                weights,
+                log=log,
+                trust_remote_code=trust_remote_code,
+                on_alarm=on_alarm,
+                tensor_parallel=tensor_parallel,
+            )

@@ -64,11 +64,12 @@ class VllmEngine:
         log: Path | None = None,
         trust_remote_code: bool = False,
         on_alarm: Callable[[str], None] | None = None,
+        tensor_parallel: int = 1,
     ) -> None:
         if not isinstance(model, PreTrainedModel):
             raise ModelError(f"vLLM samples from transformers models; {type(model).__name__} is none.")
         check_environment(settings)
-        self._settings, self._trust = settings, trust_remote_code
+        self._settings, self._trust, self._tensor_parallel = settings, trust_remote_code, tensor_parallel
         self._on_alarm = on_alarm or _silent
         self._own_log = log is None
         self._log = log or Path(tempfile.mkdtemp(prefix="vapo-vllm-")) / LOG
@@ -203,6 +204,7 @@ class VllmEngine:
                 "cache_gb": settings.cache_gb,
                 "sleep": settings.sleep,
                 "eager": settings.eager,
+                "tensor_parallel": self._tensor_parallel,
                 "trust_remote_code": self._trust,
             },
             limit_s=settings.start_limit_s,

@@ -63,7 +63,9 @@ class Worker:
         memory: Message = {"enable_sleep_mode": options["sleep"], "gpu_memory_utilization": options["memory_share"]}
         if not on_gpu:
             memory = {"kv_cache_memory_bytes": int(options["cache_gb"] * 2**30)}
-        eager = options["eager"]
+        eager, parallel = options["eager"], options["tensor_parallel"]
+        if parallel > 1:  # processes on this machine: vLLM's own choice may be a Ray of its own
+            memory |= {"tensor_parallel_size": parallel, "distributed_executor_backend": "mp"}
         self._llm = vllm.LLM(
             model=model,
             skip_tokenizer_init=True,

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Wanted:
     nodes: int = 1
     gpus_per_node: int = 0
     address: str | None = None
-    """None starts a cluster on this machine; `auto` or `ray://HOST:PORT` joins one."""
+    """None starts a cluster on this machine; `auto`, `HOST:PORT` or `ray://HOST:PORT` joins one."""
     restarts: int = 3
 
     @property
@@ -68,7 +68,8 @@ class RemoteProcess:
         self._actor, self._ray = actor, ray
         self._asked = actor.whereabouts.remote()
         self._place: Whereabouts | None = None
-        self._killed = False
+        self.killed = False
+        """Whether `kill` was called."""
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Begin a call; a reference to its result, for `ray.wait` and `ray.get`."""
@@ -89,9 +90,9 @@ class RemoteProcess:
 
     def kill(self) -> None:
         """End it for good, at once, also if it hangs or is stopped. A second call does nothing."""
-        if self._killed:
+        if self.killed:
             return
-        self._killed = True
+        self.killed = True
         with contextlib.suppress(Exception):  # it may be dead, and so may the cluster
             self.place(0)
         with contextlib.suppress(Exception):
@@ -128,6 +129,8 @@ class Cluster:
         self._processes: list[RemoteProcess] = []
         self._group: Any = None
         self._order: list[int] = []
+        self._gpus: list[tuple[str, int, str]] = []
+        """(machine, number, name for CUDA) of each GPU, in the run's order."""
         self.owned = not self._ray.is_initialized()
         """Whether this object connected, and disconnects in the end."""
         try:
@@ -169,14 +172,18 @@ class Cluster:
             how |= {"num_cpus": 0, "num_gpus": share, "scheduling_strategy": self._bundle(self._order[gpu])}
         made = self._ray.remote(actor).options(**how).remote(*arguments, **options)
         process = RemoteProcess(name, made, self._ray)
-        self._processes.append(process)
+        self._processes = [*(one for one in self._processes if not one.killed), process]
         return process
 
-    def retire(self, process: RemoteProcess) -> None:
-        """Kill a process and forget it."""
-        process.kill()
-        if process in self._processes:
-            self._processes.remove(process)
+    def names_of(self, gpus: Sequence[int]) -> tuple[str, ...]:
+        """What CUDA_VISIBLE_DEVICES calls these GPUs on their machine. Raises ConfigError if they are on several."""
+        machines = {self._gpus[gpu][0] for gpu in gpus}
+        if len(machines) > 1:
+            raise ConfigError(
+                f"One engine's GPUs are on {' and '.join(sorted(machines))}, and vLLM splits an engine over one "
+                "machine's. Lower scale.tensor_parallel, or give the run whole machines."
+            )
+        return tuple(self._gpus[gpu][2] for gpu in gpus)
 
     def close(self) -> None:
         """End all actors, and the cluster if it was started here. May be called twice."""
@@ -202,8 +209,8 @@ class Cluster:
         """Start Ray on this machine, for this process alone."""
         if self.wanted.nodes > 1:
             raise ConfigError(
-                f"scale.nodes={self.wanted.nodes} needs a cluster that runs already: set scale.address to auto or "
-                "ray://HOST:PORT (docs/scale.md)."
+                f"scale.nodes={self.wanted.nodes} needs a cluster that runs already: set scale.address to auto, "
+                "HOST:PORT or ray://HOST:PORT (docs/scale.md)."
             )
         folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_short_folder()))
         self._reaper = subprocess.Popen(  # noqa: S603 - our own file
@@ -266,8 +273,8 @@ class Cluster:
             )
         if not wanted.gpus and cpus < wanted.processes:
             raise ConfigError(
-                f"The run takes {counted(wanted.processes, 'process')[:-1]}es (scale.training_ranks, rollout_workers "
-                f"and verifier_workers), each on a CPU, and the cluster has {counted(cpus, 'CPU')}. Lower one of them."
+                f"Each process of the run takes a CPU: {wanted.processes} in all (scale.training_ranks, "
+                f"rollout_workers and verifier_workers), and the cluster has {counted(cpus, 'CPU')}. Lower one of them."
             )
         if wanted.address is not None:
             check_software(software(), software_of_nodes(ray, START_LIMIT_S))
@@ -289,6 +296,7 @@ class Cluster:
         except Exception as error:
             raise ConfigError(f"The cluster's GPUs did not answer: {_line(error)}.") from error
         self._order = sorted(range(len(found)), key=lambda at: found[at])
+        self._gpus = sorted(found)
 
     def _bundle(self, at: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -312,7 +320,7 @@ def _knock(address: str) -> None:
     """Raise ConfigError if nothing listens at the address `[ray://]HOST:PORT`."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
-        raise ConfigError(f"scale.address={address} must be auto or ray://HOST:PORT.")
+        raise ConfigError(f"scale.address={address} must be auto, HOST:PORT or ray://HOST:PORT.")
     try:
         socket.create_connection((host, int(port)), timeout=START_LIMIT_S / 3).close()
     except OSError as error:
@@ -345,13 +353,13 @@ def _silence_messages(ray: Any) -> None:
     ray._private.worker._worker_logs_enabled = False
 
 
-def _gpu_here() -> tuple[str, int]:
-    """(machine, GPU's number) of the process that this runs in."""
+def _gpu_here() -> tuple[str, int, str]:
+    """(machine, GPU's number, its name for CUDA) of the process that this runs in."""
     import ray
 
     context = ray.get_runtime_context()
-    ids = context.get_accelerator_ids().get("GPU", ["0"])
-    return ray.util.get_node_ip_address(), int(ids[0]) if str(ids[0]).isdecimal() else 0
+    name = str(context.get_accelerator_ids().get("GPU", ["0"])[0])
+    return ray.util.get_node_ip_address(), int(name) if name.isdecimal() else 0, name
 
 
 def _is_actor(pid: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, EngineError
 from vapo.scale.fleet import Fleet, Health
 from vapo.scale.restarts import RestartBudget
 
@@ -77,8 +77,8 @@ class Job:
 class Crew:
     """`size` workers; see the module.
 
-    `spawn(number)` starts a process. `begin(process)` and `hand_over(process)` begin the calls that make it ready and
-    give it the current version; both answer with the version that it then has. Work is the call
+    `spawn(number)` starts a process. `begin(number, process)` and `hand_over(process)` begin the calls that make it
+    ready and give it the current version; both answer with the version that it then has. Work is the call
     `process.call(method, ticket, *arguments)`; `process.call("stop", ticket)` ends it early, and `process.call("beat")`
     tells numbers that grow while it gets ahead.
     """
@@ -89,7 +89,7 @@ class Crew:
         *,
         backend: Backend,
         spawn: Callable[[int], Process],
-        begin: Callable[[Process], Any],
+        begin: Callable[[int, Process], Any],
         hand_over: Callable[[Process], Any],
         restarts: RestartBudget,
         answer_limit_s: float,
@@ -157,6 +157,8 @@ class Crew:
         A free worker gets the work and the arguments that `take` returns, until it returns None. `keep(work, result)`
         gets what is done; `lost(work, why)` the work of a worker that was lost, which may be dealt again; `on_tick` the
         beats of all busy workers. What that one raises ends the work: the workers stop at their next beat.
+
+        Raises EngineError if no worker is left, as after an error of the budget of restarts.
         """
         try:
             while True:
@@ -165,6 +167,11 @@ class Crew:
                 exhausted = self._deal(method, take)
                 if exhausted and not any(job.kind == "work" for job in self._jobs.values()):
                     return
+                if not self._jobs:
+                    raise EngineError(
+                        "No worker is left that could go on: processes were lost more often than they may be started "
+                        "again (scale.restarts)."
+                    )
                 for job, result in self._look():
                     keep(job.work, result)
                 if on_tick:
@@ -282,7 +289,7 @@ class Crew:
     def _launch(self, worker: int) -> None:
         life = self.fleet.begin(worker)
         process = self._processes[worker] = self._spawn(worker)
-        self._jobs[self._begin(process)] = Job(worker, life, "start", self._start_limit_s)
+        self._jobs[self._begin(worker, process)] = Job(worker, life, "start", self._start_limit_s)
 
     def _load_if_stale(self, worker: int) -> None:
         if self.fleet.health(worker) is Health.STALE:

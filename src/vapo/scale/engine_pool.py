@@ -122,8 +122,10 @@ class EnginePool:
             concurrency=3,
         )
 
-    def _begin(self, process: Any) -> Any:
-        return process.call("start", self._spec, self._weights, self._version)
+    def _begin(self, number: int, process: Any) -> Any:
+        gpus = self._placement.engines[number]
+        several = self._cluster.names_of(gpus) if len(gpus) > 1 else ()
+        return process.call("start", self._spec, self._weights, self._version, several)
 
 
 def draw(

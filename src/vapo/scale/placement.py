@@ -30,10 +30,13 @@ def place(
     rollout_workers: int,
     tensor_parallel: int = 1,
     placement: Literal["colocated", "split"] = "colocated",
+    per_node: int = 0,
 ) -> Placement:
-    """Where everything runs on `gpus` GPUs; nowhere in particular without GPUs.
+    """Where everything runs on `gpus` GPUs, `per_node` on each machine (0: all on one); nowhere in particular without
+    GPUs.
 
-    Raises ConfigError if there are more ranks or engines than GPUs, or if GPUs are split with none.
+    Raises ConfigError if there are more ranks or engines than GPUs, if an engine is split over machines, or if GPUs are
+    split with none.
     """
     if not gpus:
         if tensor_parallel > 1:
@@ -55,4 +58,10 @@ def place(
     engines = tuple(
         tuple(range(first + at * tensor_parallel, first + (at + 1) * tensor_parallel)) for at in range(rollout_workers)
     )
+    if per_node and any(engine[0] // per_node != engine[-1] // per_node for engine in engines):
+        raise ConfigError(
+            f"scale.tensor_parallel={tensor_parallel} would split an engine over machines of "
+            f"{counted(per_node, 'GPU')}, and vLLM splits it over one machine's. Take a divisor of "
+            "scale.gpus_per_node, and with scale.placement=split a multiple of it as scale.training_ranks."
+        )
     return Placement(tuple(range(training_ranks)), engines, not split)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,8 @@ from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.memory import out_of_memory
 from vapo.trainer.network import Score
 
+P = ParamSpec("P")
+R = TypeVar("R")
 MakeNetworks = Callable[[Group], Mapping[str, LocalNetwork]]
 """Makes the networks, by name, in a rank; the driver sends it."""
 
@@ -47,6 +50,24 @@ class Failure:
     out_of_memory: bool = False
 
 
+def _told(method: Callable[P, R]) -> Callable[P, R | Failure]:
+    """The method, which returns a `Failure` for an error that the driver is to raise itself. Any other is a fault,
+    whose traceback it shows."""
+
+    @wraps(method)
+    def told(*arguments: P.args, **named: P.kwargs) -> R | Failure:
+        try:
+            return method(*arguments, **named)
+        except Exception as error:
+            if out_of_memory(error):
+                return Failure(MemoryError(str(error).split("\n")[0]), out_of_memory=True)
+            if isinstance(error, VapoError | OSError | SafetensorError):
+                return Failure(error)
+            raise
+
+    return told
+
+
 class Rank(SupervisedActor):
     """The process. All ranks get the same calls in the same order, and answer alike; the first one's answer counts."""
 
@@ -68,41 +89,35 @@ class Rank(SupervisedActor):
         """Meet the other ranks."""
         self._group = RankGroup(rank, size, meet, limit_s=limit_s)
 
-    def build(self, make: MakeNetworks) -> dict[str, NetworkFacts] | Failure:
+    @_told
+    def build(self, make: MakeNetworks) -> dict[str, NetworkFacts]:
         """Make the networks, in the place of earlier ones."""
         assert self._group is not None
-        try:
-            self._networks = make(self._group)
-            return {name: _facts(network) for name, network in self._networks.items()}
-        except Exception as error:
-            if _is_told(error):
-                return _failure(error)
-            raise
+        self._networks = make(self._group)
+        return {name: _facts(network) for name, network in self._networks.items()}
 
+    @_told
     def call(self, network: str, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """The result of a method of a network, None in all ranks but the first; a `Failure` for the errors that a run
-        knows."""
-        try:
-            answer = getattr(self._networks[network], method)(*arguments, **named)
-        except Exception as error:
-            if _is_told(error):
-                return _failure(error)
-            raise
+        """The result of a method of a network, None in all ranks but the first."""
+        answer = getattr(self._networks[network], method)(*arguments, **named)
         return answer if self._first else None
 
     def compute(self, network: str, method: str, batch: dict[str, Tensor], *arguments: Any, **named: Any) -> Any:
         """`call` of a method whose first argument is a batch, which comes as `Batch.tensors`."""
         return self.call(network, method, (Batch.from_tensors(batch), *arguments), named)
 
+    @_told
     def copy(self, network: str, source: str) -> Any:
         """Copy one network's weights to another of the same shape."""
         weights = self._networks[source].model.state_dict().items()
         return self.call(network, "copy_weights", (weights,), {})
 
+    @_told
     def begin_weights(self, network: str, *, merged: bool) -> None:
         """Begin to hand out a network's weights: `next_weights`."""
         self._weights = self._networks[network].weights(merged=merged)
 
+    @_told
     def next_weights(self, most_bytes: int) -> Any:
         """A reference to the next bucket of whole weights, packed (`vapo.scale.weight_store`); None after the last.
 
@@ -134,16 +149,3 @@ def _facts(network: LocalNetwork) -> NetworkFacts:
         flops=network.flops,
         for_critic=isinstance(network.network, Critic),
     )
-
-
-def _is_told(error: Exception) -> bool:
-    """Whether the driver is to raise the error itself; any other is a fault, whose traceback it shows."""
-    return isinstance(error, VapoError | OSError | SafetensorError | torch.OutOfMemoryError | MemoryError) or (
-        out_of_memory(error)
-    )
-
-
-def _failure(error: Exception) -> Failure:
-    if out_of_memory(error):
-        return Failure(MemoryError(str(error).split("\n")[0]), out_of_memory=True)
-    return Failure(error)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vapo.errors import RankError, VapoError
+from vapo.errors import RankError
 from vapo.scale.cluster import RemoteProcess, import_ray
 from vapo.scale.rank import Failure, MakeNetworks, NetworkFacts
 from vapo.scale.weight_store import BUCKET_BYTES, unpack
@@ -133,9 +133,12 @@ class Ranks:
         at, error = min((died or raised).items())
         name = _upper(self.processes[at].describe())
         if at in died:
-            failed: VapoError = RankError(f"{name} died, asked to {what}. All training ranks were ended.")
+            failed = RankError(f"{name} died, asked to {what}. All training ranks were ended.")
         else:
-            failed = VapoError(f"{name} failed, asked to {what}: {_last_line(error)}. All training ranks were ended.")
+            failed = RankError(
+                f"{name} failed, asked to {what}: {_last_line(error)}. All training ranks were ended.",
+                would_repeat=True,
+            )
         failed.__cause__ = error
         return failed
 

@@ -112,7 +112,8 @@ class RolloutWorker(SupervisedActor):
     def start(self, spec: EngineSpec, weights: Sequence[Any], version: int, gpus: Sequence[str] = ()) -> int:
         """Make the engine with these weights; the version that it has.
 
-        `weights` are references to buckets (`weight_store`), `gpus` the engine's GPUs where it has several.
+        `weights` are references to buckets (`weight_store`), `gpus` the names of the engine's GPUs where it is split
+        over several.
         """
         if gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -131,7 +132,14 @@ class RolloutWorker(SupervisedActor):
         if not apart:
             copy_weights(model, given)  # the engine looks at the model's logits before it takes weights
         log = spec.log if spec.log and spec.log.parent.is_dir() else None
-        self._engine = make_engine(spec.settings, model, given, log=log, trust_remote_code=spec.trust_remote_code)
+        self._engine = make_engine(
+            spec.settings,
+            model,
+            given,
+            log=log,
+            trust_remote_code=spec.trust_remote_code,
+            tensor_parallel=max(1, len(gpus)),
+        )
         return self.load(weights, version)
 
     def load(self, weights: Sequence[Any], version: int) -> int:

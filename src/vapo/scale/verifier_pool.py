@@ -91,7 +91,7 @@ class VerifierCrew:
             workers,
             backend=RayBackend(),
             spawn=lambda number: cluster.spawn(VerifierWorker, name=f"verifier worker {number}", concurrency=3),
-            begin=lambda process: process.call("start", spec),
+            begin=lambda _, process: process.call("start", spec),
             hand_over=lambda process: process.call("start", spec),
             restarts=cluster.restarts,
             answer_limit_s=answer_limit_s,

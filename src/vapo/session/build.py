@@ -12,16 +12,17 @@ import torch
 
 from vapo.algo.method import Gae, LengthAdaptive
 from vapo.models.matrix_rate import matrix_rate
-from vapo.models.placing import set_threads, split_threads, total_memory
+from vapo.models.placing import best_device, set_threads, split_threads, total_memory
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine, sampler_of
 from vapo.rollout.vllm_engine import LOG, agreed_gap
+from vapo.rollout.weight_exchange import outline
 from vapo.scale.cluster import Cluster
 from vapo.session.config import Config
 from vapo.session.evaluation import evaluate_heldout, fingerprint
 from vapo.session.inputs import Inputs
 from vapo.session.learners import KEPT_SHARE, learner_plan, load_base, load_learners, make_learners
-from vapo.session.scaling import start_cluster, start_engines, start_ranks, start_verifiers
+from vapo.session.scaling import start_cluster, start_engines, start_ranks, start_verifiers, threads_of_each
 from vapo.trainer.ahead import AheadSource, FixedPolicyAheadSource
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
@@ -35,7 +36,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
     """The run's objects, without a folder; `run_dir` is where it will be."""
     if config.sections.scale.backend == "local":
         return _assembled(config, inputs, observer, run_dir, None)
-    cluster = start_cluster(config.sections.scale, observer.alarm)
+    cluster = start_cluster(config, observer.alarm)
     try:
         return _assembled(config, inputs, observer, run_dir, cluster)
     except BaseException:
@@ -48,13 +49,16 @@ def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path
     settings = sections.trainer
     trust, autocast = sections.model.trust_remote_code, sections.model.dtype == "bfloat16"
     plan, spans = learner_plan(config, inputs), Spans(memory=True)
-    model = load_base(plan)
-    device = model.device
+    device = best_device()
+    model = load_base(plan, device if cluster is None else torch.device("cpu"))
     set_threads(sections.scale.threads, model)
     guards, engine_settings = sections.guards, sections.rollout.engine
     dtype = torch.bfloat16 if autocast else model.dtype
     if guards.logp_gap_above is None and not settings.max_staleness:  # older weights differ by more than rounding
         guards = replace(guards, logp_gap_above=agreed_gap(engine_settings, dtype))
+    parameters = model.num_parameters()
+    if cluster is not None:
+        model = outline(model)  # the driver needs its structure; ranks and engines load weights of their own
     sampler = sampler_of(engine_settings, model, dtype)
 
     def alarm(message: str) -> None:
@@ -70,7 +74,8 @@ def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path
         )
     else:
         inputs = start_verifiers(config, cluster, inputs, observer)
-        networks = start_ranks(sections.scale, cluster, partial(load_learners, plan), spans)
+        threads = threads_of_each(sections.scale, parameters, sections.scale.training_ranks)
+        networks = start_ranks(config, cluster, partial(load_learners, plan, threads=threads), spans)
         engine = start_engines(config, cluster, sampler, networks["policy"].weights(), run_dir / LOG)
     evaluation = sections.evaluation
     evaluation_set = fingerprint(inputs, evaluation.prompts, evaluation.temperature, evaluation.top_p)

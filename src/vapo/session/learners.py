@@ -81,17 +81,22 @@ def learner_plan(config: Config, inputs: Inputs) -> LearnerPlan:
     )
 
 
-def load_base(plan: LearnerPlan) -> PreTrainedModel:
-    """The model that the policy starts from, on the best device."""
+def load_base(plan: LearnerPlan, device: torch.device) -> PreTrainedModel:
+    """The model that the policy starts from."""
     torch.manual_seed(plan.config.sections.seed)
     trust = plan.config.sections.model.trust_remote_code
-    return to_device(load_policy(plan.policy_source, trust_remote_code=trust), best_device())
+    return to_device(load_policy(plan.policy_source, trust_remote_code=trust), device)
 
 
-def load_learners(plan: LearnerPlan, group: Group) -> dict[str, LocalNetwork]:
-    """The networks of a process that trains and does nothing else, by name; sets its threads."""
-    model = load_base(plan)
-    set_threads(plan.config.sections.scale.threads, model)
+def device_to_load(group: Group) -> torch.device:
+    """Where whole networks are loaded: the CPU if a group shards them, which takes layer by layer to its devices."""
+    return best_device() if group is ALONE else torch.device("cpu")
+
+
+def load_learners(plan: LearnerPlan, group: Group, *, threads: int | None = None) -> dict[str, LocalNetwork]:
+    """The networks of a process that trains and does nothing else, by name; sets its threads, to `threads` if given."""
+    model = load_base(plan, device_to_load(group))
+    set_threads(threads or plan.config.sections.scale.threads, model)
     return make_learners(plan, model, Spans(), group).by_name
 
 
@@ -150,7 +155,7 @@ def _full_critic(plan: LearnerPlan, policy: PreTrainedModel, head: Head, group: 
     network, origin = load_critic(
         plan.critic_source, num_ids=known_ids(policy), trust_remote_code=model.trust_remote_code, head=head
     )
-    network = to_device(network, best_device())
+    network = to_device(network, device_to_load(group))
     if model.critic_lora:
         add_lora(network, model.critic_lora, model.lora_alpha, keep=value_head(network))
     if group is ALONE and (shared := share_frozen(network, policy)):

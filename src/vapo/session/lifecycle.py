@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -340,22 +340,22 @@ def _closing_on_error(run: Run, run_dir: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _end_processes(run)
-        if hasattr(run, "folder"):
-            run.folder.close()
-        close_task(run.task)
+        with ExitStack() as last:
+            last.callback(close_task, run.task)
+            if hasattr(run, "folder"):
+                last.callback(run.folder.close)
+            _end_processes(run)
         if isinstance(error, OSError) and checkpoint.refused(error):
             raise ConfigError(f"Cannot write to {run_dir}: {error}. Free space, or mend its permissions.") from error
         raise
 
 
 def _end_processes(run: Run) -> None:
-    """End the threads that sample, then the engine that they sample from, then all other processes."""
-    run.source.close()
-    run.pretraining_source.close()
-    run.engine.close()
-    for close in run.closing:
-        close()
+    """End the threads that sample, then the engine that they sample from, then all other processes; each, also where
+    the end of one before raises."""
+    with ExitStack() as last:
+        for close in reversed([run.source.close, run.pretraining_source.close, run.engine.close, *run.closing]):
+            last.callback(close)
 
 
 def finish(run: Run, *, report: bool = True) -> Run:
@@ -388,13 +388,14 @@ def finish(run: Run, *, report: bool = True) -> Run:
             f"Cannot write to {path}: {error}. Free space or mend its permissions, then: {command('resume', path)}"
         ) from error
     finally:
-        _end_processes(run)
-        run.profiler.close()
-        run.watch.close()
-        for end in run.on_end:
-            end(failed)
-        run.folder.close()
-        close_task(run.task)
+        with ExitStack() as last:  # each is called, from the last line to the first, also where one raises
+            last.callback(close_task, run.task)
+            last.callback(run.folder.close)
+            for end in reversed(run.on_end):
+                last.callback(end, failed)
+            last.callback(run.watch.close)
+            last.callback(run.profiler.close)
+            last.callback(_end_processes, run)
     return run
 
 

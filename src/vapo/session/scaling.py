@@ -9,7 +9,9 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vapo.errors import ConfigError
 from vapo.models.placing import num_threads
+from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.scale.cluster import Cluster, Wanted
 from vapo.scale.engine_pool import EnginePool
 from vapo.scale.placement import TRAINING_SHARE, Placement, place
@@ -24,20 +26,35 @@ from vapo.trainer.observer import Observer
 from vapo.trainer.spans import Spans
 
 
-def placement_of(scale: ScaleConfig) -> Placement:
-    """Which GPUs ranks and engines get. Raises ConfigError if there are too few."""
+def placement_of(config: Config) -> Placement:
+    """Which GPUs ranks and engines get. Raises ConfigError if there are too few, or if an engine cannot be split."""
+    scale, engine = config.sections.scale, config.sections.rollout.engine
+    if scale.tensor_parallel > 1 and not isinstance(engine, VllmEngineSettings):
+        raise ConfigError(
+            f"scale.tensor_parallel={scale.tensor_parallel} splits an engine over GPUs, which vLLM can, and "
+            f"rollout.engine={engine.kind} cannot. Set rollout.engine=vllm, or leave scale.tensor_parallel out."
+        )
     return place(
         gpus=scale.nodes * scale.gpus_per_node,
         training_ranks=scale.training_ranks,
         rollout_workers=scale.rollout_workers,
         tensor_parallel=scale.tensor_parallel,
         placement=scale.placement,
+        per_node=scale.gpus_per_node,
     )
 
 
-def start_cluster(scale: ScaleConfig, on_alarm: Callable[[str], None]) -> Cluster:
+def threads_of_each(scale: ScaleConfig, parameters: int, processes: int) -> int:
+    """CPU threads of each of so many processes with a model of this size: scale.threads, or else a share of the
+    machines' cores. For the driver: Ray sets OMP_NUM_THREADS in the processes."""
+    threads = num_threads(scale.threads, parameters)
+    return threads if scale.threads else max(1, threads * scale.nodes // processes)
+
+
+def start_cluster(config: Config, on_alarm: Callable[[str], None]) -> Cluster:
     """The cluster that the run uses; close it in the end. Raises ConfigError if it cannot be had."""
-    placement_of(scale)
+    placement_of(config)
+    scale = config.sections.scale
     wanted = Wanted(
         processes=scale.training_ranks + scale.rollout_workers + scale.verifier_workers,
         nodes=scale.nodes,
@@ -57,15 +74,14 @@ def start_engines(
 ) -> EnginePool:
     """The rollout workers, ready with the weights. On a machine of their own choice of threads they share its cores."""
     scale = config.sections.scale
-    threads = num_threads(scale.threads, sampler.num_parameters())
     return EnginePool(
         cluster,
         config.sections.rollout.engine,
         sampler,
         weights,
         workers=scale.rollout_workers,
-        placement=placement_of(scale),
-        threads=threads if scale.threads else max(1, threads * scale.nodes // scale.rollout_workers),
+        placement=placement_of(config),
+        threads=threads_of_each(scale, sampler.num_parameters(), scale.rollout_workers),
         answer_limit_s=scale.answer_limit_s,
         log=log,
         trust_remote_code=config.sections.model.trust_remote_code,
@@ -87,9 +103,9 @@ def start_verifiers(config: Config, cluster: Cluster, inputs: Inputs, observer: 
     return replace(inputs, task=judged_by(crew, inputs.task))
 
 
-def start_ranks(scale: ScaleConfig, cluster: Cluster, make: MakeNetworks, spans: Spans) -> Mapping[str, Network]:
+def start_ranks(config: Config, cluster: Cluster, make: MakeNetworks, spans: Spans) -> Mapping[str, Network]:
     """The networks of the run, held by training ranks, which end with the cluster."""
-    placement = placement_of(scale)
+    scale, placement = config.sections.scale, placement_of(config)
     processes = [
         cluster.spawn(
             Rank,

@@ -141,8 +141,8 @@ class ScaleConfig:
     parameters, where one is faster. With trainer.max_staleness=1 sampling and training have half of them each, and one
     at least. With Ray each process has as many."""
     address: str | None = None
-    """Which Ray: null starts one on this machine and ends it with the run; `auto` or `ray://HOST:PORT` joins a cluster
-    that runs already."""
+    """Which Ray: null starts one on this machine and ends it with the run; `auto`, `HOST:PORT` or `ray://HOST:PORT`
+    joins a cluster that runs already."""
     nodes: int = number(1, ge=1, unit="machines")
     """Machines that the run takes."""
     gpus_per_node: int = number(0, ge=0, unit="GPUs")
@@ -154,7 +154,7 @@ class ScaleConfig:
     verifier_workers: int = number(1, ge=0, unit="processes")
     """Processes that judge responses; 0 judges in the trainer's process."""
     tensor_parallel: int = number(1, ge=1, unit="GPUs")
-    """GPUs that one rollout engine is split over; for vLLM."""
+    """GPUs of one machine that one rollout engine is split over; vLLM only."""
     placement: Literal["colocated", "split"] = "colocated"
     """`colocated`: training ranks and rollout engines take turns on the same GPUs; `split`: each has its own."""
     restarts: int = number(3, ge=0, unit="starts")

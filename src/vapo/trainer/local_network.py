@@ -15,7 +15,15 @@ from vapo.models.loading import set_policy_sample, value_head
 from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
 from vapo.models.model_flops import ModelFlops, model_flops
 from vapo.models.networks import Critic, Policy
-from vapo.models.saving import load_optimizer, load_trained, load_weights, save_model, save_optimizer, save_trained
+from vapo.models.saving import (
+    load_optimizer,
+    load_trained,
+    load_weights,
+    save_model,
+    save_moments,
+    save_trained,
+    whole_moments,
+)
 from vapo.models.weight_sample import weight_sample
 from vapo.models.whole import gathered, shard_like, whole
 from vapo.trainer.batch import Batch
@@ -206,14 +214,18 @@ class LocalNetwork:
 
     def save(self, folder: Path) -> None:
         self._note_policy()
-        with gathered(self.model, self._group.first):
-            if self._group.first and self._own_base:
-                save_model(self.model, None, folder / self.name)
-            elif self._group.first:
-                save_trained(self.model, self.tokenizer if self._optimizer else None, folder / self.name)
-        if self._optimizer is not None:
-            path = folder / f"{self.name}_optimizer.safetensors"
-            save_optimizer(self._optimizer, path, first=self._group.first)
+        moments: dict[str, Tensor] = {}
+        try:
+            with gathered(self.model, self._group.first):
+                if self._group.first and self._own_base:
+                    save_model(self.model, None, folder / self.name)
+                elif self._group.first:
+                    save_trained(self.model, self.tokenizer if self._optimizer else None, folder / self.name)
+        finally:  # also where the disk refused the first process: the others exchange the moments now
+            if self._optimizer is not None:
+                moments = whole_moments(self._optimizer, first=self._group.first)
+        if self._optimizer is not None and self._group.first:
+            save_moments(moments, folder / f"{self.name}_optimizer.safetensors")
 
     def load(self, folder: Path) -> None:
         self._own_base = (

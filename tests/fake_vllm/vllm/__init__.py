@@ -33,6 +33,7 @@ def strikes(fault: str, finished: int = 0) -> bool:
 class LLM:
     def __init__(self, model: str, **options):
         print("a library that prints to stdout")
+        print("GPUs:", options.get("tensor_parallel_size", 1))
         assert options["skip_tokenizer_init"]
         assert options["logprobs_mode"] == "processed_logprobs"
         assert options["generation_config"] == "vllm"

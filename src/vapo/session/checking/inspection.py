@@ -19,7 +19,6 @@ from vapo.models.loading import count_parameters
 from vapo.reports.formatting import duration, short_count
 from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.rollout.vllm_environment import check_environment
-from vapo.scale.placement import place
 from vapo.session.build import lambda_warning
 from vapo.session.checking.finding import Finding, Outcome, error, of_error, ok, skipped, warning
 from vapo.session.checking.known_answers import check_answers
@@ -31,6 +30,7 @@ from vapo.session.planning.hardware import Cluster, this_machine
 from vapo.session.planning.plan_words import advice_words, gb, verdict_words
 from vapo.session.planning.planned import RunPlan, plan_run
 from vapo.session.planning.published import model_config, recipe_parameters
+from vapo.session.scaling import placement_of
 from vapo.session.sizing import Fit, fitted, rate_warnings
 from vapo.tasks.catalog import DATA_TASKS
 
@@ -136,13 +136,7 @@ class Inspection:
         if scale.backend != "ray":
             return
         try:
-            place(
-                gpus=scale.nodes * scale.gpus_per_node,
-                training_ranks=scale.training_ranks,
-                rollout_workers=scale.rollout_workers,
-                tensor_parallel=scale.tensor_parallel,
-                placement=scale.placement,
-            )
+            placement_of(self.config)
         except VapoError as problem:
             yield of_error("placement", problem)
             return
