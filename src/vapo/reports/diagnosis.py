@@ -24,6 +24,14 @@ FEWEST_STEPS = 5
 """Joint steps below which nothing is said of how training goes."""
 
 
+WHY_WRONG = {
+    "verdict/reason/cut_off": "cut off at the length limit",
+    "verdict/reason/no_answer": "without a marked answer",
+    "verdict/reason/unreadable": "with an answer that could not be read",
+}
+"""Why responses are wrong, for people."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong, or probably so."""
@@ -122,14 +130,14 @@ def _outcomes(run: RunFiles) -> Iterable[Finding]:
         return
     count = int(sum(line.get("verdict/judged") or 0 for line in late))
     if accuracy == 0:
-        shares = {why: _mean(late, f"verdict/reason/{why}") or 0 for why in ("cut_off", "no_answer", "unreadable")}
-        why, share = max(shares.items(), key=lambda item: item[1])
-        advice = metric_called(f"verdict/reason/{why}").plain_advice if share >= 0.5 else ""
+        shares = {name: _mean(late, name) or 0 for name in WHY_WRONG}
+        name, share = max(shares.items(), key=lambda item: item[1])
+        advice = metric_called(name).plain_advice if share >= 0.5 else ""
         yield Finding(
             "nothing right",
             "error",
             f"none of the last {counted(count, 'response')} is right"
-            + (f"; {share:.0%} of them {why.replace('_', ' ')}" if share >= 0.5 else ""),
+            + (f"; {share:.0%} of them {WHY_WRONG[name]}" if share >= 0.5 else ""),
             "; ".join(filter(None, [advice, "take easier problems, or a model that is right now and then"])),
         )
     elif accuracy == 1:

@@ -60,7 +60,7 @@ class ProblemOptions:
     """The system message before the problem."""
     verifier: str = "math"
     """The verifier: math, exact, an installed plug-in, package.module:function or file.py:function."""
-    right_at: float = number(0.99)
+    right_at: float = number(0.99, gt=0)
     """The lowest score that counts as right. With algorithm.reward.by=score a lower one is worth its share, and what is
     right matters to the LM loss, dynamic sampling and accuracy only."""
     verifier_workers: int | None = number(None, ge=1, unit="processes")
