@@ -110,7 +110,7 @@ def test_the_critic_learned_and_has_its_own_learning_rate(finished: Path):
 def test_a_side_critics_folder_is_small_and_loads_beside_the_trained_policy(base: Path, tmp_path: Path):
     run = runs.finish(toys.toy_run(base, tmp_path / "run", {"model": {"critic_kind": "side"}}))
     folder = tmp_path / "run" / "critic"
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert run.critic.model.config.hidden_size == 32  # 2 % of the toy would be nothing
     loaded, _ = load_side_critic(folder, run.policy.model)
     assert equal(weights_of(run.critic), loaded.state_dict())

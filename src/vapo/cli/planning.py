@@ -65,9 +65,9 @@ def plan(
     """What a run needs before it costs anything: memory by part, seconds by phase, and what makes it fit."""
     config = settings_of(source, preset, set_)
     from vapo.session.planning.hardware import read_cluster, this_machine
-    from vapo.session.planning.phase_times import Shares
 
     machines = read_cluster(cluster) if cluster else None  # a wrong name is reported before torch loads
+    from vapo.session.planning.phase_times import Shares
     from vapo.session.planning.planned import plan_run
 
     found = plan_run(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vapo.errors import counted
 from vapo.session.checking.finding import Finding, error, ok, skipped, warning
 from vapo.session.rendered_prompts import RenderedPrompts
-from vapo.tasks.full_task import FullTask
+from vapo.tasks.full_task import FullTask, part_of
 from vapo.tasks.problems import CHECKABLE
 from vapo.types import Prompt, Verdict
 
@@ -37,7 +37,7 @@ def check_answers(task: FullTask, prompts: RenderedPrompts) -> list[Finding]:
 
 def gold_answers(task: FullTask, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
     """Prompts with right responses: the task's own example, else the answers in a box."""
-    example = getattr(task.original, "example", None)
+    example = part_of(task.original, "example", None)
     if callable(example):
         prompt, response = example()  # type: ignore[misc]
         return [(prompt, response)]
@@ -47,7 +47,7 @@ def gold_answers(task: FullTask, prompts: Sequence[Prompt]) -> list[tuple[Prompt
 def known_form(task: FullTask) -> bool:
     """Whether the gold responses are certainly right ones."""
     verifier = getattr(task.options, "verifier", None)
-    return callable(getattr(task.original, "example", None)) or verifier in CHECKABLE
+    return callable(part_of(task.original, "example", None)) or verifier in CHECKABLE
 
 
 def _judged(task: FullTask, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
