@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 import toys
-from vapo import cli
+from command_line import sets, vapo
 from vapo.errors import ConfigError
 from vapo.models.loading import plain_text, render
 from vapo.session.config import resolve
@@ -39,19 +38,6 @@ SMALL = [
     "trainer.pretraining_steps=1", "trainer.pretraining_heldout=8", "evaluation.every=0", "evaluation.prompts=4",
     "evaluation.samples_per_prompt=2", "checkpoint.every=1", "scale.threads=1", "algorithm.alpha=2.0",
 ]  # fmt: skip
-
-
-def vapo(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["vapo", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def sets(*assignments: str) -> list[str]:
-    return [part for assignment in assignments for part in ("--set", assignment)]
 
 
 @pytest.fixture

@@ -35,6 +35,13 @@ class SometimesInvalid(toys.EchoTask):
         return Verdict("invalid", "no gold") if prompt.id.endswith("3") else super().verify(prompt, response)
 
 
+class Graded(toys.EchoTask):
+    """No response is right, and scores differ."""
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        return Verdict("wrong", "graded", score=len(response) / 100)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     return toys.toy_base(tmp_path_factory.mktemp("base"))
@@ -105,6 +112,16 @@ def test_damaged_checkpoints_and_scores_that_fell(base: Path, tmp_path: Path):
     found = names(tmp_path / "run")
     assert "step_000004.corrupt" in found["damaged checkpoints"]
     assert "fell from 90.0%" in found["worse than before"]
+
+
+def test_where_scores_are_the_outcome_their_spread_counts_and_not_what_is_right(base: Path, tmp_path: Path):
+    by_score = {"algorithm": {"reward": {"by": "score"}}}
+    graded = findings(base, tmp_path / "graded", by_score, task=Graded())
+    assert "nothing right" not in graded
+    assert "equal scores" not in graded
+    one = Verdict("wrong", "half", score=0.5)
+    assert "equal scores" in findings(base, tmp_path / "one", by_score, task=Always(one))
+    assert "nothing right" in findings(base, tmp_path / "verdicts", task=Graded())
 
 
 def test_a_healthy_run_has_no_error(base: Path, tmp_path: Path):

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from vapo import cli
+from command_line import sets, vapo
 
 SMALL = ["trainer.samples_per_step=16", "trainer.group_size=4", "trainer.minibatch_size=8", "evaluation.prompts=4",
          "trainer.pretraining_heldout=8", "evaluation.samples_per_prompt=1", "scale.threads=1", "evaluation.every=0",
          "rollout.max_response_tokens=16", "checkpoint.every=1", "checkpoint.keep=9"]  # fmt: skip
-
-
-def vapo(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["vapo", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def sets(*assignments: str) -> list[str]:
-    return [part for assignment in assignments for part in ("--set", assignment)]
 
 
 def steps_of(folder: Path) -> list[dict]:
@@ -77,6 +63,7 @@ def test_a_fork_without_changes_ends_as_its_origin(run: Path, monkeypatch, tmp_p
         (("RUN", "--step", "9"), "keeps no checkpoint of step 9; there are those of 1, 2, 3."),
         (("RUN",), "The checkpoint of step 3 is the run's last, with trainer.steps=3"),
         (("RUN", "--step", "2", "--run-dir", "RUN"), "is not empty"),
+        (("RUN", "--step", "2", "--set", "trainer.steps=3", "--set", "task.side=99"), "side"),
         (("RUN", "--set", "trainer.actor_lrr=1"), "actor_lrr"),
         (("RUN", "--set", "algorithm.preset=grpo"), "algorithm.preset makes another method"),
     ],

@@ -219,7 +219,7 @@ class VAPOTrainer:
         if resume is not True and Path(resume).absolute() not in allowed:
             raise ConfigError(
                 f"resume_from_checkpoint={resume}: a run goes on in its own folder from its newest checkpoint, here "
-                f"{allowed[-1]}. For an older one: vapo fork {self.output_dir} --step N."
+                f"{allowed[-1]}. Give True, or that one."
             )
         newest = self.metrics[-1:]
         self._observer.begin(int(newest[0]["step"]) if newest and newest[0]["phase"] == "train" else 0)

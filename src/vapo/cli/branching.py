@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
-from vapo.errors import ConfigError, command
+from vapo.errors import command
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
+
+if TYPE_CHECKING:
+    from vapo.trainer.run import Run
 
 
 def fork(
@@ -35,12 +39,11 @@ def fork(
     from vapo.session.forking import checkpoint_of
     from vapo.session.forking import fork as copy_run
     from vapo.session.layers import set_layer
-    from vapo.session.run_dirs import load_run_config
+    from vapo.session.run_dirs import check_run, load_run_config
 
     run = run.resolve()
     changes = [set_layer(text) for text in set_ or []]
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run} is not a run directory: it has no config.yaml. Check the path.")
+    check_run(run)
     config = load_run_config(run, changes)
     name = checkpoint_of(run, step, config.sections.trainer.steps)
     path = run_dir or _free(run)
@@ -50,8 +53,16 @@ def fork(
 
     with view_for(as_json) as view:
         restart = partial(lifecycle.resume, path, view)
+
+        def begin() -> Run:
+            try:
+                return restart(changes=changes, allow_change=True)
+            except BaseException:  # the copy is of no use: the next try begins anew
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+
         carry_out(
-            partial(restart, changes=changes, allow_change=True),
+            begin,
             lambda run, on_new: lifecycle.finish_through(run, restart, on_new),
         )
     if as_json:

@@ -75,14 +75,19 @@ def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
     return resolve([*kept, *changes])
 
 
+def check_run(run_dir: Path) -> None:
+    """Raise ConfigError for a folder that is no run."""
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
+
+
 def config_to_resume(run_dir: Path, task: Task | None = None, changes: Sequence[Layer] = ()) -> Config:
     """The configuration under which a run goes on, with `changes` laid over its own.
 
     Raises ConfigError if the folder is no run, if the run was trained on another task than the one given or needs one,
     or if it has ended and kept its weights only.
     """
-    if not (run_dir / "config.yaml").is_file():
-        raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml. Check the path.")
+    check_run(run_dir)
     _refuse_weights_only(run_dir)
     config = load_run_config(run_dir, changes)
     if config.sections.model.dtype == "auto":
