@@ -72,6 +72,29 @@ def test_the_largest_uniform_stays_below_the_total_for_many_rows():
     assert torch.isfinite(logprobs).all()
 
 
+def test_a_large_vocabulary_is_drawn_from_by_blocks_as_by_one_sum():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(1, 9_999, generator=generator, dtype=torch.float64).float() ** 8
+    weights[0, ::3] = 0.0
+    weights[0, 2_048:4_096] = 0.0  # four whole blocks
+    u = torch.cat([uniforms([7], 4_000)[0], torch.tensor([0.0, LARGEST], dtype=torch.float64)])
+    tokens, _ = draw_tokens(weights.log().expand(len(u), -1), u, temperature=1.0, top_p=1.0)
+    probabilities = torch.log_softmax(weights.log(), dim=-1).exp()[0].double()
+    cdf = probabilities.cumsum(0)
+    target = u * cdf[-1]
+    assert bool((probabilities[tokens] > 0).all())
+    assert bool((cdf[tokens] > target - 1e-6).all())
+    assert bool(((cdf - probabilities)[tokens] < target + 1e-6).all())
+
+
+def test_nan_gives_a_valid_token_of_a_large_vocabulary():
+    logits = torch.zeros(2, 9_999)
+    logits[0, 5] = float("nan")
+    tokens, logprobs = draw_tokens(logits, torch.tensor([0.5, 0.5], dtype=torch.float64), temperature=1.0, top_p=1.0)
+    assert 0 <= int(tokens[0]) < 9_999
+    assert logprobs.isnan().tolist() == [True, False]
+
+
 def test_temperature_divides_the_logits():
     logits = [0.0, 1.0, 2.0]
     token, logprob = drawn(logits, 0.99, temperature=0.5)

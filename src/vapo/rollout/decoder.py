@@ -44,7 +44,8 @@ class Decoder:
         self.dtype = next(model.parameters()).dtype
         self.context = context_of(self.config)
         self._layer_windows = _layer_windows(self.config)
-        self._keep_last = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._chooses_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._no_logits = torch.zeros(0, dtype=torch.int64, device=self.device)
         embeddings = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         self.vocab_size: int = embeddings.weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
         self._cache: SlotCache | None = None
@@ -135,7 +136,7 @@ class Decoder:
         # Padding may reach beyond the last position of a model with a table of positions.
         positions = torch.arange(length, device=self.device).clamp_(max=self.context - 1)
         positions = positions.expand(len(prompts), length)
-        self._forward(ids, positions, None)
+        self._forward(ids, positions, None, self._no_logits)
         self._prefilled += sum(len(p) for p in prompts)
 
     def runs(self, lengths: Sequence[int]) -> tuple[Reach, ...]:
@@ -162,7 +163,7 @@ class Decoder:
         by_kind = {kind: masks[window] for kind, window in self._layer_windows.items()}
         # Models with layers of one kind take the mask itself, the others build or take one per kind.
         mask = by_kind if len(by_kind) > 1 else next(iter(by_kind.values()))
-        return self._forward(ids[:, None], positions[:, None], mask)
+        return self._forward(ids[:, None], positions[:, None], mask, 1)[:, -1]
 
     def reset_rows(self, rows: Tensor, positions: Tensor) -> None:
         """Set the masks of `rows`: the next tokens go to `positions`, and the columns before are the rows' own."""
@@ -232,8 +233,9 @@ class Decoder:
         if self._graphs is not None:
             self._graphs.clear()
 
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
-        extra = {"logits_to_keep": 1} if self._keep_last else {}
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Any, kept: int | Tensor) -> Tensor:
+        """The logits of the last `kept` tokens, or of those with these indices, where the model lets one choose."""
+        extra = {"logits_to_keep": kept} if self._chooses_logits else {}
         output = self.model(
             input_ids=ids,
             position_ids=positions,
@@ -242,7 +244,7 @@ class Decoder:
             use_cache=True,
             **extra,
         )
-        return output.logits[:, -1]
+        return output.logits
 
     def indices(self, values: Sequence[int]) -> Tensor:
         """An int64 tensor on the model's device."""
