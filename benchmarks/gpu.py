@@ -35,7 +35,12 @@ SIZES = {
              "num_key_value_heads": 2, "tie_word_embeddings": True},
 }  # fmt: skip
 """Qwen2.5's shapes."""
-PROMPT, RESPONSE, SAMPLES = 64, 256, 64
+PROMPT, RESPONSE, SAMPLES = 64, 256, 96
+SLOTS = (64, 256)
+"""Sequences that are sampled at a time; as many responses are timed."""
+IN_ONE_PASS = {"0.5B": 48, "1.5B": 16}
+"""Sequences of a forward-backward pass in bfloat16, as many as fit on 80 GB: 15,360 tokens is near the default of
+trainer.micro_batch_tokens. In float32 half as many."""
 
 
 def vapo(*arguments: str) -> str:
@@ -80,17 +85,30 @@ def peak_gb() -> float:
     return peak
 
 
-def rollout(sampler: Qwen2ForCausalLM, prompts: list[Prompt], *, graphs: bool) -> tuple[float, list[Completion], str]:
-    """Response tokens per second of a whole rollout, the responses, and why CUDA graphs were given up, if they were."""
-    engine = TorchEngine(sampler, slots=SAMPLES, graphs=graphs)
-    how = Decoding(RESPONSE, ())
-    engine.generate(prompts[:8], Decoding(8, ()), list(range(8)))
+def some_prompts(count: int) -> list[Prompt]:
+    """Prompts of random tokens, each eight times."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Prompt(str(i), "", token_ids=tuple(torch.randint(1000, 100_000, (PROMPT,), generator=generator).tolist()))
+        for i in range(count // 8)
+        for _ in range(8)
+    ]
+
+
+def rollout(sampler: Qwen2ForCausalLM, slots: int, *, graphs: bool) -> tuple[float, list[Completion], str]:
+    """Response tokens per second of a whole rollout, the responses, and why CUDA graphs were given up, if they were.
+
+    With graphs, the rollout that records them comes before and is not timed.
+    """
+    engine = TorchEngine(sampler, slots=slots, graphs=graphs)
+    prompts, how = some_prompts(slots), Decoding(RESPONSE, ())
+    engine.generate(prompts, how if graphs else Decoding(8, ()), list(range(slots)))
     torch.cuda.synchronize()
     began = time.perf_counter()
-    completions = engine.generate(prompts, how, list(range(SAMPLES)))
+    completions = engine.generate(prompts, how, list(range(slots)))
     seconds = time.perf_counter() - began
     engine.close()
-    return SAMPLES * RESPONSE / seconds, completions, engine.graphs_fault
+    return slots * RESPONSE / seconds, completions, engine.graphs_fault
 
 
 def same_tokens(some: list[Completion], others: list[Completion]) -> float:
@@ -117,29 +135,25 @@ def model_figures(name: str, dtype: torch.dtype) -> dict[str, Any]:
     sampler = Qwen2ForCausalLM(config).to("cuda", dtype).requires_grad_(False)
     sampler.load_state_dict(model.state_dict())
     peak_gb()
-    generator = torch.Generator().manual_seed(1)
-    prompts = [
-        Prompt(str(i), "", token_ids=tuple(torch.randint(1000, 100_000, (PROMPT,), generator=generator).tolist()))
-        for i in range(SAMPLES // 8)
-        for _ in range(8)
-    ]
-    plain_speed, plain, _ = rollout(sampler, prompts, graphs=False)
-    speed, completions, fault = rollout(sampler, prompts, graphs=True)
-    figures: dict[str, Any] = {
-        "parameters": model.num_parameters(),
-        "rollout tokens/s": speed,
-        "rollout tokens/s without CUDA graphs": plain_speed,
-        "share of the responses that are the same with and without": same_tokens(completions, plain),
-        "why no graphs": fault,
-        "rollout peak GB": peak_gb(),
-    }
+    plain_speed, plain, _ = rollout(sampler, SLOTS[0], graphs=False)
+    figures: dict[str, Any] = {"parameters": model.num_parameters()}
+    for slots in SLOTS:
+        speed, completions, fault = rollout(sampler, slots, graphs=True)
+        figures[f"rollout tokens/s, {slots} at a time"] = speed
+        if slots == SLOTS[0]:
+            figures["rollout tokens/s without CUDA graphs"] = plain_speed
+            figures["share of the responses that are the same with and without"] = same_tokens(completions, plain)
+            figures["why no graphs"] = fault
+        figures[f"rollout peak GB, {slots} at a time"] = peak_gb()
+    prompts, completions = some_prompts(SLOTS[1])[:SAMPLES], completions[:SAMPLES]
     autocast = dtype == torch.bfloat16
     policy = Policy(model, choose_layout(model), 1.0, autocast)
     rows = [
         torch.tensor(prompt.token_ids + completion.token_ids, device="cuda")
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
-    sequences = [Sequences(tuple(rows[i : i + 16]), (RESPONSE,) * 16) for i in range(0, SAMPLES, 16)]
+    size = IN_ONE_PASS[name] if autocast else IN_ONE_PASS[name] // 2
+    sequences = [Sequences(tuple(rows[i : i + size]), (RESPONSE,) * size) for i in range(0, SAMPLES, size)]
     with torch.no_grad():
         policy.logp(sequences[0], RESPONSE, with_entropy=True)
         torch.cuda.synchronize()

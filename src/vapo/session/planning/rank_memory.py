@@ -238,8 +238,8 @@ def _engine(work: Workload) -> list[tuple[str, float, bool]]:
     # tokens, log-probabilities and uniforms of every row, and an attention mask
     buffers = rows * (20 * work.lengths.limit + work.sampler_bytes * columns)
     vocabulary = work.model.get_text_config().vocab_size
-    # log-probabilities, weights and their sums in float64, beside the logits and their float32 copy
-    logits = work.slots * vocabulary * (16 + (6 if work.half else 4))
+    # logits, log-probabilities, weights and their padded copy in float32, beside the model's own logits in bfloat16
+    logits = work.slots * vocabulary * (16 + (2 if work.half else 0))
     prompt = max(1, work.lengths.prompt)
     together = Rows(max(1, min(work.slots, PREFILL // prompt)), prompt, 0)
     read = tracer_of(work.model).score(together, replace(work.form(), rank=0), max_logits=None).body
