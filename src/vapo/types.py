@@ -154,6 +154,34 @@ class Episode:
         return self.finish_reason == "length"
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What an environment answers to a turn of the policy."""
+
+    text: str = ""
+    """Follows the policy's turn; its tokens are not trained."""
+    done: bool = False
+    """The episode is over."""
+    verdict: Verdict | None = None
+    """Of the whole episode; None lets the task's verifier judge the response."""
+
+
+class Environment(Protocol):
+    """The world of one episode; made afresh for every sample."""
+
+    def reset(self) -> str:
+        """The text that follows the prompt at once; "" for none."""
+        ...
+
+    def step(self, response: str) -> Reply:
+        """The answer to the text of the policy's turn, which has no stop token."""
+        ...
+
+    def close(self) -> None:
+        """End what the world holds. Called once, whether the episode ended or not."""
+        ...
+
+
 class Task(Protocol):
     """Where problems come from and who judges the answers.
 
@@ -167,6 +195,8 @@ class Task(Protocol):
       and calls `on_progress(done, total)` from time to time.
     - `verify_groups(groups, on_progress) -> list[Verdict]`: compares the responses to a prompt, and is called in place
       of the other two. A group is a sequence of `Episode`, all of one prompt. One verdict for each episode, in order.
+    - `environment(prompt, seed) -> Environment`: makes the world of one episode. The policy then takes turns with it,
+      until it says that the episode is done, or `max_turns: int` of the policy's turns are over.
     - `close()`: ends the processes and closes the files that the task holds.
     - `notes`: a list of sentences about the problems, shown to the user.
     """

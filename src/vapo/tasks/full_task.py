@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vapo.errors import ConfigError
-from vapo.types import Episode, Prompt, PromptSet, Verdict
+from vapo.types import Environment, Episode, Prompt, PromptSet, Verdict
 
 REQUIRED = ("name", "train", "heldout", "max_response_tokens", "verify")
 """Parts that every task has; see `vapo.types.Task`."""
@@ -15,6 +15,8 @@ OPTIONAL = (
     "final_answer",
     "verify_all",
     "verify_groups",
+    "environment",
+    "max_turns",
     "close",
     "notes",
     "options",
@@ -22,6 +24,8 @@ OPTIONAL = (
     "description",
 )
 """Parts that a task may have."""
+MAX_TURNS = 16
+"""The turns of a task that has an environment and no `max_turns`."""
 _ABSENT: Any = object()
 
 OnProgress = Callable[[int, int], None]
@@ -47,6 +51,10 @@ class FullTask:
     """Judges many responses in one call."""
     verify_groups: Callable[[Sequence[Sequence[Episode]], OnProgress], list[Verdict]] | None = None
     """Compares the responses to each prompt; used instead of `verify` and `verify_all`."""
+    environment: Callable[[Prompt, int], Environment] | None = None
+    """Makes the world of one episode from its prompt and seed; None: an episode is one turn."""
+    max_turns: int = MAX_TURNS
+    """Turns of the policy after which an episode is over, if its environment has not ended it."""
     close: Callable[[], None] = do_nothing
     """Ends the processes and closes the files of the task."""
     notes: Sequence[str] = ()
