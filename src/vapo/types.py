@@ -95,12 +95,14 @@ class Verdict:
 class Turn:
     """A part of an episode after the prompt, written by the policy or by the environment (such as a tool's output).
 
-    `logprobs` belongs to the policy's turns, one per token as in `Completion`; it is empty in the environment's.
+    `logprobs` belongs to the policy's turns, one per token as in `Completion`; it is empty in the environment's. `text`
+    is what the policy wrote, without the stop token, or what the environment said; files leave it out.
     """
 
     author: Literal["policy", "environment"]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
+    text: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         expected = len(self.token_ids) if self.author == "policy" else 0
@@ -108,12 +110,18 @@ class Turn:
             raise ValueError(f"a turn of the {self.author} needs {expected} logprobs, got {len(self.logprobs)}")
 
 
+NOT_JUDGED = Verdict("invalid", "not judged yet")
+"""The verdict of an episode before anyone has judged it."""
+
+
 @dataclass(frozen=True)
 class Episode:
     """A prompt, what followed it turn by turn, and the verdict. `sample` counts the episodes of one prompt from 0.
 
-    Training uses the policy's tokens only. `finish_reason` is that of the policy's last turn, `policy_version` the
-    trainer's step whose weights wrote all of its turns. `response` is the text that the verifier judges.
+    Training uses the policy's tokens only. `finish_reason` is "length" if a limit on tokens or turns ended the episode.
+    `policy_version` is the trainer's step whose weights wrote all of its turns. `response` is the text that the
+    verifier judges: the policy's turns, one to a line. `environment` is what the environment left for reward functions
+    to read; files leave it out.
     """
 
     prompt: Prompt
@@ -122,14 +130,15 @@ class Episode:
     response: str
     finish_reason: FinishReason
     policy_version: int
-    verdict: Verdict = field(default=Verdict("invalid", "not judged yet"))
+    verdict: Verdict = NOT_JUDGED
+    environment: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
 
     @classmethod
     def of_completion(
         cls, prompt: Prompt, sample: int, completion: Completion, response: str, verdict: Verdict | None = None
     ) -> Episode:
         """The episode of one turn: a prompt and one completion."""
-        turns = (Turn("policy", completion.token_ids, completion.logprobs),)
+        turns = (Turn("policy", completion.token_ids, completion.logprobs, response),)
         judged = {} if verdict is None else {"verdict": verdict}
         return cls(prompt, sample, turns, response, completion.finish_reason, completion.policy_version, **judged)
 
@@ -149,8 +158,18 @@ class Episode:
         return tuple(turn.author == "policy" for turn in self.turns for _ in turn.token_ids)
 
     @property
+    def judged(self) -> bool:
+        """Whether the episode has a verdict, be it of its environment."""
+        return self.verdict is not NOT_JUDGED
+
+    @property
+    def num_turns(self) -> int:
+        """Turns of the policy."""
+        return sum(turn.author == "policy" for turn in self.turns)
+
+    @property
     def truncated(self) -> bool:
-        """Whether the sampler cut the response off at the length limit."""
+        """Whether a limit on tokens or turns cut the episode off."""
         return self.finish_reason == "length"
 
 
@@ -159,11 +178,13 @@ class Reply:
     """What an environment answers to a turn of the policy."""
 
     text: str = ""
-    """Follows the policy's turn; its tokens are not trained."""
+    """Follows the policy's turn; its tokens are not trained. Nothing follows the last turn of an episode."""
     done: bool = False
     """The episode is over."""
     verdict: Verdict | None = None
-    """Of the whole episode; None lets the task's verifier judge the response."""
+    """Of the whole episode; None lets the task's verifier judge the response. Read if the episode ends here."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """The text as chat messages, where it is not a user's: results of tools. Empty makes it one message of a user."""
 
 
 class Environment(Protocol):
@@ -196,7 +217,9 @@ class Task(Protocol):
     - `verify_groups(groups, on_progress) -> list[Verdict]`: compares the responses to a prompt, and is called in place
       of the other two. A group is a sequence of `Episode`, all of one prompt. One verdict for each episode, in order.
     - `environment(prompt, seed) -> Environment`: makes the world of one episode. The policy then takes turns with it,
-      until it says that the episode is done, or `max_turns: int` of the policy's turns are over.
+      until it says that the episode is done, or `max_turns: int` of the policy's turns are over. A turn ends with a
+      stop token, or with one of `turn_ends`, texts of one token each, which the environment gets to read.
+    - `tools`: JSON schemas of functions that the environment offers; the chat template puts them into the prompt.
     - `close()`: ends the processes and closes the files that the task holds.
     - `notes`: a list of sentences about the problems, shown to the user.
     """

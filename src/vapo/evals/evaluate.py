@@ -22,6 +22,7 @@ from vapo.evals.statistics import (
 )
 from vapo.rollout.collect import judge_episodes, sample_episodes, tally
 from vapo.rollout.engine import RolloutEngine
+from vapo.rollout.turns import TurnRules
 from vapo.tasks.full_task import FullTask
 from vapo.types import Decoding, Episode, Prompt
 
@@ -78,6 +79,7 @@ def sample_and_judge(
     how: Decoding,
     decode: Callable[[Sequence[int]], str],
     seed: int,
+    rules: TurnRules | None = None,
     kept: SampleFile | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Episode]:
@@ -99,6 +101,7 @@ def sample_and_judge(
             decode=decode,
             seed=seed,
             step="evaluation",
+            rules=rules,
             on_progress=lambda now, _, before=done: (
                 on_progress(before + now, len(prompts) * k) if on_progress else None
             ),

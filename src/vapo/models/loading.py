@@ -353,9 +353,13 @@ def context_length(config: PreTrainedConfig) -> int | None:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: Literal["auto", "chat", "plain"] = "auto"
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    form: Literal["auto", "chat", "plain"] = "auto",
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> Prompt:
-    """The prompt with its token ids. Messages go through the chat template or become plain text.
+    """The prompt with its token ids. Messages go through the chat template, with the JSON schemas of `tools`, or become
+    plain text.
 
     `auto` uses the template if the tokenizer has one. ConfigError for `chat` without a template, and for messages that
     the template refuses. A text that begins with a special token gets no BOS.
@@ -369,7 +373,7 @@ def render(
             f"Prompt {prompt.id} is a list of messages, but the tokenizer has no chat template. "
             "Set model.prompt_format=plain, or take a model with a chat template."
         )
-    return replace(prompt, token_ids=_templated(tokenizer, prompt))
+    return replace(prompt, token_ids=_templated(tokenizer, prompt, tools))
 
 
 def with_privileged(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, column: str) -> Prompt:
@@ -430,11 +434,19 @@ def stop_token_ids(
     return tuple(sorted({int(cast(int, tokenizer.eos_token_id)), *ids, *_turn_ends(tokenizer)}))
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
+def _templated(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, tools: Sequence[Mapping[str, Any]]
+) -> tuple[int, ...]:
     """The token ids of messages through the chat template; ConfigError with the template's message if it refuses."""
     messages = [dict(message) for message in prompt.text if not isinstance(message, str)]
     try:
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = tokenizer.apply_chat_template(
+            messages,
+            tools=[dict(tool) for tool in tools] or None,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
     except Exception as error:  # the template is the model's code and may raise anything
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         system = any(message.get("role") == "system" for message in messages)

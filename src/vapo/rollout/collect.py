@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vapo.rollout.engine import RolloutEngine
+from vapo.rollout.turns import TurnRules, play
 from vapo.tasks.full_task import FullTask
 from vapo.tasks.verdicts import judge
 from vapo.types import KINDS, Decoding, Episode, Prompt, sample_seed
@@ -21,6 +22,7 @@ def sample_episodes(
     decode: Callable[[Sequence[int]], str],
     seed: int,
     step: int | str,
+    rules: TurnRules | None = None,
     drawn: Counter[str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Episode]:
@@ -28,7 +30,8 @@ def sample_episodes(
 
     The seed of sample j of prompt p is a hash of (run seed, step, p's id, j). `drawn` counts the samples that each
     prompt id has in this step. A prompt that comes twice in a step (at the end of one epoch and the start of the
-    next) continues the count, so that it draws new responses.
+    next) continues the count, so that it draws new responses. With `rules` an episode has several turns (`play`), and
+    its environment may have judged it.
     """
     drawn = Counter() if drawn is None else drawn
     samples: list[tuple[Prompt, int]] = []
@@ -36,6 +39,8 @@ def sample_episodes(
         samples += [(prompt, drawn[prompt.id] + j) for j in range(per_prompt)]
         drawn[prompt.id] += per_prompt
     seeds = [sample_seed(seed, step, prompt.id, j) for prompt, j in samples]
+    if rules is not None:
+        return play(engine, samples, seeds, how, decode, rules, on_progress or _silent)
     completions = engine.generate([prompt for prompt, _ in samples], how, seeds, on_progress)
     stops = set(how.stop_token_ids)
     return [
@@ -53,12 +58,14 @@ def judge_episodes(
 ) -> list[Episode]:
     """The episodes with the task's verdicts; `per_prompt` neighbours are the responses to one prompt.
 
+    An episode that its environment has judged keeps that verdict, and the task does not see it.
     Where the verifier raises, the verdict is invalid, with the reason. Raises VerifierBrokenError if the task gives
     another number of verdicts.
     """
-    groups = [episodes[at : at + per_prompt] for at in range(0, len(episodes), per_prompt)]
-    verdicts = judge(task, groups, on_progress or _silent)
-    return [replace(e, verdict=verdict) for e, verdict in zip(episodes, verdicts, strict=True)]
+    blocks = (episodes[at : at + per_prompt] for at in range(0, len(episodes), per_prompt))
+    groups = [group for block in blocks if (group := [episode for episode in block if not episode.judged])]
+    verdicts = iter(judge(task, groups, on_progress or _silent) if groups else ())
+    return [e if e.judged else replace(e, verdict=next(verdicts)) for e in episodes]
 
 
 def tally(episodes: Sequence[Episode]) -> dict[str, int]:

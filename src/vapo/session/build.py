@@ -103,6 +103,7 @@ def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path
         evaluation=evaluation,
         decoding=inputs.decoding,
         task=inputs.task,
+        turns=inputs.turns,
         train_prompts=inputs.train_prompts,
         heldout_prompts=inputs.heldout_prompts,
         tokenizer=inputs.tokenizer,

@@ -74,6 +74,7 @@ def evaluate_heldout(
         how=replace(inputs.decoding, temperature=temperature, top_p=top_p),
         decode=lambda ids: response_text(inputs.tokenizer, ids, inputs.decoding.stop_token_ids),
         seed=seed,
+        rules=inputs.turns,
         kept=kept,
         on_progress=partial(on_progress, "evaluating"),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from vapo.algo.head_ranges import target_range, with_range
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError, DataError, counted
+from vapo.models.dialogue import Dialogue
 from vapo.models.gguf import cache_folder
 from vapo.models.loading import (
     SIDE_ADVICE,
@@ -33,10 +34,13 @@ from vapo.models.loading import (
 from vapo.models.lora import adapter_base
 from vapo.models.model_source import is_gguf
 from vapo.models.side import check_readable, holds_side_critic, side_config
+from vapo.rollout.engine_settings import VllmEngineSettings
+from vapo.rollout.turns import TurnRules
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
 from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.schema import TaskConfig
+from vapo.session.turn_taking import turn_rules
 from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask, do_nothing, part_of
 from vapo.tasks.verifiers.functions import file_of_module, refuse_while_importing
@@ -59,6 +63,8 @@ class Inputs:
     decoding: Decoding
     parameters: int
     """Of the policy."""
+    turns: TurnRules | None = None
+    """How episodes of several turns are played; None where the task has no environment."""
     notes: tuple[str, ...] = ()
     """What the user should know of the models, the response limit, and how prompts are rendered."""
     task_by_name: bool = True
@@ -172,7 +178,7 @@ def _checked(
                 + (", or give it data: --set task.data=FILE." if task.drops is not None else ".")
             )
         rendered[name] = RenderedPrompts(
-            prompts, partial(_rendered, tokenizer, form=model.prompt_format, privileged=privileged)
+            prompts, partial(_rendered, tokenizer, form=model.prompt_format, privileged=privileged, tools=task.tools)
         )
         rendered[name][0]  # a template that refuses prompts does so before weights load
     limit = sections.rollout.max_response_tokens or task.max_response_tokens
@@ -185,6 +191,16 @@ def _checked(
                 f"the model's context is {counted(context, 'token')}, {limit} of them for the response. Shorten the "
                 "prompts, or take a model with a longer context.",
             )
+    stops = stop_token_ids(tokenizer, source, model_config)
+    turns = None
+    if task.environment is not None:
+        dialogue = Dialogue(tokenizer, stops, model.prompt_format, task.tools)
+        for prompts in rendered.values():
+            dialogue.check(prompts[0])
+        engine = sections.rollout.engine
+        if isinstance(engine, VllmEngineSettings) and engine.context is not None:
+            context = engine.context if context is None else min(context, engine.context)
+        turns = turn_rules(task, dialogue, context)
     heldout = rendered["heldout"]
     origin = config.origins.get("evaluation.prompts", Origin())
     if sections.evaluation.prompts > len(heldout) and origin.source is Source.OPTION:
@@ -199,7 +215,8 @@ def _checked(
         critic_source=critic_source,
         train_prompts=rendered.get("train", heldout),
         heldout_prompts=heldout,
-        decoding=Decoding(limit, stop_token_ids(tokenizer, source, model_config), sections.rollout.temperature),
+        decoding=Decoding(limit, stops, sections.rollout.temperature),
+        turns=turns,
         parameters=count_parameters(model_config),
         notes=(*notes, *(_plainly_rendered(heldout, tokenizer) if model.prompt_format == "auto" else ())),
     )
@@ -211,9 +228,10 @@ def _rendered(
     *,
     form: Literal["auto", "chat", "plain"],
     privileged: str | None,
+    tools: Sequence[Mapping[str, Any]],
 ) -> Prompt:
     """The prompt as tokens, with what the critic alone may read."""
-    prompt = render(tokenizer, prompt, form)
+    prompt = render(tokenizer, prompt, form, tools)
     return prompt if privileged is None else with_privileged(tokenizer, prompt, privileged)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ OPTIONAL = (
     "verify_groups",
     "environment",
     "max_turns",
+    "turn_ends",
+    "tools",
     "close",
     "notes",
     "options",
@@ -55,6 +57,10 @@ class FullTask:
     """Makes the world of one episode from its prompt and seed; None: an episode is one turn."""
     max_turns: int = MAX_TURNS
     """Turns of the policy after which an episode is over, if its environment has not ended it."""
+    turn_ends: Sequence[str] = ()
+    """Texts of one token each that end a turn, as a stop token does."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """JSON schemas of the functions that the environment offers to the model."""
     close: Callable[[], None] = do_nothing
     """Ends the processes and closes the files of the task."""
     notes: Sequence[str] = ()

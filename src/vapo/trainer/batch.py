@@ -158,7 +158,7 @@ def collate(episodes: Sequence[Episode], prices: Prices) -> Batch:
     """Tensors of a step's episodes and their prices; groups are equal prompt ids."""
     responses = [e.token_ids for e in episodes]
     lengths = torch.tensor([len(response) for response in responses])
-    width = int(lengths.max())
+    width = max(1, int(lengths.max()))
     inside = torch.arange(width)[None] < lengths[:, None]
     ids: dict[str, int] = {}
     sampled = torch.zeros(len(episodes), width)

@@ -15,6 +15,7 @@ from vapo.errors import AbandonedError
 from vapo.metrics import EventName
 from vapo.models.loading import response_text
 from vapo.rollout.engine import RolloutEngine
+from vapo.rollout.turns import TurnRules
 from vapo.tasks.full_task import FullTask
 from vapo.trainer.batch import Batch
 from vapo.trainer.clock import Clock
@@ -43,6 +44,8 @@ class Run:
     evaluation: EvaluationSettings
     decoding: Decoding
     task: FullTask
+    turns: TurnRules | None
+    """How episodes of several turns are played; None where an episode is one turn."""
     train_prompts: PromptSet
     heldout_prompts: PromptSet
     tokenizer: PreTrainedTokenizerBase

@@ -141,6 +141,7 @@ def _judged_samples(
             per_prompt=per_prompt,
             how=run.decoding,
             decode=run.decode,
+            rules=run.turns,
             seed=run.seed,
             # After a rollback other responses are drawn: the same ones would repeat the same updates.
             step=f"{label} after rollback {state.rollbacks}" if state.rollbacks else label,

@@ -1,0 +1,101 @@
+"""What an environment says, as tokens that follow those of the policy's turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from vapo.errors import ConfigError
+from vapo.models.loading import render
+from vapo.types import Prompt, Reply
+
+_WRITTEN = "The policy wrote this."
+_PROBE = "The result is 42."
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Tokens of replies, for prompts that were rendered in this `form` with these `tools`.
+
+    Where the chat template has rendered the prompt, a reply becomes a user's message, or those messages that it brings,
+    and the header of the assistant's next turn. Elsewhere its text follows as it is. Only the new text is tokenised:
+    the tokens of earlier turns stay what they were.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: tuple[int, ...]
+    form: Literal["auto", "chat", "plain"] = "auto"
+    tools: Sequence[Mapping[str, Any]] = ()
+
+    def is_chat(self, prompt: Prompt) -> bool:
+        """Whether the chat template renders the prompt."""
+        return not isinstance(prompt.text, str) and self.form != "plain" and self.tokenizer.chat_template is not None
+
+    def opening(self, prompt: Prompt, text: str) -> tuple[Prompt, tuple[int, ...]]:
+        """The prompt, and the tokens after it, with the text that an environment begins with.
+
+        In a chat the text ends the last message of the prompt, as in TRL; the prompt is then rendered again.
+        """
+        if not text:
+            return prompt, ()
+        if not self.is_chat(prompt):
+            return prompt, self._ids(text)
+        messages = [dict(message) for message in prompt.text if not isinstance(message, str)]
+        messages[-1]["content"] += text
+        opened = replace(prompt, text=tuple(messages))
+        return render(self.tokenizer, opened, self.form, self.tools), ()
+
+    def reply(self, prompt: Prompt, reply: Reply) -> tuple[int, ...]:
+        """The tokens that follow the policy's turn."""
+        if not self.is_chat(prompt):
+            return self._ids(reply.text)
+        messages = reply.messages or ({"role": "user", "content": reply.text},)
+        return self._ids(self._after_turn(messages))
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ConfigError if the chat template cannot render the replies of this prompt's episodes."""
+        if self.tools and not self.is_chat(prompt):
+            raise ConfigError(
+                "Tools are told to the model by its chat template, and the prompts are not rendered by one: give "
+                "messages for prompts, take a model with a chat template, and leave model.prompt_format=auto."
+            )
+        if self.is_chat(prompt):
+            role = "tool" if self.tools else "user"
+            message = {"role": role, "content": _PROBE, **({"name": "probe"} if self.tools else {})}
+            if _PROBE not in self._after_turn((message,)):
+                raise ConfigError(
+                    f"The tokenizer's chat template leaves out a message of the role {role!r} after an assistant's, so "
+                    "an environment cannot answer. Take a model whose template has that role."
+                )
+
+    def _after_turn(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What the template writes between the end of an assistant's turn and the start of its next one.
+
+        It is read off a short conversation, behind a text that stands for the policy's turn: a template may show an
+        earlier turn otherwise than a last one, and the policy's own tokens stay in any case.
+        """
+        conversation = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": _WRITTEN}]
+        try:
+            whole = self.tokenizer.apply_chat_template(
+                [*conversation, *map(dict, messages)], add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # the template is the model's code and may raise anything
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise ConfigError(
+                f"The tokenizer's chat template refuses a message of the role {messages[0].get('role')!r} after an "
+                f"assistant's: {reason}. Take a model whose template has that role."
+            ) from error
+        _, found, after = str(whole).partition(_WRITTEN)
+        if not found:
+            raise ConfigError("The tokenizer's chat template leaves out earlier turns. Take another model.")
+        for token in self.stop_token_ids:  # the policy has written it
+            stop = str(self.tokenizer.convert_ids_to_tokens(token))
+            if after.startswith(stop):
+                return after[len(stop) :]
+        return after
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"]))

@@ -1,0 +1,303 @@
+"""Episodes of several turns: a policy and environments take turns, all episodes of a step together.
+
+Each round samples the next turn of every episode that goes on. The engine is given the prompt and all tokens so far,
+which are never tokenised again, then the environments answer. A turn's seed is a hash of its episode's seed and its
+number, an environment's of its episode's seed: so an episode is the same alone and in company, if its environment is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+from vapo.errors import VapoError
+from vapo.rollout.engine import RolloutEngine
+from vapo.types import (
+    NOT_JUDGED,
+    Completion,
+    Decoding,
+    Environment,
+    Episode,
+    FinishReason,
+    Prompt,
+    Reply,
+    Turn,
+    Verdict,
+    stable_hash,
+)
+
+T = TypeVar("T")
+
+
+class Replies(Protocol):
+    """Makes tokens of what environments say (`vapo.models.dialogue.Dialogue`)."""
+
+    def opening(self, prompt: Prompt, text: str) -> tuple[Prompt, tuple[int, ...]]:
+        """The prompt, and the tokens after it, with the text that an environment begins with."""
+        ...
+
+    def reply(self, prompt: Prompt, reply: Reply) -> tuple[int, ...]:
+        """The tokens that follow the policy's turn."""
+        ...
+
+
+@dataclass(frozen=True)
+class TurnRules:
+    """With whom the policy takes turns, and within which limits.
+
+    `environment` makes the world of an episode from its prompt and seed; `workers` of them work at the same time, in
+    threads. The episode ends after `max_turns` turns of the policy. A reply is cut to `max_characters`. `turn_end_ids`
+    are tokens that end a turn besides the stop tokens. `context` is the most tokens that the model has positions for.
+    """
+
+    environment: Callable[[Prompt, int], Environment]
+    replies: Replies
+    max_turns: int
+    max_characters: int = 100_000
+    turn_end_ids: tuple[int, ...] = ()
+    context: int | None = None
+    workers: int = 1
+
+
+@dataclass
+class _Player:
+    """An episode that goes on until `finish` is set."""
+
+    prompt: Prompt
+    sample: int
+    seed: int
+    limit: int
+    """Tokens that may follow the prompt."""
+    environment: Environment | None = None
+    turns: list[Turn] = field(default_factory=list)
+    num_turns: int = 0
+    tokens: tuple[int, ...] = ()
+    verdict: Verdict = NOT_JUDGED
+    finish: FinishReason | None = None
+    version: int | None = None
+    left: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still follow."""
+        return self.limit - len(self.tokens)
+
+    @property
+    def state(self) -> Prompt:
+        """What the engine goes on from."""
+        return replace(self.prompt, token_ids=self.prompt.token_ids + self.tokens)
+
+    @property
+    def turn_seed(self) -> int:
+        """The first turn has the episode's own seed: an episode of one turn is what it is without an environment."""
+        return stable_hash("turn", self.seed, self.num_turns) if self.num_turns else self.seed
+
+    def add(self, turn: Turn) -> None:
+        self.turns.append(turn)
+        self.tokens += turn.token_ids
+        self.num_turns += turn.author == "policy"
+
+    def end(self, finish: FinishReason, verdict: Verdict | None = None) -> None:
+        self.finish = finish
+        if verdict is not None:
+            self.verdict = verdict
+
+
+def play(
+    engine: RolloutEngine,
+    samples: Sequence[tuple[Prompt, int]],
+    seeds: Sequence[int],
+    how: Decoding,
+    decode: Callable[[Sequence[int]], str],
+    rules: TurnRules,
+    on_progress: Callable[[int, int], None],
+) -> list[Episode]:
+    """One episode for each (prompt, number of the sample), in order.
+
+    Everything after the prompt counts towards `how.max_tokens`, text of the environment included. An episode ends when
+    its environment says so; with the finish reason "length" at the limit of tokens or turns, or where a reply leaves no
+    room for another token (that reply is left out). A turn that was cut off is not shown to the environment. If the
+    environment raises, or gives something else than a `Reply`, the verdict is invalid, with the reason.
+
+    `on_progress(episodes that are over, their tokens)` is called from time to time.
+    """
+    players = [
+        _Player(prompt, number, seed, how.max_tokens) for (prompt, number), seed in zip(samples, seeds, strict=True)
+    ]
+    stops = set(how.stop_token_ids)
+
+    def report() -> None:
+        over = [player for player in players if player.finish]
+        on_progress(len(over), sum(len(player.tokens) for player in over))
+
+    with ThreadPoolExecutor(rules.workers, "environment") as threads:
+
+        def each(work: Callable[[_Player], None], chosen: Sequence[_Player]) -> None:
+            """Work on the players, several at a time where environments may; in this thread where they may not."""
+            for _ in threads.map(work, chosen) if rules.workers > 1 else map(work, chosen):
+                report()
+
+        try:
+            each(lambda player: _open(player, rules), players)
+            while going := [player for player in players if not player.finish]:
+                for group in _calls(going, rules.context):
+                    _sample_turns(engine, group, how, decode, stops, rules, report)
+                each(lambda player: _answer(player, rules), [player for player in going if not player.finish])
+        finally:
+            list(threads.map(_close, [player for player in players if player.environment is not None]))
+    return [_episode(player, engine.version) for player in players]
+
+
+def _open(player: _Player, rules: TurnRules) -> None:
+    """Make the environment, and put what it begins with after the prompt."""
+    prompt = player.prompt
+    try:
+        player.environment = rules.environment(prompt, stable_hash("environment", player.seed))
+        text = player.environment.reset()
+    except VapoError:
+        raise
+    except Exception as error:  # the environment may be the user's code
+        player.end("stop", _raised(error))
+        return
+    if not isinstance(text, str):
+        player.end("stop", Verdict("invalid", f"reset of the environment gave a {type(text).__name__}, not a text"))
+        return
+    player.prompt, ids = rules.replies.opening(prompt, _cut(text, rules.max_characters))
+    player.limit -= len(player.prompt.token_ids) - len(prompt.token_ids)
+    if len(ids) >= player.room:
+        reason = f"what the environment begins with leaves no room for a response: {len(ids)} of {player.limit} tokens"
+        player.end("length", Verdict("invalid", reason))
+    elif ids:
+        player.add(Turn("environment", ids, text=text))
+
+
+def _calls(players: Sequence[_Player], context: int | None) -> Iterator[list[_Player]]:
+    """Players whose turns are sampled in one call, as many as the model's context allows.
+
+    A call has one limit, that of the player with the most room; what is too long for another is cut off afterwards,
+    and is the same tokens.
+    """
+    if context is None:
+        yield list(players)
+        return
+    group: list[_Player] = []
+    for player in sorted(players, key=lambda player: len(player.state.token_ids)):
+        most = max(each.room for each in [*group, player])
+        if group and len(player.state.token_ids) + most > context:
+            yield group
+            group = []
+        group.append(player)
+    yield group
+
+
+def _sample_turns(
+    engine: RolloutEngine,
+    players: Sequence[_Player],
+    how: Decoding,
+    decode: Callable[[Sequence[int]], str],
+    stops: set[int],
+    rules: TurnRules,
+    report: Callable[[], None],
+) -> None:
+    """Let the policy write the next turn of each player."""
+    ends = (*how.stop_token_ids, *(token for token in rules.turn_end_ids if token not in stops))
+    asked = replace(how, max_tokens=max(player.room for player in players), stop_token_ids=ends)
+    states, seeds = [player.state for player in players], [player.turn_seed for player in players]
+    completions = engine.generate(states, asked, seeds, lambda *_: report())
+    for player, completion in zip(players, completions, strict=True):
+        whole = _within(completion, player.room)
+        if player.version not in (None, whole.policy_version):
+            raise VapoError(
+                f"The weights changed from version {player.version} to {whole.policy_version} within an episode: a bug "
+                "of the rollout engine, or weights were handed over while it sampled."
+            )
+        player.version = whole.policy_version
+        text = decode([token for token in whole.token_ids if token not in stops])
+        player.add(Turn("policy", whole.token_ids, whole.logprobs, text))
+        if whole.finish_reason == "length":
+            player.end("length")
+
+
+def _within(completion: Completion, room: int) -> Completion:
+    """The completion as it is with a limit of `room` tokens."""
+    if len(completion.token_ids) <= room:
+        return completion
+    tokens, logprobs = completion.token_ids[:room], completion.logprobs[:room]
+    return replace(completion, token_ids=tokens, logprobs=logprobs, finish_reason="length")
+
+
+def _answer(player: _Player, rules: TurnRules) -> None:
+    """Let the environment answer the turn that the policy has just ended."""
+    assert player.environment is not None
+    try:
+        reply = player.environment.step(player.turns[-1].text)
+    except VapoError:
+        raise
+    except Exception as error:  # the environment may be the user's code
+        player.end("stop", _raised(error))
+        return
+    if fault := _fault(reply):
+        player.end("stop", Verdict("invalid", f"step of the environment gave {fault}"))
+    elif reply.done:
+        player.end("stop", reply.verdict)
+    elif player.num_turns >= rules.max_turns:
+        player.end("length", reply.verdict)
+    else:
+        reply = _limited(reply, rules.max_characters)
+        ids = rules.replies.reply(player.prompt, reply)
+        if len(ids) >= player.room:
+            player.end("length", reply.verdict)
+        else:
+            player.add(Turn("environment", ids, text=reply.text))
+
+
+def _fault(reply: Any) -> str:
+    """What is wrong with a reply, in words; "" if nothing is."""
+    if not isinstance(reply, Reply):
+        return f"a {type(reply).__name__}, not a vapo.types.Reply"
+    if not isinstance(reply.text, str):
+        return f"a text of the type {type(reply.text).__name__}"
+    if not (reply.verdict is None or isinstance(reply.verdict, Verdict)):
+        return f"a verdict of the type {type(reply.verdict).__name__}"
+    return ""
+
+
+def _limited(reply: Reply, most: int) -> Reply:
+    """The reply with texts of at most so many characters."""
+    messages = tuple({**message, "content": _cut(str(message.get("content")), most)} for message in reply.messages)
+    return replace(reply, text=_cut(reply.text, most), messages=messages)
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, cut to its first characters, with a mark where it was cut."""
+    return text if len(text) <= most else f"{text[:most]}\n[{len(text) - most} characters left out]"
+
+
+def _raised(error: Exception) -> Verdict:
+    return Verdict("invalid", f"the environment raised {type(error).__name__}: {str(error)[:300]}")
+
+
+def _close(player: _Player) -> None:
+    """End the environment, and keep what it leaves for reward functions."""
+    assert player.environment is not None
+    try:
+        player.environment.close()
+        player.left = dict(getattr(player.environment, "left", {}))
+    except Exception as error:  # the environment may be the user's code
+        player.verdict = _raised(error)
+
+
+def _episode(player: _Player, version: int) -> Episode:
+    assert player.finish is not None
+    return Episode(
+        prompt=player.prompt,
+        sample=player.sample,
+        turns=tuple(player.turns),
+        response="\n".join(turn.text for turn in player.turns if turn.author == "policy"),
+        finish_reason=player.finish,
+        policy_version=version if player.version is None else player.version,
+        verdict=player.verdict,
+        environment=player.left,
+    )
