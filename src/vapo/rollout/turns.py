@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from vapo.errors import VapoError
 from vapo.rollout.engine import RolloutEngine
+from vapo.tasks.environments.channels import EnvironmentFaultError
 from vapo.types import (
     NOT_JUDGED,
     Completion,
@@ -276,17 +277,23 @@ def _cut(text: str, most: int) -> str:
 
 
 def _raised(error: Exception) -> Verdict:
+    if isinstance(error, EnvironmentFaultError):
+        return Verdict("invalid", str(error))
     return Verdict("invalid", f"the environment raised {type(error).__name__}: {str(error)[:300]}")
 
 
 def _close(player: _Player) -> None:
     """End the environment, and keep what it leaves for reward functions."""
     assert player.environment is not None
+    fault = verdict = None
     try:
         player.environment.close()
         player.left = dict(getattr(player.environment, "left", {}))
+        verdict = getattr(player.environment, "verdict", None)
     except Exception as error:  # the environment may be the user's code
-        player.verdict = _raised(error)
+        fault = _raised(error)
+    if player.verdict is NOT_JUDGED and (known := fault or verdict) is not None:
+        player.verdict = known
 
 
 def _episode(player: _Player, version: int) -> Episode:

@@ -43,10 +43,16 @@ def fingerprint(inputs: Inputs, num_prompts: int, temperature: float, top_p: flo
     # name and prompts of a built-in task determine its verdicts; a user's verifier and answers are hashed as well
     task = inputs.task.original
     if isinstance(task, Problems):
-        file, _, function = task.options.verifier.rpartition(":")
-        source = Path(file).read_bytes() if Path(file).is_file() else file
-        how += [source, function, task.options.right_at, *(prompt.answer for prompt in prompts)]
+        how += [*_code(task.options.verifier), task.options.right_at, *(prompt.answer for prompt in prompts)]
+        if task.options.environment is not None:
+            how += [*_code(task.options.environment), task.options.max_turns]
     return f"{stable_hash(*how, *texts):016x}"
+
+
+def _code(name: str) -> tuple[bytes | str, str]:
+    """The file or module of a user's function, with its content if it is a file, and the function's name."""
+    file, _, function = name.rpartition(":")
+    return (Path(file).read_bytes() if Path(file).is_file() else file), function
 
 
 def evaluate_heldout(

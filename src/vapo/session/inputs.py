@@ -99,7 +99,7 @@ def read_inputs(
         raise
 
 
-FILES = ("data", "eval_data", "verifier")
+FILES = ("data", "eval_data", "verifier", "environment")
 """Options of a task that may name a file."""
 
 

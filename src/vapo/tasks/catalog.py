@@ -93,6 +93,8 @@ def check_named(name: str, options: Mapping[str, Any], *, to_train: bool = True)
         for source in filter(None, (read.data, read.eval_data)):
             check_rows(source)
         check_verifier(read.verifier)
+        if read.environment is not None:
+            check_function(read.environment, "task.environment")
     elif name.startswith(PREFIX):
         _gym_options(name, options)
         if find_spec("reasoning_gym") is None:
@@ -167,6 +169,8 @@ def check_task(task: Any, parts: Sequence[str] = ("train", "heldout")) -> FullTa
         "final_answer": (task.final_answer, ("response",)),
         "close": (task.close, ()),
     }
+    if task.environment is not None:
+        methods["environment"] = (task.environment, ("prompt", "seed"))
     for part, (method, arguments) in methods.items():
         present = part == "verify" or part in task.given
         if present and (wrong := _does_not_take(method, *arguments)):

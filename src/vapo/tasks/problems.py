@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from vapo.errors import ConfigError, DataError, counted
 from vapo.ranges import check_ranges, number
 from vapo.tasks.builtin import read_options, split
+from vapo.tasks.environments.channels import EnvironmentLimits, EnvironmentServer
+from vapo.tasks.environments.players import Players
 from vapo.tasks.rows import Layout, Row, choose_layout, gold_answer, read_rows
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.graded import FirstScores, graded_notes
@@ -69,8 +71,22 @@ class ProblemOptions:
     """Time limit of one verdict; a response that takes longer is invalid."""
     verifier_memory_mb: int = number(2048, ge=256, le=1 << 20, unit="MiB")
     """Memory limit of a worker process."""
+    environment: str | None = None
+    """Makes episodes of several turns: package.module:name or file.py:name of an environment, a class or a function
+    (docs/environments.md). null ends an episode after one turn."""
+    max_turns: int = number(16, ge=1, unit="turns")
+    """The most turns of the policy in an episode with an environment."""
+    environment_timeout_s: float = number(10.0, ge=0.05, le=3600, unit="seconds")
+    """Time limit of one call of the environment; an episode that has to wait longer is invalid."""
+    environment_memory_mb: int = number(2048, ge=256, le=1 << 20, unit="MiB")
+    """Memory limit of an episode's environment, which is a process of its own."""
+    environment_characters: int = number(10_000, ge=1, unit="characters")
+    """The most characters of one answer of the environment; the rest is left out, with a mark."""
+    environment_workers: int | None = number(None, ge=1, unit="environments")
+    """How many environments work at the same time; null means one per core, at most 8."""
     max_response_tokens: int = number(1024, ge=1, unit="tokens")
-    """Length limit of a response, if rollout.max_response_tokens sets none."""
+    """Length limit of a response, if rollout.max_response_tokens sets none. All turns count, and what the environment
+    says."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "task")
@@ -175,7 +191,15 @@ class Problems:
         reader = Reader(o, self.name)
         train = reader.prompts(o.data, o.subset, o.split) if o.data else []
         heldout = reader.prompts(o.eval_data, o.eval_subset, o.eval_split) if o.eval_data else []
-        self.judge = ProblemJudge(o, workers=o.verifier_workers, graded=graded)
+        self.environment = _players(o)
+        self.tools = self.environment.server.tools if self.environment else ()
+        self.max_turns = o.max_turns
+        try:
+            self.judge = ProblemJudge(o, workers=o.verifier_workers, graded=graded)
+        except BaseException:
+            if self.environment:
+                self.environment.close()
+            raise
         self.pool = self.judge.pool
         try:
             train, heldout = (
@@ -229,8 +253,10 @@ class Problems:
         return tidy(answer).replace(" ", "") or None if answer is not None and len(answer) <= MAX_ANSWER else None
 
     def close(self) -> None:
-        """End the verifier's processes."""
+        """End the processes of verifier and environment."""
         self.pool.close()
+        if self.environment:
+            self.environment.close()
 
 
 class Reader:
@@ -395,6 +421,15 @@ def problem_options(name: str, options: Mapping[str, Any]) -> ProblemOptions:
     if unknown := sorted(set(options) - set(names)):
         raise ConfigError(f"The task {name!r} has no option {unknown[0]!r}. There are: {', '.join(names)}.")
     return read_options(ProblemOptions, options)
+
+
+def _players(o: ProblemOptions) -> Players | None:
+    """The environments of the options, in their processes; None without."""
+    if o.environment is None:
+        return None
+    limits = EnvironmentLimits(o.environment_timeout_s, o.environment_memory_mb, o.environment_characters)
+    server = EnvironmentServer(o.environment, right_at=o.right_at, limits=limits, workers=o.environment_workers)
+    return Players(server, right_at=o.right_at)
 
 
 def _is_json(value: Any) -> bool:

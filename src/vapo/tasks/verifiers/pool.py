@@ -399,10 +399,11 @@ def _read_verdicts(message: dict[str, Any]) -> Reply:
     """The verdicts in a worker's message, which a response may have forged: nothing in it is trusted."""
     missing = Verdict("invalid", "the verifier wrote no verdict")
     found = message.get("verdicts")
-    return [_read_verdict(fields) or missing for fields in found] if isinstance(found, list) else missing
+    return [read_verdict(fields) or missing for fields in found] if isinstance(found, list) else missing
 
 
-def _read_verdict(fields: Any) -> Verdict | None:
+def read_verdict(fields: Any) -> Verdict | None:
+    """The verdict that `worker.verdict_fields` has sent; None for anything else."""
     match fields:
         case ["right" | "wrong" | "invalid" as status, str(reason), kind, score]:
             kind = kind if kind in KINDS else "unspecified"
