@@ -84,7 +84,9 @@ class VAPOConfig:
     """Responses to a prompt."""
     num_generations_eval: int | None = None
     max_completion_length: int = 256
-    """Length limit of a response in tokens."""
+    """Length limit of a response in tokens; of an episode with tools all turns and results count."""
+    max_tool_calling_iterations: int | None = None
+    """Turns with calls of tools; None is limited by max_completion_length only."""
     learning_rate: float | None = None
     """Of the policy."""
     weight_decay: float = 0.0
@@ -151,6 +153,12 @@ class VAPOConfig:
     """Rollout steps of value pretraining, for methods that pretrain."""
     right_at: float | None = None
     """The score from which a response counts as right (LM loss, dynamic sampling, accuracy); None is full marks."""
+    tool_timeout_s: float = 10.0
+    """Seconds that one call of a tool or an environment may take."""
+    tool_memory_mb: int = 2048
+    """MiB that the process of an episode's tools or environment may take."""
+    tool_characters: int = 10_000
+    """Characters of a tool's result that the model gets to read."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Any other settings, as in a settings file: {"trainer": {"micro_batch_tokens": 8192}}."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from os import PathLike
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -30,8 +30,11 @@ from vapo.session.evaluation import evaluate_model
 from vapo.session.layers import Layer, Source, file_layer, merge
 from vapo.session.run_dirs import check_folder
 from vapo.session.signals import carry_out
+from vapo.tasks.environments.channels import EnvironmentLimits
+from vapo.tasks.environments.given import players_of
+from vapo.tasks.environments.players import Players
 from vapo.tasks.records import RecordsTask, Row
-from vapo.tasks.verifiers.rewards import Rewards
+from vapo.tasks.verifiers.rewards import Rewards, environment_reward
 from vapo.trainer.run import Run
 
 if TYPE_CHECKING:
@@ -56,6 +59,10 @@ class VAPOTrainer:
     the reward functions. `processing_class` is the tokenizer; None takes the model's. `callbacks` are transformers'.
     `peft_config` is a LoraConfig of which `r` and `lora_alpha` are taken.
 
+    `tools` are functions that the model may call, `environment_factory` makes an object whose `reset(**row)` begins an
+    episode and whose public methods are tools (docs/environments.md). A class with `step(response)` is an environment
+    of ours. They run in processes of their own, if they can be imported, each call within `args.tool_timeout_s`.
+
     Reward functions run in this process, without limits of time and memory: to judge untrusted text by programs, name
     the function in `task.verifier` of a settings file instead.
 
@@ -65,7 +72,7 @@ class VAPOTrainer:
     def __init__(
         self,
         model: str | PathLike[str] | PreTrainedModel,
-        reward_funcs: RewardLike | Sequence[RewardLike],
+        reward_funcs: RewardLike | Sequence[RewardLike] | None = None,
         args: VAPOConfig | None = None,
         train_dataset: Iterable[Row] | None = None,
         eval_dataset: Iterable[Row] | None = None,
@@ -82,9 +89,8 @@ class VAPOTrainer:
         _refuse(
             optimizers=any(part is not None for part in optimizers),
             quantization_config=quantization_config is not None,
-            tools=bool(tools),
             rollout_func=rollout_func is not None,
-            environment_factory=environment_factory is not None,
+            environment_factory=isinstance(environment_factory, Mapping),
         )
         self.args = args or VAPOConfig()
         if not isinstance(self.args, VAPOConfig):
@@ -99,12 +105,16 @@ class VAPOTrainer:
             )
         self.output_dir = Path(self.args.output_dir).absolute()
         self.processing_class = processing_class or _tokenizer_of(model)
-        rewards = Rewards(
-            _functions(reward_funcs, reward_processing_classes, self.processing_class),
-            self.args.reward_weights,
-            right_at=self.args.right_at,
-        )
-        self.task = RecordsTask(train_dataset, eval_dataset, rewards, self.args.max_completion_length)
+        functions = _functions(reward_funcs or [], reward_processing_classes, self.processing_class)
+        weights = self.args.reward_weights
+        self._players = _players(environment_factory, tools, self.args)
+        if self._players is not None and self._players.server.rewards:
+            functions.append(_named_reward(environment_factory))
+            weights = None if weights is None else [*weights, 1.0]
+        if not functions:
+            raise ConfigError("reward_funcs is empty. Give a reward function, or an environment with get_reward().")
+        rewards = Rewards(functions, weights, right_at=self.args.right_at)
+        self.task = self._task(train_dataset, eval_dataset, rewards)
         self._given = model
         self._trusts = self.args.trusts_remote_code
         self._asked = False
@@ -226,6 +236,12 @@ class VAPOTrainer:
         settings = Layer(Source.OPTION, "VAPOConfig", self._settings)
         return lifecycle.resume(self.output_dir, self._observer, self.task, changes=[settings])
 
+    def _task(self, train: Iterable[Row], heldout: Iterable[Row] | None, rewards: Rewards) -> RecordsTask:
+        iterations = self.args.max_tool_calling_iterations
+        limit = self.args.max_completion_length
+        turns = limit if iterations is None else iterations + 1  # the last one answers
+        return RecordsTask(train, heldout, rewards, limit, self._players, turns)
+
     def _keep_start(self) -> None:
         """Write a model that was given as an object, or with another tokenizer, to where the run finds it again."""
         if self._source:
@@ -253,7 +269,7 @@ class VAPOTrainer:
         """
         task = self.task
         if eval_dataset is not None:
-            task = RecordsTask(eval_dataset, eval_dataset, task.rewards, task.max_response_tokens)
+            task = self._task(eval_dataset, eval_dataset, task.rewards)
         trained = self._trained()
         if trained is None:
             self._keep_start()
@@ -320,13 +336,31 @@ def _refuse(**given: bool) -> None:
     instead = {
         "optimizers": "the optimizer is AdamW; set learning_rate, weight_decay and warmup_steps in args",
         "quantization_config": "weights are float32; for less memory set bf16, peft_config or critic_kind='side'",
-        "tools": "tools are not supported yet",
         "rollout_func": "write an engine (vapo.RolloutEngine) instead",
-        "environment_factory": "environments are not supported yet",
+        "environment_factory": "one environment is taken, not a dict of several; let one choose by a column in reset()",
     }
     for name, is_given in given.items():
         if is_given:
             raise ConfigError(f"VAPOTrainer does not take {name}: {instead[name]}.")
+
+
+def _players(factory: Any, tools: Sequence[Callable[..., Any]] | None, args: VAPOConfig) -> Players | None:
+    """The environments of the episodes; None where an episode is one turn."""
+    if factory is None and not tools:
+        return None
+    for what, given in (("environment_factory", factory), *(("tools", tool) for tool in tools or ())):
+        if given is not None and not callable(given):
+            raise ConfigError(f"{what} holds a {type(given).__name__}; give functions, or a class.")
+    named = ("tool_timeout_s", "tool_memory_mb")
+    limits = EnvironmentLimits(args.tool_timeout_s, args.tool_memory_mb, args.tool_characters, named)
+    return players_of(factory, list(tools or ()), limits)
+
+
+def _named_reward(factory: Any) -> Callable[..., Any]:
+    """The environment's own reward as a reward function, under the name of the environment."""
+    reward = wraps(environment_reward)(lambda **given: environment_reward(**given))
+    reward.__name__ = getattr(factory, "__name__", type(factory).__name__)
+    return reward
 
 
 def _tokenizer_of(model: str | PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -343,8 +377,6 @@ def _functions(
 ) -> list[Callable[..., Any]]:
     """Every reward as a function."""
     several = list(given) if isinstance(given, list | tuple) else [given]
-    if not several:
-        raise ConfigError("reward_funcs is empty. Give at least one reward function.")
     matching = (
         [tokenizers] * len(several) if isinstance(tokenizers, PreTrainedTokenizerBase) else list(tokenizers or ())
     )

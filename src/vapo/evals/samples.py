@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vapo.evals.kept_lines import KeptLines
-from vapo.types import Completion, Episode, Prompt, Verdict
+from vapo.types import Episode, Prompt, Turn, Verdict
 
 
 class SampleFile:
@@ -40,17 +40,16 @@ def _record(episode: Episode) -> dict[str, Any]:
         "kind": episode.verdict.kind,
         "finish": episode.finish_reason,
         "tokens": list(episode.token_ids),
+        "turns": [[turn.author, len(turn.token_ids)] for turn in episode.turns],
     }
 
 
 def _episode(prompt: Prompt, number: int, line: Mapping[str, Any]) -> Episode:
-    tokens = tuple(line["tokens"])
-    unknown = (float("nan"),) * len(tokens)  # the file has no log-probabilities, because no score needs them
-    completion = Completion(tokens, unknown, line["finish"], 0)
-    return Episode.of_completion(
-        prompt,
-        number,
-        completion,
-        line["response"],
-        Verdict(line["verdict"], line["reason"], line.get("kind", "unspecified")),
-    )
+    turns, start = [], 0
+    for author, length in line.get("turns", [["policy", len(line["tokens"])]]):
+        # the file has no log-probabilities, because no score needs them
+        unknown = (float("nan"),) * (length if author == "policy" else 0)
+        turns.append(Turn(author, tuple(line["tokens"][start : start + length]), unknown))
+        start += length
+    verdict = Verdict(line["verdict"], line["reason"], line.get("kind", "unspecified"))
+    return Episode(prompt, number, tuple(turns), line["response"], line["finish"], 0, verdict)

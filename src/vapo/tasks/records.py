@@ -7,6 +7,8 @@ from typing import Any
 
 from vapo.errors import DataError, counted
 from vapo.tasks.builtin import split
+from vapo.tasks.environments.players import Players
+from vapo.tasks.full_task import MAX_TURNS
 from vapo.tasks.problems import MIN_TRAIN
 from vapo.tasks.verifiers.rewards import Rewards
 from vapo.types import Episode, Prompt, Verdict, stable_hash
@@ -19,14 +21,22 @@ HELD_OUT = 200
 class RecordsTask:
     """Rows with a `prompt` (a text or messages) and any other columns, which the reward functions are given.
 
-    `name` is a hash of the rows, so a run cannot be resumed on others. Raises DataError for rows without a usable
-    prompt.
+    `name` is a hash of the rows, so a run cannot be resumed on others. `environment` makes an episode one of several
+    turns, at most `max_turns`. Raises DataError for rows without a usable prompt.
     """
 
     def __init__(
-        self, train: Iterable[Row], heldout: Iterable[Row] | None, rewards: Rewards, max_response_tokens: int
+        self,
+        train: Iterable[Row],
+        heldout: Iterable[Row] | None,
+        rewards: Rewards,
+        max_response_tokens: int,
+        environment: Players | None = None,
+        max_turns: int = MAX_TURNS,
     ) -> None:
         self.rewards, self.max_response_tokens = rewards, max_response_tokens
+        self.environment, self.max_turns = environment, max_turns
+        self.tools = environment.server.tools if environment else ()
         learned = _prompts(train, "train_dataset")
         if heldout is None:
             count = min(HELD_OUT, max(1, len(learned) // 10))
@@ -51,6 +61,11 @@ class RecordsTask:
     ) -> list[Verdict]:
         """The verdicts on all episodes, in order."""
         return self.rewards.judge(groups)
+
+    def close(self) -> None:
+        """End the environment's processes, if there are any."""
+        if self.environment is not None:
+            self.environment.close()
 
 
 def _prompts(rows: Iterable[Row], argument: str) -> list[Prompt]:

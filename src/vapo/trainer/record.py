@@ -271,10 +271,14 @@ def _rollout_line(
 ) -> dict[str, Any]:
     length = int(batch.response_lengths[row])
 
+    written = episode.written
+
     def numbers(tensor: Any) -> list[float | None] | None:
+        """One for each token that the policy wrote, None for the environment's."""
         if tensor is None:
             return None
-        return [null_for_nan(round(x, 4)) for x in tensor[row, :length].tolist()]
+        found = zip(tensor[row, :length].tolist(), written, strict=True)
+        return [null_for_nan(round(x, 4)) if own else None for x, own in found]
 
     return {
         **_episode_line(episode),

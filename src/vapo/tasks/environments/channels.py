@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any, Protocol
 
-from vapo.errors import ConfigError, UnguardedError, VerifierBrokenError
+from vapo.errors import ConfigError, UnguardedError
 from vapo.tasks.environments.host import Host
 from vapo.tasks.environments.offers import Form, Offer, described
 from vapo.tasks.verifiers.functions import RIGHT_AT, refuse_while_importing
@@ -39,13 +39,15 @@ class EnvironmentLimits:
     time_s: float = 10.0
     memory_mb: int = 2048
     max_characters: int = 10_000
+    settings: tuple[str, str] = ("task.environment_timeout_s", "task.environment_memory_mb")
+    """The names of the first two, for messages."""
 
     @property
     def late(self) -> str:
         """The reason of a verdict on an episode whose environment was too slow."""
         return (
-            f"the environment gave no answer within task.environment_timeout_s={self.time_s:g}; raise it if a call "
-            "needs longer"
+            f"the environment gave no answer within {self.settings[0]}={self.time_s:g} s; raise it if a call needs "
+            "longer"
         )
 
 
@@ -91,9 +93,9 @@ class EnvironmentServer:
             "limit_s": self.limits.time_s, "memory_mb": self.limits.memory_mb,
             "max_characters": self.limits.max_characters,
         })  # fmt: skip
-        self._numbers, self._lock, self._closed = count(), Lock(), False
+        self._numbers, self._lock = count(), Lock()
         self._parts: dict[str, Any] = {}
-        self._finalizer = weakref.finalize(self, _end, self._parts)
+        weakref.finalize(self, _end, self._parts)
         offer = self._start()
         self.tools: tuple[Mapping[str, Any], ...] = tuple(offer["tools"])
         """JSON schemas of the tools."""
@@ -105,8 +107,8 @@ class EnvironmentServer:
         """A channel to a new child."""
         ours, theirs = socket.socketpair()
         with self._lock:
-            if self._closed:
-                raise VerifierBrokenError("The environments were closed while they were played with.")
+            if "door" not in self._parts:  # closed after an earlier run
+                self._start()
             number = b"%015d" % next(self._numbers)
             try:
                 socket.send_fds(self._parts["door"], [b"o" + number], [theirs.fileno()])
@@ -122,9 +124,9 @@ class EnvironmentServer:
             self._parts["door"].sendall(b"k" + number)
 
     def close(self) -> None:
-        """Kill all processes."""
-        self._closed = True
-        self._finalizer()
+        """Kill all processes; `open` starts them again."""
+        with self._lock:
+            _end(self._parts)
 
     def _start(self) -> dict[str, Any]:
         """Start the process; what it says of the user's environment."""
@@ -178,7 +180,7 @@ class ProcessChannel:
             raise EnvironmentFaultError(self._limits.late) from error
         except (OSError, EOFError) as error:
             raise EnvironmentFaultError(
-                f"the environment's process died; task.environment_memory_mb={self._limits.memory_mb} is its limit"
+                f"the environment's process died; {self._limits.settings[1]}={self._limits.memory_mb} is its limit"
             ) from error
         except ValueError as error:
             raise EnvironmentFaultError("the environment's process wrote what is no answer") from error

@@ -50,7 +50,9 @@ def offer_of(factory: Callable[..., Any] | None, functions: Sequence[Callable[..
         raise ConfigError(
             f"The environment {name} has no reset(). It begins an episode: add it, returning a text or None."
         )
-    if form == "auto" and callable(getattr(kind, "step", None)):
+    step = getattr(kind, "step", None)
+    # in TRL every public method is a tool; ours is told by the name of its argument
+    if callable(step) and (form == "auto" or "response" in inspect.signature(step).parameters):
         return Offer(factory, takes_turns=True)
     methods = tuple(tool_methods(kind).values())
     if not methods and not functions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vapo.tasks.environments.channels import (
@@ -116,13 +116,13 @@ class ToolPlayer(_Player):
     """Carries out the tool calls of each turn. A turn without a call ends the episode."""
 
     @property
-    def _messages(self) -> list[dict[str, str]]:
+    def _messages(self) -> list[dict[str, Any]]:
         return self.left.setdefault("messages", [])
 
     def step(self, response: str) -> Reply:
         """See `Environment.step`."""
-        self._messages.append({"role": "assistant", "content": response})
         calls = tool_calls(response)
+        self._messages.append(_message(response, calls))
         if not calls:
             return Reply(done=True)
         results = [{"role": "tool", "name": call.name, "content": self._result(call)} for call in calls[:MAX_CALLS]]
@@ -137,12 +137,22 @@ class ToolPlayer(_Player):
             return str({"error": call.fault})
         try:
             answer = self._ask({"call": call.name, "arguments": call.arguments})
-        except EnvironmentFaultError as error:
+        except EnvironmentFaultError:
             if not self._stateless:
                 raise
             if self._channel is not None:
                 self._channel.close()
             self._broken = False
             self.reset()  # a new process: the tools have no state to lose
-            return str({"error": str(error)})
+            return str({"error": "the tool gave no answer in time, or its process died"})
         return str(answer["result"]) if "result" in answer else str({"error": answer.get("error")})
+
+
+def _message(response: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    """A turn of the policy as a chat message, in the form that TRL's reward functions read."""
+    message: dict[str, Any] = {"role": "assistant", "content": response}
+    if calls:
+        message["content"] = response.partition("<tool_call>")[0].strip()
+        functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
+        message["tool_calls"] = [{"type": "function", "function": function} for function in functions]
+    return message

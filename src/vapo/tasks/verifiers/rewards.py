@@ -23,9 +23,10 @@ class Rewards:
 
     A function gets TRL 1.16's keyword arguments, or those of them that it names: `prompts`, `completions` (messages
     where the prompt is messages), `completion_ids` (stop token included), every column of the data, each with one entry
-    per response; and `trainer_state` (`global_step`), `log_extra` and `log_metric`, which drop what they get. It
-    returns one number per response: an int, a float, a bool, a numpy scalar, a tensor of one element. None means that
-    the function does not apply to that response. Coroutine functions run together.
+    per response; `environments`, what is left of them (`LeftEnvironment`); and `trainer_state` (`global_step`),
+    `log_extra` and `log_metric`, which drop what they get. It returns one number per response: an int, a float, a bool,
+    a numpy scalar, a tensor of one element. None means that the function does not apply to that response. Coroutine
+    functions run together.
 
     The score of a response is the sum of weight times reward over the functions that apply. It is right from
     `right_at` on (None: 99 % of the positive weights' sum, which is full marks for rewards from 0 to 1). Where no
@@ -104,20 +105,50 @@ def _arguments(episodes: Sequence[Episode]) -> dict[str, Any]:
     """What TRL gives a reward function for these responses."""
     prompts = [episode.prompt for episode in episodes]
     columns = dict.fromkeys(key for prompt in prompts for key in prompt.columns)
+    left = {"environments": [LeftEnvironment(e.environment) for e in episodes]}
     return {
         **{key: [prompt.columns.get(key) for prompt in prompts] for key in columns},
+        **(left if any(e.environment for e in episodes) else {}),
         "prompts": [_text(prompt) for prompt in prompts],
         "completions": [
-            episode.response
-            if isinstance(episode.prompt.text, str)
-            else [{"role": "assistant", "content": episode.response}]
-            for episode in episodes
+            episode.response if isinstance(episode.prompt.text, str) else _messages(episode) for episode in episodes
         ],
         "completion_ids": [list(episode.token_ids) for episode in episodes],
         "trainer_state": SimpleNamespace(global_step=max((e.policy_version for e in episodes), default=0)),
         "log_extra": _drop,
         "log_metric": _drop,
     }
+
+
+class LeftEnvironment(SimpleNamespace):
+    """What is left of an environment when its episode is over: its public attributes that are JSON."""
+
+    def __init__(self, left: Mapping[str, Any]) -> None:
+        super().__init__(**{name: value for name, value in left.items() if name != "get_reward"})
+        self._reward = left.get("get_reward")
+
+    def get_reward(self) -> float | None:
+        """What the environment's own `get_reward` gave at the end."""
+        return self._reward
+
+
+def environment_reward(environments: Sequence[LeftEnvironment], **_: Any) -> list[float | None]:
+    """The environments' own rewards, as a reward function."""
+    return [environment.get_reward() for environment in environments]
+
+
+def _messages(episode: Episode) -> list[dict[str, Any]]:
+    """The episode as chat messages: the policy's turns, with their calls of tools, and what was answered."""
+    messages = [dict(message) for message in episode.environment.get("messages", ())]
+    if not messages:
+        roles = {"policy": "assistant", "environment": "user"}
+        return [{"role": roles[turn.author], "content": turn.text} for turn in episode.turns] or [
+            {"role": "assistant", "content": episode.response}
+        ]
+    written = [turn.text for turn in episode.turns if turn.author == "policy"]
+    if len(written) > sum(message["role"] == "assistant" for message in messages):  # the last turn was cut off
+        messages.append({"role": "assistant", "content": written[-1]})
+    return messages
 
 
 def _text(prompt: Prompt) -> Any:
