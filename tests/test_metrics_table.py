@@ -22,7 +22,7 @@ from vapo.metrics.metric import ON_GPU
 from vapo.metrics.metrics_page import metrics_page
 from vapo.session import lifecycle as runs
 from vapo.trainer.record import RunFolder
-from vapo.types import Prompt, Verdict
+from vapo.types import Prompt, Reply, Verdict
 
 ROOT = Path(vapo.__file__).parent
 DOCS = Path(__file__).parents[1] / "docs"
@@ -45,6 +45,26 @@ class InParts(toys.EchoTask):
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         verdict = super().verify(prompt, response)
         return replace(verdict, parts={"digit": float(verdict.right)})
+
+
+class InTurns(InParts):
+    """Asks once more whatever the first turn is."""
+
+    max_turns = 2
+
+    def environment(self, prompt: Prompt, seed: int) -> Again:
+        return Again()
+
+
+class Again:
+    def reset(self) -> str:
+        return ""
+
+    def step(self, response: str) -> Reply:
+        return Reply("x")
+
+    def close(self) -> None:
+        pass
 
 
 def test_docs_metrics_md_equals_the_generated_page():
@@ -71,7 +91,8 @@ def test_runs_write_exactly_the_metrics_of_the_table(tmp_path: Path):
     evaluation: set[str] = set()
     for number, (preset, layer) in enumerate(RUNS):
         path = tmp_path / f"run-{number}"
-        runs.finish(toys.toy_run(base, path, layer, preset=preset, task=InParts()), report=False)
+        task = InTurns() if number == 0 else InParts()
+        runs.finish(toys.toy_run(base, path, layer, preset=preset, task=task), report=False)
         for line in lines(path / "metrics.jsonl"):
             for key in line.keys() - PLACE.keys():
                 written[metric_table.family_of(key)].add(line["phase"])

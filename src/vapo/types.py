@@ -121,7 +121,7 @@ class Episode:
     Training uses the policy's tokens only. `finish_reason` is "length" if a limit on tokens or turns ended the episode.
     `policy_version` is the trainer's step whose weights wrote all of its turns. `response` is the text that the
     verifier judges: the policy's turns, one to a line. `environment` is what the environment left for reward functions
-    to read; files leave it out.
+    to read, and `judged` says that the verdict is the environment's; files leave both out.
     """
 
     prompt: Prompt
@@ -132,6 +132,7 @@ class Episode:
     policy_version: int
     verdict: Verdict = NOT_JUDGED
     environment: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+    judged: bool = field(default=False, compare=False)
 
     @classmethod
     def of_completion(
@@ -156,11 +157,6 @@ class Episode:
     def written(self) -> tuple[bool, ...]:
         """For each token after the prompt, whether the policy wrote it."""
         return tuple(turn.author == "policy" for turn in self.turns for _ in turn.token_ids)
-
-    @property
-    def judged(self) -> bool:
-        """Whether the episode has a verdict, be it of its environment."""
-        return self.verdict is not NOT_JUDGED
 
     @property
     def num_turns(self) -> int:

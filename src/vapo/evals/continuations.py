@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vapo.errors import ConfigError
 from vapo.evals.kept_lines import KeptLines
 from vapo.rollout.collect import judge_episodes, sample_episodes
 from vapo.rollout.engine import RolloutEngine
+from vapo.rollout.turn_state import start_after
+from vapo.rollout.turns import TurnRules, play
 from vapo.tasks.full_task import FullTask
-from vapo.types import Completion, Decoding, Episode, FinishReason, Prompt, stable_hash
+from vapo.types import Completion, Decoding, Episode, FinishReason, Prompt, sample_seed, stable_hash
 
 BLOCK = 1024
 """Continuations that are sampled, judged and saved together; work that is interrupted loses at most these."""
@@ -65,6 +68,8 @@ class Sampler:
     decode: Callable[[Sequence[int]], str]
     seed: int
     context: int | None = None
+    rules: TurnRules | None = None
+    """How episodes of several turns are played."""
 
 
 def continue_prompts(
@@ -78,8 +83,11 @@ def continue_prompts(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ContinuedPrompt]:
-    """Every prompt with `responses` responses, cut at each fraction f of their length l behind token floor(f·l), and
-    `continuations` of each prefix.
+    """Every prompt with `responses` responses, cut at each fraction f of their length l behind token floor(f·l) of
+    those that the policy wrote, and `continuations` of each prefix.
+
+    In an episode of several turns the environment answers the turns of the prefix again, made with its own seed: what
+    it draws later is what it drew there, so the value is that for this draw.
 
     Every seed depends on the run seed, the prompt, and the numbers of response, prefix and continuation, so a result
     does not depend on its company. Prompts in `kept` are taken from there; new ones are put there. `on_block(done,
@@ -130,14 +138,20 @@ def _continue_block(
         decode=sampler.decode,
         seed=sampler.seed,
         step="judge",
+        rules=sampler.rules,
         on_progress=lambda done, _: on_progress(done, total),
     )
     sampled = judge_episodes(sampled, sampler.task, lambda done, of: on_progress(done, of), per_prompt=responses)
-    cut = [_cut(sampled[at : at + responses], fractions) for at in range(0, total, responses)]
+    _check_openings(prompts, sampled, responses)
+    apart = sampler.rules is not None
+    cut = [_cut(sampled[at : at + responses], fractions, apart=apart) for at in range(0, total, responses)]
     asked = [(at, prefix) for at, (_, prefixes) in enumerate(cut) for prefix in range(len(prefixes))]
-    starts = [sampled[at * responses + cut[at][1][i].sample].token_ids[: cut[at][1][i].length] for at, i in asked]
-    verdicts = _verdicts(sampler, [(prompts[at], start) for (at, _), start in zip(asked, starts, strict=True)],
-                         continuations, on_progress)  # fmt: skip
+    cuts = [(sampled[at * responses + cut[at][1][i].sample], cut[at][1][i].length) for at, i in asked]
+    if sampler.rules is not None:
+        verdicts = _played_verdicts(sampler, sampler.rules, cuts, continuations, on_progress)
+    else:
+        starts = [(episode.prompt, episode.token_ids[:length]) for episode, length in cuts]
+        verdicts = _verdicts(sampler, starts, continuations, on_progress)
     counted: dict[tuple[int, int], Prefix] = {}
     for (at, i), (right, valid) in zip(asked, verdicts, strict=True):
         counted[at, i] = replace(cut[at][1][i], right=right, valid=valid)
@@ -146,19 +160,34 @@ def _continue_block(
         yield ContinuedPrompt(prompt, sampled_responses, tuple(counted[at, i] for i in range(len(prefixes))))
 
 
-def _cut(episodes: Sequence[Episode], fractions: Sequence[float]) -> tuple[tuple[Response, ...], list[Prefix]]:
-    """The responses to one prompt and their prefixes, each once."""
-    places: dict[tuple[int, ...], int] = {}
+def _check_openings(prompts: Sequence[Prompt], episodes: Sequence[Episode], responses: int) -> None:
+    """Raise ConfigError where environments have added to the prompts: then a prompt's responses have none in common."""
+    for number, episode in enumerate(episodes):
+        if episode.prompt.token_ids != prompts[number // responses].token_ids:
+            raise ConfigError(
+                "vapo critic cannot judge episodes whose environment adds to a chat's prompt in reset(). Let the "
+                "problem say it, and reset() return nothing."
+            )
+
+
+def _cut(
+    episodes: Sequence[Episode], fractions: Sequence[float], *, apart: bool
+) -> tuple[tuple[Response, ...], list[Prefix]]:
+    """The responses to one prompt and their prefixes, each once; those of other responses `apart`, if each has an
+    environment of its own."""
+    places: dict[tuple[int, tuple[int, ...]], int] = {}
     prefixes: list[Prefix] = []
     responses = []
     for number, episode in enumerate(episodes):
         tokens, at = episode.token_ids, []
+        own = [i for i, written in enumerate(episode.written) if written] or [0]
         for fraction in fractions:
-            start = tokens[: prefix_length(len(tokens), fraction)]
-            if start not in places:
-                places[start] = len(prefixes)
+            start = tokens[: own[prefix_length(len(own), fraction)]]
+            place = (number if apart else 0, start)
+            if place not in places:
+                places[place] = len(prefixes)
                 prefixes.append(Prefix(number, len(start), 0, 0))
-            at.append(places[start])
+            at.append(places[place])
         right = episode.verdict.right if episode.verdict.valid else None
         responses.append(Response(tokens, right, episode.truncated, tuple(at)))
     return tuple(responses), prefixes
@@ -187,6 +216,46 @@ def _verdicts(
         for i, completion in zip(asked, drawn, strict=True):
             whole.setdefault(i, []).append(_joined(sampler, *starts[i], completion))
     episodes = [episode for i in range(len(starts)) for episode in whole[i]]
+    return _counted(sampler, episodes, continuations, on_progress)
+
+
+def _played_verdicts(
+    sampler: Sampler,
+    rules: TurnRules,
+    cuts: Sequence[tuple[Episode, int]],
+    continuations: int,
+    on_progress: Callable[[int, int], None],
+) -> list[tuple[int, int]]:
+    """`_verdicts` of episodes of several turns, each cut after so many tokens."""
+    total = len(cuts) * continuations
+    samples, seeds, starts = [], [], []
+    for episode, length in cuts:
+        start = start_after(
+            episode.turns, length, sample_seed(sampler.seed, "judge", episode.prompt.id, episode.sample)
+        )
+        state = (*episode.token_ids[:length], episode.sample)
+        for number in range(continuations):
+            samples.append((episode.prompt, number))
+            seeds.append(_seed(sampler.seed, episode.prompt, state, number))
+            starts.append(start)
+    played = play(
+        sampler.engine,
+        samples,
+        seeds,
+        sampler.how,
+        sampler.decode,
+        rules,
+        lambda done, _: on_progress(done, total),
+        starts,
+    )
+    return _counted(sampler, played, continuations, on_progress)
+
+
+def _counted(
+    sampler: Sampler, episodes: Sequence[Episode], continuations: int, on_progress: Callable[[int, int], None]
+) -> list[tuple[int, int]]:
+    """How many of each prefix's continuations are right, and how many the verifier could judge."""
+    total = len(episodes)
     # the count stays the same; the call shows that the work continues
     judged = judge_episodes(episodes, sampler.task, lambda *_: on_progress(total, total), per_prompt=continuations)
     found = []

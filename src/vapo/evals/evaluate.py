@@ -117,7 +117,7 @@ def sample_and_judge(
         for at, prompt in enumerate(chunk):
             found[prompt.id] = episodes[at * k : (at + 1) * k]
             if kept:
-                kept.put(episodes[at * k : (at + 1) * k])
+                kept.put(prompt, episodes[at * k : (at + 1) * k])
     return [episode for prompt in prompts for episode in found[prompt.id] or ()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ class SampleFile:
             return None  # the verifier may succeed this time
         return [_episode(prompt, number, line) for number, line in enumerate(lines)]
 
-    def put(self, episodes: Sequence[Episode]) -> None:
+    def put(self, prompt: Prompt, episodes: Sequence[Episode]) -> None:
         """Append the samples of one problem to the file."""
-        self._kept.put(episodes[0].prompt.id, [_record(e) for e in episodes])
+        self._kept.put(prompt.id, [_record(prompt, e) for e in episodes])
 
 
-def _record(episode: Episode) -> dict[str, Any]:
+def _record(prompt: Prompt, episode: Episode) -> dict[str, Any]:
+    opened = episode.prompt.token_ids
     return {
+        **({} if opened == prompt.token_ids else {"prompt_tokens": list(opened)}),  # its environment added to it
         "response": episode.response,
         "verdict": episode.verdict.status,
         "reason": episode.verdict.reason,
@@ -52,4 +55,5 @@ def _episode(prompt: Prompt, number: int, line: Mapping[str, Any]) -> Episode:
         turns.append(Turn(author, tuple(line["tokens"][start : start + length]), unknown))
         start += length
     verdict = Verdict(line["verdict"], line["reason"], line.get("kind", "unspecified"))
+    prompt = replace(prompt, token_ids=tuple(line.get("prompt_tokens", prompt.token_ids)))
     return Episode(prompt, number, tuple(turns), line["response"], line["finish"], 0, verdict)

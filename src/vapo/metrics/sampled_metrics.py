@@ -31,6 +31,15 @@ SAMPLED_ROWS = (
         "punishes length (dapo), or set `algorithm.truncated: drop-from-policy`",
         title="Cut off at the limit", short="cut off", phases=BOTH,
     ),
+    Metric(
+        "turns/mean", "mean number of the policy's turns in an episode; tasks with an environment only", "turns",
+        phases=BOTH,
+    ),
+    Metric(
+        "turns/environment_ratio", "share of the tokens after the prompts that the environment wrote: they are not "
+        "learned from, and count towards the length limit", SHARE, "", "lower `task.environment_characters`",
+        phases=BOTH,
+    ),
     Metric("verdict/judged", "responses with a valid verdict, right or wrong", "responses", phases=BOTH),
     Metric(
         "verdict/reason/wrong_answer", "share of them with a wrong answer. With "

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from vapo.errors import VapoError
 from vapo.rollout.engine import RolloutEngine
+from vapo.rollout.turn_state import Player, Start
 from vapo.tasks.environments.channels import EnvironmentFaultError
 from vapo.types import (
     NOT_JUDGED,
@@ -21,12 +22,10 @@ from vapo.types import (
     Decoding,
     Environment,
     Episode,
-    FinishReason,
     Prompt,
     Reply,
     Turn,
     Verdict,
-    stable_hash,
 )
 
 T = TypeVar("T")
@@ -62,50 +61,6 @@ class TurnRules:
     workers: int = 1
 
 
-@dataclass
-class _Player:
-    """An episode that goes on until `finish` is set."""
-
-    prompt: Prompt
-    sample: int
-    seed: int
-    limit: int
-    """Tokens that may follow the prompt."""
-    environment: Environment | None = None
-    turns: list[Turn] = field(default_factory=list)
-    num_turns: int = 0
-    tokens: tuple[int, ...] = ()
-    verdict: Verdict = NOT_JUDGED
-    finish: FinishReason | None = None
-    version: int | None = None
-    left: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def room(self) -> int:
-        """Tokens that may still follow."""
-        return self.limit - len(self.tokens)
-
-    @property
-    def state(self) -> Prompt:
-        """What the engine goes on from."""
-        return replace(self.prompt, token_ids=self.prompt.token_ids + self.tokens)
-
-    @property
-    def turn_seed(self) -> int:
-        """The first turn has the episode's own seed: an episode of one turn is what it is without an environment."""
-        return stable_hash("turn", self.seed, self.num_turns) if self.num_turns else self.seed
-
-    def add(self, turn: Turn) -> None:
-        self.turns.append(turn)
-        self.tokens += turn.token_ids
-        self.num_turns += turn.author == "policy"
-
-    def end(self, finish: FinishReason, verdict: Verdict | None = None) -> None:
-        self.finish = finish
-        if verdict is not None:
-            self.verdict = verdict
-
-
 def play(
     engine: RolloutEngine,
     samples: Sequence[tuple[Prompt, int]],
@@ -114,19 +69,23 @@ def play(
     decode: Callable[[Sequence[int]], str],
     rules: TurnRules,
     on_progress: Callable[[int, int], None],
+    starts: Sequence[Start] = (),
 ) -> list[Episode]:
     """One episode for each (prompt, number of the sample), in order.
 
     Everything after the prompt counts towards `how.max_tokens`, text of the environment included. An episode ends when
     its environment says so; with the finish reason "length" at the limit of tokens or turns, or where a reply leaves no
     room for another token (that reply is left out). A turn that was cut off is not shown to the environment. If the
-    environment raises, or gives something else than a `Reply`, the verdict is invalid, with the reason.
+    environment raises, or gives something else than a `Reply`, the verdict is invalid, with the reason. With `starts`,
+    one for each sample, the episodes go on from there.
 
     `on_progress(episodes that are over, their tokens)` is called from time to time.
     """
     players = [
-        _Player(prompt, number, seed, how.max_tokens) for (prompt, number), seed in zip(samples, seeds, strict=True)
+        Player(prompt, number, seed, how.max_tokens) for (prompt, number), seed in zip(samples, seeds, strict=True)
     ]
+    for player, start in zip(players, starts, strict=False):
+        player.start = start
     stops = set(how.stop_token_ids)
 
     def report() -> None:
@@ -135,7 +94,7 @@ def play(
 
     with ThreadPoolExecutor(rules.workers, "environment") as threads:
 
-        def each(work: Callable[[_Player], None], chosen: Sequence[_Player]) -> None:
+        def each(work: Callable[[Player], None], chosen: Sequence[Player]) -> None:
             """Work on the players, several at a time where environments may; in this thread where they may not."""
             for _ in threads.map(work, chosen) if rules.workers > 1 else map(work, chosen):
                 report()
@@ -151,11 +110,11 @@ def play(
     return [_episode(player, engine.version) for player in players]
 
 
-def _open(player: _Player, rules: TurnRules) -> None:
+def _open(player: Player, rules: TurnRules) -> None:
     """Make the environment, and put what it begins with after the prompt."""
     prompt = player.prompt
     try:
-        player.environment = rules.environment(prompt, stable_hash("environment", player.seed))
+        player.environment = rules.environment(prompt, player.environment_seed)
         text = player.environment.reset()
     except VapoError:
         raise
@@ -170,11 +129,28 @@ def _open(player: _Player, rules: TurnRules) -> None:
     if len(ids) >= player.room:
         reason = f"what the environment begins with leaves no room for a response: {len(ids)} of {player.limit} tokens"
         player.end("length", Verdict("invalid", reason))
+    elif player.start is not None:
+        _replay(player, player.start)
     elif ids:
         player.add(Turn("environment", ids, text=text))
 
 
-def _calls(players: Sequence[_Player], context: int | None) -> Iterator[list[_Player]]:
+def _replay(player: Player, start: Start) -> None:
+    """Take the turns of the start, and let the environment answer again the policy's whole ones."""
+    assert player.environment is not None
+    for turn in start.turns:
+        player.add(turn)
+        if turn.author == "policy" and turn is not start.begun:
+            try:
+                player.environment.step(turn.text)
+            except VapoError:
+                raise
+            except Exception as error:  # the environment may be the user's code
+                player.end("stop", _raised(error))
+                return
+
+
+def _calls(players: Sequence[Player], context: int | None) -> Iterator[list[Player]]:
     """Players whose turns are sampled in one call, as many as the model's context allows.
 
     A call has one limit, that of the player with the most room; what is too long for another is cut off afterwards,
@@ -183,7 +159,7 @@ def _calls(players: Sequence[_Player], context: int | None) -> Iterator[list[_Pl
     if context is None:
         yield list(players)
         return
-    group: list[_Player] = []
+    group: list[Player] = []
     for player in sorted(players, key=lambda player: len(player.state.token_ids)):
         most = max(each.room for each in [*group, player])
         if group and len(player.state.token_ids) + most > context:
@@ -195,7 +171,7 @@ def _calls(players: Sequence[_Player], context: int | None) -> Iterator[list[_Pl
 
 def _sample_turns(
     engine: RolloutEngine,
-    players: Sequence[_Player],
+    players: Sequence[Player],
     how: Decoding,
     decode: Callable[[Sequence[int]], str],
     stops: set[int],
@@ -215,8 +191,9 @@ def _sample_turns(
                 "of the rollout engine, or weights were handed over while it sampled."
             )
         player.version = whole.policy_version
-        text = decode([token for token in whole.token_ids if token not in stops])
-        player.add(Turn("policy", whole.token_ids, whole.logprobs, text))
+        begun = player.take_begun()
+        tokens, logprobs = begun.token_ids + whole.token_ids, begun.logprobs + whole.logprobs
+        player.add(Turn("policy", tokens, logprobs, decode([token for token in tokens if token not in stops])))
         if whole.finish_reason == "length":
             player.end("length")
 
@@ -229,7 +206,7 @@ def _within(completion: Completion, room: int) -> Completion:
     return replace(completion, token_ids=tokens, logprobs=logprobs, finish_reason="length")
 
 
-def _answer(player: _Player, rules: TurnRules) -> None:
+def _answer(player: Player, rules: TurnRules) -> None:
     """Let the environment answer the turn that the policy has just ended."""
     assert player.environment is not None
     try:
@@ -282,7 +259,7 @@ def _raised(error: Exception) -> Verdict:
     return Verdict("invalid", f"the environment raised {type(error).__name__}: {str(error)[:300]}")
 
 
-def _close(player: _Player) -> None:
+def _close(player: Player) -> None:
     """End the environment, and keep what it leaves for reward functions."""
     assert player.environment is not None
     fault = verdict = None
@@ -296,7 +273,7 @@ def _close(player: _Player) -> None:
         player.verdict = known
 
 
-def _episode(player: _Player, version: int) -> Episode:
+def _episode(player: Player, version: int) -> Episode:
     assert player.finish is not None
     return Episode(
         prompt=player.prompt,
@@ -307,4 +284,5 @@ def _episode(player: _Player, version: int) -> Episode:
         policy_version=version if player.version is None else player.version,
         verdict=player.verdict,
         environment=player.left,
+        judged=player.verdict is not NOT_JUDGED,
     )

@@ -128,6 +128,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
             lambda ids: response_text(inputs.tokenizer, ids, inputs.decoding.stop_token_ids),
             sections.seed,
             context_length(model.config),
+            inputs.turns,
         )
         continued = continue_prompts(
             sampler,

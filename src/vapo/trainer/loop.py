@@ -85,6 +85,8 @@ def train_step(run: Run) -> None:
     drawn = collate(rollout.drawn, prices)
     figures: dict[str, Any] = rollout_figures(drawn)
     figures |= outcomes.figures_of(tally(rollout.drawn)) | outcomes.reward_figures(rollout.drawn)
+    if run.turns is not None:
+        figures |= outcomes.turn_figures(rollout.drawn)
     figures["rollout/staleness"] = age
     figures["sampling/kept_ratio"] = len(rollout.kept) / len(drawn)
     learned = 0

@@ -42,6 +42,16 @@ def reward_figures(episodes: Sequence[Episode]) -> dict[str, float]:
     }
 
 
+def turn_figures(episodes: Sequence[Episode]) -> dict[str, float]:
+    """`turns/mean`, turns of the policy in an episode, and `turns/environment_ratio`, the environment's share of the
+    tokens."""
+    written = [own for episode in episodes for own in episode.written]
+    return {
+        "turns/mean": fmean(episode.num_turns for episode in episodes),
+        "turns/environment_ratio": 1 - fmean(written) if written else float("nan"),
+    }
+
+
 def tally_of(figures: Mapping[str, Any]) -> dict[str, int]:
     """The counts of `vapo.rollout.collect.tally`, from the step's metrics; all 0 if nothing was judged."""
     judged = int(figures.get("verdict/judged") or 0)

@@ -161,6 +161,7 @@ def _pretraining_step(
         **rollout_figures(batch),
         **outcomes.figures_of(tally(rollout.drawn)),
         **outcomes.reward_figures(rollout.drawn),
+        **({} if run.turns is None else outcomes.turn_figures(rollout.drawn)),
         **update.figures,
         "pretrain/value_loss": update.figures.get("value/loss"),
         **{name.replace("value/", "pretrain/"): value for name, value in heldout_figures.items()},
@@ -176,7 +177,7 @@ def _pretraining_step(
         scored = within_memory(run, "score", partial(score, read, critic=run.critic))
         run.save_rollouts(f"pretrain_{state.pretrain_step:06d}", rollout.episodes, scored)
     metrics |= clock.figures(
-        sampled_tokens=batch.num_tokens, learned_tokens=learned.num_tokens, matrix_rate=run.matrix_rate
+        sampled_tokens=rollout.num_tokens, learned_tokens=learned.num_tokens, matrix_rate=run.matrix_rate
     )
     run.log(metrics)
     # A rollback would sample the same responses again: the policy is fixed.

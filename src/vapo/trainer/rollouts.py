@@ -48,8 +48,9 @@ class Rollout:
 
     @property
     def num_tokens(self) -> int:
-        """Their tokens."""
-        return sum(len(episode.token_ids) for episode in self.drawn)
+        """Their tokens that were sampled; those of environments are left out."""
+        turns = (turn for episode in self.drawn for turn in episode.turns)
+        return sum(len(turn.token_ids) for turn in turns if turn.author == "policy")
 
 
 class RolloutSource(Protocol):
