@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vapo.algo.advantages import length_adaptive_lambda as length_adaptive_lambda
     from vapo.algo.advantages import relative_lambda as relative_lambda
     from vapo.algo.advantages import share_lambda as share_lambda
+    from vapo.algo.advantages import turn_lambda as turn_lambda
     from vapo.algo.advantages import whiten as whiten
     from vapo.algo.baselines import leave_one_out as leave_one_out
     from vapo.algo.baselines import mixture_share as mixture_share
@@ -90,6 +91,7 @@ __all__ = [
     "soft_overlong_punishment",
     "terminal_rewards",
     "token_weights",
+    "turn_lambda",
     "turn_start_mask",
     "value_loss",
     "weighted_sum",

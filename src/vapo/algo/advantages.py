@@ -21,7 +21,7 @@ from vapo.algo._tensors import (
     widened,
 )
 from vapo.algo.diagnostics import masked_deviations
-from vapo.algo.method import Fixed, Lambda, LengthAdaptive, Relative, Share
+from vapo.algo.method import BetweenTurns, Fixed, Lambda, LengthAdaptive, Relative, Share
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Num
@@ -36,12 +36,12 @@ def gae(
     values: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
     *,
-    lam: float | Float[Tensor, " B"],
+    lam: float | Float[Tensor, " B"] | Float[Tensor, "B T"],
     gamma: float = 1.0,
 ) -> Float[Tensor, "B T"]:
     """Generalised advantages of the response tokens, not normalised, without gradient.
 
-        δ_t = r_t + γ·V_{t+1} - V_t          A_t = δ_t + γλ·A_{t+1}
+        δ_t = r_t + γ·V_{t+1} - V_t          A_t = δ_t + γλ_t·A_{t+1}
 
     `values[:, t]` is V of the state *before* token t: the critic's output at the token before it. A
     response is a finished episode: V and A beyond its last token are 0, also when it was cut off at the
@@ -50,7 +50,7 @@ def gae(
     without any token gives zeros.
 
     For Decoupled GAE call it twice: with the policy's λ for A; with the critic's λ for the returns, which
-    are A + V. For Length-Adaptive GAE pass one λ per response.
+    are A + V. For Length-Adaptive GAE pass one λ per response; one per token for `turn_lambda`.
 
     Computed in float32, or in float64 if rewards or values are.
 
@@ -64,7 +64,7 @@ def gae(
     if not 0 <= gamma <= 1:
         raise ValueError(f"gae needs gamma in [0, 1], got {gamma}. The papers use 1.")
     rewards, values = widened(torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0))
-    decay = gamma * _one_per_row(lam, values)  # γλ, (B, 1)
+    decay = gamma * _checked_lambda(lam, values)  # γλ, (B, 1) or (B, T)
 
     # Move each row's tokens to the left, so that t + 1 is the next token of the mask. All other tokens go to an
     # extra last column of zeros, which holds V and A after the end.
@@ -72,34 +72,41 @@ def gae(
     column = torch.where(mask, mask.cumsum(1) - 1, width)
     rewards = rewards.new_zeros(rows, width + 1).scatter(1, column, rewards)
     values = values.new_zeros(rows, width + 1).scatter(1, column, values)
+    if decay.shape[1] > 1:
+        decay = decay.new_zeros(rows, width + 1).scatter(1, column, decay)
 
     deltas = rewards - values
     deltas[:, :-1] += gamma * values[:, 1:]  # δ_t = r_t + γ·V_{t+1} - V_t
     return _decayed_sums(deltas, decay).gather(1, column)
 
 
-def _decayed_sums(deltas: Float[Tensor, "B T1"], decay: Float[Tensor, "B 1"]) -> Float[Tensor, "B T1"]:
-    """A_t = δ_t + decay·A_{t+1} for every t, where the last δ is 0. As a loop over the tokens:
+def _decayed_sums(deltas: Float[Tensor, "B T1"], decay: Float[Tensor, "B _"]) -> Float[Tensor, "B T1"]:
+    """A_t = δ_t + decay_t·A_{t+1} for every t, where the last δ is 0. As a loop over the tokens:
 
-        A[:, t] = deltas[:, t] + decay * A[:, t + 1]          for t = T-1, …, 0
+        A[:, t] = deltas[:, t] + decay[:, t] * A[:, t + 1]          for t = T-1, …, 0
 
     This function takes log2(T) passes over the whole tensor. After a pass, A_t holds the first n terms of its sum,
 
         A_t = δ_t + decay·δ_{t+1} + … + decay^(n-1)·δ_{t+n-1}
 
-    and the next n terms are decay^n·A_{t+n}. So each pass doubles n, until n reaches T.
+    and the next n terms are decay^n·A_{t+n}. So each pass doubles n, until n reaches T. With one decay per token,
+    decay^n is the product of n neighbours.
     """
     sums, num_terms, power = deltas, 1, decay  # power = decay^num_terms
     while num_terms < deltas.shape[1] - 1:
         sums = sums + power * F.pad(sums[:, num_terms:], (0, num_terms))
-        num_terms, power = 2 * num_terms, power.square()
+        further = power if power.shape[1] == 1 else F.pad(power[:, num_terms:], (0, num_terms))
+        num_terms, power = 2 * num_terms, power * further
     return sums
 
 
-def _one_per_row(lam: float | Tensor, like: Tensor) -> Tensor:
-    """λ as a (B, 1) tensor, with its shape and, on the CPU, its range checked."""
+def _checked_lambda(lam: float | Tensor, like: Tensor) -> Tensor:
+    """λ as a (B, 1) or (B, T) tensor, with its shape and, on the CPU, its range checked."""
     if isinstance(lam, torch.Tensor):
-        require_rows("gae", len(like), lam=lam)
+        if lam.ndim == 2:
+            require_one_shape("gae", lam=lam, values=like)
+        else:
+            require_rows("gae", len(like), lam=lam)
         outside = lam.device.type == "cpu" and not bool(((lam >= 0) & (lam <= 1)).all())
     else:
         outside = not 0 <= lam <= 1
@@ -108,7 +115,8 @@ def _one_per_row(lam: float | Tensor, like: Tensor) -> Tensor:
             f"gae needs lam in [0, 1], got {lam}. length_adaptive_lambda clamps 1 - 1/(α·l) for short "
             "responses; use it instead of the formula."
         )
-    return torch.as_tensor(lam, dtype=like.dtype, device=like.device).expand(len(like)).unsqueeze(1)
+    found = torch.as_tensor(lam, dtype=like.dtype, device=like.device)
+    return found if found.ndim == 2 else found.expand(len(like)).unsqueeze(1)
 
 
 def length_adaptive_lambda(lengths: Num[Tensor, " B"], alpha: float = 0.05) -> Float[Tensor, " B"]:
@@ -176,10 +184,27 @@ def share_lambda(lengths: Num[Tensor, " B"], k: float) -> Float[Tensor, " B"]:
     return k ** (1 / lengths.clamp(min=1))
 
 
+@torch.no_grad()
+def turn_lambda(mask: Bool[Tensor, "B T"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B T"]:
+    """One λ per token for `gae`: the response's `lam` at the last token of each turn, 1 at the others.
+
+    A turn is a run of tokens of the mask without a gap. So advantages within a turn are equal but for the values, and
+    what a later turn earns reaches an earlier one discounted by λ for every turn between them.
+
+    Raises ValueError for shapes that differ or a mask that is not bool.
+
+    Source: a convention of multi-turn recipes: GAE over turns as its steps.
+    """
+    require_mask("turn_lambda", mask)
+    require_rows("turn_lambda", len(mask), lam=lam)
+    after = F.pad(mask[:, 1:], (0, 1))
+    return torch.where(mask & ~after, lam[:, None], 1.0)
+
+
 def lambdas(rule: Lambda, lengths: Num[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """One λ per response, by the rule of a preset."""
+    """One λ per response, by the rule of a preset. `BetweenTurns` gives what `turn_lambda` takes."""
     match rule:
-        case Fixed(value=value):
+        case Fixed(value=value) | BetweenTurns(value=value):
             (like,) = widened(lengths)
             return torch.full_like(like, value)
         case LengthAdaptive(alpha=alpha):

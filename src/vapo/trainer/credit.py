@@ -21,9 +21,10 @@ from vapo.algo import (
     prompt_weights,
     sampler_weights,
     terminal_rewards,
+    turn_lambda,
     whiten,
 )
-from vapo.algo.method import Algorithm, Gae, GroupBaseline, LinearHead
+from vapo.algo.method import Algorithm, BetweenTurns, Gae, GroupBaseline, LinearHead
 from vapo.trainer.batch import Batch
 from vapo.trainer.run import Run
 
@@ -71,10 +72,14 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
             # response.
             policy_lam = lambdas(credit.policy_lambda, lengths)
             critic_lam = lambdas(credit.critic_lambda, lengths)
+            steps = [
+                turn_lambda(batch.mask, lam) if isinstance(rule, BetweenTurns) else lam
+                for rule, lam in ((credit.policy_lambda, policy_lam), (credit.critic_lambda, critic_lam))
+            ]
             policy_rewards = terminal_rewards(outcomes, batch.mask, policy_bootstrap)
-            advantages = gae(policy_rewards, values, batch.mask, lam=policy_lam, gamma=credit.gamma)
+            advantages = gae(policy_rewards, values, batch.mask, lam=steps[0], gamma=credit.gamma)
             critic_rewards = terminal_rewards(targets, batch.mask, bootstrap)
-            returns = gae(critic_rewards, answers, batch.mask, lam=critic_lam, gamma=credit.gamma) + answers
+            returns = gae(critic_rewards, answers, batch.mask, lam=steps[1], gamma=credit.gamma) + answers
             if credit.whiten:
                 advantages = whiten(advantages, batch.for_policy().mask)
             return replace(

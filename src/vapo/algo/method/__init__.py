@@ -6,7 +6,7 @@ it is a union of small types that share one tag, `kind`. The papers' numbers are
     algorithm            Algorithm: the fields, and which go together
     step_parts           sampling, reward, KL penalty, step sizes
     credit_sources       a critic with GAE, or the group's mean
-    lambda_rules         λ: fixed, length-adaptive, by share
+    lambda_rules         λ: fixed, length-adaptive, by share, between turns
     value_heads          linear, bounded, sigmoid, HL-Gauss
     value_tokens         all tokens, anchors, turn starts
     trust_regions        clip, dual clip, ratio mask, probability bound
@@ -15,7 +15,7 @@ it is a union of small types that share one tag, `kind`. The papers' numbers are
 
 from vapo.algo.method.algorithm import Algorithm, Truncation
 from vapo.algo.method.credit_sources import Credit, Gae, GroupBaseline
-from vapo.algo.method.lambda_rules import Fixed, Lambda, LengthAdaptive, Relative, Share
+from vapo.algo.method.lambda_rules import BetweenTurns, Fixed, Lambda, LengthAdaptive, Relative, Share
 from vapo.algo.method.sampler_corrections import Band, NoCorrection, SamplerCorrection, SequenceMask, TruncatedWeight
 from vapo.algo.method.step_parts import Kl, Optimization, Reward, Sampling
 from vapo.algo.method.trust_regions import Clip, DualClip, ProbabilityBound, RatioMask, TrustRegion
@@ -27,6 +27,7 @@ __all__ = [
     "AllTokens",
     "Anchors",
     "Band",
+    "BetweenTurns",
     "BoundedHead",
     "Clip",
     "Credit",

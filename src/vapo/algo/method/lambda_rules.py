@@ -1,4 +1,4 @@
-"""The rules for λ of GAE: fixed, or by the length of a response."""
+"""The rules for λ of GAE: fixed, by the length of a response, or by its turns."""
 
 from __future__ import annotations
 
@@ -56,4 +56,16 @@ class Share:
         check_ranges(self, "algorithm")  # `k` is spelled algorithm.k
 
 
-Lambda = Fixed | LengthAdaptive | Relative | Share
+@dataclass(frozen=True)
+class BetweenTurns:
+    """λ between two turns of the policy, and 1 within a turn: credit is discounted by turns, whatever their lengths."""
+
+    value: float = number(0.95, ge=0, le=1)
+    """λ from the end of a turn to the next one. In an episode of one turn it has no effect: λ is 1."""
+    kind: Literal["turns"] = "turns"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "a lambda between turns (algorithm.credit.policy_lambda or critic_lambda)")
+
+
+Lambda = Fixed | LengthAdaptive | Relative | Share | BetweenTurns

@@ -1,0 +1,39 @@
+"""λ between turns: one step of credit from turn to turn, none lost within a turn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vapo.algo import gae, turn_lambda
+
+MASK = torch.tensor([[True, True, False, True, True]])
+LAM = torch.tensor([0.5])
+
+
+def test_lambda_is_one_within_a_turn_and_applies_at_its_last_token():
+    assert turn_lambda(MASK, LAM).tolist() == [[1.0, 0.5, 1.0, 1.0, 0.5]]
+
+
+def test_advantages_of_two_turns_worked_by_hand():
+    # V = (.2, .4, -, .6, .8), r = (0, 0, -, 0, 1), γ = 1: δ = (.2, .2, -, .2, .2); the third is the environment's.
+    # λ = .5 between the turns: A = (.2 + .4, .2 + .5·.4, 0, .2 + .2, .2) = (.6, .4, 0, .4, .2)
+    values = torch.tensor([[0.2, 0.4, 9.0, 0.6, 0.8]])
+    rewards = torch.tensor([[0.0, 0.0, 9.0, 0.0, 1.0]])
+    advantages = gae(rewards, values, MASK, lam=turn_lambda(MASK, LAM))
+    torch.testing.assert_close(advantages, torch.tensor([[0.6, 0.4, 0.0, 0.4, 0.2]]))
+
+
+def test_one_lambda_per_token_is_one_per_response_where_all_are_equal():
+    generator = torch.Generator().manual_seed(0)
+    values, rewards = (torch.randn(4, 37, generator=generator) for _ in range(2))
+    mask = torch.rand(4, 37, generator=generator) < 0.7
+    lam = torch.tensor([0.0, 0.5, 0.9, 1.0])
+    torch.testing.assert_close(
+        gae(rewards, values, mask, lam=lam[:, None].expand(4, 37)), gae(rewards, values, mask, lam=lam)
+    )
+
+
+def test_a_lambda_per_token_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="gae"):
+        gae(torch.zeros(1, 5), torch.zeros(1, 5), MASK, lam=torch.ones(1, 4))
