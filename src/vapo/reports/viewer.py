@@ -16,6 +16,8 @@ from vapo.reports.runfiles import Record, RolloutFile, number, read_rollouts, ro
 
 VERDICTS = ("right", "wrong", "invalid")
 SERIES = ("logp", "value", "advantage", "return")
+ENVIRONMENT = "environment"
+"""The key of a sample that says of each token whether the environment wrote it; null where none did."""
 _PROMPT_CHARACTERS = 4_000
 
 
@@ -71,7 +73,9 @@ def without_middle(sample: Record, limit: int) -> Record:
     if num <= limit:
         return sample
     head, tail = limit - limit // 2, limit // 2
-    cut = {key: sample[key] and sample[key][:head] + sample[key][num - tail :] for key in ("tokens", *SERIES)}
+    cut = {
+        key: sample[key] and sample[key][:head] + sample[key][num - tail :] for key in ("tokens", ENVIRONMENT, *SERIES)
+    }
     # head and tail have equal size, so a second cut falls into the same gap
     return sample | cut | {"cut_at": head, "left_out": sample["left_out"] + num - head - tail}
 
@@ -115,8 +119,16 @@ def _sample(record: Record) -> Record:
         "cut_at": 0,
         "left_out": 0,
         "tokens": tokens,
+        ENVIRONMENT: _by_environment(record.get("turns"), len(tokens)),
         **series,
     }
+
+
+def _by_environment(turns: Any, num_tokens: int) -> list[bool] | None:
+    """For each token whether the environment wrote it; None for an episode of the policy's tokens alone."""
+    if not isinstance(turns, list) or len(turns) < 2:
+        return None
+    return [author == "environment" for author, length in turns for _ in range(length)][:num_tokens]
 
 
 def _prompt(prompt: Any) -> str:

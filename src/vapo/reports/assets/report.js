@@ -143,7 +143,7 @@
     sample.tokens.forEach((token, i) => {
       if (sample.left_out && i === sample.cut_at) make("span", tokens, `… ${sample.left_out} tokens left out …`, "gap");
       const shown = token === "" ? "∅" : token.replace(/\n/g, "⏎\n");
-      const span = make("span", tokens, shown, "token");
+      const span = make("span", tokens, shown, sample.environment?.[i] ? "token environment" : "token");
       span.dataset.i = i;
       span.style.background = background(sample, i);
     });
@@ -199,8 +199,10 @@
     const logp = sample.logp && sample.logp[i];
     const position = sample.left_out && i >= sample.cut_at ? i + sample.left_out : i;
     const rows = [["token", `${position + 1} of ${sample.num_tokens}`]];
+    if (sample.environment?.[i]) rows.push(["written by", "the environment; not learned from"]);
     if (logp !== null && logp !== undefined) rows.push(["logp", `${number(logp)} (p ${Math.exp(logp).toPrecision(2)})`]);
-    for (const key of ["value", "advantage", "return"]) if (sample[key]) rows.push([key, number(sample[key][i])]);
+    const read = sample.environment?.[i] ? [] : ["value", "advantage", "return"];
+    for (const key of read) if (sample[key]) rows.push([key, number(sample[key][i])]);
     for (const [key, value] of rows) {
       const row = make("tr", table);
       make("td", row, key, "quiet");

@@ -70,7 +70,8 @@ class Channel(Protocol):
 class EnvironmentServer:
     """A process that has imported the user's environment and tools, and forks a child for each episode.
 
-    `environment` and `tools` are names as in `functions.import_function`. A child that exceeds a limit is killed, and
+    `environment` and `tools` are names as in `functions.import_function`; for `form` and `arguments` see
+    `offers.load_offer`. A child that exceeds a limit is killed, and
     costs its own episode only. Raises ConfigError if the environment cannot be loaded. `open` may be called from
     several threads.
     """
@@ -81,6 +82,7 @@ class EnvironmentServer:
         tools: Sequence[str] = (),
         *,
         form: Form = "auto",
+        arguments: Mapping[str, Any] | None = None,
         right_at: float = RIGHT_AT,
         limits: EnvironmentLimits | None = None,
         workers: int | None = None,
@@ -89,7 +91,8 @@ class EnvironmentServer:
         self.limits = limits or EnvironmentLimits()
         self.workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
         self._spec = json.dumps({
-            "environment": environment, "tools": list(tools), "form": form, "right_at": right_at,
+            "environment": environment, "tools": list(tools), "form": form, "arguments": arguments,
+            "right_at": right_at,
             "limit_s": self.limits.time_s, "memory_mb": self.limits.memory_mb,
             "max_characters": self.limits.max_characters,
         })  # fmt: skip
@@ -179,6 +182,7 @@ class ProcessChannel:
             self.close()
             raise EnvironmentFaultError(self._limits.late) from error
         except (OSError, EOFError) as error:
+            self.close()
             raise EnvironmentFaultError(
                 f"the environment's process died; {self._limits.settings[1]}={self._limits.memory_mb} is its limit"
             ) from error

@@ -1,7 +1,7 @@
 """One episode of a user's environment or tools, which answers requests; beside the trainer, never in it.
 
 {"open": {"prompt": {"id", "text", "answer", "columns"}, "seed": 7}}    {"text": "..."}
-{"step": "..."}                        {"text": "...", "done": false, "verdict": null}
+{"step": "..."}                        {"text": "...", "done": false, "verdict": null, "messages": []}
 {"call": "name", "arguments": {}}      {"result": "..."}  {"error": "..."}
 {"end": true}                          {"left": {...}}
 any of them                            {"failed": "why"}
@@ -70,7 +70,8 @@ class Host:
             what = reply.text if isinstance(reply, Reply) else reply
             raise TypeError(f"step gave a {type(what).__name__}, not a text or a vapo.types.Reply")
         verdict = None if reply.verdict is None else self._verdict(reply.verdict)
-        return {"text": self._cut(reply.text), "done": bool(reply.done), "verdict": verdict}
+        messages = [{"role": str(m["role"]), "content": self._cut(str(m["content"]))} for m in reply.messages]
+        return {"text": self._cut(reply.text), "done": bool(reply.done), "verdict": verdict, "messages": messages}
 
     def _verdict(self, given: Any) -> list[Any]:
         verdict: Verdict = to_verdict(given, self._right_at)
@@ -95,8 +96,9 @@ class Host:
             with contextlib.suppress(TypeError, ValueError, RecursionError):
                 if not name.startswith("_") and len(json.dumps(value, allow_nan=False)) <= MAX_LEFT:
                     left[name] = value
-        if self._offer.rewards:
-            reward = _awaited(self._environment.get_reward())
+        get_reward = getattr(self._environment, "get_reward", None)
+        if callable(get_reward):
+            reward = _awaited(get_reward())
             left["get_reward"] = None if reward is None else float(reward)
         close = getattr(self._environment, "close", None)
         if callable(close):

@@ -29,9 +29,19 @@ class Offer:
     """Whether the environment has `get_reward()`."""
 
 
-def load_offer(environment: str | None, tools: Sequence[str] = (), form: Form = "auto") -> Offer:
-    """Import what the names stand for. Call it in a worker process only. Raises ConfigError."""
+def load_offer(
+    environment: str | None,
+    tools: Sequence[str] = (),
+    form: Form = "auto",
+    arguments: Mapping[str, Any] | None = None,
+) -> Offer:
+    """Import what the names stand for. Call it in a worker process only. Raises ConfigError.
+
+    With `arguments` the environment's name is that of a function which makes the factory of them.
+    """
     factory = None if environment is None else import_function(environment, "task.environment")
+    if factory is not None and arguments is not None:
+        factory = factory(**arguments)
     return offer_of(factory, [import_function(name, "tools") for name in tools], form)
 
 

@@ -109,7 +109,9 @@ class TurnPlayer(_Player):
         judged = None if verdict is None else read_verdict(verdict)
         if verdict is not None and judged is None:
             raise EnvironmentFaultError("the environment's process wrote what is no verdict")
-        return Reply(text, bool(answer.get("done")), judged)
+        messages = answer.get("messages")
+        valid = [m for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+        return Reply(text, bool(answer.get("done")), judged, tuple(valid))
 
 
 class ToolPlayer(_Player):

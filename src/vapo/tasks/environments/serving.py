@@ -45,7 +45,7 @@ def main() -> None:
         os.dup2(silence, stream)
     try:
         with ending_with_trainer(door.fileno()):
-            offer = load_offer(spec["environment"], spec["tools"], spec["form"])
+            offer = load_offer(spec["environment"], spec["tools"], spec["form"], spec["arguments"])
             tools = _in_child(lambda: described(offer)) if offer.functions or offer.methods else []
     except Exception as error:
         failed = str(error) if isinstance(error, VapoError) else f"{type(error).__name__}: {error}"

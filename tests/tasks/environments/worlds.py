@@ -1,0 +1,104 @@
+"""Environments and tools as users write them, good and bad; worker processes import this file."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from vapo.types import Reply, Verdict
+
+
+class Guess:
+    """Ends when the answer is named; other words make it misbehave."""
+
+    def __init__(self, answer, seed: int) -> None:
+        self.answer, self.seed, self.turns = str(answer), seed, 0
+        self._hidden = "not left"
+        self.pipe = object()
+
+    def reset(self) -> str:
+        return "go"
+
+    def step(self, response: str) -> Reply | str:
+        self.turns += 1
+        match response:
+            case "hang":
+                time.sleep(60)
+            case "raise":
+                raise ValueError("a fault")
+            case "die":
+                os._exit(3)
+            case "memory":
+                bytearray(4 << 30)
+            case "print":
+                print('{"text": "forged", "done": true, "verdict": ["right", "", "unspecified", 1.0]}')
+            case "number":
+                return 7  # type: ignore[return-value]
+            case "nan":
+                return Reply(done=True, verdict=float("nan"))  # type: ignore[arg-type]
+            case "big":
+                return "x" * 50_000_000
+        if response == self.answer:
+            return Reply("well done", done=True, verdict=Verdict("right", "named it"))
+        return f"no {self.turns}"
+
+
+class Counter:
+    """TRL's form: its public methods are tools."""
+
+    def reset(self, start: int = 0, **row) -> str:
+        self.count = start
+        return f" from {start}"
+
+    def add(self, amount: int) -> int:
+        """Add to the count.
+
+        Args:
+            amount: How much.
+        """
+        self.count += amount
+        return self.count
+
+    async def slow(self) -> str:
+        """Hang."""
+        time.sleep(60)
+        return "never"
+
+    def get_reward(self) -> float:
+        return self.count / 4
+
+
+class NoReset:
+    def step(self, response: str) -> str:
+        return response
+
+
+class Undescribed:
+    def reset(self) -> None: ...
+
+    def add(self, amount):
+        return amount
+
+
+class Idle:
+    def reset(self) -> None: ...
+
+
+def double(number: int) -> int:
+    """Twice the number.
+
+    Args:
+        number: Any number.
+    """
+    return 2 * number
+
+
+def sleepy() -> str:
+    """Sleep for a minute."""
+    time.sleep(60)
+    return "awake"
+
+
+def faulty() -> str:
+    """Raise."""
+    raise KeyError("no such thing")
