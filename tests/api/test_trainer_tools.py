@@ -20,7 +20,7 @@ ROWS = [{"prompt": [{"role": "user", "content": f"{i % 6} ready"}], "start": i %
 def config(folder: Path, **more) -> VAPOConfig:
     given = {
         "output_dir": str(folder), "per_device_train_batch_size": 8, "generation_batch_size": 16,
-        "num_generations": 4, "max_completion_length": 24, "max_tool_calling_iterations": 3, "max_steps": 2,
+        "num_generations": 4, "max_completion_length": 24, "max_tool_calling_iterations": 3, "max_steps": 4,
         "learning_rate": 1e-3, "critic_learning_rate": 1e-2, "pretraining_steps": 1, "report_to": "none",
         "settings": {"scale": {"threads": 1}, "evaluation": {"samples_per_prompt": 2},
                      "trainer": {"pretraining_heldout": 8, "pretraining_ready": -10.0}},
@@ -37,8 +37,11 @@ def trainer(folder: Path, **more) -> VAPOTrainer:
 
 
 def rollouts(folder: Path) -> list[dict]:
-    with gzip.open(folder / "rollouts" / "step_000001.jsonl.gz", "rt") as file:
-        return [json.loads(line) for line in file]
+    found = []
+    for path in sorted((folder / "rollouts").iterdir()):
+        with gzip.open(path, "rt") as file:
+            found += [json.loads(line) for line in file]
+    return found
 
 
 @pytest.mark.slow
@@ -69,7 +72,7 @@ def test_tools_that_hang_do_not_stop_the_trainer(tmp_path: Path):
     def called(completions, **kwargs):
         return [float(len(messages) > 1) for messages in completions]
 
-    args = config(tmp_path / "run", tool_timeout_s=0.2, max_steps=2)
+    args = config(tmp_path / "run", tool_timeout_s=0.2)
     made = trainer(tmp_path / "run", reward_funcs=called, tools=[add, wait], args=args)
     metrics = made.train()
     assert metrics["verdict/invalid_ratio"] == 0
