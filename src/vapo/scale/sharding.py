@@ -51,11 +51,6 @@ class RankGroup:
         )
         self.mesh = init_device_mesh("cuda" if on_gpu else "cpu", (size,))
 
-    @property
-    def first(self) -> bool:
-        """See `Group.first`."""
-        return self.rank == 0
-
     def shard(self, network: N) -> N:
         """See `Group.shard`."""
         return replace(network, passes=ShardedPass(network.model, self.mesh).run)

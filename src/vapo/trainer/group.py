@@ -18,8 +18,13 @@ class Group(Protocol):
     """All of its processes make the same calls in the same order."""
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes the files."""
+    def rank(self) -> int:
+        """This process's number, from 0; the first one writes what is not written in parts."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
         ...
 
     def shard(self, network: N) -> N:
@@ -41,7 +46,7 @@ class Group(Protocol):
 class Alone:
     """A group of one process."""
 
-    first = True
+    rank, size = 0, 1
 
     def shard(self, network: N) -> N:
         """See `Group.shard`."""
