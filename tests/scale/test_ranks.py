@@ -48,6 +48,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": {"policy_lora": 4, "critic_lora": 4}, "algorithm": {"kl": {"coef": 0.5}}},
         "vapo",
     ),
+    "taking turns": ({"scale": {"offload": True}}, "vapo"),
     "frozen, checkpointed": (
         {"model": {"gradient_checkpointing": True}, "algorithm": {"credit": {"frozen": ["*self_attn*"]}}},
         "vapo",

@@ -211,6 +211,10 @@ class RayNetwork:
         """See `Network.publish_adapters`."""
         return self._call("publish_adapters", folder.absolute())
 
+    def release(self) -> None:
+        """See `Network.release`."""
+        self._call("release")
+
     def _call(self, method: str, *arguments: Any) -> Any:
         return self.ranks.ask(self._words(method), "call", self.name, method, arguments, {})
 

@@ -55,6 +55,12 @@ class RankGroup:
         """See `Group.shard`."""
         return replace(network, passes=ShardedPass(network.model, self.mesh).run)
 
+    def move(self, network: Policy | Critic, to: torch.device) -> None:
+        """See `Group.move`."""
+        sharded = getattr(network.passes, "__self__")  # noqa: B009 - the method's object
+        assert isinstance(sharded, ShardedPass)
+        sharded.to(to)  # through all units, which note where their shards are now
+
     def deal(self, batch: Batch, micro_batch_tokens: int) -> Iterator[Tensor]:
         """See `Group.deal`."""
         return iter(deal(batch, self.size, micro_batch_tokens)[self.rank])

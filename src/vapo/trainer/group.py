@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vapo.models.networks import Critic, Policy
+from vapo.models.placing import to_device
 from vapo.trainer.batch import Batch, micro_batches
 
 N = TypeVar("N", Policy, Critic)
@@ -31,6 +32,10 @@ class Group(Protocol):
         """The network with its weights spread over the group."""
         ...
 
+    def move(self, network: Policy | Critic, to: torch.device) -> None:
+        """Move this process's weights of the network and their gradients to a device."""
+        ...
+
     def deal(self, batch: Batch, micro_batch_tokens: int) -> Iterator[Tensor]:
         """The micro-batches of this process as row numbers: as many in every process, where needed with empty ones.
 
@@ -51,6 +56,10 @@ class Alone:
     def shard(self, network: N) -> N:
         """See `Group.shard`."""
         return network
+
+    def move(self, network: Policy | Critic, to: torch.device) -> None:
+        """See `Group.move`."""
+        to_device(network.model, to)
 
     def deal(self, batch: Batch, micro_batch_tokens: int) -> Iterator[Tensor]:
         """See `Group.deal`."""

@@ -19,6 +19,7 @@ from vapo.models.networks import Critic, Policy
 from vapo.models.weight_sample import weight_sample
 from vapo.models.whole import shard_like, whole
 from vapo.trainer.batch import Batch
+from vapo.trainer.device_turns import DeviceTurns
 from vapo.trainer.group import ALONE, Group, idle_piece
 from vapo.trainer.network import Gradient, Score, StepResult
 from vapo.trainer.network_files import NetworkFiles
@@ -44,7 +45,11 @@ class LocalNetwork:
         reads: tuple[Score, ...] = (),
         spans: Spans | None = None,
         group: Group = ALONE,
+        turns: DeviceTurns | None = None,
+        beside: LocalNetwork | None = None,
     ) -> None:
+        """`turns` is the device that it shares with other networks, None if all stay there; `beside` computes with
+        it, as the policy that a side critic reads."""
         self.name, self.network, self.reads = name, network, reads
         self.max_grad_norm = max_grad_norm
         self._objective = objective
@@ -58,6 +63,9 @@ class LocalNetwork:
             torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True) if trained else None
         )
         self._files = NetworkFiles(name, network.model, tokenizer, self._optimizer, group)
+        self._turns, self._together = turns, (self,) if beside is None else (beside, self)
+        if turns is not None:
+            turns.enter(self)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -89,9 +97,27 @@ class LocalNetwork:
         """The trained parameters, in the optimizer's order."""
         return self.optimizer.param_groups[0]["params"]
 
+    # ------------------------------------------------------------------ where it is
+
+    def move(self, to: torch.device) -> None:
+        """Move weights, gradient and moments to a device."""
+        self._group.move(self.network, to)
+        for state in self._optimizer.state.values() if self._optimizer is not None else ():
+            for key, value in state.items():
+                state[key] = value.to(to)
+
+    def release(self) -> None:
+        if self._turns is not None:
+            self._turns.free()
+
+    def _take_turn(self) -> None:
+        if self._turns is not None:
+            self._turns.take(*self._together)
+
     # ------------------------------------------------------------------ scoring
 
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
+        self._take_turn()
         lengths, responses = computed_sizes(batch, for_critic=isinstance(self.network, Critic))
         flops = score_flops(self.flops, what, lengths, responses)
         with torch.no_grad(), self._spans.time(f"score/{self.name}", tokens=sum(lengths), flops=flops):
@@ -140,6 +166,7 @@ class LocalNetwork:
     # ------------------------------------------------------------------ learning
 
     def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> Gradient:
+        self._take_turn()
         lengths, responses = computed_sizes(minibatch, for_critic=isinstance(self.network, Critic))
         with self._updating(tokens=sum(lengths), flops=self.flops.update(lengths, responses)):
             self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
@@ -151,6 +178,7 @@ class LocalNetwork:
             return Gradient(dict(zip(names, sums[1:].tolist(), strict=True)), values)
 
     def step(self, lr: float) -> StepResult:
+        self._take_turn()
         with self._updating():
             return self._step(lr)
 
@@ -185,18 +213,22 @@ class LocalNetwork:
         return value_head(self.model).weight.detach().clone() if isinstance(self.network, Critic) else None
 
     def start_at(self, value: float) -> bool:
+        self._take_turn()
         return isinstance(self.network, Critic) and self.network.start_at(value)
 
     # ------------------------------------------------------------------ weights
 
     def weights(self, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
+        self._take_turn()
         if merged:
-            return plain_weights(self.model)
-        return ((name, whole(tensor)) for name, tensor in self.model.state_dict().items())
+            yield from plain_weights(self.model)
+        else:
+            yield from ((name, whole(tensor)) for name, tensor in self.model.state_dict().items())
 
     def copy_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        given = dict(weights)  # another network's, which may take its turn to tell them: this one can be anywhere
         own = self.model.state_dict()
-        self.model.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights})
+        self.model.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in given.items()})
         self._files.own_base = False
 
     def _note_policy(self) -> None:
@@ -205,17 +237,21 @@ class LocalNetwork:
             set_policy_sample(self.model, weight_sample(self.network.beside))
 
     def save(self, folder: Path) -> Entries:
+        self._take_turn()
         self._note_policy()
         return self._files.save(folder)
 
     def load(self, folder: Path) -> None:
+        self._take_turn()
         self._files.load(folder)
 
     def publish(self, folder: Path) -> None:
+        self._take_turn()
         self._note_policy()
         self._files.publish(folder)
 
     def publish_adapters(self, folder: Path) -> bool:
+        self._take_turn()
         return self._files.publish_adapters(folder)
 
     @property

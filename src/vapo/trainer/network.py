@@ -117,6 +117,11 @@ class Network(Protocol):
         would make another model of them."""
         ...
 
+    def release(self) -> None:
+        """Leave the device to others until the next call, with all networks that take turns with this one; where none
+        do, nothing happens."""
+        ...
+
     @property
     def checkpoint_bytes(self) -> int:
         """About how many bytes `save` writes."""

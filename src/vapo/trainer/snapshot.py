@@ -38,6 +38,7 @@ FREE_TO_CHANGE = (
     "scale.address",
     "scale.restarts",
     "scale.answer_limit_s",
+    "scale.offload",
     "scale.rollout_workers",
     "scale.verifier_workers",
     "guards.watchdog",
