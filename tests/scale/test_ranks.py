@@ -236,6 +236,31 @@ def test_a_group_of_one_rank_is_the_same_again(ranks: Ranks, base: Path, tmp_pat
         group.close()
 
 
+def test_layers_are_gathered_in_bfloat16_where_products_are_made_in_it(base: Path, tmp_path: Path):
+    plan = plan_of(base, {"model": {"dtype": "bfloat16"}})
+    group = RankGroup(0, 1, f"file://{tmp_path}/meet", limit_s=30)
+    seen: dict[str, torch.dtype] = {}
+
+    def look(name: str, module: torch.nn.Module, _: object) -> None:
+        seen[name] = module.weight.dtype  # type: ignore[assignment]
+
+    try:
+        sharded, local = load_learners(plan, group), load_learners(plan, ALONE)
+        inside = sharded["policy"].model
+        for name in ("model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.norm"):
+            inside.get_submodule(name).register_forward_pre_hook(partial(look, name))
+        ours, theirs = do_steps(sharded), do_steps(local)
+        assert list(seen.values()) == [torch.float32, torch.bfloat16, torch.float32]
+        for mine, other in zip(ours, theirs, strict=True):
+            if isinstance(mine, torch.Tensor):
+                torch.testing.assert_close(mine, other, rtol=0, atol=2e-3)  # two updates round differently
+            else:
+                assert mine == pytest.approx(other, rel=3e-3, abs=1e-6)
+        assert {tensor.dtype for _, tensor in sharded["policy"].weights()} == {torch.float32}
+    finally:
+        group.close()
+
+
 def test_a_reference_takes_the_policys_weights_without_the_driver(ranks: Ranks, base: Path):
     plan = plan_of(base, {"algorithm": {"kl": {"coef": 0.5}}})
     networks = ranks.build(partial(load_learners, plan), Spans())
