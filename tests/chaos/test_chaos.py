@@ -98,8 +98,8 @@ fork_server.main(Path(sys.argv[1]), False)
 MOVED_WEIGHTS = "weights lie elsewhere in memory after a resume"
 FLAWS = {
     "the optimizer is forgotten": (
-        "local_network",
-        "local_network.load_optimizer = lambda optimizer, path: None",
+        "network_files",
+        "network_files.load_optimizer = lambda optimizer, path: None",
         {"trial": "interrupted", "end": int(signal.SIGKILL)},
     ),
     MOVED_WEIGHTS: (

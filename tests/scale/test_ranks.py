@@ -19,6 +19,7 @@ from ray import cloudpickle
 from safetensors.torch import load_file
 
 import toys
+from vapo.durability.checkpoint import Entries, file_entry
 from vapo.errors import RankError
 from vapo.models import logprobs
 from vapo.models.loading import load_policy
@@ -47,6 +48,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": {"policy_lora": 4, "critic_lora": 4}, "algorithm": {"kl": {"coef": 0.5}}},
         "vapo",
     ),
+    "taking turns": ({"scale": {"offload": True}}, "vapo"),
     "frozen, checkpointed": (
         {"model": {"gradient_checkpointing": True}, "algorithm": {"credit": {"frozen": ["*self_attn*"]}}},
         "vapo",
@@ -169,16 +171,21 @@ def test_checkpoints_move_between_one_process_and_two_ranks_bit_for_bit(
     plan = plan_of(base, CASES[case][0])
     shared, local = ranks.build(partial(load_learners, plan), Spans()), load_learners(plan, ALONE)
     do_steps(shared)
-    save_all(shared, tmp_path / "two")
+    known = save_all(shared, tmp_path / "two")
     load_all(local, tmp_path / "two")
     save_all(local, tmp_path / "one")
-    check_same_files(tmp_path / "two", tmp_path / "one")
-    do_steps(local, 1)  # so that two ranks have something to load
-    save_all(local, tmp_path / "later")
-    load_all(shared, tmp_path / "later")
+    do_steps(shared, 1)  # so that the next line has something to do
+    load_all(shared, tmp_path / "one")
     save_all(shared, tmp_path / "again")
-    check_same_files(tmp_path / "later", tmp_path / "again")
+    check_same_files(tmp_path / "two", tmp_path / "again")
+    load_all(local, tmp_path / "again")
+    save_all(local, tmp_path / "last")
+    check_same_files(tmp_path / "one", tmp_path / "last")
     check_equal(do_steps(shared), do_steps(local))
+    in_shards = list((tmp_path / "two").rglob("shard-*.safetensors"))
+    assert {str(path.relative_to(tmp_path / "two")) for path in in_shards} == known.keys()
+    assert len(in_shards) == (0 if case == "adapters and a reference" else 8)  # 2 networks, 2 files of 2 ranks each
+    assert known == {name: file_entry(tmp_path / "two" / name) for name in known}
     shared["policy"].publish(tmp_path / "published")
     told = dict(shared["policy"].weights())
     assert all(
@@ -186,10 +193,12 @@ def test_checkpoints_move_between_one_process_and_two_ranks_bit_for_bit(
     )
 
 
-def save_all(networks: Mapping[str, Network], folder: Path) -> None:
+def save_all(networks: Mapping[str, Network], folder: Path) -> Entries:
     folder.mkdir()
+    known: Entries = {}
     for network in networks.values():
-        network.save(folder)
+        known |= network.save(folder)
+    return known
 
 
 def load_all(networks: Mapping[str, Network], folder: Path) -> None:
@@ -219,8 +228,35 @@ def test_a_group_of_one_rank_is_the_same_again(ranks: Ranks, base: Path, tmp_pat
         alone = load_learners(plan, group)
         load_all(alone, tmp_path / "two")
         save_all(alone, tmp_path / "one")
-        check_same_files(tmp_path / "two", tmp_path / "one")
+        load_all(shared, tmp_path / "one")
+        save_all(shared, tmp_path / "again")
+        check_same_files(tmp_path / "two", tmp_path / "again")
         check_equal(do_steps(shared), do_steps(alone))
+    finally:
+        group.close()
+
+
+def test_layers_are_gathered_in_bfloat16_where_products_are_made_in_it(base: Path, tmp_path: Path):
+    plan = plan_of(base, {"model": {"dtype": "bfloat16"}})
+    group = RankGroup(0, 1, f"file://{tmp_path}/meet", limit_s=30)
+    seen: dict[str, torch.dtype] = {}
+
+    def look(name: str, module: torch.nn.Module, _: object) -> None:
+        seen[name] = module.weight.dtype  # type: ignore[assignment]
+
+    try:
+        sharded, local = load_learners(plan, group), load_learners(plan, ALONE)
+        inside = sharded["policy"].model
+        for name in ("model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.norm"):
+            inside.get_submodule(name).register_forward_pre_hook(partial(look, name))
+        ours, theirs = do_steps(sharded), do_steps(local)
+        assert list(seen.values()) == [torch.float32, torch.bfloat16, torch.float32]
+        for mine, other in zip(ours, theirs, strict=True):
+            if isinstance(mine, torch.Tensor):
+                torch.testing.assert_close(mine, other, rtol=0, atol=2e-3)  # two updates round differently
+            else:
+                assert mine == pytest.approx(other, rel=3e-3, abs=1e-6)
+        assert {tensor.dtype for _, tensor in sharded["policy"].weights()} == {torch.float32}
     finally:
         group.close()
 

@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 
 import toys
 from vapo.chaos.scale_faults import descendants
+from vapo.durability import checkpoint
 from vapo.errors import RankError
+from vapo.models.shards import is_in_shards, shard_name
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle
+from vapo.session.layers import file_layer
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(400)
 SCALED = {"scale": {"backend": "ray", "training_ranks": 2, "verifier_workers": 0, "restarts": 1}}
 
 
@@ -57,9 +60,26 @@ def test_a_killed_rank_does_not_change_the_result_and_the_budget_ends(tmp_path: 
     assert any("The run goes on from its last checkpoint; it may do so 0 more times" in a for a in killed.alarms)
     one, other = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("calm", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+    check_shards_of(tmp_path / "calm")
     with pytest.raises(RankError, match="died"):
         carried_out(base, tmp_path / "hopeless", hopeless)
     deadline = time.monotonic() + 10
     while ours("ray::") and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ours("ray::") == []
+
+
+def check_shards_of(folder: Path) -> None:
+    """A torn shard is found, the checkpoint before it is used, and one process goes on from it."""
+    root, alarms = folder / "checkpoints", list[str]()
+    last, before = (root / name for name in checkpoint.names(root)[:2])
+    shard = last / "critic_optimizer" / shard_name(1, 2)
+    shard.write_bytes(shard.read_bytes()[:-8])
+    assert checkpoint.newest(root, alarms.append) == before
+    assert f"{last.name} is damaged (critic_optimizer/{shard.name} has " in alarms[0]
+    local = file_layer("test", {"scale": {"backend": "local"}, "trainer": {"steps": 4}})
+    run = lifecycle.resume(folder, SilentView(), toys.EchoTask(), changes=[local], allow_change=True)
+    assert run.state.step == 2
+    lifecycle.finish(run, report=False)
+    assert run.state.step == 4
+    assert not is_in_shards(root / "step_000004" / "policy")

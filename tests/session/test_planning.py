@@ -98,6 +98,24 @@ def test_gradients_are_there_while_their_network_learns(base: Path):
     assert not any("gradients" in name for name in parts(found, Phase.ROLLOUT))
 
 
+def test_networks_that_take_turns_are_there_one_at_a_time(base: Path):
+    found = plan(base, "scale.offload=true", "algorithm.kl.coef=0.1")
+    held = {phase: sorted({n.split()[0] for n in parts(found, phase) if n.endswith(("weights", "optimizer"))})
+            for phase in (Phase.ROLLOUT, Phase.SCORE, Phase.CRITIC, Phase.POLICY)}  # fmt: skip
+    assert held == {
+        Phase.ROLLOUT: ["sampler"],
+        Phase.SCORE: ["policy", "sampler"],
+        Phase.CRITIC: ["critic", "sampler"],
+        Phase.POLICY: ["policy", "sampler"],
+    }
+    # weights and moments of both, and the reference's weights
+    assert found.training.host["networks that wait"] == 12 * (2 * PARAMETERS + 33) + 4 * PARAMETERS
+    whole = plan(base, "algorithm.kl.coef=0.1")
+    assert found.training.peak < whole.training.peak
+    side = parts(plan(base, "scale.offload=true", "model.critic_kind=side"), Phase.CRITIC)
+    assert "policy weights" in side
+
+
 def test_adapters_and_references_by_hand(base: Path):
     found = plan(base, "model.policy_lora=2", "model.critic_lora=2", "algorithm.kl.coef=0.1")
     # rank 2 on q, k, v, o, gate, up, down: 2 x (64 + 48 + 48 + 64 + 96 + 96 + 96) = 1024 a layer

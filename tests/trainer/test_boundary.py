@@ -10,7 +10,7 @@ import pytest
 import vapo.trainer
 
 ROOM = Path(vapo.trainer.__file__).parent
-BEHIND = {"local_network", "objectives", "batch", "group"}
+BEHIND = {"local_network", "network_files", "objectives", "batch", "group"}
 """Modules that may use the inside of a network; `batch` only packs sequences for one, `group` only names its type."""
 SEES_PROTOCOLS_ONLY = sorted(path for path in ROOM.glob("*.py") if path.stem not in BEHIND)
 TEXT_ONLY = {"vapo.models.loading.response_text"}

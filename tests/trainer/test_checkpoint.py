@@ -20,7 +20,7 @@ from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.session.layers import Layer, Source
-from vapo.trainer import local_network, snapshot
+from vapo.trainer import network_files, snapshot
 from vapo.trainer.run import Run
 
 GOLDEN = Path(__file__).parent / "golden" / "format-1"
@@ -93,11 +93,41 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path
     assert checkpoint.problems(first) == []
 
 
+def test_files_that_other_processes_wrote_come_with_their_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read: list[str] = []
+    real = checkpoint.sha256
+    monkeypatch.setattr(checkpoint, "sha256", lambda path: read.append(path.name) or real(path))
+
+    def written_elsewhere(folder: Path) -> checkpoint.Entries:
+        write(folder)
+        return {"b.bin": {"bytes": 256, "sha256": real(folder / "b.bin")}}
+
+    folder = checkpoint.save(tmp_path, "step_000001", written_elsewhere, serial=1, keep=1)
+    assert "b.bin" not in read
+    assert checkpoint.problems(folder) == []
+    (folder / "b.bin").write_bytes(bytes(255) + b"x")
+    assert checkpoint.problems(folder) == ["the SHA-256 of b.bin has changed since it was saved"]
+
+
+@pytest.mark.parametrize("entry", [{"missing.bin": 256}, {"b.bin": 255}])
+def test_a_part_that_is_not_here_as_it_was_written_fails_the_save(tmp_path: Path, entry: dict[str, int]):
+    (first,) = saved(tmp_path, 1)
+
+    def elsewhere(folder: Path) -> checkpoint.Entries:
+        write(folder)
+        return {name: {"bytes": size, "sha256": ""} for name, size in entry.items()}
+
+    with pytest.raises(OSError, match=r"is not here as its process wrote it; all machines") as caught:
+        checkpoint.save(tmp_path, "step_000002", elsewhere, serial=2, keep=1)
+    assert checkpoint.refused(caught.value)
+    assert list(tmp_path.iterdir()) == [first]
+
+
 def test_a_newer_format_is_refused_and_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 4)
+    monkeypatch.setattr(checkpoint, "FORMAT", 5)
     (folder,) = saved(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 4; this version of vapo reads up to 3"):
+    with pytest.raises(CheckpointError, match="format 5; this version of vapo reads up to 4"):
         checkpoint.newest(tmp_path, print)
     assert folder.exists()
 
@@ -291,14 +321,14 @@ def test_a_run_cannot_be_made_shorter_than_it_is(base: Path, tmp_path: Path):
 def test_a_kill_while_the_finished_models_are_written_leaves_none_that_is_torn(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = local_network.save_model
+    real = network_files.save_model
 
     def killed(model, tokenizer, folder: Path) -> None:
         real(model, tokenizer, folder)
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(local_network, "save_model", killed)
+    monkeypatch.setattr(network_files, "save_model", killed)
     with pytest.raises(KeyboardInterrupt):
         runs.finish(toys.toy_run(base, tmp_path / "run"), report=False)
     assert not (tmp_path / "run" / "policy").exists()

@@ -27,6 +27,7 @@ from vapo.reports.live import LiveView
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve
 from vapo.session.evaluation import evaluate_model
+from vapo.session.exporting import whole_folder
 from vapo.session.layers import Layer, Source, file_layer, merge
 from vapo.session.run_dirs import check_folder
 from vapo.session.signals import carry_out
@@ -287,7 +288,8 @@ class VAPOTrainer:
         """Copy the trained policy, a Hugging Face folder, to `output_dir`; without one it lies in policy/ already."""
         policy = self._policy()
         if output_dir is not None:
-            shutil.copytree(policy, output_dir, dirs_exist_ok=True)
+            with whole_folder(policy) as folder:
+                shutil.copytree(folder, output_dir, dirs_exist_ok=True)
 
     def push_to_hub(self, commit_message: str = "End of training", repo_id: str | None = None, **more: Any) -> str:
         """Upload the trained policy with its model card; the address of the commit.
@@ -300,9 +302,10 @@ class VAPOTrainer:
         api = HfApi(token=self.args.hub_token)
         name = repo_id or self.args.hub_model_id or self.output_dir.name
         repository = api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository.repo_id, folder_path=policy, commit_message=commit_message, **more
-        )
+        with whole_folder(policy) as folder:
+            commit = api.upload_folder(
+                repo_id=repository.repo_id, folder_path=folder, commit_message=commit_message, **more
+            )
         return str(commit.commit_url)
 
     def _policy(self) -> Path:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from vapo.json_text import json_text
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
 """The file in a run directory that the process which carries out the run keeps locked."""
-FORMAT = 3
+FORMAT = 4
 """Format 1 (vapo 0.1) has no settings and alarms in the state, and no hash of the manifest. Formats 1 and 2 store a
-network with adapters as the merged model, with the adapters in a separate file. All formats can be read."""
+network with adapters as the merged model, with the adapters in a separate file. Up to format 3 no network is in shards.
+All formats can be read."""
 OWN = "manifest_sha256"
+Entries = dict[str, dict[str, Any]]
+"""Sizes and SHA-256 of files, by their paths within a checkpoint."""
 REFUSALS = frozenset(
     (
         errno.ENOSPC,
@@ -41,10 +45,11 @@ REFUSALS = frozenset(
 )
 
 
-def save(root: Path, name: str, write: Callable[[Path], None], *, serial: int, keep: int) -> Path:
+def save(root: Path, name: str, write: Callable[[Path], Entries | None], *, serial: int, keep: int) -> Path:
     """Let `write` fill a folder, move it to `root/name` atomically, then delete all but the newest `keep`.
 
-    After a crash at any moment, `root/name` is either missing or complete.
+    `write` may return the entries of files that other processes wrote, synced and read; the others are read here. After
+    a crash at any moment, `root/name` is either missing or complete.
     """
     if not root.exists():
         root.mkdir(parents=True)
@@ -84,13 +89,22 @@ def names(root: Path) -> list[str]:
     return [folder.name for _, folder in _finished(root)]
 
 
-def _fill(temporary: Path, write: Callable[[Path], None], serial: int) -> None:
+def file_entry(path: Path) -> dict[str, Any]:
+    """A file's entry in the manifest; syncs it to the disk first."""
+    _sync(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _fill(temporary: Path, write: Callable[[Path], Entries | None], serial: int) -> None:
     """Call `write`, sync every file to the disk, and write the manifest."""
-    write(temporary)
-    files = {}
-    for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-        _sync(path)
-        files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    known = write(temporary) or {}
+    found = {str(path.relative_to(temporary)): path for path in sorted(temporary.rglob("*")) if path.is_file()}
+    for name, entry in known.items():
+        if name not in found or found[name].stat().st_size != entry["bytes"]:
+            raise OSError(
+                errno.EIO, f"{name} is not here as its process wrote it; all machines of a run must share its folder"
+            )
+    files = {name: known.get(name) or file_entry(path) for name, path in found.items()}
     content = {"format": FORMAT, "serial": serial, "files": files}
     manifest = temporary / MANIFEST
     manifest.write_text(json_text({**content, OWN: _digest(content)}, indent=1))
@@ -127,16 +141,17 @@ def problems(folder: Path) -> list[str]:
         files = _manifest(folder)["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{MANIFEST} cannot be read: {error}"]
-    found = []
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != entry["bytes"]:
-            found.append(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
-        elif sha256(path) != entry["sha256"]:
-            found.append(f"the SHA-256 of {name} has changed since it was saved")
-    return found
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to other threads
+        found = pool.map(lambda name: _mismatch(folder / name, name, files[name]), files)
+        return [message for message in found if message]
+
+
+def _mismatch(path: Path, name: str, entry: dict[str, Any]) -> str:
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+    return f"the SHA-256 of {name} has changed since it was saved" if sha256(path) != entry["sha256"] else ""
 
 
 def read_json(folder: Path, name: str) -> dict:

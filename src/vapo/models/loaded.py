@@ -15,9 +15,11 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from vapo.errors import ModelError
+from vapo.models.shards import is_in_shards, load_whole
 
 SHOWN = 3
 """Names that a message lists; it counts the others."""
@@ -30,9 +32,41 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_model(loader: Any, source: str | Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """`loader.from_pretrained`: the model, perhaps mapped to its file, and the info for `check_complete`."""
+    if is_in_shards(source):
+        return _read_shards(loader, Path(source), **options)
     # `check_complete` refuses tensors of another shape by name; transformers' own error gives no names
     found = loader.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     return cast(tuple[PreTrainedModel, dict[str, Any]], found)
+
+
+def _read_shards(
+    loader: Any,
+    folder: Path,
+    *,
+    config: PreTrainedConfig | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """`read_model` of a folder of shards. They are named as in the class that was saved, and no other can read them.
+
+    Raises ModelError for another class.
+    """
+    options = {key: value for key, value in options.items() if key not in ("dtype", "use_safetensors")}
+    if config is None:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+    saved_as = (getattr(config, "architectures", None) or [""])[0]
+    if hasattr(loader, "from_config"):
+        model = loader.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    else:
+        model = loader(config)
+    if type(model).__name__ != saved_as:
+        raise ModelError(
+            f"{folder} holds shards of a {saved_as}, which cannot be read as {type(model).__name__}. Make an ordinary "
+            f"folder of them first: vapo export {folder} FOLDER"
+        )
+    if (folder / GENERATION_CONFIG_NAME).exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, load_whole(model, folder)
 
 
 def own_memory(model: PreTrainedModel) -> PreTrainedModel:

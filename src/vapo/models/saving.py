@@ -17,9 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from vapo.errors import CheckpointError, ModelError
 from vapo.json_text import json_text
-from vapo.models.loaded import check_complete, read_model, read_tensors
+from vapo.models.loaded import check_complete, read_model
 from vapo.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, has_lora, load_adapters, plain_weights, save_adapters
-from vapo.models.whole import shard_like, whole
+from vapo.models.shards import StoredTensors, is_in_shards, load_parts
+from vapo.models.whole import whole
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
@@ -32,6 +33,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         model.save_pretrained(folder, max_shard_size="1000GB", state_dict=merged)
         if tokenizer is not None:
             _save_tokenizer(tokenizer, folder)
+
+
+def save_frame(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """What `save_model` writes beside the weights."""
+    save_weights(model, {}, folder)
+    if tokenizer is not None:
+        _save_tokenizer(tokenizer, folder)
 
 
 def save_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -73,7 +81,9 @@ def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | No
 
 def load_trained(model: PreTrainedModel, folder: Path) -> None:
     """Load what `save_trained` wrote into the model, in place; CheckpointError on any mismatch."""
-    if has_lora(model):
+    if is_in_shards(folder):
+        load_parts(model, folder)
+    elif has_lora(model):
         beside = folder.with_name(f"{folder.name}_adapters.safetensors")  # formats 1 and 2
         load_adapters(model, beside if beside.exists() else folder / ADAPTER_WEIGHTS)
     else:
@@ -110,37 +120,42 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
                 tensor.copy_(weights[name.replace(".base_layer.", ".")])
 
 
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All moments as `<parameter index>.<name>` tensors, sharded as the parameters are; an optimizer's hyper-parameters
+    are in the config and not saved."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+
 def whole_moments(optimizer: torch.optim.Optimizer, *, first: bool = True) -> dict[str, Tensor]:
-    """All moments as `<parameter index>.<name>` tensors on the CPU. Of a sharded model every process takes part, and
-    only the `first` one gets them."""
-    moments = {}
-    for i, entry in optimizer.state_dict()["state"].items():
-        for key, value in entry.items():
-            moment = whole(value)
-            if first:
-                moments[f"{i}.{key}"] = moment.cpu()
-    return moments
+    """`moments`, whole and on the CPU. Of a sharded model every process takes part, and only the `first` one gets
+    them."""
+    gathered = {}
+    for name, value in moments(optimizer).items():
+        moment = whole(value)
+        if first:
+            gathered[name] = moment.cpu()
+    return gathered
 
 
-def save_moments(moments: Mapping[str, Tensor], path: Path) -> None:
-    """Save what `whole_moments` returned; an optimizer's hyper-parameters are in the config and not saved."""
-    parameters = len({name.split(".", 1)[0] for name in moments})
-    save_file(dict(moments), path, metadata={"content": json_text({"parameters": parameters})})
+def save_moments(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Save what `whole_moments` returned."""
+    parameters = len({name.split(".", 1)[0] for name in tensors})
+    save_file(dict(tensors), path, metadata={"content": json_text({"parameters": parameters})})
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Load saved moments; an optimizer that has not stepped yet has none. Every process of a sharded model reads the
-    file, and keeps its part."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in read_tensors(path).items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+def load_optimizer(optimizer: torch.optim.Optimizer, place: Path) -> None:
+    """Load saved moments from a file or a folder of shards; an optimizer that has not stepped yet has none. Every
+    process of a sharded model reads its part."""
     groups = optimizer.state_dict()["param_groups"]
-    if state and max(state) >= sum(len(g["params"]) for g in groups):
-        raise CheckpointError(f"{path} holds more parameters than the model has; it belongs to another model.")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, entry in state.items():
-        for key, value in entry.items():
-            if value.shape == parameters[i].shape:
-                entry[key] = shard_like(value, parameters[i])
+    state: dict[int, dict[str, Tensor]] = {}
+    with StoredTensors(place) as stored:
+        for name in stored:
+            text, key = name.split(".", 1)
+            if (index := int(text)) >= len(parameters):
+                raise CheckpointError(f"{place} holds more parameters than the model has; it belongs to another model.")
+            own = parameters[index]
+            fits = stored.shape(name) == tuple(own.shape)
+            state.setdefault(index, {})[key] = stored.read_like(name, own) if fits else stored.read(name)
     optimizer.load_state_dict({"state": state, "param_groups": groups})

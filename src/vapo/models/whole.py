@@ -34,18 +34,42 @@ def whole(tensor: Tensor) -> Tensor:
     return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """The part that this process holds; the tensor itself where it is whole."""
+    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
+
+
+def rows_of(tensor: Tensor, size: int) -> list[int]:
+    """Where the rows of each of `size` processes begin, and after them the number of rows.
+
+    FSDP2 gives each process as many rows, and the last ones fewer or none. The first process is to write what is not
+    sharded: to it belong all rows, one of a number.
+    """
+    count = tensor.shape[0] if tensor.ndim else 1
+    if not is_sharded(tensor):
+        return [0] + [count] * size
+    each = -(-count // size)
+    return [min(count, each * rank) for rank in range(size + 1)]
+
+
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """The tensor, whole in this process, sharded as `like` is; itself where it is sharded or `like` is whole. Nothing
     is exchanged."""
     if is_sharded(tensor) or not is_sharded(like):
         return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    mesh = cast(Any, like).device_mesh
+    bounds, rank = rows_of(like, mesh.size()), mesh.get_local_rank()
+    # a part may be a view, which would keep the whole tensor in memory
+    return part_like(tensor[bounds[rank] : bounds[rank + 1]].clone(), like)
+
+
+def part_like(part: Tensor, like: Tensor) -> Tensor:
+    """The sharded tensor of which this is the process's part, spread as the sharded `like` is."""
+    from torch.distributed.tensor import DTensor
 
     other = cast(DTensor, like)
-    parts = distribute_tensor(tensor.to(like.device), other.device_mesh, other.placements, src_data_rank=None)
-    # a part may be a view, which would keep the whole tensor in memory
     return DTensor.from_local(
-        parts.to_local().clone(),
+        part.to(other.device),
         other.device_mesh,
         other.placements,
         run_check=False,

@@ -6,12 +6,14 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from vapo.durability.checkpoint import Entries
 from vapo.errors import VapoError
 from vapo.models.model_flops import ModelFlops
 from vapo.models.networks import Critic
@@ -107,6 +109,11 @@ class Rank(SupervisedActor):
         return self.call(network, method, (Batch.from_tensors(batch), *arguments), named)
 
     @_told
+    def save(self, network: str, folder: Path) -> Entries:
+        """See `Network.save`: the digests of the files that this process wrote."""
+        return self._networks[network].save(folder)
+
+    @_told
     def copy(self, network: str, source: str) -> Any:
         """Copy one network's weights to another of the same shape."""
         weights = self._networks[source].model.state_dict().items()
@@ -137,7 +144,7 @@ class Rank(SupervisedActor):
 
     @property
     def _first(self) -> bool:
-        return self._group is not None and self._group.first
+        return self._group is not None and self._group.rank == 0
 
 
 def _facts(network: LocalNetwork) -> NetworkFacts:

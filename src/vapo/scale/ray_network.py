@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vapo.durability.checkpoint import Entries
 from vapo.errors import RankError
 from vapo.scale.cluster import RemoteProcess, import_ray
 from vapo.scale.rank import Failure, MakeNetworks, NetworkFacts
@@ -54,6 +55,10 @@ class Ranks:
         """The first rank's answer to a method of `Rank`; `what` it is, for messages."""
         return self._answers([process.call(method, *arguments, **named) for process in self.processes], what)[0]
 
+    def ask_all(self, what: str, method: str, *arguments: Any) -> list[Any]:
+        """The answers of all ranks to a method that each ends by itself: after an error the others are awaited."""
+        return self._answers([process.call(method, *arguments) for process in self.processes], what, apart=True)
+
     def share(self, value: Any) -> Any:
         """A reference that stands for the value in arguments: it is stored once for all ranks."""
         return self._ray.put(value)
@@ -68,8 +73,8 @@ class Ranks:
             process.kill()
         self.processes.clear()
 
-    def _answers(self, refs: list[Any], what: str) -> list[Any]:
-        """What all calls returned, in order."""
+    def _answers(self, refs: list[Any], what: str, *, apart: bool = False) -> list[Any]:
+        """What all calls returned, in order; `apart` calls do not wait for each other."""
         if not refs:
             raise RankError(f"The training ranks were ended, so they cannot {what}.")
         began = time.monotonic()
@@ -89,6 +94,8 @@ class Ranks:
                     if not isinstance(answer, Failure):
                         continue
                     told[at] = answer
+                    if apart:
+                        continue
                 if first_failure_s is None:
                     now = time.monotonic()
                     first_failure_s, deadline = now - began, min(deadline, now + GRACE_S)
@@ -185,9 +192,12 @@ class RayNetwork:
         else:
             self._call("copy_weights", list(weights))
 
-    def save(self, folder: Path) -> None:
-        """See `Network.save`: the files that a network in one process writes."""
-        self._call("save", folder.absolute())
+    def save(self, folder: Path) -> Entries:
+        """See `Network.save`: each rank writes its own part, with adapters the first one all."""
+        known: Entries = {}
+        for entries in self.ranks.ask_all(f"save the {self.name}", "save", self.name, folder.absolute()):
+            known |= entries
+        return known
 
     def load(self, folder: Path) -> None:
         """See `Network.load`."""
@@ -200,6 +210,10 @@ class RayNetwork:
     def publish_adapters(self, folder: Path) -> bool:
         """See `Network.publish_adapters`."""
         return self._call("publish_adapters", folder.absolute())
+
+    def release(self) -> None:
+        """See `Network.release`."""
+        self._call("release")
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return self.ranks.ask(self._words(method), "call", self.name, method, arguments, {})

@@ -5,6 +5,8 @@ it; embeddings, output layer and the rest are one more unit, gathered for a whol
 read the output layer's weight by themselves and embeddings may share it. Gradients and the optimizer's moments are
 sharded like the weights. Buffers are replicated.
 
+With model.dtype=bfloat16 layers are gathered in bfloat16, as autocast would round them, and their norms with them.
+
 Gradients are summed, not averaged: a loss is a sum over tokens whose weights were made on the whole minibatch.
 """
 
@@ -19,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from vapo.errors import ModelError
@@ -30,6 +32,10 @@ from vapo.scale.dealing import deal
 from vapo.trainer.batch import Batch
 
 N = TypeVar("N", Policy, Critic)
+WHOLE = MixedPrecisionPolicy()
+HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+"""Weights are gathered in bfloat16, half as many bytes, and gradients are summed in float32. What passes between layers
+stays as autocast has it in one process."""
 
 
 class RankGroup:
@@ -51,14 +57,15 @@ class RankGroup:
         )
         self.mesh = init_device_mesh("cuda" if on_gpu else "cpu", (size,))
 
-    @property
-    def first(self) -> bool:
-        """See `Group.first`."""
-        return self.rank == 0
-
     def shard(self, network: N) -> N:
         """See `Group.shard`."""
-        return replace(network, passes=ShardedPass(network.model, self.mesh).run)
+        return replace(network, passes=ShardedPass(network.model, self.mesh, half=network.autocast).run)
+
+    def move(self, network: Policy | Critic, to: torch.device) -> None:
+        """See `Group.move`."""
+        sharded = getattr(network.passes, "__self__")  # noqa: B009 - the method's object
+        assert isinstance(sharded, ShardedPass)
+        sharded.to(to)  # through all units, which note where their shards are now
 
     def deal(self, batch: Batch, micro_batch_tokens: int) -> Iterator[Tensor]:
         """See `Group.deal`."""
@@ -75,6 +82,14 @@ class RankGroup:
         dist.destroy_process_group()
 
 
+def reads_half(unit: nn.Module) -> bool:
+    """Whether a unit has weights of linear layers and of norms only. Autocast rounds the former to bfloat16 anyway; a
+    recurrence or a router may need all digits of its own."""
+    own = [module for module in unit.modules() if next(module.parameters(recurse=False), None) is not None]
+    plain = all(isinstance(module, nn.Linear) or "norm" in type(module).__name__.lower() for module in own)
+    return plain and not isinstance(unit, ShardedPass)
+
+
 class ShardedPass(nn.Module):
     """Shards a model in place, and runs whatever calls its parts as one forward pass.
 
@@ -82,11 +97,11 @@ class ShardedPass(nn.Module):
     the whole model, so this module stands above the model as the one that is called.
     """
 
-    def __init__(self, model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    def __init__(self, model: PreTrainedModel, mesh: DeviceMesh, *, half: bool = False) -> None:
         super().__init__()
         self.model = model
         for unit in [*_layers(model), self]:
-            sharded = fully_shard(unit, mesh=mesh)
+            sharded = fully_shard(unit, mesh=mesh, mp_policy=HALF if half and reads_half(unit) else WHOLE)
             assert isinstance(sharded, FSDPModule)
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other

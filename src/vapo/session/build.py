@@ -15,6 +15,7 @@ from vapo.models.matrix_rate import matrix_rate
 from vapo.models.placing import best_device, set_threads, split_threads, total_memory
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine, sampler_of
+from vapo.rollout.turn_engine import TurnEngine
 from vapo.rollout.vllm_engine import LOG, agreed_gap
 from vapo.rollout.weight_exchange import outline
 from vapo.scale.cluster import Cluster
@@ -22,7 +23,14 @@ from vapo.session.config import Config
 from vapo.session.evaluation import evaluate_heldout, fingerprint
 from vapo.session.inputs import Inputs
 from vapo.session.learners import KEPT_SHARE, learner_plan, load_base, load_learners, make_learners
-from vapo.session.scaling import start_cluster, start_engines, start_ranks, start_verifiers, threads_of_each
+from vapo.session.scaling import (
+    shares_device,
+    start_cluster,
+    start_engines,
+    start_ranks,
+    start_verifiers,
+    threads_of_each,
+)
 from vapo.trainer.ahead import AheadSource, FixedPolicyAheadSource
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
@@ -34,6 +42,7 @@ from vapo.types import Progress
 
 def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) -> Run:
     """The run's objects, without a folder; `run_dir` is where it will be."""
+    shares_device(config)  # raises before anything is loaded
     if config.sections.scale.backend == "local":
         return _assembled(config, inputs, observer, run_dir, None)
     cluster = start_cluster(config, observer.alarm)
@@ -77,6 +86,8 @@ def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path
         threads = threads_of_each(sections.scale, parameters, sections.scale.training_ranks)
         networks = start_ranks(config, cluster, partial(load_learners, plan, threads=threads), spans)
         engine = start_engines(config, cluster, sampler, networks["policy"].weights(), run_dir / LOG)
+    if shares_device(config):
+        engine = TurnEngine(engine, networks["policy"].release)
     evaluation = sections.evaluation
     evaluation_set = fingerprint(inputs, evaluation.prompts, evaluation.temperature, evaluation.top_p)
 

@@ -29,6 +29,7 @@ from vapo.models.placing import best_device, set_threads, to_device, total_memor
 from vapo.models.side import EMBEDDINGS, SideModel, describe, side_config
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs
+from vapo.trainer.device_turns import DeviceTurns
 from vapo.trainer.group import ALONE, Group
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.objectives import CriticObjective, Objective, PolicyObjective, RewardModelObjective
@@ -112,8 +113,11 @@ def make_learners(plan: LearnerPlan, model: PreTrainedModel, spans: Spans, group
     reference = replace(policy, model=copy.deepcopy(model).requires_grad_(False)) if algorithm.kl.coef > 0 else None
     if sections.model.gradient_checkpointing:
         checkpoint_gradients(model)
+    turns = DeviceTurns(best_device()) if sections.scale.offload else None
 
-    def local(name: str, network: Policy | Critic, objective: Objective | None = None) -> LocalNetwork:
+    def local(
+        name: str, network: Policy | Critic, objective: Objective | None = None, beside: LocalNetwork | None = None
+    ) -> LocalNetwork:
         side = isinstance(network.model, SideModel)  # it reads no tokens, so its folder has no tokenizer
         return LocalNetwork(
             name,
@@ -125,9 +129,11 @@ def make_learners(plan: LearnerPlan, model: PreTrainedModel, spans: Spans, group
             max_grad_norm=settings.max_grad_norm,
             spans=spans,
             group=group,
+            turns=turns,
+            beside=beside if side else None,
         )
 
-    critic = None
+    value = None
     policy = group.shard(policy)
     if isinstance(algorithm.credit, Gae):
         head = with_range(algorithm.credit.head, *target_range(algorithm))
@@ -139,18 +145,18 @@ def make_learners(plan: LearnerPlan, model: PreTrainedModel, spans: Spans, group
         freeze(value.model, algorithm.credit.frozen)
         set_privileged(value.model, algorithm.credit.privileged, plan.critic_source)
         set_residual(value.model, algorithm.credit.baseline == "group", plan.critic_source)
-        at_end = settings.pretraining_at == "end"
         value = group.shard(value)
-        critic = local(
-            "critic", value, RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)
-        )
-    learner = local("policy", policy, PolicyObjective(policy, algorithm))
+    learner, critic = local("policy", policy, PolicyObjective(policy, algorithm)), None
+    if value is not None and isinstance(algorithm.credit, Gae):
+        at_end = settings.pretraining_at == "end"
+        objective = RewardModelObjective(value) if at_end else CriticObjective(value, algorithm.credit)
+        critic = local("critic", value, objective, beside=learner)
     return Learners(learner, critic, reference and local("reference", group.shard(reference)))
 
 
 def _full_critic(plan: LearnerPlan, policy: PreTrainedModel, head: Head, group: Group) -> Critic:
     """A network of its own, from a base model or a saved critic. Where both networks have adapters, they share the
-    weights of the base that both started from, unless each is sharded."""
+    weights of the base that both started from, unless each is sharded or they take turns on the device."""
     model, settings = plan.config.sections.model, plan.config.sections.trainer
     network, origin = load_critic(
         plan.critic_source, num_ids=known_ids(policy), trust_remote_code=model.trust_remote_code, head=head
@@ -158,7 +164,7 @@ def _full_critic(plan: LearnerPlan, policy: PreTrainedModel, head: Head, group: 
     network = to_device(network, device_to_load(group))
     if model.critic_lora:
         add_lora(network, model.critic_lora, model.lora_alpha, keep=value_head(network))
-    if group is ALONE and (shared := share_frozen(network, policy)):
+    if group is ALONE and not plan.config.sections.scale.offload and (shared := share_frozen(network, policy)):
         origin += f"; its base is the policy's, {shared / 1e6:.1f} MB kept once"
     if model.gradient_checkpointing:
         checkpoint_gradients(network)

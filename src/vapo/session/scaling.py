@@ -44,6 +44,21 @@ def placement_of(config: Config) -> Placement:
     )
 
 
+def shares_device(config: Config) -> bool:
+    """Whether networks leave the device to the rollout engine while it samples (scale.offload).
+
+    Raises ConfigError where both work at the same time.
+    """
+    scale = config.sections.scale
+    shared = scale.offload and (scale.backend == "local" or scale.placement == "colocated")
+    if shared and config.sections.trainer.max_staleness:
+        raise ConfigError(
+            "scale.offload=true lets networks and engines take turns on a device, and with trainer.max_staleness=1 "
+            "both work at the same time. Leave one of them out, or set scale.placement=split with Ray."
+        )
+    return shared
+
+
 def threads_of_each(scale: ScaleConfig, parameters: int, processes: int) -> int:
     """CPU threads of each of so many processes with a model of this size: scale.threads, or else a share of the
     machines' cores. For the driver: Ray sets OMP_NUM_THREADS in the processes."""

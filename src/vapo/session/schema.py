@@ -157,6 +157,9 @@ class ScaleConfig:
     """GPUs of one machine that one rollout engine is split over; vLLM only."""
     placement: Literal["colocated", "split"] = "colocated"
     """`colocated`: training ranks and rollout engines take turns on the same GPUs; `split`: each has its own."""
+    offload: bool = False
+    """Policy, critic and reference take turns on the device: those that do not compute wait in host memory with their
+    gradients and optimizers, and all do while engines on the same device sample. Only a GPU has memory of its own."""
     restarts: int = number(3, ge=0, unit="starts")
     """How often, in all, processes that died are started again before the run gives up."""
     answer_limit_s: float = number(600.0, gt=0, unit="s")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vapo.models.networks import Critic, Policy
+from vapo.models.placing import to_device
 from vapo.trainer.batch import Batch, micro_batches
 
 N = TypeVar("N", Policy, Critic)
@@ -18,12 +19,21 @@ class Group(Protocol):
     """All of its processes make the same calls in the same order."""
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes the files."""
+    def rank(self) -> int:
+        """This process's number, from 0; the first one writes what is not written in parts."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
         ...
 
     def shard(self, network: N) -> N:
         """The network with its weights spread over the group."""
+        ...
+
+    def move(self, network: Policy | Critic, to: torch.device) -> None:
+        """Move this process's weights of the network and their gradients to a device."""
         ...
 
     def deal(self, batch: Batch, micro_batch_tokens: int) -> Iterator[Tensor]:
@@ -41,11 +51,15 @@ class Group(Protocol):
 class Alone:
     """A group of one process."""
 
-    first = True
+    rank, size = 0, 1
 
     def shard(self, network: N) -> N:
         """See `Group.shard`."""
         return network
+
+    def move(self, network: Policy | Critic, to: torch.device) -> None:
+        """See `Group.move`."""
+        to_device(network.model, to)
 
     def deal(self, batch: Batch, micro_batch_tokens: int) -> Iterator[Tensor]:
         """See `Group.deal`."""

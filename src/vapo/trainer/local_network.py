@@ -11,24 +11,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from vapo.durability.checkpoint import Entries
 from vapo.models.loading import set_policy_sample, value_head
-from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
+from vapo.models.lora import plain_weights
 from vapo.models.model_flops import ModelFlops, model_flops
 from vapo.models.networks import Critic, Policy
-from vapo.models.saving import (
-    load_optimizer,
-    load_trained,
-    load_weights,
-    save_model,
-    save_moments,
-    save_trained,
-    whole_moments,
-)
 from vapo.models.weight_sample import weight_sample
-from vapo.models.whole import gathered, shard_like, whole
+from vapo.models.whole import shard_like, whole
 from vapo.trainer.batch import Batch
+from vapo.trainer.device_turns import DeviceTurns
 from vapo.trainer.group import ALONE, Group, idle_piece
 from vapo.trainer.network import Gradient, Score, StepResult
+from vapo.trainer.network_files import NetworkFiles
 from vapo.trainer.objectives import Objective, Part
 from vapo.trainer.spans import Spans
 
@@ -51,21 +45,27 @@ class LocalNetwork:
         reads: tuple[Score, ...] = (),
         spans: Spans | None = None,
         group: Group = ALONE,
+        turns: DeviceTurns | None = None,
+        beside: LocalNetwork | None = None,
     ) -> None:
-        self.name, self.network, self.tokenizer, self.reads = name, network, tokenizer, reads
+        """`turns` is the device that it shares with other networks, None if all stay there; `beside` computes with
+        it, as the policy that a side critic reads."""
+        self.name, self.network, self.reads = name, network, reads
         self.max_grad_norm = max_grad_norm
         self._objective = objective
         self._group = group
         self._spans = spans or Spans()
         self.flops = model_flops(network.model)
-        self._own_base = False
-        """A reference whose base is not the model that the run started from: formats 1 and 2 kept it merged."""
         self._loss: Tensor | None = None
         """Of the accumulated minibatch; None between steps."""
         trained = [p for p in network.model.parameters() if p.requires_grad] if objective else []
         self._optimizer = (
             torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True) if trained else None
         )
+        self._files = NetworkFiles(name, network.model, tokenizer, self._optimizer, group)
+        self._turns, self._together = turns, (self,) if beside is None else (beside, self)
+        if turns is not None:
+            turns.enter(self)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -97,9 +97,27 @@ class LocalNetwork:
         """The trained parameters, in the optimizer's order."""
         return self.optimizer.param_groups[0]["params"]
 
+    # ------------------------------------------------------------------ where it is
+
+    def move(self, to: torch.device) -> None:
+        """Move weights, gradient and moments to a device."""
+        self._group.move(self.network, to)
+        for state in self._optimizer.state.values() if self._optimizer is not None else ():
+            for key, value in state.items():
+                state[key] = value.to(to)
+
+    def release(self) -> None:
+        if self._turns is not None:
+            self._turns.free()
+
+    def _take_turn(self) -> None:
+        if self._turns is not None:
+            self._turns.take(*self._together)
+
     # ------------------------------------------------------------------ scoring
 
     def score(self, batch: Batch, what: Sequence[Score], *, micro_batch_tokens: int) -> dict[str, Tensor]:
+        self._take_turn()
         lengths, responses = computed_sizes(batch, for_critic=isinstance(self.network, Critic))
         flops = score_flops(self.flops, what, lengths, responses)
         with torch.no_grad(), self._spans.time(f"score/{self.name}", tokens=sum(lengths), flops=flops):
@@ -148,6 +166,7 @@ class LocalNetwork:
     # ------------------------------------------------------------------ learning
 
     def accumulate(self, minibatch: Batch, *, micro_batch_tokens: int) -> Gradient:
+        self._take_turn()
         lengths, responses = computed_sizes(minibatch, for_critic=isinstance(self.network, Critic))
         with self._updating(tokens=sum(lengths), flops=self.flops.update(lengths, responses)):
             self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
@@ -159,6 +178,7 @@ class LocalNetwork:
             return Gradient(dict(zip(names, sums[1:].tolist(), strict=True)), values)
 
     def step(self, lr: float) -> StepResult:
+        self._take_turn()
         with self._updating():
             return self._step(lr)
 
@@ -193,76 +213,50 @@ class LocalNetwork:
         return value_head(self.model).weight.detach().clone() if isinstance(self.network, Critic) else None
 
     def start_at(self, value: float) -> bool:
+        self._take_turn()
         return isinstance(self.network, Critic) and self.network.start_at(value)
 
     # ------------------------------------------------------------------ weights
 
     def weights(self, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
+        self._take_turn()
         if merged:
-            return plain_weights(self.model)
-        return ((name, whole(tensor)) for name, tensor in self.model.state_dict().items())
+            yield from plain_weights(self.model)
+        else:
+            yield from ((name, whole(tensor)) for name, tensor in self.model.state_dict().items())
 
     def copy_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        given = dict(weights)  # another network's, which may take its turn to tell them: this one can be anywhere
         own = self.model.state_dict()
-        self.model.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights})
-        self._own_base = False
+        self.model.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in given.items()})
+        self._files.own_base = False
 
     def _note_policy(self) -> None:
         """Note the policy of now in the configuration of a side critic, which is about to be saved."""
         if isinstance(self.network, Critic) and self.network.beside is not None:
             set_policy_sample(self.model, weight_sample(self.network.beside))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Entries:
+        self._take_turn()
         self._note_policy()
-        moments: dict[str, Tensor] = {}
-        try:
-            with gathered(self.model, self._group.first):
-                if self._group.first and self._own_base:
-                    save_model(self.model, None, folder / self.name)
-                elif self._group.first:
-                    save_trained(self.model, self.tokenizer if self._optimizer else None, folder / self.name)
-        finally:  # also where the disk refused the first process: the others exchange the moments now
-            if self._optimizer is not None:
-                moments = whole_moments(self._optimizer, first=self._group.first)
-        if self._optimizer is not None and self._group.first:
-            save_moments(moments, folder / f"{self.name}_optimizer.safetensors")
+        return self._files.save(folder)
 
     def load(self, folder: Path) -> None:
-        self._own_base = (
-            self._optimizer is None and has_lora(self.model) and (folder / self.name / "config.json").exists()
-        )
-        with gathered(self.model, self._group.first, write_back=True):
-            if self._group.first and self._own_base:
-                load_weights(self.model, folder / self.name)
-            elif self._group.first:
-                load_trained(self.model, folder / self.name)
-        if self._optimizer is not None:
-            load_optimizer(self._optimizer, folder / f"{self.name}_optimizer.safetensors")
+        self._take_turn()
+        self._files.load(folder)
 
     def publish(self, folder: Path) -> None:
+        self._take_turn()
         self._note_policy()
-        with gathered(self.model, self._group.first):
-            if self._group.first:
-                save_model(self.model, self.tokenizer, folder)
+        self._files.publish(folder)
 
     def publish_adapters(self, folder: Path) -> bool:
-        if not has_lora(self.model):
-            return False
-        with gathered(self.model, self._group.first):
-            if not self._group.first:
-                return True
-            save_adapters(self.model, folder)
-            return peft_opens(self.model, folder)
+        self._take_turn()
+        return self._files.publish_adapters(folder)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Float32 weights, or the adapters where there are some, and two moments of every trained one."""
-        trained = 0 if self._optimizer is None else sum(p.numel() for p in self.parameters)
-        if self._own_base or not has_lora(self.model):
-            kept = self.model.parameters()
-        else:
-            kept = adapter_parameters(self.model).values()
-        return 4 * (sum(p.numel() for p in kept) + 2 * trained)
+        return self._files.checkpoint_bytes
 
     @property
     def published_bytes(self) -> int:

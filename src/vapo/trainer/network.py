@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from vapo.durability.checkpoint import Entries
 from vapo.trainer.batch import Batch
 
 Score = Literal["logp", "entropy", "features", "values", "final_values"]
@@ -95,8 +96,9 @@ class Network(Protocol):
         """Take over the `weights` of another network of the same shape, adapters apart."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer into a checkpoint folder, in files that begin with the network's name.
+    def save(self, folder: Path) -> Entries:
+        """Write weights and optimizer into a checkpoint folder, in files that begin with the network's name; the
+        digests of those files that their processes have read already.
 
         Of a network with adapters these are the weights, and its base is not written.
         """
@@ -113,6 +115,11 @@ class Network(Protocol):
     def publish_adapters(self, folder: Path) -> bool:
         """Write the finished network's adapters as a PEFT folder; False if it has none, or if peft
         would make another model of them."""
+        ...
+
+    def release(self) -> None:
+        """Leave the device to others until the next call, with all networks that take turns with this one; where none
+        do, nothing happens."""
         ...
 
     @property

@@ -38,6 +38,7 @@ FREE_TO_CHANGE = (
     "scale.address",
     "scale.restarts",
     "scale.answer_limit_s",
+    "scale.offload",
     "scale.rollout_workers",
     "scale.verifier_workers",
     "guards.watchdog",
@@ -55,14 +56,16 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
     """
     state, waiting = run.state, run.source.waiting()
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> checkpoint.Entries:
         state.log_bytes = run.folder.log_bytes()
         (folder / "state.json").write_text(json_text(state.to_json(), indent=1))
         (folder / SETTINGS).write_text(json_text(run.config, indent=1))
         if waiting is not None:
             write_rollout(folder / WAITING, waiting)
+        known: checkpoint.Entries = {}
         for network in run.networks:
-            network.save(folder)
+            known |= network.save(folder)
+        return known
 
     name = f"pretrain_{state.pretrain_step:06d}" if state.step == 0 else f"step_{state.step:06d}"
     run.watch.beat("saving")

@@ -30,7 +30,7 @@ from vapo.session.planning.hardware import Cluster, this_machine
 from vapo.session.planning.plan_words import advice_words, gb, verdict_words
 from vapo.session.planning.planned import RunPlan, plan_run
 from vapo.session.planning.published import model_config, recipe_parameters
-from vapo.session.scaling import placement_of
+from vapo.session.scaling import placement_of, shares_device
 from vapo.session.sizing import Fit, fitted, rate_warnings
 from vapo.tasks.catalog import DATA_TASKS
 
@@ -133,9 +133,10 @@ class Inspection:
     def _machines(self) -> Iterator[Finding]:
         """Placement, machines, GPUs and their software, where Ray runs them."""
         scale = self.config.sections.scale
-        if scale.backend != "ray":
-            return
         try:
+            shares_device(self.config)
+            if scale.backend != "ray":
+                return
             placement_of(self.config)
         except VapoError as problem:
             yield of_error("placement", problem)

@@ -59,6 +59,8 @@ def changes(config: Config, longest: int, largest: int, *, ray: bool) -> list[Ch
             found.append(Change({"rollout.engine.slots": slots}, "fewer responses sampled at once; same results"))
     if model.dtype == "float32":
         found.append(Change({"model.dtype": "bfloat16"}, "rounds to 8 bits in passes"))
+    if not (config.sections.scale.offload or config.sections.trainer.max_staleness):
+        found.append(Change({"scale.offload": True}, "networks wait in host memory in turns; same results"))
     devices = 2
     while ray and devices <= MOST_DEVICES:
         found.append(Change({}, "shards are smaller", devices))

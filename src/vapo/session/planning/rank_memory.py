@@ -101,14 +101,19 @@ def training_memory(work: Workload) -> DeviceMemory:
 
     shared = _shared(work)
     critic_phases = [phase for phase in phases if phase in (Phase.PRETRAIN, Phase.CRITIC)]
-    _add_network(work, add, "policy", work.policy, phases, [Phase.POLICY], _policy_pass(work))
+    scores = [Phase.SCORE, Phase.POLICY]
+    # where they take turns, the policy is what scoring needs most for; a side critic reads it while it learns
+    there = phases if not work.offloads else [*critic_phases, *scores] if work.side else scores
+    _add_network(work, add, "policy", work.policy, there, [Phase.POLICY], _policy_pass(work))
     if work.critic is not None:
         own = NetworkSize(work.critic.parameters - shared, work.critic.trained)
-        _add_network(work, add, "critic", own, phases, critic_phases, _critic_pass(work))
+        there = critic_phases if work.offloads else phases
+        _add_network(work, add, "critic", own, there, critic_phases, _critic_pass(work))
     if (side := work.side) is not None:
         size = config_parameters(side)
-        _add_network(work, add, "side critic", NetworkSize(size, size), phases, critic_phases, _side_pass(work))
-    if work.has_reference:
+        there = critic_phases if work.offloads else phases
+        _add_network(work, add, "side critic", NetworkSize(size, size), there, critic_phases, _side_pass(work))
+    if work.has_reference and not work.offloads:
         add("reference weights", 4 * work.policy.parameters / work.dealt.ranks, phases)
     tracer, rows = tracer_of(work.model), work.micro_batch(work.samples)[0]
     scored = tracer.score(rows, work.form(), max_logits=work.max_logits)
@@ -284,6 +289,12 @@ def _host(work: Workload) -> dict[str, tuple[float, list[Phase]]]:
     """What lies in the host's memory, and when."""
     learning = [Phase.SCORE, Phase.CRITIC, Phase.POLICY]
     found = {"batch": (float(BATCH_BYTES * work.samples * work.lengths.longest), learning)}
+    if work.offloads:
+        sizes = [size for size in (work.policy, work.critic) if size is not None]
+        waiting = sum(4 * size.parameters + 8 * size.trained for size in sizes)
+        waiting += 4 * work.policy.parameters if work.has_reference else 0
+        # all of them, of all devices of a machine, while its engines sample
+        found["networks that wait"] = (waiting * work.cluster.per_node / work.dealt.ranks, learning)
     if states := _kept_states(work):
         found["kept hidden states"] = (states, [Phase.SCORE, Phase.CRITIC])
     if states := _pretraining_states(work):

@@ -140,7 +140,13 @@ class Workload:
         """Whether policy and critic, both with adapters, keep one base."""
         model = self.config.sections.model
         same = model.critic in (None, model.policy)
-        return bool(same and self.critic_model is not None and model.policy_lora and model.critic_lora)
+        apart = self.config.sections.scale.offload
+        return bool(same and not apart and self.critic_model is not None and model.policy_lora and model.critic_lora)
+
+    @property
+    def offloads(self) -> bool:
+        """Whether networks take turns on a device; a CPU has no other memory for those that wait."""
+        return self.config.sections.scale.offload and not self.cluster.on_cpu
 
     @property
     def samples(self) -> int:
