@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,8 +25,11 @@ SLOWER = "Sample with the model's own cache, which is slower: --set rollout.engi
 class Decoder:
     """The model with its cache and masks, on rows of tokens; the engine knows which sample has which row."""
 
-    def __init__(self, model: nn.Module, slots: int, *, graphs: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, slots: int, *, graphs: bool = True, on_alarm: Callable[[str], None] | None = None
+    ) -> None:
         self.model = model
+        self._on_alarm = on_alarm
         self._graphs: StepGraphs | None = None
         self.graphs_fault = ""
         """Why steps are not replayed as CUDA graphs, though they were to be."""
@@ -159,7 +161,7 @@ class Decoder:
             try:
                 return self._graphs.run(ids, positions, width_of(width, self.cache.capacity))
             except RuntimeError as error:  # recording this size failed; the step itself may be done again
-                self.graphs_fault, self._graphs = str(error).splitlines()[0], None
+                self._give_up_graphs(error)
         return self._step(ids, positions, width, runs)
 
     def _step(self, ids: Tensor, positions: Tensor, width: int, runs: tuple[Reach, ...] = ()) -> Tensor:
@@ -229,15 +231,21 @@ class Decoder:
         try:
             replayed = self.step(ids, positions, width)
             gap = (replayed - plain).abs().max().item()
-        except (RuntimeError, TypeError) as error:
-            self.graphs_fault = str(error).splitlines()[0]
+        except TypeError as error:
+            self._give_up_graphs(error)
         else:
             largest = plain.abs().max().item()
             # NaN in the step itself passes: the weights may not be loaded yet
-            if gap <= 1e-3 * max(1.0, largest) or math.isnan(largest):
-                return
-            self.graphs_fault = f"replayed logits differ by {gap:.2g}"
-        self._graphs = None
+            if gap > 1e-3 * max(1.0, largest):
+                self._give_up_graphs(f"replayed logits differ by {gap:.2g}")
+
+    def _give_up_graphs(self, reason: object) -> None:
+        self.graphs_fault, self._graphs = str(reason).splitlines()[0], None
+        if self._on_alarm is not None:
+            self._on_alarm(
+                f"CUDA graphs are off, so sampling is slower: {self.graphs_fault}. The samples are right. "
+                "rollout.engine.graphs=false does not try them."
+            )
 
     def _forget_graphs(self) -> None:
         if self._graphs is not None:

@@ -61,8 +61,10 @@ def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path
         model = outline(model)  # the driver needs its structure; ranks and engines load weights of their own
     sampler = sampler_of(engine_settings, model, dtype)
 
+    run: Run | None = None
+
     def alarm(message: str) -> None:
-        run.alarm(message) if hasattr(run, "folder") else observer.alarm(message)
+        observer.alarm(message) if run is None or not hasattr(run, "folder") else run.alarm(message)
 
     networks: Mapping[str, Network]
     engine: RolloutEngine
