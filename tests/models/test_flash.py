@@ -75,9 +75,8 @@ def test_segments_attend_as_in_the_loop_with_the_same_gradients(monkeypatch, fun
     )
     torch.testing.assert_close(ours, loop)
     weights = torch.randn(loop.shape, generator=generator)
-    for a, b in zip(
-        *(torch.autograd.grad((o * weights).sum(), (query, key, value)) for o in (ours, loop)), strict=True
-    ):
+    gradients = [torch.autograd.grad((o * weights).sum(), (query, key, value)) for o in (ours, loop)]
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -110,10 +109,16 @@ def test_half_precision_on_a_gpu_since_ampere_is_taken(monkeypatch):
     assert not flash.takes(*on_a_gpu(dim=60), 0.0)
     assert not flash.takes(*on_a_gpu(value_dim=128), 0.0)
     assert not flash.takes(*on_a_gpu(dtype=torch.float32), 0.0)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        assert flash.takes(*on_a_gpu(dtype=torch.float32), 0.0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     assert not flash.takes(*on_a_gpu(), 0.0)
+
+
+def test_float32_under_autocast_is_taken(monkeypatch):
+    use(monkeypatch, kernel)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
+    assert flash.takes(*on_a_gpu(dtype=torch.float32), 0.0)
 
 
 def test_a_cpu_and_another_form_of_the_kernel_are_not_taken(monkeypatch):

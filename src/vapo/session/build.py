@@ -47,7 +47,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
 def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path, cluster: Cluster | None) -> Run:
     sections, algorithm = config.sections, config.algorithm
     settings = sections.trainer
-    trust, autocast = sections.model.trust_remote_code, sections.model.dtype == "bfloat16"
+    trust, autocast = sections.model.trust_remote_code, sections.model.half
     plan, spans = learner_plan(config, inputs), Spans(memory=True)
     device = best_device()
     model = load_base(plan, device if cluster is None else torch.device("cpu"))

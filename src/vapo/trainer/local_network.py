@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vapo.models.loading import set_policy_sample, value_head
 from vapo.models.lora import adapter_parameters, has_lora, peft_opens, plain_weights, save_adapters
+from vapo.models.master_weights import MasterAdamW, halve
 from vapo.models.model_flops import ModelFlops, model_flops
 from vapo.models.networks import Critic, Policy
 from vapo.models.saving import (
@@ -31,6 +32,10 @@ from vapo.trainer.group import ALONE, Group, idle_piece
 from vapo.trainer.network import Gradient, Score, StepResult
 from vapo.trainer.objectives import Objective, Part
 from vapo.trainer.spans import Spans
+
+CPU_TOKENS = 4096
+"""Most tokens of a pass on a CPU, whatever `trainer.micro_batch_tokens` allows: the activations of more are taken from
+the kernel anew for each operation, whose pages it clears. 16,384 tokens of a small model took 150,000 page faults."""
 
 
 class LocalNetwork:
@@ -51,6 +56,7 @@ class LocalNetwork:
         reads: tuple[Score, ...] = (),
         spans: Spans | None = None,
         group: Group = ALONE,
+        half_weights: bool = False,
     ) -> None:
         self.name, self.network, self.tokenizer, self.reads = name, network, tokenizer, reads
         self.max_grad_norm = max_grad_norm
@@ -62,10 +68,11 @@ class LocalNetwork:
         """A reference whose base is not the model that the run started from: formats 1 and 2 kept it merged."""
         self._loss: Tensor | None = None
         """Of the accumulated minibatch; None between steps."""
+        head = value_head(network.model).parameters() if isinstance(network, Critic) else []
+        masters = halve(network.model, keep=list(head)) if half_weights else {}
         trained = [p for p in network.model.parameters() if p.requires_grad] if objective else []
-        self._optimizer = (
-            torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True) if trained else None
-        )
+        self._num_masters = sum(p.numel() for p in trained if p in masters)
+        self._optimizer = _adamw(trained, masters, weight_decay) if trained else None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -94,7 +101,7 @@ class LocalNetwork:
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The trained parameters, in the optimizer's order."""
+        """The trained parameters, in the optimizer's order: of bfloat16 weights their float32 masters."""
         return self.optimizer.param_groups[0]["params"]
 
     # ------------------------------------------------------------------ scoring
@@ -105,13 +112,18 @@ class LocalNetwork:
         with torch.no_grad(), self._spans.time(f"score/{self.name}", tokens=sum(lengths), flops=flops):
             return self._scores(batch, what, micro_batch_tokens)
 
+    def _deal(self, batch: Batch, micro_batch_tokens: int) -> Iterator[Tensor]:
+        """This process's micro-batches as row numbers."""
+        most = CPU_TOKENS if self.model.device.type == "cpu" else micro_batch_tokens
+        return self._group.deal(batch, min(micro_batch_tokens, most))
+
     def _scores(self, batch: Batch, what: Sequence[Score], micro_batch_tokens: int) -> dict[str, Tensor]:
         scored: dict[str, Tensor] = {}
         lengths = torch.tensor([len(tokens) for tokens in batch.tokens])
         shapes = {"final_values": (len(batch),), "features": (int(lengths.sum()), self._feature_width)}
         for name in what:
             scored[name] = torch.zeros(shapes.get(name, (len(batch), batch.width)))
-        for rows in self._group.deal(batch, micro_batch_tokens):
+        for rows in self._deal(batch, micro_batch_tokens):
             rows, micro = _piece(batch, rows)
             idle = not bool(micro.mask.any())
             for name, part in self._score(micro.to(self.model.device), what).items():
@@ -151,7 +163,7 @@ class LocalNetwork:
         lengths, responses = computed_sizes(minibatch, for_critic=isinstance(self.network, Critic))
         with self._updating(tokens=sum(lengths), flops=self.flops.update(lengths, responses)):
             self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
-            part = accumulate_gradient(self.objective, minibatch, self._group.deal(minibatch, micro_batch_tokens))
+            part = accumulate_gradient(self.objective, minibatch, self._deal(minibatch, micro_batch_tokens))
             names = sorted(part.figures)
             sums = self._group.sum(torch.stack([part.loss, *(part.figures[name].cpu() for name in names)]))
             self._loss = sums[0]
@@ -256,18 +268,27 @@ class LocalNetwork:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Float32 weights, or the adapters where there are some, and two moments of every trained one."""
+        """Float32 weights, or the adapters where there are some, two moments of every trained one, and masters."""
         trained = 0 if self._optimizer is None else sum(p.numel() for p in self.parameters)
         if self._own_base or not has_lora(self.model):
             kept = self.model.parameters()
         else:
             kept = adapter_parameters(self.model).values()
-        return 4 * (sum(p.numel() for p in kept) + 2 * trained)
+        return 4 * (sum(p.numel() for p in kept) + 2 * trained + self._num_masters)
 
     @property
     def published_bytes(self) -> int:
         """Float32 weights."""
         return 4 * self.model.num_parameters()
+
+
+def _adamw(
+    trained: list[torch.nn.Parameter], masters: dict[torch.nn.Parameter, Tensor], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW over the trained weights, or over their masters where they have some."""
+    if not masters:
+        return torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True)
+    return MasterAdamW(trained, masters, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True)
 
 
 def computed_sizes(batch: Batch, *, for_critic: bool) -> tuple[list[int], int]:
