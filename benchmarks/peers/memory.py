@@ -1,7 +1,7 @@
 """Peak memory of 16,384 tokens under a vocabulary of 150,000, forward and backward, above what was there before.
 
-First the log-probabilities alone, from hidden states; then the whole network in one forward-backward pass, as a
-micro-batch of the trainer. Gradients count. The peak is the kernel's own (VmHWM), reset before each measurement.
+First the log-probabilities alone, from hidden states; then the whole network forward and backward, in passes of as many
+tokens as the trainer takes on a CPU. Gradients count. The peak is the kernel's own (VmHWM), reset before each one.
 Every round is a process of its own, because how the heap fragments differs from process to process.
 """
 
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from vapo.models.logprobs import token_logps
 from vapo.models.networks import Policy, Sequences, choose_layout, logits_head, output_embeddings
+from vapo.trainer.local_network import CPU_TOKENS
 
 ROWS, TOKENS = 32, 512
 MOST_GB = 8
@@ -64,8 +65,10 @@ def main() -> None:
         logp.mean().backward()
 
     def network() -> None:
-        logp, _ = policy.logp(Sequences(rows, (TOKENS - 1,) * ROWS), TOKENS - 1, with_entropy=True)
-        logp.mean().backward()
+        count = CPU_TOKENS // TOKENS
+        for part in (rows[i : i + count] for i in range(0, ROWS, count)):
+            logp, _ = policy.logp(Sequences(part, (TOKENS - 1,) * count), TOKENS - 1, with_entropy=True)
+            logp.mean().backward()
 
     channel.send(name="memory", torch=torch.__version__)
     while True:

@@ -14,15 +14,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from models import ragged_lengths
 from vapo.models.networks import Policy, Sequences, choose_layout
+from vapo.trainer.local_network import CPU_TOKENS
 
-TOKENS, LONGEST, MICRO = 16_384, 2000, 8192
+TOKENS, LONGEST = 16_384, 2000
 
 
 def sequences(lengths: list[int], vocabulary: int) -> list[Sequences]:
-    """Micro-batches of at most `MICRO` tokens, rows of like length together, as the trainer cuts them."""
+    """Micro-batches of at most `CPU_TOKENS` tokens, rows of like length together, as the trainer cuts them."""
     parts: list[list[int]] = [[]]
     for length in sorted(lengths):
-        if sum(parts[-1]) + length > MICRO:
+        if sum(parts[-1]) + length > CPU_TOKENS:
             parts.append([])
         parts[-1].append(length)
     return [

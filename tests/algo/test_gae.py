@@ -1,4 +1,4 @@
-"""GAE against numbers worked by hand; the doubling passes against the loop of the textbook; masks and padding."""
+"""GAE against numbers worked by hand; blocks of tokens against the loop of the textbook; masks and padding."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vapo.algo import gae, length_adaptive_lambda, terminal_rewards
+from vapo.algo.advantages import BLOCK
 
 # δ_t = r_t + V_{t+1} - V_t = (.6 - .5, .4 - .6, .8 - .4, 1 - .8) = (.1, -.2, .4, .2)
 VALUES = torch.tensor([[0.5, 0.6, 0.4, 0.8]])
@@ -338,3 +339,21 @@ def test_bootstrapping_equals_an_additional_state_with_that_value(seed, width, l
     longer = gae(rewards, values, mask, lam=lam, gamma=gamma)
     bootstrapped = terminal_rewards(torch.zeros(1, dtype=torch.float64), cut, bootstrap=gamma * after)
     torch.testing.assert_close(gae(bootstrapped, values, cut, lam=lam, gamma=gamma)[:, :-1], longer[:, :-1])
+
+
+@pytest.mark.parametrize("width", [BLOCK, BLOCK + 1, 3 * BLOCK - 1, 5 * BLOCK])
+def test_blocks_of_tokens_add_up_to_the_loop(width):
+    rewards, values, mask, lam = random_batch(width, 6, width)
+    lam[0], lam[1] = 0.0, 1.0
+    for rows in (mask, torch.arange(width)[None] < torch.tensor([[width], [width], [BLOCK], [BLOCK + 1], [1], [0]])):
+        expected = loop_gae(rewards, values, rows, lam, 0.99).float()
+        torch.testing.assert_close(gae(rewards, values, rows, lam=lam, gamma=0.99), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_products_of_lower_precision_do_not_reach_the_advantages(monkeypatch):
+    # as bfloat16 products would round them; on a CPU that has none, the setting is all that there is to see
+    rewards, values, mask, lam = random_batch(0, 4, 3 * BLOCK)
+    expected = gae(rewards, values, mask, lam=lam)
+    monkeypatch.setattr(torch, "bmm", lambda a, b: (a.bfloat16() @ b.bfloat16()).float())
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    torch.testing.assert_close(gae(rewards, values, mask, lam=lam), expected, atol=2e-5, rtol=1e-5)

@@ -24,14 +24,15 @@ def test_advantages_of_two_turns_worked_by_hand():
     torch.testing.assert_close(advantages, torch.tensor([[0.6, 0.4, 0.0, 0.4, 0.2]]))
 
 
-def test_one_lambda_per_token_is_one_per_response_where_all_are_equal():
+@pytest.mark.parametrize("width", [37, 200])
+@pytest.mark.parametrize("kept", [0.7, 1.0])
+def test_one_lambda_per_token_is_one_per_response_where_all_are_equal(width: int, kept: float):
     generator = torch.Generator().manual_seed(0)
-    values, rewards = (torch.randn(4, 37, generator=generator) for _ in range(2))
-    mask = torch.rand(4, 37, generator=generator) < 0.7
+    values, rewards = (torch.randn(4, width, generator=generator) for _ in range(2))
+    mask = torch.rand(4, width, generator=generator) < kept
     lam = torch.tensor([0.0, 0.5, 0.9, 1.0])
-    torch.testing.assert_close(
-        gae(rewards, values, mask, lam=lam[:, None].expand(4, 37)), gae(rewards, values, mask, lam=lam)
-    )
+    per_token = gae(rewards, values, mask, lam=lam[:, None].expand(4, width))
+    torch.testing.assert_close(per_token, gae(rewards, values, mask, lam=lam), atol=1e-5, rtol=1e-5)
 
 
 def test_a_lambda_per_token_of_another_shape_is_refused():

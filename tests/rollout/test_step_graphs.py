@@ -34,3 +34,27 @@ def test_replayed_steps_give_the_samples_of_plain_steps():
         for _ in range(2):  # the second call replays what the first recorded
             found.append(engine.generate(prompts, Decoding(40, (1,)), list(range(len(prompts)))))
     assert all([c.token_ids for c in other] == [c.token_ids for c in found[0]] for other in found)
+
+
+class NoGraphs:
+    """Graphs that cannot be recorded."""
+
+    def run(self, *_):
+        raise RuntimeError("out of registers\nat line 7")
+
+    def clear(self):
+        pass
+
+
+def test_graphs_that_are_given_up_raise_an_alarm_and_change_no_sample():
+    prompts, how = make_prompts([3, 20]), Decoding(10, (1,))
+    expected = TorchEngine(tiny_model(), slots=4).generate(prompts, how, [0, 1])
+    alarms: list[str] = []
+    engine = TorchEngine(tiny_model(), slots=4, on_alarm=alarms.append)
+    engine._decoder._graphs = NoGraphs()
+    assert engine.generate(prompts, how, [0, 1]) == expected
+    assert not engine.uses_graphs
+    assert engine.graphs_fault == "out of registers"
+    assert len(alarms) == 1
+    assert "CUDA graphs are off" in alarms[0]
+    assert "out of registers" in alarms[0]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Num
     from torch import Tensor
 
+BLOCK = 64
+"""Tokens that one product sums up in `gae`."""
+
 # --------------------------------------------------------------------------- with a critic
 
 
@@ -66,6 +69,8 @@ def gae(
     rewards, values = widened(torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0))
     decay = gamma * _checked_lambda(lam, values)  # γλ, (B, 1) or (B, T)
 
+    if bool((mask[:, 1:] <= mask[:, :-1]).all()):  # every row begins with its tokens and has no holes
+        return _decayed_sums(_td_errors(rewards, values, gamma), decay)
     # Move each row's tokens to the left, so that t + 1 is the next token of the mask. All other tokens go to an
     # extra last column of zeros, which holds V and A after the end.
     rows, width = mask.shape
@@ -74,18 +79,42 @@ def gae(
     values = values.new_zeros(rows, width + 1).scatter(1, column, values)
     if decay.shape[1] > 1:
         decay = decay.new_zeros(rows, width + 1).scatter(1, column, decay)
+    return _decayed_sums(_td_errors(rewards, values, gamma), decay).gather(1, column)
 
+
+def _td_errors(rewards: Float[Tensor, "B T"], values: Float[Tensor, "B T"], gamma: float) -> Float[Tensor, "B T"]:
+    """δ_t = r_t + γ·V_{t+1} - V_t, where V is 0 after the last column."""
     deltas = rewards - values
-    deltas[:, :-1] += gamma * values[:, 1:]  # δ_t = r_t + γ·V_{t+1} - V_t
-    return _decayed_sums(deltas, decay).gather(1, column)
+    deltas[:, :-1].add_(values[:, 1:], alpha=gamma)
+    return deltas
 
 
-def _decayed_sums(deltas: Float[Tensor, "B T1"], decay: Float[Tensor, "B _"]) -> Float[Tensor, "B T1"]:
-    """A_t = δ_t + decay_t·A_{t+1} for every t, where the last δ is 0. As a loop over the tokens:
+def _decayed_sums(deltas: Float[Tensor, "B T"], decay: Float[Tensor, "B _"]) -> Float[Tensor, "B T"]:
+    """A_t = δ_t + decay_t·A_{t+1} for every t, where A is 0 after the last column. As a loop over the tokens:
 
         A[:, t] = deltas[:, t] + decay[:, t] * A[:, t + 1]          for t = T-1, …, 0
 
-    This function takes log2(T) passes over the whole tensor. After a pass, A_t holds the first n terms of its sum,
+    On a CPU, and with one decay for a row, the tokens are cut into blocks of K. A product with a triangle of powers gives the sums within each block,
+    a_i = Σ_{j ≥ i} decay^(j-i)·δ_j. What comes from behind is one number for each block, the A of the next one's first
+    token, which token i counts decay^(K-i) times. So the tensor is read three times, whatever T is.
+    """
+    rows, width = deltas.shape
+    exact = deltas.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"
+    if decay.shape[1] > 1 or width <= BLOCK or deltas.device.type != "cpu" or not exact:
+        return _doubled_sums(deltas, decay)
+    blocks = F.pad(deltas, (0, -width % BLOCK)).view(rows, -1, BLOCK)
+    powers = decay ** torch.arange(BLOCK + 1)  # decay^0 … decay^K, (B, K + 1)
+    steps = torch.arange(BLOCK)[:, None] - torch.arange(BLOCK)  # from token i, in a column, to a later one j, in a row
+    triangle = torch.where(steps >= 0, powers[:, steps.clamp(min=0)], 0.0)  # (B, K, K)
+    sums = torch.bmm(blocks, triangle)
+    firsts = _doubled_sums(sums[:, :, 0], powers[:, -1:])
+    behind = F.pad(firsts[:, 1:], (0, 1))
+    sums.addcmul_(behind[:, :, None], powers[:, 1:].flip(1)[:, None])
+    return sums.view(rows, -1)[:, :width]
+
+
+def _doubled_sums(deltas: Float[Tensor, "B T"], decay: Float[Tensor, "B 1"]) -> Float[Tensor, "B T"]:
+    """`_decayed_sums` by log2(T) passes over the whole tensor. After a pass, A_t holds the first n terms of its sum,
 
         A_t = δ_t + decay·δ_{t+1} + … + decay^(n-1)·δ_{t+n-1}
 
@@ -93,7 +122,7 @@ def _decayed_sums(deltas: Float[Tensor, "B T1"], decay: Float[Tensor, "B _"]) ->
     decay^n is the product of n neighbours.
     """
     sums, num_terms, power = deltas, 1, decay  # power = decay^num_terms
-    while num_terms < deltas.shape[1] - 1:
+    while num_terms < deltas.shape[1]:
         sums = sums + power * F.pad(sums[:, num_terms:], (0, num_terms))
         further = power if power.shape[1] == 1 else F.pad(power[:, num_terms:], (0, num_terms))
         num_terms, power = 2 * num_terms, power * further

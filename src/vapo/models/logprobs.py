@@ -76,7 +76,7 @@ class _Chunked(torch.autograd.Function):
         hidden, targets, *parameters = ctx.saved_tensors
         device, dtype, enabled = ctx.autocast
         inputs = [p for p in parameters if p.requires_grad]
-        sums = [torch.zeros_like(p) for p in inputs]
+        sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in inputs]
         grad_hidden = torch.empty_like(hidden)
         for i in range(0, len(hidden), ctx.rows):
             part = hidden[i : i + ctx.rows].detach().requires_grad_()
@@ -86,7 +86,7 @@ class _Chunked(torch.autograd.Function):
             grad_hidden[i : i + ctx.rows] = grad
             for total, extra in zip(sums, more, strict=True):
                 total += extra
-        of_inputs = iter(sums)
+        of_inputs = (total.to(p.dtype) for total, p in zip(sums, inputs, strict=True))
         of_parameters = [next(of_inputs) if p.requires_grad else None for p in parameters]
         return grad_hidden, None, None, None, None, None, *of_parameters
 

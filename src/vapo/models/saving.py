@@ -103,10 +103,12 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
             f"{folder} holds adapters, but this run trains all weights. Set model.policy_lora and model.critic_lora "
             "back to their earlier values."
         )
+    # a critic's head is float32 beside bfloat16 weights, and `model.dtype` is that of the first weight
+    dtype = torch.float32 if len({p.dtype for p in model.parameters()}) > 1 else model.dtype
     try:
         with _quiet():
             stored, info = read_model(
-                type(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype, use_safetensors=True
+                type(model), folder, config=copy.deepcopy(model.config), dtype=dtype, use_safetensors=True
             )
         check_complete(stored, info, folder, "model")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ModelError) as error:

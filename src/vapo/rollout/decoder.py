@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from vapo.errors import ConfigError, DataError, ModelError, counted
 from vapo.rollout.draws import check_decoding
 from vapo.rollout.kv_cache import SlotCache, StepMasks, attention_width, round_up
+from vapo.rollout.lean_step import LeanStep, is_lean
 from vapo.rollout.ragged_attention import CALL_BYTES, NAME, Reach, reaches, reading
 from vapo.rollout.row_counts import ROW_BUCKET, exact_row_counts
 from vapo.rollout.step_graphs import StepGraphs, rows_of, width_of
@@ -25,8 +25,11 @@ SLOWER = "Sample with the model's own cache, which is slower: --set rollout.engi
 class Decoder:
     """The model with its cache and masks, on rows of tokens; the engine knows which sample has which row."""
 
-    def __init__(self, model: nn.Module, slots: int, *, graphs: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, slots: int, *, graphs: bool = True, on_alarm: Callable[[str], None] | None = None
+    ) -> None:
         self.model = model
+        self._on_alarm = on_alarm
         self._graphs: StepGraphs | None = None
         self.graphs_fault = ""
         """Why steps are not replayed as CUDA graphs, though they were to be."""
@@ -44,6 +47,8 @@ class Decoder:
         self.dtype = next(model.parameters()).dtype
         self.context = context_of(self.config)
         self._layer_windows = _layer_windows(self.config)
+        kinds = getattr(self.config, "layer_types", None) or list(self._layer_windows) * self.config.num_hidden_layers
+        self._windows = [self._layer_windows[kind] for kind in kinds]
         self._chooses_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._no_logits = torch.zeros(0, dtype=torch.int64, device=self.device)
         embeddings = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
@@ -51,6 +56,8 @@ class Decoder:
         self._cache: SlotCache | None = None
         self._masks: dict[int | None, StepMasks] = {}
         self._prefilled = 0
+        self._may_be_lean = True
+        self._lean: LeanStep | None = None  # while the model is borrowed
         # on a GPU one call for all rows is faster than several, and graphs hold one shape
         self._reads_runs = self.device.type == "cpu" and bool(getattr(model, "_supports_attention_backend", False))
         if graphs and self.device.type == "cuda":
@@ -92,6 +99,7 @@ class Decoder:
         attention = self.config._attn_implementation
         try:
             self.model.eval()
+            self._lean = LeanStep(self.model) if self._may_be_lean and is_lean(self.model) else None
             if attention not in ("sdpa", "eager"):
                 self.config._attn_implementation = "sdpa"
             if self._reads_runs and self.config._attn_implementation == "sdpa":
@@ -100,6 +108,7 @@ class Decoder:
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
                 yield
         finally:
+            self._lean = None
             self.config._attn_implementation = attention
             for module, training in flags:
                 module.training = training
@@ -153,17 +162,19 @@ class Decoder:
             try:
                 return self._graphs.run(ids, positions, width_of(width, self.cache.capacity))
             except RuntimeError as error:  # recording this size failed; the step itself may be done again
-                self.graphs_fault, self._graphs = str(error).splitlines()[0], None
-        with reading(runs):
-            return self._step(ids, positions, width)
+                self._give_up_graphs(error)
+        return self._step(ids, positions, width, runs)
 
-    def _step(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
+    def _step(self, ids: Tensor, positions: Tensor, width: int, runs: tuple[Reach, ...] = ()) -> Tensor:
         masks = {window: masks.step(positions, width) for window, masks in self._masks.items()}
         self.cache.begin_step(positions, width)
+        if self._lean is not None:
+            return self._lean(ids, positions, self.cache, [masks[window] for window in self._windows], runs)
         by_kind = {kind: masks[window] for kind, window in self._layer_windows.items()}
         # Models with layers of one kind take the mask itself, the others build or take one per kind.
         mask = by_kind if len(by_kind) > 1 else next(iter(by_kind.values()))
-        return self._forward(ids[:, None], positions[:, None], mask, 1)[:, -1]
+        with reading(runs):
+            return self._forward(ids[:, None], positions[:, None], mask, 1)[:, -1]
 
     def reset_rows(self, rows: Tensor, positions: Tensor) -> None:
         """Set the masks of `rows`: the next tokens go to `positions`, and the columns before are the rows' own."""
@@ -193,9 +204,11 @@ class Decoder:
                 self.reset_rows(rows, positions[:2])
                 width = attention_width(max(lengths) + 1)
                 runs = (Reach(0, 1, width), Reach(1, 2, width)) if self._reads_runs else ()
-                with reading(runs):
-                    got = self._step(last, positions, width)[:2].float()
+                lean, self._lean = self._lean, None
+                got = self._step(last, positions, width, runs)[:2].float()
                 self._try_graphs(last, positions, width)
+                self._lean = lean
+                self._may_be_lean = lean is not None and _close(self._step(last, positions, width, runs)[:2], got)
             except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
                 raise ModelError(
                     f"TorchEngine cannot decode {name} with its cache ({type(error).__name__}: {error}). {SLOWER}"
@@ -219,15 +232,21 @@ class Decoder:
         try:
             replayed = self.step(ids, positions, width)
             gap = (replayed - plain).abs().max().item()
-        except (RuntimeError, TypeError) as error:
-            self.graphs_fault = str(error).splitlines()[0]
+        except TypeError as error:
+            self._give_up_graphs(error)
         else:
             largest = plain.abs().max().item()
             # NaN in the step itself passes: the weights may not be loaded yet
-            if gap <= 1e-3 * max(1.0, largest) or math.isnan(largest):
-                return
-            self.graphs_fault = f"replayed logits differ by {gap:.2g}"
-        self._graphs = None
+            if gap > 1e-3 * max(1.0, largest):
+                self._give_up_graphs(f"replayed logits differ by {gap:.2g}")
+
+    def _give_up_graphs(self, reason: object) -> None:
+        self.graphs_fault, self._graphs = str(reason).splitlines()[0], None
+        if self._on_alarm is not None:
+            self._on_alarm(
+                f"CUDA graphs are off, so sampling is slower: {self.graphs_fault}. The samples are right. "
+                "rollout.engine.graphs=false does not try them."
+            )
 
     def _forget_graphs(self) -> None:
         if self._graphs is not None:
@@ -292,6 +311,12 @@ def _check_prompt(prompt: Prompt, max_tokens: int, *, context: int, vocab_size: 
 def padded_length(length: int) -> int:
     """The length a prompt is padded to, a function of its own length: a multiple of 16 up to 64, then of 64."""
     return round_up(length, 16 if length <= 64 else 64)
+
+
+def _close(ours: Tensor, logits: Tensor) -> bool:
+    """Whether the logits are equal up to rounding; NaN passes: the weights may not be loaded yet."""
+    gap, largest = (ours - logits).abs().max().item(), logits.abs().max().item()
+    return not gap > 1e-4 * max(1.0, largest)
 
 
 def _text_config(model: nn.Module) -> Any:

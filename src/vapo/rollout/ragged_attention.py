@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -106,6 +107,25 @@ def ragged_attention(
         output[rows] = part
     assert output is not None
     return output, None
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, runs: tuple[Reach, ...], scale: float) -> Tensor:
+    """`ragged_attention` for code that has no modules: (B, heads, 1, head_dim)."""
+    gqa = query.shape[1] != keys.shape[1]
+    if not runs or (len(runs) == 1 and (runs[0].first, runs[0].end) == (0, len(query))):
+        return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale, enable_gqa=gqa)
+    output = torch.zeros_like(query)
+    for run in runs:
+        rows, columns = slice(run.first, run.end), slice(run.width)
+        output[rows] = F.scaled_dot_product_attention(
+            query[rows],
+            keys[rows, :, columns],
+            values[rows, :, columns],
+            mask[rows, :, :, columns],
+            scale=scale,
+            enable_gqa=gqa,
+        )
+    return output
 
 
 AttentionInterface.register(NAME, ragged_attention)

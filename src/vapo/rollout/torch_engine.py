@@ -47,8 +47,8 @@ class TorchEngine:
     `model` may be the very policy that is being trained: `generate` switches it to eval mode and back, keeps
     no graph, and leaves no tensor of its own in it; `load_weights` with the model's own tensors copies
     nothing. `slots` is how many sequences run at a time, `prefill_tokens` how many prompt tokens (padding
-    included) one forward pass takes, `graphs` whether steps on a GPU may be replayed as CUDA graphs. The cache
-    stays allocated between calls, until `close`.
+    included) one forward pass takes, `graphs` whether steps on a GPU may be replayed as CUDA graphs; `on_alarm`
+    is told if they are given up. The cache stays allocated between calls, until `close`.
 
     Raises `ModelError` for models it cannot sample from: recurrent and hybrid ones, encoder-decoders,
     chunked attention, and any whose step-by-step logits differ from those of a full forward pass.
@@ -64,6 +64,7 @@ class TorchEngine:
         device: torch.device | str | None = None,
         prefill_tokens: int = 8192,
         graphs: bool = True,
+        on_alarm: Callable[[str], None] | None = None,
     ) -> None:
         if slots < 1 or prefill_tokens < 1:
             raise ConfigError(
@@ -74,7 +75,8 @@ class TorchEngine:
         self.prefill_tokens = prefill_tokens
         self.num_prefilled_tokens = 0
         """Prompt tokens that went through the model's prefill so far, padding not counted."""
-        self._decoder = Decoder(model if device is None else model.to(device), slots=slots, graphs=graphs)
+        model = model if device is None else model.to(device)
+        self._decoder = Decoder(model, slots=slots, graphs=graphs, on_alarm=on_alarm)
         self._version = 0
         self._decoder.check_against_full_forward()
 

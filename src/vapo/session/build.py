@@ -56,7 +56,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
 def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path, cluster: Cluster | None) -> Run:
     sections, algorithm = config.sections, config.algorithm
     settings = sections.trainer
-    trust, autocast = sections.model.trust_remote_code, sections.model.dtype == "bfloat16"
+    trust, autocast = sections.model.trust_remote_code, sections.model.half
     plan, spans = learner_plan(config, inputs), Spans(memory=True)
     device = best_device()
     model = load_base(plan, device if cluster is None else torch.device("cpu"))
@@ -70,8 +70,10 @@ def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path
         model = outline(model)  # the driver needs its structure; ranks and engines load weights of their own
     sampler = sampler_of(engine_settings, model, dtype)
 
+    run: Run | None = None
+
     def alarm(message: str) -> None:
-        run.alarm(message) if hasattr(run, "folder") else observer.alarm(message)
+        observer.alarm(message) if run is None or not hasattr(run, "folder") else run.alarm(message)
 
     networks: Mapping[str, Network]
     engine: RolloutEngine

@@ -133,7 +133,7 @@ def evaluate_model(
         model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
         set_threads(sections.scale.threads, model)
         critic = _ranking_critic(inputs, sections, model, ranks, observer) if ranks else None
-        if sections.model.dtype == "bfloat16":  # as a run's sampler
+        if sections.model.half:  # as a run's sampler
             model = to_device(model, torch.bfloat16)
         engine = make_engine(
             sections.rollout.engine,

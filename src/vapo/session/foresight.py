@@ -198,7 +198,7 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
             networks,
             sampler_parameters=0 if apart else inputs.parameters,
             cache_numbers=0 if apart else cache_numbers(policy_config, engine.slots, longest),
-            sampler_bytes=2 if model.dtype == "bfloat16" else 4,
+            sampler_bytes=2 if model.half else 4,
         )
         - 4 * shared
         if inputs.parameters

@@ -107,7 +107,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
         model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
         set_threads(sections.scale.threads, model)
         critic = None if models.critic is None else _critic(models.critic, config, model, observer)
-        if sections.model.dtype == "bfloat16":  # as a run's sampler
+        if sections.model.half:  # as a run's sampler
             model = to_device(model, torch.bfloat16)
         kept = KeptLines(
             models.out / "judged.jsonl", _about(config, inputs, options), entry="continued", what="judgement"

@@ -105,7 +105,7 @@ def make_learners(plan: LearnerPlan, model: PreTrainedModel, spans: Spans, group
     """The networks: the policy is the `model`, just loaded by `load_base`. The group shards each before its optimizer
     is made."""
     sections, algorithm, settings = plan.config.sections, plan.config.algorithm, plan.config.sections.trainer
-    autocast = sections.model.dtype == "bfloat16"
+    autocast = sections.model.half
     policy = Policy(model, choose_layout(model, settings.layout), plan.temperature, autocast)
     if sections.model.policy_lora:
         add_lora(model, sections.model.policy_lora, sections.model.lora_alpha)
@@ -131,6 +131,7 @@ def make_learners(plan: LearnerPlan, model: PreTrainedModel, spans: Spans, group
             group=group,
             turns=turns,
             beside=beside if side else None,
+            half_weights=sections.model.dtype == "bfloat16-weights" and not side,
         )
 
     value = None
@@ -168,7 +169,7 @@ def _full_critic(plan: LearnerPlan, policy: PreTrainedModel, head: Head, group: 
         origin += f"; its base is the policy's, {shared / 1e6:.1f} MB kept once"
     if model.gradient_checkpointing:
         checkpoint_gradients(network)
-    layout, autocast = choose_layout(network, settings.layout), model.dtype == "bfloat16"
+    layout, autocast = choose_layout(network, settings.layout), model.half
     return Critic(network, layout, autocast, origin, settings.pretraining_at, head)
 
 

@@ -65,9 +65,10 @@ def with_dtype(config: Config, inputs: Inputs) -> tuple[Config, str | None]:
 
 def dtype_warning(config: Config, inputs: Inputs) -> str | None:
     """The warning where bfloat16 was chosen and float32 is faster."""
-    if config.sections.model.dtype != "bfloat16":
+    if not config.sections.model.half:
         return None
     measured = measure(config, inputs)
     if measured.speedup >= 1:
         return None
-    return f"model.dtype=bfloat16 slows this machine down: {measured.words}. Set model.dtype=float32, or auto."
+    dtype = config.sections.model.dtype
+    return f"model.dtype={dtype} slows this machine down: {measured.words}. Set model.dtype=float32, or auto."

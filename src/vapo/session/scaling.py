@@ -27,8 +27,13 @@ from vapo.trainer.spans import Spans
 
 
 def placement_of(config: Config) -> Placement:
-    """Which GPUs ranks and engines get. Raises ConfigError if there are too few, or if an engine cannot be split."""
+    """Which GPUs ranks and engines get. Raises ConfigError if they are too few, or for what cannot be split."""
     scale, engine = config.sections.scale, config.sections.rollout.engine
+    if config.sections.model.dtype == "bfloat16-weights":
+        raise ConfigError(
+            "model.dtype=bfloat16-weights is for a run in one process, and scale.backend=ray shards the weights. Set "
+            "model.dtype=bfloat16."
+        )
     if scale.tensor_parallel > 1 and not isinstance(engine, VllmEngineSettings):
         raise ConfigError(
             f"scale.tensor_parallel={scale.tensor_parallel} splits an engine over GPUs, which vLLM can, and "

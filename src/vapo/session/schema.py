@@ -36,8 +36,9 @@ class ModelConfig:
     side_attention: bool = False
     """Let a side critic attend to the whole text itself. Else it knows of it what the policy's states and the prompt's
     mean say, which costs less and learns from fewer responses."""
-    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Precision of forward and backward passes; weights, values and losses stay float32. `auto` measures both when a
+    dtype: Literal["float32", "bfloat16", "bfloat16-weights", "auto"] = "float32"
+    """Precision of forward and backward passes; weights, values and losses stay float32. `bfloat16-weights` keeps the
+    weights in bfloat16, too, and float32 copies in the optimizer: passes convert nothing. `auto` measures when a
     run begins, and takes bfloat16 where it is at least 1.1 times as fast; the run keeps its choice."""
     policy_lora: int = number(0, ge=0)
     """Rank of low-rank adapters on the policy; 0 trains all of its weights."""
@@ -54,8 +55,18 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run model code that comes with a hub repository. Leave off unless you have read it."""
 
+    @property
+    def half(self) -> bool:
+        """Whether passes compute in bfloat16; `auto` has not chosen yet."""
+        return self.dtype in ("bfloat16", "bfloat16-weights")
+
     def __post_init__(self) -> None:
         check_ranges(self, "model")
+        if self.dtype == "bfloat16-weights" and (self.policy_lora or self.critic_lora):
+            raise ConfigError(
+                "model.dtype=bfloat16-weights is for runs that train all weights. Beside adapters set "
+                "model.dtype=bfloat16."
+            )
         if self.critic_kind == "side" and self.critic_lora:
             raise ConfigError("A side critic takes no adapters: leave out model.critic_lora or model.critic_kind=side.")
         if self.critic_kind != "side" and self.side_layers is not None:

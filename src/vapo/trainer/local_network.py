@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from vapo.durability.checkpoint import Entries
 from vapo.models.loading import set_policy_sample, value_head
 from vapo.models.lora import plain_weights
+from vapo.models.master_weights import MasterAdamW, halve
 from vapo.models.model_flops import ModelFlops, model_flops
 from vapo.models.networks import Critic, Policy
 from vapo.models.weight_sample import weight_sample
@@ -25,6 +26,10 @@ from vapo.trainer.network import Gradient, Score, StepResult
 from vapo.trainer.network_files import NetworkFiles
 from vapo.trainer.objectives import Objective, Part
 from vapo.trainer.spans import Spans
+
+CPU_TOKENS = 4096
+"""Most tokens of a pass on a CPU, whatever `trainer.micro_batch_tokens` allows: the activations of more are taken from
+the kernel anew for each operation, whose pages it clears. 16,384 tokens of a small model took 150,000 page faults."""
 
 
 class LocalNetwork:
@@ -47,6 +52,7 @@ class LocalNetwork:
         group: Group = ALONE,
         turns: DeviceTurns | None = None,
         beside: LocalNetwork | None = None,
+        half_weights: bool = False,
     ) -> None:
         """`turns` is the device that it shares with other networks, None if all stay there; `beside` computes with
         it, as the policy that a side critic reads."""
@@ -58,10 +64,10 @@ class LocalNetwork:
         self.flops = model_flops(network.model)
         self._loss: Tensor | None = None
         """Of the accumulated minibatch; None between steps."""
+        head = value_head(network.model).parameters() if isinstance(network, Critic) else []
+        masters = halve(network.model, keep=list(head)) if half_weights else {}
         trained = [p for p in network.model.parameters() if p.requires_grad] if objective else []
-        self._optimizer = (
-            torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True) if trained else None
-        )
+        self._optimizer = _adamw(trained, masters, weight_decay) if trained else None
         self._files = NetworkFiles(name, network.model, tokenizer, self._optimizer, group)
         self._turns, self._together = turns, (self,) if beside is None else (beside, self)
         if turns is not None:
@@ -94,7 +100,7 @@ class LocalNetwork:
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The trained parameters, in the optimizer's order."""
+        """The trained parameters, in the optimizer's order: of bfloat16 weights their float32 masters."""
         return self.optimizer.param_groups[0]["params"]
 
     # ------------------------------------------------------------------ where it is
@@ -102,6 +108,8 @@ class LocalNetwork:
     def move(self, to: torch.device) -> None:
         """Move weights, gradient and moments to a device."""
         self._group.move(self.network, to)
+        if isinstance(self._optimizer, MasterAdamW):
+            self._optimizer.move_masters(to)
         for state in self._optimizer.state.values() if self._optimizer is not None else ():
             for key, value in state.items():
                 state[key] = value.to(to)
@@ -123,13 +131,18 @@ class LocalNetwork:
         with torch.no_grad(), self._spans.time(f"score/{self.name}", tokens=sum(lengths), flops=flops):
             return self._scores(batch, what, micro_batch_tokens)
 
+    def _deal(self, batch: Batch, micro_batch_tokens: int) -> Iterator[Tensor]:
+        """This process's micro-batches as row numbers."""
+        most = CPU_TOKENS if self.model.device.type == "cpu" else micro_batch_tokens
+        return self._group.deal(batch, min(micro_batch_tokens, most))
+
     def _scores(self, batch: Batch, what: Sequence[Score], micro_batch_tokens: int) -> dict[str, Tensor]:
         scored: dict[str, Tensor] = {}
         lengths = torch.tensor([len(tokens) for tokens in batch.tokens])
         shapes = {"final_values": (len(batch),), "features": (int(lengths.sum()), self._feature_width)}
         for name in what:
             scored[name] = torch.zeros(shapes.get(name, (len(batch), batch.width)))
-        for rows in self._group.deal(batch, micro_batch_tokens):
+        for rows in self._deal(batch, micro_batch_tokens):
             rows, micro = _piece(batch, rows)
             idle = not bool(micro.mask.any())
             for name, part in self._score(micro.to(self.model.device), what).items():
@@ -170,7 +183,7 @@ class LocalNetwork:
         lengths, responses = computed_sizes(minibatch, for_critic=isinstance(self.network, Critic))
         with self._updating(tokens=sum(lengths), flops=self.flops.update(lengths, responses)):
             self.optimizer.zero_grad(set_to_none=True)  # a call that ran out of memory may have left gradients
-            part = accumulate_gradient(self.objective, minibatch, self._group.deal(minibatch, micro_batch_tokens))
+            part = accumulate_gradient(self.objective, minibatch, self._deal(minibatch, micro_batch_tokens))
             names = sorted(part.figures)
             sums = self._group.sum(torch.stack([part.loss, *(part.figures[name].cpu() for name in names)]))
             self._loss = sums[0]
@@ -262,6 +275,15 @@ class LocalNetwork:
     def published_bytes(self) -> int:
         """Float32 weights."""
         return 4 * self.model.num_parameters()
+
+
+def _adamw(
+    trained: list[torch.nn.Parameter], masters: dict[torch.nn.Parameter, Tensor], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW over the trained weights, or over their masters where they have some."""
+    if not masters:
+        return torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True)
+    return MasterAdamW(trained, masters, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True)
 
 
 def computed_sizes(batch: Batch, *, for_critic: bool) -> tuple[list[int], int]:

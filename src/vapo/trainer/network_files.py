@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vapo.durability.checkpoint import Entries, file_entry
 from vapo.models.lora import adapter_parameters, has_lora, peft_opens, save_adapters
+from vapo.models.master_weights import MasterAdamW
 from vapo.models.saving import (
     load_optimizer,
     load_trained,
@@ -106,15 +107,17 @@ class NetworkFiles:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Float32 weights, or the adapters where there are some, and two moments of every trained one."""
-        trained = 0
+        """Float32 weights, or the adapters where there are some, two moments of every trained one, and masters."""
+        trained = masters = 0
         if self.optimizer is not None:
             trained = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
+        if isinstance(self.optimizer, MasterAdamW):
+            masters = sum(p.numel() for p in self.optimizer.masters)
         if self.own_base or not has_lora(self.model):
             kept = self.model.parameters()
         else:
             kept = adapter_parameters(self.model).values()
-        return 4 * (sum(p.numel() for p in kept) + 2 * trained)
+        return 4 * (sum(p.numel() for p in kept) + 2 * trained + masters)
 
     @property
     def _first(self) -> bool:

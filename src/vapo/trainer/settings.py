@@ -16,7 +16,8 @@ class TrainerSettings:
     steps: int = number(100, ge=0, unit="rollout steps")
     """Rollout steps of joint training (each makes several gradient steps); 0 pretrains the critic only."""
     micro_batch_tokens: int = number(16384, ge=1, unit="tokens")
-    """Most tokens (prompt and response) in one forward-backward pass; changes memory and speed, not results."""
+    """Most tokens (prompt and response) in one forward-backward pass; changes memory and speed, not results. On a CPU a
+    pass has at most 4096."""
     scoring: Literal["needed", "all"] = "needed"
     """Which tokens are scored once more before the update. `needed` leaves out what is known without: the policy's
     log-probabilities where the sampler's are the same (within 1e-4 nats on a sixteenth of the responses, measured each
