@@ -226,7 +226,7 @@ def test_an_argument_that_is_not_taken_is_named(argument, message, tmp_path: Pat
         ({"reward_funcs": []}, ConfigError, "reward_funcs is empty"),
         ({"reward_funcs": 3}, ConfigError, "reward_funcs holds a int"),
         ({"reward_funcs": "no/such/model/here"}, ModelError, "does not exist"),
-        ({"tools": [short]}, ConfigError, "does not take tools"),
+        ({"rollout_func": short}, ConfigError, "does not take rollout_func"),
         ({"optimizers": (object(), None)}, ConfigError, "does not take optimizers"),
         ({"args": object()}, ConfigError, "args is a object. Give a VAPOConfig"),
     ],

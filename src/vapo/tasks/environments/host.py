@@ -96,14 +96,17 @@ class Host:
             with contextlib.suppress(TypeError, ValueError, RecursionError):
                 if not name.startswith("_") and len(json.dumps(value, allow_nan=False)) <= MAX_LEFT:
                     left[name] = value
-        get_reward = getattr(self._environment, "get_reward", None)
-        if callable(get_reward):
+        if (get_reward := self._method("get_reward")) is not None:
             reward = _awaited(get_reward())
             left["get_reward"] = None if reward is None else float(reward)
-        close = getattr(self._environment, "close", None)
-        if callable(close):
+        if (close := self._method("close")) is not None:
             _awaited(close())
         return left
+
+    def _method(self, name: str) -> Callable[[], Any] | None:
+        """A method that an environment may have."""
+        method = getattr(self._environment, name, None)
+        return method if callable(method) else None
 
     def _cut(self, text: str) -> str:
         """The text without what goes far beyond the limit; the trainer cuts it with a mark."""
