@@ -34,7 +34,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in files.items() if name != "state.json"}
 
 
-@pytest.fixture(scope="module", params=["vapo", "dapo", "grpo", "vapo-lora", "vapo-ahead", "dapo-ahead", "vapo-half"])
+@pytest.fixture(scope="module", params=["vapo", "dapo", "grpo", "vapo-lora", "vapo-ahead", "dapo-ahead"])
 def finished(request, tmp_path_factory) -> tuple[Path, Path, str]:
     """A run that was never stopped, with a checkpoint after every step."""
     root = tmp_path_factory.mktemp(request.param)
@@ -46,11 +46,7 @@ def finished(request, tmp_path_factory) -> tuple[Path, Path, str]:
 def start(base: Path, folder: Path, kind: str, *layers: dict[str, Any]) -> Run:
     """A run of this kind: a preset, perhaps with adapters on both networks, or with rollouts made ahead."""
     preset, _, also = kind.partition("-")
-    models = {
-        "lora": {"policy_lora": 2, "critic_lora": 2, "gradient_checkpointing": True},
-        "half": {"dtype": "bfloat16-weights"},
-    }
-    model = {"model": models.get(also, {})}
+    model = {"model": {"policy_lora": 2, "critic_lora": 2, "gradient_checkpointing": True} if also == "lora" else {}}
     ahead = {"trainer": {"max_staleness": 1 if also == "ahead" else 0}}
     # a KL reference that is refreshed after 6 of 12 gradient steps belongs to the state, too
     kl = {"algorithm": {"kl": {"coef": 0.01, "refresh_every": 6}}}
