@@ -38,8 +38,8 @@ def chaos(
 
     Kills at random moments and at every step of a save, damaged checkpoints, full disks, SIGTERM, numbers that are not
     finite. About 12 minutes on two cores, 2 with --quick, and a few more for the kills of a longer run. Exit code 1 if
-    anything failed; such runs are kept. With --scale other trials, 20 of each kind (2 with --quick), about a minute
-    each.
+    anything failed; such runs are kept. With --scale others: 20 kills of each kind (2 with --quick), up to five of a
+    run; an hour and more.
     """
     import tempfile
 

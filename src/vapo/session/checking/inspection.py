@@ -156,7 +156,7 @@ class Inspection:
         except VapoError as problem:
             yield of_error("machines", problem)
         else:
-            yield ok("machines", f"{counted(scale.nodes, 'machine')} answer, with the same software")
+            yield ok("machines", f"the cluster answers: {counted(scale.nodes, 'machine')}, with the same software")
 
     def _needs_hub(self) -> str:
         """Why data and tokenizer cannot be read: they are on the hub, which is not asked or does not answer."""
