@@ -32,7 +32,7 @@ def settings(
     from vapo.session.reference import all_settings, task_options
     from vapo.session.suggest import SYNONYMS
 
-    word = SYNONYMS.get(word or "", word)  # the names of TRL and verl
+    word = SYNONYMS.get(word or "", word)  # the names of TRL, verl and OpenRLHF
     every = [*all_settings().values(), *task_options()]
     found = [setting for setting in every if word is None or setting.matches(word)]
     if as_json:

@@ -59,6 +59,26 @@ SYNONYMS = {
     "model_path": "model.policy",
     "output_dir": "--run-dir (an option of the command, not a setting)",
     "default_local_dir": "--run-dir (an option of the command, not a setting)",
+    # OpenRLHF
+    "critic_pretrain": "model.critic",
+    "prompt_data": "task.data",
+    "input_template": "task.template",
+    "rollout_batch_size": "trainer.samples_per_step",
+    "n_samples_per_prompt": "trainer.group_size",
+    "train_max_tokens_per_gpu": "trainer.micro_batch_tokens",
+    "generate_max_len": "rollout.max_response_tokens",
+    "max_epochs": "algorithm.optimization.epochs",
+    "actor_learning_rate": "trainer.actor_lr",
+    "critic_learning_rate": "trainer.critic_lr",
+    "advantage_estimator": "algorithm.preset",
+    "lambd": "algorithm.credit.policy_lambda",
+    "eps_clip": "algorithm.clip.low",
+    "dual_clip": "algorithm.clip.c",
+    "value_clip": "algorithm.credit.value_clip",
+    "init_kl_coef": "algorithm.kl.coef",
+    "freezing_actor_steps": "trainer.pretraining_steps",
+    "lora_rank": "model.policy_lora",
+    "max_ckpt_num": "checkpoint.keep",
 }
 """What other trainers call a setting of ours, by the last part of its name."""
 
