@@ -16,6 +16,7 @@ from vapo.cli.judging import critic
 from vapo.cli.listing import recipes, settings, tasks
 from vapo.cli.planning import check, plan
 from vapo.cli.training import make_base, report, resume, train
+from vapo.cli.viewing import view
 from vapo.errors import ConfigError
 from vapo.session.signals import main_exit
 
@@ -46,8 +47,8 @@ def options(
     """Options of `vapo` itself."""
 
 
-for command in (train, plan, check, resume, fork, pretrain_critic, evaluate, critic, report, doctor, compare, ablate,
-                recipes, settings, tasks, make_base, chaos):  # fmt: skip
+for command in (train, plan, check, resume, fork, pretrain_critic, evaluate, critic, report, view, doctor, compare,
+                ablate, recipes, settings, tasks, make_base, chaos):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
 
 
