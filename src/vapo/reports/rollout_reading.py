@@ -43,15 +43,18 @@ class StepRollouts:
     def search(self, words: str) -> list[int]:
         """The numbers of the responses whose prompt, text, reason or answer has the words, whatever their case."""
         needle = words.casefold()
-        return [n for n, record in self._all() if needle in _searched(record)]
+        return [n for n, record in self._records_with(words) if needle in _searched(record)]
 
-    def _all(self) -> Iterator[tuple[int, Record]]:
+    def _records_with(self, words: str) -> Iterator[tuple[int, Record]]:
+        """All records that may have the words; the line of one without them is not parsed."""
         if self._whole:
             yield from enumerate(_whole_file(self.path, _stamp(self.path)))
             return
+        written = json.dumps(words)[1:-1].lower().encode() if words.isascii() else b""
         for block, first, _ in self._spans():
             for at, line in enumerate(self._block(block), start=first):
-                yield at, json.loads(line)
+                if written in line.lower():
+                    yield at, json.loads(line)
 
     def _spans(self) -> Iterator[tuple[int, int, int]]:
         """(block, its first line, the line after its last one)."""

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vapo.errors import DataError
 from vapo.metrics import Phase
 from vapo.reports.rollout_reading import StepRollouts
@@ -23,7 +21,7 @@ SERIES = ("value", "return", "advantage", "td", "entropy", "log_ratio", "logp")
 """The numbers of a token, in the order in which the viewer offers them as colours."""
 _FACTS = ("sample", "verdict", "reason", "kind", "reward", "score", "parts", "lambda", "weight_version", "truncated",
           "final_answer", "num_tokens")  # fmt: skip
-_SCALED = 32
+_SCALED = 12
 """The colour scales come from so many responses of a step."""
 
 
@@ -33,6 +31,7 @@ class ViewedRun:
     def __init__(self, path: str | Path) -> None:
         self.files: RunFiles = read_run(path)
         self._steps: dict[str, tuple[float, StepRollouts]] = {}
+        self._scales: dict[str, tuple[StepRollouts, Record]] = {}
 
     @property
     def steps(self) -> dict[str, RolloutFile]:
@@ -69,7 +68,7 @@ class ViewedRun:
         rows = dict(step.index.rows)
         rows["verdict"] = [verdict_of(v) for v in rows["verdict"]]
         rows["reward"] = [_short(number(reward)) for reward in rows["reward"]]
-        return {"key": key, "prompts": step.index.prompts, "rows": rows, "scale": self._scale(step)}
+        return {"key": key, "prompts": step.index.prompts, "rows": rows, "scale": self._scale(key, step)}
 
     def rows(self, key: str, numbers: Iterable[int]) -> dict[int, Record]:
         """Single responses of a step, by their number."""
@@ -126,12 +125,16 @@ class ViewedRun:
         trainer = self.files.config.get("trainer")
         return trainer.get(name) if isinstance(trainer, dict) else None
 
-    def _scale(self, step: StepRollouts) -> Record:
+    def _scale(self, key: str, step: StepRollouts) -> Record:
+        if key in self._scales and self._scales[key][0] is step:
+            return self._scales[key][1]
         full = [n for n, there in enumerate(step.index.rows["full"]) if there]
         some = full[:: max(1, len(full) // _SCALED)][:_SCALED]
         records = step.rows(some).values()
         told = [response_data(r, gamma=self.gamma, whitened=self._whitened) for r in records]
-        return colour_scale(told, self._outcomes)
+        scale = colour_scale(told, self._outcomes)
+        self._scales[key] = (step, scale)
+        return scale
 
 
 def step_label(file: RolloutFile) -> str:
@@ -196,8 +199,8 @@ def colour_scale(responses: list[Record], outcomes: list[float]) -> Record:
     values = finite("value")
     ends: Record = {"value": [min([*outcomes, *values]), max([*outcomes, *values])] if values else None}
     for name in ("advantage", "td", "entropy", "log_ratio", "logp"):
-        sizes = np.abs(finite(name))
-        ends[name] = max(float(f"{np.quantile(sizes, 0.98):.3g}"), 1e-3) if len(sizes) else None
+        sizes = sorted(map(abs, finite(name)))
+        ends[name] = max(float(f"{sizes[int(0.98 * (len(sizes) - 1))]:.3g}"), 1e-3) if sizes else None
     return ends
 
 

@@ -14,18 +14,20 @@ from markupsafe import Markup
 
 from vapo.errors import ConfigError
 from vapo.json_text import json_text
+from vapo.metrics import Phase
+from vapo.reports.page_assets import asset, page_templates, palette_css
 from vapo.reports.runfiles import Record
-from vapo.reports.style import asset, page_templates, palette_css
 from vapo.reports.view_data import ViewedRun
 
-SCRIPTS = ("view_state.js", "view_source.js", "view_parts.js", "view_text.js", "view_list.js", "view.js")
+PARTS = ("view_state.js", "view_parts.js", "view_text.js")
+VIEWER = ("view_source.js", "view_list.js", "view.js")
 MOST_BYTES = 60_000_000
 """A page without a server is at most this large."""
 
 
 def served_html(runs: Sequence[ViewedRun]) -> tuple[str, str]:
     """The page that asks a server for what it shows, and its content security policy."""
-    return _page({"served": True, "runs": [run.overview() for run in runs]}, connects=True)
+    return _page({"served": True, "complete": True, "runs": [run.overview() for run in runs]}, connects=True)
 
 
 def view_html(runs: Sequence[ViewedRun], steps: Sequence[int] = ()) -> str:
@@ -39,7 +41,7 @@ def embedded_data(runs: Sequence[ViewedRun], steps: Sequence[int] = ()) -> Recor
     for place, run in enumerate(runs):
         overview = run.overview()
         overview["steps"] = [
-            s for s in overview["steps"] if not steps or (s["step"] in steps and s["phase"] == "train")
+            s for s in overview["steps"] if not steps or (s["step"] in steps and s["phase"] == Phase.TRAIN)
         ]
         overviews.append(overview)
         for step in overview["steps"]:
@@ -56,12 +58,12 @@ def embedded_data(runs: Sequence[ViewedRun], steps: Sequence[int] = ()) -> Recor
     if not parts:
         asked = f" of step {', '.join(map(str, steps))}" if steps else ""
         raise ConfigError(f"{runs[0].files.path} has no recorded responses{asked}: see trainer.save_rollouts_every.")
-    return {"served": False, "runs": overviews, "parts": parts}
+    return {"served": False, "complete": True, "runs": overviews, "parts": parts}
 
 
-def view_script() -> str:
-    """The viewer's scripts as one, in a scope of its own."""
-    return '"use strict";\n(() => {\n' + "\n".join(asset(name) for name in SCRIPTS) + "\n})();\n"
+def joined_scripts(*names: str) -> str:
+    """The common parts and the named scripts as one, in a scope of its own."""
+    return '"use strict";\n(() => {\n' + "\n".join(asset(name) for name in (*PARTS, *names)) + "\n})();\n"
 
 
 def script_json(data: object) -> str:
@@ -77,7 +79,7 @@ def hash_of(text: str) -> str:
 
 def _page(data: Record, *, connects: bool) -> tuple[str, str]:
     css = palette_css() + asset("report.css") + asset("view.css")
-    script = view_script()
+    script = joined_scripts(*VIEWER)
     policy = "; ".join(
         [
             "default-src 'none'",

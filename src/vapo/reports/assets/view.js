@@ -6,6 +6,7 @@ const runs = data.runs;
 const two = runs.length > 1;
 const list = groupList(at("v-scroll"), two ? 64 : 48, (group) => update({ prompt: group.id, sample: "", token: "" }));
 let state = readFragment(location.hash);
+if (!data.complete && !location.hash.includes("=")) state.record = "full"; // what is on this page
 let drawnFor = 0; // counts drawings, so that an answer that comes too late is not drawn
 let index = null, other = null, groups = [], cards = [], scale = {};
 
@@ -42,6 +43,7 @@ async function draw(change = null) {
 }
 
 async function loadStep(mine) {
+  if (state.q) at("v-chosen").textContent = "Searching …";
   const loaded = await source.index(0, step().key);
   const found = state.q ? await source.search(0, step().key, state.q) : null;
   const beside = two && runs[1].steps.length ? await source.index(1, nearestStep(runs[1].steps, step()).key) : null;
@@ -101,10 +103,12 @@ function drawNote() {
   const { rows } = index;
   const full = rows.full.filter(Boolean).length, all = rows.full.length, shown = groups.reduce((n, g) => n + g.rows.length, 0);
   const count = (n) => n.toLocaleString("en");
-  const told = full === all ? "all recorded token by token" : `${count(full)} of them recorded token by token, the others ` +
-    `as text (trainer.save_rollouts_in_full: ${runs[0].in_full ?? "?"})`;
-  const every = runs[0].every ? `; recorded are the first, every ${runs[0].every}th and the last step` : "";
-  at("v-chosen").textContent = `${count(shown)} of ${count(all)} responses, ${count(groups.length)} prompts; ${told}${every}.`;
+  const some = `${count(full)} of them ${data.complete ? "recorded" : "here"} token by token`;
+  const limit = data.complete ? `, the others as text (trainer.save_rollouts_in_full: ${runs[0].in_full ?? "?"})` : "";
+  const told = full === all ? "all token by token" : some + limit;
+  const every = runs[0].every > 1 ? ` Recorded are the first step, every ${runs[0].every} steps, and the last.` : "";
+  const prompts = groups.length === 1 ? "one prompt" : `${count(groups.length)} prompts`;
+  at("v-chosen").textContent = `${count(shown)} of ${count(all)} responses, ${prompts}; ${told}.${every}`;
 }
 
 async function drawMain(mine) {
@@ -134,8 +138,9 @@ async function drawMain(mine) {
 function drawPrompt(section, chosen, row) {
   const details = make("details", section);
   details.open = true;
-  make("summary", details, `Prompt ${chosen.id}`);
-  drawMessages(details, row ? row.prompt : chosen.name);
+  const summary = make("summary", details, chosen.name);
+  make("span", summary, ` ${chosen.id}`, "quiet small");
+  drawMessages(make("div", details, undefined, "messages"), row ? row.prompt : chosen.name);
   if (row && row.answer !== null && row.answer !== undefined) {
     const gold = make("p", section, undefined, "gold");
     fact(gold, "gold answer", answerText(row.answer));

@@ -53,6 +53,7 @@ function responseCard(parent, row, how) {
   const spans = [];
   let pinned = -1, marker = null;
   drawFacts(make("div", parent, undefined, "facts"), row);
+  if (typeof row.prompt !== "string") make("div", parent, "assistant", "role");
   const text = make("div", parent, undefined, "text");
   text.tabIndex = 0;
   text.setAttribute("aria-label", "response, token by token");
