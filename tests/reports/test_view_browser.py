@@ -15,7 +15,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; data, server, markup and logic are tested without it"),
 ]
-DRAWN = "document.querySelector('.token') !== null"
+SETTLED = "document.querySelector('#viewer').ariaBusy === 'false'"
+DRAWN = SETTLED + " && document.querySelector('.token') !== null"
 
 
 @pytest.fixture
@@ -35,10 +36,11 @@ def test_keys_steer_it_and_the_address_follows(make_run, browser):
         assert "step 3" in browser.ask("document.querySelector('#v-bar select').selectedOptions[0].textContent")
         assert browser.ask("document.querySelectorAll('.token').length") > 20
         browser.press("[")
-        browser.wait("location.hash.includes('step=step_000002')")
+        browser.wait(f"location.hash.includes('step=step_000002') && {SETTLED}")
         browser.press("l", "c")
         browser.wait("location.hash.includes('sample=1') && location.hash.includes('colour=advantage')")
-        browser.wait("document.querySelector('.chips [aria-pressed=true]').innerText.trim() === '1'")
+        browser.wait(SETTLED)
+        assert browser.ask("document.querySelector('.chips [aria-pressed=true]').innerText.trim()") == "1"
         browser.press("ArrowRight", "ArrowRight")
         browser.wait("location.hash.includes('token=1')")
         tip = text(browser, "#v-tip")
@@ -57,22 +59,22 @@ def test_keys_steer_it_and_the_address_follows(make_run, browser):
 def test_filters_and_search_leave_what_they_say(make_run, browser):
     path = make_run("grpo")
     records = [
-        {"prompt_id": f"p{n // 4}", "prompt": f"question {n // 4}", "response": f"word{n}", "sample": n % 4, "reason": "",
-         "verdict": "right" if n == 6 else "wrong", "reward": float(n == 6), "num_tokens": 1, "tokens": [f"word{n}"],
+        {"prompt_id": f"p{n // 4}", "prompt": f"question {n // 4}", "response": f"word{n}", "sample": n % 4,
+         "reason": "", "verdict": "right" if n == 6 else "wrong", "reward": float(n == 6), "num_tokens": 1,
+         "tokens": [f"word{n}"],
          "advantage": [0.5], "truncated": n == 3} for n in range(4000)
     ]  # fmt: skip
     indexed(path / "rollouts" / "step_000004.jsonl.gz", records)
     with serving(path) as server:
         browser.open(server.url, DRAWN)
-        browser.wait(
-            "document.querySelector('#v-chosen').innerText.startsWith('4,000 of 4,000 responses, 1,000 prompts')"
-        )
+        chosen = "document.querySelector('#v-chosen').innerText"
+        browser.wait(f"{chosen}.startsWith('4,000 of 4,000 responses, 1,000 prompts')")
         assert browser.ask("document.querySelectorAll('.line').length") < 60  # only what is in view
         for state, shown in {"verdict=right": "word6", "end=cut": "word3", "q=WORD3999": "word3999"}.items():
             browser.open(f"{server.url}#{state}", DRAWN)
-            browser.wait("document.querySelector('#v-chosen').innerText.startsWith('1 of 4,000 responses, one prompt')")
+            browser.wait(f"{chosen}.startsWith('1 of 4,000 responses, one prompt')")
             browser.wait(f"document.querySelector('.text').innerText === {shown!r}")
-        browser.open(f"{server.url}#q=nowhere", "document.querySelector('#v-main').innerText !== ''")
+        browser.open(f"{server.url}#q=nowhere", SETTLED)
         assert "No response of this step passes" in text(browser, "#v-main")
 
 
@@ -85,7 +87,8 @@ def test_no_text_of_a_run_is_executed(make_run, browser, tmp_path, served):
         assert browser.ask("document.images.length + document.querySelectorAll('iframe').length") == 0
         assert EVIL[:40] in browser.ask("document.querySelector('.text').textContent")
         assert EVIL[:40] in browser.ask("document.querySelector('.gold').textContent")
-        browser.press("s", "ArrowRight")
+        browser.press("s")
+        browser.wait(SETTLED)
         assert browser.ask("document.images.length") == 0
 
 

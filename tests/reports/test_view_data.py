@@ -23,8 +23,8 @@ def indexed(path, records):
 
 def many(count=200):
     return [
-        {"prompt_id": f"p{n // 4}", "prompt": f"question {n // 4}", "response": f"word{n} " + "x" * 2_000, "sample": n % 4,
-         "verdict": "right" if n % 3 else "wrong", "reward": n % 3 / 2, "reason": "", "num_tokens": n,
+        {"prompt_id": f"p{n // 4}", "prompt": f"question {n // 4}", "response": f"word{n} " + "x" * 2_000,
+         "sample": n % 4, "verdict": "right" if n % 3 else "wrong", "reward": n % 3 / 2, "reason": "", "num_tokens": n,
          **({"tokens": ["a", "b"], "advantage": [0.1, -0.2], "logp": [-1.0, -0.5]} if n < 8 else {})}
         for n in range(count)
     ]  # fmt: skip

@@ -80,7 +80,7 @@ def test_its_own_names_are_answered_at_any_port(server, host):
     [
         "/config.yaml", "/../config.yaml", "/data/0/rows/..%2f..%2fconfig?n=0", "/data/0/index/../../config.yaml",
         "/data/7/run", "/data/0/index/step_000099", "/data/0/rows/step_000003", "/data/0/rows/step_000003?n=x",
-        "/data/0/nothing", "/data/0/search/step_000003", "/data/0/history", "/data/00000/run", "//", "/favicon.ico",
+        "/data/0/nothing", "/data/0/search/step_000003", "/data/0/history", "/data/00000/run", "/favicon.ico",
     ],
 )  # fmt: skip
 def test_there_is_nothing_at_other_addresses(server, path):

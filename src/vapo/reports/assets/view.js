@@ -24,6 +24,7 @@ function update(change) {
 
 async function draw(change = null) {
   const mine = (drawnFor += 1);
+  at("viewer").ariaBusy = "true";
   try {
     await loadStep(mine);
     if (mine !== drawnFor) return;
@@ -40,6 +41,7 @@ async function draw(change = null) {
     at("v-main").replaceChildren();
     make("p", at("v-main"), error.message, "alarm");
   }
+  if (mine === drawnFor) at("viewer").ariaBusy = "false";
 }
 
 async function loadStep(mine) {
@@ -117,22 +119,21 @@ async function drawMain(mine) {
   if (!chosen) {
     main.replaceChildren();
     make("p", main, "No response of this step passes the filters.", "quiet");
-    return;
+    return undefined;
   }
   const first = await source.row(0, index.key, chosen.rows[0]);
-  if (mine !== drawnFor) return;
+  if (mine !== drawnFor) return undefined;
   cards = [];
   hideTip();
   main.replaceChildren();
   drawPrompt(make("section", main, undefined, "prompt"), chosen, first);
   const panes = make("div", main, undefined, two ? "panes two" : "panes");
-  drawPane(make("section", panes, undefined, "pane"), 0, index, chosen.rows, mine);
-  if (!two) return;
+  const ours = drawPane(make("section", panes, undefined, "pane"), 0, index, chosen.rows, mine);
+  if (!two) return ours;
   const pane = make("section", panes, undefined, "pane");
   const place = other ? other.prompts.findIndex(([id]) => id === chosen.id) : -1;
   const rows = other ? [...other.rows.prompt.keys()].filter((n) => other.rows.prompt[n] === place) : [];
-  if (rows.length) drawPane(pane, 1, other, rows, mine);
-  else drawAbsent(pane, chosen.id);
+  return Promise.all([ours, rows.length ? drawPane(pane, 1, other, rows, mine) : drawAbsent(pane, chosen.id)]);
 }
 
 function drawPrompt(section, chosen, row) {
@@ -198,14 +199,14 @@ function drawPane(pane, run, loaded, rows, mine) {
       watch.observe(card);
       if (run === 0 && n === chosen && state.sample !== "") requestAnimationFrame(() => card.scrollIntoView({ block: "nearest", inline: "nearest" }));
     }
-    return;
+    return undefined;
   }
   const chips = make("div", pane, undefined, "group chips");
   rows.forEach((n, i) => {
     const chip = pressButton(chips, samples[i], n === chosen, () => update({ sample: samples[i], token: "" }), loaded.rows.verdict[n]);
     chip.title = `response ${samples[i]}: ${loaded.rows.verdict[n]}, ${loaded.rows.tokens[n]} tokens`;
   });
-  drawCard(make("article", pane), run, loaded, chosen, mine);
+  return drawCard(make("article", pane), run, loaded, chosen, mine);
 }
 
 async function drawCard(article, run, loaded, n, mine) {
