@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from vapo.cli.options import DebugOption, JsonOption
+from vapo.errors import ConfigError, counted
 from vapo.json_text import json_text
+
+if TYPE_CHECKING:
+    from vapo.reports.view_data import ViewedRun
 
 
 def view(
@@ -36,7 +40,6 @@ def view(
 
     A server on this machine shows all recorded steps, until Ctrl-C. It writes nothing.
     """
-    from vapo.errors import ConfigError
     from vapo.reports.view_data import ViewedRun
     from vapo.reports.view_page import view_html
 
@@ -58,15 +61,15 @@ def view(
     _serve(runs, port, console, open_browser=open_browser, as_json=as_json)
 
 
-def _serve(runs: list, port: int | None, console: Console, *, open_browser: bool, as_json: bool) -> None:
+def _serve(runs: list[ViewedRun], port: int | None, console: Console, *, open_browser: bool, as_json: bool) -> None:
     from vapo.reports.view_server import ViewServer
 
     with ViewServer(runs, port) as server:
         if as_json:
             print(json_text({"url": server.url, "runs": [str(run.files.path) for run in runs]}), flush=True)
         else:
-            steps = sum(len(run.steps) for run in runs)
-            console.print(f"{server.url}  ({steps} recorded steps; Ctrl-C ends it)")
+            steps = counted(sum(len(run.steps) for run in runs), "recorded step")
+            console.print(f"{server.url}  ({steps}; Ctrl-C ends it)")
         if open_browser:
             import webbrowser
 
