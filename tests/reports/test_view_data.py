@@ -122,12 +122,31 @@ def test_td_errors_are_those_that_the_advantages_were_summed_from():
     rewards = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]])
     (advantages,) = gae(rewards, values, mask, lam=0.9, gamma=0.95).tolist()
     (errors,) = gae(rewards, values, mask, lam=0.0, gamma=0.95).tolist()
-    found = td_errors([x if m else None for x, m in zip(advantages, mask[0].tolist(), strict=True)], 0.9, 0.95)
+    learned = [x if m else None for x, m in zip(advantages, mask[0].tolist(), strict=True)]
+    found = td_errors(learned, [0.9] * 5, 0.95)
     assert found is not None
     assert found[3] is None
     assert [x for x in found if x is not None] == pytest.approx([errors[t] for t in (0, 1, 2, 4)], abs=1e-3)
-    assert td_errors(None, 0.9, 1.0) is None
-    assert td_errors([0.5], math.nan, 1.0) is None
+    assert td_errors(None, [0.9], 1.0) is None
+    assert td_errors([0.5], [math.nan], 1.0) is None
+
+
+def test_td_errors_of_a_lambda_between_turns_are_those_of_its_sum():
+    import torch
+
+    from vapo.algo.advantages import turn_lambda
+
+    values = torch.tensor([[0.5, 0.25, 0.75, 0.0, 0.5]])
+    mask = torch.tensor([[True, True, False, True, True]])
+    rewards = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]])
+    lam = turn_lambda(mask, torch.tensor([0.6]))
+    (advantages,), (errors,) = (gae(rewards, values, mask, lam=one).tolist() for one in (lam, 0.0))
+    record = {"tokens": list("abcde"), "advantage": advantages, "lambda": 0.6,
+              "turns": [["policy", 2], ["environment", 1], ["policy", 2]]}  # fmt: skip
+    row = response_data(record, by_turns=True)
+    assert row["lambdas"] == [x if m else 1.0 for x, m in zip(row["lambdas"], mask[0].tolist(), strict=True)]
+    assert [x for x in row["td"] if x is not None] == pytest.approx([errors[t] for t in (0, 1, 3, 4)], abs=1e-3)
+    assert response_data(record)["lambdas"] is None
 
 
 def test_whitened_advantages_have_no_td_errors():

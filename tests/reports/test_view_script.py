@@ -89,6 +89,8 @@ def test_the_weighted_errors_of_a_token_sum_to_its_advantage():
     # δ = (.1, -.2, env, .4), γλ = .5: A_0 = .1 - .1 + .1 = .1, A_1 = -.2 + .2 = 0
     errors = [0.1, -0.2, None, 0.4]
     assert evaluated("weightedErrors(errors, 0.5, 1.0, 0)", errors=errors) == pytest.approx([0.1, -0.1, None, 0.1])
+    by_token = "weightedErrors(errors, [1, 0.5, 1, 0.5], 1.0, 0)"
+    assert evaluated(by_token, errors=errors) == pytest.approx([0.1, -0.2, None, 0.2])
     assert evaluated("weightedErrors(errors, 1.0, 0.5, 1)", errors=errors) == pytest.approx([None, -0.2, None, 0.2])
 
 

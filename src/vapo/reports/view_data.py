@@ -73,7 +73,7 @@ class ViewedRun:
     def rows(self, key: str, numbers: Iterable[int]) -> dict[int, Record]:
         """Single responses of a step, by their number."""
         found = self.step(key).rows(numbers)
-        return {n: response_data(record, gamma=self.gamma, whitened=self._whitened) for n, record in found.items()}
+        return {n: self._told(record) for n, record in found.items()}
 
     def search(self, key: str, words: str) -> list[int]:
         """The responses of a step that have the words."""
@@ -100,9 +100,11 @@ class ViewedRun:
         gamma = number(self._credit.get("gamma"))
         return gamma if math.isfinite(gamma) else 1.0
 
-    @property
-    def _whitened(self) -> bool:
-        return bool(self._credit.get("whiten"))
+    def _told(self, record: Record) -> Record:
+        rule = self._credit.get("policy_lambda")
+        by_turns = isinstance(rule, dict) and rule.get("kind") == "turns"
+        whitened = bool(self._credit.get("whiten"))
+        return response_data(record, gamma=self.gamma, whitened=whitened, by_turns=by_turns)
 
     @property
     def _method(self) -> Record:
@@ -131,8 +133,7 @@ class ViewedRun:
         full = [n for n, there in enumerate(step.index.rows["full"]) if there]
         some = full[:: max(1, len(full) // _SCALED)][:_SCALED]
         records = step.rows(some).values()
-        told = [response_data(r, gamma=self.gamma, whitened=self._whitened) for r in records]
-        scale = colour_scale(told, self._outcomes)
+        scale = colour_scale([self._told(record) for record in records], self._outcomes)
         self._scales[key] = (step, scale)
         return scale
 
@@ -151,10 +152,11 @@ def verdict_of(verdict: Any) -> str:
     return verdict if verdict in VERDICTS else "invalid"
 
 
-def response_data(record: Record, *, gamma: float = 1.0, whitened: bool = False) -> Record:
+def response_data(record: Record, *, gamma: float = 1.0, whitened: bool = False, by_turns: bool = False) -> Record:
     """A response for the viewer: prompt, text and tokens with their numbers. Series that were not recorded are null.
 
     `turns` are (author, tokens); numbers of tokens that the environment wrote are null.
+    `lambdas` has λ for each token where the method counts turns (`by_turns`), else null: it is `lambda` then.
     """
     data = {name: record.get(name) for name in _FACTS}
     data |= {name: _short(number(record.get(name))) for name in ("reward", "score", "lambda")}
@@ -168,23 +170,36 @@ def response_data(record: Record, *, gamma: float = 1.0, whitened: bool = False)
     turns = _turns(record.get("turns"), len(tokens))
     ours = [author != "environment" for author, count in turns for _ in range(count)]
     columns = {name: _numbers(record.get(name), ours) for name in SERIES if name != "td"}
-    columns["td"] = None if whitened else td_errors(columns["advantage"], number(record.get("lambda")), gamma)
+    lam = number(record.get("lambda"))
+    lambdas = turn_lambdas(ours, lam) if by_turns else [lam] * len(ours)
+    columns["td"] = None if whitened else td_errors(columns["advantage"], lambdas, gamma)
+    data["lambdas"] = lambdas if by_turns and math.isfinite(lam) else None
     data["num_tokens"] = record.get("num_tokens") or len(tokens)
     return data | {"tokens": tokens, "turns": turns, **{name: columns[name] for name in SERIES}}
 
 
-def td_errors(advantages: list[float | None] | None, lam: float, gamma: float) -> list[float | None] | None:
-    """δ_t = A_t - γλ·A_{t+1}, which the advantages were summed from; null where the advantage is.
+def turn_lambdas(ours: list[bool], lam: float) -> list[float]:
+    """λ at the policy's last token of each turn, 1 at the others, as in `vapo.algo.advantages.turn_lambda`.
+
+    >>> turn_lambdas([True, True, False, True], 0.5)
+    [1.0, 0.5, 1.0, 0.5]
+    """
+    after = [*ours[1:], False]
+    return [lam if own and not follows else 1.0 for own, follows in zip(ours, after, strict=True)]
+
+
+def td_errors(advantages: list[float | None] | None, lambdas: list[float], gamma: float) -> list[float | None] | None:
+    """δ_t = A_t - γλ_t·A_{t+1}, which the advantages were summed from; null where the advantage is.
 
     Tokens without an advantage are skipped, as in the sum. Source: arXiv:1506.02438, eq. 16.
 
-    >>> td_errors([0.125, 0.25, None, 0.5], 0.5, 1.0)
+    >>> td_errors([0.125, 0.25, None, 0.5], [0.5] * 4, 1.0)
     [0.0, 0.0, None, 0.5]
     """
-    if advantages is None or not math.isfinite(lam):
+    if advantages is None or not all(map(math.isfinite, lambdas)):
         return None
     after, errors = 0.0, []
-    for advantage in reversed(advantages):
+    for advantage, lam in zip(reversed(advantages), reversed(lambdas), strict=True):
         errors.append(None if advantage is None else _short(advantage - gamma * lam * after))
         after = after if advantage is None else advantage
     return errors[::-1]

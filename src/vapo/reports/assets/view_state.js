@@ -92,13 +92,13 @@ function moved(items, at, by) {
 }
 
 // (γλ)^l δ_{t+l}: what each later token adds to the advantage of token `from`. Null before it, and where the
-// environment wrote; such tokens do not count in l.
+// environment wrote; such tokens do not count in l. `lam` is one number, or one for each token.
 function weightedErrors(errors, lam, gamma, from) {
   let weight = 1;
   return errors.map((error, i) => {
     if (i < from || error === null) return null;
     const part = weight * error;
-    weight *= gamma * lam;
+    weight *= gamma * (Array.isArray(lam) ? lam[i] : lam);
     return part;
   });
 }

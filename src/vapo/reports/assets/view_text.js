@@ -79,7 +79,7 @@ function responseCard(parent, row, how) {
   function series() {
     const numbers = row[how.colour];
     if (how.colour !== "td" || !numbers || pinned < 0) return numbers;
-    return weightedErrors(numbers, row.lambda, how.gamma, pinned);
+    return weightedErrors(numbers, row.lambdas ?? row.lambda, how.gamma, pinned);
   }
 
   function paint() {
