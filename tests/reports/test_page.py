@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 import re
 from html.parser import HTMLParser
 from importlib import resources
@@ -11,9 +10,11 @@ import pytest
 
 from vapo.errors import DataError
 from vapo.metrics import Phase
+from vapo.reports.metric_panels import metric_panels
 from vapo.reports.page import write_report
+from vapo.reports.report_samples import chosen_steps, report_samples
 from vapo.reports.runfiles import RolloutFile, read_rollouts, read_run, rollout_files
-from vapo.reports.viewer import chosen_samples, chosen_steps, script_json, viewer_data, without_middle
+from vapo.reports.view_data import ViewedRun
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- &amp; \u2028 \ud800 \x1b[31m"
 
@@ -85,11 +86,11 @@ def test_html_in_model_text_is_shown_as_text(make_run):
     (path / "events.jsonl").write_text(json.dumps({"event": "alarm", "time": EVIL, "message": EVIL, EVIL: EVIL}))
     page, elements, data = report(path)
     tags = [tag for tag, _ in elements.tags]
-    assert tags.count("script") == 2
+    assert tags.count("script") == 3  # two of them data
     assert "img" not in tags
     assert "alert(1)</script>" not in page
     assert "<script>alert" not in page
-    shown = data["steps"][-1]["samples"][0]
+    shown = data["parts"]["0/step_000099"]["rows"]["0"]
     assert (shown["tokens"], shown["prompt"]) == ([EVIL, "ok"], EVIL)  # the text is complete
     assert "<script>alert(1)</script>" in elements.words()  # the alarm, as text
 
@@ -98,78 +99,75 @@ def test_html_in_settings_is_shown_as_text(make_run):
     path = make_run(config={"task": {"name": "<b>maze</b>"}, "<i>": "<script>alert(3)</script>"})
     _, elements, _ = report(path)
     tags = [tag for tag, _ in elements.tags]
-    assert tags.count("script") == 2
+    assert tags.count("script") == 3
     assert tags.count("i") == 0
     assert "<script>alert(3)</script>" in elements.words()
 
 
-def test_the_viewer_script_uses_no_function_that_parses_html_or_code():
-    script = (resources.files("vapo.reports") / "assets" / "report.js").read_text()
-    for unsafe in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("):
-        assert unsafe not in script
+def test_scripts_use_no_function_that_parses_html_or_code():
+    scripts = [path for path in (resources.files("vapo.reports") / "assets").iterdir() if path.name.endswith(".js")]
+    assert len(scripts) >= 6
+    for script in scripts:
+        text = script.read_text()
+        for unsafe in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "Function(",
+            "srcdoc",
+        ):
+            assert unsafe not in text, (script.name, unsafe)
 
 
-def test_the_viewer_has_tokens_with_all_their_numbers(make_run):
+def test_the_page_has_all_responses_of_its_steps_with_all_their_numbers(make_run):
     path = make_run()
-    data, _ = viewer_data(path)
-    assert [step["label"] for step in data["steps"]] == ["pretraining step 2", "step 1", "step 2", "step 3"]
-    for step, file in zip(data["steps"], chosen_steps(rollout_files(path)), strict=True):
+    data, notes = report_samples(ViewedRun(path))
+    assert notes == []
+    assert data["complete"]
+    assert [step["label"] for step in data["runs"][0]["steps"]] == ["pretraining step 2", "step 1", "step 2", "step 3"]
+    for file, part in zip(chosen_steps(rollout_files(path)), data["parts"].values(), strict=True):
         records = read_rollouts(file.path)
-        assert step["counts"] == {v: [r["verdict"] for r in records].count(v) for v in ("right", "wrong", "invalid")}
-        assert len(step["samples"]) == len(records) == 4
-    sample = data["steps"][-1]["samples"][0]
-    assert sample["num_tokens"] > 20
-    assert all(len(sample[key]) == sample["num_tokens"] for key in ("tokens", "logp", "value", "advantage", "return"))
-    assert data["scale"]["value"][0] <= 0 < 1 <= data["scale"]["value"][1]
+        assert part["index"]["rows"]["verdict"] == [record["verdict"] for record in records]
+        assert len(part["rows"]) == len(records) == 4
+    row = data["parts"]["0/step_000003"]["rows"]["0"]
+    assert row["num_tokens"] > 20
+    assert all(len(row[key]) == row["num_tokens"] for key in ("tokens", "logp", "value", "advantage", "return", "td"))
 
 
-def test_a_run_without_a_critic_is_coloured_by_advantage(make_run):
-    data, _ = viewer_data(make_run("grpo"))
-    assert data["scale"]["value"] is None
-    assert data["scale"]["advantage"] > 0
-    assert data["steps"][-1]["samples"][0]["value"] is None
-
-
-def test_nan_and_short_columns_become_gaps(make_run):
+def test_a_page_of_limited_size_has_whole_responses_of_mixed_groups_first(make_run):
     path = make_run("grpo")
-    record = {"verdict": "odd", "tokens": ["a", "b", "c"], "logp": [-1.0], "advantage": [math.nan, math.inf, 0.5]}
-    add_samples(path, [record])
-    sample = viewer_data(path)[0]["steps"][-1]["samples"][0]
-    assert sample["logp"] == [-1.0, None, None]
-    assert sample["advantage"] == [None, None, 0.5]
-    assert sample["verdict"] == "invalid"
-
-
-def test_long_responses_are_cut_in_the_middle_to_the_size_limit(make_run):
-    path = make_run()
     (record, *_) = read_rollouts(rollout_files(path)[-1].path)
-    long = {key: (value * 4000)[:4000] if isinstance(value, list) else value for key, value in record.items()}
-    add_samples(path, [long] * 4)
-    page, _, _ = report(path)
-    assert len(page) < 5_000_000
-    small, notes = viewer_data(path, max_bytes=100_000)
-    assert len(script_json(small)) <= 100_000
-    assert "without their middle" in notes[0]
-    sample = small["steps"][-1]["samples"][0]
-    assert sample["num_tokens"] == 4000
-    assert len(sample["tokens"]) + sample["left_out"] == 4000
+    long = {key: (value * 400)[:400] if isinstance(value, list) else value for key, value in record.items()}
+    long |= {"turns": [["policy", 400]], "prompt": "p"}
+    records = [long | {"prompt_id": f"p{n // 2}", "verdict": "right" if n == 5 else "wrong"} for n in range(8)]
+    for file in rollout_files(path):
+        file.path.unlink()
+    add_samples(path, records)
+    whole = report_samples(ViewedRun(path))[0]["parts"]["0/step_000099"]
+    size = len(json.dumps(whole["rows"]["0"], separators=(",", ":")))
+    data, _ = report_samples(ViewedRun(path), max_bytes=int(3.5 * size))
+    part = data["parts"]["0/step_000099"]
+    assert set(part["rows"]) == {"4", "5", "0"}  # the mixed group, then the others
+    assert part["index"]["rows"]["full"] == [n in (0, 4, 5) for n in range(8)]
+    assert len(part["index"]["rows"]["verdict"]) == 8
+    assert not data["complete"]
+    assert all(len(row["tokens"]) == 400 for row in part["rows"].values())
 
 
-def test_cutting_a_cut_sample_again_equals_cutting_it_once():
-    series = {key: list(range(100)) for key in ("tokens", "logp", "value", "advantage")}
-    whole = series | {"return": None, "cut_at": 0, "left_out": 0}
-    once = without_middle(whole, 11)
-    assert once["tokens"] == [0, 1, 2, 3, 4, 5, 95, 96, 97, 98, 99]
-    assert (once["cut_at"], once["left_out"], once["return"]) == (6, 89, None)
-    assert without_middle(without_middle(whole, 51), 11) == once
-    assert without_middle(once, 11) is once
-
-
-def test_samples_are_picked_so_that_each_verdict_appears():
-    records = [{"verdict": "wrong", "n": n} for n in range(20)] + [{"verdict": "right", "n": 20}]
-    picked = chosen_samples(records, 8)
-    assert [record["n"] for record in picked] == [0, 1, 2, 3, 4, 5, 6, 20]
-    assert chosen_samples([], 8) == []
+def test_all_metrics_are_on_the_page_with_their_meaning(make_run):
+    run = read_run(make_run())
+    panels = metric_panels(run)
+    by_name = {(panel["phase"], panel["name"]): panel for panel in panels["panels"]}
+    accuracy = by_name["train", "accuracy"]
+    assert accuracy["values"] == [float(f"{row['accuracy']:.5g}") for row in run.phase(Phase.TRAIN)]
+    assert accuracy["meaning"]
+    assert panels["steps"]["train"] == [1, 2, 3]
+    logged = {key for row in run.phase(Phase.TRAIN) for key, value in row.items() if isinstance(value, float)}
+    assert {name for phase, name in by_name if phase == "train"} >= logged
+    sections = [panel["section"] for panel in panels["panels"]]
+    assert sections == sorted(sections, key=sections.index)  # one heading each
 
 
 def test_the_viewer_has_the_first_middle_and_last_training_step(tmp_path):
@@ -196,7 +194,7 @@ def test_a_damaged_rollout_file_is_named_on_the_page_and_the_rest_is_shown(make_
     (path / "rollouts" / "step_000002.jsonl.gz").write_bytes(b"junk")
     _, elements, data = report(path)
     assert "step_000002.jsonl.gz cannot be read" in elements.words()
-    assert len(data["steps"]) == 3
+    assert len(data["parts"]) == 3
 
 
 def test_a_folder_that_is_not_a_run_raises_and_gets_no_page(tmp_path):

@@ -63,9 +63,8 @@ def test_a_run_writes_its_files_models_and_evaluations(vapo_run: Path):
 
 def test_rollout_files_carry_every_token_with_its_numbers(vapo_run: Path):
     names = sorted(p.name for p in (vapo_run / "rollouts").iterdir())
-    assert names == [
-        f"{n}.jsonl.gz" for n in ("pretrain_000001", "pretrain_000002", "step_000001", "step_000002", "step_000003")
-    ]
+    steps = ("pretrain_000001", "pretrain_000002", "step_000001", "step_000002", "step_000003")
+    assert names == [f"{step}.{kind}.gz" for step in steps for kind in ("index.json", "jsonl")]
     with gzip.open(vapo_run / "rollouts" / "step_000002.jsonl.gz", "rt") as file:
         samples = [json.loads(line) for line in file]
     assert len(samples) == 32

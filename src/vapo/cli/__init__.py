@@ -17,6 +17,7 @@ from vapo.cli.listing import recipes, settings, tasks
 from vapo.cli.planning import check, plan
 from vapo.cli.publishing import export
 from vapo.cli.training import make_base, report, resume, train
+from vapo.cli.viewing import view
 from vapo.errors import ConfigError
 from vapo.session.signals import main_exit
 
@@ -47,7 +48,7 @@ def options(
     """Options of `vapo` itself."""
 
 
-for command in (train, plan, check, resume, fork, pretrain_critic, export, evaluate, critic, report, doctor,
+for command in (train, plan, check, resume, fork, pretrain_critic, export, evaluate, critic, report, view, doctor,
                 compare, ablate, recipes, settings, tasks, make_base, chaos):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
 

@@ -12,8 +12,9 @@ from vapo.errors import StoppedError
 from vapo.json_text import json_text
 from vapo.reports import critic_tables
 from vapo.reports.critic_figures import judgement_png, judgement_svg
+from vapo.reports.page_assets import asset, page_templates, palette_css
 from vapo.reports.runfiles import Record
-from vapo.reports.style import asset, page_templates, palette_css, themed
+from vapo.reports.style import themed
 
 RESULTS, PICTURE, PAGE = "results.json", "judgement.png", "judgement.html"
 

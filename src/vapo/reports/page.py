@@ -1,13 +1,11 @@
 """One self-contained HTML page about a run. It needs no network and supports light and dark mode.
 
-The page holds the model's text as JSON in a data block, and the script shows it as text. Everything else goes through
-jinja2 with autoescape. A content security policy allows only our own script, by its hash.
+The page holds the model's text as JSON in a data block, and the viewer's scripts show it as text. Everything else goes
+through jinja2 with autoescape. A content security policy allows only our own script, by its hash.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from pathlib import Path
 from statistics import median
@@ -19,10 +17,14 @@ from vapo.json_text import flatten
 from vapo.metrics import Phase, metric_called
 from vapo.reports import formatting
 from vapo.reports.curves import curves_svg
-from vapo.reports.runfiles import Record, RunFiles, column, number, read_run
-from vapo.reports.style import asset, page_templates, palette_css, themed
+from vapo.reports.metric_panels import metric_panels
+from vapo.reports.page_assets import asset, page_templates, palette_css
+from vapo.reports.report_samples import report_samples
+from vapo.reports.runfiles import Record, RunFiles, column, number
+from vapo.reports.style import themed
 from vapo.reports.tables import before_after_rows, headings, headline
-from vapo.reports.viewer import script_json, viewer_data
+from vapo.reports.view_data import ViewedRun
+from vapo.reports.view_page import VIEWER, hash_of, joined_scripts, script_json
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -35,9 +37,12 @@ def write_report(run_dir: str | Path) -> Path:
 
 def report_html(run_dir: str | Path) -> str:
     """The HTML text of the page."""
-    run = read_run(run_dir)
-    samples, notes = viewer_data(run_dir)
-    script = asset("report.js")
+    viewed = ViewedRun(run_dir)
+    run = viewed.files
+    samples, notes = report_samples(viewed)
+    panels = metric_panels(run)
+    scripts = (["metric_panels.js"] if panels["panels"] else []) + (list(VIEWER) if samples["parts"] else [])
+    script = joined_scripts(*scripts) if scripts else ""
     environment = page_templates()
     environment.filters.update(figure=formatting.figure, percent=formatting.percent, number=number)
     return environment.get_template("report.html.j2").render(
@@ -53,11 +58,15 @@ def report_html(run_dir: str | Path) -> str:
         events=[_event(event) for event in run.events],
         pass_ks=sorted({int(k) for e in run.evaluations for k in e.get("pass") or {}}),
         samples=Markup(script_json(samples)),  # noqa: S704  no < > & left in it
-        has_samples=bool(samples["steps"]),
+        samples_complete=samples["complete"],
+        num_steps=len(samples["parts"]),
+        has_samples=bool(samples["parts"]),
+        panels=Markup(script_json(panels)),  # noqa: S704  no < > & left in it
+        num_panels=len(panels["panels"]),
         notes=notes,
-        css=Markup(palette_css() + asset("report.css")),  # noqa: S704  our own file
+        css=Markup(palette_css() + asset("report.css") + asset("view.css") + asset("metric_panels.css")),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_source=hash_of(script),
     )
 
 

@@ -1,23 +1,21 @@
-"""The common style of all figures and pages."""
+"""The common style of all figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vapo.reports.palette import DARK, LIGHT, Palette
+from vapo.reports.palette import LIGHT, Palette
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -64,28 +62,3 @@ def frame(
         spine.set_color(palette.line)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=whole, min_n_ticks=1 if whole else 2))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-
-
-def page_templates(package: str = "vapo.reports") -> Environment:
-    """A jinja2 environment with the templates in a package's `assets`; it escapes all inserted text."""
-    return Environment(
-        loader=PackageLoader(package, "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def asset(name: str, package: str = "vapo.reports") -> str:
-    """The text of a file in a package's `assets`."""
-    return (resources.files(package) / "assets" / name).read_text(encoding="utf-8")
-
-
-def palette_css() -> str:
-    """Both palettes as CSS variables."""
-
-    def block(palette: Palette) -> str:
-        return ":root{" + "".join(f"--{name}:{hue};" for name, hue in asdict(palette).items()) + "}"
-
-    return f"{block(LIGHT)}\n@media (prefers-color-scheme: dark){{{block(DARK)}}}\n"

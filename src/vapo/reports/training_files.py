@@ -14,9 +14,10 @@ from rich.table import Table
 from vapo.reports.critic_files import replace_json, stopping_where_refused
 from vapo.reports.critic_tables import figure_cell
 from vapo.reports.formatting import figure, one_line, percent
+from vapo.reports.page_assets import asset, page_templates, palette_css
 from vapo.reports.palette import LIGHT
 from vapo.reports.runfiles import Record, number
-from vapo.reports.style import as_png, as_svg, asset, frame, page_templates, palette_css, themed
+from vapo.reports.style import as_png, as_svg, frame, themed
 
 TRAINING, PICTURE, PAGE = "training.json", "training.png", "training.html"
 COLUMNS = {

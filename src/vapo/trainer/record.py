@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 
 from vapo.durability.checkpoint import LOCK
 from vapo.errors import ConfigError, DataError
-from vapo.json_text import json_text, null_for_nan
+from vapo.json_text import json_text
 from vapo.trainer.batch import Batch
+from vapo.trainer.rollout_blocks import index_path, write_blocks, write_index
+from vapo.trainer.rollout_lines import rollout_line, whole_groups
 from vapo.trainer.rollouts import Rollout
 from vapo.types import Episode, Prompt, Turn, Verdict
 
@@ -126,17 +128,35 @@ class RunFolder:
                 self._waiting[EVENTS] = lasting
 
     def rollouts(
-        self, name: str, episodes: Sequence[Episode], batch: Batch, decode: Callable[[Sequence[int]], list[str]]
+        self,
+        name: str,
+        episodes: Sequence[Episode],
+        batch: Batch,
+        decode: Callable[[Sequence[int]], list[str]],
+        *,
+        in_full: int | None = None,
+        final_answer: Callable[[str], str | None] | None = None,
     ) -> None:
-        """Write the step's responses, one JSON object a line, every token with its numbers; raises OSError."""
+        """Write the step's responses, one JSON object a line, and the index of the lines; raises OSError.
+
+        The first groups, up to `in_full` responses (None: all), are written with every token and its numbers, the
+        others with their text. `final_answer` finds the short answer in a response.
+        """
         folder = self.path / "rollouts"
         temporary = folder / f".{name}.tmp"
+        full = len(episodes) if in_full is None else whole_groups(episodes, in_full)
+        lines = (
+            rollout_line(_episode_line(episode), row, episode, batch, decode if row < full else None, final_answer)
+            for row, episode in enumerate(episodes)
+        )
         try:
             folder.mkdir(exist_ok=True)
-            with gzip.open(temporary, "wt", compresslevel=5) as file:
-                for row, episode in enumerate(episodes):
-                    file.write(json_text(_rollout_line(row, episode, batch, decode)) + "\n")
-            temporary.rename(folder / f"{name}.jsonl.gz")
+            index = write_blocks(temporary, lines)
+            target = folder / f"{name}.jsonl.gz"
+            index_path(target).unlink(missing_ok=True)
+            temporary.rename(target)
+            write_index(index, temporary)
+            temporary.rename(index_path(target))
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -186,14 +206,15 @@ def _lasting_lines(text: str) -> Iterator[str]:
 
 
 def read_episodes(path: Path) -> list[Episode]:
-    """The episodes of a file that `RunFolder.rollouts` wrote, to be scored or judged again.
+    """The episodes of a file that `RunFolder.rollouts` wrote, to be scored or judged again: those written in full.
 
     Log-probabilities have 4 decimals. A prompt has its id, text and tokens; what the verifier needs is the task's.
     Raises DataError for a file that is damaged or older than its token ids.
     """
     try:
         with gzip.open(path, "rt") as file:
-            return [_episode(json.loads(line)) for line in file]
+            lines = [json.loads(line) for line in file]
+        return [_episode(line) for line in lines if "tokens" in line]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read as rollouts with token ids ({type(error).__name__}: {error}). It is cut short, or "
@@ -263,30 +284,4 @@ def _episode_line(episode: Episode) -> dict[str, Any]:
         "token_ids": list(episode.token_ids),
         "prompt_token_ids": list(episode.prompt.token_ids),
         "turns": [[turn.author, len(turn.token_ids)] for turn in episode.turns],
-    }
-
-
-def _rollout_line(
-    row: int, episode: Episode, batch: Batch, decode: Callable[[Sequence[int]], list[str]]
-) -> dict[str, Any]:
-    length = int(batch.response_lengths[row])
-
-    written = episode.written
-
-    def numbers(tensor: Any) -> list[float | None] | None:
-        """One for each token that the policy wrote, None for the environment's."""
-        if tensor is None:
-            return None
-        found = zip(tensor[row, :length].tolist(), written, strict=True)
-        return [null_for_nan(round(x, 4)) if own else None for x, own in found]
-
-    return {
-        **_episode_line(episode),
-        "reward": float(batch.outcomes[row]) if episode.verdict.valid else None,
-        "lambda": None if batch.lam is None else float(batch.lam[row]),
-        "tokens": decode(episode.token_ids),
-        "logp": numbers(batch.sampled_logp),
-        "value": numbers(batch.old_values),
-        "advantage": numbers(batch.advantages),
-        "return": numbers(batch.returns),
     }

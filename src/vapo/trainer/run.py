@@ -136,10 +136,17 @@ class Run:
         self.observer.alarm(message)
 
     def save_rollouts(self, name: str, episodes: Sequence[Episode], batch: Batch) -> None:
-        """Write responses token by token; on a disk that refuses, raise an alarm and go on without them."""
+        """Write responses, those in full token by token; on a disk that refuses, raise an alarm and go on."""
         try:
             with self.spans.time("log"):
-                self.folder.rollouts(name, episodes, batch, self.token_texts)
+                self.folder.rollouts(
+                    name,
+                    episodes,
+                    batch,
+                    self.token_texts,
+                    in_full=self.settings.save_rollouts_in_full,
+                    final_answer=self.task.final_answer,
+                )
         except OSError as error:
             self.alarm(f"Rollouts of {name} were not written: {error}. Free space on the disk of {self.folder.path}.")
 

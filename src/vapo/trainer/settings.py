@@ -50,7 +50,10 @@ class TrainerSettings:
     max_invalid_ratio: float = number(0.2, ge=0, le=1, unit="share of verdicts")
     """Stop with exit code 4 when more than this share of a step's verdicts is invalid."""
     save_rollouts_every: int = number(10, ge=0, unit="rollout steps")
-    """Write the step's responses, token by token, every so many steps (and the first and last); 0 never."""
+    """Write the step's responses every so many steps (and the first and last); 0 never."""
+    save_rollouts_in_full: int = number(512, ge=0, unit="responses")
+    """Of the responses of such a step, write at most so many token by token, whole groups of them; of the others the
+    text and the verdict. In full a token takes about 12 bytes on disk, else 1."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "trainer")

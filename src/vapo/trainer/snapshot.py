@@ -23,6 +23,7 @@ WAITING = "waiting_rollout.jsonl"
 FREE_TO_CHANGE = (
     "trainer.steps",
     "trainer.save_rollouts_every",
+    "trainer.save_rollouts_in_full",
     "evaluation.every",
     "checkpoint.keep",
     "checkpoint.every",

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from vapo.study.comparison import compare_runs, comparison_html, read_results
-from vapo.study.comparison.drawing import colours, spread_out
+from vapo.study.comparison.drawing import colours, fitted, spread_out
 
 EVIL = "<script>alert(1)</script><img src=x>$x$"
 
@@ -127,3 +127,25 @@ def test_a_browser_renders_the_page(written, tmp_path):
         [browser, *options, f"--screenshot={picture}", address], check=True, capture_output=True, timeout=120
     )
     assert picture.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    "name", ["vapo without decoupled-gae, group-sampling and length-adaptive-gae", "W" * 90, "i" * 400]
+)
+def test_labels_are_no_wider_than_their_place(name):
+    from matplotlib.textpath import TextPath
+
+    label = fitted(name, 2.0, 8.5, lines=2, weight="bold")
+    lines = label.split("\n")
+    assert len(lines) == 2
+    for line in lines:
+        assert TextPath((0, 0), line, size=8.5, prop={"weight": "bold"}).get_extents().width <= 72 * 2.0
+    kept = label.replace("\n", "").removesuffix("…").replace(" ", "")
+    assert name.replace(" ", "").startswith(kept)
+    assert len(kept) > 15
+
+
+def test_a_label_that_fits_is_whole_and_breaks_after_words_and_hyphens():
+    assert fitted("vapo", 2.0, 8.5) == "vapo"
+    assert fitted("vapo without length-adaptive-gae", 1.6, 8.5, lines=2) == "vapo without length-\nadaptive-gae"
+    assert fitted("", 1.0, 8.5) == ""

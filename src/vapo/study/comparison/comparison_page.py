@@ -8,8 +8,8 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from vapo.reports import formatting
+from vapo.reports.page_assets import asset, page_templates, palette_css
 from vapo.reports.runfiles import Record
-from vapo.reports.style import asset, page_templates, palette_css
 from vapo.study.comparison import table_rows
 from vapo.study.comparison.figures import dynamics_svg, main_svg, variations_svg
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
@@ -55,7 +57,7 @@ def legend(figure: Figure, names: dict[str, str], top: float, palette: Palette =
     handles = [Line2D([], [], color=hue, linewidth=2.2) for hue in names.values()]
     box = figure.legend(
         handles,
-        [shortened(name, 56) for name in names],
+        [fitted(name, 4.2, 9) for name in names],
         loc="upper left",
         bbox_to_anchor=(0.045, top),
         ncols=_legend_columns(list(names)),
@@ -104,11 +106,36 @@ def spread_out(places: list[float], gap: float, low: float, high: float) -> list
     return [round(back[i], 9) for i in range(len(places))]
 
 
-def shortened(name: str, width: int) -> str:
-    """A label on one line, cut to `width` characters."""
-    return textwrap.shorten(one_line(name), width, placeholder="…") if " " in name else one_line(name)[:width]
+def fitted(name: str, inches: float, size: float, *, lines: int = 1, weight: str = "normal") -> str:
+    """A label broken into at most `lines` lines that are no wider than `inches` at a font size; cut with an ellipsis.
+
+    Lines end after a space, a hyphen, an underscore, a full stop or an equals sign, and within a word that is wider
+    than a line.
+    """
+
+    def fits(text: str) -> bool:
+        return size * sum(_width(character, weight) for character in text) <= 72 * inches
+
+    rest, found = one_line(name), []
+    while rest and len(found) < lines:
+        length = len(rest)
+        while length > 1 and not fits(rest[:length].rstrip()):
+            length -= 1
+        if length < len(rest) and len(found) < lines - 1:
+            length = max((end.end() for end in re.finditer(r"[\s\-_.=]", rest[:length])), default=length)
+        found.append(rest[:length].rstrip())
+        rest = rest[length:].lstrip()
+    if rest and found:
+        last = found[-1]
+        while last and not fits(last + "…"):
+            last = last[:-1]
+        found[-1] = last.rstrip() + "…"
+    return "\n".join(found)
 
 
-def wrapped(name: str, width: int = 36) -> str:
-    """A label on at most two lines."""
-    return "\n".join(textwrap.wrap(one_line(name), width, max_lines=2, placeholder="…"))
+@lru_cache(maxsize=4096)
+def _width(character: str, weight: str) -> float:
+    """The width of a character as a multiple of the font's size."""
+    font = get_font(findfont(FontProperties(family="DejaVu Sans", weight=weight)))  # pyright: ignore[reportArgumentType]
+    font.set_size(100, 72)
+    return font.load_char(ord(character)).linearHoriAdvance / 65536 / 100

@@ -99,7 +99,9 @@ def main_figure(results: Record, *, heading: bool = False) -> Figure:
     right = figure.add_axes((0.625, bottom, 0.3, forest / height))
     frame(left, f"avg@{results['k']} after training", grid="x")
     _forest(left, finals, labelled=True)
-    frame(right, f"Difference to {drawing.shortened(results['reference'], 24)}, seed by seed", grid="x")
+    frame(
+        right, f"Difference to {drawing.fitted(results['reference'], 1.6, 10, weight='bold')}, seed by seed", grid="x"
+    )
     right.axvline(0, color=LIGHT.quiet, linewidth=1)
     _forest(right, differences, labelled=False)
     drawing.label_x(left, "dot: mean, bar: 95 % interval, rings: single runs" + (f"\n{ONE_RUN}" if dashed else ""))
@@ -123,7 +125,14 @@ def variations_figure(results: Record) -> Figure:
         axes = figure.add_subplot(grid[place // columns, place % columns])
         frame(axes, "")
         name = method["method"].removeprefix(f"{results['reference']} ")
-        axes.set_title(drawing.wrapped(name, 32), loc="left", fontsize=8.5, weight="bold", color=LIGHT.ink, pad=5)
+        axes.set_title(
+            drawing.fitted(name, 2.1, 8.5, lines=2, weight="bold"),
+            loc="left",
+            fontsize=8.5,
+            weight="bold",
+            color=LIGHT.ink,
+            pad=5,
+        )
         drawing.band(axes, reference["curves"]["gradient_steps"], hue, width=1.3)
         drawing.band(axes, method["curves"]["gradient_steps"], LIGHT.ink)
         axes.xaxis.set_major_formatter(drawing.AS_COUNT)
@@ -198,7 +207,9 @@ def _forest(axes: Axes, dots: list[Dot], *, labelled: bool) -> None:
             color=LIGHT.ink if dot.filled else LIGHT.quiet,
         )
     axes.set_ylim(len(dots) - 0.45, -0.55)
-    axes.set_yticks(range(len(dots)), [drawing.wrapped(dot.name) if labelled else "" for dot in dots])
+    axes.set_yticks(
+        range(len(dots)), [drawing.fitted(dot.name, 2.25, 8.5, lines=2) if labelled else "" for dot in dots]
+    )
     axes.tick_params(axis="y", labelsize=8.5, labelcolor=LIGHT.ink)
     axes.margins(x=0.06)
 
@@ -274,7 +285,7 @@ def _label_ends(axes: Axes, key: str, methods: list[Record], low: float, high: f
         ends, places, drawing.spread_out(places, 0.115, -0.08, 1.08), strict=True
     ):
         axes.annotate(
-            drawing.shortened(name.removeprefix("vapo "), 30),
+            drawing.fitted(name.removeprefix("vapo "), 1.6, 7.5),
             (steps[-1], low + place * (high - low)),
             xytext=(1.06, moved),
             textcoords="axes fraction",

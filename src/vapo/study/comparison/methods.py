@@ -38,6 +38,7 @@ COSMETIC = {
     "trainer.micro_batch_tokens",
     "trainer.pretraining_ready",
     "trainer.save_rollouts_every",
+    "trainer.save_rollouts_in_full",
 }
 """Settings and sections that do not define the method."""
 
