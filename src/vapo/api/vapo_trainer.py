@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -166,10 +165,7 @@ class VAPOTrainer:
         """
         with LiveView() as self._observer.view:
             try:
-                if current_thread() is main_thread():
-                    carry_out(lambda: self._run(resume_from_checkpoint), self._finish)
-                else:
-                    self._finish(self._run(resume_from_checkpoint), lambda _: None)
+                carry_out(lambda: self._run(resume_from_checkpoint), self._finish)
             except AskedToStopError:
                 pass
             finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
+from vapo.cli.options import DebugOption, JsonOption, ObserverOption, SetOption, view_for, with_own
 from vapo.errors import command, counted
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
@@ -75,6 +75,7 @@ def train(
             "Implies --profile. Default: 1.",
         ),
     ] = None,
+    observer: ObserverOption = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check everything, print the resolved settings and their origins, and stop."),
@@ -87,6 +88,7 @@ def train(
     from vapo.session.layers import Layer, Source, option_layer, set_layer, source_layers
     from vapo.session.path_checks import check_paths
     from vapo.session.run_dirs import check_folder, default_run_dir
+    from vapo.tasks.verifiers.functions import check_function
     from vapo.trainer.profiler import check_steps
 
     layers = source_layers(source)
@@ -106,6 +108,8 @@ def train(
     check_folder(path)
     check_paths(config)
 
+    if observer is not None:
+        check_function(observer, "--observer")
     profiled = profile_steps or int(profile)
     if profiled:
         check_steps(config.sections.trainer.steps, profiled)
@@ -116,8 +120,9 @@ def train(
         _show_settings(config, as_json)
         return
     with view_for(as_json) as view:
-        begin = partial(lifecycle.begin, config, path, view)
-        restart = partial(lifecycle.resume, path, view)
+        told = with_own(view, observer)
+        begin = partial(lifecycle.begin, config, path, told)
+        restart = partial(lifecycle.resume, path, told)
         carry_out(
             lambda: lifecycle.profiled(begin(), profiled, view.show),
             lambda run, on_new: lifecycle.finish_through(run, restart, on_new),
@@ -156,6 +161,7 @@ def resume(
         bool,
         typer.Option("--allow-change", help="Accept settings that alter what a step does."),
     ] = False,
+    observer: ObserverOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -173,7 +179,7 @@ def resume(
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
     with view_for(as_json) as view:
-        restart = partial(lifecycle.resume, run, view)
+        restart = partial(lifecycle.resume, run, with_own(view, observer))
         carry_out(
             partial(restart, changes=changes, allow_change=allow_change),
             lambda resumed, on_new: lifecycle.finish_through(resumed, restart, on_new),

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable
+from threading import current_thread, main_thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,12 @@ def _print(text: str) -> None:
 def carry_out(prepare: Callable[[], Run], finish: Callable[[Run, Callable[[Run], None]], object]) -> None:
     """Prepare a run and finish it. SIGTERM, SIGHUP and the first Ctrl-C save and stop; the second Ctrl-C quits.
 
-    `finish` gets the run, and a function to call with a run that takes its place.
+    `finish` gets the run, and a function to call with a run that takes its place. In another thread than the main one
+    signals go where they went before: only the main thread may set their handlers.
     """
+    if current_thread() is not main_thread():
+        finish(prepare(), lambda _: None)
+        return
     interrupted, stopping, run = False, False, None
     early = StoppedError(
         "Stopped before the run went on; nothing is lost. Start it again, or resume it if it has a folder."
