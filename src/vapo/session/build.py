@@ -36,7 +36,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
     """The run's objects, without a folder; `run_dir` is where it will be."""
     if config.sections.scale.backend == "local":
         return _assembled(config, inputs, observer, run_dir, None)
-    cluster = start_cluster(config, observer.alarm)
+    cluster = start_cluster(config, observer)
     try:
         return _assembled(config, inputs, observer, run_dir, cluster)
     except BaseException:
