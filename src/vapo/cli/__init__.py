@@ -12,6 +12,7 @@ from vapo.cli.breaking import chaos
 from vapo.cli.comparing import ablate, compare
 from vapo.cli.diagnosing import doctor
 from vapo.cli.evaluating import evaluate
+from vapo.cli.exporting import export
 from vapo.cli.judging import critic
 from vapo.cli.listing import recipes, settings, tasks
 from vapo.cli.planning import check, plan
@@ -46,8 +47,8 @@ def options(
     """Options of `vapo` itself."""
 
 
-for command in (train, plan, check, resume, fork, pretrain_critic, evaluate, critic, report, doctor, compare, ablate,
-                recipes, settings, tasks, make_base, chaos):  # fmt: skip
+for command in (train, plan, check, resume, fork, pretrain_critic, evaluate, critic, report, doctor, export, compare,
+                ablate, recipes, settings, tasks, make_base, chaos):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
 
 

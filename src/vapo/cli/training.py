@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from vapo.cli.closing import closing_words
 from vapo.cli.options import DebugOption, JsonOption, ObserverOption, SetOption, view_for, with_own
 from vapo.errors import command, counted
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
 
 if TYPE_CHECKING:
-    from vapo.reports.runfiles import RunFiles
     from vapo.session.config import Config
 
 
@@ -131,7 +129,7 @@ def train(
     again += [part for text in set_ or [] for part in ("--set", text)]
     again += [part for option, value in (("--seed", seed), ("--steps", steps)) if value is not None
               for part in (option, str(value))]  # fmt: skip
-    _closing_words(path, as_json, again)
+    closing_words(path, as_json, again)
 
 
 def _show_settings(config: Config, as_json: bool) -> None:
@@ -184,7 +182,7 @@ def resume(
             partial(restart, changes=changes, allow_change=allow_change),
             lambda resumed, on_new: lifecycle.finish_through(resumed, restart, on_new),
         )
-    _closing_words(run, as_json)
+    closing_words(run, as_json)
 
 
 def make_base(
@@ -238,63 +236,3 @@ def report(
     from vapo.reports.page import write_report
 
     Console().print(f"Report: {write_report(run)}")
-
-
-def _without_credit(words: Sequence[str]) -> list[str]:
-    """The words of a command without settings of the critic's credit: `--set algorithm.credit...`."""
-    kept: list[str] = []
-    for word in words:
-        if word.startswith(("algorithm.credit.", "algorithm.credit=")) and kept[-1:] == ["--set"]:
-            kept.pop()
-        else:
-            kept.append(word)
-    return kept
-
-
-def _nothing_to_learn(run: RunFiles) -> str:
-    """Why the run's methods cannot be compared, if its responses were all wrong or all right from the first step on."""
-    from vapo.metrics import Phase
-    from vapo.trainer import outcomes
-
-    steps = run.phase(Phase.TRAIN) or run.phase(Phase.PRETRAIN)
-    verdicts = Counter[str]()
-    for figures in steps:
-        verdicts.update(outcomes.tally_of(figures))
-    whole = f"in all {len(steps)} steps" if len(steps) > 1 else "in the only step"
-    return outcomes.lesson(verdicts, whole) if outcomes.sameness(verdicts) else ""
-
-
-def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None:
-    """Print accuracy before and after, the output files, and other methods to try with the command `again`."""
-    from vapo.reports.live import best_effort_console
-    from vapo.reports.runfiles import read_run
-    from vapo.reports.tables import before_after_table
-    from vapo.session.run_dirs import load_run_config
-
-    run = read_run(path)
-    evaluations = run.evaluations
-    critic = (path / "critic").is_dir()
-    if as_json:
-        shown = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
-        print(json_text({"run": str(path), "evaluations": shown}))
-        return
-    adapter = path / "policy_adapter"
-    lines = [
-        f"Curves    {path / 'curves.png'}",
-        f"Report    {path / 'report.html'}  (open it: every token, coloured by {'value' if critic else 'advantage'})",
-        f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)",
-        *([f"Adapter   {adapter}  (PeftModel.from_pretrained)"] if adapter.is_dir() else []),
-        f"Measure   {command('eval', path)}  (32 samples a problem, the paper's protocol)",
-    ]
-    if lesson := _nothing_to_learn(run):
-        lines += ["", lesson]
-    elif again:
-        again = _without_credit(again) if critic else again  # GRPO has no such fields
-        others = ["--preset grpo" if critic else "--preset vapo"]
-        config = load_run_config(path)
-        if config.algorithm.pretrains and not config.without and not config.changed:
-            others.append(f"--preset {config.preset} --without value-pretraining")
-        lines += ["", "Next, see what the critic is worth:", *(f"  {command(*again)} {other}" for other in others)]
-    console = best_effort_console()
-    console.print(before_after_table(evaluations))
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from vapo.errors import counted
 from vapo.metrics import metric_called
-from vapo.reports.formatting import NOTHING, duration, figure, interval, one_line, percent, short_count
+from vapo.reports.formatting import NOTHING, duration, figure, folded, interval, one_line, percent, short_count
 from vapo.reports.notebook_screen import NotebookScreen
 from vapo.reports.progress import SAMPLER_SPEED, SPEED, Progress, evaluation_line, sparkline
 from vapo.reports.runfiles import Record, number
@@ -240,7 +240,7 @@ class _PanelScreen:
         self._live.stop()
 
     def print(self, line: str, style: str) -> None:
-        self._console.print(Text(line, style=style), soft_wrap=True)
+        self._console.print(Text(folded(line, self._console.width), style=style), soft_wrap=True)
 
     def stepped(self) -> None:
         pass  # the next refresh shows it

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vapo.errors import ConfigError, StoppedError, VapoError
+from vapo.reports.formatting import folded
 
 if TYPE_CHECKING:
     from vapo.trainer.run import Run
@@ -88,7 +89,8 @@ def _print_error(error: VapoError) -> None:
 def _print(text: str) -> None:
     # stderr may be a file on the full disk, or a closed pipe, for which rich exits; keep the exit code
     with contextlib.suppress(OSError, SystemExit):
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(folded(text, console.width) if console.is_terminal else text)
 
 
 def carry_out(prepare: Callable[[], Run], finish: Callable[[Run, Callable[[Run], None]], object]) -> None:
