@@ -10,6 +10,7 @@ import typer
 from vapo.cli.branching import fork, pretrain_critic
 from vapo.cli.breaking import chaos
 from vapo.cli.comparing import ablate, compare
+from vapo.cli.completing import complete, completion
 from vapo.cli.diagnosing import doctor
 from vapo.cli.evaluating import evaluate
 from vapo.cli.exporting import export
@@ -48,8 +49,9 @@ def options(
 
 
 for command in (train, plan, check, resume, fork, pretrain_critic, evaluate, critic, report, doctor, export, compare,
-                ablate, recipes, settings, tasks, make_base, chaos):  # fmt: skip
+                ablate, recipes, settings, tasks, make_base, chaos, completion):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
+app.command(hidden=True)(complete)
 
 
 def main() -> None:

@@ -230,9 +230,15 @@ def make_base(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], debug: DebugOption = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Write RUN/report.html again: curves, settings, evaluations, and the rollouts token by token."""
     from vapo.reports.page import write_report
 
-    Console().print(f"Report: {write_report(run)}")
+    page = write_report(run)
+    if as_json:
+        print(json_text({"run": str(run), "report": str(page)}))
+        return
+    Console().print(f"Report: {page}")
