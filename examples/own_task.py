@@ -3,11 +3,8 @@
 The policy must go south first, whatever the prompt says. Run: python examples/own_task.py
 """
 
-from pathlib import Path
-
 import vapo
 from vapo.bases.shipped import builtin_model
-from vapo.reports.live import LiveView
 from vapo.types import Prompt, Verdict
 
 WORDS = ["north", "east", "south", "west"]
@@ -33,6 +30,5 @@ if __name__ == "__main__":
         "trainer": {"steps": 20, "pretraining_steps": 2, "actor_lr": 1e-3},
         "evaluation": {"prompts": 4, "samples_per_prompt": 16},
     }
-    with LiveView() as view:
-        run = vapo.train(settings, Path("runs/south-first"), task=SouthFirst(), observer=view)
+    run = vapo.train(settings, "runs/south-first", task=SouthFirst())
     print(f"Trained policy and report in {run}")

@@ -61,8 +61,6 @@ def trained(tmp_path_factory) -> Path:
         "training 2/2",
         "avg@2",
         "report.html",
-        "--steps 2 --preset grpo",
-        "--steps 2 --preset vapo --without value-pretraining",
     ):
         assert words in done.stdout, words
     assert "\x1b" not in done.stdout  # not a terminal: plain lines
@@ -267,7 +265,7 @@ def test_a_side_critic_ranks_samples_of_its_own_policy_alone(tmp_path: Path, mon
 
 
 def test_the_suggested_command_for_a_method_without_a_critic_has_no_settings_of_credit():
-    from vapo.cli.training import _without_credit
+    from vapo.cli.closing import without_credit
 
     words = ["train", "--set", "algorithm.credit.head.kind=hl_gauss", "--set", "trainer.steps=2", "--steps", "3"]
-    assert _without_credit(words) == ["train", "--set", "trainer.steps=2", "--steps", "3"]
+    assert without_credit(words) == ["train", "--set", "trainer.steps=2", "--steps", "3"]

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 
 import vapo
+from vapo import cli
 from vapo.durability import watchdog
 from vapo.errors import ConfigError, StoppedError, command
 from vapo.session.run_dirs import check_folder
@@ -62,3 +64,9 @@ def test_messages_build_commands_with_one_function():
         if re.search(r"\bvapo (?:train|resume|eval|report|compare|ablate|make-base|chaos)\b[^\"'`]*\{(?!shlex)", line)
     ]
     assert found == []
+
+
+def test_every_command_that_reports_something_takes_json():
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    without = [name for name, command in commands.items() if not any("--json" in p.opts for p in command.params)]
+    assert without == ["completion", "complete"]  # these print what a shell reads

@@ -51,6 +51,31 @@ def test_micro_batches_add_up_to_the_minibatch():
     assert sum(parts) == pytest.approx(0.28)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_parts_with_the_total_of_the_whole_have_its_weights(cut: int):
+    mask = torch.arange(6) < torch.tensor([[2], [6], [0], [1]])
+    correct = torch.tensor([True, False, True, True])
+    parts = [slice(0, cut), slice(cut, None)]
+    tokens, responses, right = mask.sum(), (mask.sum(1) > 0).sum(), mask[correct].sum()
+    for whole, of_part in [
+        (token_weights(mask), lambda rows: token_weights(mask[rows], total=tokens)),
+        (sequence_weights(mask), lambda rows: sequence_weights(mask[rows], total=responses)),
+        (positive_weights(mask, correct), lambda rows: positive_weights(mask[rows], correct[rows], total=right)),
+    ]:
+        torch.testing.assert_close(torch.cat([of_part(rows) for rows in parts]), whole)
+
+
+def test_a_total_is_a_number_or_a_tensor_and_counts_these_rows_at_least():
+    assert torch.equal(token_weights(MASK, total=40), token_weights(MASK, total=torch.tensor(40)))
+    assert token_weights(MASK, total=40).sum() == pytest.approx(0.25)
+    empty = torch.zeros(1, 3, dtype=torch.bool)
+    assert token_weights(empty, total=0).eq(0).all()  # a step in which nothing is right
+    with pytest.raises(ValueError, match=r"token_weights got total=9, and these rows alone count 10"):
+        token_weights(MASK, total=9)
+    with pytest.raises(ValueError, match=r"sequence_weights got total=1, and these rows alone count 2"):
+        sequence_weights(MASK, total=1)
+
+
 # --------------------------------------------------------------------------- the positive-example loss
 
 LOGP = torch.tensor([[-0.1, -0.2, 0.0], [-0.3, -0.1, -0.5], [-2.0, -2.0, 0.0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import inspect
 import json
 import math
@@ -10,12 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    EarlyStoppingCallback,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    TrainerCallback,
+)
 
 import toys
 from vapo import VAPOConfig, VAPOTrainer
-from vapo.errors import ConfigError, DataError, ModelError
+from vapo.api import trainer_config
+from vapo.api.trainer_config import ARGUMENTS, in_arguments
+from vapo.errors import ConfigError, DataError, DivergedError, ModelError
 from vapo.models.reward_model import RewardModel
+from vapo.session.reference import all_settings, task_options
 
 ROWS = [{"prompt": f"{i} x", "answer": str(i), "note": i} for i in range(10)]
 
@@ -135,7 +145,7 @@ def test_a_callback_stops_training_and_a_resume_ends_as_an_undisturbed_run(train
     ours, theirs = (t.model.state_dict() for t in (again, trained))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     faster = trainer(tmp_path / "run", args=config(tmp_path / "run", learning_rate=1.0), eval_dataset=ROWS[:4])
-    with pytest.raises(ConfigError, match=r"trainer.actor_lr: 0.001 -> 1.0"):
+    with pytest.raises(ConfigError, match=r"learning_rate: 0.001 -> 1.0"):
         faster.train(resume_from_checkpoint=True)
     other = trainer(tmp_path / "run", args=args, train_dataset=[{"prompt": "9 x"}] * 4)
     with pytest.raises(ConfigError, match=r"was trained on the task 'records-"):
@@ -264,6 +274,84 @@ def test_lora_config(tmp_path: Path):
     for field, value in {"lora_dropout": 0.1, "rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj"]}.items():
         with pytest.raises(ConfigError, match=rf"peft_config: {field}=.* is not taken"):
             trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, **{field: value}))
+
+
+class Told(TrainerCallback):
+    """What callbacks are told, and with which model."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.models: set[int] = set()
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.events.append("begin")
+        self.models.add(id(model))
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        assert isinstance(model, torch.nn.Module)
+        self.models.add(id(model))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.events.append("end")
+
+
+def test_callbacks_get_the_model_that_learns_and_no_word_of_training_that_could_not_begin(tmp_path: Path):
+    told = Told()
+    made = trainer(tmp_path / "run", callbacks=[told])
+    made.train()
+    assert told.events == ["begin", "end"]
+    assert len(told.models) == 1
+    with pytest.raises(ConfigError, match="holds a run already"):
+        made.train()
+    assert told.events == ["begin", "end"]
+
+
+def test_early_stopping_ends_the_run_where_the_metric_does_not_improve(tmp_path: Path):
+    def hopeless(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    watched = {"metric_for_best_model": "avg", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 20}
+    made = trainer(
+        tmp_path / "run",
+        args=config(tmp_path / "run", **watched),
+        reward_funcs=[hopeless],
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+        eval_dataset=ROWS[:4],
+    )
+    made.train()
+    assert [line["step"] for line in made.metrics if line["phase"] == "train"] == [1, 2]  # of 10
+    assert made.state.best_metric == 0.0
+    assert config(tmp_path, **watched).greater_is_better
+    with pytest.raises(ConfigError, match="set eval_strategy='steps'"):
+        config(tmp_path, metric_for_best_model="avg")
+    with pytest.raises(ConfigError, match="does not take load_best_model_at_end: the last policy is the result"):
+        config(tmp_path, load_best_model_at_end=True)
+
+
+def test_alarms_and_errors_name_arguments(tmp_path: Path, capsys):
+    def hopeless(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    made = trainer(
+        tmp_path / "run",
+        reward_funcs=[hopeless],
+        args=config(tmp_path / "run", settings={"guards": {"same_outcome_steps": 1, "action": "stop"}}),
+    )
+    with pytest.raises(DivergedError) as error:
+        made.train()
+    assert "settings['guards']['action']=stop" in str(error.value)
+    assert "Look in the rollouts at what the reward functions (reward_funcs) are given" in str(error.value)
+    assert "trainer.steps" not in capsys.readouterr().out
+
+
+def test_every_argument_of_the_table_is_one_and_every_setting_is_there():
+    known = {f.name for f in dataclasses.fields(VAPOConfig)} | set(inspect.signature(VAPOTrainer).parameters)
+    assert set(ARGUMENTS.values()) <= known
+    of_tasks = {option.key.replace("task.NAME", "task") for option in task_options()}
+    assert {name for name in ARGUMENTS if name not in all_settings()} <= {*of_tasks, "task.right_at", "task.verifier"}
+    assert doctest.testmod(trainer_config).failed == 0
+    resumed = in_arguments("Saved. Go on with: vapo resume 'my runs/one' --set trainer.steps=N")
+    assert resumed == "Saved. Go on with: trainer.train(resume_from_checkpoint=True) with a larger max_steps"
 
 
 def test_the_page_names_every_argument():

@@ -4,6 +4,8 @@ import doctest
 import io
 import math
 import re
+import sys
+import types
 
 import pytest
 from rich.console import Console
@@ -75,19 +77,48 @@ def test_a_log_file_gets_one_plain_line_per_step():
     assert "left" not in lines[-1]
 
 
-def test_steps_within_two_seconds_share_a_line_and_the_last_step_has_its_own():
-    lines = plain_output(ten_steps, seconds_per_step=0.5).splitlines()
-    assert [line.split()[1] for line in lines if "accuracy" in line] == ["1/10", "5/10", "9/10", "10/10"]
+def test_fast_steps_have_a_line_each():
+    lines = plain_output(ten_steps, seconds_per_step=0.01).splitlines()
+    assert [line.split()[1] for line in lines if "accuracy" in line] == [f"{step}/10" for step in range(1, 11)]
 
 
-def test_a_run_that_stops_between_two_lines_prints_its_last_step():
-    def stopped(view, clock, seconds):
+def test_the_speed_of_a_step_stands_before_that_of_its_sampling():
+    state = Progress(Clock())
+    state.enter("train", 0, 2)
+    state.step(train(1) | {"throughput/tokens_per_s": 1200.0, "throughput/rollout_tokens_per_s": 9000.0})
+    assert "tok/s 1.20k  sampler tok/s 9.00k" in state.step_line()
+
+
+class Page:
+    """What a notebook shows of a view."""
+
+    def __init__(self, monkeypatch):
+        self.shown: list[str] = []
+        module = types.ModuleType("IPython.display")
+        module.HTML = str
+        module.display = lambda html, display_id: self.shown.append(html) or self
+        monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+        monkeypatch.setitem(sys.modules, "IPython.display", module)
+
+    def update(self, html: str) -> None:
+        self.shown.append(html)
+
+
+def test_a_notebook_gets_html_that_is_updated_at_most_once_a_second(monkeypatch):
+    page, clock, file = Page(monkeypatch), Clock(), io.StringIO()
+    with LiveView(Console(file=file, force_jupyter=True), title="maze · vapo", clock=clock) as view:
         view.phase("train", 0, 10)
-        for step in (1, 2, 3):
-            clock.now += 0.1
-            view.step(train(step))
-
-    assert "training 3/10" in plain_output(stopped)
+        for step in range(1, 11):
+            clock.now += 0.5
+            view.step(with_critic(step))
+        view.alarm("entropy <fell>")
+        view.evaluation(RESULT)
+    assert file.getvalue() == ""
+    assert 6 <= len(page.shown) <= 9  # the first, the last, and five or six seconds between them
+    last = page.shown[-1]
+    for words in ('value="10" max="10"', "training 10/10", "ALARM entropy &lt;fell&gt;", "0.380 ▄", "avg@8 0.500"):
+        assert words in last, words
+    assert "about" not in last  # no time is left
 
 
 def test_plain_lines_contain_no_control_codes(monkeypatch):
@@ -129,7 +160,7 @@ def test_the_panel_has_at_most_twelve_lines_and_shows_all_metrics():
     state.enter("train", 0, 100)
     for step in range(1, 38):
         clock.now += 5.2
-        state.step(with_critic(step) | {"accuracy": step / 40, "throughput/rollout_tokens_per_s": 41_200.0})
+        state.step(with_critic(step) | {"accuracy": step / 40, "throughput/tokens_per_s": 41_200.0})
     state.evaluate(RESULT | {"step": 0, "label": "before", "avg": 0.1})
     state.evaluate(RESULT)
     state.alarm("entropy fell")

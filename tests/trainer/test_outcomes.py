@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
+from vapo.algo.method import Reward
+from vapo.algo.presets import GRPO, VAPO
 from vapo.errors import DivergedError
 from vapo.rollout.collect import tally
 from vapo.session import lifecycle as runs
@@ -157,6 +160,33 @@ def test_equal_values_are_a_fault_of_the_critic_only_where_outcomes_differ(rewar
     figures = {"value/std": 0.0, "lr/critic": 1e-3, "reward_std": reward_std}  # 3e-8: rounding of equal scores
     state, settings = State(), GuardSettings(patience=2)
     assert ["flat values" in new_alarms(figures, state, settings) for _ in range(3)] == [False, raised, False]
+
+
+BY_SCORE = replace(VAPO, reward=Reward(by="score"))
+WITHOUT_RIGHT = replace(GRPO, reward=Reward(by="score"))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "reward_std", "right", "name"),
+    [
+        (BY_SCORE, 0.2, 0, "nothing right"),  # the LM loss asks for right responses
+        (BY_SCORE, 0.2, 4, "nothing wrong"),
+        (BY_SCORE, 0.2, 2, None),
+        (BY_SCORE, 0.0, 0, "equal scores"),
+        (WITHOUT_RIGHT, 0.2, 0, None),
+        (WITHOUT_RIGHT, 3e-8, 2, "equal scores"),
+    ],
+)
+def test_where_scores_are_outcomes_their_equality_counts_and_right_only_where_the_method_asks(
+    algorithm, reward_std, right, name
+):
+    figures = {**step(responses=4, right=right), "reward_std": reward_std, "reward": 0.25}
+    raised = new_alarms(figures, State(), GuardSettings(same_outcome_steps=1), algorithm=algorithm)
+    assert list(raised) == ([] if name is None else [name])
+    if name == "equal scores":
+        assert "The 4 responses in 1 step have equal outcomes, 0.25 in the last step" in raised[name]
+    elif name is not None:
+        assert f"{'Lower' if right == 0 else 'Raise'} task.right_at" in raised[name]
 
 
 def test_the_guard_can_be_switched_off():

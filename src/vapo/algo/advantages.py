@@ -94,9 +94,10 @@ def _decayed_sums(deltas: Float[Tensor, "B T"], decay: Float[Tensor, "B _"]) -> 
 
         A[:, t] = deltas[:, t] + decay[:, t] * A[:, t + 1]          for t = T-1, …, 0
 
-    On a CPU, and with one decay for a row, the tokens are cut into blocks of K. A product with a triangle of powers gives the sums within each block,
-    a_i = Σ_{j ≥ i} decay^(j-i)·δ_j. What comes from behind is one number for each block, the A of the next one's first
-    token, which token i counts decay^(K-i) times. So the tensor is read three times, whatever T is.
+    On a CPU, and with one decay for a row, the tokens are cut into blocks of K. A product with a triangle of powers
+    gives the sums within each block, a_i = Σ_{j ≥ i} decay^(j-i)·δ_j. What comes from behind is one number for each
+    block, the A of the next one's first token, which token i counts decay^(K-i) times. So the tensor is read three
+    times, whatever T is.
     """
     rows, width = deltas.shape
     exact = deltas.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"

@@ -8,6 +8,9 @@ micro-batches. Each micro-batch then takes its rows of them, and the micro-losse
         weighted_sum(clipped_surrogate(...), weights[rows]).backward()
 
 The sum of these gradients is the gradient of the whole minibatch for every way of cutting it.
+
+A trainer that sees one micro-batch or one rank's rows at a time gives `total`, the count over the whole minibatch; the
+weights of the parts are then those that the whole would have, and sum to 1 over all parts together.
 """
 
 from __future__ import annotations
@@ -31,54 +34,77 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def token_weights(mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B T"]:
+def token_weights(
+    mask: Bool[Tensor, "*B T"], *, total: float | Int[Tensor, ""] | Float[Tensor, ""] | None = None
+) -> Float[Tensor, "*B T"]:
     """Weights that are equal for all tokens (DAPO, VAPO), float32.
 
         w_it = 1 / Σ_j |o_j|          |o_j|: the trainable tokens of response j
 
-    They sum to 1 over the mask and are 0 outside it; all are 0 if the mask is empty.
+    They sum to 1 over the mask and are 0 outside it; all are 0 if the mask is empty. `total` takes the place of the sum
+    where these rows are a part of the minibatch: its trainable tokens over all micro-batches and ranks.
 
-    Raises ValueError if the mask is not bool.
+    Raises ValueError if the mask is not bool, or the total is less than the tokens of these rows.
 
     Source: DAPO, arXiv:2503.14476, eq. 8; VAPO, arXiv:2504.05118, eq. 7.
     """
     require_bool("token_weights", mask=mask)
-    return mask / mask.sum().clamp(min=1)
+    return mask / _whole("token_weights", mask.sum(), total)
 
 
-def sequence_weights(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+def sequence_weights(
+    mask: Bool[Tensor, "B T"], *, total: float | Int[Tensor, ""] | Float[Tensor, ""] | None = None
+) -> Float[Tensor, "B T"]:
     """Weights with an equal sum for every response (GRPO, plain PPO), float32.
 
         w_it = 1 / (G·|o_i|)          G: the number of responses with trainable tokens
 
-    They sum to 1 over the mask and are 0 outside it; all are 0 if the mask is empty.
+    They sum to 1 over the mask and are 0 outside it; all are 0 if the mask is empty. `total` takes the place of G where
+    these rows are a part of the minibatch: its responses with trainable tokens, over all micro-batches and ranks.
 
-    Raises ValueError if the mask is not bool.
+    Raises ValueError if the mask is not bool, or the total is less than the responses of these rows.
 
     Source: VAPO, arXiv:2504.05118, eq. 6; GRPO, arXiv:2402.03300, eq. 3.
     """
     require_mask("sequence_weights", mask)
     lengths = mask.sum(-1, keepdim=True)
-    return mask / lengths.clamp(min=1) / (lengths > 0).sum().clamp(min=1)
+    return mask / lengths.clamp(min=1) / _whole("sequence_weights", (lengths > 0).sum(), total)
 
 
-def positive_weights(mask: Bool[Tensor, "B T"], correct: Bool[Tensor, " B"]) -> Float[Tensor, "B T"]:
+def positive_weights(
+    mask: Bool[Tensor, "B T"],
+    correct: Bool[Tensor, " B"],
+    *,
+    total: float | Int[Tensor, ""] | Float[Tensor, ""] | None = None,
+) -> Float[Tensor, "B T"]:
     """Weights of the positive-example language-model loss: the tokens of correct responses, float32.
 
         w_it = 1 / Σ_{j correct} |o_j|  if response i is correct, else 0
         L_NLL = Σ_it w_it·(-logp_it)          L = L_PPO + μ·L_NLL
 
     They sum to 1; all are 0 if no response is correct. `correct` is the verifier's verdict before shaping: a
-    right answer with a length penalty counts as right.
+    right answer with a length penalty counts as right. `total` is that of `token_weights`, over the correct responses.
 
-    Raises ValueError if mask or correct is not bool, or correct is not one per response.
+    Raises ValueError if mask or correct is not bool, correct is not one per response, or the total is too small.
 
     Source: VAPO, arXiv:2504.05118, eq. 9-10.
     """
     require_mask("positive_weights", mask)
     require_bool("positive_weights", correct=correct)
     require_rows("positive_weights", len(mask), correct=correct)
-    return token_weights(mask & correct.unsqueeze(1))
+    return token_weights(mask & correct.unsqueeze(1), total=total)
+
+
+def _whole(name: str, here: Tensor, total: float | Tensor | None) -> Tensor | float:
+    """What weights are divided by: the count of these rows, 1 at least, or the given total."""
+    if total is None:
+        return here.clamp(min=1)
+    if not total >= here:
+        raise ValueError(
+            f"{name} got total={float(total):g}, and these rows alone count {int(here)}: give the count over the whole "
+            "minibatch, all micro-batches and ranks together."
+        )
+    return total if total > 0 else here.clamp(min=1)
 
 
 @torch.no_grad()

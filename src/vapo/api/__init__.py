@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
+from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from vapo.api.trained_run import TrainedRun
 from vapo.errors import UnguardedError
 from vapo.evals.evaluate import EvaluationResult
 from vapo.evals.judgement import CriticJudgement
 from vapo.evals.statistics import RANKS
-from vapo.reports.live import SilentView
+from vapo.reports.live import LiveView, SilentView
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve
 from vapo.session.evaluated_run import evaluation_config, find_model
@@ -21,9 +24,10 @@ from vapo.session.judged_critic import judge_models, judged_models
 from vapo.session.judged_training import judge_training as judge_critics
 from vapo.session.layers import DEFAULT_RECIPE, Layer, Source, file_layer, recipe_layer, source_layers
 from vapo.session.run_dirs import default_run_dir
-from vapo.session.signals import end_in_one_line
+from vapo.session.signals import carry_out, end_in_one_line
 from vapo.tasks.verifiers.functions import name_of, refuse_while_importing
-from vapo.trainer.observer import Observer
+from vapo.trainer.observer import Observer, Observers
+from vapo.trainer.run import Run
 from vapo.types import Task
 
 P = ParamSpec("P")
@@ -46,6 +50,13 @@ def _entry(call: Callable[P, R]) -> Callable[P, R]:
     return entry
 
 
+@contextmanager
+def _told(observer: Observer | None, silent: bool) -> Iterator[Observer]:
+    """Who is told of what happens: the view, unless `silent`, and the user's observer."""
+    with SilentView() if silent else LiveView() as view:
+        yield view if observer is None else Observers(view, [observer])
+
+
 @_entry
 def train(
     config: Config | Mapping[str, Any] | str | Path | None = None,
@@ -53,14 +64,19 @@ def train(
     *,
     task: Task | None = None,
     observer: Observer | None = None,
-) -> Path:
-    """Train a policy and return its run directory (`policy/`, `critic/`, `metrics.jsonl`, `report.html`, …).
+    silent: bool = False,
+) -> TrainedRun:
+    """Train a policy and return its run: figures, samples, models, and its directory as a path (see `TrainedRun`).
 
     `config` is a recipe's name, a YAML file, a mapping of settings laid over the default recipe, a resolved
     `Config`, or None for the default recipe. `task` is a task of your own, in place of the configured one;
     then name its model in `config` (`{"model": {"policy": ...}}`). `{"task": {"verifier": function}}` takes a plain
     function at the top of a file; keep what the file runs under `if __name__ == "__main__":`, since the workers
     import it.
+
+    Progress is shown as `vapo train` shows it, in a notebook under the cell, unless `silent`; `observer` is told, too.
+    In the main thread Ctrl-C (a notebook's interrupt) and SIGTERM save the state and end with StoppedError: go on with
+    `vapo.resume`. In other threads signals are left alone.
 
     Raises ConfigError, DataError, ModelError before weights load; DivergedError, VerifierBrokenError,
     StoppedError from the loop.
@@ -74,31 +90,41 @@ def train(
         config = resolve(layers)
     config = lifecycle.with_task(config, task)
     path = Path(run_dir) if run_dir is not None else default_run_dir(config)
-    return lifecycle.carry_out_new(config, path, observer or SilentView(), task).folder.path
+    with _told(observer, silent) as told:
+        return _carried_out(lambda: lifecycle.begin(config, path, told, task), path, told, task)
 
 
 @_entry
 def resume(
-    run_dir: str | Path,
+    run_dir: str | PathLike[str],
     *,
     task: Task | None = None,
     observer: Observer | None = None,
+    silent: bool = False,
     changes: Mapping[str, Any] | None = None,
     allow_change: bool = False,
-) -> Path:
-    """Go on where a run stopped, exactly, and return its directory. Give `task` if the run had one of its own.
+) -> TrainedRun:
+    """Go on where a run stopped, exactly, and return it. Give `task` if the run had one of its own.
 
     `changes` are settings laid over the run's, like `{"trainer": {"steps": 200}}`; those that alter what a step does
-    need `allow_change`.
+    need `allow_change`. Progress and signals are as for `train`.
     """
-    layers = [Layer(Source.OPTION, "resume", changes)] if changes else []
-    run = lifecycle.resume(Path(run_dir), observer or SilentView(), task, changes=layers, allow_change=allow_change)
-    return lifecycle.finish(run).folder.path
+    layers, path = [Layer(Source.OPTION, "resume", changes)] if changes else [], Path(run_dir)
+    with _told(observer, silent) as told:
+        again = partial(lifecycle.resume, path, told, task, changes=layers, allow_change=allow_change)
+        return _carried_out(again, path, told, task)
+
+
+def _carried_out(prepare: Callable[[], Run], path: Path, told: Observer, task: Task | None) -> TrainedRun:
+    """The run that `prepare` makes in `path`, carried out to its end."""
+    again = partial(lifecycle.resume, path, told, task)
+    carry_out(prepare, lambda run, on_new: lifecycle.finish_through(run, again, on_new))
+    return TrainedRun(path)
 
 
 @_entry
 def evaluate(
-    model: str | Path,
+    model: str | PathLike[str],
     task: str | None = None,
     *,
     k: int = 32,
@@ -108,10 +134,11 @@ def evaluate(
     seed: int = 0,
     max_response_tokens: int | None = None,
     task_options: Mapping[str, Any] | None = None,
-    critic: str | Path | None = None,
+    critic: str | PathLike[str] | None = None,
     ranks: Sequence[str] = RANKS,
     out: str | Path | None = None,
     observer: Observer | None = None,
+    silent: bool = False,
 ) -> EvaluationResult:
     """avg@k, pass@k and maj@k of a run or a model (folder, hub id, .gguf, or "builtin") on held-out prompts.
 
@@ -132,21 +159,21 @@ def evaluate(
     if max_response_tokens is not None:
         settings["rollout"] = {"max_response_tokens": max_response_tokens}
     config = evaluation_config(found, task, settings)
-    view = observer or SilentView()
-    for note in found.notes:
-        view.note(note)
-    return evaluate_model(
-        config,
-        prompts,
-        view,
-        out=None if out is None else Path(out),
-        ranks=ranks if critic is not None else (),
-    )
+    with _told(observer, silent) as told:
+        for note in found.notes:
+            told.note(note)
+        return evaluate_model(
+            config,
+            prompts,
+            told,
+            out=None if out is None else Path(out),
+            ranks=ranks if critic is not None else (),
+        )
 
 
 @_entry
 def judge_critic(
-    run: str | Path | None = None,
+    run: str | PathLike[str] | None = None,
     *,
     policy: str | Path | None = None,
     critic: str | Path | None = None,
@@ -159,6 +186,7 @@ def judge_critic(
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     observer: Observer | None = None,
+    silent: bool = False,
 ) -> CriticJudgement:
     """A critic against Monte-Carlo values, and the ceiling of any critic: what `vapo critic` prints.
 
@@ -180,15 +208,15 @@ def judge_critic(
         layers,
         None if out is None else Path(out),
     )
-    view = observer or SilentView()
-    for note in models.policy.notes:
-        view.note(note)
-    return judge_models(models, options, view)[0]
+    with _told(observer, silent) as told:
+        for note in models.policy.notes:
+            told.note(note)
+        return judge_models(models, options, told)[0]
 
 
 @_entry
 def judge_training(
-    run: str | Path,
+    run: str | PathLike[str],
     every: int = 1,
     *,
     task: str | None = None,
@@ -200,6 +228,7 @@ def judge_training(
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     observer: Observer | None = None,
+    silent: bool = False,
 ) -> dict[str, Any]:
     """`judge_critic` at each kept checkpoint of a run whose step is a multiple of `every`, at its start and its end:
     what `vapo critic RUN --every N` prints, the content of training.json.
@@ -207,16 +236,17 @@ def judge_training(
     A run keeps the checkpoints that checkpoint.every and checkpoint.keep say. Raises what `judge_critic` raises, and
     ConfigError where fewer than two are kept.
     """
-    return judge_critics(
-        Path(run),
-        every,
-        JudgeOptions(prompts, responses, continuations, tuple(fractions)),
-        observer or SilentView(),
-        task=task,
-        settings={"seed": seed},
-        changes=[Layer(Source.OPTION, "settings", settings)] if settings else [],
-        out=None if out is None else Path(out),
-    )
+    with _told(observer, silent) as told:
+        return judge_critics(
+            Path(run),
+            every,
+            JudgeOptions(prompts, responses, continuations, tuple(fractions)),
+            told,
+            task=task,
+            settings={"seed": seed},
+            changes=[Layer(Source.OPTION, "settings", settings)] if settings else [],
+            out=None if out is None else Path(out),
+        )
 
 
 def _named(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from vapo.api.trainer_config import in_arguments
 from vapo.json_text import flatten
 from vapo.metrics import Phase
 from vapo.reports.live import SilentView
@@ -17,8 +18,10 @@ class CallbackObserver:
     """Forwards everything to `view`, another observer, and tells the callbacks of it; keeps `state.log_history`.
 
     Callbacks get `on_train_begin`, `on_step_begin`, `on_step_end`, `on_log` (with `logs`), `on_evaluate` (with
-    `metrics`) and `on_train_end`, with `args`, `state`, `control` and `processing_class`. A step is a rollout step.
-    Where one sets `control.should_training_stop`, `stop` is called: the run saves and ends after the step.
+    `metrics`) and `on_train_end`, with `args`, `state`, `control`, `processing_class` and `model`, the policy that
+    learns (None where it is spread over processes). A step is a rollout step. `state.best_metric` is the best value of
+    args.metric_for_best_model so far. Notes and alarms name arguments, not settings. Where a callback sets
+    `control.should_training_stop`, `stop` is called: the run saves and ends after the step.
     """
 
     def __init__(self, callbacks: Sequence[TrainerCallback], arguments: Any, steps: int, **context: Any) -> None:
@@ -27,12 +30,22 @@ class CallbackObserver:
         self.state = TrainerState(max_steps=steps, is_local_process_zero=True, is_world_process_zero=True)
         self.control = TrainerControl()
         self.stop: Callable[[], None] = lambda: None
+        self._begun = False
 
-    def begin(self, step: int) -> None:
-        """Training begins, or goes on from this rollout step."""
-        self.control, self.stop = TrainerControl(), lambda: None
+    def begin(self, step: int, model: Any, stop: Callable[[], None]) -> None:
+        """Training begins, or goes on from this rollout step; `stop` ends it. A run that takes the place of one that
+        lost processes is no new beginning for callbacks."""
+        self.stop, self._context = stop, {**self._context, "model": model}
         self.state.global_step = step
-        self.tell("on_train_begin")
+        if not self._begun:
+            self._begun, self.control = True, TrainerControl()
+            self.tell("on_train_begin")
+
+    def end(self) -> None:
+        """Training has ended, however it did; where it could not begin, nobody is told."""
+        if self._begun:
+            self._begun, self.stop = False, lambda: None
+            self.tell("on_train_end")
 
     def tell(self, event: str, **more: Any) -> None:
         """Call one method of every callback."""
@@ -65,16 +78,25 @@ class CallbackObserver:
         """See `Observer`."""
         self.view.evaluation(result)
         metrics = evaluation_metrics(result)
+        self.evaluated(metrics)
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """The run or `evaluate()` has measured the policy."""
         self._log(metrics)
         self.tell("on_evaluate", metrics=metrics)
+        name = self._arguments.metric_for_best_model
+        value = None if name is None else metrics.get(f"eval_{name.removeprefix('eval_')}")
+        if value is not None:
+            pick = max if self._arguments.greater_is_better else min
+            self.state.best_metric = value if self.state.best_metric is None else pick(value, self.state.best_metric)
 
     def note(self, message: str) -> None:
         """See `Observer`."""
-        self.view.note(message)
+        self.view.note(in_arguments(message))
 
     def alarm(self, message: str) -> None:
         """See `Observer`."""
-        self.view.alarm(message)
+        self.view.alarm(in_arguments(message))
 
     def _log(self, figures: Mapping[str, float]) -> None:
         self.state.log_history.append({**figures, "step": self.state.global_step})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
@@ -40,6 +41,7 @@ REFUSED = {
     "use_liger_kernel": "the output layer is computed in chunks anyway",
     "sync_ref_model": "set algorithm.kl.refresh_every in `settings`",
     "delta": "set algorithm.clip={kind: dual, ...} in `settings`",
+    "load_best_model_at_end": "the last policy is the result; the others of save_total_limit are in checkpoints/",
 }
 """Why the better-known other arguments of GRPOConfig are not taken, or what takes their place."""
 
@@ -122,6 +124,11 @@ class VAPOConfig:
     """Gradient steps between evaluations, or below 1 their share; None takes logging_steps."""
     logging_steps: float = 10
     """Every step is logged; here it is only what eval_steps falls back to."""
+    metric_for_best_model: str | None = None
+    """What transformers' EarlyStoppingCallback watches: `avg`, `pass/4`, `mean_length`, ... of the evaluations; needs
+    eval_strategy="steps"."""
+    greater_is_better: bool | None = None
+    """Whether more of it is better; None: yes, but for lengths and losses."""
     save_strategy: str = "steps"
     save_steps: float = 500
     """Gradient steps between checkpoints, or below 1 their share."""
@@ -193,9 +200,18 @@ class VAPOConfig:
                 f"per_device_train_batch_size x gradient_accumulation_steps = {self.minibatch} must divide the "
                 f"{self.samples} responses of a rollout step."
             )
+        if self.metric_for_best_model is not None and self.eval_strategy == "no":
+            raise ConfigError("metric_for_best_model is judged at evaluations: set eval_strategy='steps'.")
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "length", "ratio"))
         for name in ("eval_strategy", "save_strategy"):
             if (value := getattr(self, name)) not in ("no", "steps"):
                 raise ConfigError(f"{name}={value}: take 'steps' (with {name[:4]}_steps) or 'no'.")
+
+    @property
+    def load_best_model_at_end(self) -> bool:
+        """Callbacks ask for it; the last policy is the result."""
+        return False
 
     @property
     def trackers(self) -> list[str]:
@@ -303,6 +319,56 @@ class VAPOConfig:
         if other := sorted(given.keys() - {"dtype", "attn_implementation", "device_map"}):
             raise ConfigError(f"model_init_kwargs: {other[0]} is not taken; only dtype and trust_remote_code are.")
         return trusts
+
+
+ARGUMENTS = {
+    "trainer.actor_lr": "learning_rate",
+    "trainer.critic_lr": "critic_learning_rate",
+    "trainer.group_size": "num_generations",
+    "trainer.samples_per_step": "generation_batch_size",
+    "trainer.steps": "max_steps",
+    "trainer.pretraining_steps": "pretraining_steps",
+    "trainer.max_grad_norm": "max_grad_norm",
+    "trainer.weight_decay": "weight_decay",
+    "trainer.warmup_steps": "warmup_steps",
+    "rollout.max_response_tokens": "max_completion_length",
+    "rollout.temperature": "temperature",
+    "evaluation.samples_per_prompt": "num_generations_eval",
+    "algorithm.clip.low": "epsilon",
+    "algorithm.clip.high": "epsilon_high",
+    "algorithm.kl.coef": "beta",
+    "algorithm.optimization.epochs": "num_iterations",
+    "algorithm.alpha": "alpha",
+    "algorithm.k": "k",
+    "algorithm.preset": "method",
+    "model.critic": "critic",
+    "model.critic_kind": "critic_kind",
+    "model.dtype": "bf16",
+    "model.gradient_checkpointing": "gradient_checkpointing",
+    "task.right_at": "right_at",
+    "task.verifier": "reward_funcs",
+}
+"""The arguments whose settings have another name; `settings=` takes all others."""
+_SECTIONS = "trainer|rollout|evaluation|algorithm|model|task|guards|checkpoint|scale"
+_SETTING = re.compile(rf"\b(?:{_SECTIONS})\.[a-z_.]*[a-z_]\b")
+_RESUME = re.compile(r"vapo resume (?:'[^']*'|[^\s,;]+)")
+_LONGER = " --set trainer.steps=N"
+
+
+def in_arguments(message: str) -> str:
+    """A message of the run with the names that its user knows: those of arguments, and of the trainer's methods.
+
+    >>> in_arguments("Lower trainer.actor_lr or guards.patience.")
+    "Lower learning_rate or settings['guards']['patience']."
+    """
+
+    def named(match: re.Match[str]) -> str:
+        name = match[0]
+        path = "".join(f"[{part!r}]" for part in name.split("."))
+        return ARGUMENTS.get(name, f"settings{path}")
+
+    message = message.replace(_LONGER, " with a larger trainer.steps")
+    return _RESUME.sub("trainer.train(resume_from_checkpoint=True)", _SETTING.sub(named, message))
 
 
 def _absolute(steps: float, of: int) -> float:

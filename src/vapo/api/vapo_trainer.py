@@ -10,14 +10,13 @@ from dataclasses import replace
 from functools import partial, wraps
 from os import PathLike
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from vapo.api.callbacks import CallbackObserver, evaluation_metrics
-from vapo.api.trainer_config import VAPOConfig
+from vapo.api.trainer_config import VAPOConfig, in_arguments
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError, ModelError, StoppedError, VapoError, counted
 from vapo.models.loading import load_policy, load_tokenizer
@@ -27,10 +26,10 @@ from vapo.reports.live import LiveView
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve
 from vapo.session.evaluation import evaluate_model
-from vapo.session.exporting import whole_folder
 from vapo.session.layers import Layer, Source, file_layer, merge
 from vapo.session.run_dirs import check_folder
 from vapo.session.signals import carry_out
+from vapo.session.whole_folders import whole_folder
 from vapo.tasks.environments.channels import EnvironmentLimits
 from vapo.tasks.environments.given import players_of
 from vapo.tasks.environments.players import Players
@@ -177,14 +176,14 @@ class VAPOTrainer:
         """
         with LiveView() as self._observer.view:
             try:
-                if current_thread() is main_thread():
-                    carry_out(lambda: self._run(resume_from_checkpoint), self._finish)
-                else:
-                    self._finish(self._run(resume_from_checkpoint), lambda _: None)
+                carry_out(lambda: self._run(resume_from_checkpoint), self._finish)
             except AskedToStopError:
                 pass
+            except VapoError as error:
+                error.args = (in_arguments(str(error)), *error.args[1:])
+                raise
             finally:
-                self._observer.tell("on_train_end")
+                self._observer.end()
         self._model = None
         steps = [line for line in self.metrics if line.get("phase") == "train"]
         return {key: value for key, value in (steps[-1] if steps else {}).items() if isinstance(value, int | float)}
@@ -206,13 +205,13 @@ class VAPOTrainer:
             raise
 
     def _observe(self, run: Run) -> None:
-        """Let callbacks stop this run from now on."""
+        """Tell callbacks of this run from now on, and let them stop it."""
         self._asked = False
 
         def stop() -> None:
             self._asked = run.stop_requested = True
 
-        self._observer.stop = stop
+        self._observer.begin(run.state.step, getattr(run.policy, "model", None), stop)
 
     def _run(self, resume: bool | str | Path | None) -> Run:
         if not resume:
@@ -222,7 +221,6 @@ class VAPOTrainer:
                     "train(resume_from_checkpoint=True), or choose another folder."
                 )
             check_folder(self.output_dir)
-            self._observer.begin(0)
             self._keep_start()
             return lifecycle.begin(self.config, self.output_dir, self._observer, self.task)
         kept = checkpoint.names(self.output_dir / "checkpoints")
@@ -232,8 +230,6 @@ class VAPOTrainer:
                 f"resume_from_checkpoint={resume}: a run goes on in its own folder from its newest checkpoint, here "
                 f"{allowed[-1]}. Give True, or that one."
             )
-        newest = self.metrics[-1:]
-        self._observer.begin(int(newest[0]["step"]) if newest and newest[0]["phase"] == "train" else 0)
         settings = Layer(Source.OPTION, "VAPOConfig", self._settings)
         return lifecycle.resume(self.output_dir, self._observer, self.task, changes=[settings])
 
@@ -280,8 +276,7 @@ class VAPOTrainer:
         with LiveView() as view:
             result = evaluate_model(config, None, view, task=task)
         metrics = evaluation_metrics(result.summary())
-        self._observer.tell("on_evaluate", metrics=metrics)
-        self.log_history.append({**metrics, "step": self.state.global_step})
+        self._observer.evaluated(metrics)
         return metrics
 
     def save_model(self, output_dir: str | Path | None = None) -> None:

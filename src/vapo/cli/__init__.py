@@ -10,12 +10,13 @@ import typer
 from vapo.cli.branching import fork, pretrain_critic
 from vapo.cli.breaking import chaos
 from vapo.cli.comparing import ablate, compare
+from vapo.cli.completing import complete, completion
 from vapo.cli.diagnosing import doctor
 from vapo.cli.evaluating import evaluate
+from vapo.cli.exporting import export
 from vapo.cli.judging import critic
 from vapo.cli.listing import recipes, settings, tasks
 from vapo.cli.planning import check, plan
-from vapo.cli.publishing import export
 from vapo.cli.training import make_base, report, resume, train
 from vapo.cli.viewing import view
 from vapo.errors import ConfigError
@@ -49,8 +50,9 @@ def options(
 
 
 for command in (train, plan, check, resume, fork, pretrain_critic, export, evaluate, critic, report, view, doctor,
-                compare, ablate, recipes, settings, tasks, make_base, chaos):  # fmt: skip
+                compare, ablate, recipes, settings, tasks, make_base, chaos, completion):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
+app.command(hidden=True)(complete)
 
 
 def main() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from vapo.json_text import json_text
+
+if TYPE_CHECKING:
+    from vapo.trainer.observer import Observer
 
 SetOption = Annotated[
     list[str] | None,
@@ -18,6 +21,14 @@ SetOption = Annotated[
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+ObserverOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.py:CLASS",
+        help="Also tell this class of every step, evaluation and alarm: a subclass of vapo.Observer, made without "
+        "arguments.",
+    ),
+]
 
 
 def view_for(as_json: bool) -> Any:
@@ -25,6 +36,14 @@ def view_for(as_json: bool) -> Any:
     from vapo.reports.live import LiveView, SilentView
 
     return SilentView() if as_json else LiveView()
+
+
+def with_own(view: Observer, observer: str | None) -> Observer:
+    """The view, and the observer that the user named, if any."""
+    from vapo.session.own_observer import own_observer
+    from vapo.trainer.observer import Observers
+
+    return view if observer is None else Observers(view, [own_observer(observer)])
 
 
 def print_names(entries: dict[str, str], as_json: bool, heading: str, use: str) -> None:

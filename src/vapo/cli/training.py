@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
+from vapo.cli.closing import closing_words
+from vapo.cli.options import DebugOption, JsonOption, ObserverOption, SetOption, view_for, with_own
 from vapo.errors import command, counted
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
 
 if TYPE_CHECKING:
-    from vapo.reports.runfiles import RunFiles
     from vapo.session.config import Config
 
 
@@ -75,6 +73,7 @@ def train(
             "Implies --profile. Default: 1.",
         ),
     ] = None,
+    observer: ObserverOption = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check everything, print the resolved settings and their origins, and stop."),
@@ -87,6 +86,7 @@ def train(
     from vapo.session.layers import Layer, Source, option_layer, set_layer, source_layers
     from vapo.session.path_checks import check_paths
     from vapo.session.run_dirs import check_folder, default_run_dir
+    from vapo.tasks.verifiers.functions import check_function
     from vapo.trainer.profiler import check_steps
 
     layers = source_layers(source)
@@ -106,6 +106,8 @@ def train(
     check_folder(path)
     check_paths(config)
 
+    if observer is not None:
+        check_function(observer, "--observer")
     profiled = profile_steps or int(profile)
     if profiled:
         check_steps(config.sections.trainer.steps, profiled)
@@ -116,8 +118,9 @@ def train(
         _show_settings(config, as_json)
         return
     with view_for(as_json) as view:
-        begin = partial(lifecycle.begin, config, path, view)
-        restart = partial(lifecycle.resume, path, view)
+        told = with_own(view, observer)
+        begin = partial(lifecycle.begin, config, path, told)
+        restart = partial(lifecycle.resume, path, told)
         carry_out(
             lambda: lifecycle.profiled(begin(), profiled, view.show),
             lambda run, on_new: lifecycle.finish_through(run, restart, on_new),
@@ -126,7 +129,7 @@ def train(
     again += [part for text in set_ or [] for part in ("--set", text)]
     again += [part for option, value in (("--seed", seed), ("--steps", steps)) if value is not None
               for part in (option, str(value))]  # fmt: skip
-    _closing_words(path, as_json, again)
+    closing_words(path, as_json, again)
 
 
 def _show_settings(config: Config, as_json: bool) -> None:
@@ -156,6 +159,7 @@ def resume(
         bool,
         typer.Option("--allow-change", help="Accept settings that alter what a step does."),
     ] = False,
+    observer: ObserverOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -173,12 +177,12 @@ def resume(
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
     with view_for(as_json) as view:
-        restart = partial(lifecycle.resume, run, view)
+        restart = partial(lifecycle.resume, run, with_own(view, observer))
         carry_out(
             partial(restart, changes=changes, allow_change=allow_change),
             lambda resumed, on_new: lifecycle.finish_through(resumed, restart, on_new),
         )
-    _closing_words(run, as_json)
+    closing_words(run, as_json)
 
 
 def make_base(
@@ -226,69 +230,15 @@ def make_base(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], debug: DebugOption = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Write RUN/report.html again: curves, settings, evaluations, and the rollouts token by token."""
     from vapo.reports.page import write_report
 
-    Console().print(f"Report: {write_report(run)}")
-
-
-def _without_credit(words: Sequence[str]) -> list[str]:
-    """The words of a command without settings of the critic's credit: `--set algorithm.credit...`."""
-    kept: list[str] = []
-    for word in words:
-        if word.startswith(("algorithm.credit.", "algorithm.credit=")) and kept[-1:] == ["--set"]:
-            kept.pop()
-        else:
-            kept.append(word)
-    return kept
-
-
-def _nothing_to_learn(run: RunFiles) -> str:
-    """Why the run's methods cannot be compared, if its responses were all wrong or all right from the first step on."""
-    from vapo.metrics import Phase
-    from vapo.trainer import outcomes
-
-    steps = run.phase(Phase.TRAIN) or run.phase(Phase.PRETRAIN)
-    verdicts = Counter[str]()
-    for figures in steps:
-        verdicts.update(outcomes.tally_of(figures))
-    whole = f"in all {len(steps)} steps" if len(steps) > 1 else "in the only step"
-    return outcomes.lesson(verdicts, whole) if outcomes.sameness(verdicts) else ""
-
-
-def _closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None:
-    """Print accuracy before and after, the output files, and other methods to try with the command `again`."""
-    from vapo.reports.live import best_effort_console
-    from vapo.reports.runfiles import read_run
-    from vapo.reports.tables import before_after_table
-    from vapo.session.run_dirs import load_run_config
-
-    run = read_run(path)
-    evaluations = run.evaluations
-    critic = (path / "critic").is_dir()
+    page = write_report(run)
     if as_json:
-        shown = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in evaluations]
-        print(json_text({"run": str(path), "evaluations": shown}))
+        print(json_text({"run": str(run), "report": str(page)}))
         return
-    adapter = path / "policy_adapter"
-    lines = [
-        f"Curves    {path / 'curves.png'}",
-        f"Report    {path / 'report.html'}  (open it: every token, coloured by {'value' if critic else 'advantage'})",
-        f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)",
-        *([f"Adapter   {adapter}  (PeftModel.from_pretrained)"] if adapter.is_dir() else []),
-        f"Measure   {command('eval', path)}  (32 samples a problem, the paper's protocol)",
-    ]
-    if lesson := _nothing_to_learn(run):
-        lines += ["", lesson]
-    elif again:
-        again = _without_credit(again) if critic else again  # GRPO has no such fields
-        others = ["--preset grpo" if critic else "--preset vapo"]
-        config = load_run_config(path)
-        if config.algorithm.pretrains and not config.without and not config.changed:
-            others.append(f"--preset {config.preset} --without value-pretraining")
-        lines += ["", "Next, see what the critic is worth:", *(f"  {command(*again)} {other}" for other in others)]
-    console = best_effort_console()
-    console.print(before_after_table(evaluations))
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    Console().print(f"Report: {page}")

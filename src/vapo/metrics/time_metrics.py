@@ -40,8 +40,12 @@ TIME_ROWS = (
         "`evaluations.jsonl`, and not in the time of a step", "s", phases=PRETRAIN,
     ),
     Metric(
+        "throughput/tokens_per_s", "response tokens sampled per second of the whole step", "tokens/s", short="tok/s",
+        phases=BOTH,
+    ),
+    Metric(
         "throughput/rollout_tokens_per_s", "response tokens sampled per second of sampling", "tokens/s",
-        short="tok/s", phases=BOTH,
+        short="sampler tok/s", phases=BOTH,
     ),
     Metric(
         "throughput/update_tokens_per_s", "response tokens learned from per second of gradient steps", "tokens/s",

@@ -62,7 +62,7 @@ def _read_shards(
     if type(model).__name__ != saved_as:
         raise ModelError(
             f"{folder} holds shards of a {saved_as}, which cannot be read as {type(model).__name__}. Make an ordinary "
-            f"folder of them first: vapo export {folder} FOLDER"
+            f"folder of them first: vapo export {folder} --dtype float32 --out FOLDER"
         )
     if (folder / GENERATION_CONFIG_NAME).exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)

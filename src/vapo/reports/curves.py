@@ -19,7 +19,7 @@ from vapo.errors import counted
 from vapo.metrics import SHARE, Phase, metric_called
 from vapo.reports.palette import LIGHT, Palette
 from vapo.reports.runfiles import RunFiles, column, number, read_run
-from vapo.reports.style import as_png, as_svg, frame
+from vapo.reports.style import NotebookFigure, as_png, as_svg, frame
 
 TIMES = ("time/rollout", "time/verify", "time/score", "time/update")
 _COLUMNS = 3
@@ -52,7 +52,7 @@ def curves_figure(run: RunFiles, palette: Palette = LIGHT, *, heading: bool = Tr
     num_rows = max(1, math.ceil((len(panels) + 2) / _COLUMNS))
     above = 0.98 if heading else 0.35
     height = above + 2.15 * num_rows
-    figure = Figure(figsize=(10.0, height), dpi=120, facecolor=palette.paper)
+    figure = NotebookFigure(figsize=(10.0, height), dpi=120, facecolor=palette.paper)
     grid = figure.add_gridspec(
         num_rows,
         _COLUMNS,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 import unicodedata
 
 NOTHING = "–"
@@ -103,3 +105,23 @@ def one_line(text: object) -> str:
     """
     safe = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
     return " ".join(safe.split())
+
+
+_COMMAND = re.compile(r"(?<=: )vapo [a-z-]+( \S+)+$")
+
+
+def folded(text: str, width: int) -> str:
+    """A message in lines of at most `width` characters, broken between words. A command at its end stays in one line,
+    so that it can be copied.
+
+    >>> folded("Saved at step 7. Go on with: vapo resume runs/a-long-name", 24)
+    'Saved at step 7. Go on\\nwith:\\nvapo resume runs/a-long-name'
+    """
+    found = _COMMAND.search(text)
+    if len(text) <= width or width < 20:
+        return text
+    body = text[: found.start()].rstrip() if found else text
+    lines = textwrap.wrap(body, width, break_long_words=False, break_on_hyphens=False)
+    if found and len(lines[-1]) + 1 + len(found[0]) <= width:
+        return "\n".join([*lines[:-1], f"{lines[-1]} {found[0]}"])
+    return "\n".join([*lines, *([found[0]] if found else [])])

@@ -1,8 +1,8 @@
 """Show a running run in the terminal.
 
 The trainer calls `phase`, `progress`, `step`, `note`, `alarm` and `evaluation`; a view shows them. A terminal gets a
-panel at the bottom, with notes scrolling above it. Files and pipes get one plain line per step, at most one every two
-seconds, without control codes. `SilentView` shows nothing.
+panel at the bottom, with notes scrolling above it; a notebook, HTML that is updated. Files and pipes get one plain
+line per step, without control codes. `SilentView` shows nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from rich.text import Text
 
 from vapo.errors import counted
 from vapo.metrics import metric_called
-from vapo.reports.formatting import NOTHING, duration, figure, interval, one_line, percent, short_count
-from vapo.reports.progress import SPEED, Progress, evaluation_line, sparkline
+from vapo.reports.formatting import NOTHING, duration, figure, folded, interval, one_line, percent, short_count
+from vapo.reports.notebook_screen import NotebookScreen
+from vapo.reports.progress import SAMPLER_SPEED, SPEED, Progress, evaluation_line, sparkline
 from vapo.reports.runfiles import Record, number
+from vapo.trainer.observer import Observer
 
-_STEP_LINE_EVERY_S = 2.0  # shortest time between two plain lines about steps
 _PROGRESS_LINE_EVERY_S = 15.0  # shortest time between two plain lines about progress within a step
 _SPARK_WIDTH = 28
 
@@ -72,8 +73,8 @@ def best_effort_console() -> Console:
     return Console(file=cast(TextIO, BestEffortStream(sys.stdout)))
 
 
-class SilentView:
-    """A view that shows nothing: for tests, libraries and `--quiet`."""
+class SilentView(Observer):
+    """A view that shows nothing: for tests, libraries and JSON output."""
 
     def __enter__(self) -> Self:
         return self
@@ -81,26 +82,8 @@ class SilentView:
     def __exit__(self, *exception: object) -> None:
         return None
 
-    def phase(self, name: str, done: int, total: int) -> None:
-        """Ignore a phase."""
-
-    def progress(self, what: str, done: int, total: int | None) -> None:
-        """Ignore progress within a step."""
-
-    def step(self, metrics: Record) -> None:
-        """Ignore a step."""
-
-    def note(self, message: str) -> None:
-        """Ignore a note."""
-
     def show(self, text: str) -> None:
         """Ignore a text."""
-
-    def alarm(self, message: str) -> None:
-        """Ignore an alarm."""
-
-    def evaluation(self, result: Record) -> None:
-        """Ignore an evaluation."""
 
 
 class NotesOnStderr(SilentView):
@@ -132,12 +115,8 @@ class LiveView:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         console = console or best_effort_console()
-        # with FORCE_COLOR rich treats any file as a terminal; a panel needs a real one
-        live = console.file.isatty() and console.is_interactive and not console.is_jupyter
         self._state = Progress(clock)
-        self._screen: _Screen = (
-            _PanelScreen(console, title, self._state) if live else _LineScreen(console, title, self._state, clock)
-        )
+        self._screen = _screen(console, title, self._state, clock)
 
     def __enter__(self) -> Self:
         self._screen.open()
@@ -204,6 +183,16 @@ class _Screen(Protocol):
     def progressed(self) -> None: ...
 
 
+def _screen(console: Console, title: str, state: Progress, clock: Callable[[], float]) -> _Screen:
+    """The screen that suits the console."""
+    if console.is_jupyter:
+        return NotebookScreen(title, state, clock)
+    # with FORCE_COLOR rich treats any file as a terminal; a panel needs a real one
+    if console.file.isatty() and console.is_interactive:
+        return _PanelScreen(console, title, state)
+    return _LineScreen(console, title, state, clock)
+
+
 class _LineScreen:
     """Prints plain lines, for log files and pipes."""
 
@@ -211,28 +200,20 @@ class _LineScreen:
         self.lock = RLock()
         self._console, self._title, self._state, self._clock = console, title, state, clock
         self._last_line_at = -math.inf
-        self._unprinted_step = False
 
     def open(self) -> None:
         self.print(one_line(self._title), "")
 
     def close(self) -> None:
-        if self._unprinted_step:
-            self.stepped(due=True)
+        pass
 
     def print(self, line: str, style: str) -> None:
         # the style is ignored, so that FORCE_COLOR puts no control codes into a log file
         self._console.print(Text(line), soft_wrap=True)
 
-    def stepped(self, due: bool = False) -> None:
-        first_or_last = self._state.done <= 1 or self._state.done >= self._state.total
-        now = self._clock()
-        if due or first_or_last or now - self._last_line_at >= _STEP_LINE_EVERY_S:
-            self._last_line_at = now
-            self.print(self._state.step_line(), "")
-            self._unprinted_step = False
-        else:
-            self._unprinted_step = True
+    def stepped(self) -> None:
+        self._last_line_at = self._clock()
+        self.print(self._state.step_line(), "")
 
     def progressed(self) -> None:
         now = self._clock()
@@ -259,7 +240,7 @@ class _PanelScreen:
         self._live.stop()
 
     def print(self, line: str, style: str) -> None:
-        self._console.print(Text(line, style=style), soft_wrap=True)
+        self._console.print(Text(folded(line, self._console.width), style=style), soft_wrap=True)
 
     def stepped(self) -> None:
         pass  # the next refresh shows it
@@ -303,7 +284,14 @@ def panel(state: Progress, title: str) -> Panel:
             ("entropy", figure(number(m.get("entropy")))),
         ),
     )
-    row(SPEED, short_count(state.tokens_per_second), beside(("num_samples", short_count(number(m.get("num_samples"))))))
+    row(
+        SPEED,
+        short_count(state.tokens_per_second),
+        beside(
+            (SAMPLER_SPEED, short_count(number(m.get(SAMPLER_SPEED)))),
+            ("num_samples", short_count(number(m.get("num_samples")))),
+        ),
+    )
     if state.last_evaluation:
         rows.add_row("held-out", figure(number(state.last_evaluation.get("avg"))), _held_out(state))
     alarm = Text()

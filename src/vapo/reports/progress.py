@@ -16,7 +16,7 @@ from vapo.reports.formatting import NOTHING, duration, figure, interval, one_lin
 from vapo.reports.runfiles import Record, number
 
 _RECENT_STEPS = 10
-SPEED = "throughput/rollout_tokens_per_s"
+SPEED, SAMPLER_SPEED = "throughput/tokens_per_s", "throughput/rollout_tokens_per_s"
 _BARS = "▁▂▃▄▅▆▇█"
 _PHASES = {phase.value: phase for phase in Phase}
 
@@ -121,12 +121,13 @@ class Progress:
             self._explained_key: figure(self.value_figures[0]),
             self._value_loss_key: figure(self.value_figures[1]),
             SPEED: short_count(self.tokens_per_second),
+            SAMPLER_SPEED: short_count(number(m.get(SAMPLER_SPEED))),
         }
         return [(metric_called(key).short, text) for key, text in texts.items() if text != NOTHING]
 
     @property
     def tokens_per_second(self) -> float:
-        """Response tokens sampled per second in the last step."""
+        """Response tokens of the last step, per second of all of it."""
         return number(self.metrics.get(SPEED))
 
     def activity_text(self) -> str:

@@ -26,6 +26,22 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows, also where pyplot was not loaded."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        with mpl.rc_context(_STYLE):
+            FigureCanvasAgg(self).print_png(buffer)
+        return buffer.getvalue()
+
+
+def in_style(figure: Callable[[], Figure]) -> Figure:
+    """The figure, made with the style of all others."""
+    with mpl.rc_context(_STYLE):
+        return figure()
+
+
 def as_png(figure: Callable[[], Figure], path: str | Path) -> None:
     """Draw the figure into a PNG."""
     with mpl.rc_context(_STYLE):

@@ -45,7 +45,7 @@ def assemble(config: Config, inputs: Inputs, observer: Observer, run_dir: Path) 
     shares_device(config)  # raises before anything is loaded
     if config.sections.scale.backend == "local":
         return _assembled(config, inputs, observer, run_dir, None)
-    cluster = start_cluster(config, observer.alarm)
+    cluster = start_cluster(config, observer)
     try:
         return _assembled(config, inputs, observer, run_dir, cluster)
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,8 +50,15 @@ def _wrong_value(key: str, problem: Any) -> ConfigError:
         name = name.rpartition(".")[0]
     if name not in known:
         return ConfigError(f"{key} takes {expected([problem])}, got {got}. `vapo settings {key}` lists what there is.")
+    takes, given = _takes(known[name]), problem.get("input")
+    if problem["type"] == "literal_error" and isinstance(given, str):
+        choices = re.findall(r"'([^']*)'", str(problem["ctx"]["expected"]))
+        where = f"takes some of {', '.join(choices)}, got {got} in it" if name != key else f"takes {takes}, got {got}"
+        return ConfigError(f"{name} {where}{suggestion(given, choices)} See: {command('settings', name)}")
+    if known[name].type.startswith("list") and isinstance(given, str):
+        got += f": write a list, [{given}]"
     inside = " in it" if name != key else ""
-    return ConfigError(f"{name} takes {_takes(known[name])}, got {got}{inside}. See: {command('settings', name)}")
+    return ConfigError(f"{name} takes {takes}, got {got}{inside}. See: {command('settings', name)}")
 
 
 def _takes(setting: Setting) -> str:

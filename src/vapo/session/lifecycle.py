@@ -88,15 +88,6 @@ def with_task(config: Config, task: Task | None) -> Config:
     return replace(config, sections=sections, origins=origins)
 
 
-def carry_out_new(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
-    """Build and carry out a new run; ends with policy/, critic/, report.html and curves.png in its folder.
-
-    Of a network with adapters, policy_adapter/ or critic_adapter/ lies beside the merged model.
-    """
-    run = begin(with_task(config, task), run_dir, observer, task)
-    return finish_through(run, partial(resume, run_dir, observer, task))
-
-
 def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None = None) -> Run:
     """A new run, ready for `finish`; its folder begins once everything has loaded."""
     check_folder(run_dir)
@@ -359,7 +350,10 @@ def _end_processes(run: Run) -> None:
 
 
 def finish(run: Run, *, report: bool = True) -> Run:
-    """Train to the end; write the models and, with `report`, the curves and the report."""
+    """Train to the end; write policy/ and critic/ and, with `report`, curves.png and report.html.
+
+    Of a network with adapters, policy_adapter/ or critic_adapter/ lies beside the merged model.
+    """
     guards, path, failed = run.guards, run.folder.path, True
     try:
         if guards.watchdog:

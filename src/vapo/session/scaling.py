@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def threads_of_each(scale: ScaleConfig, parameters: int, processes: int) -> int:
     return threads if scale.threads else max(1, threads * scale.nodes // processes)
 
 
-def start_cluster(config: Config, on_alarm: Callable[[str], None]) -> Cluster:
+def start_cluster(config: Config, observer: Observer) -> Cluster:
     """The cluster that the run uses; close it in the end. Raises ConfigError if it cannot be had."""
     placement_of(config)
     scale = config.sections.scale
@@ -82,7 +82,9 @@ def start_cluster(config: Config, on_alarm: Callable[[str], None]) -> Cluster:
         address=scale.address,
         restarts=scale.restarts,
     )
-    return Cluster(wanted, on_alarm)
+    where = f"joining Ray at {scale.address}" if scale.address else "starting Ray on this machine"
+    observer.note(f"{where}, for {wanted.processes} processes; this takes several seconds")
+    return Cluster(wanted, observer.alarm)
 
 
 def start_engines(

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable
+from threading import current_thread, main_thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vapo.errors import ConfigError, StoppedError, VapoError
+from vapo.reports.formatting import folded
 
 if TYPE_CHECKING:
     from vapo.trainer.run import Run
@@ -87,14 +89,19 @@ def _print_error(error: VapoError) -> None:
 def _print(text: str) -> None:
     # stderr may be a file on the full disk, or a closed pipe, for which rich exits; keep the exit code
     with contextlib.suppress(OSError, SystemExit):
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(folded(text, console.width) if console.is_terminal else text)
 
 
 def carry_out(prepare: Callable[[], Run], finish: Callable[[Run, Callable[[Run], None]], object]) -> None:
     """Prepare a run and finish it. SIGTERM, SIGHUP and the first Ctrl-C save and stop; the second Ctrl-C quits.
 
-    `finish` gets the run, and a function to call with a run that takes its place.
+    `finish` gets the run, and a function to call with a run that takes its place. In another thread than the main one
+    signals go where they went before: only the main thread may set their handlers.
     """
+    if current_thread() is not main_thread():
+        finish(prepare(), lambda _: None)
+        return
     interrupted, stopping, run = False, False, None
     early = StoppedError(
         "Stopped before the run went on; nothing is lost. Start it again, or resume it if it has a folder."

@@ -44,7 +44,8 @@ class Clock:
     def figures(self, *, sampled_tokens: int, learned_tokens: int, matrix_rate: float) -> dict[str, float]:
         """`time/*`, `step_time` in seconds; `throughput/*` in tokens per second; `mfu/*`; `memory/*` on a GPU."""
         figures = {f"time/{what}": seconds for what, seconds in self.seconds.items()}
-        figures["step_time"] = time.perf_counter() - self.started
+        figures["step_time"] = whole = time.perf_counter() - self.started
+        figures["throughput/tokens_per_s"] = sampled_tokens / whole
         if seconds := self.seconds.get("rollout"):
             figures["throughput/rollout_tokens_per_s"] = sampled_tokens / seconds
         if seconds := self.seconds.get("update"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vapo.algo.method import Algorithm
 from vapo.errors import DivergedError, counted
 from vapo.metrics import METRICS
 from vapo.trainer import outcomes, snapshot
@@ -115,14 +116,21 @@ def _with_advice(figure: str, metric: str) -> str:
 
 
 def new_alarms(
-    figures: Mapping[str, Any], state: State, settings: GuardSettings, *, kept: int = 0, wanted: int = 0
+    figures: Mapping[str, Any],
+    state: State,
+    settings: GuardSettings,
+    *,
+    kept: int = 0,
+    wanted: int = 0,
+    algorithm: Algorithm | None = None,
 ) -> dict[str, str]:
     """The messages of the alarms that this step raises, by name; updates streaks and gradient norms in the state.
 
     A metric raises its alarm after `guards.patience` bad steps in a row; an alarm `at_once` and a gradient spike need
     one. A streak of bad steps raises its alarm once. `kept` of `wanted` responses of the step carry a signal.
+    `algorithm` says whether outcomes are verdicts (None) or scores.
     """
-    raised = _same_outcomes(figures, state, settings)
+    raised = _same_outcomes(figures, state, settings, algorithm)
     for alarm in ALARMS:
         metric = alarm.rather if alarm.rather in figures else alarm.metric
         value = _figure(figures, metric)
@@ -154,14 +162,17 @@ def _figure(figures: Mapping[str, Any], metric: str) -> float:
     return math.nan if found is None else float(found)
 
 
-def _same_outcomes(figures: Mapping[str, Any], state: State, settings: GuardSettings) -> dict[str, str]:
-    """The alarm for `same_outcome_steps` steps in a row whose responses are all wrong, or all right, if it is due.
+def _same_outcomes(
+    figures: Mapping[str, Any], state: State, settings: GuardSettings, algorithm: Algorithm | None
+) -> dict[str, str]:
+    """The alarm for `same_outcome_steps` steps in a row in which no outcome differs from another, if it is due.
 
     Adds the counts of these steps up in the state.
     """
     step = outcomes.tally_of(figures)
-    same = outcomes.sameness(step)
-    for name in (outcomes.NOTHING_RIGHT, outcomes.NOTHING_WRONG):
+    scored = algorithm if algorithm is not None and algorithm.reward.by == "score" else None
+    same = outcomes.sameness_of_scores(figures, step, scored) if scored else outcomes.sameness(step)
+    for name in outcomes.SAMENESS:
         state.streaks[name] = state.streaks.get(name, 0) + 1 if name == same else 0
     if same is None:
         state.verdicts = {}
@@ -170,7 +181,10 @@ def _same_outcomes(figures: Mapping[str, Any], state: State, settings: GuardSett
     state.verdicts = {key: before.get(key, 0) + count for key, count in step.items()}
     if state.streaks[same] != settings.same_outcome_steps:
         return {}
-    return {same: outcomes.lesson(state.verdicts, f"in {counted(settings.same_outcome_steps, 'step')}")}
+    where = f"in {counted(settings.same_outcome_steps, 'step')}"
+    if scored:
+        return {same: outcomes.lesson_of_scores(same, state.verdicts, where, _figure(figures, "reward"))}
+    return {same: outcomes.lesson(state.verdicts, where)}
 
 
 def apply_alarms(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = True) -> bool:

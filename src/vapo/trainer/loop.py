@@ -125,7 +125,8 @@ def train_step(run: Run) -> None:
     figures |= clock.figures(sampled_tokens=rollout.num_tokens, learned_tokens=learned, matrix_rate=run.matrix_rate)
     run.log({"phase": Phase.TRAIN, "step": state.step, **figures})
     kept, wanted = len(rollout.kept), algorithm.sampling.samples
-    if apply_alarms(run, new_alarms(figures, state, run.guards, kept=kept, wanted=wanted)):
+    alarms = new_alarms(figures, state, run.guards, kept=kept, wanted=wanted, algorithm=algorithm)
+    if apply_alarms(run, alarms):
         return
     snapshot.save_if_due(run, state.step)
 
@@ -150,7 +151,8 @@ def evaluate_policy(run: Run) -> None:
     state.evaluated = state.step
     run.folder.evaluation(result)
     run.observer.evaluation(result)
-    if label == EvaluationLabel.BEFORE and (same := outcomes.sameness(result["verdicts"])):
+    same = outcomes.sameness(result["verdicts"])
+    if label == EvaluationLabel.BEFORE and same and run.algorithm.reward.by == "verdict":
         run.alarm(outcomes.lesson(result["verdicts"], "before training"), name=same)
 
 

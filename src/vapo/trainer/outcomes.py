@@ -1,4 +1,4 @@
-"""Counts of verdicts as metrics, and the message for steps where every response is wrong, or every one right."""
+"""Counts of verdicts as metrics, and the message for steps in which no outcome differs from another."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from vapo.algo.method import Algorithm
 from vapo.errors import counted
 from vapo.metrics import METRICS
 from vapo.types import KINDS, Episode
 
-NOTHING_RIGHT, NOTHING_WRONG = "nothing right", "nothing wrong"
+NOTHING_RIGHT, NOTHING_WRONG, EQUAL_SCORES = "nothing right", "nothing wrong", "equal scores"
+SAMENESS = (NOTHING_RIGHT, NOTHING_WRONG, EQUAL_SCORES)
+EQUAL = 1e-6
+"""Outcomes of no larger standard deviation are equal: it is rounding."""
 WHY = (*KINDS, "cut_off")
 """Why responses are wrong. A response has one of the kinds, and may be cut off besides."""
 _FIGURES = {"mean": fmean, "std": pstdev}
@@ -67,6 +71,34 @@ def sameness(tally: Mapping[str, int]) -> str | None:
     if not tally["responses"]:
         return None
     return {0: NOTHING_RIGHT, tally["responses"]: NOTHING_WRONG}.get(tally["right"])
+
+
+def sameness_of_scores(figures: Mapping[str, Any], tally: Mapping[str, int], algorithm: Algorithm) -> str | None:
+    """`sameness` of a step whose outcomes are scores: EQUAL_SCORES; or NOTHING_RIGHT and NOTHING_WRONG where the method
+    also asks what is right, for the LM loss or dynamic sampling."""
+    if not tally["responses"]:
+        return None
+    if (figures.get("reward_std") or 0.0) <= EQUAL:
+        return EQUAL_SCORES
+    asks = algorithm.positive_lm > 0 or algorithm.sampling.refill_rounds > 0
+    return sameness(tally) if asks else None
+
+
+def lesson_of_scores(same: str, tally: Mapping[str, int], where: str, mean: float) -> str:
+    """`lesson` where outcomes are scores; `mean` is the last step's."""
+    count = tally["responses"]
+    if same == EQUAL_SCORES:
+        return (
+            f"The {counted(count, 'response')} {where} have equal outcomes, {mean:.3g} in the last step: nothing to "
+            "learn. Look in the rollouts at what the reward functions (task.verifier) are given; take other problems, "
+            "or another model."
+        )
+    share, change = ("0 of", "Lower") if same == NOTHING_RIGHT else ("All", "Raise")
+    return (
+        f"{share} {counted(count, 'response')} {where} count as right, though their scores differ (mean {mean:.3g}). "
+        "The policy learns from the scores; the LM loss on right responses and dynamic sampling need some that are "
+        f"right and some that are not. {change} task.right_at, the score from which a response is right."
+    )
 
 
 def lesson(tally: Mapping[str, int], where: str) -> str:

@@ -61,7 +61,7 @@ def pretrain_critic(run: Run) -> None:
         again = replays or credit.critic_updates > 1
         cache = FeatureCache(run.policy, run.feature_bytes if again else 0)
         heldout = cache.with_features(heldout)  # judged after every step
-    same = outcomes.sameness(verdicts)
+    same = outcomes.sameness(verdicts) if run.algorithm.reward.by == "verdict" else None
     if same and state.pretrain_step == 0 and run.settings.steps == 0:  # no evaluation raised this alarm
         run.alarm(outcomes.lesson(verdicts, "to held-out prompts"), name=same)
     pool = ReplayPool(run.folder.path, run.alarm) if replays else None
@@ -181,7 +181,7 @@ def _pretraining_step(
     )
     run.log(metrics)
     # A rollback would sample the same responses again: the policy is fixed.
-    apply_alarms(run, new_alarms(metrics, state, run.guards), may_roll_back=False)
+    apply_alarms(run, new_alarms(metrics, state, run.guards, algorithm=run.algorithm), may_roll_back=False)
     if pool is not None:
         pool.add(batch)  # before the checkpoint, which counts on it
     snapshot.save_if_due(run, state.pretrain_step)

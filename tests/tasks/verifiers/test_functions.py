@@ -40,6 +40,17 @@ def test_unknown_parameter_names_are_not_filled_by_position():
     assert verdict.reason.startswith("the verifier asks for 'gold'")
 
 
+def test_verls_functions_get_the_arguments_of_verl():
+    def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+        return {"score": 0.5 if (data_source, solution_str, ground_truth) == ("sums", "x", "4") else 0.0, "acc": True}
+
+    prompt = replace(PROMPT, columns={"data_source": "sums"})
+    assert adapted(compute_score)(prompt, "x").score == 0.5
+    assert adapted(lambda solution_str, ground_truth, extra_info: extra_info is None)(PROMPT, "x").right
+    reason = adapted(compute_score)(PROMPT, "x").reason
+    assert reason.startswith("the verifier asks for 'data_source'")
+
+
 def test_trl_functions_get_the_columns_unchanged():
     columns = {"prompt": "How many?", "answer": "3+4\n#### 7"}
     row = Prompt("p", ({"role": "user", "content": "How many?"},), "7", columns=columns)

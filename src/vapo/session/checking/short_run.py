@@ -17,14 +17,14 @@ from vapo.session import lifecycle
 from vapo.session.checking.finding import Finding, error, of_error, ok, warning
 from vapo.session.config import Config, resolve
 from vapo.session.layers import file_layer, set_layer
-from vapo.trainer.outcomes import NOTHING_RIGHT, NOTHING_WRONG
+from vapo.trainer.outcomes import SAMENESS
 from vapo.trainer.pretrain import NOT_READY
 from vapo.trainer.record import EVENTS
 
 NAME = "two steps, save and resume"
 GROUPS = 2
 """Prompts of a step; a method without groups gets four."""
-OF_FEW = (NOTHING_RIGHT, NOTHING_WRONG, NOT_READY)
+OF_FEW = (*SAMENESS, NOT_READY)
 """Alarms that so few responses bring about by themselves."""
 
 

@@ -37,8 +37,9 @@ def load_verifier(name: str, *, right_at: float = RIGHT_AT, **options: Any) -> V
     `name` is `math`, `reasoning-gym`, `exact`, an entry point of the group `vapo.verifiers`,
     `package.module:function` or `path/to/file.py:function`. The function's parameters are any of `prompt` (a
     `vapo.types.Prompt`), `response`, `answer` and the columns of the data set; or two positional ones, prompt and
-    response; or those of a TRL reward function (see `RewardFunction`). It returns a `Verdict`, a bool, or a score,
-    which is right if it is at least `right_at`; None, nan and infinity give an invalid verdict.
+    response; or those of a TRL reward function (see `RewardFunction`) or of verl's `compute_score` (`data_source`,
+    `solution_str`, `ground_truth`, `extra_info`). It returns a `Verdict`, a bool, a score, or a dict with its `score`;
+    a score is right if it is at least `right_at`; None, nan and infinity give an invalid verdict.
 
     Raises ConfigError if there is no such function.
     """
@@ -81,6 +82,7 @@ def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifie
     parameters = inspect.signature(function).parameters
     if any(name in parameters for name in TRL_PARAMETERS):
         return RewardFunction(function, right_at)
+    verl = "solution_str" in parameters
     takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = {p.name for p in parameters.values() if p.default is p.empty and p.name in named}
@@ -93,6 +95,8 @@ def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifie
         if unnamed:
             return to_verdict(function(prompt, response), right_at)
         values = {**prompt.columns, "prompt": prompt, "response": response, "answer": prompt.answer}
+        if verl:
+            values = {"extra_info": None, **values, "solution_str": response, "ground_truth": prompt.answer}
         if missing := sorted(needed - values.keys()):
             return Verdict("invalid", f"the verifier asks for {missing[0]!r}; there are: {', '.join(sorted(values))}")
         arguments = values if takes_rest else {key: value for key, value in values.items() if key in parameters}
@@ -107,6 +111,8 @@ def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
         result = asyncio.run(result)
     if isinstance(result, list | tuple) and len(result) == 1:
         result = result[0]
+    if isinstance(result, dict) and "score" in result:  # as verl's functions return it
+        result = result["score"]
     if isinstance(result, Verdict):
         return result
     if result is None:

@@ -11,36 +11,15 @@ from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from vapo.errors import ConfigError, ModelError
+from vapo.errors import ModelError
 from vapo.models.loaded import check_complete, read_model
 from vapo.models.loading import load_config, load_critic, load_policy, read_tokenizer
-from vapo.models.model_source import ADAPTER_CONFIG, MODEL_CONFIG, check_source
+from vapo.models.model_source import ADAPTER_CONFIG, MODEL_CONFIG
 from vapo.models.saving import save_model
 from vapo.models.shards import is_in_shards
 from vapo.models.side import SideModel, is_side_critic
-from vapo.session.evaluated_run import find_model, is_run, run_of
+from vapo.session.evaluated_run import run_of
 from vapo.session.run_dirs import load_run_config
-
-NETWORKS = ("policy", "critic")
-
-
-def networks_of(source: Path) -> dict[str, Path]:
-    """The folders of the networks in a run, in a checkpoint, or in one network's folder, by name.
-
-    A run that has not ended gives those of its newest healthy checkpoint. Raises ConfigError or ModelError if there is
-    nothing to read.
-    """
-    if is_run(source):
-        source = Path(find_model(str(source)).folder).parent
-    found = {name: source / name for name in NETWORKS if _holds_model(source / name)}
-    if not found:
-        check_source(source, "network")
-        if not _holds_model(source):
-            raise ConfigError(
-                f"{source} is no folder. Give a run, one of its checkpoints, or a network's folder in it."
-            )
-        found = {source.name: source}
-    return found
 
 
 def export(source: Path, folder: Path) -> None:
@@ -52,9 +31,10 @@ def export(source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def whole_folder(source: Path) -> Iterator[Path]:
-    """Within: a network's folder, or where it is in shards a copy of it as an ordinary folder."""
-    if not is_in_shards(source):
+def whole_folder(source: Path, *, merged: bool = False) -> Iterator[Path]:
+    """Within: a network's folder, or where it is in shards a copy of it as an ordinary folder; with `merged` also where
+    it holds adapters."""
+    if not is_in_shards(source) and not (merged and (source / ADAPTER_CONFIG).exists()):
         yield source
         return
     with TemporaryDirectory() as folder:
@@ -85,7 +65,3 @@ def _tokenizer(source: Path, trust: bool) -> PreTrainedTokenizerBase | None:
 def _adapts_critic(source: Path) -> bool:
     """Whether a folder of adapters has a critic's head beside them."""
     return bool(json.loads((source / ADAPTER_CONFIG).read_text()).get("modules_to_save"))
-
-
-def _holds_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (MODEL_CONFIG, ADAPTER_CONFIG))

@@ -1,0 +1,121 @@
+"""What `vapo train` and `vapo resume` print at the end: the scores, the files, and what to do next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vapo.errors import command, counted
+from vapo.json_text import json_text
+
+if TYPE_CHECKING:
+    from vapo.reports.runfiles import Record, RunFiles
+
+
+def closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None:
+    """Print accuracy before and after, the output files, and what to do next; `again` is the command of the run."""
+    from vapo.reports.live import best_effort_console
+    from vapo.reports.runfiles import read_run
+    from vapo.reports.tables import before_after_table
+
+    run = read_run(path)
+    critic = (path / "critic").is_dir()
+    if as_json:
+        shown = [{k: v for k, v in e.items() if k not in ("right", "valid")} for e in run.evaluations]
+        print(json_text({"run": str(path), "evaluations": shown}))
+        return
+    adapter = path / "policy_adapter"
+    lines = [
+        f"Curves    {path / 'curves.png'}",
+        f"Report    {path / 'report.html'}  (tokens coloured by {'value' if critic else 'advantage'})",
+        f"Model     {path / 'policy'}  (AutoModelForCausalLM.from_pretrained)",
+        *([f"Adapter   {adapter}  (PeftModel.from_pretrained)"] if adapter.is_dir() else []),
+        f"Measure   {command('eval', path)}  (32 samples a problem)",
+        "",
+        *_next(run, again),
+    ]
+    console = best_effort_console()
+    console.print(before_after_table(run.evaluations))
+    console.print("\n".join(lines).rstrip(), soft_wrap=True, highlight=False, markup=False)
+
+
+def _next(run: RunFiles, again: Sequence[str]) -> list[str]:
+    """What to do next, by how the run went."""
+    from vapo.reports.diagnosis import diagnose
+
+    if lesson := _nothing_to_learn(run):
+        return [lesson]
+    went = _went(run.evaluations)
+    if went == "rose":
+        return _other_methods(run, again) if again else []
+    faults = [finding for finding in diagnose(run) if finding.weight != "note"]
+    lines = []
+    if faults:
+        names = ", ".join(dict.fromkeys(finding.name for finding in faults))
+        lines = [f"Next, see what is wrong ({names}):", f"  {command('doctor', run.path)}"]
+    elif went == "fell":
+        lines = ["The score fell. Next, look for the reason:", f"  {command('doctor', run.path)}"]
+    if went == "stayed":
+        steps = int((run.config.get("trainer") or {}).get("steps") or 0)
+        longer = command("resume", run.path, "--set", f"trainer.steps={2 * steps}")
+        lines += [f"{counted(steps, 'step')} moved the score less than the evaluation can tell. To train longer:"]
+        lines += [f"  {longer}"]
+    return lines
+
+
+def _went(evaluations: Sequence[Record]) -> Literal["rose", "fell", "stayed", ""]:
+    """How the held-out score went, as far as the intervals before and after training show; empty if one is missing."""
+    from vapo.reports.runfiles import number
+    from vapo.reports.tables import first_and_last
+
+    before, after = first_and_last(list(evaluations))
+    if before is None or after is None:
+        return ""
+    if number(after.get("low")) > number(before.get("high")):
+        return "rose"
+    return "fell" if number(after.get("high")) < number(before.get("low")) else "stayed"
+
+
+def _other_methods(run: RunFiles, again: Sequence[str]) -> list[str]:
+    """The commands that say what the critic was worth."""
+    from vapo.session.run_dirs import load_run_config
+
+    critic = (run.path / "critic").is_dir()
+    words = without_credit(again) if critic else again  # GRPO has no such fields
+    others = ["--preset grpo" if critic else "--preset vapo"]
+    config = load_run_config(run.path)
+    if config.algorithm.pretrains and not config.without and not config.changed:
+        others.append(f"--preset {config.preset} --without value-pretraining")
+    return ["Next, see what the critic is worth:", *(f"  {command(*words)} {other}" for other in others)]
+
+
+def without_credit(words: Sequence[str]) -> list[str]:
+    """The words of a command without settings of the critic's credit: `--set algorithm.credit...`."""
+    kept: list[str] = []
+    for word in words:
+        if word.startswith(("algorithm.credit.", "algorithm.credit=")) and kept[-1:] == ["--set"]:
+            kept.pop()
+        else:
+            kept.append(word)
+    return kept
+
+
+def _nothing_to_learn(run: RunFiles) -> str:
+    """Why the run had nothing to learn from, if its outcomes were all equal from the first step on."""
+    from vapo.metrics import Phase
+    from vapo.reports.runfiles import number
+    from vapo.trainer import outcomes
+
+    steps = run.phase(Phase.TRAIN) or run.phase(Phase.PRETRAIN)
+    verdicts = Counter[str]()
+    for figures in steps:
+        verdicts.update(outcomes.tally_of(figures))
+    whole = f"in all {len(steps)} steps" if len(steps) > 1 else "in the only step"
+    reward = (run.config.get("algorithm") or {}).get("reward") or {}
+    if reward.get("by") == "score":
+        equal = steps and all(number(figures.get("reward_std")) <= outcomes.EQUAL for figures in steps)
+        mean = number(steps[-1].get("reward")) if steps else 0.0
+        return outcomes.lesson_of_scores(outcomes.EQUAL_SCORES, verdicts, whole, mean) if equal else ""
+    return outcomes.lesson(verdicts, whole) if outcomes.sameness(verdicts) else ""

@@ -1,0 +1,89 @@
+"""`vapo export`: a trained model in another precision."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+import toys
+from command_line import vapo
+from vapo.errors import ModelError
+from vapo.models.converted import convert
+from vapo.models.loading import load_policy
+from vapo.session import lifecycle
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    layer = {"trainer": {"steps": 1, "pretraining_steps": 1}, "model": {"policy_lora": 2}}
+    run = toys.toy_run(toys.toy_base(folder / "base"), folder / "run", layer)
+    lifecycle.finish(run, report=False)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, tmp_path / "run")
+    return Path("run")
+
+
+def test_the_policy_is_exported_in_bfloat16_with_its_tokenizer_and_card(run: Path, monkeypatch, capsys):
+    assert vapo(monkeypatch, "export", "run", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["folder"] == "run/policy-bfloat16"
+    exported = AutoModelForCausalLM.from_pretrained(said["folder"])
+    assert exported.dtype == torch.bfloat16  # config.json says so
+    trained = load_policy(run / "policy").state_dict()
+    assert all(torch.equal(value, trained[name].bfloat16()) for name, value in exported.state_dict().items())
+    assert AutoTokenizer.from_pretrained(said["folder"])("3 x")["input_ids"] == [5, 12]
+    assert (run / "policy-bfloat16" / "README.md").read_text() == (run / "policy" / "README.md").read_text()
+    assert 1.9 < (run / "policy" / "model.safetensors").stat().st_size / said["bytes"] < 2.1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's, of transformers
+def test_the_critic_and_the_adapters_are_exported_too(run: Path, monkeypatch, capsys):
+    pytest.importorskip("peft")
+    from peft import PeftModel
+
+    assert vapo(monkeypatch, "export", "run", "--critic", "--dtype", "float16", "--out", "small") == 0
+    assert AutoModelForTokenClassification.from_pretrained("small").dtype == torch.float16
+    assert vapo(monkeypatch, "export", "run", "--adapter", "--dtype", "float32", "--out", "adapters") == 0
+    base = load_policy(json.loads(Path("adapters/adapter_config.json").read_text())["base_model_name_or_path"])
+    merged = PeftModel.from_pretrained(base, "adapters").merge_and_unload().state_dict()
+    trained = load_policy(run / "policy").state_dict()
+    assert all(torch.allclose(value, trained[name], atol=1e-6) for name, value in merged.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere does not exist. Check the path."),
+        (["run", "--critic", "--adapter"], "run has no adapters of the critic: they come with model.critic_lora"),
+        (["run", "--out", "run"], "run exists and is not an empty folder. Choose another --out."),
+        (["run", "--dtype", "int8"], "'int8' is not one of 'float32', 'bfloat16', 'float16'"),
+        (["run/rollouts"], "has no config.json"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Path, monkeypatch, capsys, words, message):
+    assert vapo(monkeypatch, "export", *words) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_value_that_the_precision_cannot_hold_leaves_nothing_behind(run: Path, tmp_path: Path):
+    model = load_policy(run / "policy")
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e6
+    model.save_pretrained(tmp_path / "large")
+    with pytest.raises(ModelError, match=r"model.norm.weight has values that float16 cannot hold. Take bfloat16"):
+        convert(tmp_path / "large", tmp_path / "half", "float16")
+    assert not (tmp_path / "half").exists()
+    assert convert(tmp_path / "large", tmp_path / "brain", "bfloat16") > 0
