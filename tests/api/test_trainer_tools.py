@@ -38,7 +38,7 @@ def trainer(folder: Path, **more) -> VAPOTrainer:
 
 def rollouts(folder: Path) -> list[dict]:
     found = []
-    for path in sorted((folder / "rollouts").iterdir()):
+    for path in sorted((folder / "rollouts").glob("*.jsonl.gz")):
         with gzip.open(path, "rt") as file:
             found += [json.loads(line) for line in file]
     return found

@@ -353,7 +353,7 @@ def test_pretraining_saves_the_responses_of_its_first_its_last_and_every_nth_ste
     def saved(name: str, **more: int) -> list[str]:
         settings = {"trainer": {"steps": 0, "save_rollouts_every": 3, "pretraining_steps": 7} | more}
         runs.finish(toys.toy_run(base, tmp_path / name, settings), report=False)
-        return sorted(path.name[9:15] for path in (tmp_path / name / "rollouts").iterdir())
+        return sorted(path.name[9:15] for path in (tmp_path / name / "rollouts").glob("*.jsonl.gz"))
 
     assert saved("whole") == ["000001", "000003", "000006", "000007"]
     # a critic that cannot learn: the second step is the last
