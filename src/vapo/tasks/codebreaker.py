@@ -1,8 +1,8 @@
 """`codebreaker`: a game of several turns. Find a hidden code from the answers to the guesses.
 
-    prompt       break 4 pegs of 6 colours in 6 guesses :
+    prompt       break 4 pegs of 6 colours in 5 guesses :
     policy       red blue green red
-    environment  red=exact blue=absent green=misplaced red=absent left=5
+    environment  red=exact blue=absent green=misplaced red=absent left=4
     policy       red green purple orange
     ...
 
@@ -42,7 +42,7 @@ class CodebreakerOptions:
     """The length of the code."""
     colours: int = number(6, ge=2, le=len(COLOURS), unit="colours")
     """The colours that each peg can have. A colour may come twice in a code."""
-    guesses: int = number(6, ge=1, le=MAX_GUESSES, unit="guesses")
+    guesses: int = number(5, ge=1, le=MAX_GUESSES, unit="guesses")
     """The number of guesses, one a turn. A guess that is not well-formed counts, too."""
     heldout: int = number(200, ge=1, le=2000, unit="codes")
     """The number of codes kept for evaluation."""
@@ -58,9 +58,9 @@ class CodebreakerOptions:
 
 @dataclass(frozen=True)
 class Forgetfulness:
-    """Probabilities, per decision, of what the player of the noisy traces does."""
+    """The players of the noisy traces. They differ: an episode's player recalls a mark with one probability."""
 
-    recall: float = 0.25  # in a guess: heed the mark of a peg of an earlier guess
+    exponent: float = 3.0  # that probability is u**exponent, with u uniform in [0, 1): 0.25 on average, seldom high
 
 
 class CodeGame:
@@ -160,27 +160,28 @@ class Codebreaker:
         """The first training code, and the guesses of a player who heeds every mark."""
         rng = random.Random(0)  # noqa: S311 - not for secrets
         while True:
-            guesses = self._guesses(rng, self.train[0], Forgetfulness(recall=1.0))
+            guesses = self._guesses(rng, self.train[0], recall=1.0)
             if self.verify(self.train[0], guesses).right:
                 return self.train[0], guesses
 
     def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
         """A training prompt and the guesses of a forgetful player, one on each line.
 
-        He guesses a random code among those that agree with the marks that he recalls. He recalls each mark on its own
-        and anew for every guess, so he seldom uses all that is known.
+        The player guesses a random code among those that agree with the marks that he recalls; he recalls each mark
+        on its own and anew for every guess. Most players recall little, a few nearly all. How careful a player is shows
+        in his second guess already, so the outcome of an episode can be foreseen from its text.
         """
         prompt = pick(rng, self.train)
-        return prompt, self._guesses(rng, prompt, self.clumsiness)
+        return prompt, self._guesses(rng, prompt, recall=rng.random() ** self.clumsiness.exponent)
 
-    def _guesses(self, rng: random.Random, prompt: Prompt, player: Forgetfulness) -> str:
+    def _guesses(self, rng: random.Random, prompt: Prompt, recall: float) -> str:
         game = self.environment(prompt, 0)
         marked: list[int] = []  # for each mark so far, the codes that it leaves
         guesses: list[str] = []
         while True:
             possible = self.space.all
             for codes in marked:
-                if rng.random() < player.recall:
+                if rng.random() < recall:
                     possible &= codes
             guess = self.space.draw(possible, rng.random())
             guesses.append(code_text(guess))
