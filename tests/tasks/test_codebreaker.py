@@ -84,11 +84,22 @@ def test_the_last_guess_ends_the_game():
     assert reply.verdict == Verdict("wrong", "not found in 2 guesses; it was red blue red green")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", " ", "red", "red red red red red", "red red red pink", "red red red white", "RED red red red", "red=exact left=4",
-     "<unk> \x00 東", "red,red,red,red", "red " * 100_000, "x" * 3_000_000],
-)  # fmt: skip
+NO_GUESSES = [
+    *(
+        "",
+        " ",
+        "red",
+        "red red red red red",
+        "red red red pink",
+        "red red red white",
+        "RED red red red",
+        "red=exact left=4",
+    ),
+    *("<unk> \x00 東", "red,red,red,red", "red " * 100_000, "x" * 3_000_000),
+]
+
+
+@pytest.mark.parametrize("text", NO_GUESSES)
 def test_text_that_is_no_guess_is_malformed_and_counts(text):
     world = CodeGame(CODE, CodebreakerOptions(guesses=3))
     assert world.step(text) == Reply("malformed left=2")

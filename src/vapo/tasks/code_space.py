@@ -70,8 +70,5 @@ class CodeSpace:
 
     def draw(self, codes: int, uniform: float) -> Code:
         """A code of a set that is not empty; `uniform` in [0, 1) says which."""
-        members = bin(codes)[:1:-1]  # character i is bit i
-        at = -1
-        for _ in range(int(uniform * codes.bit_count()) + 1):
-            at = members.index("1", at + 1)
-        return self.codes[at]
+        members = [number for number, bit in enumerate(bin(codes)[:1:-1]) if bit == "1"]
+        return self.codes[members[int(uniform * len(members))]]

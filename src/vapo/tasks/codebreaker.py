@@ -195,6 +195,7 @@ class Codebreaker:
             id=f"codebreaker/{o.pegs}/{o.colours}/{o.guesses}/{'-'.join(COLOURS[colour] for colour in code)}",
             text=f"break {o.pegs} pegs of {o.colours} colours in {o.guesses} guesses :",
             answer={"code": code_text(code)},
+            columns={"code": code_text(code)},  # for a critic that may read it: algorithm.credit.privileged=code
         )
 
     def _code(self, prompt: Prompt) -> Code | None:
