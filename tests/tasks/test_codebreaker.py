@@ -35,7 +35,7 @@ def game():
 
 
 def prompt_of(*colours):
-    return Prompt(id="p", text="t", answer={"code": " ".join(colours)})
+    return Prompt(id="p", text="t", answer={"code": " ".join(colours), "guesses": 5})
 
 
 @pytest.mark.parametrize(("code", "guess", "marks"), MARKS)
@@ -130,7 +130,10 @@ def test_the_verifier_calls_any_text_wrong(game, text):
     assert game.verify(game.train[0], text).status == "wrong"
 
 
-@pytest.mark.parametrize("answer", [None, 7, "red", [], {}, {"code": 7}, {"code": "red red red"}, {"code": "a b c d"}])
+@pytest.mark.parametrize(
+    "answer",
+    [None, 7, "red", {}, {"code": 7, "guesses": 5}, {"code": "red red red", "guesses": 5}, {"code": "red red red red"}],
+)
 def test_a_prompt_of_another_task_has_no_game_and_no_verdict(game, answer):
     prompt = Prompt(id="x", text="y", answer=answer)
     assert game.verify(prompt, "red red red red").status == "invalid"
@@ -174,11 +177,29 @@ def test_a_player_who_recalls_more_wins_more():
     rng = random.Random(0)
     shares = []
     for exponent in (100.0, 3.0, 0.0):  # recalls next to nothing, as the traces do, everything
-        task = Codebreaker(forgetfulness=Forgetfulness(exponent))
+        task = Codebreaker(forgetfulness=Forgetfulness(exponent, practice=0.0))
         shares.append(sum(task.verify(*task.noisy_trace(rng)).right for _ in range(300)) / 300)
     assert shares[0] < 0.06
     assert 0.1 < shares[1] < 0.25
     assert shares[2] > 0.9
+
+
+def test_practice_has_more_guesses_a_careful_player_and_no_heldout_code(game):
+    rng = random.Random(0)
+    traces = [game.noisy_trace(rng) for _ in range(400)]
+    heldout = {prompt.answer["code"] for prompt in game.heldout}
+    assert not heldout & {prompt.answer["code"] for prompt, _ in traces}
+    practice = [trace for trace in traces if trace[0].answer["guesses"] == 7]
+    assert 150 < len(practice) < 250
+    assert all(prompt in game.train for prompt, _ in traces if prompt.answer["guesses"] == 5)
+    assert sum(game.verify(*trace).right for trace in practice) / len(practice) > 0.95
+    assert practice[0][0].text == "break 4 pegs of 6 colours in 7 guesses :"
+    assert game.environment(practice[0][0], 0).step("x").text == "malformed left=6"
+
+
+def test_the_same_seed_gives_the_same_traces(game):
+    first = [game.noisy_trace(random.Random(5)) for _ in range(3)]
+    assert first == [Codebreaker().noisy_trace(random.Random(5)) for _ in range(3)]
 
 
 def test_too_many_codes_are_refused_with_the_fix():

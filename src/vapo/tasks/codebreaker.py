@@ -32,6 +32,8 @@ from vapo.types import Prompt, Reply, Verdict
 
 MAX_CODES = 4096
 MAX_GUESS_CHARACTERS = 1000
+PRACTICE = 2
+"""Guesses that a practice game has beyond those of the task."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,16 @@ class Forgetfulness:
     """The players of the noisy traces. They differ: an episode's player recalls a mark with one probability."""
 
     exponent: float = 3.0  # that probability is u**exponent, with u uniform in [0, 1): 0.25 on average, seldom high
+    practice: float = 0.5  # share of traces of games with more guesses, whose players recall every mark
 
 
 class CodeGame:
     """One hidden code: the environment of an episode (`vapo.types.Environment`)."""
 
-    def __init__(self, code: Code, options: CodebreakerOptions) -> None:
+    def __init__(self, code: Code, options: CodebreakerOptions, guesses: int | None = None) -> None:
         self.code = code
         self.options = options
+        self.guesses = guesses or options.guesses
         self.guessed = 0
 
     def reset(self) -> str:
@@ -81,7 +85,7 @@ class CodeGame:
         guess = read_code(response, self.options)
         if guess == self.code:
             return Reply(done=True, verdict=Verdict("right"))
-        left = self.options.guesses - self.guessed
+        left = self.guesses - self.guessed
         if left <= 0:
             return Reply(done=True, verdict=self._lost(guess, response))
         if guess is None:
@@ -93,7 +97,7 @@ class CodeGame:
         """Nothing to end."""
 
     def _lost(self, guess: Code | None, response: str) -> Verdict:
-        where = f"in {self.options.guesses} guesses; it was {code_text(self.code)}"
+        where = f"in {self.guesses} guesses; it was {code_text(self.code)}"
         if guess is None:
             return wrong(f"the last guess, {quote(response)}, is not a code; not found {where}", "unreadable")
         return wrong(f"not found {where}")
@@ -123,7 +127,11 @@ class Codebreaker:
 
     @cached_property
     def _prompts(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-        return split((self._prompt(code) for code in self.space.codes), self.options.heldout)
+        return split((self._prompt(code, self.options.guesses) for code in self.space.codes), self.options.heldout)
+
+    @cached_property
+    def _train_codes(self) -> list[Code]:
+        return [self.environment(prompt, 0).code for prompt in self.train]
 
     @property
     def train(self) -> tuple[Prompt, ...]:
@@ -137,24 +145,23 @@ class Codebreaker:
 
     def environment(self, prompt: Prompt, seed: int) -> CodeGame:
         """The game of a prompt; nothing in it is random. ConfigError if the prompt is not of this game."""
-        code = self._code(prompt)
-        if code is None:
+        game = self._game(prompt)
+        if game is None:
             raise ConfigError(f"The prompt {prompt.id} is not of this code-breaking game: check the task's options.")
-        return CodeGame(code, self.options)
+        return game
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """Right if the guesses, one on each line, find the code. An episode's own environment judges it like this."""
-        code = self._code(prompt)
-        if code is None:
+        game, lines = self._game(prompt), response.splitlines()
+        if game is None:
             return Verdict("invalid", "this prompt is not of this game: check task options")
         if len(response) > MAX_RESPONSE_CHARACTERS:
             return wrong("too long to judge", "unreadable")
-        game, lines = CodeGame(code, self.options), response.splitlines()
         for at, line in enumerate(lines):
             reply = game.step(line)
             if reply.verdict:
                 return reply.verdict if at + 1 == len(lines) else wrong(f"goes on after guess {at + 1}, the last one")
-        return wrong(f"stopped after {game.guessed} of {self.options.guesses} guesses", "no_answer")
+        return wrong(f"stopped after {game.guessed} of {game.guesses} guesses", "no_answer")
 
     def example(self) -> tuple[Prompt, str]:
         """The first training code, and the guesses of a player who heeds every mark."""
@@ -170,8 +177,15 @@ class Codebreaker:
         The player guesses a random code among those that agree with the marks that he recalls; he recalls each mark
         on its own and anew for every guess. Most players recall little, a few nearly all. How careful a player is shows
         in his second guess already, so the outcome of an episode can be foreseen from its text.
+
+        Half of the traces are practice: games of `PRACTICE` more guesses, as their prompt says, by careful players.
+        Without them a model of 0.1M parameters hardly learns what marks mean.
         """
-        prompt = pick(rng, self.train)
+        code = pick(rng, self._train_codes)
+        if rng.random() < self.clumsiness.practice:
+            prompt = self._prompt(code, min(MAX_GUESSES, self.options.guesses + PRACTICE))
+            return prompt, self._guesses(rng, prompt, recall=1.0)
+        prompt = self._prompt(code, self.options.guesses)
         return prompt, self._guesses(rng, prompt, recall=rng.random() ** self.clumsiness.exponent)
 
     def _guesses(self, rng: random.Random, prompt: Prompt, recall: float) -> str:
@@ -189,19 +203,23 @@ class Codebreaker:
                 return "\n".join(guesses)
             marked += self.space.left_by(guess, mark(game.code, guess))
 
-    def _prompt(self, code: Code) -> Prompt:
+    def _prompt(self, code: Code, guesses: int) -> Prompt:
         o = self.options
         return Prompt(
-            id=f"codebreaker/{o.pegs}/{o.colours}/{o.guesses}/{'-'.join(COLOURS[colour] for colour in code)}",
-            text=f"break {o.pegs} pegs of {o.colours} colours in {o.guesses} guesses :",
-            answer={"code": code_text(code)},
+            id=f"codebreaker/{o.pegs}/{o.colours}/{guesses}/{'-'.join(COLOURS[colour] for colour in code)}",
+            text=f"break {o.pegs} pegs of {o.colours} colours in {guesses} guesses :",
+            answer={"code": code_text(code), "guesses": guesses},
             columns={"code": code_text(code)},  # for a critic that may read it: algorithm.credit.privileged=code
         )
 
-    def _code(self, prompt: Prompt) -> Code | None:
-        """The code of a prompt, None if the prompt is not one of this task."""
-        given: Any = prompt.answer.get("code") if isinstance(prompt.answer, dict) else None
-        return read_code(given, self.options) if isinstance(given, str) else None
+    def _game(self, prompt: Prompt) -> CodeGame | None:
+        """The game of a prompt, None if the prompt is not one of this task."""
+        answer: Any = prompt.answer if isinstance(prompt.answer, dict) else {}
+        code, guesses = answer.get("code"), answer.get("guesses")
+        if not isinstance(code, str) or not isinstance(guesses, int) or not 1 <= guesses <= MAX_GUESSES:
+            return None
+        read = read_code(code, self.options)
+        return None if read is None else CodeGame(read, self.options, guesses)
 
 
 def read_code(text: str, options: CodebreakerOptions) -> Code | None:
