@@ -71,11 +71,12 @@ def make_base(
 ) -> dict[str, Any]:
     """Train a base model for the task and save it in `out_dir`. Returns the content of `provenance.json`.
 
+    Without a `recipe` it trains for the task's `base_steps`, if it has some.
     The folder has model, tokenizer and provenance, and appears only when it is complete. The same seed, versions and
     number of threads give the same weights on one machine. `threads` None keeps torch's setting. Raises ConfigError
     if `out_dir` exists and is not an empty folder.
     """
-    recipe, target = recipe or BaseRecipe(), Path(out_dir)
+    recipe, target = recipe or BaseRecipe(steps=getattr(task, "base_steps", BaseRecipe.steps)), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder. Choose another folder for the base model.")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ class CodebreakerOptions:
 class Forgetfulness:
     """The players of the noisy traces. They differ: an episode's player recalls a mark with one probability."""
 
-    exponent: float = 3.0  # that probability is u**exponent, with u uniform in [0, 1): 0.25 on average, seldom high
+    exponent: float = 2.0  # that probability is u**exponent, with u uniform in [0, 1): 0.33 on average, seldom high
     practice: float = 0.5  # share of traces of games with more guesses, whose players recall every mark
 
 
@@ -109,6 +109,7 @@ class Codebreaker:
     name = "codebreaker"
     description = "break a hidden code in several turns, from the answers to the guesses"
     vocabulary = CODE_VOCABULARY
+    base_steps = 3000  # half as many as other bases take: it shall win now and then, and be taught by winning
 
     def __init__(self, options: CodebreakerOptions | None = None, forgetfulness: Forgetfulness | None = None) -> None:
         self.options = options or CodebreakerOptions()
