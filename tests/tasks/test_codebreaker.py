@@ -163,7 +163,7 @@ def test_an_episode_fits_the_limit_and_every_word_is_known(game):
         task = Codebreaker(options)
         prompt = task.train[0]
         world = task.environment(prompt, 0)
-        assert known.issuperset(prompt.text.split())
+        assert known.issuperset(str(prompt.text).split())
         tokens = 0
         while True:
             guess = " ".join([COLOURS[0]] * options.pegs)
