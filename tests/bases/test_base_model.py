@@ -7,19 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from vapo.bases.base_model import (
-    EOS,
-    BaseRecipe,
-    make_base,
-    make_tokenizer,
-    measure_base,
-    new_model,
-    sample_responses,
-)
+from vapo.bases.base_figures import measure_base, sample_responses
+from vapo.bases.base_model import BaseRecipe, make_base, make_tokenizer, new_model
+from vapo.bases.base_traces import EOS, IGNORED, trace_batches, trace_tokens
 from vapo.bases.shipped import ASSETS, builtin_model
 from vapo.errors import ConfigError, ModelError
 from vapo.tasks import BUILTIN, make_task
-from vapo.tasks.words import VOCABULARY
+from vapo.tasks.words import COLOURS, VOCABULARY
 
 FAMILIES = list(BUILTIN)
 TINY = BaseRecipe(
@@ -57,14 +51,16 @@ def test_a_vocabulary_with_repeated_words_or_spaces_raises():
 
 def test_encode_and_decode_are_inverse_on_every_prompt_and_response(shipped):
     task, _, tokenizer = shipped
-    texts = [prompt.text for prompt in [*task.train, *task.heldout]] + [task.example()[1]]
+    turns = task.example()[1].splitlines()
+    texts = [prompt.text for prompt in [*task.train, *task.heldout]] + turns
     for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):
         assert tokenizer.unk_token_id not in ids
         assert len(ids) == len(text.split())
         assert tokenizer.decode(ids) == text
         assert tokenizer.encode(tokenizer.decode(ids)) == ids
-    with_end = [*tokenizer.encode(texts[-1]), tokenizer.eos_token_id]
-    assert task.verify(task.example()[0], tokenizer.decode(with_end, skip_special_tokens=True)).right
+    with_end = [[*tokenizer.encode(turn), tokenizer.eos_token_id] for turn in turns]
+    response = "\n".join(tokenizer.decode(ids, skip_special_tokens=True) for ids in with_end)
+    assert task.verify(task.example()[0], response).right
 
 
 def test_a_shipped_model_loads_as_a_llama_with_a_matching_config(shipped):
@@ -112,7 +108,7 @@ def test_the_shipped_files_are_small(shipped):
 
 def test_a_task_without_a_shipped_model_raises_an_error_with_the_fix():
     for name in ("nonesuch", "../maze", "", "."):
-        with pytest.raises(ModelError, match=r"there is one for: chain, maze, walk\. Set model\.policy"):
+        with pytest.raises(ModelError, match=r"there is one for: chain, codebreaker, maze, walk\. Set model\.policy"):
             builtin_model(name)
 
 
@@ -150,6 +146,24 @@ def test_equal_seeds_give_equal_weights_and_different_seeds_different_ones(tmp_p
         digests.append((made["weights_sha256"], str(made["measured"])))
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[2][0]
+
+
+def test_a_trace_of_several_turns_holds_the_answers_and_they_are_no_targets():
+    task = make_task("codebreaker")
+    tokenizer = make_tokenizer(task.vocabulary)
+    prompt = task.train[0]
+    colours = prompt.answer["code"]
+    first = "red red red red"
+    row = trace_tokens(task, tokenizer, prompt, f"{first}\n{colours}")
+    reply = task.environment(prompt, 0).step(first).text
+    expected = f"{prompt.text} {first} {EOS} {reply} {colours} {EOS}"
+    assert row.tokens == tokenizer.encode(expected)
+    written = tokenizer.decode([token for token, own in zip(row.tokens, row.written, strict=True) if own])
+    assert written == f"{first} {EOS} {colours} {EOS}"
+    inputs, targets = next(trace_batches(task, tokenizer, 512, seed=0))
+    assert inputs.shape == targets.shape
+    learned = set(tokenizer.decode(targets[targets != IGNORED]).split())
+    assert learned == {EOS, *(word for word in task.vocabulary if word in COLOURS[:6])}
 
 
 def test_training_lowers_the_loss(tmp_path):

@@ -12,18 +12,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import random
 import shutil
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
-from statistics import quantiles
-from typing import Any, Protocol, cast
+from typing import Any
 
 import tokenizers
 import torch
@@ -31,56 +27,20 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
+from vapo.bases.base_figures import Progress, measure_base
+from vapo.bases.base_traces import EOS, EOS_ID, IGNORED, PAD, PAD_ID, UNK, TracedTask, trace_batches
 from vapo.bases.shipped import plain_options
 from vapo.errors import ConfigError
 from vapo.json_text import json_text
-from vapo.models.loading import response_text
-from vapo.types import Prompt, Task, stable_hash
-
-PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"  # the first three entries, in this order
-PAD_ID, EOS_ID = 0, 1
-IGNORED = -100
-
-# (phase, done, total, figures): "train" counts optimizer steps, "measure" tokens of the longest response.
-Progress = Callable[[str, int, int, dict[str, float]], None]
-
-
-class TracedTask(Task, Protocol):
-    """A task that can generate the traces its base model is trained on."""
-
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every word of prompts and responses, in the order of their token ids."""
-        ...
-
-    @property
-    def max_response_tokens(self) -> int:
-        """The task's response limit in tokens, stop token included."""
-        ...
-
-    @property
-    def options(self) -> object:
-        """The task's difficulty parameters as a dataclass; stored in the provenance."""
-        ...
-
-    @property
-    def clumsiness(self) -> object:
-        """The error rates of the solver that writes the traces, as a dataclass; stored in the provenance."""
-        ...
-
-    def noisy_trace(self, rng: random.Random) -> tuple[Prompt, str]:
-        """A prompt that is not held out, and the text of the solver with random errors."""
-        ...
+from vapo.types import stable_hash
 
 
 @dataclass(frozen=True)
@@ -111,11 +71,12 @@ def make_base(
 ) -> dict[str, Any]:
     """Train a base model for the task and save it in `out_dir`. Returns the content of `provenance.json`.
 
+    Without a `recipe` it trains for the task's `base_steps`, if it has some.
     The folder has model, tokenizer and provenance, and appears only when it is complete. The same seed, versions and
     number of threads give the same weights on one machine. `threads` None keeps torch's setting. Raises ConfigError
     if `out_dir` exists and is not an empty folder.
     """
-    recipe, target = recipe or BaseRecipe(), Path(out_dir)
+    recipe, target = recipe or BaseRecipe(steps=getattr(task, "base_steps", BaseRecipe.steps)), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder. Choose another folder for the base model.")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -200,93 +161,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: BaseRecipe, seed: int)
     return model
 
 
-def measure_base(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    task: TracedTask,
-    prompts: Sequence[Prompt],
-    samples: int,
-    seed: int,
-    on_progress: Progress | None = None,
-) -> dict[str, Any]:
-    """The model's success rate (avg@samples), lengths and reasons for failure on prompts, at temperature 1.
-
-    Greedy decoding is not representative: the most likely response is not a typical one if the wording is free.
-    """
-    repeated = [prompt for prompt in prompts for _ in range(samples)]
-    responses = sample_responses(model, tokenizer, repeated, task.max_response_tokens, seed, on_progress)
-    verdicts = [
-        task.verify(prompt, response_text(tokenizer, tokens, (EOS_ID,)))
-        for prompt, (tokens, _) in zip(repeated, responses, strict=True)
-    ]
-    lengths = [len(tokens) for tokens, _ in responses]
-    solved, wrong_because = set[str](), Counter[str]()
-    for prompt, (_, stopped), verdict in zip(repeated, responses, verdicts, strict=True):
-        if verdict.right:
-            solved.add(prompt.id)
-        elif not stopped:
-            wrong_because["cut at the limit"] += 1
-        else:
-            wrong_because[verdict.kind] += 1
-    count = len(repeated)
-    return {
-        "prompts": len(prompts),
-        "samples_per_prompt": samples,
-        "success": round(1 - wrong_because.total() / count, 4),
-        "prompts_ever_solved": round(len(solved) / len(prompts), 4),
-        "wrong_because": {why: round(n / count, 4) for why, n in wrong_because.most_common()},
-        "mean_length": round(sum(lengths) / count, 1),
-        "length_deciles": [round(decile) for decile in quantiles(lengths, n=10)] if count > 1 else lengths,
-    }
-
-
-@torch.no_grad()
-def sample_responses(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Prompt],
-    max_tokens: int,
-    seed: int,
-    on_progress: Progress | None = None,
-    rows: int = 800,
-) -> list[tuple[list[int], bool]]:
-    """`(response tokens, stopped)` per prompt at temperature 1; `stopped` is False if cut at `max_tokens`.
-
-    A simple sampler for measuring new base models; training uses `vapo.rollout`.
-    """
-    generator = torch.Generator().manual_seed(stable_hash("measure base", seed))
-    token_ids = [_encode(tokenizer, str(prompt.text)) for prompt in prompts]
-    responses: list[list[int]] = [[] for _ in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: len(token_ids[i]))
-    batches = [
-        same[at : at + rows]
-        for _, group in groupby(by_length, key=lambda i: len(token_ids[i]))
-        for same in [list(group)]
-        for at in range(0, len(same), rows)
-    ]
-    total = len(batches) * max_tokens
-    for number, active in enumerate(batches):  # the prompts of a batch have equal length, so it needs no padding
-        cache = DynamicCache()
-        inputs = torch.tensor([token_ids[i] for i in active])
-        for step in range(max_tokens):
-            logits = model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[:, -1]
-            chosen = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)
-            for i, token in zip(active, chosen.squeeze(1).tolist(), strict=True):
-                responses[i].append(token)
-            going = torch.nonzero(chosen.squeeze(1) != EOS_ID).squeeze(1)
-            if len(going) < len(active):
-                active = [active[i] for i in going.tolist()]
-                cache.batch_select_indices(going)
-            if not active:
-                break
-            inputs = chosen[going]
-            if on_progress and step % 16 == 0:
-                on_progress("measure", number * max_tokens + step, total, {})
-    if on_progress:
-        on_progress("measure", total, total, {})
-    return [(tokens, tokens[-1] == EOS_ID) for tokens in responses]
-
-
 def _fit(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -306,7 +180,7 @@ def _fit(
         betas=(0.9, 0.98),
     )
     model.train()
-    batches, losses = _trace_batches(task, tokenizer, recipe, seed), list[float]()
+    batches, losses = trace_batches(task, tokenizer, recipe.batch_tokens, seed), list[float]()
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.peak_lr * _schedule((step + 1) / recipe.steps, recipe.warmup)
@@ -331,51 +205,6 @@ def _schedule(progress: float, warmup: float) -> float:
     if progress < warmup:
         return progress / warmup
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def _trace_batches(
-    task: TracedTask, tokenizer: PreTrainedTokenizerFast, recipe: BaseRecipe, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """An endless stream of `(inputs, targets)` from new traces. Prompt tokens are inputs and are ignored as targets."""
-    rng = random.Random(stable_hash("traces", task.name, seed))  # noqa: S311 - not for secrets
-    while True:
-        # Traces of similar length share a batch to reduce padding; the batches are shuffled.
-        rows: list[tuple[list[int], int]] = []
-        for _ in range(2048):
-            prompt, response = task.noisy_trace(rng)
-            prompt_ids, response_ids = _encode(tokenizer, str(prompt.text)), _encode(tokenizer, response)
-            if len(response_ids) < task.max_response_tokens:
-                response_ids.append(EOS_ID)  # a trace that was cut off at the limit gets no EOS
-            rows.append((prompt_ids + response_ids, len(prompt_ids)))
-        rows.sort(key=lambda row: len(row[0]))
-        batches = list(_in_batches(rows, recipe.batch_tokens))
-        rng.shuffle(batches)
-        for batch in batches:
-            width = max(len(tokens) for tokens, _ in batch)
-            padded = torch.tensor([tokens + [PAD_ID] * (width - len(tokens)) for tokens, _ in batch])
-            columns = torch.arange(width)
-            starts = torch.tensor([prompt_length for _, prompt_length in batch])[:, None]
-            ends = torch.tensor([len(tokens) for tokens, _ in batch])[:, None]
-            targets = padded.masked_fill((columns < starts) | (columns >= ends), IGNORED)
-            yield padded[:, :-1], targets[:, 1:]
-
-
-def _in_batches(rows: list[tuple[list[int], int]], response_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
-    """Batches of the `(tokens, length of the prompt)` rows, in order, of about `response_tokens` each."""
-    batch: list[tuple[list[int], int]] = []
-    tokens = 0
-    for row in rows:
-        batch.append(row)
-        tokens += len(row[0]) - row[1]
-        if tokens >= response_tokens:
-            yield batch
-            batch, tokens = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return cast(list[int], tokenizer.encode(text, add_special_tokens=False))
 
 
 @contextmanager

@@ -73,7 +73,8 @@ def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")
         console.print(f"  {counted(entry['train'], 'training prompt')}, {entry['heldout']:,} held out")
         console.print(f"  prompt    [cyan]{escape(str(entry['prompt']))}[/cyan]")
-        console.print(f"  response  {escape(entry['right response'])}\n")
+        turns = entry["right response"].splitlines()  # of a game of several turns, a line each
+        console.print(f"  response  {escape(' / '.join(turns))}\n")
     for entry in [*data, *plugins]:
         console.print(f"[bold]{entry['task']}[/bold]  {escape(entry['about'])}")
     if gyms:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from vapo.errors import ConfigError
 from vapo.tasks.builtin import BuiltinTask
 from vapo.tasks.chain import Chain, ChainOptions
+from vapo.tasks.codebreaker import Codebreaker, CodebreakerOptions
 from vapo.tasks.maze import Maze, MazeOptions
 from vapo.tasks.walk import Walk, WalkOptions
 
@@ -26,6 +27,7 @@ BUILTIN: dict[str, Family] = {
     Maze.name: Family(Maze.description, MazeOptions, Maze),
     Walk.name: Family(Walk.description, WalkOptions, Walk),
     Chain.name: Family(Chain.description, ChainOptions, Chain),
+    Codebreaker.name: Family(Codebreaker.description, CodebreakerOptions, Codebreaker),
 }
 
 

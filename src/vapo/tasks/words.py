@@ -1,4 +1,4 @@
-"""The vocabulary of the built-in tasks: one tokenizer for all of them."""
+"""The vocabulary of the built-in tasks: one tokenizer for those of one turn, another for the code-breaking game."""
 
 from __future__ import annotations
 
@@ -41,4 +41,18 @@ VOCABULARY = (
     *CHAIN_WORDS,
     *CELLS,
     *NUMBERS,
+)
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white")
+MAX_PEGS = 5
+MAX_GUESSES = 12
+MALFORMED = "malformed"  # the answer to a guess that is not one colour for each peg
+
+# The code-breaking game's own tokenizer: a small one, since every token of a guess is a choice among all words.
+CODE_VOCABULARY = (
+    *("break", "pegs", "of", "colours", "in", "guesses", ":", MALFORMED),
+    *(str(number) for number in range(1, MAX_GUESSES + 1)),
+    *COLOURS,
+    *(f"{colour}={mark}" for colour in COLOURS for mark in ("exact", "misplaced", "absent")),
+    *(f"left={guesses}" for guesses in range(1, MAX_GUESSES)),
 )
