@@ -109,7 +109,7 @@ def _tried(factory: Callable[..., Any], name: str) -> Any:
 
 
 def _schema(function: Callable[..., Any]) -> dict[str, Any]:
-    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import get_json_schema
 
     try:
         schema = get_json_schema(function)
