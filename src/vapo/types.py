@@ -136,12 +136,11 @@ class Episode:
 
     @classmethod
     def of_completion(
-        cls, prompt: Prompt, sample: int, completion: Completion, response: str, verdict: Verdict | None = None
+        cls, prompt: Prompt, sample: int, completion: Completion, response: str, verdict: Verdict = NOT_JUDGED
     ) -> Episode:
         """The episode of one turn: a prompt and one completion."""
         turns = (Turn("policy", completion.token_ids, completion.logprobs, response),)
-        judged = {} if verdict is None else {"verdict": verdict}
-        return cls(prompt, sample, turns, response, completion.finish_reason, completion.policy_version, **judged)
+        return cls(prompt, sample, turns, response, completion.finish_reason, completion.policy_version, verdict)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
