@@ -114,6 +114,14 @@ def test_damaged_checkpoints_and_scores_that_fell(base: Path, tmp_path: Path):
     assert "fell from 90.0%" in found["worse than before"]
 
 
+def test_scores_of_one_prompt_have_no_interval_and_say_nothing(base: Path, tmp_path: Path):
+    lifecycle.finish(toys.toy_run(base, tmp_path / "run", STEPS), report=False)
+    path = tmp_path / "run" / "evaluations.jsonl"
+    lines = [json.loads(line) | {"low": None, "high": None} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"avg": 1 - i}) + "\n" for i, line in enumerate(lines)))
+    assert not {"worse than before", "past its best", "nothing learned"} & names(tmp_path / "run").keys()
+
+
 def test_where_scores_are_the_outcome_their_spread_counts_and_not_what_is_right(base: Path, tmp_path: Path):
     by_score = {"algorithm": {"reward": {"by": "score"}}}
     graded = findings(base, tmp_path / "graded", by_score, task=Graded())

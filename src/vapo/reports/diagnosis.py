@@ -315,7 +315,8 @@ def _pretraining(run: RunFiles) -> Iterable[Finding]:
 
 
 def _result(run: RunFiles) -> Iterable[Finding]:
-    scores = [line for line in run.evaluations if _is_number(line.get("avg"))]
+    # one prompt has no interval, and nothing can be said
+    scores = [e for e in run.evaluations if all(_is_number(e.get(name)) for name in ("avg", "low", "high"))]
     if len(scores) < 2:
         return
     first, last, best = scores[0], scores[-1], max(scores, key=lambda line: line["avg"])
