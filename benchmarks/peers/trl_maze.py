@@ -26,14 +26,15 @@ class Stop(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.began = time.perf_counter()
 
-    def note(self, reward: float) -> None:
-        self.rewards.append(reward)
-        print(json.dumps({"seconds": time.perf_counter() - self.began, "reward": reward}), flush=True)
+    def note(self, rewards: list[float]) -> None:
+        self.rewards.append(sum(rewards) / len(rewards))
+        point = {"seconds": time.perf_counter() - self.began, "reward": self.rewards[-1], "responses": len(rewards)}
+        print(json.dumps(point), flush=True)
 
     def on_step_end(self, _arguments: Any, _state: Any, control: Any, **__: Any) -> None:
         recent = self.rewards[-self.last :]
         reached = len(recent) == self.last and sum(recent) / self.last >= self.wanted
-        control.should_training_stop = reached or time.perf_counter() - self.began > self.seconds
+        control.should_training_stop |= reached or time.perf_counter() - self.began > self.seconds
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
 
     def right(prompts_: list[str], completions: list[str], **_: Any) -> list[float]:
         rewards = [float(task.verify(prompts[p], c).right) for p, c in zip(prompts_, completions, strict=True)]
-        stop.note(sum(rewards) / len(rewards))
+        stop.note(rewards)
         return rewards
 
     right.__name__ = "right"
@@ -59,6 +60,7 @@ def main() -> None:
             report_to=[],
             save_strategy="no",
             per_device_train_batch_size=job["minibatch"],
+            gradient_accumulation_steps=1,
             steps_per_generation=job["samples"] // job["minibatch"],
             num_generations=job["group"],
             max_completion_length=task.max_response_tokens,
