@@ -203,6 +203,21 @@ def test_a_prefix_of_an_episode_goes_on_with_the_environment_where_it_was():
         assert episode.token_ids == (*whole.token_ids[:length], 13, STOP)
 
 
+def test_a_turn_that_is_written_on_and_the_next_one_have_seeds_of_their_own():
+    whole, _ = played(lambda state, seed: (10, 11, STOP), Told(Reply("20"), Reply(done=True)))
+    seeds = []
+
+    def write(state, seed):
+        seeds.append(seed)
+        return (13, STOP)
+
+    start = start_after(whole.turns, 1, 7)
+    again = Told(Reply("20"), Reply("20"), Reply(done=True))
+    played(write, again, starts=[start])
+    assert len(seeds) == 3
+    assert len(set(seeds)) == 3
+
+
 def test_the_seeds_of_turns_and_environments_are_known_values():
     seeds, worlds = [], []
 
