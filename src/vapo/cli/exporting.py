@@ -41,8 +41,8 @@ def export(
 ) -> None:
     """Copy a trained model in another precision, with its tokenizer and model card: what serving engines load.
 
-    Training keeps its weights in float32, and so do policy/ and critic/. Of a checkpoint, shards of several training
-    ranks are put together, and adapters are merged.
+    policy/ and critic/ are float32, unless the run had model.dtype=bfloat16-weights. Of a checkpoint, shards of several
+    training ranks are put together, and adapters are merged.
     """
     from vapo.session.evaluated_run import run_of
     from vapo.session.exported_folder import exported_folder
@@ -54,13 +54,15 @@ def export(
     if target.exists():
         target.rmdir()  # it is empty
 
+    from safetensors import SafetensorError
+
     from vapo.models.converted import convert  # imports torch, so only after what is cheap to check
     from vapo.session.whole_folders import whole_folder
 
     try:
         with whole_folder(folder, merged=not adapter) as source:
             size = convert(source, target, dtype.value)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigError(f"Cannot write {target}: {error}. Free space, or choose another --out.") from error
     if as_json:
         print(json_text({"from": str(folder), "folder": str(target), "dtype": dtype.value, "bytes": size}))
