@@ -115,7 +115,7 @@ def test_a_reply_is_cut_to_its_limit_with_a_mark():
     world = Told(Reply("x" * 50), Reply(done=True))
     rules = TurnRules(lambda prompt, seed: world, Heard(), max_turns=4, max_characters=10)
     play(ScriptedEngine(lambda state, seed: (STOP,)), [(PROMPT, 0)], [7], HOW, words, rules, lambda *_: None)
-    assert seen == ["x" * 10 + "\n[40 characters left out]"]
+    assert seen == ["x" * 10 + "\n[the rest is left out]"]
 
 
 def test_one_call_has_the_limit_of_the_most_room_and_cuts_off_the_others():

@@ -249,8 +249,11 @@ def _limited(reply: Reply, most: int) -> Reply:
 
 
 def _cut(text: str, most: int) -> str:
-    """The text, cut to its first characters, with a mark where it was cut."""
-    return text if len(text) <= most else f"{text[:most]}\n[{len(text) - most} characters left out]"
+    """The text, cut to its first characters, with a mark where it was cut.
+
+    It does not say how much is left out: a host has cut the text before, and nobody knows.
+    """
+    return text if len(text) <= most else f"{text[:most]}\n[the rest is left out]"
 
 
 def _raised(error: Exception) -> Verdict:
