@@ -34,7 +34,7 @@ def export(
         typer.Option("--adapter", help="Export the adapters alone, as a PEFT folder (runs with model.policy_lora)."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="New or empty folder. Default: beside the original, like RUN/policy-bfloat16.")
+        Path | None, typer.Option(help="New or empty folder. Default: in the run, like RUN/policy-bfloat16.")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -45,11 +45,11 @@ def export(
     training ranks are put together, and adapters are merged.
     """
     from vapo.session.evaluated_run import run_of
-    from vapo.session.exported_folder import exported_folder
+    from vapo.session.exported_folder import default_target, exported_folder
     from vapo.session.run_dirs import check_output_folder
 
     folder = exported_folder(run, critic=critic, adapter=adapter)
-    target = out or folder.with_name(f"{folder.name}-{dtype.value}")
+    target = out or default_target(folder, dtype.value)
     check_output_folder(target)
     if target.exists():
         target.rmdir()  # it is empty
