@@ -107,7 +107,7 @@ def test_a_stop_of_the_run_passes_through_and_closes_environments():
 
 def test_a_reply_is_cut_to_its_limit_with_a_mark():
     class Heard(Numbers):
-        def reply(self, prompt, reply):
+        def reply(self, prompt, reply, last):
             seen.append(reply.text)
             return (20,)
 
