@@ -16,6 +16,7 @@ from vapo.errors import ModelError
 from vapo.models.converted import convert
 from vapo.models.loading import load_policy
 from vapo.session import lifecycle
+from vapo.session.exported_folder import default_target
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,12 @@ def test_the_policy_is_exported_in_bfloat16_with_its_tokenizer_and_card(run: Pat
     assert AutoTokenizer.from_pretrained(said["folder"])("3 x")["input_ids"] == [5, 12]
     assert (run / "policy-bfloat16" / "README.md").read_text() == (run / "policy" / "README.md").read_text()
     assert 1.9 < (run / "policy" / "model.safetensors").stat().st_size / said["bytes"] < 2.1
+
+
+def test_an_export_of_a_checkpoint_outlives_it():
+    assert default_target(Path("run/policy"), "bfloat16") == Path("run/policy-bfloat16")
+    of_checkpoint = default_target(Path("run/checkpoints/step_000020/critic"), "bfloat16")
+    assert of_checkpoint == Path("run/critic-step_000020-bfloat16")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's, of transformers

@@ -49,14 +49,20 @@ def stops(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
 
 def test_a_reply_in_a_chat_is_a_users_message_and_the_next_header():
     words = byte_tokenizer()
-    ids = Dialogue(words, stops(words)).reply(CHAT, Reply("Wrong."))
+    end = stops(words)[1]
+    ids = Dialogue(words, stops(words)).reply(CHAT, Reply("Wrong."), end)
     assert words.decode(ids) == "\n<|im_start|>user\nWrong.<|im_end|>\n<|im_start|>assistant\n"
+    # a turn that ended with a text of the task has no stop token yet
+    (other,) = words("?")["input_ids"]
+    assert Dialogue(words, stops(words)).reply(CHAT, Reply("Wrong."), other) == (end, *ids)
 
 
 def test_results_of_tools_are_rendered_together_though_the_template_shows_earlier_turns_otherwise():
     words = byte_tokenizer()
     results = tuple({"role": "tool", "name": "f", "content": text} for text in ("4", "The policy wrote this."))
-    ids = Dialogue(words, stops(words), tools=[{"type": "function"}]).reply(CHAT, Reply("both", messages=results))
+    ids = Dialogue(words, stops(words), tools=[{"type": "function"}]).reply(
+        CHAT, Reply("both", messages=results), stops(words)[1]
+    )
     assert words.decode(ids) == (
         "\n<|im_start|>user\n<tool_response>\n4\n</tool_response>\n<tool_response>\nThe policy wrote this.\n"
         "</tool_response><|im_end|>\n<|im_start|>assistant\n"
@@ -71,7 +77,7 @@ def test_a_conversation_of_tokens_is_the_one_that_the_template_writes():
     turn = words("Four.<|im_end|>")["input_ids"]
     whole = [*CHAT.text, {"role": "assistant", "content": "Four."}, {"role": "user", "content": "No."}]
     expected = words.apply_chat_template(whole, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert [*prompt.token_ids, *turn, *dialogue.reply(prompt, Reply("No."))] == expected
+    assert [*prompt.token_ids, *turn, *dialogue.reply(prompt, Reply("No."), turn[-1])] == expected
 
 
 def test_an_opening_ends_the_last_message_of_a_chat_and_follows_a_text():
@@ -87,7 +93,7 @@ def test_an_opening_ends_the_last_message_of_a_chat_and_follows_a_text():
 def test_plain_prompts_are_followed_by_the_text_as_it_is():
     words = toys.tokenizer()
     for form, prompt in (("auto", Prompt("p", "3 x")), ("plain", CHAT)):
-        assert Dialogue(words, (1,), form).reply(prompt, Reply("4 x")) == tuple(words("4 x")["input_ids"])
+        assert Dialogue(words, (1,), form).reply(prompt, Reply("4 x"), 1) == tuple(words("4 x")["input_ids"])
 
 
 @pytest.mark.parametrize(

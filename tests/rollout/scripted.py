@@ -43,7 +43,7 @@ class Numbers:
     def opening(self, prompt: Prompt, text: str) -> tuple[Prompt, tuple[int, ...]]:
         return prompt, self._ids(text)
 
-    def reply(self, prompt: Prompt, reply: Reply) -> tuple[int, ...]:
+    def reply(self, prompt: Prompt, reply: Reply, last: int) -> tuple[int, ...]:
         return self._ids(reply.text)
 
     def _ids(self, text: str) -> tuple[int, ...]:

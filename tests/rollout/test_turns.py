@@ -107,7 +107,7 @@ def test_a_stop_of_the_run_passes_through_and_closes_environments():
 
 def test_a_reply_is_cut_to_its_limit_with_a_mark():
     class Heard(Numbers):
-        def reply(self, prompt, reply):
+        def reply(self, prompt, reply, last):
             seen.append(reply.text)
             return (20,)
 
@@ -115,7 +115,7 @@ def test_a_reply_is_cut_to_its_limit_with_a_mark():
     world = Told(Reply("x" * 50), Reply(done=True))
     rules = TurnRules(lambda prompt, seed: world, Heard(), max_turns=4, max_characters=10)
     play(ScriptedEngine(lambda state, seed: (STOP,)), [(PROMPT, 0)], [7], HOW, words, rules, lambda *_: None)
-    assert seen == ["x" * 10 + "\n[40 characters left out]"]
+    assert seen == ["x" * 10 + "\n[the rest is left out]"]
 
 
 def test_one_call_has_the_limit_of_the_most_room_and_cuts_off_the_others():
@@ -201,6 +201,21 @@ def test_a_prefix_of_an_episode_goes_on_with_the_environment_where_it_was():
         assert engine.calls[0] == ([(40, 41, *whole.token_ids[:length])], 12 - length)
         assert again.heard == heard
         assert episode.token_ids == (*whole.token_ids[:length], 13, STOP)
+
+
+def test_a_turn_that_is_written_on_and_the_next_one_have_seeds_of_their_own():
+    whole, _ = played(lambda state, seed: (10, 11, STOP), Told(Reply("20"), Reply(done=True)))
+    seeds = []
+
+    def write(state, seed):
+        seeds.append(seed)
+        return (13, STOP)
+
+    start = start_after(whole.turns, 1, 7)
+    again = Told(Reply("20"), Reply("20"), Reply(done=True))
+    played(write, again, starts=[start])
+    assert len(seeds) == 3
+    assert len(set(seeds)) == 3
 
 
 def test_the_seeds_of_turns_and_environments_are_known_values():

@@ -58,6 +58,21 @@ def test_a_resumed_network_writes_the_bytes_of_one_that_went_on(kind, tmp_path: 
     assert torch.equal(moments["0.master"].bfloat16(), next(whole.model.parameters()))
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("half", [True, False], ids=["into bfloat16", "into float32"])
+def test_a_run_may_be_resumed_in_the_other_precision(half, steps, tmp_path: Path):
+    before, after = network("policy", half=not half), network("policy", half=half, seed=1)
+    learn(before, range(steps))
+    before.save(tmp_path)
+    after.load(tmp_path)
+    for old, new in zip(before.parameters, after.parameters, strict=True):
+        assert torch.equal(new, old.bfloat16().float() if half else old)
+    learn(after, range(steps, steps + 1))
+    after.save(tmp_path / "again")
+    stored = load_file(tmp_path / "again" / "policy_optimizer.safetensors")
+    assert ("0.master" in stored) == half
+
+
 @pytest.mark.parametrize("kind", ["policy", "critic"])
 def test_the_gradient_is_that_of_float32_weights_up_to_rounding(kind):
     gradients = []

@@ -114,7 +114,7 @@ def _decayed_sums(deltas: Float[Tensor, "B T"], decay: Float[Tensor, "B _"]) -> 
     return sums.view(rows, -1)[:, :width]
 
 
-def _doubled_sums(deltas: Float[Tensor, "B T"], decay: Float[Tensor, "B 1"]) -> Float[Tensor, "B T"]:
+def _doubled_sums(deltas: Float[Tensor, "B T"], decay: Float[Tensor, "B _"]) -> Float[Tensor, "B T"]:
     """`_decayed_sums` by log2(T) passes over the whole tensor. After a pass, A_t holds the first n terms of its sum,
 
         A_t = δ_t + decay·δ_{t+1} + … + decay^(n-1)·δ_{t+n-1}

@@ -34,25 +34,27 @@ def export(
         typer.Option("--adapter", help="Export the adapters alone, as a PEFT folder (runs with model.policy_lora)."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="New or empty folder. Default: beside the original, like RUN/policy-bfloat16.")
+        Path | None, typer.Option(help="New or empty folder. Default: in the run, like RUN/policy-bfloat16.")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Copy a trained model in another precision, with its tokenizer and model card: what serving engines load.
 
-    Training keeps its weights in float32, and so do policy/ and critic/. Of a checkpoint, shards of several training
-    ranks are put together, and adapters are merged.
+    policy/ and critic/ are float32, unless the run had model.dtype=bfloat16-weights. Of a checkpoint, shards of several
+    training ranks are put together, and adapters are merged.
     """
     from vapo.session.evaluated_run import run_of
-    from vapo.session.exported_folder import exported_folder
+    from vapo.session.exported_folder import default_target, exported_folder
     from vapo.session.run_dirs import check_output_folder
 
     folder = exported_folder(run, critic=critic, adapter=adapter)
-    target = out or folder.with_name(f"{folder.name}-{dtype.value}")
+    target = out or default_target(folder, dtype.value)
     check_output_folder(target)
     if target.exists():
         target.rmdir()  # it is empty
+
+    from safetensors import SafetensorError
 
     from vapo.models.converted import convert  # imports torch, so only after what is cheap to check
     from vapo.session.whole_folders import whole_folder
@@ -60,7 +62,7 @@ def export(
     try:
         with whole_folder(folder, merged=not adapter) as source:
             size = convert(source, target, dtype.value)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigError(f"Cannot write {target}: {error}. Free space, or choose another --out.") from error
     if as_json:
         print(json_text({"from": str(folder), "folder": str(target), "dtype": dtype.value, "bytes": size}))

@@ -22,26 +22,39 @@ def convert(source: Path, out: Path, dtype: str) -> int:
     """Copy a folder that a run wrote, its floating-point tensors in `dtype`; the bytes of the weights.
 
     Everything else (configuration, tokenizer, model card) is copied; config.json gets the precision. `out` is there
-    whole or not at all. ModelError if the folder holds no .safetensors file, or a weight that `dtype` cannot hold.
+    whole or not at all. ModelError if the folder holds no .safetensors file, or a weight that `dtype` cannot hold;
+    OSError or SafetensorError if the disk refuses.
     """
     files = sorted(source.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{source} holds no .safetensors file. Give a run, or a folder that a run wrote.")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("*.safetensors"))
-    for file in files:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata()
-        tensors = {name: _in(tensor, DTYPES[dtype], f"{file}: {name}") for name, tensor in read_tensors(file).items()}
-        save_file(tensors, temporary / file.name, metadata=metadata)
-    config = temporary / "config.json"
+    try:
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("*.safetensors"))
+        for file in files:
+            _convert_file(file, temporary / file.name, dtype)
+        _note_dtype(temporary / "config.json", dtype)
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its space back
+        raise
+    return sum((out / file.name).stat().st_size for file in files)
+
+
+def _convert_file(source: Path, target: Path, dtype: str) -> None:
+    with safe_open(source, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = {name: _in(tensor, DTYPES[dtype], f"{source}: {name}") for name, tensor in read_tensors(source).items()}
+    save_file(tensors, target, metadata=metadata)
+
+
+def _note_dtype(config: Path, dtype: str) -> None:
+    """Write the precision into a model's configuration; a folder of adapters has none."""
     if config.exists():
         content = json.loads(config.read_text())
         names = [name for name in ("dtype", "torch_dtype") if name in content] or ["dtype"]
         config.write_text(json_text({**content, **dict.fromkeys(names, dtype)}, indent=2) + "\n")
-    temporary.rename(out)
-    return sum((out / file.name).stat().st_size for file in files)
 
 
 def _in(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -48,12 +48,15 @@ class Dialogue:
         opened = replace(prompt, text=tuple(messages))
         return render(self.tokenizer, opened, self.form, self.tools), ()
 
-    def reply(self, prompt: Prompt, reply: Reply) -> tuple[int, ...]:
-        """The tokens that follow the policy's turn."""
+    def reply(self, prompt: Prompt, reply: Reply, last: int) -> tuple[int, ...]:
+        """The tokens that follow the policy's turn, whose last token is `last`.
+
+        In a chat the end of the turn is among them, unless a stop token is there already.
+        """
         if not self.is_chat(prompt):
             return self._ids(reply.text)
         messages = reply.messages or ({"role": "user", "content": reply.text},)
-        return self._ids(self._after_turn(messages))
+        return self._ids(self._after_turn(messages, stopped=last in self.stop_token_ids))
 
     def check(self, prompt: Prompt) -> None:
         """Raise ConfigError if the chat template cannot render the replies of this prompt's episodes."""
@@ -65,14 +68,14 @@ class Dialogue:
         if self.is_chat(prompt):
             role = "tool" if self.tools else "user"
             message = {"role": role, "content": _PROBE, **({"name": "probe"} if self.tools else {})}
-            if _PROBE not in self._after_turn((message,)):
+            if _PROBE not in self._after_turn((message,), stopped=True):
                 raise ConfigError(
                     f"The tokenizer's chat template leaves out a message of the role {role!r} after an assistant's, so "
                     "an environment cannot answer. Take a model whose template has that role."
                 )
 
-    def _after_turn(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """What the template writes between the end of an assistant's turn and the start of its next one.
+    def _after_turn(self, messages: Sequence[Mapping[str, Any]], *, stopped: bool) -> str:
+        """What the template writes between an assistant's turn, `stopped` by a stop token or not, and its next one.
 
         It is read off a short conversation, behind a text that stands for the policy's turn: a template may show an
         earlier turn otherwise than a last one, and the policy's own tokens stay in any case.
@@ -91,7 +94,7 @@ class Dialogue:
         _, found, after = str(whole).partition(_WRITTEN)
         if not found:
             raise ConfigError("The tokenizer's chat template leaves out earlier turns. Take another model.")
-        for token in self.stop_token_ids:  # the policy has written it
+        for token in self.stop_token_ids if stopped else ():  # the policy has written it
             stop = str(self.tokenizer.convert_ids_to_tokens(token))
             if after.startswith(stop):
                 return after[len(stop) :]

@@ -6,7 +6,7 @@ made it, so that micro-batches do not round what they add. Source: mixed precisi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -73,22 +73,27 @@ class MasterAdamW(torch.optim.AdamW):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See torch.optim.AdamW; with the masters, which the weights follow."""
-        moments = {}
-        for number, entry in state_dict["state"].items():
-            rest = {name: value for name, value in entry.items() if name != MASTER}
-            if MASTER in entry:
-                with torch.no_grad():
-                    self._pairs[number][1].copy_(entry[MASTER])
-            if rest:
-                moments[number] = rest
-        super().load_state_dict({**state_dict, "state": moments})
+        """See torch.optim.AdamW; with the masters, which the weights follow.
+
+        A state of float32 weights has none: its masters are the weights as they are now, which were read before.
+        """
+        state = state_dict["state"]
+        with torch.no_grad():
+            for number, (weight, master) in self._pairs.items():
+                master.copy_(state.get(number, {}).get(MASTER, weight))
+        super().load_state_dict({**state_dict, "state": without_masters(state)})
         self._round()
 
     @torch.no_grad()
     def _round(self) -> None:
         for weight, master in self._pairs.values():
             weight.copy_(master)
+
+
+def without_masters(state: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """An optimizer's state without the masters in it; a parameter that has nothing else is left out."""
+    moments = {n: {name: value for name, value in entry.items() if name != MASTER} for n, entry in state.items()}
+    return {number: entry for number, entry in moments.items() if entry}
 
 
 def _hand_on(master: nn.Parameter) -> Any:

@@ -19,6 +19,7 @@ from vapo.errors import CheckpointError, ModelError
 from vapo.json_text import json_text
 from vapo.models.loaded import check_complete, read_model
 from vapo.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, has_lora, load_adapters, plain_weights, save_adapters
+from vapo.models.master_weights import MASTER, MasterAdamW, without_masters
 from vapo.models.shards import StoredTensors, is_in_shards, load_parts
 from vapo.models.whole import whole
 
@@ -148,7 +149,10 @@ def save_moments(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, place: Path) -> None:
     """Load saved moments from a file or a folder of shards; an optimizer that has not stepped yet has none. Every
-    process of a sharded model reads its part."""
+    process of a sharded model reads its part.
+
+    Of masters that a run with bfloat16 weights saved, float32 weights become the masters.
+    """
     groups = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -160,4 +164,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, place: Path) -> None:
             own = parameters[index]
             fits = stored.shape(name) == tuple(own.shape)
             state.setdefault(index, {})[key] = stored.read_like(name, own) if fits else stored.read(name)
+    if not isinstance(optimizer, MasterAdamW):
+        with torch.no_grad():
+            for index, entry in state.items():
+                if MASTER in entry:
+                    parameters[index].copy_(entry[MASTER])
+        state = without_masters(state)
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -45,8 +45,7 @@ def make_engine(
 
     `weights` are those of a model that has none, see `sampler_of`; None are the model's own. `log` is the file for what
     an engine in another process writes, `on_alarm` is told when it has to be started again, or samples in a slower way
-    than it was to. vLLM splits the model over
-    `tensor_parallel` GPUs, all those that this process sees.
+    than it was to. vLLM splits the model over `tensor_parallel` GPUs, all those that this process sees.
     """
     match settings:
         case TorchEngineSettings(slots=slots, graphs=graphs):

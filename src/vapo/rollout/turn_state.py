@@ -66,8 +66,12 @@ class Player:
 
     @property
     def turn_seed(self) -> int:
-        """The first turn has the episode's own seed: an episode of one turn is what it is without an environment."""
-        return stable_hash("turn", self.seed, self.num_turns) if self.num_turns else self.seed
+        """The first turn has the episode's own seed: an episode of one turn is what it is without an environment.
+
+        A turn that is written on has its own number, not that of the next one, which would draw with the same numbers.
+        """
+        turn = self.num_turns - self._goes_on_in_turn
+        return stable_hash("turn", self.seed, turn) if turn else self.seed
 
     @property
     def environment_seed(self) -> int:
@@ -82,12 +86,18 @@ class Player:
 
     def take_begun(self) -> Turn:
         """The turn that the policy has only begun, taken back to be written on; an empty one if there is none."""
-        if self.start is None or self.start.begun is None or self.turns[-1] is not self.start.begun:
+        if not self._goes_on_in_turn:
             return Turn("policy", ())
         turn = self.turns.pop()
         self.tokens = self.tokens[: len(self.tokens) - len(turn.token_ids)]
         self.num_turns -= 1
         return turn
+
+    @property
+    def _goes_on_in_turn(self) -> bool:
+        """Whether the last turn is one that the policy has only begun."""
+        begun = None if self.start is None else self.start.begun
+        return begun is not None and self.turns[-1] is begun
 
     def end(self, finish: FinishReason, verdict: Verdict | None = None) -> None:
         """The episode is over."""

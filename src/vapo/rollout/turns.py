@@ -38,8 +38,8 @@ class Replies(Protocol):
         """The prompt, and the tokens after it, with the text that an environment begins with."""
         ...
 
-    def reply(self, prompt: Prompt, reply: Reply) -> tuple[int, ...]:
-        """The tokens that follow the policy's turn."""
+    def reply(self, prompt: Prompt, reply: Reply, last: int) -> tuple[int, ...]:
+        """The tokens that follow the policy's turn, whose last token is `last`."""
         ...
 
 
@@ -224,7 +224,7 @@ def _answer(player: Player, rules: TurnRules) -> None:
         player.end("length", reply.verdict)
     else:
         reply = _limited(reply, rules.max_characters)
-        ids = rules.replies.reply(player.prompt, reply)
+        ids = rules.replies.reply(player.prompt, reply, player.tokens[-1])
         if len(ids) >= player.room:
             player.end("length", reply.verdict)
         else:
@@ -249,8 +249,11 @@ def _limited(reply: Reply, most: int) -> Reply:
 
 
 def _cut(text: str, most: int) -> str:
-    """The text, cut to its first characters, with a mark where it was cut."""
-    return text if len(text) <= most else f"{text[:most]}\n[{len(text) - most} characters left out]"
+    """The text, cut to its first characters, with a mark where it was cut.
+
+    It does not say how much is left out: a host has cut the text before, and nobody knows.
+    """
+    return text if len(text) <= most else f"{text[:most]}\n[the rest is left out]"
 
 
 def _raised(error: Exception) -> Verdict:

@@ -13,9 +13,9 @@ import torch
 from vapo.algo.method import Gae, LengthAdaptive
 from vapo.models.matrix_rate import matrix_rate
 from vapo.models.placing import best_device, set_threads, split_threads, total_memory
+from vapo.rollout.device_turn_engine import DeviceTurnEngine
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine, sampler_of
-from vapo.rollout.turn_engine import TurnEngine
 from vapo.rollout.vllm_engine import LOG, agreed_gap
 from vapo.rollout.weight_exchange import outline
 from vapo.scale.cluster import Cluster
@@ -89,7 +89,7 @@ def _assembled(config: Config, inputs: Inputs, observer: Observer, run_dir: Path
         networks = start_ranks(config, cluster, partial(load_learners, plan, threads=threads), spans)
         engine = start_engines(config, cluster, sampler, networks["policy"].weights(), run_dir / LOG)
     if shares_device(config):
-        engine = TurnEngine(engine, networks["policy"].release)
+        engine = DeviceTurnEngine(engine, networks["policy"].release)
     evaluation = sections.evaluation
     evaluation_set = fingerprint(inputs, evaluation.prompts, evaluation.temperature, evaluation.top_p)
 

@@ -8,6 +8,17 @@ from vapo.errors import ConfigError
 from vapo.models.model_source import ADAPTER_CONFIG, check_source
 from vapo.session.evaluated_run import find_model, is_run
 
+CHECKPOINTS = "checkpoints"
+
+
+def default_target(folder: Path, dtype: str) -> Path:
+    """Where an export of a folder goes if nobody says where: beside it, or into the run for one of a checkpoint, which
+    is deleted when newer ones come."""
+    checkpoint = folder.parent
+    if checkpoint.parent.name == CHECKPOINTS:
+        return checkpoint.parent.parent / f"{folder.name}-{checkpoint.name}-{dtype}"
+    return folder.with_name(f"{folder.name}-{dtype}")
+
 
 def exported_folder(run: Path, *, critic: bool, adapter: bool) -> Path:
     """The policy's folder (or the critic's; or that of the adapters) of a run or of one of its checkpoints.
@@ -20,7 +31,7 @@ def exported_folder(run: Path, *, critic: bool, adapter: bool) -> Path:
     check_source(policy, "policy")
     network = "critic" if critic else "policy"
     folder = policy.with_name("critic") if critic else policy
-    of_checkpoint = policy.parent.parent.name == "checkpoints"
+    of_checkpoint = policy.parent.parent.name == CHECKPOINTS
     if adapter:
         folder = folder if of_checkpoint else folder.with_name(f"{network}_adapter")
         if not (folder / ADAPTER_CONFIG).is_file():

@@ -113,7 +113,7 @@ def make_learners(plan: LearnerPlan, model: PreTrainedModel, spans: Spans, group
     reference = replace(policy, model=copy.deepcopy(model).requires_grad_(False)) if algorithm.kl.coef > 0 else None
     if sections.model.gradient_checkpointing:
         checkpoint_gradients(model)
-    turns = DeviceTurns(best_device()) if sections.scale.offload else None
+    device_turns = DeviceTurns(best_device()) if sections.scale.offload else None
 
     def local(
         name: str, network: Policy | Critic, objective: Objective | None = None, beside: LocalNetwork | None = None
@@ -129,7 +129,7 @@ def make_learners(plan: LearnerPlan, model: PreTrainedModel, spans: Spans, group
             max_grad_norm=settings.max_grad_norm,
             spans=spans,
             group=group,
-            turns=turns,
+            device_turns=device_turns,
             beside=beside if side else None,
             half_weights=sections.model.dtype == "bfloat16-weights" and not side,
         )

@@ -30,14 +30,14 @@ class DeviceTurns:
 
     def take(self, *wanted: Movable) -> None:
         """Move these to the device, after all others have left it."""
-        staying = [owner for owner in self.owners if owner in wanted]
         for owner in self.owners:
             if owner not in wanted:
                 owner.move(HOST)
-        self.owners = list(wanted)
+        self.owners = [owner for owner in self.owners if owner in wanted]
         for owner in wanted:
-            if owner not in staying:
+            if owner not in self.owners:
                 owner.move(self.device)
+                self.owners.append(owner)  # not before: a move that ran out of memory is done again
 
     def free(self) -> None:
         """Leave the device to other processes."""

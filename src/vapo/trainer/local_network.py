@@ -50,12 +50,12 @@ class LocalNetwork:
         reads: tuple[Score, ...] = (),
         spans: Spans | None = None,
         group: Group = ALONE,
-        turns: DeviceTurns | None = None,
+        device_turns: DeviceTurns | None = None,
         beside: LocalNetwork | None = None,
         half_weights: bool = False,
     ) -> None:
-        """`turns` is the device that it shares with other networks, None if all stay there; `beside` computes with
-        it, as the policy that a side critic reads."""
+        """`device_turns` is the device that it shares with other networks, None if all stay there; `beside` computes
+        with it, as the policy that a side critic reads."""
         self.name, self.network, self.reads = name, network, reads
         self.max_grad_norm = max_grad_norm
         self._objective = objective
@@ -69,9 +69,9 @@ class LocalNetwork:
         trained = [p for p in network.model.parameters() if p.requires_grad] if objective else []
         self._optimizer = _adamw(trained, masters, weight_decay) if trained else None
         self._files = NetworkFiles(name, network.model, tokenizer, self._optimizer, group)
-        self._turns, self._together = turns, (self,) if beside is None else (beside, self)
-        if turns is not None:
-            turns.enter(self)
+        self._device_turns, self._together = device_turns, (self,) if beside is None else (beside, self)
+        if device_turns is not None:
+            device_turns.enter(self)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -115,12 +115,12 @@ class LocalNetwork:
                 state[key] = value.to(to)
 
     def release(self) -> None:
-        if self._turns is not None:
-            self._turns.free()
+        if self._device_turns is not None:
+            self._device_turns.free()
 
     def _take_turn(self) -> None:
-        if self._turns is not None:
-            self._turns.take(*self._together)
+        if self._device_turns is not None:
+            self._device_turns.take(*self._together)
 
     # ------------------------------------------------------------------ scoring
 

@@ -97,11 +97,12 @@ class RunFolder:
         for name in LOGS:
             path = self.path / name
             lengths[name] = 0
-            if path.exists() or name in self._waiting:
-                with path.open("ab", buffering=0) as file:
-                    self._write(name, file)
-                    os.fsync(file.fileno())
-                lengths[name] = path.stat().st_size
+            with self._appending:
+                if path.exists() or name in self._waiting:
+                    with path.open("ab", buffering=0) as file:
+                        self._write(name, file)
+                        os.fsync(file.fileno())
+                    lengths[name] = path.stat().st_size
         return lengths
 
     def cut_logs(self, lengths: dict[str, int]) -> None:

@@ -107,6 +107,13 @@ def test_children_end_with_their_channel_and_with_the_server():
         os.kill(group, 0)
 
 
+def test_an_environment_that_takes_turns_may_have_a_reward_and_no_tools_beside_it():
+    assert offer_of(worlds.Scored, [], "tools").rewards
+    assert not offer_of(worlds.Guess, [], "tools").rewards
+    with pytest.raises(ConfigError, match="takes turns by step"):
+        offer_of(worlds.Guess, [worlds.double], "tools")
+
+
 def test_public_methods_are_tools_as_in_trl(counter: Players):
     (add, slow) = counter.server.tools
     assert add["function"]["name"] == "add"

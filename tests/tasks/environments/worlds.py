@@ -43,6 +43,13 @@ class Guess:
         return f"no {self.turns}"
 
 
+class Scored(Guess):
+    """Takes turns, and says its own reward."""
+
+    def get_reward(self) -> float:
+        return 1 / self.turns
+
+
 class Counter:
     """TRL's form: its public methods are tools."""
 

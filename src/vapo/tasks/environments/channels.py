@@ -71,9 +71,10 @@ class EnvironmentServer:
     """A process that has imported the user's environment and tools, and forks a child for each episode.
 
     `environment` and `tools` are names as in `functions.import_function`; for `form` and `arguments` see
-    `offers.load_offer`. A child that exceeds a limit is killed, and
-    costs its own episode only. Raises ConfigError if the environment cannot be loaded. `open` may be called from
-    several threads.
+    `offers.load_offer`. A child that exceeds a limit is killed, and costs its own episode only. `open` may be called
+    from several threads.
+
+    Raises ConfigError if the environment cannot be loaded.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ def load_offer(
 def offer_of(factory: Callable[..., Any] | None, functions: Sequence[Callable[..., Any]], form: Form = "auto") -> Offer:
     """The offer of these objects. A factory that needs no arguments is tried once.
 
-    Raises ConfigError for an environment without `reset`, or without anything to do.
+    Raises ConfigError for an environment without `reset`, without anything to do, or with turns and tools beside them.
     """
     if factory is None:
         return Offer(None, tuple(functions))
@@ -61,13 +61,19 @@ def offer_of(factory: Callable[..., Any] | None, functions: Sequence[Callable[..
             f"The environment {name} has no reset(). It begins an episode: add it, returning a text or None."
         )
     step = getattr(kind, "step", None)
+    rewards = callable(getattr(kind, "get_reward", None))
     # in TRL every public method is a tool; ours is told by the name of its argument
     if callable(step) and (form == "auto" or "response" in inspect.signature(step).parameters):
-        return Offer(factory, takes_turns=True)
+        if functions:
+            raise ConfigError(
+                f"The environment {name} takes turns by step(response), and reads calls of tools itself. Leave out "
+                "tools, or make them its methods and drop step."
+            )
+        return Offer(factory, takes_turns=True, rewards=rewards)
     methods = tuple(tool_methods(kind).values())
     if not methods and not functions:
         raise ConfigError(f"The environment {name} has neither step(response) nor other public methods to be tools.")
-    return Offer(factory, tuple(functions), methods=methods, rewards=callable(getattr(kind, "get_reward", None)))
+    return Offer(factory, tuple(functions), methods=methods, rewards=rewards)
 
 
 def described(offer: Offer) -> list[dict[str, Any]]:

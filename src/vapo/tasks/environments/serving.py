@@ -99,7 +99,7 @@ def _serve_door(door: socket.socket, offer: Offer, spec: dict[str, Any], childre
                 for child in [child for child, of in children.items() if of == number]:
                     _kill(child)
         while children and (ended := os.waitpid(-1, os.WNOHANG)[0]):
-            del children[ended]
+            children.pop(ended, None)  # the user's code may have started a process when it was imported
 
 
 def _fork(door: socket.socket, descriptor: int, offer: Offer, spec: dict[str, Any]) -> int:

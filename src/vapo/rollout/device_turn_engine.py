@@ -1,4 +1,4 @@
-"""An engine that others make room for."""
+"""An engine that takes turns on the device with the networks that train (`vapo.trainer.device_turns`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vapo.rollout.engine import RolloutEngine
 from vapo.types import Completion, Decoding, Prompt
 
 
-class TurnEngine:
+class DeviceTurnEngine:
     """`RolloutEngine`: the engine given, before whose samples `make_room` is called."""
 
     def __init__(self, engine: RolloutEngine, make_room: Callable[[], None]) -> None:
