@@ -36,7 +36,7 @@ class ViewedRun:
     @property
     def steps(self) -> dict[str, RolloutFile]:
         """The recorded steps by name, pretraining first; read anew, for the run may be going on."""
-        return {_step_name(file): file for file in rollout_files(self.files.path)}
+        return {step_key(file): file for file in rollout_files(self.files.path)}
 
     def overview(self) -> Record:
         """Name, method and steps of the run, and what of a step is recorded."""
@@ -138,6 +138,11 @@ class ViewedRun:
         return scale
 
 
+def step_key(file: RolloutFile) -> str:
+    """The name of a step in addresses and data: `step_000010`."""
+    return file.path.name.removesuffix(".jsonl.gz")
+
+
 def step_label(file: RolloutFile) -> str:
     """The name of a step for people.
 
@@ -217,10 +222,6 @@ def colour_scale(responses: list[Record], outcomes: list[float]) -> Record:
         sizes = sorted(map(abs, finite(name)))
         ends[name] = max(float(f"{sizes[int(0.98 * (len(sizes) - 1))]:.3g}"), 1e-3) if sizes else None
     return ends
-
-
-def _step_name(file: RolloutFile) -> str:
-    return file.path.name.removesuffix(".jsonl.gz")
 
 
 def _prompt(prompt: Any) -> str | list[Record]:
