@@ -41,8 +41,8 @@ def export(
 ) -> None:
     """Copy a trained model in another precision, with its tokenizer and model card: what serving engines load.
 
-    Training keeps its weights in float32, and so do policy/ and critic/. Of a checkpoint, shards of several training
-    ranks are put together, and adapters are merged.
+    Training keeps its weights in float32 (model.dtype=bfloat16-weights does not), and so do policy/ and critic/. Of a
+    checkpoint, shards of several training ranks are put together, and adapters are merged.
     """
     from vapo.session.evaluated_run import run_of
     from vapo.session.exported_folder import exported_folder
