@@ -73,7 +73,7 @@ class ViewedRun:
     def rows(self, key: str, numbers: Iterable[int]) -> dict[int, Record]:
         """Single responses of a step, by their number."""
         found = self.step(key).rows(numbers)
-        return {n: self._told(record) for n, record in found.items()}
+        return {n: self._shown(record) for n, record in found.items()}
 
     def search(self, key: str, words: str) -> list[int]:
         """The responses of a step that have the words."""
@@ -100,7 +100,7 @@ class ViewedRun:
         gamma = number(self._credit.get("gamma"))
         return gamma if math.isfinite(gamma) else 1.0
 
-    def _told(self, record: Record) -> Record:
+    def _shown(self, record: Record) -> Record:
         rule = self._credit.get("policy_lambda")
         by_turns = isinstance(rule, dict) and rule.get("kind") == "turns"
         whitened = bool(self._credit.get("whiten"))
@@ -133,7 +133,7 @@ class ViewedRun:
         full = [n for n, there in enumerate(step.index.rows["full"]) if there]
         some = full[:: max(1, len(full) // _SCALED)][:_SCALED]
         records = step.rows(some).values()
-        scale = colour_scale([self._told(record) for record in records], self._outcomes)
+        scale = colour_scale([self._shown(record) for record in records], self._outcomes)
         self._scales[key] = (step, scale)
         return scale
 
