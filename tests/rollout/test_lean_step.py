@@ -46,6 +46,18 @@ def test_samples_are_those_of_the_modules(architecture, monkeypatch):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
+def test_a_step_that_fails_leaves_the_modules(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("the rotation has another size")
+
+    plain = TorchEngine(tiny_model(LEAN[0]))
+    plain._decoder._may_be_lean = False
+    expected = plain.generate(PROMPTS, HOW, SEEDS)
+    monkeypatch.setattr(lean_step.LeanStep, "__call__", fails)
+    found = TorchEngine(tiny_model(LEAN[0])).generate(PROMPTS, HOW, SEEDS)
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+
+
 @pytest.mark.parametrize("architecture", ["gemma3-mixed", "gpt-neox", "gpt2"])
 def test_other_architectures_take_their_modules(architecture, monkeypatch):
     steps = calls_of(monkeypatch)

@@ -69,7 +69,8 @@ def gae(
     rewards, values = widened(torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0))
     decay = gamma * _checked_lambda(lam, values)  # γλ, (B, 1) or (B, T)
 
-    if bool((mask[:, 1:] <= mask[:, :-1]).all()):  # every row begins with its tokens and has no holes
+    # On a CPU it is seen at once whether every row begins with its tokens and has no holes; a GPU would have to wait.
+    if mask.device.type == "cpu" and bool((mask[:, 1:] <= mask[:, :-1]).all()):
         return _decayed_sums(_td_errors(rewards, values, gamma), decay)
     # Move each row's tokens to the left, so that t + 1 is the next token of the mask. All other tokens go to an
     # extra last column of zeros, which holds V and A after the end.

@@ -333,6 +333,7 @@ ARGUMENTS = {
     "trainer.warmup_steps": "warmup_steps",
     "rollout.max_response_tokens": "max_completion_length",
     "rollout.temperature": "temperature",
+    "rollout.top_p": "top_p",
     "evaluation.samples_per_prompt": "num_generations_eval",
     "algorithm.clip.low": "epsilon",
     "algorithm.clip.high": "epsilon_high",

@@ -25,6 +25,7 @@ from vapo.models.saving import save_model
 from vapo.reports.live import LiveView
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve
+from vapo.session.evaluated_run import find_model, is_run
 from vapo.session.evaluation import evaluate_model
 from vapo.session.layers import Layer, Source, file_layer, merge
 from vapo.session.run_dirs import check_folder
@@ -283,7 +284,7 @@ class VAPOTrainer:
         """Copy the trained policy, a Hugging Face folder, to `output_dir`; without one it lies in policy/ already."""
         policy = self._policy()
         if output_dir is not None:
-            with whole_folder(policy) as folder:
+            with whole_folder(policy, merged=True) as folder:
                 shutil.copytree(folder, output_dir, dirs_exist_ok=True)
 
     def push_to_hub(self, commit_message: str = "End of training", repo_id: str | None = None, **more: Any) -> str:
@@ -297,7 +298,7 @@ class VAPOTrainer:
         api = HfApi(token=self.args.hub_token)
         name = repo_id or self.args.hub_model_id or self.output_dir.name
         repository = api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True)
-        with whole_folder(policy) as folder:
+        with whole_folder(policy, merged=True) as folder:
             commit = api.upload_folder(
                 repo_id=repository.repo_id, folder_path=folder, commit_message=commit_message, **more
             )
@@ -310,13 +311,13 @@ class VAPOTrainer:
         return trained
 
     def _trained(self) -> Path | None:
-        """The folder of the trained policy, or of the newest checkpoint's where training was stopped."""
-        if (policy := self.output_dir / "policy").exists():
-            return policy
-        for name in checkpoint.names(self.output_dir / "checkpoints"):
-            if (policy := self.output_dir / "checkpoints" / name / "policy" / "config.json").exists():
-                return policy.parent
-        return None
+        """The folder of the trained policy, or of the newest healthy checkpoint's where training was stopped."""
+        if not is_run(self.output_dir):
+            return None
+        try:
+            return Path(find_model(str(self.output_dir)).folder)
+        except ConfigError:  # it was stopped before its first checkpoint
+            return None
 
 
 def _resumable(layers: Sequence[Layer]) -> dict[str, Any]:

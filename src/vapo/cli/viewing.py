@@ -30,7 +30,8 @@ def view(
         typer.Option(help="With --out: only this training step; repeatable. Default: all recorded steps."),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port on 127.0.0.1; 0 takes any. Default: 8347, or any if it is taken.", min=0)
+        int | None,
+        typer.Option(help="Port on 127.0.0.1; 0 takes any. Default: 8347, or any if it is taken.", min=0, max=65535),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: JsonOption = False,

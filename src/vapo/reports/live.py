@@ -162,7 +162,7 @@ class LiveView:
         """Show a warning that a metric or the run is unhealthy."""
         with self._screen.lock:
             self._state.alarm(message)
-        self._screen.print(f"ALARM {one_line(message)}", "bold yellow")
+        self._screen.alarm(one_line(message))
 
     def evaluation(self, result: Record) -> None:
         """Show the result of an evaluation (a line of `evaluations.jsonl`)."""
@@ -179,6 +179,7 @@ class _Screen(Protocol):
     def open(self) -> None: ...
     def close(self) -> None: ...
     def print(self, line: str, style: str) -> None: ...
+    def alarm(self, message: str) -> None: ...
     def stepped(self) -> None: ...
     def progressed(self) -> None: ...
 
@@ -211,6 +212,9 @@ class _LineScreen:
         # the style is ignored, so that FORCE_COLOR puts no control codes into a log file
         self._console.print(Text(line), soft_wrap=True)
 
+    def alarm(self, message: str) -> None:
+        self.print(f"ALARM {message}", "")
+
     def stepped(self) -> None:
         self._last_line_at = self._clock()
         self.print(self._state.step_line(), "")
@@ -241,6 +245,9 @@ class _PanelScreen:
 
     def print(self, line: str, style: str) -> None:
         self._console.print(Text(folded(line, self._console.width), style=style), soft_wrap=True)
+
+    def alarm(self, message: str) -> None:
+        self.print(f"ALARM {message}", "bold yellow")
 
     def stepped(self) -> None:
         pass  # the next refresh shows it

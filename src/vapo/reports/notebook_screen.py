@@ -41,7 +41,12 @@ class NotebookScreen:
 
     def print(self, line: str, style: str) -> None:
         with self.lock:
-            (self._alarms if line.startswith("ALARM ") else self._log).append(line)
+            self._log.append(line)
+        self._update()
+
+    def alarm(self, message: str) -> None:
+        with self.lock:
+            self._alarms.append(f"ALARM {message}")
         self._update()
 
     def stepped(self) -> None:

@@ -9,7 +9,7 @@ from vapo.errors import DataError
 from vapo.json_text import json_text
 from vapo.metrics import Phase
 from vapo.reports.runfiles import Record, RolloutFile
-from vapo.reports.view_data import ViewedRun, verdict_of
+from vapo.reports.view_data import ViewedRun, step_key, verdict_of
 
 
 def report_samples(run: ViewedRun, *, max_bytes: int = 4_000_000) -> tuple[Record, list[str]]:
@@ -23,7 +23,7 @@ def report_samples(run: ViewedRun, *, max_bytes: int = 4_000_000) -> tuple[Recor
     chosen = chosen_steps(list(run.steps.values()))
     left = max_bytes
     for at, file in enumerate(chosen):
-        key = file.path.name.removesuffix(".jsonl.gz")
+        key = step_key(file)
         try:
             index = run.index(key)
             budget = left // (len(chosen) - at)

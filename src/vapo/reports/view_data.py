@@ -36,7 +36,7 @@ class ViewedRun:
     @property
     def steps(self) -> dict[str, RolloutFile]:
         """The recorded steps by name, pretraining first; read anew, for the run may be going on."""
-        return {_step_name(file): file for file in rollout_files(self.files.path)}
+        return {step_key(file): file for file in rollout_files(self.files.path)}
 
     def overview(self) -> Record:
         """Name, method and steps of the run, and what of a step is recorded."""
@@ -73,7 +73,7 @@ class ViewedRun:
     def rows(self, key: str, numbers: Iterable[int]) -> dict[int, Record]:
         """Single responses of a step, by their number."""
         found = self.step(key).rows(numbers)
-        return {n: self._told(record) for n, record in found.items()}
+        return {n: self._shown(record) for n, record in found.items()}
 
     def search(self, key: str, words: str) -> list[int]:
         """The responses of a step that have the words."""
@@ -100,7 +100,7 @@ class ViewedRun:
         gamma = number(self._credit.get("gamma"))
         return gamma if math.isfinite(gamma) else 1.0
 
-    def _told(self, record: Record) -> Record:
+    def _shown(self, record: Record) -> Record:
         rule = self._credit.get("policy_lambda")
         by_turns = isinstance(rule, dict) and rule.get("kind") == "turns"
         whitened = bool(self._credit.get("whiten"))
@@ -133,9 +133,14 @@ class ViewedRun:
         full = [n for n, there in enumerate(step.index.rows["full"]) if there]
         some = full[:: max(1, len(full) // _SCALED)][:_SCALED]
         records = step.rows(some).values()
-        scale = colour_scale([self._told(record) for record in records], self._outcomes)
+        scale = colour_scale([self._shown(record) for record in records], self._outcomes)
         self._scales[key] = (step, scale)
         return scale
+
+
+def step_key(file: RolloutFile) -> str:
+    """The name of a step in addresses and data: `step_000010`."""
+    return file.path.name.removesuffix(".jsonl.gz")
 
 
 def step_label(file: RolloutFile) -> str:
@@ -217,10 +222,6 @@ def colour_scale(responses: list[Record], outcomes: list[float]) -> Record:
         sizes = sorted(map(abs, finite(name)))
         ends[name] = max(float(f"{sizes[int(0.98 * (len(sizes) - 1))]:.3g}"), 1e-3) if sizes else None
     return ends
-
-
-def _step_name(file: RolloutFile) -> str:
-    return file.path.name.removesuffix(".jsonl.gz")
 
 
 def _prompt(prompt: Any) -> str | list[Record]:

@@ -7,6 +7,7 @@ run's list. Requests for another host name are refused, so that no web page reac
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -44,6 +45,11 @@ class ViewServer(ThreadingHTTPServer):
                 ) from error
             super().__init__((ADDRESS, 0), _Handler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what went wrong with a request, unless the reader closed the page before the answer."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
     @property
     def url(self) -> str:
         """Where the page is."""
@@ -68,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 data = self._data(address.path, parse_qs(address.query))
                 self._send(200, "application/json", json_text(data, separators=(",", ":")))
-        except (LookupError, ValueError):
+        except (LookupError, ValueError, FileNotFoundError):  # a run may be rolled back and lose a step
             self._send(404, "text/plain", "There is nothing at this address.")
         except DataError as error:
             self._send(422, "text/plain", str(error))

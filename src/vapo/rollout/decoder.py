@@ -208,7 +208,7 @@ class Decoder:
                 got = self._step(last, positions, width, runs)[:2].float()
                 self._try_graphs(last, positions, width)
                 self._lean = lean
-                self._may_be_lean = lean is not None and _close(self._step(last, positions, width, runs)[:2], got)
+                self._may_be_lean = lean is not None and self._gives(got, last, positions, width, runs)
             except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
                 raise ModelError(
                     f"TorchEngine cannot decode {name} with its cache ({type(error).__name__}: {error}). {SLOWER}"
@@ -223,6 +223,13 @@ class Decoder:
                 f"TorchEngine's cached decoding of {name} differs from a full forward pass by {gap:.2g} in the "
                 f"logits (allowed: {tolerance:.2g}), so its samples would be wrong. {SLOWER}"
             )
+
+    def _gives(self, logits: Tensor, ids: Tensor, positions: Tensor, width: int, runs: tuple[Reach, ...]) -> bool:
+        """Whether a step gives these logits for its first rows; the lean one may meet a model that it does not know."""
+        try:
+            return _close(self._step(ids, positions, width, runs)[: len(logits)], logits)
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            return False
 
     def _try_graphs(self, ids: Tensor, positions: Tensor, width: int) -> None:
         """Keep the graphs only if a replayed step gives the logits of the step itself, over the same columns."""

@@ -28,12 +28,11 @@ async function draw(change = null) {
   try {
     await loadStep(mine);
     if (mine !== drawnFor) return;
-    const filters = ["verdict", "end", "record", "min", "max", "name", "q", "sort", "both"];
     const onlyText = change && Object.keys(change).every((key) => ["min", "max", "name", "q"].includes(key));
     drawBar();
     // a field that is being written in stays as it is
     if (!onlyText) drawFilters(at("v-filters"), state, tally(index.rows), update);
-    if (!change || !change.prompt || filters.some((key) => key in change)) drawNote();
+    drawNote();
     list.show(groups, group()?.id ?? "", index, other && verdictsByPrompt(other));
     await drawMain(mine);
   } catch (error) {
@@ -236,7 +235,7 @@ async function drawCard(article, run, loaded, n, mine) {
 
 function moveStep(by) {
   const next = moved(steps(), steps().indexOf(step()), by);
-  if (next.key !== step().key) update({ step: next.key, token: "" });
+  if (next && next.key !== step().key) update({ step: next.key, token: "" });
 }
 
 function moveGroup(by) {
@@ -279,7 +278,7 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.target.blur();
     return;
   }
-  if (!engaged) return;
+  if (!engaged || !steps().length) return;
   if (!Object.hasOwn(KEYS, event.key)) return;
   event.preventDefault();
   KEYS[event.key]();

@@ -25,20 +25,22 @@ function servedSource() {
   return {
     index: (run, step) => once(`${run}/index/${step}`),
     row: async (run, step, n) => (await once(`${run}/rows/${step}`, { n }))[n],
-    search: async (run, step, words) => new Set(await get(`${run}/search/${step}`, { q: words })),
+    search: async (run, step, words) => new Set(await once(`${run}/search/${step}`, { q: words })),
     history: (run, prompt) => once(`${run}/history`, { prompt }),
   };
 }
 
 function embeddedSource(data) {
   const part = (run, step) => data.parts[`${run}/${step}`];
-  const needs = (row) => [row.response, row.reason, row.final_answer, typeof row.prompt === "string" ? row.prompt : ""];
+  const asked = ({ prompt }) =>
+    typeof prompt === "string" ? prompt : prompt.findLast(({ role }) => role === "user")?.content;
+  const searched = (row) => [asked(row), row.response, row.reason, row.final_answer];
   return {
     index: async (run, step) => part(run, step).index,
     row: async (run, step, n) => part(run, step).rows[n],
     search: async (run, step, words) => {
       const needle = words.toLowerCase();
-      const has = ([, row]) => needs(row).some((text) => text && text.toLowerCase().includes(needle));
+      const has = ([, row]) => searched(row).some((text) => text && String(text).toLowerCase().includes(needle));
       return new Set(Object.entries(part(run, step).rows).filter(has).map(([n]) => Number(n)));
     },
     history: async (run, prompt) => data.runs[run].steps.flatMap(({ key, label }) => {
