@@ -17,6 +17,7 @@ from vapo.session.config import Config
 from vapo.session.foresight import NetworkSize
 from vapo.session.planning.hardware import Cluster
 from vapo.session.planning.traced import Form, Rows, tracer_of
+from vapo.trainer.local_network import CPU_TOKENS
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,10 @@ class Workload:
         """The largest micro-batch of a minibatch's share of one rank, and how many there are."""
         rows = max(1, math.ceil(minibatch / self.dealt.ranks))
         longest = self.lengths.longest
-        fitting = max(1, min(rows, self.config.sections.trainer.micro_batch_tokens // longest))
+        most = self.config.sections.trainer.micro_batch_tokens
+        if self.cluster.on_cpu:
+            most = min(most, CPU_TOKENS)
+        fitting = max(1, min(rows, most // longest))
         return Rows(fitting, longest, self.lengths.limit), math.ceil(rows / fitting)
 
     def minibatch(self, *, critic: bool = False) -> int:
