@@ -14,6 +14,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     EarlyStoppingCallback,
+    HfArgumentParser,
     LlamaConfig,
     LlamaForSequenceClassification,
     TrainerCallback,
@@ -265,6 +266,12 @@ def test_epochs_and_gradient_steps_become_rollout_steps(tmp_path: Path):
         1,
     )  # 10 gradient steps; logging_steps=1
     assert json.dumps(settings)
+
+
+def test_arguments_come_from_a_command_line_as_trls_do():
+    words = ["--output_dir", "x", "--without", "clip-higher", "--reward_weights", "1", "0.5", "--report_to", "wandb"]
+    (found,) = HfArgumentParser(VAPOConfig).parse_args_into_dataclasses(words)
+    assert (found.without, found.reward_weights, found.report_to) == (["clip-higher"], [1.0, 0.5], "wandb")
 
 
 def test_lora_config(tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import Any, Literal
@@ -108,7 +108,7 @@ class VAPOConfig:
     """Upper clipping bound; None takes the method's."""
     num_iterations: int = 1
     """Passes over each rollout step's responses."""
-    reward_weights: Sequence[float] | None = None
+    reward_weights: list[float] | None = None
     mask_truncated_completions: bool = False
     """Keep responses that were cut off out of every loss (algorithm.truncated=drop)."""
     gradient_checkpointing: bool = False
@@ -140,13 +140,13 @@ class VAPOConfig:
     hub_model_id: str | None = None
     hub_private_repo: bool | None = None
     hub_token: str | None = None
-    report_to: str | Sequence[str] | None = None
+    report_to: None | str | list[str] = None  # noqa: RUF036 - HfArgumentParser takes the second of three
     """Trackers: tensorboard, wandb, mlflow, trackio; `none` and `all` are none of them."""
 
     # ---- ours
     method: str = "vapo"
     """A preset: ppo, vc-ppo, grpo, dapo, vapo, vapo2, rloo, orz, sao, bpco, easyppo, justrl2."""
-    without: Sequence[str] = ()
+    without: list[str] = field(default_factory=list)
     """Techniques taken away from the method."""
     alpha: float | None = None
     """α of the length-adaptive λ."""

@@ -84,7 +84,7 @@ def train(
     """Train a policy, and a critic where the method has one, and show accuracy before and after."""
     from vapo.session.config import resolve
     from vapo.session.layers import Layer, Source, option_layer, set_layer, source_layers
-    from vapo.session.path_checks import check_paths
+    from vapo.session.path_checks import check_has_values, check_paths
     from vapo.session.run_dirs import check_folder, default_run_dir
     from vapo.tasks.verifiers.functions import check_function
     from vapo.trainer.profiler import check_steps
@@ -105,6 +105,8 @@ def train(
     path = run_dir or default_run_dir(config)
     check_folder(path)
     check_paths(config)
+    if critic is not None:
+        check_has_values(critic)
 
     if observer is not None:
         check_function(observer, "--observer")

@@ -7,11 +7,13 @@ They are cheap looks at names and paths, so that a mistake in one is reported be
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from vapo.bases.shipped import builtin_model
 from vapo.durability import checkpoint
-from vapo.models.model_source import check_source
+from vapo.errors import ModelError
+from vapo.models.model_source import MODEL_CONFIG, check_source
 from vapo.rollout.vllm_environment import check_environment
 from vapo.session.config import Config
 from vapo.tasks.catalog import check_named
@@ -54,6 +56,17 @@ def check_policy(config: Config) -> None:
         check_source(policy, "policy")
     else:
         builtin_model(task.name, make_task(task.name, **task.options).options if task.name in BUILTIN else None)
+
+
+def check_has_values(critic: str) -> None:
+    """Raise ModelError for the folder of a language model, where a trained critic is meant."""
+    path = Path(critic) / MODEL_CONFIG
+    architectures = (json.loads(path.read_text(encoding="utf-8")).get("architectures") or []) if path.is_file() else []
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        raise ModelError(
+            f"{critic} holds a language model, which has no value head. Give a critic/ folder, of a run or of "
+            f"`vapo pretrain-critic`; to begin a critic from a language model: --set model.critic={critic}."
+        )
 
 
 def check_critic(config: Config) -> None:
