@@ -46,6 +46,7 @@ MISTAKES = {
     "train --set trackers=[wandbb]": ("got 'wandbb' in it; did you mean 'wandb'?", 2),
     "train --set trackers=wandb": ("got 'wandb': write a list, [wandb]", 2),
     "train --set model.dtype=bf16": ("got 'bf16'; did you mean 'bfloat16'?", 2),
+    "train --run-dir rows.jsonl": ("rows.jsonl is a file, and a run needs a folder. Choose another --run-dir", 2),
     "train --critic base": ("base holds a language model, which has no value head. Give a critic/ folder", 2),
     "train --preset vappo": ("No preset is called 'vappo'; did you mean 'vapo'?", 2),
     "train --without clip-hiher": ("did you mean 'clip-higher'?", 2),

@@ -32,7 +32,9 @@ LEFTOVERS = (
 
 def check_folder(path: Path) -> None:
     """Raise ConfigError unless `path` is a new or empty folder that can be written; leaves nothing behind."""
-    if path.exists() and (not path.is_dir() or any(p.name not in LEFTOVERS for p in path.iterdir())):
+    if path.is_file():
+        raise ConfigError(f"{path} is a file, and a run needs a folder. Choose another --run-dir.")
+    if path.exists() and any(p.name not in LEFTOVERS for p in path.iterdir()):
         raise ConfigError(
             f"The run directory {path} is not empty. Choose another --run-dir, or go on with: {command('resume', path)}"
         )
