@@ -21,8 +21,8 @@ CASES = {
     ("train", "--without", "clip"): ["clip-higher"],
     ("train", "maz"): ["maze"],
     ("train", "--set", "trainer.actor"): ["trainer.actor_lr="],
-    ("train", "--set", "model.dtype=b"): ["model.dtype=bfloat16"],
-    ("train", "--set", "model.dtype", "=", "b"): ["bfloat16"],  # as bash splits it
+    ("train", "--set", "model.dtype=b"): ["model.dtype=bfloat16", "model.dtype=bfloat16-weights"],
+    ("train", "--set", "model.dtype", "=", "b"): ["bfloat16", "bfloat16-weights"],  # as bash splits it
     ("train", "--set", "model.gradient_checkpointing", "="): ["false", "true"],
     ("train", "--set", "algorithm.preset=gr"): ["algorithm.preset=grpo"],
     ("train", "--set", "task.sid"): ["task.side="],
@@ -62,7 +62,11 @@ def path(tmp_path: Path) -> str:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 @pytest.mark.parametrize(
     ("typed", "completed"),
-    [("vapo train --pre", ["--preset"]), ("vapo train --set model.dtype = bf", ["bfloat16"]), ("vapo resume ru", [])],
+    [
+        ("vapo train --pre", ["--preset"]),
+        ("vapo train --set model.dtype = bf", ["bfloat16", "bfloat16-weights"]),
+        ("vapo resume ru", []),
+    ],
 )
 def test_bash_completes_with_its_function(typed: str, completed: list[str], path: str, monkeypatch):
     monkeypatch.setenv("PATH", path)

@@ -28,9 +28,14 @@ ELSEWHERE = re.compile(r"Qwen/|runs/|\.(yaml|jsonl|parquet|gguf)\b")
 RUNNING = [page for page in PAGES if page.stem in RUN]
 COMING = [page for page in PAGES if page.stem.startswith("coming-from-")]
 SETTINGS = {*all_settings(), *(option.key for option in task_options())}
-NO_SETTINGS = {"algorithm.credit.pretraining_steps", "trainer.state.global_step", "task.arguments"}
+NO_SETTINGS = {
+    "algorithm.credit.pretraining_steps",
+    "trainer.state.global_step",
+    "task.arguments",
+    "algorithm.adv_estimator",
+}
 """A method's field, whose setting is trainer.pretraining_steps; what a trainer's callbacks read; an option of the tasks
-that the verifiers library brings, which no list of shipped tasks has."""
+that the verifiers library brings, which no list of shipped tasks has; verl's setting."""
 
 OWN_MEANING = {
     "coming-from-verl": ("critic.optim.lr", "critic.ppo_epochs"),

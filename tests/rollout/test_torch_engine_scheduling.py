@@ -63,6 +63,7 @@ def test_slots_are_refilled_while_others_go_on():
         return forward(*args, **kwargs)
 
     engine = TorchEngine(model, slots=16)
+    engine._decoder._may_be_lean = False  # its steps call the model
     model.forward = counted
     completions = engine.generate(prompts, Decoding(40, tuple(range(5, 9))), range(48))
     steps = sum(1 for _, length in calls if length == 1)
@@ -84,6 +85,7 @@ def test_the_last_samples_run_in_a_small_batch(monkeypatch):
         return forward(*args, **kwargs)
 
     engine = TorchEngine(model, slots=100)
+    engine._decoder._may_be_lean = False  # its steps call the model
     model.forward = counted
     completions = engine.generate(make_prompts([2] * 100), Decoding(60, (5, 6, 7)), range(100))
     assert [len(c.token_ids) for c in completions].count(60) < 16

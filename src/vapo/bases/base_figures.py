@@ -13,6 +13,7 @@ from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vapo.bases.base_traces import EOS_ID, encode, world_of
 from vapo.models.loading import response_text
+from vapo.tasks.full_task import part_of
 from vapo.types import Prompt, Task, Verdict, stable_hash
 
 # (phase, done, total, figures): "train" counts optimizer steps, "measure" tokens of the longest response.
@@ -43,7 +44,7 @@ def measure_base(
     Greedy decoding is not representative: the most likely response is not a typical one if the wording is free.
     """
     repeated = [prompt for prompt in prompts for _ in range(samples)]
-    several_turns = getattr(task, "environment", None) is not None
+    several_turns = part_of(task, "environment", None) is not None
     play = play_turns if several_turns else _play_one_turn
     played = play(model, tokenizer, task, repeated, seed, on_progress)
     lengths = [episode.length for episode in played]

@@ -40,6 +40,7 @@ from vapo.bases.base_traces import EOS, EOS_ID, IGNORED, PAD, PAD_ID, UNK, Trace
 from vapo.bases.shipped import plain_options
 from vapo.errors import ConfigError
 from vapo.json_text import json_text
+from vapo.tasks.full_task import part_of
 from vapo.types import stable_hash
 
 
@@ -76,7 +77,7 @@ def make_base(
     number of threads give the same weights on one machine. `threads` None keeps torch's setting. Raises ConfigError
     if `out_dir` exists and is not an empty folder.
     """
-    recipe, target = recipe or BaseRecipe(steps=getattr(task, "base_steps", BaseRecipe.steps)), Path(out_dir)
+    recipe, target = recipe or BaseRecipe(steps=part_of(task, "base_steps", BaseRecipe.steps)), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder. Choose another folder for the base model.")
     target.parent.mkdir(parents=True, exist_ok=True)

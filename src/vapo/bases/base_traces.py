@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from vapo.tasks.full_task import part_of
 from vapo.types import Environment, Prompt, Task, stable_hash
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"  # the first three entries, in this order
@@ -100,7 +101,7 @@ def trace_tokens(task: TracedTask, tokenizer: PreTrainedTokenizerFast, prompt: P
 
 def world_of(task: Task, prompt: Prompt, seed: int = 0) -> Environment | None:
     """The environment of a prompt's episode, None if the task is one of a single turn."""
-    make = getattr(task, "environment", None)
+    make = part_of(task, "environment", None)
     return None if make is None else make(prompt, seed)
 
 

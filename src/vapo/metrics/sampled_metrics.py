@@ -32,13 +32,13 @@ SAMPLED_ROWS = (
         title="Cut off at the limit", short="cut off", phases=BOTH,
     ),
     Metric(
-        "turns/mean", "mean number of the policy's turns in an episode; tasks with an environment only", "turns",
-        phases=BOTH,
+        "turns/mean", "mean number of the policy's turns in an episode", "turns",
+        phases=BOTH, where="tasks with an environment",
     ),
     Metric(
         "turns/environment_ratio", "share of the tokens after the prompts that the environment wrote: they are not "
         "learned from, and count towards the length limit", SHARE, "", "lower `task.environment_characters`",
-        phases=BOTH,
+        phases=BOTH, where="tasks with an environment",
     ),
     Metric("verdict/judged", "responses with a valid verdict, right or wrong", "responses", phases=BOTH),
     Metric(

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from vapo.errors import DataError
+from vapo.json_text import json_text
 from vapo.reports.runfiles import Record, read_rollouts
 from vapo.trainer.rollout_blocks import RolloutIndex, index_of, prompt_text, read_index
 
@@ -50,7 +51,7 @@ class StepRollouts:
         if self._whole:
             yield from enumerate(_whole_file(self.path, _stamp(self.path)))
             return
-        written = json.dumps(words)[1:-1].lower().encode() if words.isascii() else b""
+        written = json_text(words)[1:-1].lower().encode() if words.isascii() else b""
         for block, first, _ in self._spans():
             for at, line in enumerate(self._block(block), start=first):
                 if written in line.lower():

@@ -229,7 +229,7 @@ def _prompt(prompt: Any) -> str | list[Record]:
     if not isinstance(prompt, list | tuple):
         return str(prompt)
     messages = [message if isinstance(message, dict) else {"content": message} for message in prompt]
-    return [{"role": str(m.get("role", "?")), "content": str(m.get("content", ""))} for m in messages]
+    return [{"role": str(said.get("role", "?")), "content": str(said.get("content", ""))} for said in messages]
 
 
 def _turns(turns: Any, num_tokens: int) -> list[list[Any]]:
