@@ -238,7 +238,8 @@ def never_right(run: Run) -> None:
     run.task.verify = lambda prompt, response: Verdict("wrong", "no", "no_answer")
 
 
-LONG_PATIENCE = {"trainer": {"pretraining_steps": 6, "pretraining_patience": 2, "pretraining_lr": 0.3}}
+LONG_PATIENCE = {"trainer": {"pretraining_steps": 6, "pretraining_patience": 2, "pretraining_lr": 0.0}}
+"""A critic that never learns: its first explained variance stays the best."""
 ALWAYS = {"guards": {"clipped_ratio_above": 0.0, "patience": 2}}
 SPIKES = {"guards": {"grad_norm_above": 1.0001}, "trainer": {"steps": 7}}
 ROLLBACK = {"guards": {"clipped_ratio_above": 0.0, "patience": 2, "action": "rollback", "max_rollbacks": 1}}
