@@ -21,15 +21,14 @@ def test_a_row_counts_kills_and_failed_runs():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kills_of_workers_and_ranks_leave_the_result_and_no_process(tmp_path: Path):
+def test_a_killed_worker_leaves_the_result_and_no_process(tmp_path: Path):
     settings = tmp_path / "scaled.yaml"
     settings.write_text(scale_faults.small_config(scale_faults.SCALED, {"trainer": {"steps": 3}}).to_yaml())
     assert scale_faults._wait(scale_faults._start(settings, tmp_path / "calm"), 300) == 0
     expected = scale_faults.fingerprint(tmp_path / "calm")
-    for name in ("ray::RolloutWorker", "ray::Rank", ""):
-        trial = Trial(settings, tmp_path / (name.strip("ray:") or "driver"), name, random.Random(0))
-        assert trial.carried_out([0.5] if name else [15.0], expected) == []
-        assert trial.kills == 1
+    trial = Trial(settings, tmp_path / "killed", "ray::RolloutWorker", random.Random(0))
+    assert trial.carried_out([0.5], expected) == []
+    assert trial.kills == 1
     wrong = {**expected, "policy": "0"}
     (failure,) = Trial(settings, tmp_path / "wrong", "ray::VerifierWorker", random.Random(0)).carried_out([], wrong)
     assert failure == f"{tmp_path / 'wrong'}: different policy"
