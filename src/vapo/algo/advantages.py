@@ -224,7 +224,7 @@ def turn_lambda(mask: Bool[Tensor, "B T"], lam: Float[Tensor, " B"]) -> Float[Te
 
     Raises ValueError for shapes that differ or a mask that is not bool.
 
-    Source: a convention of multi-turn recipes: GAE over turns as its steps.
+    Source: ours; GAE (arXiv:1506.02438, eq. 16) with turns as its steps.
     """
     require_mask("turn_lambda", mask)
     require_rows("turn_lambda", len(mask), lam=lam)

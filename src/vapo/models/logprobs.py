@@ -10,8 +10,8 @@ from torch import Tensor
 
 CPU_LOGITS = 2**24
 """Logits in one chunk on a CPU, whatever the vocabulary: 64 MiB in float32, a few times that with their gradient. With
-a quarter of it a pass over 150,000 tokens took 1.7 times as long, because every chunk adds a gradient of the whole
-output layer."""
+a quarter of it a pass with a vocabulary of 152,000 took 1.7 times as long, because every chunk adds a gradient of the
+whole output layer."""
 GPU_SHARE = 64
 """On a GPU, a chunk's logits take this part of the card's memory: 2,048 rows of 150,000 logits on 80 GB. The part of
 what is free would change from run to run, and with it the rounding."""
