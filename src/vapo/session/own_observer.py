@@ -9,7 +9,7 @@ from vapo.tasks.verifiers.functions import import_function
 from vapo.trainer.observer import Observer
 
 OPTION = "--observer"
-METHODS = ("phase", "progress", "step", "evaluation", "note", "alarm")
+METHODS = [name for name in vars(Observer) if not name.startswith("_")]
 
 
 def own_observer(name: str) -> Observer:
