@@ -190,7 +190,7 @@ def test_a_run_directory_that_is_in_use_or_cannot_be_written_is_refused(tmp_path
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     (tmp_path / "file").touch()
-    for folder, words in (("full", "is not empty"), ("file", "is not empty"), ("file/below", "Cannot write")):
+    for folder, words in (("full", "is not empty"), ("file", "is a file"), ("file/below", "Cannot write")):
         assert vapo("train", "--run-dir", str(tmp_path / folder), monkeypatch=monkeypatch) == 2
         assert words in capsys.readouterr().err
     if os.geteuid() != 0:  # root may write anywhere

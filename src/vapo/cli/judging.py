@@ -14,7 +14,7 @@ from vapo.errors import ConfigError, StoppedError, command
 from vapo.json_text import json_text
 from vapo.models.model_source import check_trained
 from vapo.session.judge_options import FOLDER, PROMPTS, JudgeOptions, parse_fractions
-from vapo.session.signals import InterruptedRunError
+from vapo.session.signals import InterruptedRunError, TerminatedError
 
 if TYPE_CHECKING:
     from vapo.session.layers import Layer
@@ -125,6 +125,8 @@ def critic(
             _, results = judge_models(models, options, view)
     except KeyboardInterrupt:
         raise InterruptedRunError(again) from None
+    except TerminatedError:
+        raise StoppedError(again) from None
     except StoppedError as error:
         raise error if str(models.out) in str(error) else StoppedError(again) from None
     if as_json:
@@ -162,6 +164,8 @@ def _judge_training(
             )
     except KeyboardInterrupt:
         raise InterruptedRunError(again) from None
+    except TerminatedError:
+        raise StoppedError(again) from None
     except StoppedError as error:
         raise error if str(folder) in str(error) else StoppedError(again) from None
     if as_json:

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
+class TerminatedError(BaseException):
+    """A signal asked to stop before there was a run to save.
+
+    Like KeyboardInterrupt it is no Exception: neither a library nor code of ours that catches what a user's model or
+    verifier may raise takes it for a failure of theirs.
+    """
+
+
 class InterruptedRunError(StoppedError):
     """Ctrl-C: the run saved and stopped."""
 
@@ -29,10 +37,10 @@ class InterruptedRunError(StoppedError):
 
 
 def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
-    """Do the work and return the exit code. Errors print one line on stderr. SIGTERM raises StoppedError."""
+    """Do the work and return the exit code. Errors print one line on stderr. SIGTERM raises TerminatedError."""
 
     def stop(*_: Any) -> None:
-        raise StoppedError("Stopped by SIGTERM.")
+        raise TerminatedError
 
     signal.signal(signal.SIGTERM, stop)
     try:
@@ -58,6 +66,9 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
             "checkpoint with: vapo resume RUN --set ..."
         )
         return ConfigError.exit_code
+    except TerminatedError:
+        _print("Stopped by SIGTERM.")
+        return StoppedError.exit_code
     except KeyboardInterrupt:
         _print("Interrupted. A run goes on from its last checkpoint with: vapo resume RUN")
         return INTERRUPTED
@@ -103,16 +114,13 @@ def carry_out(prepare: Callable[[], Run], finish: Callable[[Run, Callable[[Run],
         finish(prepare(), lambda _: None)
         return
     interrupted, stopping, run = False, False, None
-    early = StoppedError(
-        "Stopped before the run went on; nothing is lost. Start it again, or resume it if it has a folder."
-    )
 
     def stop(number: int, _: Any) -> None:
         nonlocal interrupted, stopping
         interrupted, stopping = interrupted or number == signal.SIGINT, True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if run is None:
-            raise early
+            raise TerminatedError
         run.stop_requested = True
         with contextlib.suppress(RuntimeError):  # a signal handler cannot print in the middle of a print
             run.observer.note("saving, then stopping; Ctrl-C again quits at once")
@@ -130,6 +138,11 @@ def carry_out(prepare: Callable[[], Run], finish: Callable[[Run, Callable[[Run],
         made = prepare()
         take_over(made)
         finish(made, take_over)
+    except TerminatedError:
+        kind = InterruptedRunError if interrupted else StoppedError
+        raise kind(
+            "Stopped before the run went on; nothing is lost. Start it again, or resume it if it has a folder."
+        ) from None
     except StoppedError as error:
         raise InterruptedRunError(str(error)) if interrupted else error from None
     finally:
