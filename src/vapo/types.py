@@ -183,7 +183,11 @@ class Reply:
 
 
 class Environment(Protocol):
-    """The world of one episode; made afresh for every sample."""
+    """The world of one episode; made afresh for every sample.
+
+    One that hides something, such as a code or a deck, may have `redraw(seed)`: hide something else that agrees with
+    all it has answered. `vapo critic` then judges by what the text tells.
+    """
 
     def reset(self) -> str:
         """The text that follows the prompt at once; "" for none."""

@@ -203,6 +203,29 @@ def test_a_prefix_of_an_episode_goes_on_with_the_environment_where_it_was():
         assert episode.token_ids == (*whole.token_ids[:length], 13, STOP)
 
 
+def test_what_an_environment_hides_is_drawn_anew_after_a_prefix_and_never_else():
+    class Hiding(Told):
+        def redraw(self, seed):
+            self.heard.append(seed)
+
+    whole, _ = played(lambda state, seed: (10, STOP), Hiding(Reply("20"), Reply(done=True)))
+    heard = []
+    for seed in (7, 8):
+        world = Hiding(Reply("20"), Reply(done=True))
+        engine = ScriptedEngine(lambda state, seed: (13, STOP))
+        limits = TurnRules(lambda prompt, seed, world=world: world, Numbers(), max_turns=4)
+        start = start_after(whole.turns, 3, 7)
+        play(engine, [(PROMPT, 0)], [seed], HOW, words, limits, lambda done, tokens: None, [start])
+        heard.append(world.heard)
+    assert [what[0] for what in heard] == ["10", "10"]
+    assert [len(what) for what in heard] == [3, 3]
+    assert [what[2] for what in heard] == ["13", "13"]
+    assert heard[0][1] != heard[1][1]
+    unasked = Hiding(Reply("20"), Reply(done=True))
+    played(lambda state, seed: (10, STOP), unasked)
+    assert unasked.heard == ["10", "10"]
+
+
 def test_a_turn_that_is_written_on_and_the_next_one_have_seeds_of_their_own():
     whole, _ = played(lambda state, seed: (10, 11, STOP), Told(Reply("20"), Reply(done=True)))
     seeds = []

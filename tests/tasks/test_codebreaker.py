@@ -13,7 +13,7 @@ from vapo.tasks import make_task
 from vapo.tasks.code_space import CodeSpace, Mark, mark
 from vapo.tasks.codebreaker import Codebreaker, CodebreakerOptions, CodeGame, Forgetfulness, code_text
 from vapo.tasks.words import COLOURS
-from vapo.types import Prompt, Reply, Verdict
+from vapo.types import Prompt, Reply, Verdict, stable_hash
 
 E, M, A = Mark.EXACT, Mark.MISPLACED, Mark.ABSENT
 CODE = (0, 4, 0, 3)  # red blue red green
@@ -36,6 +36,11 @@ MARKS = [
 @pytest.fixture(scope="module")
 def game():
     return Codebreaker()
+
+
+def game_of(**options):
+    task = Codebreaker(CodebreakerOptions(**options))
+    return CodeGame(CODE, task.options, task.space)
 
 
 def prompt_of(*colours):
@@ -72,8 +77,28 @@ def test_a_code_is_drawn_from_the_set_each_as_often():
     assert space.draw(members, 0.32) == space.codes[1]
 
 
+def test_another_code_is_hidden_among_those_that_agree_with_all_answers():
+    guesses = ["red red blue yellow", "no code"]
+    hidden = set()
+    for number in range(1000):
+        world = game_of()
+        said = [world.step(guess).text for guess in guesses]
+        world.redraw(stable_hash("draw", number))
+        hidden.add(world.code)
+        again = CodeGame(world.code, world.options, world.space)
+        assert [again.step(guess).text for guess in guesses] == said
+    space, left = game_of().space, []
+    for code in space.codes:
+        world = CodeGame(code, CodebreakerOptions(), space)
+        if [world.step(guess).text for guess in guesses] == said:
+            left.append(code)
+    assert CODE in left
+    assert 1 < len(left) < 150
+    assert hidden == set(left)
+
+
 def test_an_episode_answers_every_guess_and_ends_with_the_code():
-    world = CodeGame(CODE, CodebreakerOptions())
+    world = game_of()
     assert world.reset() == ""
     assert world.step("red red blue yellow") == Reply("red=exact red=misplaced blue=misplaced yellow=absent left=4")
     assert world.step(" red  blue\tred green ") == Reply(done=True, verdict=Verdict("right"))
@@ -81,7 +106,7 @@ def test_an_episode_answers_every_guess_and_ends_with_the_code():
 
 
 def test_the_last_guess_ends_the_game():
-    world = CodeGame(CODE, CodebreakerOptions(guesses=2))
+    world = game_of(guesses=2)
     assert not world.step("red red red red").done
     reply = world.step("red red red red")
     assert reply.done
@@ -105,7 +130,7 @@ NO_GUESSES = [
 
 @pytest.mark.parametrize("text", NO_GUESSES)
 def test_text_that_is_no_guess_is_malformed_and_counts(text):
-    world = CodeGame(CODE, CodebreakerOptions(guesses=3))
+    world = game_of(guesses=3)
     assert world.step(text) == Reply("malformed left=2")
     assert world.step(text) == Reply("malformed left=1")
     reply = world.step(text)
@@ -174,7 +199,7 @@ def test_an_episode_fits_the_limit_and_every_word_is_known(game):
                 break
         assert tokens <= task.max_response_tokens
         assert task.max_turns == options.guesses
-    assert known.issuperset(CodeGame(CODE, CodebreakerOptions()).step("x").text.split())
+    assert known.issuperset(game_of().step("x").text.split())
 
 
 def test_a_player_who_recalls_more_wins_more():

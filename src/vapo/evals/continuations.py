@@ -87,7 +87,8 @@ def continue_prompts(
     those that the policy wrote, and `continuations` of each prefix.
 
     In an episode of several turns the environment answers the turns of the prefix again, made with its own seed: what
-    it draws later is what it drew there, so the value is that for this draw.
+    it draws later is what it drew there, so the value is that for this draw. An environment with `redraw` then hides
+    something else that agrees with its answers, in each continuation: so the value is that of the text.
 
     Every seed depends on the run seed, the prompt, and the numbers of response, prefix and continuation, so a result
     does not depend on its company. Prompts in `kept` are taken from there; new ones are put there. `on_block(done,

@@ -26,6 +26,7 @@ from vapo.types import (
     Reply,
     Turn,
     Verdict,
+    stable_hash,
 )
 
 T = TypeVar("T")
@@ -136,18 +137,22 @@ def _open(player: Player, rules: TurnRules) -> None:
 
 
 def _replay(player: Player, start: Start) -> None:
-    """Take the turns of the start, and let the environment answer again the policy's whole ones."""
+    """Take the turns of the start, and let the environment answer again the policy's whole ones.
+
+    What it hides is then drawn anew, if it can: the text so far does not tell it.
+    """
     assert player.environment is not None
-    for turn in start.turns:
-        player.add(turn)
-        if turn.author == "policy" and turn is not start.begun:
-            try:
+    try:
+        for turn in start.turns:
+            player.add(turn)
+            if turn.author == "policy" and turn is not start.begun:
                 player.environment.step(turn.text)
-            except VapoError:
-                raise
-            except Exception as error:  # the environment may be the user's code
-                player.end("stop", _raised(error))
-                return
+        if redraw := getattr(player.environment, "redraw", None):
+            redraw(stable_hash("redraw", player.seed))
+    except VapoError:
+        raise
+    except Exception as error:  # the environment may be the user's code
+        player.end("stop", _raised(error))
 
 
 def _calls(players: Sequence[Player], context: int | None) -> Iterator[list[Player]]:

@@ -46,6 +46,7 @@ class CodeSpace:
         self.codes: tuple[Code, ...] = tuple(product(range(colours), repeat=pegs))
         self.all = (1 << len(self.codes)) - 1
         self._here: dict[tuple[int, int], int] = {}  # by (peg, colour): the codes with that colour there
+        self._agreeing: dict[tuple[Code, tuple[Mark, ...]], int] = {}
         for peg, colour in product(range(pegs), range(colours)):
             self._here[peg, colour] = sum(1 << i for i, code in enumerate(self.codes) if code[peg] == colour)
 
@@ -67,6 +68,14 @@ class CodeSpace:
             else:
                 sets.append(self.all & ~here & (self.all if guess.count(colour) > 1 else ~elsewhere))
         return sets
+
+    def agreeing(self, guess: Code, marks: tuple[Mark, ...]) -> int:
+        """The codes for which a guess has exactly these marks."""
+        known = self._agreeing.get((guess, marks))
+        if known is None:
+            known = sum(1 << number for number, code in enumerate(self.codes) if mark(code, guess) == marks)
+            self._agreeing[guess, marks] = known
+        return known
 
     def draw(self, codes: int, uniform: float) -> Code:
         """A code of a set that is not empty; `uniform` in [0, 1) says which."""

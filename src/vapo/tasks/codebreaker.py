@@ -25,7 +25,7 @@ from typing import Any
 from vapo.errors import ConfigError
 from vapo.ranges import number
 from vapo.tasks.builtin import check_options, pick, quote, split, wrong
-from vapo.tasks.code_space import Code, CodeSpace, mark
+from vapo.tasks.code_space import Code, CodeSpace, Mark, mark
 from vapo.tasks.verifiers.pool import MAX_RESPONSE_CHARACTERS
 from vapo.tasks.words import CODE_VOCABULARY, COLOURS, MALFORMED, MAX_GUESSES, MAX_PEGS
 from vapo.types import Prompt, Reply, Verdict
@@ -69,11 +69,14 @@ class Forgetfulness:
 class CodeGame:
     """One hidden code: the environment of an episode (`vapo.types.Environment`)."""
 
-    def __init__(self, code: Code, options: CodebreakerOptions, guesses: int | None = None) -> None:
+    def __init__(self, code: Code, options: CodebreakerOptions, space: CodeSpace, guesses: int | None = None) -> None:
         self.code = code
         self.options = options
+        self.space = space
         self.guesses = guesses or options.guesses
         self.guessed = 0
+        self.said: list[tuple[Code, tuple[Mark, ...]]] = []
+        """The guesses and their marks."""
 
     def reset(self) -> str:
         """Nothing follows the prompt but the first guess."""
@@ -91,7 +94,15 @@ class CodeGame:
         if guess is None:
             return Reply(f"{MALFORMED} left={left}")
         marks = mark(self.code, guess)
+        self.said.append((guess, marks))
         return Reply(" ".join([*(f"{COLOURS[c]}={m}" for c, m in zip(guess, marks, strict=True)), f"left={left}"]))
+
+    def redraw(self, seed: int) -> None:
+        """Hide another code that agrees with all marks so far; to one who reads the text all such are as likely."""
+        possible = self.space.all
+        for guess, marks in self.said:
+            possible &= self.space.agreeing(guess, marks)
+        self.code = self.space.draw(possible, seed % 2**32 / 2**32)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -220,7 +231,7 @@ class Codebreaker:
         if not isinstance(code, str) or not isinstance(guesses, int) or not 1 <= guesses <= MAX_GUESSES:
             return None
         read = read_code(code, self.options)
-        return None if read is None else CodeGame(read, self.options, guesses)
+        return None if read is None else CodeGame(read, self.options, self.space, guesses)
 
 
 def read_code(text: str, options: CodebreakerOptions) -> Code | None:
