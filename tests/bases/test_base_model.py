@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from vapo.bases.base_figures import measure_base, sample_responses
-from vapo.bases.base_model import BaseRecipe, make_base, make_tokenizer, new_model
+from vapo.bases.base_model import BaseRecipe, base_recipe, make_base, make_tokenizer, new_model
 from vapo.bases.base_traces import EOS, IGNORED, trace_batches, trace_tokens
 from vapo.bases.shipped import ASSETS, builtin_model
 from vapo.errors import ConfigError, ModelError
@@ -178,6 +179,31 @@ def test_training_lowers_the_loss(tmp_path):
         ),
     )
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_a_recipe_is_the_tasks_with_some_values_replaced():
+    assert base_recipe(make_task("maze"), {}) == BaseRecipe()
+    game = make_task("codebreaker")
+    assert base_recipe(game, {"hidden_size": 160, "layers": 4}) == BaseRecipe(
+        hidden_size=160, layers=4, steps=game.base_steps
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"width": 3}, "width is no part of a base's recipe. There are: hidden_size, layers"),
+        ({"steps": 0}, "takes a whole number above 0 for steps, got 0"),
+        ({"steps": 1.5}, "takes a whole number above 0 for steps, got 1.5"),
+        ({"layers": True}, "takes a whole number above 0 for layers, got True"),
+        ({"peak_lr": "high"}, "takes a number above 0 for peak_lr, got 'high'"),
+        ({"peak_lr": float("nan")}, "takes a number above 0 for peak_lr, got nan"),
+        ({"hidden_size": 66}, "hidden_size=66 cannot be shared by heads=2"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(values, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        base_recipe(make_task("maze"), values)
 
 
 def test_make_base_raises_if_the_folder_is_not_empty(tmp_path):

@@ -15,9 +15,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,29 @@ class BaseRecipe:
     measured_samples: int = 8
 
 
+def base_recipe(task: TracedTask, values: Mapping[str, Any]) -> BaseRecipe:
+    """The recipe of a task's base models, with some values replaced.
+
+    Raises ConfigError for a name that is none of its fields, and for a value that cannot be.
+    """
+    usual = BaseRecipe(steps=part_of(task, "base_steps", BaseRecipe.steps))
+    for name, value in values.items():
+        default = getattr(usual, name, None)
+        if default is None:
+            raise ConfigError(f"{name} is no part of a base's recipe. There are: {', '.join(asdict(usual))}.")
+        kinds = (int,) if isinstance(default, int) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+            kind = "a whole number" if kinds == (int,) else "a number"
+            raise ConfigError(f"The base's recipe takes {kind} above 0 for {name}, got {value!r}.")
+    recipe = replace(usual, **values)
+    if recipe.hidden_size % (2 * recipe.heads):
+        raise ConfigError(
+            f"hidden_size={recipe.hidden_size} cannot be shared by heads={recipe.heads}: each needs an even number of "
+            "dimensions. Choose another of the two."
+        )
+    return recipe
+
+
 def make_base(
     task: TracedTask,
     seed: int,
@@ -77,7 +100,7 @@ def make_base(
     number of threads give the same weights on one machine. `threads` None keeps torch's setting. Raises ConfigError
     if `out_dir` exists and is not an empty folder.
     """
-    recipe, target = recipe or BaseRecipe(steps=part_of(task, "base_steps", BaseRecipe.steps)), Path(out_dir)
+    recipe, target = recipe or base_recipe(task, {}), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder. Choose another folder for the base model.")
     target.parent.mkdir(parents=True, exist_ok=True)

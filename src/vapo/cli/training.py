@@ -195,6 +195,15 @@ def make_base(
         list[str] | None,
         typer.Option("--set", metavar="OPTION=VALUE", help="A task option, like --set side=7; repeatable."),
     ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME=VALUE",
+            help="Size or training of the base, like --recipe hidden_size=160 --recipe layers=4 (1M parameters) or "
+            "--recipe steps=2000 (a weaker base); repeatable.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -204,12 +213,13 @@ def make_base(
     from vapo.tasks.registry import make_task
 
     check_output_folder(out)
-    chosen: dict[str, Any] = {}
-    for text in options or []:
-        chosen |= set_layer(text).values
+    chosen, replaced = (
+        {k: v for text in texts or [] for k, v in set_layer(text).values.items()} for texts in (options, recipe)
+    )
     traced = make_task(task, **chosen)
 
-    from vapo.bases.base_model import make_base as make  # imports torch, so only after what is cheap to check
+    from vapo.bases.base_model import base_recipe  # imports torch, so only after what is cheap to check
+    from vapo.bases.base_model import make_base as make
 
     with view_for(as_json) as view:
         made = make(
@@ -218,6 +228,7 @@ def make_base(
             out,
             on_progress=lambda phase, done, total, _: view.progress(phase, done, total),
             threads=1,  # another number of threads gives other weights
+            recipe=base_recipe(traced, replaced),
         )
     if as_json:
         print(json_text(made))
