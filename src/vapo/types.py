@@ -158,6 +158,11 @@ class Episode:
         return tuple(turn.author == "policy" for turn in self.turns for _ in turn.token_ids)
 
     @property
+    def turn_starts(self) -> tuple[bool, ...]:
+        """For each token after the prompt, whether a turn of the policy begins with it."""
+        return tuple(turn.author == "policy" and i == 0 for turn in self.turns for i in range(len(turn.token_ids)))
+
+    @property
     def num_turns(self) -> int:
         """Turns of the policy."""
         return sum(turn.author == "policy" for turn in self.turns)

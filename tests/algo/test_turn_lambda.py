@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vapo.algo import gae, turn_lambda
+from vapo.algo import gae, turn_lambda, turn_start_mask
 
 MASK = torch.tensor([[True, True, False, True, True]])
 LAM = torch.tensor([0.5])
@@ -13,6 +13,17 @@ LAM = torch.tensor([0.5])
 
 def test_lambda_is_one_within_a_turn_and_applies_at_its_last_token():
     assert turn_lambda(MASK, LAM).tolist() == [[1.0, 0.5, 1.0, 1.0, 0.5]]
+
+
+def test_turns_without_a_token_between_them_are_told_apart_by_their_starts():
+    mask = torch.tensor([[True, True, True, False]])
+    starts = torch.tensor([[True, False, True, False]])
+    assert turn_lambda(mask, LAM, starts).tolist() == [[1.0, 0.5, 0.5, 1.0]]
+    assert turn_start_mask(mask, starts).tolist() == [[True, False, True, False]]
+    # a start outside the mask is no turn, as in a response that teaches nothing
+    assert turn_lambda(torch.zeros_like(mask), LAM, starts).tolist() == [[1.0] * 4]
+    with pytest.raises(ValueError, match="starts"):
+        turn_lambda(mask, LAM, starts[:, 1:])
 
 
 def test_advantages_of_two_turns_worked_by_hand():

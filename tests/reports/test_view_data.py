@@ -147,6 +147,9 @@ def test_td_errors_of_a_lambda_between_turns_are_those_of_its_sum():
     assert row["lambdas"] == [x if m else 1.0 for x, m in zip(row["lambdas"], mask[0].tolist(), strict=True)]
     assert [x for x in row["td"] if x is not None] == pytest.approx([errors[t] for t in (0, 1, 3, 4)], abs=1e-3)
     assert response_data(record)["lambdas"] is None
+    touching = record | {"tokens": list("abcd"), "advantage": [0.1] * 4,
+                         "turns": [["policy", 2], ["environment", 0], ["policy", 2]]}  # fmt: skip
+    assert response_data(touching, by_turns=True)["lambdas"] == [1.0, 0.6, 1.0, 0.6]
 
 
 def test_whitened_advantages_have_no_td_errors():

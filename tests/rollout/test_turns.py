@@ -50,6 +50,18 @@ def test_a_turn_may_end_with_a_token_of_the_task_that_the_environment_hears():
     assert [t.token_ids for t in episode.turns] == [(10, 9), (20,), (10, 9)]
 
 
+def test_two_turns_with_nothing_said_between_them_stay_two():
+    world = Told(Reply(""), Reply(done=True))
+    episode, _ = played(lambda state, seed: (10, STOP), world)
+    assert [(t.author, t.token_ids) for t in episode.turns] == [
+        ("policy", (10, 1)), ("environment", ()), ("policy", (10, 1)),
+    ]  # fmt: skip
+    assert episode.turn_starts == (True, False, True, False)
+    start = start_after(episode.turns, 2, 7)
+    again, _ = played(lambda state, seed: (10, STOP), Told(Reply(""), Reply(done=True)), starts=[start])
+    assert (again.num_turns, again.turn_starts) == (2, episode.turn_starts)
+
+
 @pytest.mark.parametrize(
     ("write", "answers", "rules", "lengths", "heard"),
     [

@@ -14,15 +14,16 @@ import torch
 import toys
 from turn_toys import RepeatTask
 from vapo.algo import positive_weights, token_weights
-from vapo.algo.method import BetweenTurns, LengthAdaptive
+from vapo.algo.method import BetweenTurns, LengthAdaptive, TurnStarts
 from vapo.algo.presets import VAPO
 from vapo.durability import checkpoint
 from vapo.evals.continuations import Sampler, continue_prompts
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
-from vapo.trainer.batch import Batch, collate
+from vapo.trainer.batch import Batch, collate, concatenate
 from vapo.trainer.credit import assign_credit
 from vapo.trainer.measure import scoring_figures
+from vapo.trainer.objectives import CriticObjective
 from vapo.trainer.outcomes import turn_figures
 from vapo.trainer.pricing import price
 from vapo.trainer.record import read_episodes
@@ -71,6 +72,20 @@ def test_lambda_between_turns_worked_by_hand():
     batch = credited([two_turns()], algorithm)
     torch.testing.assert_close(batch.advantages, torch.tensor([[0.6, 0.5, 0.4, 0.0, 0.0, 0.4, 0.2]]))
     assert batch.lam.tolist() == [0.5]
+
+
+def test_an_empty_reply_of_the_environment_keeps_two_turns_apart():
+    # the same tokens of the policy; V = (.2, .3, .4, .6, .8), λ = .5 after the third token and the last
+    turns = (two_turns().turns[0], Turn("environment", ()), two_turns().turns[2])
+    batch = collate([episode := replace(two_turns(), turns=turns)], price([episode], METHOD, max_response_tokens=20))
+    batch = replace(batch, old_values=torch.tensor([[0.2, 0.3, 0.4, 0.6, 0.8]]), old_logp=torch.zeros(1, 5))
+    algorithm = replace(METHOD, credit=replace(METHOD.credit, policy_lambda=BetweenTurns(0.5)))
+    credited = assign_credit(batch, algorithm)
+    torch.testing.assert_close(credited.advantages, torch.tensor([[0.6, 0.5, 0.4, 0.4, 0.2]]))
+    joined = concatenate([batch.select(torch.tensor([0])), Batch.from_tensors(batch.tensors())])
+    assert joined.turn_starts.tolist() == [[True, False, False, True, False]] * 2
+    starts = CriticObjective(None, replace(METHOD.credit, value_tokens=TurnStarts())).weights(batch)["value"]
+    assert starts.tolist() == [[0.5, 0.0, 0.0, 0.5, 0.0]]
 
 
 def test_an_invalid_episode_teaches_nothing_and_figures_count_turns():

@@ -22,6 +22,7 @@ from vapo.algo._tensors import (
 )
 from vapo.algo.diagnostics import masked_deviations
 from vapo.algo.method import BetweenTurns, Fixed, Lambda, LengthAdaptive, Relative, Share
+from vapo.algo.reduction import turn_start_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Num
@@ -216,19 +217,24 @@ def share_lambda(lengths: Num[Tensor, " B"], k: float) -> Float[Tensor, " B"]:
 
 
 @torch.no_grad()
-def turn_lambda(mask: Bool[Tensor, "B T"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B T"]:
+def turn_lambda(
+    mask: Bool[Tensor, "B T"], lam: Float[Tensor, " B"], starts: Bool[Tensor, "B T"] | None = None
+) -> Float[Tensor, "B T"]:
     """One λ per token for `gae`: the response's `lam` at the last token of each turn, 1 at the others.
 
-    A turn is a run of tokens of the mask without a gap. So advantages within a turn are equal but for the values, and
-    what a later turn earns reaches an earlier one discounted by λ for every turn between them.
+    A turn is a run of tokens of the mask, ended by a gap or by the first token of another turn: `starts` is True on
+    these, and is needed only where no token of the environment stands between two turns. So advantages within a turn
+    are equal but for the values, and what a later turn earns reaches an earlier one discounted by λ for every turn
+    between them.
 
-    Raises ValueError for shapes that differ or a mask that is not bool.
+    Raises ValueError for shapes that differ, or a mask or starts that are not bool.
 
     Source: ours; GAE (arXiv:1506.02438, eq. 16) with turns as its steps.
     """
     require_mask("turn_lambda", mask)
     require_rows("turn_lambda", len(mask), lam=lam)
-    after = F.pad(mask[:, 1:], (0, 1))
+    goes_on = mask & ~turn_start_mask(mask, starts)
+    after = F.pad(goes_on[:, 1:], (0, 1))
     return torch.where(mask & ~after, lam[:, None], 1.0)
 
 

@@ -131,16 +131,23 @@ def anchor_mask(mask: Bool[Tensor, "B T"], fractions: tuple[float, ...] | list[f
 
 
 @torch.no_grad()
-def turn_start_mask(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+def turn_start_mask(mask: Bool[Tensor, "B T"], starts: Bool[Tensor, "B T"] | None = None) -> Bool[Tensor, "B T"]:
     """True on the first token of each turn: tokens of the mask whose left neighbour is outside of it.
 
-    Raises ValueError unless the mask is bool.
+    Tokens of the mask where `starts` is True count, too: a turn that follows the one before without a token of the
+    environment between them.
+
+    Raises ValueError for shapes that differ, or a mask or starts that are not bool.
 
     Source: a convention of multi-turn recipes: the value of a turn is read at its first token.
     """
     require_mask("turn_start_mask", mask)
     before = torch.nn.functional.pad(mask[:, :-1], (1, 0))
-    return mask & ~before
+    if starts is None:
+        return mask & ~before
+    require_bool("turn_start_mask", starts=starts)
+    require_one_shape("turn_start_mask", mask=mask, starts=starts)
+    return mask & (~before | starts)
 
 
 @torch.no_grad()

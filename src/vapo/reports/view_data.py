@@ -6,7 +6,7 @@ Nothing here is about HTML. The server answers with these, and a page without a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -176,21 +176,22 @@ def response_data(record: Record, *, gamma: float = 1.0, whitened: bool = False,
     ours = [author != "environment" for author, count in turns for _ in range(count)]
     columns = {name: _numbers(record.get(name), ours) for name in SERIES if name != "td"}
     lam = number(record.get("lambda"))
-    lambdas = turn_lambdas(ours, lam) if by_turns else [lam] * len(ours)
+    lambdas = turn_lambdas(turns, lam) if by_turns else [lam] * len(ours)
     columns["td"] = None if whitened else td_errors(columns["advantage"], lambdas, gamma)
     data["lambdas"] = lambdas if by_turns and math.isfinite(lam) else None
     data["num_tokens"] = record.get("num_tokens") or len(tokens)
     return data | {"tokens": tokens, "turns": turns, **{name: columns[name] for name in SERIES}}
 
 
-def turn_lambdas(ours: list[bool], lam: float) -> list[float]:
+def turn_lambdas(turns: Sequence[Sequence[Any]], lam: float) -> list[float]:
     """λ at the policy's last token of each turn, 1 at the others, as in `vapo.algo.advantages.turn_lambda`.
 
-    >>> turn_lambdas([True, True, False, True], 0.5)
+    >>> turn_lambdas([["policy", 2], ["environment", 1], ["policy", 1]], 0.5)
     [1.0, 0.5, 1.0, 0.5]
     """
-    after = [*ours[1:], False]
-    return [lam if own and not follows else 1.0 for own, follows in zip(ours, after, strict=True)]
+    return [
+        lam if author != "environment" and left == 1 else 1.0 for author, count in turns for left in range(count, 0, -1)
+    ]
 
 
 def td_errors(advantages: list[float | None] | None, lambdas: list[float], gamma: float) -> list[float | None] | None:

@@ -27,7 +27,8 @@ class Batch:
     response, and none of a cut-off one where the method drops those. `outcomes` (B,) is the verdict's reward plus
     length shaping; `critic_outcomes` (B,) is what of it the critic foresees; `right` (B,) is the verdict alone, so that
     shaping cannot move a response in or out of the positive-LM set. `policy_rows` (B,) is False for responses that only
-    the critic learns from.
+    the critic learns from. `turn_starts` (B, T) is True where a turn of the policy begins; None where a file of an
+    earlier version does not say.
 
     `old_values` (B, T) is what the critic answered before any update, a residual critic's answer included; `values`
     (B, T) is the V that the advantages are measured from. `critic_shift` (B,) is what was taken off the critic's
@@ -52,6 +53,7 @@ class Batch:
     critic_outcomes: Tensor
     policy_rows: Tensor
     sampled_logp: Tensor
+    turn_starts: Tensor | None = None
     old_logp: Tensor | None = None
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
@@ -165,6 +167,8 @@ def collate(episodes: Sequence[Episode], prices: Prices) -> Batch:
     sampled[inside] = torch.tensor([x for e in episodes for x in e.logprobs])
     written = torch.zeros(len(episodes), width, dtype=torch.bool)
     written[inside] = torch.tensor([policy for e in episodes for policy in e.written])
+    starts = torch.zeros_like(written)
+    starts[inside] = torch.tensor([first for e in episodes for first in e.turn_starts])
     return Batch(
         tokens=tuple(torch.tensor(e.prompt.token_ids + r) for e, r in zip(episodes, responses, strict=True)),
         critic_tokens=tuple(
@@ -183,6 +187,7 @@ def collate(episodes: Sequence[Episode], prices: Prices) -> Batch:
         critic_outcomes=prices.critic_outcomes,
         policy_rows=prices.policy_learned,
         sampled_logp=sampled,
+        turn_starts=starts,
     )
 
 

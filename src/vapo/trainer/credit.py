@@ -73,7 +73,7 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
             policy_lam = lambdas(credit.policy_lambda, lengths)
             critic_lam = lambdas(credit.critic_lambda, lengths)
             steps = [
-                turn_lambda(batch.mask, lam) if isinstance(rule, BetweenTurns) else lam
+                turn_lambda(batch.mask, lam, batch.turn_starts) if isinstance(rule, BetweenTurns) else lam
                 for rule, lam in ((credit.policy_lambda, policy_lam), (credit.critic_lambda, critic_lam))
             ]
             policy_rewards = terminal_rewards(outcomes, batch.mask, policy_bootstrap)

@@ -206,7 +206,7 @@ class CriticObjective:
             case Anchors(fractions=fractions):
                 tokens = anchor_mask(minibatch.mask, fractions)
             case TurnStarts():
-                tokens = turn_start_mask(minibatch.mask)
+                tokens = turn_start_mask(minibatch.mask, minibatch.turn_starts)
         weights = REDUCTIONS[self.credit.critic_reduction](tokens)
         if minibatch.critic_weights is not None:
             weights = weights * minibatch.critic_weights[:, None]
