@@ -7,6 +7,7 @@ import doctest
 import inspect
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,30 @@ def test_callbacks_get_the_model_that_learns_and_no_word_of_training_that_could_
     with pytest.raises(ConfigError, match="holds a run already"):
         made.train()
     assert told.events == ["begin", "end"]
+
+
+class Order(TrainerCallback):
+    """The events in order, each with `state.global_step`."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        for name in ("step_begin", "step_end", "log", "save", "evaluate"):
+            setattr(self, f"on_{name}", partial(self._see, name))
+
+    def _see(self, name, args, state, control, **kwargs):
+        self.seen.append(f"{name} {state.global_step}")
+
+
+def test_callbacks_are_called_in_the_order_of_a_step(tmp_path: Path):
+    order = Order()
+    trainer(tmp_path / "run", callbacks=[order], eval_dataset=ROWS[:4]).train()
+    begin = order.seen.index("step_begin 0")
+    assert "save 0" in order.seen[:begin]
+    assert not [event for event in order.seen[:begin] if event.startswith("step")]
+    assert order.seen[begin:] == [
+        "step_begin 0", "step_end 1", "log 1", "save 1",
+        "step_begin 1", "step_end 2", "log 2", "save 2", "evaluate 2", "save 2",
+    ]  # fmt: skip
 
 
 def test_early_stopping_ends_the_run_where_the_metric_does_not_improve(tmp_path: Path):

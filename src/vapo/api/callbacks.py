@@ -17,11 +17,13 @@ from vapo.trainer.observer import Observer
 class CallbackObserver:
     """Forwards everything to `view`, another observer, and tells the callbacks of it; keeps `state.log_history`.
 
-    Callbacks get `on_train_begin`, `on_step_begin`, `on_step_end`, `on_log` (with `logs`), `on_evaluate` (with
-    `metrics`) and `on_train_end`, with `args`, `state`, `control`, `processing_class` and `model`, the policy that
-    learns (None where it is spread over processes). A step is a rollout step. `state.best_metric` is the best value of
-    args.metric_for_best_model so far. Notes and alarms name arguments, not settings. Where a callback sets
-    `control.should_training_stop`, `stop` is called: the run saves and ends after the step.
+    Callbacks get `on_train_begin`, for each step `on_step_begin`, `on_step_end`, `on_log` (with `logs`), where they are
+    due `on_save` and `on_evaluate` (with `metrics`), and at last `on_train_end`; with `args`, `state`, `control`,
+    `processing_class` and `model`, the policy that learns (None where it is spread over processes). That is the order
+    of transformers, but for `on_save`: a checkpoint is written before an evaluation of the same step. A step is a
+    rollout step. `state.best_metric` is the best value of args.metric_for_best_model so far. Notes and alarms name
+    arguments, not settings. Where a callback sets `control.should_training_stop`, `stop` is called: the run saves and
+    ends after the step.
     """
 
     def __init__(self, callbacks: Sequence[TrainerCallback], arguments: Any, steps: int, **context: Any) -> None:
@@ -47,6 +49,11 @@ class CallbackObserver:
             self._begun, self.stop = False, lambda: None
             self.tell("on_train_end")
 
+    def step_begins(self, step: int) -> None:
+        """A rollout step begins, after `step` of them."""
+        self.state.global_step = step
+        self.tell("on_step_begin")
+
     def tell(self, event: str, **more: Any) -> None:
         """Call one method of every callback."""
         for callback in self._callbacks:
@@ -67,7 +74,6 @@ class CallbackObserver:
         """See `Observer`; steps of value pretraining are logged under step 0."""
         self.view.step(metrics)
         if metrics["phase"] == Phase.TRAIN:
-            self.tell("on_step_begin")
             self.state.global_step = int(metrics["step"])
             self.tell("on_step_end")
         logs = {name: value for name, value in flatten(metrics) if isinstance(value, int | float)}

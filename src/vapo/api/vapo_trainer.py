@@ -212,6 +212,8 @@ class VAPOTrainer:
         def stop() -> None:
             self._asked = run.stop_requested = True
 
+        run.on_step.append(lambda: self._observer.step_begins(run.state.step))
+        run.on_save.append(lambda: self._observer.tell("on_save"))
         self._observer.begin(run.state.step, getattr(run.policy, "model", None), stop)
 
     def _run(self, resume: bool | str | Path | None) -> Run:

@@ -74,6 +74,8 @@ def next_is_a_step(run: Run) -> bool:
 
 def train_step(run: Run) -> None:
     """Do one joint step: sample, judge, score, assign credit, update, hand over the policy, log."""
+    for begins in run.on_step:
+        begins()
     state, algorithm, clock = run.state, run.algorithm, run.clock()
 
     # 1. Sample groups of responses from the current policy; let the verifier judge them.

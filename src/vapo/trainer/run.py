@@ -77,6 +77,10 @@ class Run:
     """Called in order when the run ends, after the engine was closed: they end other processes."""
     feature_bytes: int = 0
     """Value pretraining keeps so many bytes of the policy's hidden states for a side critic."""
+    on_step: list[Callable[[], None]] = field(default_factory=list)
+    """Called before each joint step."""
+    on_save: list[Callable[[], None]] = field(default_factory=list)
+    """Called after each checkpoint is written."""
     on_end: list[Callable[[bool], None]] = field(default_factory=list)
     """Called when the run ends, with whether it failed."""
     failed_saves: int = 0

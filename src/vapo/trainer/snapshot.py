@@ -91,6 +91,8 @@ def save(run: Run, *, at_the_end: bool = False) -> bool:
         return False
     run.failed_saves = 0
     run.watch.beat("saving")
+    for saved in run.on_save:
+        saved()
     return True
 
 
