@@ -69,7 +69,7 @@ BROKEN = {
     "invalid verdicts": (
         (trainer(max_invalid_ratio=1.0),), SometimesInvalid(), "the verifier could not judge"
     ),
-    "verifier broken": ((), Always(Verdict("invalid", "boom")), "mend the verifier"),
+    "verifier broken": ((), Always(Verdict("invalid", "boom")), "mend what the message names"),
     "cut off": (({"rollout": {"max_response_tokens": 2}},), None, "reach the length limit"),
     "a step too far": ((trainer(actor_lr=0.5, warmup_steps=1),), None, "lower trainer.actor_lr"),
     "the policy hardly moves": ((trainer(actor_lr=1e-12),), None, "raise trainer.actor_lr"),

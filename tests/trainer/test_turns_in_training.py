@@ -17,6 +17,7 @@ from vapo.algo import positive_weights, token_weights
 from vapo.algo.method import BetweenTurns, LengthAdaptive, TurnStarts
 from vapo.algo.presets import VAPO
 from vapo.durability import checkpoint
+from vapo.errors import VerifierBrokenError
 from vapo.evals.continuations import Sampler, continue_prompts
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
@@ -27,6 +28,7 @@ from vapo.trainer.objectives import CriticObjective
 from vapo.trainer.outcomes import turn_figures
 from vapo.trainer.pricing import price
 from vapo.trainer.record import read_episodes
+from vapo.trainer.sources import check_verdicts
 from vapo.types import Episode, Prompt, Turn, Verdict
 
 METHOD = replace(VAPO, credit=replace(VAPO.credit, policy_lambda=LengthAdaptive(1.0)))
@@ -92,6 +94,29 @@ def test_an_invalid_episode_teaches_nothing_and_figures_count_turns():
     assert not bool(credited([two_turns(Verdict("invalid"))]).mask.any())
     figures = turn_figures([two_turns()])
     assert figures == {"turns/mean": 2.0, "turns/environment_ratio": pytest.approx(2 / 7)}
+
+
+@pytest.mark.parametrize(
+    ("judged", "said"),
+    [
+        (
+            [True, True],
+            r"^The environment failed in 2 of 3 responses \(first: prompt p: boom\); .* Fix the environment\.",
+        ),
+        ([False, False], r"^The verifier could not judge 2 of 3 responses .* Fix the verifier or the gold answers\.$"),
+        (
+            [False, True],
+            r"^The environment failed in 1 of 3 .*, and the verifier could not judge 1 of 3 .*Fix the env",
+        ),
+    ],
+    ids=["environment", "verifier", "both"],
+)
+def test_too_many_invalid_verdicts_name_who_gave_them(judged: list[bool], said: str):
+    boom = two_turns(Verdict("invalid", "boom"))
+    episodes = [two_turns(), *(replace(boom, judged=one) for one in judged)]
+    with pytest.raises(VerifierBrokenError, match=said):
+        check_verdicts(episodes, 0.5)
+    check_verdicts(episodes, 0.7)
 
 
 def lines(folder: Path) -> list[dict]:

@@ -62,7 +62,8 @@ SAMPLED_ROWS = (
         "other reasons", SHARE, "below 0.1", "raise `rollout.max_response_tokens`", phases=BOTH,
     ),
     Metric(
-        "verdict/invalid_ratio", "share of responses the verifier could not judge", SHARE, "0",
+        "verdict/invalid_ratio", "share of responses the verifier could not judge, or whose environment failed",
+        SHARE, "0",
         "read `reason` in the rollouts; above `trainer.max_invalid_ratio` the run stops (code 4)", phases=BOTH,
     ),
     Metric(

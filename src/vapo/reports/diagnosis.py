@@ -61,9 +61,7 @@ def diagnose(run: RunFiles) -> list[Finding]:
 def _broken_verifier(run: RunFiles) -> Iterable[Finding]:
     broken = [event for event in run.alarms if event.get("name") == VERIFIER_BROKEN]
     if broken and not (run.path / "policy").exists():
-        yield Finding(
-            "verifier broken", "error", str(broken[-1].get("message")), "mend the verifier or the reward function"
-        )
+        yield Finding("verifier broken", "error", str(broken[-1].get("message")), "mend what the message names")
 
 
 def _ended(run: RunFiles) -> Iterable[Finding]:
@@ -157,13 +155,17 @@ def _outcomes(run: RunFiles) -> Iterable[Finding]:
 
 
 def _verifier(run: RunFiles) -> Iterable[Finding]:
-    invalid = _mean(_late(run, fewest=1), "verdict/invalid_ratio")
+    late = _late(run, fewest=1)
+    invalid = _mean(late, "verdict/invalid_ratio")
     if invalid:
+        has_turns = _mean(late, "turns/mean") is not None
         yield Finding(
             "invalid verdicts",
             "error" if invalid > 0.05 else "warning",
-            f"the verifier could not judge {invalid:.1%} of the responses",
-            "read `reason` in the rollouts: gold answers, time or memory limits, or the verifier's own errors",
+            f"the verifier could not judge {invalid:.1%} of the responses"
+            + (", or their environment failed" if has_turns else ""),
+            "read `reason` in the rollouts: gold answers, time or memory limits, or the verifier's own errors"
+            + (" or the environment's" if has_turns else ""),
         )
 
 

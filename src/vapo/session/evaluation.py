@@ -26,6 +26,7 @@ from vapo.session.config import Config
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes
 from vapo.session.schema import Sections
 from vapo.session.trained_critic import trained_critic
+from vapo.session.turn_taking import who_judges
 from vapo.tasks.full_task import FullTask
 from vapo.tasks.problems import Problems
 from vapo.trainer.observer import Observer
@@ -158,7 +159,7 @@ def evaluate_model(
         )
         if result.invalid_ratio > sections.trainer.max_invalid_ratio:
             raise VerifierBrokenError(
-                f"The verifier could not judge {result.invalid_ratio:.0%} of the responses; the limit is "
+                f"{who_judges(inputs.turns)} could not judge {result.invalid_ratio:.0%} of the responses; the limit is "
                 f"trainer.max_invalid_ratio={sections.trainer.max_invalid_ratio}. With --out, samples.jsonl has the "
                 "reasons."
             )

@@ -32,6 +32,7 @@ from vapo.session.judge_options import FOLDER, PROMPTS, JudgeOptions
 from vapo.session.layers import Layer
 from vapo.session.run_dirs import load_run_config
 from vapo.session.trained_critic import trained_critic
+from vapo.session.turn_taking import who_judges
 from vapo.trainer.observer import Observer
 from vapo.types import Prompt
 
@@ -159,7 +160,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
         )
         if result.invalid_ratio > sections.trainer.max_invalid_ratio:
             raise VerifierBrokenError(
-                f"The verifier could not judge {result.invalid_ratio:.0%} of the responses; the limit is "
+                f"{who_judges(inputs.turns)} could not judge {result.invalid_ratio:.0%} of the responses; the limit is "
                 f"trainer.max_invalid_ratio={sections.trainer.max_invalid_ratio}. Mend it and give the same command "
                 "again: what it could not judge is drawn again."
             )

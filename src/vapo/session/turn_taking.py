@@ -26,6 +26,11 @@ def turn_rules(task: FullTask, dialogue: Dialogue, context: int | None) -> TurnR
     )
 
 
+def who_judges(turns: TurnRules | None) -> str:
+    """Who gives verdicts, for the start of a sentence."""
+    return "The verifier" if turns is None else "The environment or the verifier"
+
+
 def _single_token(dialogue: Dialogue, text: str, task: FullTask) -> int:
     """The token that is exactly this text."""
     tokenizer = dialogue.tokenizer

@@ -153,14 +153,23 @@ def _judged_samples(
 
 
 def check_verdicts(episodes: Sequence[Episode], limit: float) -> None:
-    """Raise VerifierBrokenError when more than `limit` of a step's verdicts are invalid."""
+    """Raise VerifierBrokenError when more than `limit` of a step's verdicts are invalid; it names who gave them."""
     invalid = [e for e in episodes if not e.verdict.valid]
-    if len(invalid) > limit * len(episodes):
-        raise VerifierBrokenError(
-            f"The verifier could not judge {len(invalid)} of {counted(len(episodes), 'response')} "
-            f"(first: prompt {invalid[0].prompt.id}: {invalid[0].verdict.reason}); the limit is "
-            f"trainer.max_invalid_ratio={limit}. Fix the verifier or the gold answers."
-        )
+    if len(invalid) <= limit * len(episodes):
+        return
+    causes, fixes = [], []
+    for judged, cause, fix in (
+        (True, "the environment failed in", "the environment"),
+        (False, "the verifier could not judge", "the verifier or the gold answers"),
+    ):
+        if of_it := [e for e in invalid if e.judged is judged]:
+            first = f"(first: prompt {of_it[0].prompt.id}: {of_it[0].verdict.reason})"
+            causes.append(f"{cause} {len(of_it)} of {counted(len(episodes), 'response')} {first}")
+            fixes.append(fix)
+    said = ", and ".join(causes)
+    raise VerifierBrokenError(
+        f"{said[0].upper()}{said[1:]}; the limit is trainer.max_invalid_ratio={limit}. Fix {', and '.join(fixes)}."
+    )
 
 
 def _informative(episodes: list[Episode], algorithm: Algorithm) -> list[int]:
