@@ -127,8 +127,11 @@ def test_where_scores_are_the_outcome_their_spread_counts_and_not_what_is_right(
     graded = findings(base, tmp_path / "graded", by_score, task=Graded())
     assert "nothing right" not in graded
     assert "equal scores" not in graded
+    assert "lower task.right_at" in graded["none counts as right"]  # the LM loss has nothing to learn from
+    alone = {"algorithm": {**by_score["algorithm"], "positive_lm": 0.0}}
+    assert "none counts as right" not in findings(base, tmp_path / "alone", alone, task=Graded())
     one = Verdict("wrong", "half", score=0.5)
-    assert "equal scores" in findings(base, tmp_path / "one", by_score, task=Always(one))
+    assert "0.5 on average" in findings(base, tmp_path / "one", by_score, task=Always(one))["equal scores"]
     assert "nothing right" in findings(base, tmp_path / "verdicts", task=Graded())
 
 

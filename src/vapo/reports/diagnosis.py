@@ -16,6 +16,7 @@ from typing import Any, Literal
 from vapo.errors import command, counted
 from vapo.metrics import EventName, Phase, metric_called
 from vapo.reports.runfiles import Record, RunFiles
+from vapo.trainer.outcomes import EQUAL
 
 Weight = Literal["error", "warning", "note"]
 VERIFIER_BROKEN = "verifier broken"
@@ -123,8 +124,7 @@ def _outcomes(run: RunFiles) -> Iterable[Finding]:
     if accuracy is None:
         return
     if _by_score(run):  # what counts is the score; being right is a threshold of it
-        if _mean(late, "reward_std") == 0:
-            yield Finding("equal scores", "error", "all responses have one score", "look at the reward functions")
+        yield from _scores(run, late, accuracy)
         return
     count = int(sum(line.get("verdict/judged") or 0 for line in late))
     if accuracy == 0:
@@ -151,6 +151,28 @@ def _outcomes(run: RunFiles) -> Iterable[Finding]:
             "warning",
             f"{mixed:.0%} of the groups have both right and wrong responses (accuracy {accuracy:.0%})",
             metric_called("groups/mixed_ratio").plain_advice,
+        )
+
+
+def _scores(run: RunFiles, late: Sequence[Record], accuracy: float) -> Iterable[Finding]:
+    """Of a run whose outcomes are scores."""
+    spread = _mean(late, "reward_std")
+    if spread is not None and spread <= EQUAL:
+        yield Finding(
+            "equal scores",
+            "error",
+            f"all responses of a step have one score, {_mean(late, 'reward') or 0.0:.3g} on average",
+            "look in the rollouts at what the reward functions (task.verifier) are given; take other problems, or "
+            "another model",
+        )
+    elif accuracy in (0, 1) and _asks_what_is_right(run):
+        share, change = ("none", "lower") if accuracy == 0 else ("each", "raise")
+        yield Finding(
+            f"{share} counts as right",
+            "warning",
+            f"{share} of the last responses counts as right, though their scores differ: the LM loss on right "
+            "responses and dynamic sampling need some that are right and some that are not",
+            f"{change} task.right_at, the score from which a response is right",
         )
 
 
@@ -410,6 +432,12 @@ def _setting(run: RunFiles, section: str, key: str, default: Any = None) -> Any:
 def _by_score(run: RunFiles) -> bool:
     reward = _setting(run, "algorithm", "reward", {})
     return isinstance(reward, dict) and reward.get("by") == "score"
+
+
+def _asks_what_is_right(run: RunFiles) -> bool:
+    """Whether the method learns from what is right, besides the outcome: the LM loss, and dynamic sampling."""
+    method = run.method.get("algorithm") or {}
+    return bool(method.get("positive_lm") or (method.get("sampling") or {}).get("refill_rounds"))
 
 
 def _group_size(run: RunFiles) -> int:
