@@ -55,6 +55,18 @@ MISTAKES = {
     "train broken.yaml": ("broken.yaml is not valid YAML: line 3", 2),
     "train list.yaml": ("list.yaml must hold `key: value` lines, found a list", 2),
     "train section.yaml": ("Unknown setting train.steps; did you mean 'trainer.steps'?", 2),
+    # options of other trainers
+    "train --lr 1e-4": ("No such option: --lr. Write --set trainer.actor_lr=1e-4. All options: vapo train --help", 2),
+    "train --lr": ("Write --set trainer.actor_lr=VALUE.", 2),
+    "train --max-steps=7": ("Write --steps 7.", 2),
+    "train --out here": ("Write --run-dir here.", 2),
+    "train --config mine.yaml": ("No such option: --config. Write it without an option: mine.yaml.", 2),
+    "train --model base": ("Write --set model.policy=base.", 2),
+    "train --trainer.actor-lr 1e-4": ("Write --set trainer.actor_lr=1e-4.", 2),
+    "train --bogus 3": ("No such option: --bogus", 2),
+    "train trainer.actor_lr=1e-4": ("To change a setting write --set trainer.actor_lr=1e-4.", 2),
+    "train maze trainer.actor_lr=1e-4": ("To change a setting write --set trainer.actor_lr=1e-4.", 2),
+    "resume run --lr 1": ("Write --set trainer.actor_lr=1.", 2),
     # packages
     "train --set trackers=[mlflow]": ("pip install mlflow-skinny", 2),
     "train --set task.name=reasoning-gym/countdown --set model.policy=base": ("pip install reasoning-gym", 2),

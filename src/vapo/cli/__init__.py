@@ -16,6 +16,7 @@ from vapo.cli.evaluating import evaluate
 from vapo.cli.exporting import export
 from vapo.cli.judging import critic
 from vapo.cli.listing import recipes, settings, tasks
+from vapo.cli.meant_options import meant
 from vapo.cli.planning import check, plan
 from vapo.cli.training import make_base, report, resume, train
 from vapo.cli.viewing import view
@@ -86,7 +87,9 @@ def _run_app() -> None:
         message = " ".join(problem.format_message().split()).rstrip(".")
         for theirs, ours in PLAIN_WORDS.items():
             message = message.replace(theirs, ours)
-        end = "" if message.endswith("?") else "."
+        if known := meant(problem, sys.argv[1:]):
+            message = known
+        end = "" if message.endswith(("?", ".")) else "."
         name = problem.ctx.command_path if problem.ctx is not None else "vapo"
         raise ConfigError(f"{message}{end} All options: {name} --help") from error
     if isinstance(code, int) and code:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -87,6 +88,8 @@ def source_layers(source: str | None) -> list[Layer]:
         return [recipe_layer(DEFAULT_RECIPE)]
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"}:
+        if "=" in source:
+            raise ConfigError(f"{source} is no recipe. To change a setting write --set {shlex.quote(source)}.")
         return [recipe_layer(source)]
     values = dict(read_yaml(path))
     base = values.pop("recipe", None)
