@@ -284,6 +284,43 @@ def test_lora_config(tmp_path: Path):
             trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, **{field: value}))
 
 
+def raises(completions, colour, **kwargs):
+    return [0.0] * len(completions)
+
+
+def gives_one(completions, **kwargs):
+    return [1.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (raises, r"raises raised TypeError: .*'colour'.* \(on the response '0' to the first row\)"),
+        (gives_one, "gives_one gave 1 reward for 2 completions"),
+        (lambda completions, **kwargs: [math.nan] * len(completions), "lambda gave nan, not a finite number"),
+    ],
+)
+def test_a_broken_reward_function_is_noticed_before_weights_load(reward, message, tmp_path: Path):
+    rows = [ROWS[0]] * 10
+    with pytest.raises(ConfigError, match=message):
+        trainer(tmp_path / "run", reward_funcs=reward, train_dataset=rows).train()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_trial_of_reward_functions_has_what_a_real_call_has(tmp_path: Path):
+    seen = []
+
+    def looks(prompts, completions, completion_ids, answer, **kwargs):
+        seen.append((prompts, completions, completion_ids, answer))
+        return [None] * len(prompts)
+
+    made = trainer(tmp_path / "run", reward_funcs=looks, train_dataset=[ROWS[3]] * 10)
+    made._try_rewards()
+    ((prompts, completions, ids, answers),) = seen
+    assert (prompts, completions, answers) == (["3 x"] * 2, ["3"] * 2, ["3"] * 2)
+    assert ids == [[*toys.tokenizer()("3")["input_ids"], toys.tokenizer().eos_token_id]] * 2
+
+
 class Told(TrainerCallback):
     """What callbacks are told, and with which model."""
 

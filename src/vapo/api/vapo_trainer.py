@@ -224,6 +224,7 @@ class VAPOTrainer:
                     "train(resume_from_checkpoint=True), or choose another folder."
                 )
             check_folder(self.output_dir)
+            self._try_rewards()
             self._keep_start()
             return lifecycle.begin(self.config, self.output_dir, self._observer, self.task)
         kept = checkpoint.names(self.output_dir / "checkpoints")
@@ -235,6 +236,21 @@ class VAPOTrainer:
             )
         settings = Layer(Source.OPTION, "VAPOConfig", self._settings)
         return lifecycle.resume(self.output_dir, self._observer, self.task, changes=[settings])
+
+    def _try_rewards(self) -> None:
+        """Raise ConfigError if the reward functions fail on a made-up response: sampling the first ones takes long.
+
+        Functions that may read an environment are not tried, because there is none yet.
+        """
+        if self._players is not None or self._config.sections.trainer.max_invalid_ratio == 1:
+            return
+        tokenizer = self.processing_class
+        end = str(tokenizer.eos_token or "")
+        if fault := self.task.trial(lambda text: tokenizer(text + end, add_special_tokens=False)["input_ids"]):
+            raise ConfigError(
+                f"The reward functions fail on a first trial: {fault}. Mend the function, or let responses that it "
+                "cannot judge be: settings={'trainer': {'max_invalid_ratio': 1.0}}."
+            )
 
     def _task(self, train: Iterable[Row], heldout: Iterable[Row] | None, rewards: Rewards) -> RecordsTask:
         iterations = self.args.max_tool_calling_iterations

@@ -10,8 +10,8 @@ from vapo.tasks.builtin import split
 from vapo.tasks.environments.players import Players
 from vapo.tasks.full_task import MAX_TURNS
 from vapo.tasks.problems import MIN_TRAIN
-from vapo.tasks.verifiers.rewards import Rewards
-from vapo.types import Episode, Prompt, Verdict, stable_hash
+from vapo.tasks.verifiers.rewards import NONE_APPLIES, Rewards
+from vapo.types import Episode, Prompt, Turn, Verdict, stable_hash
 
 Row = Mapping[str, Any]
 HELD_OUT = 200
@@ -61,6 +61,20 @@ class RecordsTask:
     ) -> list[Verdict]:
         """The verdicts on all episodes, in order."""
         return self.rewards.judge(groups)
+
+    def trial(self, tokens: Callable[[str], Sequence[int]]) -> str:
+        """What is wrong with the reward functions, after one call with two made-up responses to the first row; "" if
+        nothing is.
+
+        The response is the row's answer if it has one, as a text whose ids `tokens` gives.
+        """
+        prompt = self.train[0]
+        text = str(prompt.answer) if isinstance(prompt.answer, str | int | float) else "1"
+        ids = tuple(tokens(text))
+        turn = Turn("policy", ids, (0.0,) * len(ids), text)
+        verdicts = self.rewards.judge([[Episode(prompt, i, (turn,), text, "stop", 0) for i in range(2)]])
+        faults = [verdict.reason for verdict in verdicts if not verdict.valid and verdict.reason != NONE_APPLIES]
+        return f"{faults[0]} (on the response {text[:60]!r} to the first row)" if faults else ""
 
     def close(self) -> None:
         """End the environment's processes, if there are any."""

@@ -16,6 +16,7 @@ from vapo.tasks.verifiers.functions import verdict_of_score
 from vapo.types import Episode, Prompt, Verdict
 
 RewardFunction = Callable[..., Any]
+NONE_APPLIES = "no reward function applies: all of them gave None"
 
 
 class Rewards:
@@ -84,7 +85,7 @@ class Rewards:
             if not math.isfinite(reward):
                 return Verdict("invalid", f"{name} gave {reward}, not a finite number")
         if not applying:
-            return Verdict("invalid", "no reward function applies: all of them gave None")
+            return Verdict("invalid", NONE_APPLIES)
         verdict = verdict_of_score(sum(weight * reward for _, weight, reward in applying), self.right_at)
         parts = {name: reward for name, _, reward in applying}
         return Verdict(verdict.status, verdict.reason, verdict.kind, verdict.score, parts)
