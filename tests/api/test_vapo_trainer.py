@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import toys
+from command_line import vapo
 from vapo import VAPOConfig, VAPOTrainer
 from vapo.api import trainer_config
 from vapo.api.trainer_config import ARGUMENTS, in_arguments
@@ -411,6 +412,24 @@ def test_alarms_and_errors_name_arguments(tmp_path: Path, capsys):
     assert "settings['guards']['action']=stop" in str(error.value)
     assert "Look in the rollouts at what the reward functions (reward_funcs) are given" in str(error.value)
     assert "trainer.steps" not in capsys.readouterr().out
+
+
+def test_the_doctor_speaks_of_a_trainers_run_in_arguments(tmp_path: Path, monkeypatch, capsys):
+    # the verdicts of a run whose figures show that the policy moved too far and the critic explains nothing
+    made = trainer(tmp_path / "run", args=config(tmp_path / "run", max_steps=12))
+    made.train()
+    log = tmp_path / "run" / "metrics.jsonl"
+    bad = {"kl/update": 9.0, "value/explained_variance": 0.01}
+    lines = [{**line, **bad} for line in made.metrics]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    capsys.readouterr()
+    assert vapo(monkeypatch, "doctor", str(tmp_path / "run")) == 0
+    said = capsys.readouterr().out
+    assert "a step too far" in said
+    assert "lower learning_rate, or raise warmup_steps" in said
+    assert "pretrain it longer (pretraining_steps), or raise critic_learning_rate" in said
+    assert "trainer." not in said
+    assert "vapo critic" not in said
 
 
 def test_every_argument_of_the_table_is_one_and_every_setting_is_there():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,13 +22,23 @@ def doctor(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Say what is wrong with a run, in words: the evidence in its files, and what to try."""
+    """Say what is wrong with a run, in words: the evidence in its files, and what to try.
+
+    Of a run of VAPOTrainer, it names arguments of VAPOConfig.
+    """
     from vapo.metrics import Phase
-    from vapo.reports.diagnosis import FEWEST_STEPS, diagnose
+    from vapo.reports.diagnosis import FEWEST_STEPS, diagnose, is_of_trainer
     from vapo.reports.runfiles import read_run
 
     files = read_run(run)
     findings = diagnose(files)
+    if is_of_trainer(files):
+        from vapo.api.trainer_config import in_arguments  # imports torch
+
+        findings = [
+            replace(finding, evidence=in_arguments(finding.evidence), advice=in_arguments(finding.advice))
+            for finding in findings
+        ]
     if as_json:
         print(json_text({"run": str(run), "findings": [finding.as_dict() for finding in findings]}))
         return

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from vapo.errors import command, counted
 from vapo.metrics import EventName, Phase, metric_called
 from vapo.reports.runfiles import Record, RunFiles
+from vapo.tasks.records import PREFIX
 from vapo.trainer.outcomes import EQUAL
 
 Weight = Literal["error", "warning", "note"]
@@ -290,14 +291,17 @@ def _critic(run: RunFiles) -> Iterable[Finding]:
             "error",
             f"the critic explains {explained:.0%} of the outcome's variance: less than a constant would",
             "pretrain it longer (trainer.pretraining_steps), change trainer.critic_lr, or take "
-            "algorithm.credit.baseline=group; vapo critic says what any critic could explain here",
+            "algorithm.credit.baseline=group"
+            + ("" if is_of_trainer(run) else "; vapo critic says what any critic could explain here"),
         )
     elif explained is not None and explained < 0.02:
         yield Finding(
             "critic explains nothing",
             "warning",
             f"the critic explains {explained:.1%} of the outcome's variance",
-            f"see what any critic could explain here: {command('critic', run.path)}",
+            "pretrain it longer (trainer.pretraining_steps), or raise trainer.critic_lr"
+            if is_of_trainer(run)
+            else f"see what any critic could explain here: {command('critic', run.path)}",
         )
     spread, floor = _mean(late, "value/std"), _setting(run, "guards", "value_std_below", 1e-4)
     if spread is not None and spread < floor:
@@ -380,7 +384,9 @@ def _time(run: RunFiles) -> Iterable[Finding]:
                 "note",
                 f"{seconds / whole:.0%} of a step",
                 {
-                    "verify": "raise task.verifier_workers, or make the verifier faster",
+                    "verify": "make the reward functions faster"
+                    if is_of_trainer(run)
+                    else "raise task.verifier_workers, or make the verifier faster",
                     "rollout_wait": "sampling is the slower half: more rollout workers or slots",
                 }[part],
             )
@@ -402,6 +408,11 @@ RULES: Sequence[Rule] = (
     _result,
     _time,
 )
+
+
+def is_of_trainer(run: RunFiles) -> bool:
+    """Whether a `VAPOTrainer` made the run: no command knows its rows and its reward functions."""
+    return str(_setting(run, "task", "name", "")).startswith(PREFIX)
 
 
 def _late(run: RunFiles, fewest: int = FEWEST_STEPS) -> list[Record]:

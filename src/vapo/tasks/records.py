@@ -14,6 +14,8 @@ from vapo.tasks.verifiers.rewards import NONE_APPLIES, Rewards
 from vapo.types import Episode, Prompt, Turn, Verdict, stable_hash
 
 Row = Mapping[str, Any]
+PREFIX = "records-"
+"""How the name of a task in memory begins: a run of it is `VAPOTrainer`'s."""
 HELD_OUT = 200
 """Training rows that are kept for evaluation where none are given, at most a tenth of them."""
 
@@ -50,7 +52,7 @@ class RecordsTask:
             judged, self.notes = _prompts(heldout, "eval_dataset"), []
         self.train, self.heldout = tuple(learned), tuple(judged)
         texts = (repr((p.text, sorted(p.columns.items(), key=lambda item: item[0]))) for p in self.train)
-        self.name = f"records-{stable_hash(*texts):016x}"[:20]
+        self.name = f"{PREFIX}{stable_hash(*texts):016x}"[:20]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """The verdict on one response that was not sampled here: it has no token ids."""
