@@ -26,8 +26,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vapo.bases.shipped import builtin_model
-from vapo.models.loading import load_config, load_tokenizer
+from vapo.models.pretrained import load_config
 from vapo.models.saving import save_model
+from vapo.models.tokens import load_tokenizer
 
 SEEDS, ROUNDS = range(5), 5
 ARMS = {

@@ -14,7 +14,7 @@ import pytest
 import toys
 from command_line import sets, vapo
 from vapo.errors import ConfigError
-from vapo.models.loading import plain_text, render
+from vapo.models.tokens import plain_text, render
 from vapo.session.config import resolve
 from vapo.session.inputs import RenderedPrompts, with_whole_paths
 from vapo.session.layers import file_layer

@@ -11,7 +11,8 @@ from huggingface_hub import constants
 
 from vapo import hub
 from vapo.errors import DataError, ModelError
-from vapo.models.loading import load_config, load_tokenizer
+from vapo.models.pretrained import load_config
+from vapo.models.tokens import load_tokenizer
 from vapo.tasks.rows import read_rows
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import toys
 from vapo.evals.evaluate import sample_and_judge, score_episodes
-from vapo.models.loading import render
+from vapo.models.tokens import render
 from vapo.rollout.collect import judge_episodes, sample_episodes
 from vapo.rollout.torch_engine import TorchEngine
 from vapo.tasks.full_task import FullTask

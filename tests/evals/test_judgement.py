@@ -15,8 +15,9 @@ from vapo.evals import continuations
 from vapo.evals.continuations import ContinuedPrompt, Prefix, Response, Sampler, continue_prompts, prefix_length
 from vapo.evals.judgement import Figure, Finding, conclude, judge, read_answers
 from vapo.evals.kept_lines import KeptLines
-from vapo.models.loading import load_critic, render
+from vapo.models.loading import load_critic
 from vapo.models.networks import Critic, Sequences
+from vapo.models.tokens import render
 from vapo.rollout.torch_engine import TorchEngine
 from vapo.tasks.full_task import FullTask
 from vapo.types import Decoding, Prompt, Verdict

@@ -17,7 +17,8 @@ from vapo.evals import token_blocks as blocks
 from vapo.evals.evaluate import score_episodes
 from vapo.evals.ranking import best_of_n, last_values, share_in_order, weighted_vote
 from vapo.evals.token_blocks import token_blocks
-from vapo.models.loading import load_critic, set_value_at, value_at
+from vapo.models.critic_notes import set_value_at, value_at
+from vapo.models.loading import load_critic
 from vapo.models.networks import Critic, Sequences
 from vapo.models.saving import save_model
 from vapo.session import lifecycle as runs

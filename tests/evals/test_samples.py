@@ -8,7 +8,7 @@ import toys
 from vapo.errors import ConfigError
 from vapo.evals.evaluate import sample_and_judge, score_episodes
 from vapo.evals.samples import SampleFile
-from vapo.models.loading import render
+from vapo.models.tokens import render
 from vapo.rollout.torch_engine import TorchEngine
 from vapo.tasks.full_task import FullTask
 from vapo.types import Decoding

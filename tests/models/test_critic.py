@@ -15,7 +15,8 @@ import toys
 from vapo.errors import ConfigError, ModelError
 from vapo.models.backbone import backbone_of, hidden_states
 from vapo.models.critic import known_ids
-from vapo.models.loading import load_critic, load_policy, value_head
+from vapo.models.critic_notes import value_head
+from vapo.models.loading import load_critic, load_policy
 from vapo.models.lora import add_lora, plain_weights
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout, logits_head
 from vapo.models.saving import load_trained, save_model, save_trained

@@ -10,7 +10,7 @@ import toys
 from chat_toys import chat_tokenizer
 from vapo.errors import ConfigError
 from vapo.models.dialogue import Dialogue
-from vapo.models.loading import render
+from vapo.models.tokens import render
 from vapo.types import Prompt, Reply
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]

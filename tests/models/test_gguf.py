@@ -11,9 +11,10 @@ import torch
 
 from vapo.errors import ModelError
 from vapo.models.gguf import cache_folder
-from vapo.models.loading import load_critic, load_policy, load_tokenizer, stop_token_ids
+from vapo.models.loading import load_critic, load_policy
 from vapo.models.networks import output_embeddings
 from vapo.models.saving import save_model
+from vapo.models.tokens import load_tokenizer, stop_token_ids
 
 TOKENS = ["<unk>", "<s>", "</s>", "a", "b", "c", "Ġ", "ab"]
 

@@ -23,7 +23,8 @@ import architectures
 import toys
 from vapo.errors import CheckpointError, ConfigError, ModelError
 from vapo.models.backbone import checkpoint_gradients
-from vapo.models.loading import load_critic, load_policy, load_tokenizer, value_head
+from vapo.models.critic_notes import value_head
+from vapo.models.loading import load_critic, load_policy
 from vapo.models.lora import (
     adapter_parameters,
     add_lora,
@@ -36,6 +37,7 @@ from vapo.models.lora import (
 )
 from vapo.models.networks import Policy, Sequences
 from vapo.models.saving import load_trained, save_model, save_trained
+from vapo.models.tokens import load_tokenizer
 
 SEQUENCES = Sequences((torch.tensor([2, 3, 4, 5, 6]), torch.tensor([7, 8, 9])), (3, 2))
 

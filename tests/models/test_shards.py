@@ -14,7 +14,8 @@ import architectures
 import toys
 from architectures import ARCHITECTURES
 from vapo.errors import CheckpointError, ModelError
-from vapo.models.loading import load_critic, load_policy, load_side_critic, value_head
+from vapo.models.critic_notes import value_head
+from vapo.models.loading import load_critic, load_policy, load_side_critic
 from vapo.models.networks import Policy
 from vapo.models.saving import load_trained, save_frame
 from vapo.models.shards import INDEX, StoredTensors, load_parts, save_part, shard_name, stored_tensors

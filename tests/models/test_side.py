@@ -13,9 +13,11 @@ from architectures import ARCHITECTURES, tiny
 from vapo.algo.method import BoundedHead, LinearHead
 from vapo.errors import ConfigError, ModelError
 from vapo.models.backbone import Layout, checkpoint_gradients, decoder_layers, hidden_states, layer_states
-from vapo.models.loading import count_parameters, load_critic, load_side_critic, value_head
+from vapo.models.critic_notes import value_head
+from vapo.models.loading import load_critic, load_side_critic
 from vapo.models.lora import add_lora
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout
+from vapo.models.pretrained import count_parameters
 from vapo.models.saving import save_model
 from vapo.models.side import EMBEDDINGS, SHARE, SideModel, holds_side_critic, side_config, side_parameters
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 import toys
 from vapo.bases.base_model import make_tokenizer
 from vapo.errors import ConfigError
-from vapo.models.loading import load_tokenizer, render, response_text, stop_token_ids
 from vapo.models.saving import save_model
+from vapo.models.tokens import load_tokenizer, render, response_text, stop_token_ids
 from vapo.types import Prompt
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<turn>", "</turn>", "<answer>", "</answer>"]

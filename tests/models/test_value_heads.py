@@ -15,7 +15,8 @@ from vapo.algo.heads import head_values
 from vapo.algo.method import BoundedHead, HistogramHead, LinearHead, SigmoidHead
 from vapo.errors import ConfigError, ModelError
 from vapo.models.critic import freeze
-from vapo.models.loading import load_critic, load_policy, saved_head, set_residual, value_head
+from vapo.models.critic_notes import saved_head, set_residual, value_head
+from vapo.models.loading import load_critic, load_policy
 from vapo.models.networks import Critic, Sequences
 from vapo.models.saving import save_model
 

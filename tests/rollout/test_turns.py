@@ -8,7 +8,7 @@ from scripted import STOP, Numbers, ScriptedEngine, Told, words
 import toys
 from vapo.errors import VapoError
 from vapo.models.dialogue import Dialogue
-from vapo.models.loading import render
+from vapo.models.tokens import render
 from vapo.rollout.collect import judge_episodes, sample_episodes
 from vapo.rollout.torch_engine import TorchEngine
 from vapo.rollout.turn_state import start_after

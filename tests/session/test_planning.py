@@ -17,8 +17,8 @@ import toys
 from vapo import cli
 from vapo.errors import ConfigError, ModelError
 from vapo.models.backbone import checkpoint_gradients, decoder_layers
-from vapo.models.loading import count_parameters
 from vapo.models.networks import Policy, Sequences
+from vapo.models.pretrained import count_parameters
 from vapo.session.config import Config, resolve
 from vapo.session.layers import recipe_layer, recipes, set_layer
 from vapo.session.planning.advice import Change, cheapest

@@ -13,7 +13,7 @@ ROOM = Path(vapo.trainer.__file__).parent
 BEHIND = {"local_network", "network_files", "objectives", "batch", "group"}
 """Modules that may use the inside of a network; `batch` only packs sequences for one, `group` only names its type."""
 SEES_PROTOCOLS_ONLY = sorted(path for path in ROOM.glob("*.py") if path.stem not in BEHIND)
-TEXT_ONLY = {"vapo.models.loading.response_text"}
+TEXT_ONLY = {"vapo.models.tokens.response_text"}
 """Of vapo.models, what works on a tokenizer alone."""
 FORBIDDEN_ATTRIBUTES = {"model", "parameters", "optimizer", "objective", "state_dict", "load_state_dict", "backward"}
 

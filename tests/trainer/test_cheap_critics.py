@@ -19,7 +19,8 @@ import toys
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError, ModelError
 from vapo.models.backbone import layer_states
-from vapo.models.loading import load_policy, load_side_critic, value_at
+from vapo.models.critic_notes import value_at
+from vapo.models.loading import load_policy, load_side_critic
 from vapo.models.saving import save_model
 from vapo.models.side import SideModel
 from vapo.reports.live import SilentView

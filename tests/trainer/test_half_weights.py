@@ -13,7 +13,7 @@ from transformers import LlamaForTokenClassification
 import toys
 from vapo.algo.presets import VAPO
 from vapo.errors import ConfigError
-from vapo.models.loading import value_head
+from vapo.models.critic_notes import value_head
 from vapo.models.networks import Critic, Policy
 from vapo.session.scaling import placement_of
 from vapo.trainer.local_network import LocalNetwork

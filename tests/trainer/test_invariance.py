@@ -29,7 +29,7 @@ from vapo.algo.method import (
     TurnStarts,
 )
 from vapo.algo.presets import DAPO, GRPO, PPO, VAPO
-from vapo.models.loading import set_head
+from vapo.models.critic_notes import set_head
 from vapo.models.networks import Critic, Policy
 from vapo.trainer.batch import Batch, micro_batches, minibatches
 from vapo.trainer.local_network import LocalNetwork

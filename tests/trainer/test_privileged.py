@@ -11,7 +11,9 @@ import torch
 import toys
 from vapo.durability.watch import Watch
 from vapo.errors import ConfigError, DataError, ModelError
-from vapo.models.loading import PRIVILEGED, load_critic, with_privileged
+from vapo.models.critic_notes import PRIVILEGED
+from vapo.models.loading import load_critic
+from vapo.models.tokens import with_privileged
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.trainer.batch import Batch, concatenate

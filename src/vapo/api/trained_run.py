@@ -95,7 +95,7 @@ class TrainedRun(os.PathLike[str]):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of policy and critic."""
-        from vapo.models.loading import load_tokenizer
+        from vapo.models.tokens import load_tokenizer
 
         return load_tokenizer(self._trained("policy"), trust_remote_code=self._trusts)
 

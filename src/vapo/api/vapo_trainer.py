@@ -19,9 +19,10 @@ from vapo.api.callbacks import CallbackObserver, evaluation_metrics
 from vapo.api.trainer_config import VAPOConfig, in_arguments
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError, ModelError, StoppedError, VapoError, counted
-from vapo.models.loading import load_policy, load_tokenizer
+from vapo.models.loading import load_policy
 from vapo.models.reward_model import RewardModel
 from vapo.models.saving import save_model
+from vapo.models.tokens import load_tokenizer
 from vapo.reports.live import LiveView
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vapo.bases.base_traces import EOS_ID, encode, world_of
-from vapo.models.loading import response_text
+from vapo.models.tokens import response_text
 from vapo.tasks.full_task import part_of
 from vapo.types import Prompt, Task, Verdict, stable_hash
 

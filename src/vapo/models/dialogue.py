@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from transformers import PreTrainedTokenizerBase
 
 from vapo.errors import ConfigError
-from vapo.models.loading import render
+from vapo.models.tokens import render
 from vapo.types import Prompt, Reply
 
 _WRITTEN = "The policy wrote this."

@@ -15,8 +15,9 @@ from vapo.algo.heads import head_values, start_bias
 from vapo.algo.method import Head, LinearHead
 from vapo.errors import ModelError
 from vapo.models.backbone import Layout, hidden_states, layer_states, supports_packing
-from vapo.models.loading import ValueAt, context_length, value_head
+from vapo.models.critic_notes import ValueAt, value_head
 from vapo.models.logprobs import token_logps
+from vapo.models.pretrained import context_length
 from vapo.models.side import SideModel
 from vapo.models.whole import Pass, plain_pass, shard_like, whole
 

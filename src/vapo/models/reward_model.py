@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from vapo.errors import ModelError
-from vapo.models.loading import read_tokenizer
 from vapo.models.model_source import check_source
 from vapo.models.placing import best_device
+from vapo.models.tokens import read_tokenizer
 
 
 class RewardModel:

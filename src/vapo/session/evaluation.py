@@ -16,9 +16,11 @@ from vapo.evals.evaluate import EvaluationResult, sample_and_judge, score_episod
 from vapo.evals.ranking import last_values
 from vapo.evals.samples import SampleFile
 from vapo.evals.statistics import RANKS
-from vapo.models.loading import PRIVILEGED, load_policy, response_text
+from vapo.models.critic_notes import PRIVILEGED
+from vapo.models.loading import load_policy
 from vapo.models.networks import Critic
 from vapo.models.placing import best_device, set_threads, to_device
+from vapo.models.tokens import response_text
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.engines import make_engine
 from vapo.rollout.vllm_engine import LOG

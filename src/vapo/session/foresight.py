@@ -22,8 +22,8 @@ from vapo.algo.method import Gae
 from vapo.errors import counted
 from vapo.metrics import EvaluationLabel, Phase
 from vapo.models.backbone import backbone_of
-from vapo.models.loading import load_config, skeleton
 from vapo.models.placing import best_device
+from vapo.models.pretrained import load_config, skeleton
 from vapo.models.side import config_parameters, side_config
 from vapo.reports.formatting import duration, short_count
 from vapo.rollout.engine_settings import VllmEngineSettings

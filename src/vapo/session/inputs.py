@@ -17,23 +17,12 @@ from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError, DataError, counted
 from vapo.models.dialogue import Dialogue
 from vapo.models.gguf import cache_folder
-from vapo.models.loading import (
-    SIDE_ADVICE,
-    context_length,
-    count_parameters,
-    critic_config,
-    load_config,
-    load_tokenizer,
-    read_tokenizer,
-    render,
-    side_critic_config,
-    skeleton,
-    stop_token_ids,
-    with_privileged,
-)
+from vapo.models.loading import SIDE_ADVICE, critic_config, side_critic_config
 from vapo.models.lora import adapter_base
 from vapo.models.model_source import is_gguf
+from vapo.models.pretrained import context_length, count_parameters, load_config, skeleton
 from vapo.models.side import check_readable, holds_side_critic, side_config
+from vapo.models.tokens import load_tokenizer, read_tokenizer, render, stop_token_ids, with_privileged
 from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.rollout.turns import TurnRules
 from vapo.session.config import Config

@@ -16,10 +16,13 @@ from vapo.errors import ConfigError, ModelError, VerifierBrokenError, counted
 from vapo.evals.continuations import Sampler, continue_prompts
 from vapo.evals.judgement import CriticJudgement, judge, read_answers
 from vapo.evals.kept_lines import KeptLines
-from vapo.models.loading import PRIVILEGED, RESIDUAL, context_length, load_policy, response_text
+from vapo.models.critic_notes import PRIVILEGED, RESIDUAL
+from vapo.models.loading import load_policy
 from vapo.models.networks import Critic
 from vapo.models.placing import best_device, set_threads, to_device
+from vapo.models.pretrained import context_length
 from vapo.models.side import holds_side_critic
+from vapo.models.tokens import response_text
 from vapo.reports.critic_files import write_judgement
 from vapo.reports.runfiles import Record
 from vapo.rollout.engines import make_engine

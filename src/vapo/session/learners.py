@@ -13,16 +13,8 @@ from vapo.algo.method import Gae, Head
 from vapo.errors import ConfigError
 from vapo.models.backbone import checkpoint_gradients
 from vapo.models.critic import freeze, known_ids
-from vapo.models.loading import (
-    load_critic,
-    load_policy,
-    load_side_critic,
-    set_head,
-    set_privileged,
-    set_residual,
-    set_value_at,
-    value_head,
-)
+from vapo.models.critic_notes import set_head, set_privileged, set_residual, set_value_at, value_head
+from vapo.models.loading import load_critic, load_policy, load_side_critic
 from vapo.models.lora import add_lora, share_frozen
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout
 from vapo.models.placing import best_device, set_threads, to_device, total_memory

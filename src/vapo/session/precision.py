@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vapo.models.loading import load_config
 from vapo.models.matrix_rate import layer_seconds, matrix_rate, rate_words
 from vapo.models.placing import TINY, best_device, num_threads
+from vapo.models.pretrained import load_config
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs
 from vapo.session.layers import Origin

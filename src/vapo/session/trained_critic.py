@@ -6,7 +6,8 @@ from transformers import PreTrainedModel
 
 from vapo.errors import ModelError
 from vapo.models.critic import known_ids
-from vapo.models.loading import load_critic, load_side_critic, saved_head, value_at, value_head
+from vapo.models.critic_notes import saved_head, value_at, value_head
+from vapo.models.loading import load_critic, load_side_critic
 from vapo.models.networks import Critic, Policy, choose_layout
 from vapo.models.placing import best_device, to_device
 from vapo.models.side import holds_side_critic

@@ -13,11 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vapo.errors import ModelError
 from vapo.models.loaded import check_complete, read_model
-from vapo.models.loading import load_config, load_critic, load_policy, read_tokenizer
+from vapo.models.loading import load_critic, load_policy
 from vapo.models.model_source import ADAPTER_CONFIG, MODEL_CONFIG
+from vapo.models.pretrained import load_config
 from vapo.models.saving import save_model
 from vapo.models.shards import is_in_shards
 from vapo.models.side import SideModel, is_side_critic
+from vapo.models.tokens import read_tokenizer
 from vapo.session.evaluated_run import run_of
 from vapo.session.run_dirs import load_run_config
 

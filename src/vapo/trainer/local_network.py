@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vapo.durability.checkpoint import Entries
-from vapo.models.loading import set_policy_sample, value_head
+from vapo.models.critic_notes import set_policy_sample, value_head
 from vapo.models.lora import plain_weights
 from vapo.models.master_weights import MasterAdamW, halve
 from vapo.models.model_flops import ModelFlops, model_flops

@@ -13,7 +13,7 @@ from vapo.algo.method import Algorithm
 from vapo.durability.watch import Watch
 from vapo.errors import AbandonedError
 from vapo.metrics import EventName
-from vapo.models.loading import response_text
+from vapo.models.tokens import response_text
 from vapo.rollout.engine import RolloutEngine
 from vapo.rollout.turns import TurnRules
 from vapo.tasks.full_task import FullTask

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vapo.errors import ConfigError, VapoError, counted
 from vapo.hub import unreachable
-from vapo.models.loading import count_parameters
+from vapo.models.pretrained import count_parameters
 from vapo.reports.formatting import duration, short_count
 from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.rollout.vllm_environment import check_environment

@@ -11,8 +11,9 @@ from transformers import PreTrainedConfig
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError
-from vapo.models.loading import context_length, load_tokenizer
+from vapo.models.pretrained import context_length
 from vapo.models.side import config_parameters
+from vapo.models.tokens import load_tokenizer
 from vapo.rollout.engine_settings import TorchEngineSettings
 from vapo.session.config import Config
 from vapo.session.foresight import NetworkSize

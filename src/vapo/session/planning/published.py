@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ModelError
-from vapo.models.loading import load_config
+from vapo.models.pretrained import load_config
 from vapo.session.config import Config
 from vapo.session.layers import recipe_layer
 from vapo.session.planning.traced import tracer_of
