@@ -239,6 +239,37 @@ def test_a_resumed_run_counts_from_its_saved_step():
     assert (state.done, state.seconds_left) == (41, pytest.approx(27))
 
 
+def test_the_first_step_of_a_phase_counts_until_there_is_another():
+    clock = Clock()
+    state = Progress(clock)
+    for phase in ("pretrain", "train"):
+        state.enter(phase, 0, 10)
+        clock.now += 30
+        state.step(train(1))
+        assert state.seconds_left == pytest.approx(270)
+        for step in (2, 3):
+            clock.now += 2 * step
+            state.step(train(step))
+        assert state.seconds_per_step == pytest.approx(5)
+        assert state.seconds_left == pytest.approx(35)
+
+
+def test_an_evaluation_before_the_first_step_is_no_part_of_it():
+    clock = Clock()
+    state = Progress(clock)
+    state.enter("train", 40, 50)
+    clock.now += 100
+    state.evaluate({"step": 40, "avg": 0.5})
+    clock.now += 3
+    state.step(train(41))
+    assert state.seconds_left == pytest.approx(27)
+    clock.now += 20
+    state.evaluate({"step": 41, "avg": 0.5})
+    clock.now += 3
+    state.step(train(42))
+    assert state.seconds_per_step == pytest.approx(23)  # one that comes again does count
+
+
 def test_pretraining_shows_its_own_explained_variance():
     state = Progress(Clock())
     state.enter("pretrain", 0, 4)

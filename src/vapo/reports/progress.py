@@ -41,6 +41,7 @@ class Progress:
         self.explained_variance: list[float] = []
         self._step_seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._last_step_at: float | None = None
+        self._warms_up = True
 
     def enter(self, name: str, done: int, total: int) -> None:
         """Record that a phase begins, or continues at `done` of `total` steps. Step times start anew in each phase."""
@@ -50,6 +51,7 @@ class Progress:
             self.accuracy.clear()
             self.metrics = {}
             self._last_step_at = self._clock()
+            self._warms_up = True
         self.name, self.done, self.total = name, done, total
         self.activity = None
 
@@ -58,6 +60,10 @@ class Progress:
         now = self._clock()
         seconds = now - self._last_step_at if self._last_step_at is not None else math.nan
         step_time = number(metrics.get("step_time"))
+        if self._warms_up and self._step_seconds:
+            # the first step of a phase compiles, fills caches and asks for memory: it says little of the others
+            self._step_seconds.clear()
+            self._warms_up = False
         # the clock also measures evaluations and saves; step_time is the fallback if the clock has no earlier step
         self._step_seconds.append(step_time if math.isnan(seconds) or seconds <= 0 else seconds)
         self._last_step_at = now
@@ -73,6 +79,8 @@ class Progress:
         self.first_evaluation = self.first_evaluation or result
         self.last_evaluation = result
         self.activity = None
+        if not self._step_seconds:  # before the first step of a resumed run; not a part of it
+            self._last_step_at = self._clock()
 
     def alarm(self, message: str) -> None:
         """Record an alarm."""
@@ -91,7 +99,8 @@ class Progress:
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean seconds over the phase's ten most recent steps; nan before the first step ends."""
+        """Mean seconds over the phase's ten most recent steps, without its first one unless it is alone; nan before
+        that ends."""
         seconds = [s for s in self._step_seconds if math.isfinite(s)]
         return fmean(seconds) if seconds else math.nan
 
