@@ -17,9 +17,11 @@ import pytest
 from vapo.durability.checkpoint import sha256
 from vapo.errors import ConfigError
 from vapo.session.layers import merge
+from vapo.study.cell_cards import critic_card
 from vapo.study.cells import run_cells, tuning_cells
-from vapo.study.runner import choose_settings, critic_card, run_study
 from vapo.study.study import read_study
+from vapo.study.study_run import run_study
+from vapo.study.tuning_choice import choose_settings
 
 pytestmark = pytest.mark.slow
 

@@ -15,18 +15,11 @@ from vapo.cli import app
 from vapo.errors import ConfigError, ModelError
 from vapo.json_text import flatten
 from vapo.session.inputs import with_whole_paths
+from vapo.study.cell_cards import check_same, ended, finished_methods, outcome_of
 from vapo.study.cells import base_folder, critic_cells, run_cells, tuning_cells
-from vapo.study.runner import (
-    check_same,
-    choose_settings,
-    chosen_before,
-    ended,
-    finished_methods,
-    locked,
-    outcome_of,
-    reference_among,
-)
 from vapo.study.study import method_from_name, only_methods, read_study, studies, with_seeds, within
+from vapo.study.study_run import locked, reference_among
+from vapo.study.tuning_choice import choose_settings, chosen_before
 
 OUT = Path("somewhere")
 

@@ -74,7 +74,7 @@ def ablate(
     if dry_run:
         _list_cells(study, folder, as_json)
         return
-    from vapo.study.runner import run_study
+    from vapo.study.study_run import run_study
     from vapo.study.study_view import study_view
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -159,8 +159,10 @@ def _print_comparison(results: dict[str, Any]) -> None:
 
 def _list_cells(study: Study, folder: Path, as_json: bool) -> None:
     """Check the study and list its cells."""
+    from vapo.study.cell_cards import ended
     from vapo.study.cells import critic_cells, describe, run_cells, tuning_cells
-    from vapo.study.runner import check_study, chosen_before, ended
+    from vapo.study.study_run import check_study
+    from vapo.study.tuning_choice import chosen_before
 
     check_study(study, folder)
     trials = [cell for cells in tuning_cells(study, folder).values() for cell in cells]

@@ -1,0 +1,63 @@
+"""The settings that tuning chose for each method, in `tuning.json` of the study's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from vapo.errors import ConfigError
+from vapo.metrics import Phase
+from vapo.reports.runfiles import number, read_run
+from vapo.study.cell_cards import read_card, write_json
+from vapo.study.cells import Cell
+from vapo.study.study import Study
+
+
+def choose_settings(
+    study: Study, trials: Mapping[tuple[str, int], Sequence[Cell]], out: Path
+) -> dict[str, dict[str, Any]]:
+    """The settings of each tuned method's best grid point, by training accuracy over the last quarter of the steps.
+
+    Accuracy is that on training prompts, so held-out prompts stay unseen. A diverged trial counts as 0, and the first
+    of equal points wins. All scores are written to tuning.json, which keeps the choices of earlier studies.
+    """
+    path, tuned = out / "tuning.json", _read_tuning(out)
+    if study.tuning is None:
+        return {method: entry["chosen"] for method, entry in tuned.items()}
+    for name in study.tuning.methods:
+        scores = []
+        for point in range(len(study.tuning.grid)):
+            each = [late_accuracy(cell.folder) for cell in trials[name, point]]
+            scores.append(fmean(0.0 if score is None else score for score in each))
+        best = scores.index(max(scores))
+        tuned[name] = {"chosen": study.tuning.grid[best], "late_accuracy": scores, "grid": study.tuning.grid}
+    write_json(path, tuned)
+    return {method: entry["chosen"] for method, entry in tuned.items()}
+
+
+def chosen_before(out: Path) -> dict[str, dict[str, Any]]:
+    """The settings that tuning has chosen in this folder so far, by method."""
+    return {method: entry["chosen"] for method, entry in _read_tuning(out).items()}
+
+
+def late_accuracy(folder: Path) -> float | None:
+    """Mean training accuracy over the last quarter of a run's steps; None if the run did not finish."""
+    if read_card(folder).get("outcome") != "finished":
+        return None
+    rows = read_run(folder).phase(Phase.TRAIN)
+    late = [number(row.get("accuracy")) for row in rows[len(rows) * 3 // 4 :]]
+    return fmean(late) if late else None
+
+
+def _read_tuning(out: Path) -> dict[str, dict[str, Any]]:
+    path = out / "tuning.json"
+    if not path.is_file():
+        return {}
+    try:
+        tuned = json.loads(path.read_bytes())
+        return {str(method): {**entry, "chosen": dict(entry["chosen"])} for method, entry in tuned.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Delete it to make it again from the trials.") from error
