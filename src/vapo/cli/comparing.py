@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,15 @@ def ablate(
             help="Folder of the runs; give it again to continue. Default: ablation/ and the study's recipe and budget."
         ),
     ] = None,
+    keep: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--keep",
+            metavar="results.json",
+            help="Take over the finished runs and the tuning of this file, where all settings are the same, instead of "
+            "running them again, as on another machine; repeatable.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and which are finished, and stop.")] = (
         False
     ),
@@ -72,7 +82,7 @@ def ablate(
     folder = out or Path("ablation") / f"{study.recipe}-{budget}"
     check_study_paths(study, folder)
     if dry_run:
-        _list_cells(study, folder, as_json)
+        _list_cells(study, folder, keep or [], as_json)
         return
     from vapo.study.study_run import run_study
     from vapo.study.study_view import study_view
@@ -91,6 +101,7 @@ def ablate(
                 say=view.say,
                 on_progress=view.progress,
                 command=command("ablate", source or DEFAULT_STUDY, "--budget", budget),
+                keep=keep or [],
             )
         except KeyboardInterrupt:
             raise InterruptedRunError(
@@ -157,20 +168,23 @@ def _print_comparison(results: dict[str, Any]) -> None:
         console.print("Left out of the scores:", *absent, sep="\n  ", style="yellow", markup=False, soft_wrap=True)
 
 
-def _list_cells(study: Study, folder: Path, as_json: bool) -> None:
+def _list_cells(study: Study, folder: Path, keep: Sequence[Path], as_json: bool) -> None:
     """Check the study and list its cells."""
     from vapo.study.cell_cards import ended
-    from vapo.study.cells import critic_cells, describe, run_cells, tuning_cells
-    from vapo.study.study_run import check_study
-    from vapo.study.tuning_choice import chosen_before
+    from vapo.study.cells import describe
+    from vapo.study.study_run import check_study, listed_cells
 
     check_study(study, folder)
-    trials = [cell for cells in tuning_cells(study, folder).values() for cell in cells]
-    cells = [*critic_cells(study, folder), *trials, *run_cells(study, folder, chosen_before(folder))]
+    cells, kept_from, refused = listed_cells(study, folder, keep)
     if as_json:
-        print(json_text([{**cell.card(), "folder": str(cell.folder), "ended": ended(cell)} for cell in cells]))
+        rows = [{"folder": str(c.folder), "ended": ended(c), "kept_from": kept_from.get(c.folder)} for c in cells]
+        print(json_text([{**cell.card(), **row} for cell, row in zip(cells, rows, strict=True)]))
         return
     table = Table("cell", "kind", "ended", title=f"{counted(len(cells), 'cell')} in {folder}")
     for cell in cells:
-        table.add_row(describe(cell), cell.kind, "yes" if ended(cell) else "")
-    Console().print(table)
+        source = kept_from.get(cell.folder)
+        table.add_row(describe(cell), cell.kind, "yes" if ended(cell) else f"kept from {source}" if source else "")
+    console = Console()
+    console.print(table)
+    for line in refused:
+        console.print(f"not kept: {line}", style="yellow", markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from vapo.json_text import flatten
 from vapo.session.config import Config, resolve
 from vapo.session.layers import Layer, file_layer, merge, recipe_layer
 from vapo.session.path_checks import check_policy, check_task_files
+from vapo.study.cell_identity import deciding_settings, settings_hash
 from vapo.study.study import PRETRAINED, Method, Study
 from vapo.types import stable_hash
 
@@ -30,9 +31,21 @@ class Cell:
     config: Config
     critic: Path | None = None
     """The folder of the run that trains this run's initial critic."""
+    critic_hash: str | None = None
+    """The `hash` of that run."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the result, beside seed and base; they contain no paths of this machine."""
+        return deciding_settings(self.config, self.critic_hash)
+
+    @property
+    def hash(self) -> str:
+        """A hash of the settings, seed and base: equal where another machine runs the same cell."""
+        return settings_hash(self.settings, self.base, self.seed)
 
     def card(self) -> dict[str, Any]:
-        """The identity of the run for cell.json; the runner adds the outcome."""
+        """The identity of the run for cell.json; the runner adds settings and outcome."""
         return {"kind": self.kind, "method": self.method, "base": self.base, "seed": self.seed}
 
 
@@ -176,7 +189,8 @@ def _critic_cell(study: Study, out: Path, name: str, base: int | str) -> Cell:
     if start is not None:
         layers.append(file_layer("study: critic", {"model": {"critic": str(start / "critic")}}))
     config, folder = resolve(layers), _critic_folder(out, name, base)
-    return Cell("critic", folder, f"critic {name}", base_name(base), config.sections.seed, config, start)
+    start_hash = None if plan.start is None else _critic_cell(study, out, plan.start, base).hash
+    return Cell("critic", folder, f"critic {name}", base_name(base), config.sections.seed, config, start, start_hash)
 
 
 def _cell(
@@ -194,13 +208,13 @@ def _cell(
     critic = critic_of(study, method)
     # the method's own settings define its row, so they override those that tuning chose
     layers = [*_common(study, out, base, seed), *extra, file_layer(f"study: {name}", _method_settings(method))]
-    critic_folder = None
+    critic_folder = critic_hash = None
     if critic is not None:
-        critic_folder = _critic_folder(out, critic, base)
+        critic_folder, critic_hash = _critic_folder(out, critic, base), _critic_cell(study, out, critic, base).hash
         changes = {"model": {"critic": str(critic_folder / "critic")}, "trainer": {"pretraining_steps": 0}}
         layers.append(file_layer("study: critic", changes))
     default = out / "runs" / f"{slug(name)}-{slug(base_name(base))}-seed{seed}"
-    return Cell(kind, folder or default, name, base_name(base), seed, resolve(layers), critic_folder)
+    return Cell(kind, folder or default, name, base_name(base), seed, resolve(layers), critic_folder, critic_hash)
 
 
 def _settings(study: Study) -> list[Layer]:

@@ -23,7 +23,7 @@ from vapo.metrics import EvaluationLabel, Phase
 from vapo.reports.runfiles import number, read_jsonl
 from vapo.session.run_dirs import kept_weights_only
 from vapo.study.cell_cards import critic_card, ended, outcome_of, write_json
-from vapo.study.cells import Cell, base_folder, describe, run_cells
+from vapo.study.cells import Cell, base_folder, base_name, describe, run_cells
 from vapo.study.comparison.compared_runs import Outcome
 from vapo.study.study import Study
 
@@ -76,8 +76,8 @@ class Runner:
         outcomes = self._map(self._run_cell, [cell for cell in cells if not ended(cell)])
         return [cell for cell, outcome in outcomes if outcome in ("failed", "unfinished")]
 
-    def make_bases(self, study: Study) -> None:
-        """Make the missing base models among those that the study names by seed."""
+    def make_bases(self, study: Study, cells: Sequence[Cell]) -> None:
+        """Make the missing base models that the study names by seed and these cells start from."""
         task = run_cells(study, self.out, {})[0].config.sections.task
         options = [part for key, value in task.options.items() for part in ("--set", f"{key}={value}")]
 
@@ -85,7 +85,8 @@ class Runner:
             arguments = ["--seed", str(base), "--out", base_folder(study, self.out, base), "--json"]
             return self._command(["make-base", task.name, *arguments, *options], self.logs / f"base-seed{base}.log")
 
-        seeds = [base for base in study.bases if isinstance(base, int)]
+        used = {cell.base for cell in cells}
+        seeds = [base for base in study.bases if isinstance(base, int) and base_name(base) in used]
         missing = [seed for seed in seeds if not Path(base_folder(study, self.out, seed), "config.json").is_file()]
         if missing:
             self.say(f"making {counted(len(missing), 'base model')} (some minutes each)")
@@ -150,7 +151,7 @@ class Runner:
                 self.running.pop(label, None)
         outcome = outcome_of(code)
         if folder.is_dir():
-            card = {**cell.card(), "outcome": outcome, "critic": critic_card(cell)}
+            card = {**cell.card(), "settings": cell.settings, "outcome": outcome, "critic": critic_card(cell)}
             write_json(folder / "cell.json", card)
         if outcome == "unfinished":
             return outcome

@@ -16,9 +16,10 @@ from vapo.session.inputs import close_task, read_inputs
 from vapo.study.cell_cards import check_same, ended, finished_methods, read_card
 from vapo.study.cells import Cell, base_folder, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
+from vapo.study.keeping import Kept, kept_lines, kept_runs, kept_tuning, needed_critics, read_kept_files
 from vapo.study.runner import Report, Runner, StudyError
 from vapo.study.study import Study, study_yaml
-from vapo.study.tuning_choice import choose_settings, chosen_before
+from vapo.study.tuning_choice import cells_of, choose_settings, chosen_before, read_tuning
 
 
 def run_study(
@@ -30,51 +31,69 @@ def run_study(
     say: Report = print,
     on_progress: Callable[[Runner], None] = lambda runner: None,
     command: str = "vapo ablate",
+    keep: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Run the study in `out`, write the comparison into `out/name`, and return the content of its `results.json`.
 
     The page shows `command` and the date on which the study ended. Call this again to continue a study, or with
-    another study of the same settings to share the runs.
+    another study of the same settings to share the runs. Runs and trials that a `results.json` in `keep` holds with
+    the same settings are taken over.
 
     Raises ConfigError before anything starts if a folder holds a run with other settings or another process
     uses `out`. Raises StudyError after comparing the finished runs if cells failed; a diverged run is a result.
     """
+    files = read_kept_files(keep)
     runner = Runner(out, jobs or len(os.sched_getaffinity(0)), say, on_progress)
     critics, trials = critic_cells(study, out), tuning_cells(study, out)
-    tried = [cell for cells in trials.values() for cell in cells]
-    planned = run_cells(study, out, chosen_before(out))
     check_study(study, out)
     with locked(out):
         (out / name).mkdir(parents=True, exist_ok=True)
         (out / name / "study.yaml").write_text(study_yaml(study))
-        runner.total = sum(not ended(cell) for cell in [*critics, *tried, *planned])
-        runner.make_bases(study)
-        _check_inputs([*critics, *planned])
-        for depth in sorted({_depth(cell, critics) for cell in critics}):  # a critic may start from another
-            level = [cell for cell in critics if _depth(cell, critics) == depth]
-            runner.run(level)
-            for cell in level:
-                if read_card(cell.folder).get("outcome") != "finished":
-                    raise StudyError(f"{describe(cell)} did not finish, and other runs need it; see {runner.logs}.")
+        entries = kept_tuning(trials, out, files)
+        for method, entry in entries.items():
+            if "kept_from" in entry:
+                say(f"tuning of {method} kept from {entry['kept_from']}")
+        tried = [cell for method in dict.fromkeys(name for name, _ in trials) if method not in entries
+                 for cell in cells_of(method, trials) if not ended(cell)]  # fmt: skip
+        planned = run_cells(study, out, {**chosen_before(out), **_chosen(entries)})
+        kept = kept_runs(planned, files)
+        pending = [*tried, *(cell for cell in planned if not kept.done(cell))]
+        needed = needed_critics(pending, critics)
+        runner.total = sum(not ended(cell) for cell in [*needed, *pending])
+        runner.make_bases(study, pending)
+        _check_inputs([*needed, *pending])
+        _train_critics(runner, needed, kept)
         if failed := runner.run(tried):
             raise StudyError(
                 f"{counted(len(failed), 'trial')} of tuning failed (first: {describe(failed[0])}), and tuning needs "
                 f"all trials. Read {runner.logs}, then run the same command again."
             )
-        tuned = choose_settings(study, trials, out)
+        tuned = choose_settings(study, trials, out, entries)
         for method in study.tuning.methods if study.tuning else []:
             say(f"settings that tuning chose for {method}: {_flat(tuned.get(method, {}))}")
         cells = run_cells(study, out, tuned)
+        kept = kept_runs(cells, files)
+        for line in (notes := list(kept_lines(kept, cells))):
+            say(line)
         for cell in cells:
-            check_same(cell)
-        failed = runner.run(cells)
-        started = [cell.folder for cell in cells if read_card(cell.folder)]
-        note = f"{command}, ended {date.today()}"
-        if not failed or finished_methods(started):
-            reference = reference_among(finished_methods(started), study.reference)
-            results = compare_runs(started, out / name, reference=reference, heading=study.about, notes=[note])
-        else:
-            results = {}
+            if cell.folder not in kept.runs:
+                check_same(cell)
+        pending = [cell for cell in cells if not kept.done(cell)]
+        _train_critics(runner, needed_critics(pending, critics), kept)
+        failed = runner.run(pending)
+        started = [cell.folder for cell in cells if cell.folder not in kept.runs and read_card(cell.folder)]
+        finished = finished_methods(started) | {r.method for r in kept.runs.values() if r.outcome == "finished"}
+        results = {}
+        if not failed or finished:
+            results = compare_runs(
+                started,
+                out / name,
+                reference=reference_among(finished, study.reference),
+                heading=study.about,
+                notes=[f"{command}, ended {date.today()}", *notes],
+                kept=list(kept.runs.values()),
+                tuning={method: entry for method, entry in read_tuning(out).items() if method in study.methods},
+            )
     if failed:
         raise StudyError(
             f"{counted(len(failed), 'cell')} failed (first: {describe(failed[0])}); {out / name} compares the finished "
@@ -95,6 +114,19 @@ def check_study(study: Study, out: Path) -> None:
         check_same(cell)
     made_here = {base_folder(study, out, base) for base in study.bases if isinstance(base, int)}
     _check_inputs([cell for cell in cells if cell.config.sections.model.policy not in made_here])
+
+
+def listed_cells(study: Study, out: Path, keep: Sequence[Path]) -> tuple[list[Cell], dict[Path, str], Sequence[str]]:
+    """All cells, as far as tuning is known; by folder the file that a cell is kept from; why other runs are not."""
+    files, trials = read_kept_files(keep), tuning_cells(study, out)
+    entries = kept_tuning(trials, out, files)
+    runs = run_cells(study, out, {**chosen_before(out), **_chosen(entries)})
+    kept = kept_runs(runs, files)
+    sources = {folder: str(run.kept_from) for folder, run in kept.runs.items()}
+    for method, entry in entries.items():
+        if source := entry.get("kept_from"):
+            sources |= {cell.folder: source for cell in cells_of(method, trials)}
+    return [*critic_cells(study, out), *(c for cells in trials.values() for c in cells), *runs], sources, kept.refused
 
 
 @contextmanager
@@ -122,6 +154,29 @@ def _check_inputs(cells: Sequence[Cell]) -> None:
         if cell.critic is None and place not in seen:
             seen.append(place)
             close_task(read_inputs(cell.config).task)
+
+
+def _train_critics(runner: Runner, critics: Sequence[Cell], kept: Kept) -> None:
+    """Train the critics that have not ended, those that others start from first."""
+    for critic in critics:
+        identity = (critic.method, critic.base)
+        users = [run for run in kept.runs.values() if (run.pretraining.critic, run.base) == identity]
+        if users and not ended(critic):
+            runner.say(
+                f"{critic.method} on base {critic.base} is trained again, because new runs start from it: seed and "
+                f"settings are those of the {counted(len(users), 'run')} kept, so it is the same critic, up to the "
+                "rounding of another processor"
+            )
+    for depth in sorted({_depth(cell, critics) for cell in critics}):  # a critic may start from another
+        level = [cell for cell in critics if _depth(cell, critics) == depth]
+        runner.run(level)
+        for cell in level:
+            if read_card(cell.folder).get("outcome") != "finished":
+                raise StudyError(f"{describe(cell)} did not finish, and other runs need it; see {runner.logs}.")
+
+
+def _chosen(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {method: entry["chosen"] for method, entry in entries.items()}
 
 
 def _depth(cell: Cell, critics: Sequence[Cell]) -> int:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from vapo.errors import ConfigError
@@ -17,30 +18,42 @@ from vapo.study.study import Study
 
 
 def choose_settings(
-    study: Study, trials: Mapping[tuple[str, int], Sequence[Cell]], out: Path
+    study: Study,
+    trials: Mapping[tuple[str, int], Sequence[Cell]],
+    out: Path,
+    kept: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> dict[str, dict[str, Any]]:
     """The settings of each tuned method's best grid point, by training accuracy over the last quarter of the steps.
 
     Accuracy is that on training prompts, so held-out prompts stay unseen. A diverged trial counts as 0, and the first
-    of equal points wins. All scores are written to tuning.json, which keeps the choices of earlier studies.
+    of equal points wins. All scores are written to tuning.json, which keeps the choices of earlier studies. `kept` has
+    the entries of methods whose trials ran elsewhere.
     """
-    path, tuned = out / "tuning.json", _read_tuning(out)
+    path, tuned = out / "tuning.json", {**read_tuning(out), **kept}
     if study.tuning is None:
         return {method: entry["chosen"] for method, entry in tuned.items()}
     for name in study.tuning.methods:
+        if name in kept:
+            continue
         scores = []
         for point in range(len(study.tuning.grid)):
             each = [late_accuracy(cell.folder) for cell in trials[name, point]]
             scores.append(fmean(0.0 if score is None else score for score in each))
         best = scores.index(max(scores))
-        tuned[name] = {"chosen": study.tuning.grid[best], "late_accuracy": scores, "grid": study.tuning.grid}
+        tuned[name] = {
+            "chosen": study.tuning.grid[best],
+            "late_accuracy": scores,
+            "grid": study.tuning.grid,
+            "trials": trial_hashes(name, trials),
+            "commits": sorted({commit for cell in cells_of(name, trials) if (commit := _commit(cell.folder))}),
+        }
     write_json(path, tuned)
     return {method: entry["chosen"] for method, entry in tuned.items()}
 
 
 def chosen_before(out: Path) -> dict[str, dict[str, Any]]:
     """The settings that tuning has chosen in this folder so far, by method."""
-    return {method: entry["chosen"] for method, entry in _read_tuning(out).items()}
+    return {method: entry["chosen"] for method, entry in read_tuning(out).items()}
 
 
 def late_accuracy(folder: Path) -> float | None:
@@ -52,7 +65,18 @@ def late_accuracy(folder: Path) -> float | None:
     return fmean(late) if late else None
 
 
-def _read_tuning(out: Path) -> dict[str, dict[str, Any]]:
+def cells_of(method: str, trials: Mapping[tuple[str, int], Sequence[Cell]]) -> list[Cell]:
+    """The trials of one method."""
+    return [cell for (name, _), cells in trials.items() if name == method for cell in cells]
+
+
+def trial_hashes(method: str, trials: Mapping[tuple[str, int], Sequence[Cell]]) -> list[list[str]]:
+    """The hashes of a method's trials: one list per grid point, one hash per seed."""
+    return [[cell.hash for cell in cells] for (name, _), cells in trials.items() if name == method]
+
+
+def read_tuning(out: Path) -> dict[str, dict[str, Any]]:
+    """The content of tuning.json in a study's folder, by method; empty without one."""
     path = out / "tuning.json"
     if not path.is_file():
         return {}
@@ -61,3 +85,7 @@ def _read_tuning(out: Path) -> dict[str, dict[str, Any]]:
         return {str(method): {**entry, "chosen": dict(entry["chosen"])} for method, entry in tuned.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Delete it to make it again from the trials.") from error
+
+
+def _commit(folder: Path) -> str | None:
+    return read_run(folder).environment.get("commit") if folder.is_dir() else None

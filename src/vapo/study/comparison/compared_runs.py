@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -18,9 +19,12 @@ from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record, RunFiles, number, read_run
 from vapo.session.config import resolve
 from vapo.session.layers import file_layer
+from vapo.study.comparison.dynamics import BIAS, CURVES, DECILES
 from vapo.study.comparison.methods import distinct_labels, method_settings, table_order
 
 Outcome = Literal["finished", "diverged", "failed", "unfinished"]
+STEP_METRICS = ("step", *CURVES, *(f"{BIAS}/{decile}" for decile in range(DECILES)))
+"""The metrics of a training step that a comparison needs."""
 OLD_RESUMED = "settings changed"
 """The event that vapo 0.1 wrote for a resume with other settings, without the step."""
 
@@ -34,8 +38,17 @@ class Evaluation:
     gradient_steps: int
     samples: int
     """Responses sampled for training before the evaluation, without those of value pretraining."""
-    rates: Scores
-    """(P,) share of a prompt's valid samples that are right; nan where none is valid."""
+    seconds: float
+    """Seconds of the training steps before the evaluation, without evaluations and value pretraining."""
+    right: Scores
+    """(P,) each prompt's number of right samples."""
+    valid: Scores
+    """(P,) each prompt's number of samples with a verdict."""
+
+    @cached_property
+    def rates(self) -> Scores:
+        """(P,) share of a prompt's valid samples that are right; nan where none is valid."""
+        return np.where(self.valid > 0, self.right / np.maximum(self.valid, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -65,21 +78,35 @@ class Resume(NamedTuple):
 class ComparedRun:
     """One run of a comparison. `evaluations` are in order of steps, and empty unless the run finished."""
 
-    files: RunFiles
+    path: str
+    """The run directory as the caller named it."""
+    task: str
     method: str
     base: str
     seed: int
     outcome: Outcome
     pretraining: Pretraining
+    seconds: float
+    """Seconds of all training steps, without evaluations."""
+    seconds_in_evaluation: float
+    versions: Record
+    """Versions of the packages, the commit, and the processor."""
+    rows: list[Record]
+    """The metrics of the training steps, those that a comparison needs: `STEP_METRICS`."""
+    settings: Record | None = None
+    """The settings that decide the result, which a study writes into cell.json; None without."""
     resumed: tuple[Resume, ...] = ()
     """Resumes with other settings; the run's config.yaml has the last settings only."""
-    set: str = ""
+    sets: tuple[str, ...] = ()
+    """The held-out sets of the evaluations; more than one is an error."""
     evaluations: tuple[Evaluation, ...] = ()
+    kept_from: str | None = None
+    """The results.json that the run was taken from; None for a run directory."""
 
     @property
-    def path(self) -> str:
-        """The run directory as the caller named it."""
-        return str(self.files.path)
+    def set(self) -> str:
+        """The held-out set of the evaluation after training; empty for a run without evaluations."""
+        return self.sets[-1] if self.sets else ""
 
     @property
     def final(self) -> Evaluation:
@@ -87,17 +114,18 @@ class ComparedRun:
         return self.evaluations[-1]
 
 
-def read_compared_runs(run_dirs: Sequence[str | Path]) -> list[ComparedRun]:
+def read_compared_runs(run_dirs: Sequence[str | Path], kept: Sequence[ComparedRun] = ()) -> list[ComparedRun]:
     """Read the runs and sort them by method, base and seed, so that the order of `run_dirs` has no effect.
+
+    `kept` are runs that were read elsewhere (`kept_runs`); they are sorted in and checked like the others.
 
     Raises DataError if a folder is not a run, if an older version did not record what a paired comparison needs, if
     runs have different tasks, held-out sets or k, if a method has the same base and seed twice, or if no run finished.
     """
-    runs = [_read_run(Path(path)) for path in run_dirs]
-    labels = distinct_labels(
-        [c.method for c in runs], [method_settings(dict(flatten(_effective(c.files)))) for c in runs]
-    )
-    runs = [replace(run, method=label) for run, label in zip(runs, labels, strict=True)]
+    files = [read_run(path) for path in run_dirs]
+    runs = [_compared_run(found) for found in files]
+    labels = distinct_labels([c.method for c in runs], [method_settings(dict(flatten(_effective(f)))) for f in files])
+    runs = [*(replace(run, method=label) for run, label in zip(runs, labels, strict=True)), *kept]
     runs.sort(key=lambda run: (table_order(run.method), run.base, run.seed))
     _check_one_task(runs)
     _check_no_repetition(runs)
@@ -111,31 +139,37 @@ def read_compared_runs(run_dirs: Sequence[str | Path]) -> list[ComparedRun]:
     return runs
 
 
-def task_of(run: ComparedRun) -> str:
-    """The name of the run's task."""
-    task = run.files.config.get("task")
-    return str(task.get("name") if isinstance(task, dict) else task)
-
-
-def _read_run(path: Path) -> ComparedRun:
-    files = read_run(path)
-    card = _cell_json(path)
+def _compared_run(files: RunFiles) -> ComparedRun:
+    card = _cell_json(files.path)
     outcome = _outcome(files, card)
     model = files.config.get("model") or {}
+    task, rows, environment = files.config.get("task"), files.phase(Phase.TRAIN), files.environment
+    packages = environment.get("packages") or {}
+    during = [e for e in files.evaluations if e.get("label") == EvaluationLabel.DURING]
     run = ComparedRun(
-        files=files,
+        path=str(files.path),
+        task=str(task.get("name") if isinstance(task, dict) else task),
         method=one_line(card.get("method") or files.label),
         base=one_line(card.get("base") or model.get("policy") or "unknown"),
         seed=int(card.get("seed", files.config.get("seed", 0))),
         outcome=outcome,
         pretraining=_pretraining(files, card.get("critic")),
+        seconds=_training_seconds(rows),
+        seconds_in_evaluation=_sum(rows, "time/evaluate") + _sum(during, "time/evaluate"),
+        versions={
+            **{package: packages.get(package) for package in ("vapo", "torch", "transformers")},
+            "commit": environment.get("commit"),
+            "processor": environment.get("cuda") or environment.get("processor"),
+        },
+        rows=[{key: row[key] for key in STEP_METRICS if key in row} for row in rows],
+        settings=card.get("settings"),
         resumed=_resumes(files),
     )
     if outcome != "finished":
         return run
     records = _evaluations_by_step(files)
     evaluations = tuple(_evaluation(files, record) for record in records)
-    return replace(run, set=str(records[-1]["set"]), evaluations=evaluations)
+    return replace(run, sets=tuple(dict.fromkeys(str(record["set"]) for record in records)), evaluations=evaluations)
 
 
 def _effective(files: RunFiles) -> Record:
@@ -240,16 +274,27 @@ def _evaluation(files: RunFiles, record: Record) -> Evaluation:
         k=int(record["k"]),
         gradient_steps=int(gradient_steps),
         samples=int(samples),
-        rates=np.where(valid > 0, right / np.maximum(valid, 1), np.nan),
+        seconds=_training_seconds([row for row in files.phase(Phase.TRAIN) if int(row.get("step", 0)) <= step]),
+        right=right,
+        valid=valid,
     )
+
+
+def _training_seconds(rows: Sequence[Record]) -> float:
+    """Seconds of training steps without held-out evaluations, which vapo 0.1 included in `step_time`."""
+    return _sum(rows, "step_time") - _sum(rows, "time/evaluate")
+
+
+def _sum(rows: Sequence[Record], key: str) -> float:
+    return float(np.nansum([number(row.get(key)) for row in rows]))
 
 
 def _check_one_task(runs: Sequence[ComparedRun]) -> None:
     first = runs[0] if runs else None
     for run in runs:
-        if first is not None and task_of(run) != task_of(first):
+        if first is not None and run.task != first.task:
             raise DataError(
-                f"{first.path} was trained on the task {task_of(first)!r}, {run.path} on {task_of(run)!r}: their "
+                f"{first.path} was trained on the task {first.task!r}, {run.path} on {run.task!r}: their "
                 "scores cannot be compared. Compare the runs of each task separately."
             )
 
@@ -269,11 +314,10 @@ def _check_no_repetition(runs: Sequence[ComparedRun]) -> None:
 def _check_one_evaluation(finished: Sequence[ComparedRun]) -> None:
     first = finished[0]
     for run in finished:
-        sets = {str(e["set"]) for e in _evaluations_by_step(run.files)}
-        if len(sets) > 1 or run.set != first.set or len(run.final.rates) != len(first.final.rates):
+        if len(run.sets) > 1 or run.set != first.set or len(run.final.rates) != len(first.final.rates):
             raise DataError(
                 f"{first.path} and {run.path} were not evaluated on the same held-out prompts with the same decoding "
-                f"(sets {first.set} and {', '.join(sorted(sets))}). Train them with equal task and evaluation "
+                f"(sets {first.set} and {', '.join(sorted(run.sets))}). Train them with equal task and evaluation "
                 "settings (prompts, temperature, top_p), or compare them separately."
             )
         if run.final.k != first.final.k:

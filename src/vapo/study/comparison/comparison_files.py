@@ -9,7 +9,7 @@ from pathlib import Path
 from vapo.errors import DataError
 from vapo.json_text import json_text
 from vapo.reports.runfiles import Record
-from vapo.study.comparison.compared_runs import read_compared_runs
+from vapo.study.comparison.compared_runs import ComparedRun, read_compared_runs
 from vapo.study.comparison.comparison_page import comparison_html
 from vapo.study.comparison.figures import main_png
 from vapo.study.comparison.markdown import comparison_markdown
@@ -23,13 +23,20 @@ def compare_runs(
     reference: str = "vapo",
     heading: str | None = None,
     notes: Sequence[str] = (),
+    kept: Sequence[ComparedRun] = (),
+    tuning: Record | None = None,
 ) -> Record:
     """Compare finished runs, write the comparison into `out`, and return the content of its `results.json`.
 
     Differences are those to the method `reference`. Page and table show `heading` and `notes`, such as the command and
-    the date. Raises DataError for runs that cannot be compared (`read_compared_runs`).
+    the date. `kept` are runs of another `results.json` that are compared with the others, and `tuning` is what
+    `results.json` tells of the settings that a study chose.
+
+    Raises DataError for runs that cannot be compared (`read_compared_runs`).
     """
-    results = summarise(read_compared_runs(run_dirs), reference=reference, heading=heading, notes=notes)
+    results = summarise(read_compared_runs(run_dirs, kept), reference=reference, heading=heading, notes=notes)
+    if tuning:
+        results["tuning"] = tuning
     write_comparison(results, out)
     return results
 

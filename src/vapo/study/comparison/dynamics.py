@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vapo.evals.statistics import Scores
-from vapo.metrics import Phase
-from vapo.reports.runfiles import Record, RunFiles, number
+from vapo.reports.runfiles import Record, number
 
 CURVES = ("entropy", "completions/mean_length", "gae/lambda_mean", "value/explained_variance")
 """The metrics shown as curves."""
@@ -18,12 +17,13 @@ DECILES = 10
 _LAST_PART = 0.25
 
 
-def metric_curve(runs: Sequence[RunFiles], key: str) -> dict[str, list[float]] | None:
+def metric_curve(runs: Sequence[Sequence[Record]], key: str) -> dict[str, list[float]] | None:
     """`step` and `mean` of one training metric, averaged over runs and over at most 50 bins of equal width.
 
-    Each step is averaged over the runs that have it; `step` is the middle of a bin. None if no run has the metric.
+    `runs` holds each run's training rows. Each step is averaged over the runs that have it; `step` is the middle of a
+    bin. None if no run has the metric.
     """
-    rows = [row for run in runs for row in run.phase(Phase.TRAIN)]
+    rows = [row for run in runs for row in run]
     steps = np.array([number(row.get("step")) for row in rows])
     values = np.array([number(row.get(key)) for row in rows])
     known = np.isfinite(values) & np.isfinite(steps)
@@ -36,12 +36,12 @@ def metric_curve(runs: Sequence[RunFiles], key: str) -> dict[str, list[float]] |
     return {"step": _mean_by(bins, places).tolist(), "mean": _mean_by(bins, means).tolist()}
 
 
-def bias_by_position(runs: Sequence[RunFiles]) -> list[float] | None:
+def bias_by_position(runs: Sequence[Sequence[Record]]) -> list[float] | None:
     """The mean of V minus the outcome in each tenth of the response, over the last quarter of training.
 
     None for methods without a critic; nan for a tenth without measurements.
     """
-    rows = [row for run in runs for row in _last_quarter(run.phase(Phase.TRAIN))]
+    rows = [row for run in runs for row in last_quarter(run)]
     table = np.array([[number(row.get(f"{BIAS}/{d}")) for d in range(DECILES)] for row in rows])
     if not table.size or np.isnan(table).all():
         return None
@@ -50,7 +50,8 @@ def bias_by_position(runs: Sequence[RunFiles]) -> list[float] | None:
     ]
 
 
-def _last_quarter(rows: list[Record]) -> list[Record]:
+def last_quarter(rows: Sequence[Record]) -> list[Record]:
+    """The rows of the last quarter of a run's steps."""
     last = max((int(row.get("step", 0)) for row in rows), default=0)
     return [row for row in rows if int(row.get("step", 0)) > (1 - _LAST_PART) * last]
 

@@ -14,11 +14,12 @@ import numpy as np
 
 from vapo.errors import DataError
 from vapo.evals.statistics import Scores, bootstrap_interval, unanimous_interval
-from vapo.metrics import EvaluationLabel, Phase
-from vapo.reports.runfiles import Record, number
+from vapo.reports.runfiles import Record
+from vapo.study.cell_identity import settings_hash
 from vapo.study.comparison import dynamics
 from vapo.study.comparison.bootstrap import LEVEL, RESAMPLES, Estimate, band, estimate, paired_estimate, run_means
-from vapo.study.comparison.compared_runs import ComparedRun, Evaluation, task_of
+from vapo.study.comparison.compared_runs import ComparedRun, Evaluation
+from vapo.study.comparison.kept_runs import run_record, settings_table
 from vapo.study.comparison.methods import PAPER, short_names
 from vapo.study.comparison.score_curves import RunCurve, mean_curves, rates_at, steps_until_target
 
@@ -65,7 +66,7 @@ def summarise(
         "format": FORMAT,
         "heading": heading,
         "notes": list(notes),
-        "task": task_of(runs[0]),
+        "task": runs[0].task,
         "k": finished[0].final.k,
         "prompts": len(finished[0].final.rates),
         "set": finished[0].set,
@@ -75,7 +76,7 @@ def summarise(
         "resamples": RESAMPLES,
         "curve_k": min(e.k for c in finished for e in c.evaluations),
         "critics": _critics(finished, bases),
-        "commits": sorted({str(c.files.environment.get("commit")) for c in finished}),
+        "commits": sorted({str(c.versions.get("commit")) for c in finished}),
         "equal": {"gradient_steps": gradient_steps.pop() if len(gradient_steps) == 1 else None, **reached},
         "target": target and {"method": TARGET, "score": _score(target), "gradient_steps": _gradient_steps(target)},
         "methods": [
@@ -84,7 +85,7 @@ def summarise(
         ],
         "runs": [_run(run, name, bases[run.base]) for run, name in zip(runs, names, strict=True)],
     }
-    return rounded(results)
+    return {**rounded(results), "settings": settings_table(runs)}
 
 
 def rounded(tree: Any) -> Any:
@@ -124,16 +125,16 @@ def _method(
         "gradient_steps": [run.final.gradient_steps for run in group],
         "samples": _median(run.final.samples for run in group),
         "pretraining_samples": _median(run.pretraining.samples for run in group),
-        "seconds": _median(_seconds(run) for run in group),
+        "seconds": _median(run.seconds for run in group),
         "pretraining_seconds": _median(run.pretraining.seconds for run in group),
         "curves": {"gradient_steps": _mean_curve(group, _gradient), "samples": _mean_curve(group, _all_samples)},
-        "dynamics": {key: dynamics.metric_curve([c.files for c in group], key) for key in dynamics.CURVES},
-        "bias_by_position": dynamics.bias_by_position([c.files for c in group]),
+        "dynamics": {key: dynamics.metric_curve([c.rows for c in group], key) for key in dynamics.CURVES},
+        "bias_by_position": dynamics.bias_by_position([c.rows for c in group]),
     }
 
 
 def _run(run: ComparedRun, name: str, base: str) -> Record:
-    evaluations, packages = run.evaluations, run.files.environment.get("packages") or {}
+    evaluations = run.evaluations
     return {
         "run": name,
         "method": run.method,
@@ -148,6 +149,7 @@ def _run(run: ComparedRun, name: str, base: str) -> Record:
             "gradient_steps": [e.gradient_steps for e in evaluations],
             "samples": [e.samples for e in evaluations],
             "samples_with_pretraining": [e.samples + run.pretraining.samples for e in evaluations],
+            "seconds": [e.seconds for e in evaluations],
             "score": _curve(run, _gradient).means.tolist() if evaluations else [],
         },
         "pretraining": {
@@ -156,14 +158,15 @@ def _run(run: ComparedRun, name: str, base: str) -> Record:
             "seconds": run.pretraining.seconds,
             "steps": run.pretraining.steps,
             "shared_critic": run.pretraining.critic,
+            "gradient_steps": run.pretraining.gradient_steps,
+            "explained_variance": run.pretraining.explained_variance,
         },
-        "seconds": _seconds(run),
-        "seconds_in_evaluation": _sum(run.files.phase(Phase.TRAIN), "time/evaluate")
-        + _sum([e for e in run.files.evaluations if e.get("label") == EvaluationLabel.DURING], "time/evaluate"),
-        "versions": {
-            **{package: packages.get(package) for package in ("vapo", "torch", "transformers")},
-            "commit": run.files.environment.get("commit"),
-        },
+        "seconds": run.seconds,
+        "seconds_in_evaluation": run.seconds_in_evaluation,
+        "versions": run.versions,
+        "kept_from": run.kept_from,
+        "settings": None if run.settings is None else settings_hash(run.settings),
+        "record": run_record(run),
     }
 
 
@@ -280,12 +283,6 @@ def _gradient_steps(runs: Sequence[ComparedRun]) -> float:
     return float(np.mean([run.final.gradient_steps for run in runs]))
 
 
-def _seconds(run: ComparedRun) -> float:
-    """Seconds of all training steps, without held-out evaluations, which vapo 0.1 included in `step_time`."""
-    rows = run.files.phase(Phase.TRAIN)
-    return _sum(rows, "step_time") - _sum(rows, "time/evaluate")
-
-
 def _fell(run: ComparedRun) -> bool:
     """Whether the run ended far below its own best evaluation, which is a collapse without an error."""
     return float(_curve(run, _gradient).means.max()) - _score([run]) > FALL
@@ -309,10 +306,6 @@ def _critics(runs: Sequence[ComparedRun], bases: dict[str, str]) -> list[Record]
         }
         for (name, base), group in users.items()
     ]
-
-
-def _sum(rows: Sequence[Record], key: str) -> float:
-    return float(np.nansum([number(row.get(key)) for row in rows]))
 
 
 def _median(values: Iterable[float]) -> float | None:

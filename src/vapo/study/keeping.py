@@ -1,0 +1,135 @@
+"""Runs, trials and critics that a study need not run again, because a committed `results.json` holds them.
+
+A run is taken over if method, base, seed and every setting that decides its result are equal (`cell_identity`),
+including those of the critic that it starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vapo.errors import counted
+from vapo.reports.runfiles import Record
+from vapo.study.cell_cards import ended
+from vapo.study.cell_identity import setting_differences
+from vapo.study.cells import Cell, describe
+from vapo.study.comparison.compared_runs import ComparedRun
+from vapo.study.comparison.comparison_files import read_results
+from vapo.study.comparison.kept_runs import kept_run, named_source, recorded_settings
+from vapo.study.tuning_choice import read_tuning, trial_hashes
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """The content of one file that a study continues from."""
+
+    source: str
+    results: Record
+    """The content of a results.json; of a tuning.json, only its entries under `tuning`."""
+
+    @property
+    def tuning(self) -> Mapping[str, Record]:
+        """The settings that tuning chose, by method, with the scores and hashes of its trials."""
+        return self.results.get("tuning") or {}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The runs of a study that are taken over, and one line for each run that a file has, but not the same one."""
+
+    runs: Mapping[Path, ComparedRun]
+    """By the folder that the run would have in this study."""
+    refused: Sequence[str] = ()
+
+    def done(self, cell: Cell) -> bool:
+        """Whether the cell need not run: it has ended here, or it is taken over."""
+        return cell.folder in self.runs or ended(cell)
+
+
+def read_kept_files(paths: Sequence[Path]) -> list[KeptFile]:
+    """Read each `results.json` or `tuning.json`. Raises DataError or ConfigError for another file."""
+    files = []
+    for path in paths:
+        if path.name == "tuning.json" and path.is_file():
+            files.append(KeptFile(named_source(path), {"runs": [], "tuning": read_tuning(path.parent)}))
+        else:
+            files.append(KeptFile(named_source(path), read_results(path)))
+    return files
+
+
+def kept_runs(cells: Sequence[Cell], files: Sequence[KeptFile]) -> Kept:
+    """The runs of the first file that has the same run, for the cells that have not ended here."""
+    runs: dict[Path, ComparedRun] = {}
+    refused: list[str] = []
+    for cell in cells:
+        if not files or ended(cell):
+            continue
+        reasons = []
+        for file, entry in _entries(cell, files):
+            if (reason := _difference(cell, file, entry)) is None:
+                runs[cell.folder] = kept_run(file.results, entry, path=str(cell.folder), source=file.source)
+                break
+            reasons.append(f"{file.source} {reason}")
+        else:
+            refused += [f"{describe(cell)}: {'; '.join(reasons)}"] if reasons else []
+    return Kept(runs, refused)
+
+
+def kept_tuning(
+    trials: Mapping[tuple[str, int], Sequence[Cell]], out: Path, files: Sequence[KeptFile]
+) -> dict[str, Record]:
+    """By method, the first entry whose trials are those of the study: of the study's folder, else of a file."""
+    here = KeptFile("", {"tuning": read_tuning(out)})
+    kept: dict[str, Record] = {}
+    for method in dict.fromkeys(name for name, _ in trials):
+        for file in (here, *files):
+            entry = file.tuning.get(method)
+            if entry is not None and entry.get("trials") == trial_hashes(method, trials):
+                kept[method] = entry if file is here else {"kept_from": file.source, **entry}
+                break
+    return kept
+
+
+def kept_lines(kept: Kept, cells: Sequence[Cell]) -> Iterator[str]:
+    """What is taken over and what is run again, in words."""
+    for source in dict.fromkeys(str(run.kept_from) for run in kept.runs.values()):
+        runs = [run for run in kept.runs.values() if run.kept_from == source]
+        commits = ", ".join(sorted({str(run.versions.get("commit"))[:12] for run in runs}))
+        yield f"{counted(len(runs), 'run')} of {len(cells)} kept from {source} (commit {commits})"
+    yield from (f"not kept, runs again: {line}" for line in kept.refused)
+
+
+def needed_critics(cells: Sequence[Cell], critics: Sequence[Cell]) -> list[Cell]:
+    """The critics that these cells start from, and those that the critics start from, in the order of `critics`."""
+    by_folder = {critic.folder: critic for critic in critics}
+    needed: set[Path] = set()
+    for cell in cells:
+        folder = cell.critic
+        while folder is not None and folder not in needed:
+            needed.add(folder)
+            folder = by_folder[folder].critic
+    return [critic for critic in critics if critic.folder in needed]
+
+
+def _entries(cell: Cell, files: Sequence[KeptFile]) -> Iterator[tuple[KeptFile, Record]]:
+    for file in files:
+        for entry in file.results["runs"]:
+            same = (entry["method"], entry["base"], entry["seed"]) == (cell.method, cell.base, cell.seed)
+            if same and entry["outcome"] in ("finished", "diverged"):
+                yield file, entry
+
+
+def _difference(cell: Cell, file: KeptFile, entry: Record) -> str | None:
+    """Why the entry is not this cell's run; None if it is."""
+    settings = recorded_settings(file.results, entry)
+    if settings is None:
+        return "does not record its settings, as an older version wrote it"
+    if resumed := entry.get("resumed"):
+        return f"has it resumed with other settings ({', '.join(resumed[0]['changes'][:2])})"
+    different = setting_differences(cell.settings, settings)
+    if not different:
+        return None
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    return f"has it with other settings ({'; '.join(different[:3])}{more})"

@@ -1,0 +1,195 @@
+"""A study continues from a committed results.json: the same runs are taken over, others run again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from vapo.cli import app
+from vapo.errors import DataError
+from vapo.session.layers import merge
+from vapo.study.cells import critic_cells, run_cells, tuning_cells
+from vapo.study.comparison import compare_runs, read_results
+from vapo.study.comparison.compared_runs import read_compared_runs
+from vapo.study.comparison.kept_runs import kept_run
+from vapo.study.comparison.summary import summarise
+from vapo.study.keeping import kept_runs, kept_tuning, needed_critics, read_kept_files
+from vapo.study.study import Study, read_study
+from vapo.study.study_run import run_study
+from vapo.study.tuning_choice import choose_settings
+
+STUDY = """
+recipe: chain
+seeds: [0, 1]
+methods: [vapo, grpo]
+"""
+TUNED = (
+    STUDY
+    + """
+tuning:
+  methods: [grpo]
+  grid: [{trainer: {actor_lr: 1.0e-4}}, {trainer: {actor_lr: 1.0e-3}}]
+"""
+)
+CRITIC = {"name": "critic pretrained", "samples": 600, "tokens": 9, "seconds": 30.0, "gradient_steps": 80}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    return read_study(str(tmp_path / "small.yaml"))
+
+
+@pytest.fixture
+def old(study, make_cell, tmp_path) -> Path:
+    """The results.json of a study whose runs were all made, and whose folders are gone."""
+    return finished(study, make_cell, tmp_path / "old")
+
+
+def finished(study, make_cell, out, **changes) -> Path:
+    cells = run_cells(study, out, {})
+    folders = []
+    for cell in cells:
+        shared = {**CRITIC, "explained_variance": 0.2} if cell.critic else None
+        card = {**cell.card(), "settings": cell.settings, "outcome": "finished", "critic": shared, **changes}
+        name = f"{out.name}/{cell.folder.name}"
+        folders.append(make_cell(name, preset=cell.method, seed=cell.seed, task="chain", cell=card))
+    compare_runs(folders, out)
+    for folder in folders:
+        shutil.rmtree(folder)
+    return out / "results.json"
+
+
+def without_names(run: dict) -> dict:
+    return {key: value for key, value in run.items() if key not in ("run", "kept_from")}
+
+
+def test_runs_of_a_results_file_compare_as_their_folders_did(grid, tmp_path):
+    results = json.loads(json.dumps(summarise(read_compared_runs(grid))))
+    runs = [kept_run(results, run, path=f"there/{run['run']}", source="old") for run in results["runs"]]
+    again = summarise(read_compared_runs([], runs))
+    for method, other in zip(results["methods"], again["methods"], strict=True):
+        for key in ("final", "difference", "equal_samples_with_pretraining", "steps_to_target", "curves", "crashes"):
+            assert method[key] == other[key], key
+        for key, curve in method["dynamics"].items():  # results.json has five digits
+            assert (curve is None) == (other["dynamics"][key] is None)
+            if curve:
+                np.testing.assert_allclose(curve["mean"], other["dynamics"][key]["mean"], rtol=1e-4)
+        np.testing.assert_allclose(method["bias_by_position"] or [], other["bias_by_position"] or [], atol=1e-4)
+    assert [without_names(run) for run in again["runs"]] == [without_names(run) for run in results["runs"]]
+    assert {run["kept_from"] for run in again["runs"]} == {"old"}
+
+
+def test_counts_without_a_verdict_and_above_35_survive(make_cell):
+    folder = make_cell(k=50, right=[[0, 40, 36], [50, 49, 0]])
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    lines[1]["valid"] = [50, 49, 0]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = summarise(read_compared_runs([folder]))
+    (run,) = read_compared_runs([], [kept_run(results, results["runs"][0], path="x", source="old")])
+    np.testing.assert_array_equal(run.evaluations[0].rates, [0, 0.8, 0.72])
+    np.testing.assert_array_equal(run.final.rates, [1, 1, np.nan])
+
+
+def test_a_study_whose_runs_are_all_kept_runs_nothing_and_compares_them(study, old, tmp_path):
+    said: list[str] = []
+    results = run_study(study, tmp_path / "new", say=said.append, keep=[old])
+    assert not (tmp_path / "new" / "logs").exists()  # no process, and no critic either
+    first = read_results(old)
+    assert [m["final"] for m in results["methods"]] == [m["final"] for m in first["methods"]]
+    assert [m["difference"] for m in results["methods"]] == [m["difference"] for m in first["methods"]]
+    assert results["critics"] == first["critics"]
+    assert any("4 runs of 4 kept from old/results.json (commit ab)" in line for line in said)
+    assert results["notes"][1:] == ["4 runs of 4 kept from old/results.json (commit ab)"]
+    # and the new file can be continued from in turn
+    again = run_study(study, tmp_path / "third", say=said.append, keep=[tmp_path / "new" / "comparison/results.json"])
+    assert {run["kept_from"] for run in again["runs"]} == {"old/results.json"}
+
+
+def test_only_new_seeds_run_beside_kept_ones(study, old, tmp_path):
+    more = study.model_copy(update={"seeds": [0, 1, 2]})
+    cells = run_cells(more, tmp_path / "new", {})
+    kept = kept_runs(cells, read_kept_files([old]))
+    pending = [cell for cell in cells if not kept.done(cell)]
+    assert [(cell.method, cell.seed) for cell in pending] == [("vapo", 2), ("grpo", 2)]
+    critics = critic_cells(more, tmp_path / "new")
+    assert needed_critics(pending, critics) == critics
+    assert needed_critics(pending[1:], critics) == []  # grpo has none
+
+
+def test_a_run_with_other_settings_is_not_kept_and_the_setting_is_named(study, old, tmp_path):
+    other = study.model_copy(update={"settings": merge(study.settings, {"trainer": {"weight_decay": 0.25}})})
+    kept = kept_runs(run_cells(other, tmp_path / "new", {}), read_kept_files([old]))
+    assert not kept.runs
+    assert len(kept.refused) == 4
+    assert "vapo, base shipped, seed 0: old/results.json has it with other settings" in kept.refused[0]
+    assert "trainer.weight_decay: 0.0 → 0.25" in kept.refused[0]
+
+
+def test_machine_and_folder_do_not_change_the_identity_of_a_run(study, old, tmp_path):
+    here = {"checkpoint": {"every": 3}, "trainer": {"micro_batch_tokens": 512}, "rollout": {"engine": {"slots": 7}}}
+    other = study.model_copy(update={"settings": merge(study.settings, here)})
+    assert len(kept_runs(run_cells(other, Path("/elsewhere"), {}), read_kept_files([old])).runs) == 4
+
+
+def test_runs_whose_critic_was_made_otherwise_are_not_kept(study, old, tmp_path):
+    plan = study.critics["pretrained"].model_copy(update={"settings": {"trainer": {"pretraining_lr": 0.5}}})
+    other = study.model_copy(update={"critics": {"pretrained": plan}})
+    kept = kept_runs(run_cells(other, tmp_path / "new", {}), read_kept_files([old]))
+    assert {run.method for run in kept.runs.values()} == {"grpo"}
+    assert all("shared critic: " in line for line in kept.refused)
+
+
+def test_a_file_that_does_not_record_settings_keeps_nothing_and_says_so(study, make_cell, tmp_path):
+    old = finished(study, make_cell, tmp_path / "old", settings=None)
+    kept = kept_runs(run_cells(study, tmp_path / "new", {}), read_kept_files([old]))
+    assert not kept.runs
+    assert "does not record its settings" in kept.refused[0]
+
+
+@pytest.mark.parametrize("name", ["maze", "walk"])
+def test_committed_results_of_older_versions_keep_nothing(name, tmp_path):
+    study = read_study(name)
+    file = Path(__file__).parents[3] / "results" / name / "results.json"
+    kept = kept_runs(run_cells(study, tmp_path, {}), read_kept_files([file]))
+    assert not kept.runs
+    assert kept.refused
+
+
+def test_a_damaged_entry_raises_an_error_with_the_file_and_the_run(study, old, tmp_path):
+    results = read_results(old)
+    del results["runs"][0]["record"]["right"]
+    old.write_text(json.dumps(results))
+    with pytest.raises(DataError, match=r"old/results.json: the entry of .*grpo.* is damaged"):
+        kept_runs(run_cells(study, tmp_path / "new", {}), read_kept_files([old]))
+
+
+def test_tuning_is_kept_with_its_scores_if_its_trials_are_the_same(tmp_path):
+    (tmp_path / "tuned.json").write_text("")
+    (tmp_path / "small.yaml").write_text(TUNED)
+    study = read_study(str(tmp_path / "small.yaml"))
+    there, here = tuning_cells(study, tmp_path / "there"), tuning_cells(study, tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    choose_settings(study, there, tmp_path / "there")
+    files = read_kept_files([tmp_path / "there" / "tuning.json"])
+    kept = kept_tuning(here, tmp_path / "here", files)
+    assert kept["grpo"]["chosen"] == {"trainer": {"actor_lr": 1e-4}}
+    assert (kept["grpo"]["late_accuracy"], kept["grpo"]["kept_from"]) == ([0.0, 0.0], "there/tuning.json")
+    (tmp_path / "here").mkdir()
+    assert choose_settings(study, here, tmp_path / "here", kept) == {"grpo": {"trainer": {"actor_lr": 1e-4}}}
+    # the study's own file is enough from now on, and keeps the origin
+    assert kept_tuning(here, tmp_path / "here", [])["grpo"]["kept_from"] == "there/tuning.json"
+    other = study.model_copy(update={"settings": {"trainer": {"weight_decay": 0.25}}})
+    assert not kept_tuning(tuning_cells(other, tmp_path / "here"), tmp_path / "x", files)
+
+
+def test_a_dry_run_shows_which_runs_are_kept(study, old, tmp_path):
+    command = ["ablate", str(tmp_path / "small.yaml"), "--budget", "full", "--keep", str(old), "--dry-run"]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "new"), "--json"])
+    cells = json.loads(done.stdout)
+    assert [cell["kept_from"] for cell in cells] == [None, *["old/results.json"] * 4]
