@@ -66,13 +66,19 @@ def ablate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and which are finished, and stop.")] = (
         False
     ),
+    pause: Annotated[
+        bool,
+        typer.Option("--pause", help="Let the study that runs in this folder save and wait, and return; see --go-on."),
+    ] = False,
+    go_on: Annotated[bool, typer.Option("--go-on", help="End the pause of the study in this folder.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run the paper's ladder and ablation table: methods x seeds x base models, and one page that compares them.
 
     Every cell is an ordinary run directory. Give the same command again to go on: finished cells are skipped,
-    killed ones resume where they stopped.
+    killed ones resume where they stopped. The same command with --pause frees the machine for a while; with --keep a
+    study continues on another machine.
     """
     from vapo.study.cells import check_study_paths
     from vapo.study.study import DEFAULT_STUDY, only_methods, read_study, with_seeds, within
@@ -80,6 +86,9 @@ def ablate(
     study = with_seeds(only_methods(within(read_study(source), budget), methods or []), seeds)
     name = Path(source or DEFAULT_STUDY).stem + ("-selection" if methods else "")
     folder = out or Path("ablation") / f"{study.recipe}-{budget}"
+    if pause or go_on:
+        _set_pause(folder, pause, go_on, as_json)
+        return
     check_study_paths(study, folder)
     if dry_run:
         _list_cells(study, folder, keep or [], as_json)
@@ -90,7 +99,7 @@ def ablate(
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # else started with nohup, to outlive the terminal
             signal.signal(number, signal.default_int_handler)  # so that running cells save on every signal
-    with study_view(silent=as_json) as view:
+    with study_view(as_json) as view:
         view.say(f"runs and their logs: {folder}")
         try:
             results = run_study(
@@ -166,6 +175,36 @@ def _print_comparison(results: dict[str, Any]) -> None:
         console.print(run, style="yellow", markup=False, soft_wrap=True)
     if absent := runs_left_out(results):
         console.print("Left out of the scores:", *absent, sep="\n  ", style="yellow", markup=False, soft_wrap=True)
+
+
+def _set_pause(folder: Path, pause: bool, go_on: bool, as_json: bool) -> None:
+    """Make or remove the file that pauses a study, and print what follows from it."""
+    from vapo.study.runner import PAUSE
+    from vapo.study.study_run import in_use
+
+    if pause and go_on:
+        raise ConfigError("vapo ablate takes --pause or --go-on, not both.")
+    if not folder.is_dir():
+        raise ConfigError(f"No study in {folder}. Give STUDY, --budget and --out as for the study that runs.")
+    file, running = folder / PAUSE, in_use(folder)
+    was_paused = file.exists()
+    if pause:
+        file.touch()
+    else:
+        file.unlink(missing_ok=True)
+    if as_json:
+        print(json_text({"folder": str(folder), "paused": pause, "running": running}))
+        return
+    if pause:
+        text = (
+            "its running cells save and stop, usually within a minute" if running else "none runs, the next one waits"
+        )
+        text = f"The study in {folder} is paused: {text}. End the pause with --go-on."
+    elif was_paused:
+        text = f"The study in {folder} goes on" + ("." if running else " when it is started.")
+    else:
+        text = f"The study in {folder} was not paused."
+    Console(soft_wrap=True).print(text, markup=False)
 
 
 def _list_cells(study: Study, folder: Path, keep: Sequence[Path], as_json: bool) -> None:

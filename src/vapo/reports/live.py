@@ -68,9 +68,9 @@ class BestEffortStream:
             os.close(null)
 
 
-def best_effort_console() -> Console:
-    """A console on stdout that ignores a closed pipe or a full disk."""
-    return Console(file=cast(TextIO, BestEffortStream(sys.stdout)))
+def best_effort_console(stream: TextIO | None = None) -> Console:
+    """A console on a stream, by default stdout, that ignores a closed pipe or a full disk."""
+    return Console(file=cast(TextIO, BestEffortStream(stream or sys.stdout)))
 
 
 class SilentView(Observer):

@@ -6,31 +6,31 @@ Finished cells are skipped, killed ones resumed.
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from vapo.errors import StoppedError, VapoError, counted
+from vapo.errors import VapoError, counted
 from vapo.metrics import EvaluationLabel, Phase
+from vapo.reports.formatting import duration
 from vapo.reports.runfiles import number, read_jsonl
 from vapo.session.run_dirs import kept_weights_only
-from vapo.study.cell_cards import critic_card, ended, outcome_of, write_json
-from vapo.study.cells import Cell, base_folder, base_name, describe, run_cells
+from vapo.study.cell_cards import critic_card, ended, outcome_of, read_card, write_json
+from vapo.study.cell_processes import CellProcesses
+from vapo.study.cells import Cell, base_folder, describe, run_cells
 from vapo.study.comparison.compared_runs import Outcome
 from vapo.study.study import Study
+from vapo.study.time_left import Took, Work, seconds_left, work_of
 
 LOG_TAIL = 1500
 """The number of characters shown from the end of a failed cell's log."""
-STOP_GRACE_S = 60.0
-"""Seconds that a cell may take to save after Ctrl-C."""
+PAUSE = "pause"
+"""The name of the file in a study's folder that pauses it."""
+TICK_S = 1.0
+"""Seconds between two looks at that file and updates of the view."""
 
 Report = Callable[[str], None]
 
@@ -43,19 +43,21 @@ class StudyError(VapoError):
 
 @dataclass
 class Runner:
-    """Runs cells, `jobs` at a time. `say` is called with one line per event."""
+    """Runs cells, `jobs` at a time, and pauses while the file `pause` is there. `say` is called with lines of text."""
 
     out: Path
     jobs: int
     say: Report
     on_progress: Callable[[Runner], None] = lambda runner: None
+    processes: CellProcesses = field(default_factory=CellProcesses)
     done: int = 0
-    total: int = 0
     running: dict[str, Path] = field(default_factory=dict)
-    _seconds: list[float] = field(default_factory=list)
-    _last_ended_at: float = 0.0
-    _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
-    _stopping: bool = False
+    _left: dict[Path, Work] = field(default_factory=dict)
+    """What has not ended yet, by folder."""
+    _started: dict[Path, float] = field(default_factory=dict)
+    """The time on the processes' clock at which each running part started."""
+    _took: list[Took] = field(default_factory=list)
+    _said_idle: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -64,33 +66,65 @@ class Runner:
         return self.out / "logs"
 
     @property
+    def total(self) -> int:
+        """The number of cells and base models, ended ones included."""
+        return self.done + len(self._left)
+
+    @property
+    def paused(self) -> bool:
+        """Whether a pause holds the cells."""
+        return self.processes.paused
+
+    @property
     def seconds_left(self) -> float | None:
-        """The estimated time left, from the cells that have ended; None before the first ends."""
-        if not self._seconds:
-            return None
-        left = (self.total - self.done) * fmean(self._seconds) / self.jobs
-        return max(0.0, left - (time.monotonic() - self._last_ended_at))
+        """The estimated time left of the whole study, pauses left out; None before the first cell has ended."""
+        now = self.processes.clock()
+        with self._lock:
+            waiting = [work for folder, work in self._left.items() if folder not in self._started]
+            running: dict[Work, list[float]] = {}
+            for folder, since in self._started.items():
+                running.setdefault(self._left[folder], []).append(now - since)
+            return seconds_left(waiting, running, self._took, self.jobs)
+
+    def plan(self, cells: Sequence[Cell], bases: Sequence[Path] = ()) -> None:
+        """Count these as the parts that are left, besides those that have ended; ended cells tell what a cell takes."""
+        with self._lock:
+            self._left = {base: Work("base") for base in bases}
+            self._left |= {cell.folder: work_of(cell) for cell in cells if not ended(cell)}
+
+    def learn(self, cells: Sequence[Cell]) -> None:
+        """Estimate the time left from cells that have finished in this folder before, too."""
+        for cell in cells:
+            card = read_card(cell.folder)
+            if card.get("outcome") == "finished" and "seconds" in card:
+                self._took.append(Took(work_of(cell), float(card["seconds"])))
 
     def run(self, cells: Sequence[Cell]) -> list[Cell]:
         """Run all cells that have not ended, and return those that failed. A diverged run has ended."""
         outcomes = self._map(self._run_cell, [cell for cell in cells if not ended(cell)])
         return [cell for cell, outcome in outcomes if outcome in ("failed", "unfinished")]
 
-    def make_bases(self, study: Study, cells: Sequence[Cell]) -> None:
-        """Make the missing base models that the study names by seed and these cells start from."""
+    def make_bases(self, study: Study, seeds: Sequence[int]) -> None:
+        """Make the base models of these seeds."""
         task = run_cells(study, self.out, {})[0].config.sections.task
         options = [part for key, value in task.options.items() for part in ("--set", f"{key}={value}")]
 
         def make(base: int) -> int:
-            arguments = ["--seed", str(base), "--out", base_folder(study, self.out, base), "--json"]
-            return self._command(["make-base", task.name, *arguments, *options], self.logs / f"base-seed{base}.log")
+            folder = Path(base_folder(study, self.out, base))
+            arguments = ["make-base", task.name, "--seed", str(base), "--out", str(folder), "--json", *options]
+            started = self._start(folder, f"base model of seed {base}")
+            try:
+                code = self._until_ended(lambda: self.processes.run(arguments, self.logs / f"base-seed{base}.log"))
+            finally:
+                self._leave(folder, f"base model of seed {base}")
+            if code == 0:
+                self._count(folder, self.processes.clock() - started, finished=True)
+                self._say_ended(f"base model of seed {base}: made")
+            return code
 
-        used = {cell.base for cell in cells}
-        seeds = [base for base in study.bases if isinstance(base, int) and base_name(base) in used]
-        missing = [seed for seed in seeds if not Path(base_folder(study, self.out, seed), "config.json").is_file()]
-        if missing:
-            self.say(f"making {counted(len(missing), 'base model')} (some minutes each)")
-        for seed, code in self._map(make, missing):
+        if seeds:
+            self.say(f"making {counted(len(seeds), 'base model')} (some minutes each)")
+        for seed, code in self._map(make, seeds):
             if code:
                 raise StudyError(f"Making the base model of seed {seed} failed; see {self.logs}.")
 
@@ -98,88 +132,107 @@ class Runner:
         """(thing, function(thing)) for all, `jobs` at a time. Ctrl-C lets every process save and stop."""
         with ThreadPoolExecutor(max_workers=self.jobs) as pool:
             try:
+                if things:
+                    self._look_for_pause()
                 futures: dict[Future[Any], Any] = {pool.submit(function, thing): thing for thing in things}
                 pending = set(futures)
                 while pending:
-                    _, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+                    _, pending = wait(pending, timeout=TICK_S, return_when=FIRST_COMPLETED)
+                    if pending:
+                        self._look_for_pause()
                     self.on_progress(self)
                 return [(thing, future.result()) for future, thing in futures.items()]
             except BaseException:
-                self._stop()
+                self.processes.stop()
                 raise
 
-    def _command(self, arguments: Sequence[str], log: Path) -> int:
-        """Run `vapo` with these arguments in a process and return its exit code. Its output goes to `log`."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            with self._lock:
-                if self._stopping:
-                    return StoppedError.exit_code
-                child = subprocess.Popen(  # noqa: S603  our own command, no shell
-                    [sys.executable, "-m", "vapo", *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C reaches this process only, which then stops the children
-                )
-                self._children.add(child)
-            try:
-                return child.wait()
-            finally:
-                with self._lock:
-                    self._children.discard(child)
+    def _look_for_pause(self) -> None:
+        file, processes = self.out / PAUSE, self.processes
+        if file.exists() and not processes.paused:
+            processes.pause()
+            self._said_idle = False
+            self.say(f"paused: the running cells save and stop. Go on with --go-on, or remove {file}")
+        elif not file.exists() and processes.paused:
+            processes.go_on()
+            self.say("goes on")
+        if processes.paused:
+            processes.kill_late()
+            if processes.idle and not self._said_idle:
+                self._said_idle = True
+                self.say("paused: no cell runs now")
+
+    def _until_ended(self, attempt: Callable[[], int | None]) -> int:
+        """The exit code of a process that is started again after every pause that ended it."""
+        while (code := attempt()) is None:
+            pass  # the next attempt waits for the end of the pause
+        return code
+
+    def _attempt(self, cell: Cell) -> int | None:
+        """Start or resume the run of a cell; None if a pause ended it."""
+        folder, name = cell.folder, _file_name(cell)
+        log = self.logs / f"{name}.log"
+        if (folder / "config.yaml").is_file():
+            if kept_weights_only(folder):
+                return 0  # the run had ended before the study was killed
+            return self.processes.run(["resume", str(folder), "--json"], log)
+        shutil.rmtree(folder, ignore_errors=True)  # killed before its first step
+        settings = self.out / "cells" / f"{name}.yaml"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(cell.config.to_yaml())
+        return self.processes.run(["train", str(settings), "--run-dir", str(folder), "--json"], log)
 
     def _run_cell(self, cell: Cell) -> Outcome:
-        started, label, folder = time.monotonic(), describe(cell), cell.folder
-        name = f"{cell.kind}-{folder.name}"
+        label, folder = describe(cell), cell.folder
+        before = read_card(folder).get("seconds", 0.0)  # of a cell that a stop interrupted
         with self._lock:
-            self.running[label] = folder
+            self._left.setdefault(folder, work_of(cell))
+        started = self._start(folder, label)
         try:
-            if (folder / "config.yaml").is_file() and kept_weights_only(folder):
-                code = 0  # the run had ended before the study was killed
-            elif (folder / "config.yaml").is_file():
-                code = self._command(["resume", str(folder), "--json"], self.logs / f"{name}.log")
-            else:
-                shutil.rmtree(folder, ignore_errors=True)  # killed before its first step
-                settings = self.out / "cells" / f"{name}.yaml"
-                settings.parent.mkdir(parents=True, exist_ok=True)
-                settings.write_text(cell.config.to_yaml())
-                arguments = ["train", str(settings), "--run-dir", str(folder), "--json"]
-                code = self._command(arguments, self.logs / f"{name}.log")
+            code = self._until_ended(lambda: self._attempt(cell))
         finally:
-            with self._lock:
-                self.running.pop(label, None)
-        outcome = outcome_of(code)
+            self._leave(folder, label)
+        outcome, seconds = outcome_of(code), before + self.processes.clock() - started
         if folder.is_dir():
             card = {**cell.card(), "settings": cell.settings, "outcome": outcome, "critic": critic_card(cell)}
-            write_json(folder / "cell.json", card)
+            write_json(folder / "cell.json", {**card, "seconds": seconds})
         if outcome == "unfinished":
             return outcome
-        seconds = time.monotonic() - started
-        with self._lock:
-            self.done += 1
-            done = self.done
-            self._seconds.append(seconds)
-            self._last_ended_at = time.monotonic()
-        self.say(f"[{done}/{self.total}] {label}: {_score(folder) if code == 0 else outcome}, {seconds:.0f} s")
+        self._count(folder, seconds, finished=code == 0)
+        self._say_ended(f"{label}: {_score(folder) if code == 0 else outcome}, {seconds:.0f} s")
         if outcome == "failed":
-            last = (self.logs / f"{name}.log").read_text(errors="replace")[-LOG_TAIL:]
+            last = (self.logs / f"{_file_name(cell)}.log").read_text(errors="replace")[-LOG_TAIL:]
             self.say(f"  exit code {code}; the log ends:\n{last}")
         return outcome
 
-    def _stop(self) -> None:
-        """Send SIGTERM to every process, so that it saves and stops; kill those that take too long."""
+    def _start(self, folder: Path, label: str) -> float:
         with self._lock:
-            self._stopping = True
-            children = list(self._children)
-        for child in children:
-            child.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_GRACE_S
-        for child in children:
-            try:
-                child.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
+            self.running[label] = folder
+            self._left.setdefault(folder, Work("base"))
+        now = self.processes.clock()
+        with self._lock:
+            self._started[folder] = now
+        return now
+
+    def _leave(self, folder: Path, label: str) -> None:
+        with self._lock:
+            self.running.pop(label, None)
+            self._started.pop(folder, None)
+
+    def _count(self, folder: Path, seconds: float, *, finished: bool) -> None:
+        with self._lock:
+            work = self._left.pop(folder)
+            self.done += 1
+            if finished:  # others end early
+                self._took.append(Took(work, seconds))
+
+    def _say_ended(self, text: str) -> None:
+        left = self.seconds_left
+        time_left = f"; about {duration(left)} left" if left else ""
+        self.say(f"[{self.done}/{self.total}] {text}{time_left}")
+
+
+def _file_name(cell: Cell) -> str:
+    return f"{cell.kind}-{cell.folder.name}"
 
 
 def _score(folder: Path) -> str:

@@ -14,7 +14,7 @@ from vapo.errors import ConfigError, counted
 from vapo.json_text import flatten
 from vapo.session.inputs import close_task, read_inputs
 from vapo.study.cell_cards import check_same, ended, finished_methods, read_card
-from vapo.study.cells import Cell, base_folder, critic_cells, describe, run_cells, tuning_cells
+from vapo.study.cells import Cell, base_folder, base_name, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
 from vapo.study.keeping import Kept, kept_lines, kept_runs, kept_tuning, needed_critics, read_kept_files
 from vapo.study.runner import Report, Runner, StudyError
@@ -59,8 +59,10 @@ def run_study(
         kept = kept_runs(planned, files)
         pending = [*tried, *(cell for cell in planned if not kept.done(cell))]
         needed = needed_critics(pending, critics)
-        runner.total = sum(not ended(cell) for cell in [*needed, *pending])
-        runner.make_bases(study, pending)
+        bases = missing_bases(study, out, pending)
+        runner.learn([*critics, *(cell for cells in trials.values() for cell in cells), *planned])
+        runner.plan([*needed, *pending], [Path(base_folder(study, out, seed)) for seed in bases])
+        runner.make_bases(study, bases)
         _check_inputs([*needed, *pending])
         _train_critics(runner, needed, kept)
         if failed := runner.run(tried):
@@ -79,7 +81,9 @@ def run_study(
             if cell.folder not in kept.runs:
                 check_same(cell)
         pending = [cell for cell in cells if not kept.done(cell)]
-        _train_critics(runner, needed_critics(pending, critics), kept)
+        needed = needed_critics(pending, critics)
+        runner.plan([*needed, *pending])
+        _train_critics(runner, needed, kept)
         failed = runner.run(pending)
         started = [cell.folder for cell in cells if cell.folder not in kept.runs and read_card(cell.folder)]
         finished = finished_methods(started) | {r.method for r in kept.runs.values() if r.outcome == "finished"}
@@ -127,6 +131,22 @@ def listed_cells(study: Study, out: Path, keep: Sequence[Path]) -> tuple[list[Ce
         if source := entry.get("kept_from"):
             sources |= {cell.folder: source for cell in cells_of(method, trials)}
     return [*critic_cells(study, out), *(c for cells in trials.values() for c in cells), *runs], sources, kept.refused
+
+
+def missing_bases(study: Study, out: Path, cells: Sequence[Cell]) -> list[int]:
+    """The seeds of the base models that these cells start from and that are not made yet."""
+    used = {cell.base for cell in cells}
+    seeds = [base for base in study.bases if isinstance(base, int) and base_name(base) in used]
+    return [seed for seed in seeds if not Path(base_folder(study, out, seed), "config.json").is_file()]
+
+
+def in_use(out: Path) -> bool:
+    """Whether a study runs in the folder."""
+    try:
+        with locked(out):
+            return False
+    except ConfigError:
+        return True
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
@@ -26,26 +27,27 @@ class Counted(Protocol):
     def seconds_left(self) -> float | None: ...
     @property
     def running(self) -> Mapping[str, object]: ...
+    @property
+    def paused(self) -> bool: ...
 
 
 class StudyView:
-    """Prints lines (`say`) and updates a progress bar (`progress`); prints nothing if `silent`."""
+    """Prints lines (`say`) and updates a progress bar (`progress`), if there is one."""
 
-    def __init__(self, console: Console, bar: Progress | None, silent: bool) -> None:
-        self._console, self._bar, self._silent = console, bar, silent
+    def __init__(self, console: Console, bar: Progress | None) -> None:
+        self._console, self._bar = console, bar
         self._task: TaskID | None = bar.add_task("starting", total=None, left="") if bar else None
 
     def say(self, line: str) -> None:
         """Print one line."""
-        if not self._silent:
-            self._console.print(escape(line), highlight=False, soft_wrap=True)
+        self._console.print(escape(line), highlight=False, soft_wrap=True)
 
     def progress(self, runner: Counted) -> None:
         """Update the bar."""
         if self._bar is None or self._task is None:
             return
         left = runner.seconds_left
-        activity = "; ".join(runner.running) or "comparing"
+        activity = "paused" if runner.paused else "; ".join(runner.running) or "comparing"
         time_left = f"about {duration(left)} left" if left else ""
         self._bar.update(
             self._task, completed=runner.done, total=max(1, runner.total), description=activity, left=time_left
@@ -53,14 +55,14 @@ class StudyView:
 
 
 @contextmanager
-def study_view(silent: bool) -> Iterator[StudyView]:
-    """A view with a bar on a terminal, plain lines elsewhere, and no output if `silent`."""
-    console = best_effort_console()
-    if silent or not console.is_terminal:
-        yield StudyView(console, None, silent)
+def study_view(as_json: bool) -> Iterator[StudyView]:
+    """A view with a bar on a terminal, and plain lines elsewhere; on stderr if stdout is for JSON."""
+    console = best_effort_console(sys.stderr if as_json else sys.stdout)
+    if as_json or not console.is_terminal:
+        yield StudyView(console, None)
         return
     activity = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
     left = TextColumn("{task.fields[left]}")
     columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), left, activity)
     with Progress(*columns, console=console, expand=True) as bar:
-        yield StudyView(console, bar, silent)
+        yield StudyView(console, bar)
