@@ -57,6 +57,9 @@ def run_study(
                  for cell in cells_of(method, trials) if not ended(cell)]  # fmt: skip
         planned = run_cells(study, out, {**chosen_before(out), **_chosen(entries)})
         kept = kept_runs(planned, files)
+        notes = [] if tried else list(kept_lines(kept, planned))
+        for line in notes:
+            say(line)
         pending = [*tried, *(cell for cell in planned if not kept.done(cell))]
         needed = needed_critics(pending, critics)
         bases = missing_bases(study, out, pending)
@@ -75,8 +78,10 @@ def run_study(
             say(f"settings that tuning chose for {method}: {_flat(tuned.get(method, {}))}")
         cells = run_cells(study, out, tuned)
         kept = kept_runs(cells, files)
-        for line in (notes := list(kept_lines(kept, cells))):
-            say(line)
+        if tried:  # only now the settings of all runs are known
+            notes = list(kept_lines(kept, cells))
+            for line in notes:
+                say(line)
         for cell in cells:
             if cell.folder not in kept.runs:
                 check_same(cell)

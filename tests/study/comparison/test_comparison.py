@@ -51,12 +51,14 @@ def test_means_and_paired_differences_match_hand_computed_values(small):
     assert (vapo["final"]["mean"], grpo["final"]["mean"]) == (0.875, 0.375)
     assert vapo["spread"] == pytest.approx(0.17678)
     # every prompt of every pair differs by 1/2, so all resamples are equal
-    assert grpo["difference"]["final"] == {"mean": -0.5, "low": -0.5, "high": -0.5, "n": 2, "excludes_zero": True}
+    gap = {"mean": -0.5, "low": -0.5, "high": -0.5, "n": 2, "excludes_zero": True, "p": 0.0, "p_holm": 0.0}
+    assert grpo["difference"]["final"] == gap
     assert vapo["difference"] is None
 
 
 def test_scores_at_equal_samples_count_pretraining_or_leave_it_out(small):
-    assert small["equal"] == {"gradient_steps": 40, "samples": 100, "samples_with_pretraining": 100}
+    assert small["equal"] | {"seconds": 59.0, "area_gradient_steps": 40} == small["equal"]
+    assert [small["equal"][k] for k in ("gradient_steps", "samples", "samples_with_pretraining")] == [40, 100, 100]
     vapo, grpo = entry(small, "vapo"), entry(small, "grpo")
     assert vapo["equal_samples"]["mean"] == 0.875
     # with pretraining counted, VAPO is at its first evaluation when GRPO has used its 100 samples
@@ -145,7 +147,7 @@ def test_a_narrow_terminal_shows_the_main_columns_in_full(small):
     console.print(terminal_table(small, 80))
     text = console.file.getvalue()
     assert "difference to vapo" in text
-    assert "-0.500 [-0.500, -0.500] *" in text
+    assert "-0.500 [-0.500, -0.500] **" in text
     assert "…" not in text
     assert len(terminal_table(small, 200).columns) > len(terminal_table(small, 80).columns)
 

@@ -12,6 +12,7 @@ from vapo.reports.page_assets import asset, page_templates, palette_css
 from vapo.reports.runfiles import Record
 from vapo.study.comparison import table_rows
 from vapo.study.comparison.figures import dynamics_svg, main_svg, variations_svg
+from vapo.study.comparison.pace_rows import has_pace, pace_explanations, pace_headings, pace_rows
 
 PACKAGE = "vapo.study.comparison"
 
@@ -28,6 +29,7 @@ def comparison_html(results: Record) -> str:
         rows=table_rows.main_rows(results),
         equal_samples_headings=table_rows.equal_samples_headings(results),
         equal_samples_rows=table_rows.equal_samples_rows(results),
+        pace=has_pace(results) and (pace_headings(results), pace_rows(results), pace_explanations(results)),
         sentences=table_rows.column_explanations(results),
         left_out=table_rows.runs_left_out(results),
         resumed=table_rows.runs_resumed(results),

@@ -9,7 +9,14 @@ import numpy as np
 from vapo.evals.statistics import Scores
 from vapo.reports.runfiles import Record, number
 
-CURVES = ("entropy", "completions/mean_length", "gae/lambda_mean", "value/explained_variance")
+EXPLAINED = "value/explained_variance"
+CURVES = (
+    "entropy",
+    "completions/mean_length",
+    "gae/lambda_mean",
+    EXPLAINED,
+    "value/residual_explained_variance",
+)
 """The metrics shown as curves."""
 BIAS = "value/bias_by_position"
 MOST_POINTS = 50

@@ -17,10 +17,11 @@ from vapo.reports.palette import LIGHT
 from vapo.reports.runfiles import Record, number
 from vapo.reports.style import as_png, as_svg, frame, themed
 from vapo.study.comparison import drawing
-from vapo.study.comparison.dynamics import BIAS, CURVES
+from vapo.study.comparison.dynamics import BIAS, CURVES, EXPLAINED
 from vapo.study.comparison.table_rows import comparison_title, final_scores
 
-AXES = {"gradient_steps": "gradient steps", "samples": "training samples, value pretraining counted"}
+AXES = {"gradient_steps": "gradient steps", "samples": "training samples, pretraining counted"}
+_AROUND_ZERO = (EXPLAINED, "value/residual_explained_variance")
 _ROW = 0.31  # height of one row of a forest plot, in inches
 _ONE_SEED_DASHES = (0, (2.2, 1.2))
 ONE_RUN = "dashed: one run, interval over prompts only"
@@ -64,7 +65,7 @@ def dynamics_svg(results: Record) -> str | None:
 
 
 def main_figure(results: Record, *, heading: bool = False) -> Figure:
-    """Learning curves with bands, above forest plots of final scores and paired differences."""
+    """Learning curves with bands and the critic's explained variance, above forest plots of scores and differences."""
     scored = _scored(results)
     names = drawing.colours([m["method"] for m in results["methods"]])
     key = {m["method"]: names[m["method"]] for m in scored if m["method"] in names}
@@ -87,13 +88,27 @@ def main_figure(results: Record, *, heading: bool = False) -> Figure:
             weight="bold",
         )
     drawing.legend(figure, key, 1 - over_key / height)
+    explained = [m for m in scored if m["method"] in names and _points(m, EXPLAINED)]
+    columns = len(AXES) + bool(explained)
+    step = 0.97 / columns
+
+    def panel(column: int) -> Axes:
+        place = (0.062 + step * column, 1 - (above + curves) / height, step - 0.047, (curves - 0.1) / height)
+        return figure.add_axes(place)
+
     for column, (axis, label) in enumerate(AXES.items()):
-        axes = figure.add_axes((0.062 + 0.485 * column, 1 - (above + curves) / height, 0.438, (curves - 0.1) / height))
+        axes = panel(column)
         frame(axes, f"Held-out score over {axis.replace('_', ' ')}")
         for method in scored:
             if method["method"] in names:
                 drawing.band(axes, method["curves"][axis], names[method["method"]])
         _finish_curves(axes, label)
+    if explained:
+        axes = panel(len(AXES))
+        frame(axes, "Explained variance of the critic")
+        for method in explained:
+            axes.plot(*(_points(method, EXPLAINED) or ([], [])), color=names[method["method"]], linewidth=1.8)
+        _finish_dynamics(axes, EXPLAINED)
     bottom = below / height
     left = figure.add_axes((0.245, bottom, 0.3, forest / height))
     right = figure.add_axes((0.625, bottom, 0.3, forest / height))
@@ -256,7 +271,7 @@ def _points(method: Record, key: str) -> tuple[list[float], list[float]] | None:
     if key == "bias":
         bias = method["bias_by_position"]
         return ([10 * d + 5 for d in range(len(bias))], [number(b) for b in bias]) if bias else None
-    curve = method["dynamics"][key]
+    curve = method["dynamics"].get(key)  # an older version did not record every metric
     return (curve["step"], curve["mean"]) if curve else None
 
 
@@ -267,7 +282,7 @@ def _finish_dynamics(axes: Axes, key: str) -> None:
     else:
         axes.set_xlim(left=0)
         drawing.label_x(axes, "training step")
-    if key in ("bias", "value/explained_variance"):
+    if key == "bias" or key in _AROUND_ZERO:
         axes.axhline(0, color=LIGHT.quiet, linewidth=0.8, alpha=0.6)
 
 

@@ -6,6 +6,7 @@ import re
 
 from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record
+from vapo.study.comparison.pace_rows import has_pace, pace_explanations, pace_headings, pace_rows
 from vapo.study.comparison.table_rows import (
     Row,
     column_explanations,
@@ -32,6 +33,12 @@ def comparison_markdown(results: Record) -> str:
         "## At equal samples, and run by run",
         _table(equal_samples_headings(results), equal_samples_rows(results)),
     ]
+    if has_pace(results):
+        parts += [
+            "## At equal time, and along training",
+            _table(pace_headings(results), pace_rows(results)),
+            _list(pace_explanations(results)),
+        ]
     if left_out := runs_left_out(results):
         parts += ["## Left out of the scores", _list(left_out)]
     if resumed := runs_resumed(results):

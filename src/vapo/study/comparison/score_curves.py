@@ -58,6 +58,24 @@ def rates_at(curve: RunCurve, at: float) -> Scores:
     return (1 - share) * rates[right - 1] + share * rates[right]
 
 
+def mean_height(curve: RunCurve, end: float) -> Scores:
+    """(P,) the area under each prompt's curve from its first x to `end`, divided by that distance.
+
+    Linear between the evaluations in which the prompt was judged, and constant outside of them; nan for a prompt that
+    was never judged. At `end` = first x it is the first success rate.
+    """
+    x, rates = _last_of_each(curve)
+    if end <= x[0]:
+        return rates[0]
+    grid = np.append(x[x < end], end)
+    heights = np.full(rates.shape[1], np.nan)
+    for prompt, own in enumerate(rates.T):
+        known = ~np.isnan(own)
+        if known.any():
+            heights[prompt] = np.trapezoid(np.interp(grid, x[known], own[known]), grid) / (end - x[0])
+    return heights
+
+
 def mean_curves(curves: Sequence[RunCurve], *, exact: bool = False) -> tuple[Scores, Scores]:
     """A grid (G,) over the range of x that all runs cover, and each run's mean score on it (R, G).
 

@@ -17,11 +17,32 @@ from vapo.evals.statistics import Scores, bootstrap_interval, unanimous_interval
 from vapo.reports.runfiles import Record
 from vapo.study.cell_identity import settings_hash
 from vapo.study.comparison import dynamics
-from vapo.study.comparison.bootstrap import LEVEL, RESAMPLES, Estimate, band, estimate, paired_estimate, run_means
+from vapo.study.comparison.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Estimate,
+    band,
+    degrees_of_freedom,
+    estimate,
+    paired_estimate,
+    run_means,
+)
 from vapo.study.comparison.compared_runs import ComparedRun, Evaluation
 from vapo.study.comparison.kept_runs import run_record, settings_table
 from vapo.study.comparison.methods import PAPER, short_names
-from vapo.study.comparison.score_curves import RunCurve, mean_curves, rates_at, steps_until_target
+from vapo.study.comparison.multiple import holm, p_value
+from vapo.study.comparison.readings import (
+    Reading,
+    by_all_samples,
+    by_gradient_steps,
+    curve_of,
+    fell,
+    mean_score,
+    most_reached,
+    num_ended_low,
+    readings_at,
+)
+from vapo.study.comparison.score_curves import mean_curves, steps_until_target
 
 FORMAT = 1
 TARGET = "dapo"
@@ -29,11 +50,6 @@ TARGET = "dapo"
 DIGITS = 5
 ROUNDING = 1e-12
 """Smaller numbers count as 0."""
-FALL = 0.15
-"""A run fell if it ends this far below its best evaluation; the standard error of avg@1 on 200 prompts is 0.035."""
-
-Reading = Callable[[ComparedRun], Scores]
-"""A function that returns a run's success rate on each held-out prompt (P,) at some point of training."""
 
 
 def summarise(
@@ -47,21 +63,17 @@ def summarise(
     finished = [run for run in runs if run.outcome == "finished"]
     groups = {method: [c for c in finished if c.method == method] for method in _distinct(c.method for c in runs)}
     reference = _reference(reference, groups)
-    reached = {
-        "samples": min(c.final.samples for c in finished),
-        "samples_with_pretraining": min(c.final.samples + c.pretraining.samples for c in finished),
-    }
-    readings: dict[str, Reading] = {
-        "final": lambda run: run.final.rates,
-        "equal_samples": lambda run: rates_at(_curve(run, _samples), reached["samples"]),
-        "equal_samples_with_pretraining": lambda run: rates_at(
-            _curve(run, _all_samples), reached["samples_with_pretraining"]
-        ),
-    }
+    reached = most_reached(finished)
+    readings = readings_at(reached)
     names = short_names([run.path for run in runs])
     bases = _base_names(runs)
     gradient_steps = {c.final.gradient_steps for c in finished}
     target = groups.get(TARGET) or None
+    methods = [
+        _method(method, group, [c for c in runs if c.method == method], groups[reference], target, readings)
+        for method, group in groups.items()
+    ]
+    _correct(methods, readings)
     results = {
         "format": FORMAT,
         "heading": heading,
@@ -77,12 +89,10 @@ def summarise(
         "curve_k": min(e.k for c in finished for e in c.evaluations),
         "critics": _critics(finished, bases),
         "commits": sorted({str(c.versions.get("commit")) for c in finished}),
+        "processors": sorted({str(p) for c in finished if (p := c.versions.get("processor"))}),
         "equal": {"gradient_steps": gradient_steps.pop() if len(gradient_steps) == 1 else None, **reached},
-        "target": target and {"method": TARGET, "score": _score(target), "gradient_steps": _gradient_steps(target)},
-        "methods": [
-            _method(method, group, [c for c in runs if c.method == method], groups[reference], target, readings)
-            for method, group in groups.items()
-        ],
+        "target": target and {"method": TARGET, "score": mean_score(target), "gradient_steps": _gradient_steps(target)},
+        "methods": methods,
         "runs": [_run(run, name, bases[run.base]) for run, name in zip(runs, names, strict=True)],
     }
     return {**rounded(results), "settings": settings_table(runs)}
@@ -109,11 +119,12 @@ def _method(
     target: list[ComparedRun] | None,
     readings: dict[str, Reading],
 ) -> Record:
-    scores = [_score([run]) for run in group]
+    scores = [mean_score([run]) for run in group]
     return {
         "method": method,
         "paper": PAPER.get(method),
-        "fell": sum(_fell(run) for run in group),
+        "fell": sum(fell(run) for run in group),
+        "ended_low": num_ended_low(group),
         "crashes": sum(run.outcome == "diverged" for run in everyone),
         "left_out": sum(run.outcome in ("failed", "unfinished") for run in everyone),
         **{name: _estimate_of(group, reading) for name, reading in readings.items()},
@@ -127,7 +138,10 @@ def _method(
         "pretraining_samples": _median(run.pretraining.samples for run in group),
         "seconds": _median(run.seconds for run in group),
         "pretraining_seconds": _median(run.pretraining.seconds for run in group),
-        "curves": {"gradient_steps": _mean_curve(group, _gradient), "samples": _mean_curve(group, _all_samples)},
+        "curves": {
+            "gradient_steps": _mean_curve(group, by_gradient_steps),
+            "samples": _mean_curve(group, by_all_samples),
+        },
         "dynamics": {key: dynamics.metric_curve([c.rows for c in group], key) for key in dynamics.CURVES},
         "bias_by_position": dynamics.bias_by_position([c.rows for c in group]),
     }
@@ -142,7 +156,7 @@ def _run(run: ComparedRun, name: str, base: str) -> Record:
         "seed": run.seed,
         "outcome": run.outcome,
         "resumed": [resume._asdict() for resume in run.resumed],
-        "score": _score([run]) if evaluations else None,
+        "score": mean_score([run]) if evaluations else None,
         "evaluations": {
             "step": [e.step for e in evaluations],
             "k": [e.k for e in evaluations],
@@ -150,7 +164,7 @@ def _run(run: ComparedRun, name: str, base: str) -> Record:
             "samples": [e.samples for e in evaluations],
             "samples_with_pretraining": [e.samples + run.pretraining.samples for e in evaluations],
             "seconds": [e.seconds for e in evaluations],
-            "score": _curve(run, _gradient).means.tolist() if evaluations else [],
+            "score": curve_of(run, by_gradient_steps).means.tolist() if evaluations else [],
         },
         "pretraining": {
             "samples": run.pretraining.samples,
@@ -195,16 +209,30 @@ def _share(value: float) -> float:
 
 
 def _difference(group: list[ComparedRun], reference: list[ComparedRun], reading: Reading) -> Record:
-    """The paired difference to the reference, over runs with the same base and seed."""
+    """The paired difference to the reference, over runs with the same base and seed, with its p-value."""
     partner = {(run.base, run.seed): run for run in reference}
     pairs = [(run, partner[run.base, run.seed]) for run in group if (run.base, run.seed) in partner]
     if not pairs:
-        return {**_as_json(Estimate(math.nan, math.nan, math.nan, 0)), "excludes_zero": None}
+        return {**_as_json(Estimate(math.nan, math.nan, math.nan, 0)), "excludes_zero": None, "p": None}
     own, others = (np.array([reading(run) for run in side]) for side in zip(*pairs, strict=True))
-    gap = paired_estimate(own, others, [run.base for run, _ in pairs])
+    bases, gaps = [run.base for run, _ in pairs], own - others
+    gap = paired_estimate(own, others, bases)
     if gap.num_runs < 2:  # a single seed is no evidence about other seeds
-        return {**_as_json(_over_prompts(gap, own - others, (-1.0, 1.0))), "excludes_zero": None}
-    return {**_as_json(gap), "excludes_zero": gap.low > 0 or gap.high < 0}
+        return {**_as_json(_over_prompts(gap, gaps, (-1.0, 1.0))), "excludes_zero": None, "p": None}
+    judged = ~np.isnan(run_means(gaps))
+    df = degrees_of_freedom(gaps[judged], [base for base, use in zip(bases, judged, strict=True) if use])
+    return {**_as_json(gap), "excludes_zero": gap.low > 0 or gap.high < 0, "p": p_value(gap, df)}
+
+
+def _correct(methods: Sequence[Record], readings: Iterable[str]) -> None:
+    """Add `p_holm` to each difference: its p-value corrected for the number of methods that are compared."""
+    for reading in readings:
+        gaps = [method["difference"][reading] for method in methods if method["difference"] is not None]
+        tested = [gap for gap in gaps if gap["p"] is not None]
+        for gap in gaps:
+            gap["p_holm"] = None
+        for gap, adjusted in zip(tested, holm([gap["p"] for gap in tested]), strict=True):
+            gap["p_holm"] = adjusted
 
 
 def _steps_to_target(group: list[ComparedRun], target: list[ComparedRun] | None) -> Record | None:
@@ -212,7 +240,7 @@ def _steps_to_target(group: list[ComparedRun], target: list[ComparedRun] | None)
         return None
     total = _gradient_steps(target)
     found = steps_until_target(
-        [_curve(run, _gradient) for run in group],
+        [curve_of(run, by_gradient_steps) for run in group],
         [run.base for run in group],
         np.array([run.final.rates for run in target]),
         [run.base for run in target],
@@ -229,33 +257,16 @@ def _steps_to_target(group: list[ComparedRun], target: list[ComparedRun] | None)
 
 def _has_improved(group: list[ComparedRun]) -> bool:
     """Whether the method's final score exceeds its first one; a score reached at the start is not a target."""
-    return _score(group) > float(np.mean([np.nanmean(run.evaluations[0].rates) for run in group]))
+    return mean_score(group) > float(np.mean([np.nanmean(run.evaluations[0].rates) for run in group]))
 
 
-def _mean_curve(group: list[ComparedRun], axis: Callable[[ComparedRun, Evaluation], int]) -> Record | None:
+def _mean_curve(group: list[ComparedRun], axis: Callable[[ComparedRun, Evaluation], float]) -> Record | None:
     if not group:
         return None
-    x, means = mean_curves([_curve(run, axis) for run in group])
+    x, means = mean_curves([curve_of(run, axis) for run in group])
     low, high = band(means, [run.base for run in group])
     low, high = np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)  # keeps nan
     return {"x": x.tolist(), "mean": means.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()}
-
-
-def _curve(run: ComparedRun, axis: Callable[[ComparedRun, Evaluation], int]) -> RunCurve:
-    x = np.array([axis(run, e) for e in run.evaluations], dtype=np.float64)
-    return RunCurve(x, np.array([e.rates for e in run.evaluations]))
-
-
-def _gradient(_: ComparedRun, evaluation: Evaluation) -> int:
-    return evaluation.gradient_steps
-
-
-def _samples(_: ComparedRun, evaluation: Evaluation) -> int:
-    return evaluation.samples
-
-
-def _all_samples(run: ComparedRun, evaluation: Evaluation) -> int:
-    return evaluation.samples + run.pretraining.samples
 
 
 def _reference(wanted: str, groups: dict[str, list[ComparedRun]]) -> str:
@@ -275,17 +286,8 @@ def _base_names(runs: Sequence[ComparedRun]) -> dict[str, str]:
     return {run.base: run.base for run in runs} | dict(zip(folders, short_names(folders), strict=True))
 
 
-def _score(runs: Sequence[ComparedRun]) -> float:
-    return float(run_means(np.array([run.final.rates for run in runs])).mean())
-
-
 def _gradient_steps(runs: Sequence[ComparedRun]) -> float:
     return float(np.mean([run.final.gradient_steps for run in runs]))
-
-
-def _fell(run: ComparedRun) -> bool:
-    """Whether the run ended far below its own best evaluation, which is a collapse without an error."""
-    return float(_curve(run, _gradient).means.max()) - _score([run]) > FALL
 
 
 def _critics(runs: Sequence[ComparedRun], bases: dict[str, str]) -> list[Record]:

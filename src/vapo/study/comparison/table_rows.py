@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from vapo.errors import counted
 from vapo.reports.formatting import NOTHING, figure, interval, percent, short_count, signed
 from vapo.reports.runfiles import Record, number
+from vapo.study.comparison.bootstrap import LEVEL
 from vapo.study.comparison.methods import LADDER
 
 Row = list[str]
 ONE_SEED = "over prompts, one seed"
 """The note after the interval of a single run or pair of runs."""
+UNCORRECTED = "no clear difference after correction for the number of methods"
 _FEW = 6  # the most methods that one sentence names
 
 
@@ -64,7 +66,7 @@ def equal_samples_rows(results: Record) -> list[Row]:
         scores = final_scores(results, method["method"])
         cells = [method["method"]]
         for reading in ("equal_samples", "equal_samples_with_pretraining"):
-            cells += [_estimate(method[reading]), _difference(method, reading)]
+            cells += [estimate_text(method[reading]), difference_text(method, reading)]
         table.append([*cells, " ".join(figure(score) for score in scores) or NOTHING, figure(method["spread"])])
     return table
 
@@ -75,11 +77,15 @@ def final_scores(results: Record, method: str) -> list[float]:
 
 
 def comparison_headline(results: Record) -> str:
-    """One paragraph with the main result; it calls a method better or worse only if the interval excludes 0."""
+    """One paragraph with the main result.
+
+    It calls a method better or worse only if the interval excludes 0, also after Holm's correction where there is one.
+    """
     reference = next(method for method in results["methods"] if method["method"] == results["reference"])
     verdicts: dict[str, list[tuple[str, str]]] = {
         "better": [],
         "worse": [],
+        UNCORRECTED: [],
         "no clear difference": [],
         "one pair only": [],
     }
@@ -89,12 +95,14 @@ def comparison_headline(results: Record) -> str:
             continue
         if gap["excludes_zero"] is None:
             verdict = "one pair only"
+        elif gap["excludes_zero"] and gap.get("p_holm") is not None and not survives(gap):
+            verdict = UNCORRECTED
         elif gap["excludes_zero"]:
             verdict = "better" if gap["mean"] > 0 else "worse"
         else:
             verdict = "no clear difference"
         verdicts[verdict].append((method["method"], f"{method['method']} ({signed(gap['mean'])})"))
-    score = f"{results['reference']} reaches avg@{results['k']} {_estimate(reference['final'])}"
+    score = f"{results['reference']} reaches avg@{results['k']} {estimate_text(reference['final'])}"
     score += f" in {_runs(reference['final']['n'])}." if reference["final"]["n"] > 1 else "."
     few = len(results["methods"]) <= _FEW
     named, rest = [], []
@@ -156,7 +164,8 @@ def column_explanations(results: Record) -> list[str]:
             f" About one in twenty of these {count_intervals} intervals misses the true difference by chance."
             if count_intervals > 4
             else ""
-        ),
+        )
+        + _about_correction(results),
         _about_gradient_steps(results),
         f"At equal samples: the score at {results['equal']['samples_with_pretraining']:,} training samples, the most "
         "that every run reached, from each run's held-out curve, linear between evaluations. Samples of value "
@@ -190,12 +199,24 @@ def column_explanations(results: Record) -> list[str]:
     return sentences
 
 
+def _about_correction(results: Record) -> str:
+    gaps = [method["difference"]["final"] for method in results["methods"] if method["difference"] is not None]
+    tested = sum(gap.get("p_holm") is not None for gap in gaps)
+    if not tested:
+        return ""
+    return (
+        f" Two asterisks mark a difference that remains at the level of 5 % after Holm's correction for the {tested} "
+        f"difference{'s' if tested > 1 else ''} of its column, so that the chance of any false one among them is at "
+        "most 5 %. The p-values are those of Student's t that belong to the intervals."
+    )
+
+
 def _about_critics(critics: list[Record]) -> list[str]:
     if not critics:
         return []
     each = [
         f"{c['critic']} on base {c['base']} ({c['samples']:,} samples, {c['gradient_steps']:,} gradient steps, "
-        f"{_minutes(c['seconds'])} minutes, held-out explained variance {figure(number(c['explained_variance']))}; "
+        f"{minutes(c['seconds'])} minutes, held-out explained variance {figure(number(c['explained_variance']))}; "
         f"{_runs(c['runs'])} started from it)"
         for c in critics
     ]
@@ -215,13 +236,13 @@ def _row(method: Record, results: Record) -> Row:
     return [
         method["method"],
         NOTHING if method["paper"] is None else str(method["paper"]),
-        _estimate(method["final"]),
+        estimate_text(method["final"]),
         _number_of_runs(method, results),
-        "reference" if method["method"] == results["reference"] else _difference(method, "final"),
-        _estimate(method["equal_samples_with_pretraining"]),
+        "reference" if method["method"] == results["reference"] else difference_text(method, "final"),
+        estimate_text(method["equal_samples_with_pretraining"]),
         *([_steps_to_target(method["steps_to_target"])] if results["target"] else []),
         _with_pretraining(method["samples"], method["pretraining_samples"], short_count),
-        _with_pretraining(method["seconds"], method["pretraining_seconds"], _minutes),
+        _with_pretraining(method["seconds"], method["pretraining_seconds"], minutes),
         _crashes(method),
     ]
 
@@ -231,7 +252,8 @@ def _number_of_runs(method: Record, results: Record) -> str:
     return f"{method['final']['n']}, {resumed} resumed" if resumed else str(method["final"]["n"])
 
 
-def _estimate(found: Record) -> str:
+def estimate_text(found: Record) -> str:
+    """A mean with its interval."""
     if found["mean"] is None:
         return NOTHING
     if found["low"] is None:
@@ -240,7 +262,8 @@ def _estimate(found: Record) -> str:
     return text if found["n"] > 1 else f"{text} {ONE_SEED}"
 
 
-def _difference(method: Record, reading: str) -> str:
+def difference_text(method: Record, reading: str) -> str:
+    """A paired difference with its interval; * excludes 0, ** does so after Holm's correction, too."""
     if method["difference"] is None:
         return NOTHING
     gap = method["difference"][reading]
@@ -250,9 +273,14 @@ def _difference(method: Record, reading: str) -> str:
         return f"{signed(gap['mean'])} (1 pair, no interval)"
     if gap["n"] == 1:
         return f"{signed(gap['mean'])} [{signed(gap['low'])}, {signed(gap['high'])}] {ONE_SEED}"
-    star = " *" if gap["excludes_zero"] else ""
+    star = {True: " **", False: " *"}[survives(gap)] if gap["excludes_zero"] else ""
     pairs = "" if gap["n"] == method["final"]["n"] else f", {gap['n']} pairs"
     return f"{signed(gap['mean'])} [{signed(gap['low'])}, {signed(gap['high'])}]{star}{pairs}"
+
+
+def survives(gap: Record) -> bool:
+    """Whether a difference excludes 0 after Holm's correction; False where an older version wrote no p-values."""
+    return bool(gap["excludes_zero"]) and gap.get("p_holm") is not None and gap["p_holm"] <= 1 - LEVEL
 
 
 def _steps_to_target(found: Record | None) -> str:
@@ -275,7 +303,8 @@ def _with_pretraining(training: float | None, pretraining: float | None, formatt
     return f"{formatted(training)} + {formatted(pretraining)}" if pretraining else formatted(training)
 
 
-def _minutes(seconds: float | None) -> str:
+def minutes(seconds: float | None) -> str:
+    """Seconds as minutes."""
     return NOTHING if seconds is None or math.isnan(seconds) else f"{seconds / 60:.1f}"
 
 
