@@ -18,7 +18,7 @@ from vapo.study.cells import Cell, run_cells
 from vapo.study.runner import PAUSE, Runner
 from vapo.study.study import read_study
 from vapo.study.study_run import in_use, locked
-from vapo.study.study_view import StudyView
+from vapo.study.study_view import StudyView, study_view
 from vapo.study.time_left import Took, Work, expected_seconds, seconds_left
 
 PROGRAM = """
@@ -142,6 +142,16 @@ def test_the_bar_shows_the_pause():
     bar = Bar()
     StudyView(None, bar).progress(Paused())  # type: ignore[arg-type]
     assert bar.shown == {"completed": 1, "total": 3, "description": "paused", "left": "about 1m 00s left"}
+
+
+def test_lines_go_to_stderr_if_stdout_is_for_json(capsys: pytest.CaptureFixture[str]):
+    with study_view(as_json=True) as view:
+        view.say("[1/3] grpo: avg@4 0.500, 12 s; about 24s left")
+    with study_view(as_json=False) as view:
+        view.say("on stdout")
+    shown = capsys.readouterr()
+    assert shown.err == "[1/3] grpo: avg@4 0.500, 12 s; about 24s left\n"
+    assert shown.out == "on stdout\n"
 
 
 def test_the_command_makes_and_removes_the_pause(tmp_path: Path):

@@ -79,17 +79,27 @@ def kept_runs(cells: Sequence[Cell], files: Sequence[KeptFile]) -> Kept:
 
 def kept_tuning(
     trials: Mapping[tuple[str, int], Sequence[Cell]], out: Path, files: Sequence[KeptFile]
-) -> dict[str, Record]:
-    """By method, the first entry whose trials are those of the study: of the study's folder, else of a file."""
+) -> tuple[dict[str, Record], list[str]]:
+    """By method, the first entry whose trials are those of the study: of the study's folder, else of a file.
+
+    Then one line for each method that a file has tuned in other trials.
+    """
     here = KeptFile("", {"tuning": read_tuning(out)})
     kept: dict[str, Record] = {}
+    refused: list[str] = []
     for method in dict.fromkeys(name for name, _ in trials):
+        wanted, reasons = trial_hashes(method, trials), []
         for file in (here, *files):
             entry = file.tuning.get(method)
-            if entry is not None and entry.get("trials") == trial_hashes(method, trials):
+            if entry is not None and entry.get("trials") == wanted:
                 kept[method] = entry if file is here else {"kept_from": file.source, **entry}
                 break
-    return kept
+            if entry is not None and file is not here:
+                why = "has other trials" if "trials" in entry else "does not record its trials"
+                reasons.append(f"{file.source} {why}")
+        else:
+            refused += [f"tuning of {method}: {'; '.join(reasons)}"] if reasons else []
+    return kept, refused
 
 
 def kept_lines(kept: Kept, cells: Sequence[Cell]) -> Iterator[str]:

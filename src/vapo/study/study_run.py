@@ -49,7 +49,9 @@ def run_study(
     with locked(out):
         (out / name).mkdir(parents=True, exist_ok=True)
         (out / name / "study.yaml").write_text(study_yaml(study))
-        entries = kept_tuning(trials, out, files)
+        entries, other_trials = kept_tuning(trials, out, files)
+        for line in other_trials:
+            say(f"not kept, runs again: {line}")
         for method, entry in entries.items():
             if "kept_from" in entry:
                 say(f"tuning of {method} kept from {entry['kept_from']}")
@@ -128,14 +130,18 @@ def check_study(study: Study, out: Path) -> None:
 def listed_cells(study: Study, out: Path, keep: Sequence[Path]) -> tuple[list[Cell], dict[Path, str], Sequence[str]]:
     """All cells, as far as tuning is known; by folder the file that a cell is kept from; why other runs are not."""
     files, trials = read_kept_files(keep), tuning_cells(study, out)
-    entries = kept_tuning(trials, out, files)
+    entries, other_trials = kept_tuning(trials, out, files)
     runs = run_cells(study, out, {**chosen_before(out), **_chosen(entries)})
     kept = kept_runs(runs, files)
     sources = {folder: str(run.kept_from) for folder, run in kept.runs.items()}
     for method, entry in entries.items():
         if source := entry.get("kept_from"):
             sources |= {cell.folder: source for cell in cells_of(method, trials)}
-    return [*critic_cells(study, out), *(c for cells in trials.values() for c in cells), *runs], sources, kept.refused
+    return (
+        [*critic_cells(study, out), *(c for cells in trials.values() for c in cells), *runs],
+        sources,
+        [*other_trials, *kept.refused],
+    )
 
 
 def missing_bases(study: Study, out: Path, cells: Sequence[Cell]) -> list[int]:

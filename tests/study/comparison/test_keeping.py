@@ -170,22 +170,26 @@ def test_a_damaged_entry_raises_an_error_with_the_file_and_the_run(study, old, t
 
 
 def test_tuning_is_kept_with_its_scores_if_its_trials_are_the_same(tmp_path):
-    (tmp_path / "tuned.json").write_text("")
     (tmp_path / "small.yaml").write_text(TUNED)
     study = read_study(str(tmp_path / "small.yaml"))
     there, here = tuning_cells(study, tmp_path / "there"), tuning_cells(study, tmp_path / "here")
     (tmp_path / "there").mkdir()
     choose_settings(study, there, tmp_path / "there")
     files = read_kept_files([tmp_path / "there" / "tuning.json"])
-    kept = kept_tuning(here, tmp_path / "here", files)
+    kept, refused = kept_tuning(here, tmp_path / "here", files)
+    assert not refused
     assert kept["grpo"]["chosen"] == {"trainer": {"actor_lr": 1e-4}}
     assert (kept["grpo"]["late_accuracy"], kept["grpo"]["kept_from"]) == ([0.0, 0.0], "there/tuning.json")
     (tmp_path / "here").mkdir()
     assert choose_settings(study, here, tmp_path / "here", kept) == {"grpo": {"trainer": {"actor_lr": 1e-4}}}
     # the study's own file is enough from now on, and keeps the origin
-    assert kept_tuning(here, tmp_path / "here", [])["grpo"]["kept_from"] == "there/tuning.json"
+    assert kept_tuning(here, tmp_path / "here", [])[0]["grpo"]["kept_from"] == "there/tuning.json"
     other = study.model_copy(update={"settings": {"trainer": {"weight_decay": 0.25}}})
-    assert not kept_tuning(tuning_cells(other, tmp_path / "here"), tmp_path / "x", files)
+    other_trials = tuning_cells(other, tmp_path / "here")
+    assert kept_tuning(other_trials, tmp_path / "x", files) == (
+        {},
+        ["tuning of grpo: there/tuning.json has other trials"],
+    )
 
 
 def test_a_dry_run_shows_which_runs_are_kept(study, old, tmp_path):

@@ -164,7 +164,7 @@ def test_the_third_table_is_in_table_and_page(small):
 def test_the_figure_has_the_explained_variance_of_methods_with_a_critic_beside_the_curves(small):
     figure = main_figure(small)
     assert len(figure.axes) == 5
-    assert len([line for line in figure.axes[2].lines if len(line.get_xdata()) > 2]) == 1
+    assert len([line for line in figure.axes[2].lines if np.size(line.get_xdata()) > 2]) == 1
     for method in small["methods"]:
         method["dynamics"][EXPLAINED] = None
     assert len(main_figure(small).axes) == 4
