@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from vapo.cli import app
 from vapo.errors import ConfigError
+from vapo.study import cell_processes
 from vapo.study import runner as runner_module
 from vapo.study.cell_processes import CellProcesses
 from vapo.study.cells import Cell, run_cells
@@ -126,6 +127,23 @@ def test_ctrl_c_ends_a_paused_study(runner: Runner, cells: list[Cell], tmp_path:
     assert runner.processes.idle
     assert {json.loads((c.folder / "cell.json").read_text())["outcome"] for c in cells} == {"unfinished"}
     assert (runner.done, runner.total) == (0, 2)
+
+
+def test_a_cell_that_does_not_save_in_time_is_killed_and_resumed(runner, cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(cell_processes, "STOP_GRACE_S", 0.2)
+    deaf = PROGRAM.replace("signal.signal(signal.SIGTERM, stop)", "signal.signal(signal.SIGTERM, signal.SIG_IGN)")
+    (tmp_path / "program.py").write_text(deaf.replace("count < 20", "count < 20 or command == 'train'"))
+
+    def look(runner: Runner) -> None:
+        pause = tmp_path / "out" / PAUSE
+        if "paused: no cell runs now" in said_by(runner):
+            pause.unlink(missing_ok=True)
+        elif started(cells):
+            pause.touch()
+
+    runner.on_progress = look
+    assert runner.run(cells) == []
+    assert [(cell.folder / "starts").read_text() for cell in cells] == ["train resume "] * 2
 
 
 def test_the_bar_shows_the_pause():

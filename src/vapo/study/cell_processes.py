@@ -77,8 +77,8 @@ class CellProcesses:
                 return
             self._go.clear()
             self._paused_at = time.monotonic()
-            self._to_end |= self._children
-            children = list(self._children)
+            children = self._children - self._to_end  # a second signal would end one before it has saved
+            self._to_end |= children
         for child in children:
             child.send_signal(signal.SIGTERM)
 
@@ -104,7 +104,7 @@ class CellProcesses:
             told = set(self._to_end)
         self.go_on()  # so that those who wait for the end of a pause return
         for child in children:
-            if child not in told:  # a second signal would end it before it has saved
+            if child not in told:
                 child.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_GRACE_S
         for child in children:
