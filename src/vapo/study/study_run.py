@@ -105,7 +105,11 @@ def run_study(
                 heading=study.about,
                 notes=[f"{command}, ended {date.today()}", *notes],
                 kept=list(kept.runs.values()),
-                tuning={method: entry for method, entry in read_tuning(out).items() if method in study.methods},
+                tuning={
+                    method: entry
+                    for method, entry in read_tuning(out).items()
+                    if method in study.methods or method in study.untabled
+                },
             )
     if failed:
         raise StudyError(

@@ -222,6 +222,16 @@ def test_bases_are_made_for_runs_that_were_kept_until_tuning_chose_their_setting
     assert not (tmp_path / "new" / "runs").exists()
 
 
+def test_the_tuning_of_a_method_without_a_row_is_in_the_results_too(study, old, tmp_path):
+    tuned = {"grpo": {"chosen": {}}, "vapo": {"chosen": {}}, "dapo": {"chosen": {}}}
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "tuning.json").write_text(json.dumps(tuned))
+    methods = {"grpo": study.methods["grpo"]}
+    study = study.model_copy(update={"methods": methods, "untabled": {"vapo": study.methods["vapo"]}})
+    results = run_study(study, tmp_path / "new", say=lambda line: None, keep=[old])
+    assert sorted(results["tuning"]) == ["grpo", "vapo"]
+
+
 def test_a_dry_run_shows_which_runs_are_kept(study, old, tmp_path):
     command = ["ablate", str(tmp_path / "small.yaml"), "--budget", "full", "--keep", str(old), "--dry-run"]
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "new"), "--json"])
