@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -164,11 +165,13 @@ def test_committed_results_of_older_versions_keep_nothing(name, tmp_path):
     assert kept.refused
 
 
-def test_a_damaged_entry_raises_an_error_with_the_file_and_the_run(study, old, tmp_path):
+@pytest.mark.parametrize("place", [("runs", 0, "record", "right"), ("settings", "shared")])
+def test_a_damaged_entry_raises_an_error_with_the_file_and_the_run(study, old, tmp_path, place):
     results = read_results(old)
-    del results["runs"][0]["record"]["right"]
+    *above, last = place
+    del reduce(lambda tree, key: tree[key], above, results)[last]
     old.write_text(json.dumps(results))
-    with pytest.raises(DataError, match=r"old/results.json: the entry of .*grpo.* is damaged"):
+    with pytest.raises(DataError, match=r"old/results.json: the entry of .* is damaged"):
         kept_runs(run_cells(study, tmp_path / "new", {}), read_kept_files([old]))
 
 
