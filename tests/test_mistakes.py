@@ -55,6 +55,7 @@ MISTAKES = {
     "train broken.yaml": ("broken.yaml is not valid YAML: line 3", 2),
     "train list.yaml": ("list.yaml must hold `key: value` lines, found a list", 2),
     "train section.yaml": ("Unknown setting train.steps; did you mean 'trainer.steps'?", 2),
+    "make-base maze --out new --recipe layers": ("--recipe takes key=value, like --recipe layers=4; got 'layers'", 2),
     # options of other trainers
     "train --lr 1e-4": ("No such option: --lr. Write --set trainer.actor_lr=1e-4. All options: vapo train --help", 2),
     "train --lr": ("Write --set trainer.actor_lr=VALUE.", 2),
