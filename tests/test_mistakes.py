@@ -62,6 +62,8 @@ MISTAKES = {
     "train --max-steps=7": ("Write --steps 7.", 2),
     "train --out here": ("Write --run-dir here.", 2),
     "train --config mine.yaml": ("No such option: --config. Write it without an option: mine.yaml.", 2),
+    "train --task chain": ("No such option: --task. Write it without an option: chain.", 2),
+    "train --task gsm8k": ("No such option: --task. Write --set task.name=gsm8k.", 2),
     "train --model base": ("Write --set model.policy=base.", 2),
     "train --trainer.actor-lr 1e-4": ("Write --set trainer.actor_lr=1e-4.", 2),
     "train --bogus 3": ("No such option: --bogus", 2),
