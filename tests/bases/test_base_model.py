@@ -183,6 +183,7 @@ def test_training_lowers_the_loss(tmp_path):
 
 def test_a_recipe_is_the_tasks_with_some_values_replaced():
     assert base_recipe(make_task("maze"), {}) == BaseRecipe()
+    assert base_recipe(make_task("maze"), {"peak_lr": "1e-3"}) == BaseRecipe(peak_lr=1e-3)  # as YAML reads it
     game = make_task("codebreaker")
     assert base_recipe(game, {"hidden_size": 160, "layers": 4}) == BaseRecipe(
         hidden_size=160, layers=4, steps=game.base_steps
@@ -192,6 +193,7 @@ def test_a_recipe_is_the_tasks_with_some_values_replaced():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"__class__": 3}, "__class__ is no part of a base's recipe"),
         ({"width": 3}, "width is no part of a base's recipe. There are: hidden_size, layers"),
         ({"steps": 0}, "takes a whole number above 0 for steps, got 0"),
         ({"steps": 1.5}, "takes a whole number above 0 for steps, got 1.5"),

@@ -1,12 +1,14 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vapo.errors import ModelError, StoppedError
-from vapo.session.signals import InterruptedRunError, carry_out, exit_code_of
+from vapo.cli.judging import naming_the_command
+from vapo.errors import EngineError, ModelError, StoppedError
+from vapo.session.signals import InterruptedRunError, TerminatedError, carry_out, exit_code_of
 
 
 def signalled(number: int) -> Any:
@@ -32,3 +34,17 @@ def test_a_command_ended_by_sigterm_says_so(capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert capsys.readouterr().err == "Stopped by SIGTERM.\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (TerminatedError(), StoppedError, "kept in there. Go on with: vapo"),
+        (KeyboardInterrupt(), InterruptedRunError, "kept in there. Go on with: vapo"),
+        (EngineError("vLLM died; vllm.log has the details"), EngineError, "^vLLM died; vllm.log has the details$"),
+    ],
+)
+def test_a_signal_names_the_command_that_goes_on_and_a_failure_of_the_engine_its_reason(raised, kind, words):
+    with pytest.raises(StoppedError, match=words) as stop, naming_the_command(Path("there")):
+        raise raised
+    assert type(stop.value) is kind

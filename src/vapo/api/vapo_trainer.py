@@ -249,8 +249,8 @@ class VAPOTrainer:
         end = str(tokenizer.eos_token or "")
         if fault := self.task.trial(lambda text: tokenizer(text + end, add_special_tokens=False)["input_ids"]):
             raise ConfigError(
-                f"The reward functions fail on a first trial: {fault}. Mend the function, or let responses that it "
-                "cannot judge be: settings={'trainer': {'max_invalid_ratio': 1.0}}."
+                f"The reward functions fail on a first trial: {fault}. Mend the function, or allow responses that it "
+                "cannot judge: settings={'trainer': {'max_invalid_ratio': 1.0}}."
             )
 
     def _task(self, train: Iterable[Row], heldout: Iterable[Row] | None, rewards: Rewards) -> RecordsTask:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,15 +68,18 @@ def base_recipe(task: TracedTask, values: Mapping[str, Any]) -> BaseRecipe:
     Raises ConfigError for a name that is none of its fields, and for a value that cannot be.
     """
     usual = BaseRecipe(steps=part_of(task, "base_steps", BaseRecipe.steps))
+    defaults, chosen = asdict(usual), dict(values)
     for name, value in values.items():
-        default = getattr(usual, name, None)
-        if default is None:
-            raise ConfigError(f"{name} is no part of a base's recipe. There are: {', '.join(asdict(usual))}.")
-        kinds = (int,) if isinstance(default, int) else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
-            kind = "a whole number" if kinds == (int,) else "a number"
+        if name not in defaults:
+            raise ConfigError(f"{name} is no part of a base's recipe. There are: {', '.join(defaults)}.")
+        whole = isinstance(defaults[name], int)
+        if isinstance(value, str) and not whole:
+            with suppress(ValueError):
+                chosen[name] = value = float(value)  # YAML reads 1e-3 as a text
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
+            kind = "a whole number" if whole else "a number"
             raise ConfigError(f"The base's recipe takes {kind} above 0 for {name}, got {value!r}.")
-    recipe = replace(usual, **values)
+    recipe = replace(usual, **chosen)
     if recipe.hidden_size % (2 * recipe.heads):
         raise ConfigError(
             f"hidden_size={recipe.hidden_size} cannot be shared by heads={recipe.heads}: each needs an even number of "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,18 +119,10 @@ def critic(
         _judge_training(Path(model), every, options, task, settings, changes, out, as_json)
         return
     models = judged_models(model, policy, critic_, task, settings, changes, out)
-    again = f"Stopped; finished prompts are kept in {models.out}. Go on with: {command(*sys.argv[1:])}"
-    try:
-        with view_for(as_json) as view:
-            for note in models.policy.notes:
-                view.note(note)
-            _, results = judge_models(models, options, view)
-    except KeyboardInterrupt:
-        raise InterruptedRunError(again) from None
-    except TerminatedError:
-        raise StoppedError(again) from None
-    except StoppedError as error:
-        raise error if str(models.out) in str(error) else StoppedError(again) from None
+    with naming_the_command(models.out), view_for(as_json) as view:
+        for note in models.policy.notes:
+            view.note(note)
+        _, results = judge_models(models, options, view)
     if as_json:
         print(json_text(results))
         return
@@ -156,18 +150,8 @@ def _judge_training(
     from vapo.session.judged_training import judge_training
 
     folder = out or run / FOLDER
-    again = f"Stopped; finished prompts are kept in {folder}. Go on with: {command(*sys.argv[1:])}"
-    try:
-        with view_for(as_json) as view:
-            course = judge_training(
-                run, every, options, view, task=task, settings=settings, changes=changes, out=folder
-            )
-    except KeyboardInterrupt:
-        raise InterruptedRunError(again) from None
-    except TerminatedError:
-        raise StoppedError(again) from None
-    except StoppedError as error:
-        raise error if str(folder) in str(error) else StoppedError(again) from None
+    with naming_the_command(folder), view_for(as_json) as view:
+        course = judge_training(run, every, options, view, task=task, settings=settings, changes=changes, out=folder)
     if as_json:
         print(json_text(course))
         return
@@ -177,3 +161,15 @@ def _judge_training(
     Console(soft_wrap=True).print(
         f"\nPage      {folder / PAGE}\nPicture   {folder / PICTURE}\nNumbers   {folder / TRAINING}"
     )
+
+
+@contextmanager
+def naming_the_command(folder: Path) -> Iterator[None]:
+    """Within: a stop by a signal says where finished prompts are kept, and how to go on."""
+    again = f"Stopped; finished prompts are kept in {folder}. Go on with: {command(*sys.argv[1:])}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(again) from None
+    except TerminatedError:
+        raise StoppedError(again) from None

@@ -24,7 +24,7 @@ OPTIONS = {
     "total_training_steps": "--steps",
 }
 """What others call an option of a command."""
-SOURCES = ("config", "config_file", "config_path", "recipe", "file", "task")
+SOURCES = ("config", "config_file", "config_path", "recipe", "file")
 """What others call the argument that says what to train."""
 SETTINGS = {
     "model": "model.policy",
@@ -32,6 +32,7 @@ SETTINGS = {
     "data": "task.data",
     "dataset": "task.data",
     "train_data": "task.data",
+    "task": "task.name",
     "reward": "task.verifier",
     "temp": "rollout.temperature",
 }
@@ -57,11 +58,12 @@ def meant(problem: Any, words: Sequence[str]) -> str:
 
 def _instead_of(option: str, value: str, options: set[str], *, takes_source: bool) -> str:
     """What an option with this value is called here."""
+    from vapo.session.layers import recipes
     from vapo.session.reference import all_settings
     from vapo.session.suggest import SYNONYMS
 
     name = option.lstrip("-").replace("-", "_")
-    if takes_source and name in SOURCES:
+    if takes_source and (name in SOURCES or (name == "task" and value in recipes())):
         return f"it without an option: {value if value != _VALUE else 'FILE.yaml'}"
     ours = OPTIONS.get(name)
     if ours in options:

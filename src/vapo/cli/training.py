@@ -213,9 +213,12 @@ def make_base(
     from vapo.tasks.registry import make_task
 
     check_output_folder(out)
-    chosen, replaced = (
-        {k: v for text in texts or [] for k, v in set_layer(text).values.items()} for texts in (options, recipe)
-    )
+    chosen: dict[str, Any] = {}
+    for text in options or []:
+        chosen |= set_layer(text, example="side=7").values
+    replaced: dict[str, Any] = {}
+    for text in recipe or []:
+        replaced |= set_layer(text, "--recipe", "layers=4").values
     traced = make_task(task, **chosen)
 
     from vapo.bases.base_model import base_recipe  # imports torch, so only after what is cheap to check

@@ -118,16 +118,16 @@ def with_sources(layer: Layer, sources: Mapping[str, Any], *, options: Source = 
     return layers
 
 
-def set_layer(assignment: str) -> Layer:
-    """`a.b=c` of `--set` as a layer; the value is read as YAML."""
+def set_layer(assignment: str, option: str = "--set", example: str = "trainer.steps=50") -> Layer:
+    """`a.b=c` of `--set`, or of another option, as a layer; the value is read as YAML."""
     key, equals, text = assignment.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set takes key=value, like --set trainer.steps=50; got {assignment!r}.")
+        raise ConfigError(f"{option} takes key=value, like {option} {example}; got {assignment!r}.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: the value is not valid YAML: {text!r}.") from error
-    return option_layer("--set", key.strip(), value)
+        raise ConfigError(f"{option} {key}: the value is not valid YAML: {text!r}.") from error
+    return option_layer(option, key.strip(), value)
 
 
 def option_layer(option: str, key: str, value: Any) -> Layer:

@@ -17,7 +17,7 @@ from vapo.study.cell_identity import setting_differences
 from vapo.study.cells import Cell, describe
 from vapo.study.comparison.compared_runs import ComparedRun
 from vapo.study.comparison.comparison_files import read_results
-from vapo.study.comparison.kept_runs import kept_run, named_source, recorded_settings
+from vapo.study.comparison.kept_runs import damage_named, kept_run, named_source, recorded_settings
 from vapo.study.tuning_choice import read_tuning, trial_hashes
 
 
@@ -68,7 +68,9 @@ def kept_runs(cells: Sequence[Cell], files: Sequence[KeptFile]) -> Kept:
             continue
         reasons = []
         for file, entry in _entries(cell, files):
-            if (reason := _difference(cell, file, entry)) is None:
+            with damage_named(entry, file.source):
+                reason = _difference(cell, file, entry)
+            if reason is None:
                 runs[cell.folder] = kept_run(file.results, entry, path=str(cell.folder), source=file.source)
                 break
             reasons.append(f"{file.source} {reason}")
@@ -126,8 +128,8 @@ def needed_critics(cells: Sequence[Cell], critics: Sequence[Cell]) -> list[Cell]
 def _entries(cell: Cell, files: Sequence[KeptFile]) -> Iterator[tuple[KeptFile, Record]]:
     for file in files:
         for entry in file.results["runs"]:
-            same = (entry["method"], entry["base"], entry["seed"]) == (cell.method, cell.base, cell.seed)
-            if same and entry["outcome"] in ("finished", "diverged"):
+            same = (entry.get("method"), entry.get("base"), entry.get("seed")) == (cell.method, cell.base, cell.seed)
+            if same and entry.get("outcome") in ("finished", "diverged"):
                 yield file, entry
 
 

@@ -112,7 +112,7 @@ class Runner:
         def make(base: int) -> int:
             folder = Path(base_folder(study, self.out, base))
             arguments = ["make-base", task.name, "--seed", str(base), "--out", str(folder), "--json", *options]
-            started = self._start(folder, f"base model of seed {base}")
+            started = self._start(folder, f"base model of seed {base}", Work("base"))
             try:
                 code = self._until_ended(lambda: self.processes.run(arguments, self.logs / f"base-seed{base}.log"))
             finally:
@@ -184,9 +184,7 @@ class Runner:
     def _run_cell(self, cell: Cell) -> Outcome:
         label, folder = describe(cell), cell.folder
         before = read_card(folder).get("seconds", 0.0)  # of a cell that a stop interrupted
-        with self._lock:
-            self._left.setdefault(folder, work_of(cell))
-        started = self._start(folder, label)
+        started = self._start(folder, label, work_of(cell))
         try:
             code = self._until_ended(lambda: self._attempt(cell))
         finally:
@@ -204,12 +202,12 @@ class Runner:
             self.say(f"  exit code {code}; the log ends:\n{last}")
         return outcome
 
-    def _start(self, folder: Path, label: str) -> float:
-        with self._lock:
-            self.running[label] = folder
-            self._left.setdefault(folder, Work("base"))
+    def _start(self, folder: Path, label: str, work: Work) -> float:
+        """Count a part as running, and return the time at which it started."""
         now = self.processes.clock()
         with self._lock:
+            self.running[label] = folder
+            self._left.setdefault(folder, work)
             self._started[folder] = now
         return now
 

@@ -55,11 +55,11 @@ def run_study(
         for method, entry in entries.items():
             if "kept_from" in entry:
                 say(f"tuning of {method} kept from {entry['kept_from']}")
-        tried = [cell for method in dict.fromkeys(name for name, _ in trials) if method not in entries
-                 for cell in cells_of(method, trials) if not ended(cell)]  # fmt: skip
+        untuned = [method for method in dict.fromkeys(name for name, _ in trials) if method not in entries]
+        tried = [cell for method in untuned for cell in cells_of(method, trials) if not ended(cell)]
         planned = run_cells(study, out, {**chosen_before(out), **_chosen(entries)})
         kept = kept_runs(planned, files)
-        notes = [] if tried else list(kept_lines(kept, planned))
+        notes = [] if untuned else list(kept_lines(kept, planned))
         for line in notes:
             say(line)
         pending = [*tried, *(cell for cell in planned if not kept.done(cell))]
@@ -80,7 +80,7 @@ def run_study(
             say(f"settings that tuning chose for {method}: {_flat(tuned.get(method, {}))}")
         cells = run_cells(study, out, tuned)
         kept = kept_runs(cells, files)
-        if tried:  # only now the settings of all runs are known
+        if untuned:  # only now the settings of all runs are known
             notes = list(kept_lines(kept, cells))
             for line in notes:
                 say(line)
@@ -89,7 +89,9 @@ def run_study(
                 check_same(cell)
         pending = [cell for cell in cells if not kept.done(cell)]
         needed = needed_critics(pending, critics)
-        runner.plan([*needed, *pending])
+        bases = missing_bases(study, out, pending)  # of runs that a file has only with the settings before tuning
+        runner.plan([*needed, *pending], [Path(base_folder(study, out, seed)) for seed in bases])
+        runner.make_bases(study, bases)
         _train_critics(runner, needed, kept)
         failed = runner.run(pending)
         started = [cell.folder for cell in cells if cell.folder not in kept.runs and read_card(cell.folder)]
@@ -103,7 +105,11 @@ def run_study(
                 heading=study.about,
                 notes=[f"{command}, ended {date.today()}", *notes],
                 kept=list(kept.runs.values()),
-                tuning={method: entry for method, entry in read_tuning(out).items() if method in study.methods},
+                tuning={
+                    method: entry
+                    for method, entry in read_tuning(out).items()
+                    if method in study.methods or method in study.untabled
+                },
             )
     if failed:
         raise StudyError(

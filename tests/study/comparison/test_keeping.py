@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,14 @@ from typer.testing import CliRunner
 from vapo.cli import app
 from vapo.errors import DataError
 from vapo.session.layers import merge
+from vapo.study.cell_processes import CellProcesses
 from vapo.study.cells import critic_cells, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs, read_results
 from vapo.study.comparison.compared_runs import read_compared_runs
 from vapo.study.comparison.kept_runs import kept_run
 from vapo.study.comparison.summary import summarise
 from vapo.study.keeping import kept_runs, kept_tuning, needed_critics, read_kept_files
+from vapo.study.runner import StudyError
 from vapo.study.study import Study, read_study
 from vapo.study.study_run import run_study
 from vapo.study.tuning_choice import choose_settings
@@ -161,11 +165,13 @@ def test_committed_results_of_older_versions_keep_nothing(name, tmp_path):
     assert kept.refused
 
 
-def test_a_damaged_entry_raises_an_error_with_the_file_and_the_run(study, old, tmp_path):
+@pytest.mark.parametrize("place", [("runs", 0, "record", "right"), ("settings", "shared")])
+def test_a_damaged_entry_raises_an_error_with_the_file_and_the_run(study, old, tmp_path, place):
     results = read_results(old)
-    del results["runs"][0]["record"]["right"]
+    *above, last = place
+    del reduce(lambda tree, key: tree[key], above, results)[last]
     old.write_text(json.dumps(results))
-    with pytest.raises(DataError, match=r"old/results.json: the entry of .*grpo.* is damaged"):
+    with pytest.raises(DataError, match=r"old/results.json: the entry of .* is damaged"):
         kept_runs(run_cells(study, tmp_path / "new", {}), read_kept_files([old]))
 
 
@@ -190,6 +196,43 @@ def test_tuning_is_kept_with_its_scores_if_its_trials_are_the_same(tmp_path):
         {},
         ["tuning of grpo: there/tuning.json has other trials"],
     )
+
+
+ONLY_TRAINS = """
+import sys
+from pathlib import Path
+
+if sys.argv[1] == "make-base":
+    sys.exit(1)
+folder = Path(sys.argv[sys.argv.index("--run-dir") + 1])
+folder.mkdir(parents=True)
+(folder / "config.yaml").write_text("seed: 0")
+"""
+
+
+def test_bases_are_made_for_runs_that_were_kept_until_tuning_chose_their_settings(
+    make_cell, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    text = TUNED.replace("[vapo, grpo]", "[grpo]") + "bases: [builtin, 1]"
+    (tmp_path / "tuned.yaml").write_text(text)
+    (tmp_path / "plain.yaml").write_text(text.replace(text[text.index("tuning") : text.index("bases")], ""))
+    old = finished(read_study(str(tmp_path / "plain.yaml")), make_cell, tmp_path / "old")
+    (tmp_path / "program.py").write_text(ONLY_TRAINS)
+    monkeypatch.setattr(CellProcesses.__init__, "__defaults__", ([sys.executable, "-S", str(tmp_path / "program.py")],))
+    with pytest.raises(StudyError, match="base model of seed 1 failed"):
+        run_study(read_study(str(tmp_path / "tuned.yaml")), tmp_path / "new", say=lambda line: None, keep=[old])
+    assert len(list((tmp_path / "new" / "tuning").iterdir())) == 2
+    assert not (tmp_path / "new" / "runs").exists()
+
+
+def test_the_tuning_of_a_method_without_a_row_is_in_the_results_too(study, old, tmp_path):
+    tuned = {"grpo": {"chosen": {}}, "vapo": {"chosen": {}}, "dapo": {"chosen": {}}}
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "tuning.json").write_text(json.dumps(tuned))
+    methods = {"grpo": study.methods["grpo"]}
+    study = study.model_copy(update={"methods": methods, "untabled": {"vapo": study.methods["vapo"]}})
+    results = run_study(study, tmp_path / "new", say=lambda line: None, keep=[old])
+    assert sorted(results["tuning"]) == ["grpo", "vapo"]
 
 
 def test_a_dry_run_shows_which_runs_are_kept(study, old, tmp_path):

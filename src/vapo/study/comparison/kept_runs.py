@@ -7,7 +7,8 @@ hash what is its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,8 +74,15 @@ def kept_run(results: Record, run: Record, *, path: str, source: str) -> Compare
 
     `path` is the folder that the run would have in this study; `source` the name of the file.
     """
-    try:
+    with damage_named(run, source):
         return _kept_run(results, run, path, source)
+
+
+@contextmanager
+def damage_named(run: Record, source: str) -> Iterator[None]:
+    """Turn the error of an entry that lacks something into a DataError with the file, the run and the fix."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(
             f"{source}: the entry of {run.get('run')} is damaged ({type(error).__name__}: {error}). Take the file from "
