@@ -195,11 +195,11 @@ def test_a_recipe_is_the_tasks_with_some_values_replaced():
     [
         ({"__class__": 3}, "__class__ is no part of a base's recipe"),
         ({"width": 3}, "width is no part of a base's recipe. There are: hidden_size, layers"),
-        ({"steps": 0}, "takes a whole number above 0 for steps, got 0"),
-        ({"steps": 1.5}, "takes a whole number above 0 for steps, got 1.5"),
-        ({"layers": True}, "takes a whole number above 0 for layers, got True"),
-        ({"peak_lr": "high"}, "takes a number above 0 for peak_lr, got 'high'"),
-        ({"peak_lr": float("nan")}, "takes a number above 0 for peak_lr, got nan"),
+        ({"steps": 0}, "takes a whole number from 1 for steps, got 0"),
+        ({"steps": 1.5}, "takes a whole number from 1 for steps, got 1.5"),
+        ({"layers": True}, "takes a whole number from 1 for layers, got True"),
+        ({"peak_lr": "high"}, "takes a number from 0 for peak_lr, got 'high'"),
+        ({"peak_lr": float("nan")}, "takes a number from 0 for peak_lr, got nan"),
         ({"hidden_size": 66}, "hidden_size=66 cannot be shared by heads=2"),
     ],
 )

@@ -76,9 +76,10 @@ def base_recipe(task: TracedTask, values: Mapping[str, Any]) -> BaseRecipe:
         if isinstance(value, str) and not whole:
             with suppress(ValueError):
                 chosen[name] = value = float(value)  # YAML reads 1e-3 as a text
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
-            kind = "a whole number" if whole else "a number"
-            raise ConfigError(f"The base's recipe takes {kind} above 0 for {name}, got {value!r}.")
+        kind, least = ("a whole number", 1) if whole else ("a number", 0)
+        fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not fits or not least <= value < math.inf:
+            raise ConfigError(f"The base's recipe takes {kind} from {least} for {name}, got {value!r}.")
     recipe = replace(usual, **chosen)
     if recipe.hidden_size % (2 * recipe.heads):
         raise ConfigError(

@@ -142,9 +142,10 @@ def _replay(player: Player, start: Start) -> None:
     What it hides is then drawn anew, if it can: the text so far does not tell it.
     """
     assert player.environment is not None
+    for turn in start.turns:
+        player.add(turn)
     try:
         for turn in start.turns:
-            player.add(turn)
             if turn.author == "policy" and turn is not start.begun:
                 player.environment.step(turn.text)
         if redraw := getattr(player.environment, "redraw", None):

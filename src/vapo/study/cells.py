@@ -154,8 +154,9 @@ def base_folder(study: Study, out: Path, base: int | str) -> str:
 
 
 def describe(cell: Cell) -> str:
-    """A label for messages: method, base and seed."""
-    return f"{cell.method}, base {cell.base}, seed {cell.seed}" + (" (tuning)" if cell.kind == "tuning" else "")
+    """A label for messages: method, base and seed, and the folder of a trial, which has the place in the grid."""
+    trial = f" (trial {cell.folder.name})" if cell.kind == "tuning" else ""
+    return f"{cell.method}, base {cell.base}, seed {cell.seed}{trial}"
 
 
 def config_differences(wanted: Config, found: Config) -> Iterator[str]:

@@ -10,7 +10,7 @@ import math
 from vapo.reports.formatting import NOTHING, figure
 from vapo.reports.runfiles import Record, number
 from vapo.study.comparison.dynamics import EXPLAINED
-from vapo.study.comparison.readings import FALL
+from vapo.study.comparison.readings import BELOW_START, FALL
 from vapo.study.comparison.table_rows import Row, difference_text, estimate_text, minutes
 
 
@@ -61,8 +61,8 @@ def pace_explanations(results: Record) -> list[str]:
         ),
         "Mean of the curve: the area under each run's held-out curve over gradient steps, divided by their number, up "
         f"to {equal['area_gradient_steps']:,}, the most that every run took. Methods that learn early have a high one.",
-        f"Ended low: runs whose final score is more than {FALL} below the median of their method's runs, or below "
-        "their own first evaluation.",
+        f"Ended low: runs whose final score is more than {FALL} below the median of their method's runs, or more "
+        f"than {BELOW_START} below their own first evaluation.",
         "Explained variance: of the outcomes by the critic's values on the training batches, mean over all steps and "
         "runs; in brackets over the last quarter of the steps. Empty without a critic.",
     ]

@@ -18,6 +18,8 @@ FALL = 0.15
 
 The standard error of avg@1 on 200 prompts is 0.035.
 """
+BELOW_START = 0.07
+"""A run also ended low this far below its own first evaluation: two of those standard errors."""
 Reading = Callable[[ComparedRun], Scores]
 """A function that returns a run's success rate on each held-out prompt (P,) at some point of training."""
 
@@ -81,8 +83,10 @@ def fell(run: ComparedRun) -> bool:
 
 
 def num_ended_low(group: Sequence[ComparedRun]) -> int:
-    """The number of runs that end far below the median of their method, or below their own first evaluation."""
+    """The number of runs that end far below the median of their method, or clearly below their own first evaluation."""
     scores = [mean_score([run]) for run in group]
     starts = [float(np.nanmean(run.evaluations[0].rates)) for run in group]
     middle = median(scores) if scores else math.nan
-    return sum(score < middle - FALL or score < start for score, start in zip(scores, starts, strict=True))
+    return sum(
+        score < middle - FALL or score < start - BELOW_START for score, start in zip(scores, starts, strict=True)
+    )
