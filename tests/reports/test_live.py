@@ -254,6 +254,19 @@ def test_the_first_step_of_a_phase_counts_until_there_is_another():
         assert state.seconds_left == pytest.approx(35)
 
 
+def test_the_time_left_follows_steps_that_each_take_longer():
+    clock = Clock()
+    state = Progress(clock)
+    state.enter("pretrain", 0, 10)
+    for step, seconds in enumerate((9, 1, 2, 3), start=1):  # the first one warms up
+        clock.now += seconds
+        state.step(train(step))
+    assert state.seconds_left == pytest.approx(6 * 3)
+    clock.now += 1
+    state.step(train(5))
+    assert state.seconds_left == pytest.approx(5 * 7 / 4)
+
+
 def test_an_evaluation_before_the_first_step_is_no_part_of_it():
     clock = Clock()
     state = Progress(clock)

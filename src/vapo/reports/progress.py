@@ -110,8 +110,13 @@ class Progress:
         if self.done >= self.total:
             return math.nan
         since = self._clock() - self._last_step_at if self._last_step_at is not None else 0.0
-        each = self.seconds_per_step
+        each = self._step_seconds[-1] if self._gets_slower else self.seconds_per_step
         return math.nan if math.isnan(each) else max(0.0, (self.total - self.done) * each - min(since, each))
+
+    @property
+    def _gets_slower(self) -> bool:
+        """Whether each recent step took longer than the one before, as in value pretraining while its replay fills."""
+        return len(self._step_seconds) > 2 and all(a < b for a, b in pairwise(self._step_seconds))
 
     @property
     def value_figures(self) -> tuple[float, float]:
