@@ -14,14 +14,17 @@ import pytest
 import toys
 from vapo import cli
 from vapo.errors import ConfigError
+from vapo.session.checking import inspection
 from vapo.session.checking.finding import Finding, Outcome, of_error
 from vapo.session.checking.inspection import Inspection
 from vapo.session.checking.known_answers import check_answers
+from vapo.session.checking.short_run import NAME as STEPS
 from vapo.session.checking.short_run import check_steps, short_config
 from vapo.session.config import Config, resolve
 from vapo.session.layers import file_layer, recipe_layer, set_layer
 from vapo.session.planning.hardware import Cluster, Device
 from vapo.session.rendered_prompts import RenderedPrompts
+from vapo.session.sizing import OUTCOME_REACH
 from vapo.tasks.full_task import FullTask
 from vapo.types import Prompt, Verdict
 
@@ -105,6 +108,11 @@ def test_a_verifier_that_breaks_is_an_error():
     assert "9 invalid" in said["verifier on garbage"]
 
 
+def test_an_environment_judges_its_own_episodes():
+    said = verifier_findings(boxed, environment=lambda prompt, seed: None, verify_groups=lambda *_: [])
+    assert said == {"verifier": "skipped: the task's environment judges its own episodes, which need a policy "}
+
+
 def test_problems_without_short_answers_are_judged_on_garbage_only():
     assert verifier_findings(boxed, answers=({"cases": []},))["verifier on gold"].startswith("skipped")
 
@@ -149,6 +157,24 @@ def test_a_model_that_is_not_there_ends_the_checks(base: Path):
 
 def test_a_task_that_fails_is_an_error(base: Path):
     assert "error" in bad(found(of(base, "task.nonsense=1")))["data"]
+
+
+def test_a_data_file_that_is_not_there_is_an_error_and_no_data_set_of_the_hub(base: Path):
+    findings = found(resolve([set_layer(f"model.policy={base}"), set_layer("task={name: math, data: none.jsonl}")]))
+    said = bad(findings)
+    assert said["data"] == "error: There is no file none.jsonl. Check the path."
+    assert [said[check] for check in ("prompts", "verifier", STEPS)] == ["skipped: the task cannot be read "] * 3
+    assert next(f for f in findings if f.check == "model").outcome is Outcome.OK
+
+
+def test_a_task_without_a_shipped_base_is_an_error_of_the_model(tmp_path: Path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    findings = found(resolve([set_layer(f"task={{name: math, data: {tmp_path / 'data.jsonl'}}}")]))
+    assert "error: No base model ships for task 'math'" in bad(findings)["model"]
+    assert [f.check for f in findings].count("model") == 1
+    option = bad(found(resolve([set_layer("task.sidde=4")])))
+    assert "has no option 'sidde'" in option["data"]
+    assert option["model"] == "skipped: the task cannot be read "
 
 
 def test_ranks_without_a_place_are_an_error(base: Path):
@@ -197,6 +223,17 @@ def broken():
 """
 
 
+def test_the_two_steps_take_the_sizes_of_the_run(base: Path, monkeypatch: pytest.MonkeyPatch):
+    taken: list[Config] = []
+    monkeypatch.setattr(inspection, "check_steps", lambda config: taken.append(config) or [])
+    own = {key: value for key, value in toys.toy_config(base).as_dict().items() if key != "algorithm"}
+    config = resolve([file_layer("toy", own), set_layer(f"task.name={base / 'echo.py'}:echo")])
+    said = bad(found(config, steps=True))
+    limit = config.sections.rollout.max_response_tokens or 8
+    assert taken[0].as_dict()["algorithm"]["alpha"] == OUTCOME_REACH / limit
+    assert not [words for words in said.values() if "alpha" in words]
+
+
 def test_a_short_run_keeps_the_method(base: Path):
     config = of(base, "algorithm.preset=vapo2")
     short = short_config(config)
@@ -219,6 +256,8 @@ def test_the_command_has_exit_code_2_for_an_error(base: Path, monkeypatch, capsy
     said = json.loads(capsys.readouterr().out)
     assert said[0]["outcome"] == "error"
     assert "trainer.sped" in said[0]["found"]
+    assert run("--no-steps", "--set", "task.sidde=4") == 2
+    assert capsys.readouterr().out.endswith(f"memory, disk, prompts, verifier, {STEPS}\n")
     assert run("--no-steps") == 0
     printed = capsys.readouterr().out
     assert "96 of 96 garbage responses wrong" in printed

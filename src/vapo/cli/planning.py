@@ -183,7 +183,9 @@ def check(
         print(json_text([dataclasses.asdict(finding) for finding in found], indent=1))
     else:
         warnings = sum(finding.outcome is Outcome.WARNING for finding in found)
-        console.print(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
+        left_out = [finding.check for finding in found if finding.outcome is Outcome.SKIPPED]
+        not_checked = f"; not checked: {', '.join(left_out)}" if left_out else ""
+        console.print(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}{not_checked}", soft_wrap=True)
     if errors:
         raise typer.Exit(ConfigError.exit_code)
 

@@ -26,6 +26,7 @@ from vapo.session.checking.short_run import NAME as STEPS
 from vapo.session.checking.short_run import check_steps, short_config
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs, close_task, read_inputs, with_whole_paths
+from vapo.session.path_checks import check_policy, check_task_files
 from vapo.session.planning.hardware import Cluster, this_machine
 from vapo.session.planning.plan_words import advice_words, gb, verdict_words
 from vapo.session.planning.planned import RunPlan, plan_run
@@ -60,6 +61,11 @@ class Inspection:
     def __iter__(self) -> Iterator[Finding]:
         yield from self._settings()
         yield from self._software()
+        try:
+            check_task_files(self.config)
+        except VapoError as problem:
+            yield from self._without_task(problem)
+            return
         model = list(self._model())
         yield from model
         if any(finding.outcome is Outcome.ERROR for finding in model):
@@ -71,6 +77,20 @@ class Inspection:
             yield from (skipped(check, why) for check in LATER)
             return
         yield from self._with_inputs()
+
+    def _without_task(self, problem: VapoError) -> Iterator[Finding]:
+        """The checks that are left where the task, an option of it or a file that it names is not there."""
+        why = "the task cannot be read"
+        if self.config.sections.model.policy == "builtin":  # the task decides which model that is
+            yield from (skipped(check, why) for check in ("model", "memory", "disk"))
+        else:
+            model = list(self._model())
+            yield from model
+            if not any(finding.outcome is Outcome.ERROR for finding in model):
+                yield from self._machines()
+                yield from self._memory()
+        yield of_error("data", problem)
+        yield from (skipped(check, why) for check in LATER if check != "data")
 
     def _settings(self) -> Iterator[Finding]:
         yield ok("settings", self.config.label)
@@ -100,10 +120,11 @@ class Inspection:
 
     def _model(self) -> Iterator[Finding]:
         model = self.config.sections.model
-        if model.policy == "builtin":
-            yield ok("model", "the base model that ships for the task")
-            return
         try:
+            if model.policy == "builtin":
+                check_policy(self.config)
+                yield ok("model", "the base model that ships for the task")
+                return
             found, origin = model_config(model.policy, offline=self.offline, trust_remote_code=model.trust_remote_code)
         except VapoError as problem:
             yield of_error("model", problem)
@@ -180,6 +201,10 @@ class Inspection:
             yield of_error("data", problem)
             return
         try:
+            # the sizes that the run would take: the two steps take them, too
+            of_recipe = recipe_parameters(config, offline=self.offline)
+            limit = inputs.decoding.max_tokens
+            config, _ = fitted(config, Fit(inputs.task.name, inputs.parameters, limit, of_recipe))
             yield from self._of_inputs(config, inputs)
             yield from self._memory(inputs)
         finally:
@@ -194,11 +219,7 @@ class Inspection:
             yield warning("data", note) if "left out" in note else ok("data", note)
         yield from _of_prompts(inputs)
         yield from check_answers(inputs.task, heldout)
-        limit = inputs.decoding.max_tokens
-        config, _ = fitted(
-            config, Fit(inputs.task.name, inputs.parameters, limit, recipe_parameters(config, offline=self.offline))
-        )
-        for message in (lambda_warning(config, limit), *rate_warnings(config, inputs.parameters)):
+        for message in (lambda_warning(config, inputs.decoding.max_tokens), *rate_warnings(config, inputs.parameters)):
             if message is not None:
                 yield warning("sizes", message)
 

@@ -21,6 +21,8 @@ MOST_INVALID = 0.1
 
 def check_answers(task: FullTask, prompts: RenderedPrompts) -> list[Finding]:
     """What the verifier says of gold answers and of garbage."""
+    if task.environment is not None:
+        return [skipped("verifier", "the task's environment judges its own episodes, which need a policy")]
     if task.verify_groups is not None and "verify_groups" in task.given:
         return [skipped("verifier", "it compares the responses to one prompt, so no answer is right by itself")]
     chosen = [prompts[i] for i in range(min(JUDGED, len(prompts)))]
