@@ -29,6 +29,9 @@ for line in sys.stdin:
 """
 
 MISTAKES = {
+    "plan --cluster 8xB9000": ("no device is called 'B9000'. There are: H100", "cpu"),
+    "make-base nosuch": ("There is no built-in task 'nosuch'. There are: maze", "codebreaker"),
+    "train --set task.name=nosuch": ("There is no task 'nosuch'. There are: maze", "package.module:function"),
     "plan --cluster 8xH1000": ("no device is called 'H1000'", "There are: H100, H200"),
     # train
     "train --set model.policy=./nowhere": ("./nowhere does not exist", "Check the path"),

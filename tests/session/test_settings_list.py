@@ -115,6 +115,16 @@ def test_every_data_task_is_named_with_the_options():
     assert {name for option in task_options() for name in option.task.split(", ")} >= {*DATA_TASKS, *BUILTIN}
 
 
+def test_a_name_of_another_trainer_lists_its_setting_and_all_that_have_the_word(monkeypatch: pytest.MonkeyPatch, capsys):
+    def listed(word: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["vapo", "settings", word, "--json"])
+        cli.main()
+        return [entry["key"] for entry in json.loads(capsys.readouterr().out)]
+
+    assert listed("lr") == ["trainer.actor_lr", "trainer.pretraining_lr", "trainer.critic_lr"]
+    assert listed("num_generations") == ["trainer.group_size"]
+
+
 def test_the_command_shows_units_and_options_of_tasks(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vapo", "settings", "verifier_timeout", "--json"])
     cli.main()

@@ -32,9 +32,13 @@ def settings(
     from vapo.session.reference import all_settings, task_options
     from vapo.session.suggest import SYNONYMS
 
-    word = SYNONYMS.get(word or "", word)  # the names of TRL, verl and OpenRLHF
     every = [*all_settings().values(), *task_options()]
-    found = [setting for setting in every if word is None or setting.matches(word)]
+    if word in SYNONYMS:  # a name of TRL, verl or OpenRLHF
+        meant = SYNONYMS[word]
+        found = [setting for setting in every if setting.matches(meant)]
+        found += [setting for setting in every if setting.is_named(word) and setting not in found]
+    else:
+        found = [setting for setting in every if word is None or setting.matches(word)]
     if as_json:
         print(json_text([dataclasses.asdict(setting) for setting in found]))
         return

@@ -55,6 +55,10 @@ class Setting:
         of_kinds = f" (kind: {', '.join(self.kinds)})" if self.kinds else ""
         return self.meaning + of_kinds + (f" (task: {self.task})" if self.task else "")
 
+    def is_named(self, word: str) -> bool:
+        """Whether whole words of the name are these: `actor_lr` and `critic_lr` are for `lr`."""
+        return f"_{word.lower()}_" in f"_{self.key.lower().replace('.', '_')}_"
+
     def matches(self, word: str) -> bool:
         """Whether the word stands in the name, the meaning, the values it takes, or the kinds that have it."""
         return word.lower() in f"{self.key} {self.type} {self.words}".lower()

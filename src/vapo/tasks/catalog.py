@@ -128,9 +128,9 @@ def _function_of(name: str) -> str:
         return plugins.get(name, name)
     choices = [*BUILTIN, *DATA_TASKS, *plugins]
     close = difflib.get_close_matches(name, choices, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise ConfigError(
-        f"There is no task {name!r}; {hint}There are: {', '.join(choices)}, {PREFIX}DATASET, and your own "
+        f"There is no task {name!r}{hint} There are: {', '.join(choices)}, {PREFIX}DATASET, and your own "
         "package.module:function."
     )
 

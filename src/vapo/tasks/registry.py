@@ -34,16 +34,16 @@ BUILTIN: dict[str, Family] = {
 def make_task(name: str, **options: Any) -> BuiltinTask:
     """A built-in task with these options. ConfigError for an unknown name, an unknown option or an invalid value."""
     if name not in BUILTIN:
-        raise ConfigError(f"There is no built-in task {name!r}; {_choices(name, BUILTIN)}")
+        raise ConfigError(f"There is no built-in task {name!r}{_choices(name, BUILTIN)}")
     family = BUILTIN[name]
     known = [field.name for field in dataclasses.fields(family.options)]
     for option in options:
         if option not in known:
-            raise ConfigError(f"The task {name!r} has no option {option!r}; {_choices(option, known)}")
+            raise ConfigError(f"The task {name!r} has no option {option!r}{_choices(option, known)}")
     return family.make(family.options(**options))
 
 
 def _choices(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}There are: {', '.join(known)}."
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{hint} There are: {', '.join(known)}."

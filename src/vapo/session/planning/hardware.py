@@ -85,9 +85,9 @@ def read_cluster(text: str) -> Cluster:
     first, second, device = found.groups()
     if (name := known.get(device.lower())) is None:
         close = get_close_matches(device.lower(), known, n=1)
-        hint = f"did you mean {known[close[0]]}? " if close else ""
+        hint = f"; did you mean {known[close[0]]}?" if close else "."
         raise ConfigError(
-            f"--cluster {text}: no device is called {device!r}; {hint}There are: {', '.join(known.values())}."
+            f"--cluster {text}: no device is called {device!r}{hint} There are: {', '.join(known.values())}."
         )
     nodes, per_node = (int(first), int(second)) if second else (1, int(first or 1))
     return Cluster(nodes, per_node, this_cpu() if name == CPU else DEVICES[name])
