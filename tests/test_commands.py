@@ -12,6 +12,7 @@ import typer
 
 import vapo
 from vapo import cli
+from vapo.cli.training import train_command
 from vapo.durability import watchdog
 from vapo.errors import ConfigError, StoppedError, command
 from vapo.session.run_dirs import check_folder
@@ -39,6 +40,12 @@ def test_the_error_for_an_existing_folder_has_a_working_command(tmp_path: Path):
     with pytest.raises(ConfigError) as error:
         check_folder(run)
     assert copied(str(error.value)) == ["vapo", "resume", str(run)]
+
+
+def test_a_new_base_is_trained_by_the_recipe_of_its_task():
+    assert train_command("codebreaker", ["pegs=3"], Path("b")) == (
+        "vapo train codebreaker --set task.pegs=3 --set model.policy=b"
+    )
 
 
 def test_a_stopped_run_prints_a_working_resume_command():

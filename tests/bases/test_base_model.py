@@ -119,7 +119,7 @@ def test_a_shipped_model_raises_for_other_task_options():
         builtin_model("maze", make_task("maze", side=9, maps=4).options)
 
 
-def test_make_base_writes_a_loadable_folder_with_its_provenance(tmp_path):
+def test_make_base_writes_a_loadable_folder_with_its_provenance(tmp_path, capfd):
     seen: list[tuple[str, int, int]] = []
     made = make_base(
         make_task("maze"),
@@ -128,6 +128,7 @@ def test_make_base_writes_a_loadable_folder_with_its_provenance(tmp_path):
         on_progress=lambda phase, done, total, figures: seen.append((phase, done, total)),
         recipe=TINY,
     )
+    assert capfd.readouterr().err == ""  # no bar of transformers
     folder = tmp_path / "new" / "base"
     assert json.loads((folder / "provenance.json").read_text()) == made
     assert AutoModelForCausalLM.from_pretrained(folder).config.hidden_size == 16

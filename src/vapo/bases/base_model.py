@@ -40,6 +40,7 @@ from vapo.bases.base_traces import EOS, EOS_ID, IGNORED, PAD, PAD_ID, UNK, Trace
 from vapo.bases.shipped import plain_options
 from vapo.errors import ConfigError
 from vapo.json_text import json_text
+from vapo.models.saving import save_model
 from vapo.tasks.full_task import part_of
 from vapo.types import stable_hash
 
@@ -136,8 +137,7 @@ def make_base(
     }
     with tempfile.TemporaryDirectory(prefix=".make-base-", dir=target.parent) as scratch:
         folder = Path(scratch) / "model"
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(model, tokenizer, folder)
         provenance["weights_sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         (folder / "provenance.json").write_text(json_text(provenance, indent=2) + "\n", encoding="utf-8")
         if target.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -241,8 +242,19 @@ def make_base(
         f"{made['parameters']:,} parameters in {out}; right on {measured['success']:.1%} of {measured['prompts']} "
         f"held-out prompts x {counted(measured['samples_per_prompt'], 'sample')}, mean length "
         f"{measured['mean_length']:.0f}.\n"
-        f"Train on it with: {command('train', '--set', f'task.name={task}', '--set', f'model.policy={out}')}"
+        f"Train on it with: {train_command(task, options or [], out)}"
     )
+
+
+def train_command(task: str, options: Sequence[str], policy: Path) -> str:
+    """The command that trains a base model on a built-in task with these options (`side=7`), from the recipe of the
+    task's name if there is one."""
+    from vapo.session.layers import recipes
+
+    words = [task] if task in recipes() else ["--set", f"task.name={task}"]
+    for setting in (*(f"task.{option}" for option in options), f"model.policy={policy}"):
+        words += ["--set", setting]
+    return command("train", *words)
 
 
 def report(
