@@ -115,7 +115,7 @@ def test_every_data_task_is_named_with_the_options():
     assert {name for option in task_options() for name in option.task.split(", ")} >= {*DATA_TASKS, *BUILTIN}
 
 
-def test_a_name_of_another_trainer_lists_its_setting_and_all_that_have_the_word(monkeypatch: pytest.MonkeyPatch, capsys):
+def test_a_name_of_another_trainer_lists_all_that_have_the_word(monkeypatch: pytest.MonkeyPatch, capsys):
     def listed(word: str) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["vapo", "settings", word, "--json"])
         cli.main()

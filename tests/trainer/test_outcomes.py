@@ -135,6 +135,16 @@ def test_the_advice_fits_the_reasons(tally, words):
     assert outcomes.lesson(tally, "in 5 steps") == words
 
 
+def test_a_built_in_task_is_told_of_its_base_since_it_has_no_template():
+    said = outcomes.lesson(counts(8, no_answer=5, unreadable=3), "in 5 steps", "maze")
+    assert said.endswith(
+        "Take a base model that was trained for longer (vapo make-base maze --recipe steps=N); take easier problems, "
+        "or another model."
+    )
+    assert "task.template" not in said
+    assert "task.template" in outcomes.lesson(counts(8, no_answer=5), "in 5 steps", "math")
+
+
 # --------------------------------------------------------------------------- the guard
 
 

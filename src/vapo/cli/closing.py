@@ -118,4 +118,5 @@ def _nothing_to_learn(run: RunFiles) -> str:
         equal = steps and all(number(figures.get("reward_std")) <= outcomes.EQUAL for figures in steps)
         mean = number(steps[-1].get("reward")) if steps else 0.0
         return outcomes.lesson_of_scores(outcomes.EQUAL_SCORES, verdicts, whole, mean) if equal else ""
-    return outcomes.lesson(verdicts, whole) if outcomes.sameness(verdicts) else ""
+    task = (run.config.get("task") or {}).get("name", "")
+    return outcomes.lesson(verdicts, whole, task) if outcomes.sameness(verdicts) else ""

@@ -123,14 +123,15 @@ def new_alarms(
     kept: int = 0,
     wanted: int = 0,
     algorithm: Algorithm | None = None,
+    task: str = "",
 ) -> dict[str, str]:
     """The messages of the alarms that this step raises, by name; updates streaks and gradient norms in the state.
 
     A metric raises its alarm after `guards.patience` bad steps in a row; an alarm `at_once` and a gradient spike need
     one. A streak of bad steps raises its alarm once. `kept` of `wanted` responses of the step carry a signal.
-    `algorithm` says whether outcomes are verdicts (None) or scores.
+    `algorithm` says whether outcomes are verdicts (None) or scores; `task` names the task, for the advice.
     """
-    raised = _same_outcomes(figures, state, settings, algorithm)
+    raised = _same_outcomes(figures, state, settings, algorithm, task)
     for alarm in ALARMS:
         metric = alarm.rather if alarm.rather in figures else alarm.metric
         value = _figure(figures, metric)
@@ -163,7 +164,7 @@ def _figure(figures: Mapping[str, Any], metric: str) -> float:
 
 
 def _same_outcomes(
-    figures: Mapping[str, Any], state: State, settings: GuardSettings, algorithm: Algorithm | None
+    figures: Mapping[str, Any], state: State, settings: GuardSettings, algorithm: Algorithm | None, task: str
 ) -> dict[str, str]:
     """The alarm for `same_outcome_steps` steps in a row in which no outcome differs from another, if it is due.
 
@@ -184,7 +185,7 @@ def _same_outcomes(
     where = f"in {counted(settings.same_outcome_steps, 'step')}"
     if scored:
         return {same: outcomes.lesson_of_scores(same, state.verdicts, where, _figure(figures, "reward"))}
-    return {same: outcomes.lesson(state.verdicts, where)}
+    return {same: outcomes.lesson(state.verdicts, where, task)}
 
 
 def apply_alarms(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = True) -> bool:

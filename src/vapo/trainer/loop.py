@@ -127,7 +127,7 @@ def train_step(run: Run) -> None:
     figures |= clock.figures(sampled_tokens=rollout.num_tokens, learned_tokens=learned, matrix_rate=run.matrix_rate)
     run.log({"phase": Phase.TRAIN, "step": state.step, **figures})
     kept, wanted = len(rollout.kept), algorithm.sampling.samples
-    alarms = new_alarms(figures, state, run.guards, kept=kept, wanted=wanted, algorithm=algorithm)
+    alarms = new_alarms(figures, state, run.guards, kept=kept, wanted=wanted, algorithm=algorithm, task=run.task.name)
     if apply_alarms(run, alarms):
         return
     snapshot.save_if_due(run, state.step)
@@ -155,7 +155,7 @@ def evaluate_policy(run: Run) -> None:
     run.observer.evaluation(result)
     same = outcomes.sameness(result["verdicts"])
     if label == EvaluationLabel.BEFORE and same and run.algorithm.reward.by == "verdict":
-        run.alarm(outcomes.lesson(result["verdicts"], "before training"), name=same)
+        run.alarm(outcomes.lesson(result["verdicts"], "before training", run.task.name), name=same)
 
 
 def refresh_reference_if_due(run: Run) -> None:

@@ -7,8 +7,9 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from vapo.algo.method import Algorithm
-from vapo.errors import counted
+from vapo.errors import command, counted
 from vapo.metrics import METRICS
+from vapo.tasks.registry import BUILTIN
 from vapo.types import KINDS, Episode
 
 NOTHING_RIGHT, NOTHING_WRONG, EQUAL_SCORES = "nothing right", "nothing wrong", "equal scores"
@@ -26,6 +27,8 @@ _WORDS = {
 }
 _ADVISED = ("cut_off", "no_answer", "unreadable", "unspecified")
 """Reasons whose advice is given where half of the responses are wrong for them; the table of metrics has it."""
+_FORMLESS = ("no_answer", "unreadable")
+"""Reasons that say that the model does not know the form of an answer."""
 
 
 def figures_of(tally: Mapping[str, int]) -> dict[str, float]:
@@ -101,17 +104,25 @@ def lesson_of_scores(same: str, tally: Mapping[str, int], where: str, mean: floa
     )
 
 
-def lesson(tally: Mapping[str, int], where: str) -> str:
-    """The alarm for equal outcomes: why, and what to do. `where` says which responses, such as "in 5 steps"."""
+def lesson(tally: Mapping[str, int], where: str, task: str = "") -> str:
+    """The alarm for equal outcomes: why, and what to do. `where` says which responses, such as "in 5 steps"; `task` is
+    the task's name, since the prompts of a built-in one cannot be changed."""
     count = tally["responses"]
     if sameness(tally) == NOTHING_WRONG:
         all_right = f"All {count:,} responses {where} are" if count > 1 else f"The only response {where} is"
         return f"{all_right} right: nothing is left to learn. Take harder problems, or stop here."
     reasons = ", ".join(f"{tally[why]} {words}" for why, words in _WORDS.items() if tally[why])
     often = [why for why in _ADVISED if 2 * tally[why] >= count]
-    advice = dict.fromkeys(METRICS[f"verdict/reason/{why}"].plain_advice for why in often)
+    advice = dict.fromkeys(_advice(why, task) for why in often)
     what_to_do = "; ".join([*advice, "take easier problems, or another model"])
     because = f" ({reasons})" if reasons else ""
     advised = f"{what_to_do[0].upper()}{what_to_do[1:]}."
     are = "is" if count == 1 else "are"
     return f"0 of {counted(count, 'response')} {where} {are} right: nothing to learn{because}. {advised}"
+
+
+def _advice(why: str, task: str) -> str:
+    """What to do about responses that are wrong for this reason."""
+    if task in BUILTIN and why in _FORMLESS:
+        return f"take a base model that was trained for longer ({command('make-base', task, '--recipe', 'steps=N')})"
+    return METRICS[f"verdict/reason/{why}"].plain_advice

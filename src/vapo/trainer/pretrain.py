@@ -63,7 +63,7 @@ def pretrain_critic(run: Run) -> None:
         heldout = cache.with_features(heldout)  # judged after every step
     same = outcomes.sameness(verdicts) if run.algorithm.reward.by == "verdict" else None
     if same and state.pretrain_step == 0 and run.settings.steps == 0:  # no evaluation raised this alarm
-        run.alarm(outcomes.lesson(verdicts, "to held-out prompts"), name=same)
+        run.alarm(outcomes.lesson(verdicts, "to held-out prompts", run.task.name), name=same)
     pool = ReplayPool(run.folder.path, run.alarm) if replays else None
     if pool is not None:
         pool.restore(state.pretrain_step, lambda step: _collated(run, source.at(step, state)))
@@ -74,7 +74,8 @@ def pretrain_critic(run: Run) -> None:
     # a critic beside the group's mean may begin knowing nothing
     if credit.baseline == "none" and (reached is None or reached < ready):
         if same:
-            advice = f"No outcome differs from another. {outcomes.lesson(verdicts, 'to held-out prompts')}"
+            lesson = outcomes.lesson(verdicts, "to held-out prompts", run.task.name)
+            advice = f"No outcome differs from another. {lesson}"
         else:
             advice = (
                 f"Held-out explained variance ended {'undefined' if reached is None else f'at {reached:.2f}'}, wanted "
@@ -181,7 +182,8 @@ def _pretraining_step(
     )
     run.log(metrics)
     # A rollback would sample the same responses again: the policy is fixed.
-    apply_alarms(run, new_alarms(metrics, state, run.guards, algorithm=run.algorithm), may_roll_back=False)
+    alarms = new_alarms(metrics, state, run.guards, algorithm=run.algorithm, task=run.task.name)
+    apply_alarms(run, alarms, may_roll_back=False)
     if pool is not None:
         pool.add(batch)  # before the checkpoint, which counts on it
     snapshot.save_if_due(run, state.pretrain_step)
