@@ -13,6 +13,7 @@ import toys
 from chat_toys import CALL, TEMPLATE, chat_tokenizer
 from vapo import VAPOConfig, VAPOTrainer
 from vapo.errors import ConfigError
+from vapo.session.inputs import read_inputs
 
 ROWS = [{"prompt": [{"role": "user", "content": f"{i % 6} ready"}], "start": i % 3} for i in range(20)]
 
@@ -111,3 +112,14 @@ def test_models_that_cannot_be_told_of_tools_are_refused_by_name(template, rows,
     with pytest.raises(ConfigError, match=message):
         made.train()
     made.task.close()
+
+
+@pytest.mark.parametrize(("template", "noted"), [(TEMPLATE, False), (TEMPLATE.replace("if tools", "if false"), True)])
+def test_a_template_without_a_place_for_tools_is_noted_before_the_run(template, noted, tmp_path: Path):
+    made = trainer(tmp_path / "run", tools=[add], reward_funcs=len, processing_class=chat_tokenizer(template))
+    made._keep_start()
+    try:
+        notes = read_inputs(made.config, made.task).notes
+    finally:
+        made.task.close()
+    assert any("no place for tools" in note for note in notes) == noted

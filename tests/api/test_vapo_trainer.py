@@ -9,6 +9,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from vapo.api import trainer_config
 from vapo.api.trainer_config import ARGUMENTS, in_arguments
 from vapo.errors import ConfigError, DataError, DivergedError, ModelError
 from vapo.models.reward_model import RewardModel
+from vapo.session import lifecycle
 from vapo.session.reference import all_settings, task_options
 
 ROWS = [{"prompt": f"{i} x", "answer": str(i), "note": i} for i in range(10)]
@@ -214,7 +216,7 @@ def test_a_reward_model_a_coroutine_and_none(tmp_path: Path):
         ({"steps_per_generation": 2}, "say the same thing"),
         ({"report_to": "neptune"}, "report_to: neptune is not known here"),
         ({"eval_strategy": "epoch"}, "eval_strategy=epoch: take 'steps'"),
-        ({"top_p": 0.9}, "rollout.top_p must be 1"),
+        ({"top_p": 0.9}, "top_p must be 1 in training"),
         ({"num_generations": 0}, "num_generations must be a whole number from 1 on, got 0"),
         ({"num_generations": "4"}, "num_generations must be a whole number from 1 on, got '4'"),
         ({"push_to_hub": True}, "call trainer.push_to_hub() after train()"),
@@ -283,6 +285,34 @@ def test_lora_config(tmp_path: Path):
     for field, value in {"lora_dropout": 0.1, "rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj"]}.items():
         with pytest.raises(ConfigError, match=rf"peft_config: {field}=.* is not taken"):
             trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, **{field: value}))
+
+
+def test_a_model_that_cannot_be_had_is_one_error_without_the_chain_of_the_loader(tmp_path: Path):
+    with pytest.raises(ConfigError, match="model='builtin' is the base model of a shipped task"):
+        trainer(tmp_path / "run", model="builtin", processing_class=None)
+    with pytest.raises(ModelError, match="Cannot load the tokenizer") as caught:
+        trainer(tmp_path / "run", model=str(tmp_path / "nowhere"), processing_class=None)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_an_error_of_the_constructor_names_arguments(tmp_path: Path):
+    with pytest.raises(ConfigError, match="Raise num_generations, or use a preset with a critic"):
+        trainer(tmp_path / "run", args=config(tmp_path / "run", method="grpo", num_generations=1))
+
+
+def test_a_default_number_of_evaluation_prompts_is_not_noted(tmp_path: Path):
+    def notes(**settings) -> list[str]:
+        args = config(tmp_path / "run", settings=settings)
+        made = trainer(tmp_path / "run", args=args, eval_dataset=ROWS[:4])
+        made._keep_start()
+        made._observer.view = view = Mock()
+        lifecycle.prepare(made.config, made._observer, made.task)
+        return [call.args[0] for call in view.note.call_args_list]
+
+    assert not any("are used" in note for note in notes())
+    said = "settings['evaluation']['prompts'] is 9, and the data set holds out 4: all are used"
+    assert said in notes(evaluation={"prompts": 9})
 
 
 def raises(completions, colour, **kwargs):

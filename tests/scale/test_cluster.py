@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,6 +18,9 @@ from vapo.scale.cluster import Cluster, Wanted
 from vapo.scale.nodes import check_software, software
 from vapo.scale.placement import place
 from vapo.scale.restarts import RestartBudget
+from vapo.session import scaling
+from vapo.session.config import resolve
+from vapo.session.layers import file_layer
 from vapo.session.scaling import placement_of, threads_of_each
 from vapo.session.schema import ScaleConfig
 
@@ -159,3 +163,14 @@ def test_each_restart_is_an_alarm_and_the_budget_ends_in_an_error_that_names_the
     ]
     with pytest.raises(EngineError, match=r"verifier worker 0 was lost: it hangs.*1 time \(scale.restarts=1\)"):
         budget.spend("verifier worker 0", "it hangs")
+
+
+@pytest.mark.parametrize(("workers", "noted"), [(7, False), (8, True)])
+def test_many_more_processes_than_cores_are_noted_before_ray_starts(workers, noted, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(scaling, "Cluster", lambda wanted, on_alarm: wanted)
+    observer = Mock()
+    settings = {"scale": {"backend": "ray", "training_ranks": 1, "rollout_workers": workers, "verifier_workers": 0}}
+    wanted = scaling.start_cluster(resolve([file_layer("a test", settings)]), observer)
+    assert wanted.processes == workers + 1
+    assert ("9 processes share 2 cores" in observer.note.call_args_list[0].args[0]) == noted

@@ -353,6 +353,8 @@ ARGUMENTS = {
 _SECTIONS = "trainer|rollout|evaluation|algorithm|model|task|guards|checkpoint|scale"
 _SETTING = re.compile(rf"\b(?:{_SECTIONS})\.[a-z_.]*[a-z_]\b")
 _RESUME = re.compile(r"vapo resume (?:'[^']*'|[^\s,;]+)")
+_DATA_SET = re.compile(r"(?:\b(?:the )?task )?(?<!')\brecords-[0-9a-f]{12}\b(?!')", re.IGNORECASE)
+"""The task that rows are, whose name is a hash of them."""
 _LONGER = " --set trainer.steps=N"
 
 
@@ -361,6 +363,8 @@ def in_arguments(message: str) -> str:
 
     >>> in_arguments("Lower trainer.actor_lr or guards.patience.")
     "Lower learning_rate or settings['guards']['patience']."
+    >>> in_arguments("the 4 held-out prompts of task records-3755dd07aab5")
+    'the 4 held-out prompts of the data set'
     """
 
     def named(match: re.Match[str]) -> str:
@@ -368,6 +372,7 @@ def in_arguments(message: str) -> str:
         path = "".join(f"[{part!r}]" for part in name.split("."))
         return ARGUMENTS.get(name, f"settings{path}")
 
+    message = _DATA_SET.sub("the data set", message)
     message = message.replace(_LONGER, " with a larger trainer.steps")
     return _RESUME.sub("trainer.train(resume_from_checkpoint=True)", _SETTING.sub(named, message))
 

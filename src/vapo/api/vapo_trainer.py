@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
 from os import PathLike
@@ -125,7 +126,8 @@ class VAPOTrainer:
         extra = {"model": {"policy": self._source or str(self._start), **_adapters(peft_config)}}
         layers = [file_layer("VAPOConfig", settings), file_layer("VAPOTrainer", extra)]
         layers.append(file_layer("VAPOConfig(settings=...)", self.args.settings))
-        self._config = resolve(layers)
+        with _named_by_arguments():
+            self._config = resolve(layers)
         self._settings = _resumable(layers)
         steps = self._config.sections.trainer.steps
         self._observer = CallbackObserver(callbacks or (), self.args, steps, processing_class=self.processing_class)
@@ -178,12 +180,10 @@ class VAPOTrainer:
         """
         with LiveView() as self._observer.view:
             try:
-                carry_out(lambda: self._run(resume_from_checkpoint), self._finish)
+                with _named_by_arguments():
+                    carry_out(lambda: self._run(resume_from_checkpoint), self._finish)
             except AskedToStopError:
                 pass
-            except VapoError as error:
-                error.args = (in_arguments(str(error)), *error.args[1:])
-                raise
             finally:
                 self._observer.end()
         self._model = None
@@ -349,6 +349,16 @@ def _resumable(layers: Sequence[Layer]) -> dict[str, Any]:
     return {**whole, "algorithm": algorithm, "model": model}
 
 
+@contextmanager
+def _named_by_arguments() -> Iterator[None]:
+    """Let errors name the arguments of VAPOConfig in place of settings."""
+    try:
+        yield
+    except VapoError as error:
+        error.args = (in_arguments(str(error)), *error.args[1:])
+        raise
+
+
 def _refuse(**given: bool) -> None:
     """Raise ConfigError for arguments of GRPOTrainer that are not taken."""
     instead = {
@@ -385,7 +395,15 @@ def _tokenizer_of(model: str | PreTrainedModel) -> PreTrainedTokenizerBase:
     source = model if isinstance(model, str) else model.config.name_or_path
     if not source:
         raise ConfigError("The model was not loaded from a folder or the hub: give its tokenizer as processing_class.")
-    return load_tokenizer(source)
+    if source == "builtin":
+        raise ConfigError(
+            "model='builtin' is the base model of a shipped task, and a data set has none. Give a hub id, a folder, or "
+            "a causal language model."
+        )
+    try:
+        return load_tokenizer(source)
+    except ModelError as error:
+        raise error from None  # the loader's own chain of errors says less than this one
 
 
 def _functions(

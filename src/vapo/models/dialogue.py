@@ -14,6 +14,11 @@ from vapo.types import Prompt, Reply
 
 _WRITTEN = "The policy wrote this."
 _PROBE = "The result is 42."
+UNTOLD_TOOLS = (
+    "the tokenizer's chat template has no place for tools, so the model is not told of them; describe them in a system "
+    "message, or take a model whose template shows tools"
+)
+"""A note for where `Dialogue.tells_tools` is false."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,13 @@ class Dialogue:
                     f"The tokenizer's chat template leaves out a message of the role {role!r} after an assistant's, so "
                     "an environment cannot answer. Take a model whose template has that role."
                 )
+
+    def tells_tools(self, prompt: Prompt) -> bool:
+        """Whether the rendered prompt changes with the tools, so that the model hears of them; true without any."""
+        if not self.tools:
+            return True
+        with_tools, without = (render(self.tokenizer, prompt, self.form, tools) for tools in (self.tools, ()))
+        return with_tools.token_ids != without.token_ids
 
     def _after_turn(self, messages: Sequence[Mapping[str, Any]], *, stopped: bool) -> str:
         """What the template writes between an assistant's turn, `stopped` by a stop token or not, and its next one.

@@ -11,14 +11,13 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 from vapo.errors import ConfigError, counted
 from vapo.scale import reaper
 from vapo.scale.nodes import check_software, software, software_of_nodes
+from vapo.scale.ray_signals import group_of_their_own, held_signals, raised_by_signals
 from vapo.scale.restarts import RestartBudget
 from vapo.scale.supervised import SupervisedActor, Whereabouts, kill_process
 
@@ -78,7 +78,8 @@ class RemoteProcess:
     def place(self, limit_s: float = START_LIMIT_S) -> Whereabouts:
         """Where it runs. Raises what Ray raises if it died, or did not start within `limit_s` seconds."""
         if self._place is None:
-            self._place = self._ray.get(self._asked, timeout=limit_s)
+            with raised_by_signals():
+                self._place = self._ray.get(self._asked, timeout=limit_s)
         assert self._place is not None
         return self._place
 
@@ -134,7 +135,7 @@ class Cluster:
         self.owned = not self._ray.is_initialized()
         """Whether this object connected, and disconnects in the end."""
         try:
-            with _kept_signal_handler():
+            with held_signals(self._ray):
                 if not self.owned:
                     pass
                 elif wanted.address is None:
@@ -197,7 +198,7 @@ class Cluster:
                 remove_placement_group(self._group)
             self._group = None
         if self.owned and self._ray.is_initialized():
-            with _kept_signal_handler():
+            with held_signals(self._ray):
                 self._ray.shutdown()
         if self._reaper is not None:
             self._reaper.communicate()  # closes its stdin, and waits until nothing is left
@@ -223,14 +224,15 @@ class Cluster:
             # else Ray writes one into the home folder. It stays: Ray reads it once for all clusters of the process
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         try:
-            self._ray.init(
-                address="local",
-                num_cpus=max(self.wanted.processes, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder),
-            )
+            with group_of_their_own():
+                self._ray.init(
+                    address="local",
+                    num_cpus=max(self.wanted.processes, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                )
         except Exception as error:
             raise ConfigError(f"Ray did not start on this machine: {_line(error)}.") from error
         _silence_messages(self._ray)
@@ -325,19 +327,6 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=START_LIMIT_S / 3).close()
     except OSError as error:
         raise ConfigError(f"scale.address={address} does not answer: {error.strerror or error}. {_ADVICE}") from error
-
-
-@contextlib.contextmanager
-def _kept_signal_handler() -> Iterator[None]:
-    """Keep what SIGTERM does: Ray sets a handler of its own, which would end a run without a save."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _short_folder() -> str:

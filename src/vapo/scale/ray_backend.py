@@ -8,6 +8,7 @@ from typing import Any
 from vapo.errors import EngineError
 from vapo.scale.cluster import import_ray
 from vapo.scale.crew import WorkerLostError
+from vapo.scale.ray_signals import raised_by_signals
 
 
 class RayBackend:
@@ -19,10 +20,11 @@ class RayBackend:
     def wait(self, calls: Sequence[Any], timeout_s: float) -> Sequence[Any]:
         """See `Backend`."""
         calls = list(calls)
-        ready, waiting = self._ray.wait(calls, num_returns=1, timeout=timeout_s, fetch_local=False)
-        if ready and waiting:
-            more, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
-            ready += more
+        with raised_by_signals():
+            ready, waiting = self._ray.wait(calls, num_returns=1, timeout=timeout_s, fetch_local=False)
+            if ready and waiting:
+                more, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+                ready += more
         return ready
 
     def result(self, call: Any) -> Any:
@@ -30,7 +32,8 @@ class RayBackend:
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            return self._ray.get(call)
+            with raised_by_signals():
+                return self._ray.get(call)
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, EngineError):  # the engine in it is lost, so a new worker has to do its work

@@ -13,6 +13,7 @@ from vapo.durability.checkpoint import Entries
 from vapo.errors import RankError
 from vapo.scale.cluster import RemoteProcess, import_ray
 from vapo.scale.rank import Failure, MakeNetworks, NetworkFacts
+from vapo.scale.ray_signals import raised_by_signals
 from vapo.scale.weight_store import BUCKET_BYTES, unpack
 from vapo.trainer.batch import Batch
 from vapo.trainer.local_network import computed_sizes, score_flops
@@ -65,7 +66,8 @@ class Ranks:
 
     def fetch(self, reference: Any) -> Any:
         """The value behind a reference that a rank returned."""
-        return self._ray.get(reference, timeout=self.limit_s)
+        with raised_by_signals():
+            return self._ray.get(reference, timeout=self.limit_s)
 
     def close(self) -> None:
         """End all ranks. May be called twice."""
@@ -85,7 +87,8 @@ class Ranks:
             for ref in ready:
                 at = waiting.pop(ref)
                 try:
-                    answers[at] = answer = self._ray.get(ref)
+                    with raised_by_signals():
+                        answers[at] = answer = self._ray.get(ref)
                 except self._ray.exceptions.RayTaskError as error:
                     raised[at] = error
                 except self._ray.exceptions.RayError as error:
@@ -109,7 +112,8 @@ class Ranks:
         raise error
 
     def _ready(self, refs: list[Any], deadline: float) -> list[Any]:
-        return self._ray.wait(refs, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))[0]
+        with raised_by_signals():
+            return self._ray.wait(refs, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))[0]
 
     def _cause(
         self,

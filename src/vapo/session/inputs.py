@@ -15,7 +15,7 @@ from vapo.algo.head_ranges import target_range, with_range
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError, DataError, counted
-from vapo.models.dialogue import Dialogue
+from vapo.models.dialogue import UNTOLD_TOOLS, Dialogue
 from vapo.models.gguf import cache_folder
 from vapo.models.loading import SIDE_ADVICE, critic_config, side_critic_config
 from vapo.models.lora import adapter_base
@@ -186,6 +186,8 @@ def _checked(
         dialogue = Dialogue(tokenizer, stops, model.prompt_format, task.tools)
         for prompts in rendered.values():
             dialogue.check(prompts[0])
+        if not dialogue.tells_tools(rendered["heldout"][0]):
+            notes.append(UNTOLD_TOOLS)
         engine = sections.rollout.engine
         if isinstance(engine, VllmEngineSettings) and engine.context is not None:
             context = engine.context if context is None else min(context, engine.context)

@@ -126,7 +126,8 @@ def prepare(config: Config, observer: Observer, task: Task | None = None) -> tup
         config, notes = fitted(config, Fit(inputs.task.name, inputs.parameters, limit, of_recipe))
         notes += [about_dtype] if about_dtype is not None else []
         wanted, there = config.sections.evaluation.prompts, len(inputs.heldout_prompts)
-        if wanted > there:
+        chosen = config.origins.get("evaluation.prompts", Origin()).source is not Source.DEFAULT
+        if chosen and wanted > there:
             notes.append(f"evaluation.prompts is {wanted}, and {inputs.task.name} holds out {there}: all are used")
         notes += check_environment(config.sections.rollout.engine)
         for note in [*config.notes, *notes]:

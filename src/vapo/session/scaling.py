@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, counted
 from vapo.models.placing import num_threads
 from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.scale.cluster import Cluster, Wanted
@@ -24,6 +25,9 @@ from vapo.session.schema import ScaleConfig
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.spans import Spans
+
+MANY_PER_CORE = 4
+"""Processes of a run on a core beyond which a note says that fewer are faster."""
 
 
 def placement_of(config: Config) -> Placement:
@@ -82,6 +86,12 @@ def start_cluster(config: Config, observer: Observer) -> Cluster:
         address=scale.address,
         restarts=scale.restarts,
     )
+    cores = os.cpu_count() or 1
+    if scale.address is None and not scale.gpus_per_node and wanted.processes > MANY_PER_CORE * cores:
+        observer.note(
+            f"{wanted.processes} processes share {counted(cores, 'core')} and this machine's memory: a lower "
+            "scale.rollout_workers, training_ranks or verifier_workers is faster"
+        )
     where = f"joining Ray at {scale.address}" if scale.address else "starting Ray on this machine"
     observer.note(f"{where}, for {wanted.processes} processes; this takes several seconds")
     return Cluster(wanted, observer.alarm)

@@ -18,7 +18,7 @@ from vapo.study.cells import Cell, describe
 from vapo.study.comparison.compared_runs import ComparedRun
 from vapo.study.comparison.comparison_files import read_results
 from vapo.study.comparison.kept_runs import damage_named, kept_run, named_source, recorded_settings
-from vapo.study.tuning_choice import read_tuning, trial_hashes
+from vapo.study.tuning_choice import cells_of, read_tuning, trial_hashes
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class KeptFile:
 
 @dataclass(frozen=True)
 class Kept:
-    """The runs of a study that are taken over, and one line for each run that a file has, but not the same one."""
+    """The runs of a study that are taken over, and one line for each file and reason why others are not."""
 
     runs: Mapping[Path, ComparedRun]
     """By the folder that the run would have in this study."""
@@ -62,7 +62,7 @@ def read_kept_files(paths: Sequence[Path]) -> list[KeptFile]:
 def kept_runs(cells: Sequence[Cell], files: Sequence[KeptFile]) -> Kept:
     """The runs of the first file that has the same run, for the cells that have not ended here."""
     runs: dict[Path, ComparedRun] = {}
-    refused: list[str] = []
+    refused: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         if not files or ended(cell):
             continue
@@ -73,10 +73,18 @@ def kept_runs(cells: Sequence[Cell], files: Sequence[KeptFile]) -> Kept:
             if reason is None:
                 runs[cell.folder] = kept_run(file.results, entry, path=str(cell.folder), source=file.source)
                 break
-            reasons.append(f"{file.source} {reason}")
+            reasons.append((file.source, reason))
         else:
-            refused += [f"{describe(cell)}: {'; '.join(reasons)}"] if reasons else []
-    return Kept(runs, refused)
+            for key in dict.fromkeys(reasons):
+                refused.setdefault(key, []).append(cell)
+    lines = [f"{_named(alike)} of {source}: it {reason}" for (source, reason), alike in refused.items()]
+    used = {file.source for cell in cells for file, _ in _entries(cell, files)}
+    lines += [
+        f"{file.source}: none of its {counted(len(file.results['runs']), 'run')} is a finished one of this study"
+        for file in files
+        if file.results["runs"] and file.source not in used
+    ]
+    return Kept(runs, lines)
 
 
 def kept_tuning(
@@ -84,11 +92,11 @@ def kept_tuning(
 ) -> tuple[dict[str, Record], list[str]]:
     """By method, the first entry whose trials are those of the study: of the study's folder, else of a file.
 
-    Then one line for each method that a file has tuned in other trials.
+    Then one line for each file and reason why tuning that has not ended here is not kept.
     """
     here = KeptFile("", {"tuning": read_tuning(out)})
     kept: dict[str, Record] = {}
-    refused: list[str] = []
+    refused: dict[tuple[str, str], list[str]] = {}
     for method in dict.fromkeys(name for name, _ in trials):
         wanted, reasons = trial_hashes(method, trials), []
         for file in (here, *files):
@@ -96,12 +104,13 @@ def kept_tuning(
             if entry is not None and entry.get("trials") == wanted:
                 kept[method] = entry if file is here else {"kept_from": file.source, **entry}
                 break
-            if entry is not None and file is not here:
-                why = "has other trials" if "trials" in entry else "does not record its trials"
-                reasons.append(f"{file.source} {why}")
+            if file is not here:
+                reasons.append((file.source, _why_not_tuned(entry)))
         else:
-            refused += [f"tuning of {method}: {'; '.join(reasons)}"] if reasons else []
-    return kept, refused
+            if not all(ended(cell) for cell in cells_of(method, trials)):
+                for key in reasons:
+                    refused.setdefault(key, []).append(method)
+    return kept, [f"tuning of {', '.join(names)}: {source} {why}" for (source, why), names in refused.items()]
 
 
 def kept_lines(kept: Kept, cells: Sequence[Cell]) -> Iterator[str]:
@@ -110,7 +119,7 @@ def kept_lines(kept: Kept, cells: Sequence[Cell]) -> Iterator[str]:
         runs = [run for run in kept.runs.values() if run.kept_from == source]
         commits = ", ".join(sorted({str(run.versions.get("commit"))[:12] for run in runs}))
         yield f"{counted(len(runs), 'run')} of {len(cells)} kept from {source} (commit {commits})"
-    yield from (f"not kept, runs again: {line}" for line in kept.refused)
+    yield from (f"not kept: {line}" for line in kept.refused)
 
 
 def needed_critics(cells: Sequence[Cell], critics: Sequence[Cell]) -> list[Cell]:
@@ -133,15 +142,26 @@ def _entries(cell: Cell, files: Sequence[KeptFile]) -> Iterator[tuple[KeptFile, 
                 yield file, entry
 
 
+def _named(cells: Sequence[Cell]) -> str:
+    """The cell, or the number of runs with the first of them."""
+    return describe(cells[0]) if len(cells) == 1 else f"{counted(len(cells), 'run')} (first: {describe(cells[0])})"
+
+
+def _why_not_tuned(entry: Record | None) -> str:
+    if entry is None:
+        return "does not hold it"
+    return "has other trials" if "trials" in entry else "does not record its trials, as an older version wrote it"
+
+
 def _difference(cell: Cell, file: KeptFile, entry: Record) -> str | None:
     """Why the entry is not this cell's run; None if it is."""
     settings = recorded_settings(file.results, entry)
     if settings is None:
         return "does not record its settings, as an older version wrote it"
     if resumed := entry.get("resumed"):
-        return f"has it resumed with other settings ({', '.join(resumed[0]['changes'][:2])})"
+        return f"has them resumed with other settings ({', '.join(resumed[0]['changes'][:2])})"
     different = setting_differences(cell.settings, settings)
     if not different:
         return None
     more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-    return f"has it with other settings ({'; '.join(different[:3])}{more})"
+    return f"has them with other settings ({'; '.join(different[:3])}{more})"

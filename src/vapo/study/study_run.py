@@ -51,7 +51,7 @@ def run_study(
         (out / name / "study.yaml").write_text(study_yaml(study))
         entries, other_trials = kept_tuning(trials, out, files)
         for line in other_trials:
-            say(f"not kept, runs again: {line}")
+            say(f"not kept: {line}")
         for method, entry in entries.items():
             if "kept_from" in entry:
                 say(f"tuning of {method} kept from {entry['kept_from']}")

@@ -130,8 +130,9 @@ def test_a_run_with_other_settings_is_not_kept_and_the_setting_is_named(study, o
     other = study.model_copy(update={"settings": merge(study.settings, {"trainer": {"weight_decay": 0.25}})})
     kept = kept_runs(run_cells(other, tmp_path / "new", {}), read_kept_files([old]))
     assert not kept.runs
-    assert len(kept.refused) == 4
-    assert "vapo, base shipped, seed 0: old/results.json has it with other settings" in kept.refused[0]
+    assert [line.split(":")[0] for line in kept.refused] == ["2 runs (first"] * 2  # the methods' settings differ
+    first = "2 runs (first: vapo, base shipped, seed 0) of old/results.json: it has them with other settings"
+    assert first in kept.refused[0]
     assert "trainer.weight_decay: 0.0 → 0.25" in kept.refused[0]
 
 
@@ -153,7 +154,14 @@ def test_a_file_that_does_not_record_settings_keeps_nothing_and_says_so(study, m
     old = finished(study, make_cell, tmp_path / "old", settings=None)
     kept = kept_runs(run_cells(study, tmp_path / "new", {}), read_kept_files([old]))
     assert not kept.runs
-    assert "does not record its settings" in kept.refused[0]
+    reason = "it does not record its settings, as an older version wrote it"
+    assert kept.refused == [f"4 runs (first: vapo, base shipped, seed 0) of old/results.json: {reason}"]
+
+
+def test_a_file_without_a_run_of_the_study_is_named(study, old, tmp_path):
+    other = study.model_copy(update={"seeds": [7]})
+    kept = kept_runs(run_cells(other, tmp_path / "new", {}), read_kept_files([old]))
+    assert kept.refused == ["old/results.json: none of its 4 runs is a finished one of this study"]
 
 
 @pytest.mark.parametrize("name", ["maze", "walk"])
