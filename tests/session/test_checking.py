@@ -21,11 +21,14 @@ from vapo.session.checking.known_answers import check_answers
 from vapo.session.checking.short_run import NAME as STEPS
 from vapo.session.checking.short_run import check_steps, short_config
 from vapo.session.config import Config, resolve
+from vapo.session.inputs import close_task
 from vapo.session.layers import file_layer, recipe_layer, set_layer
 from vapo.session.planning.hardware import Cluster, Device
 from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.sizing import OUTCOME_REACH
+from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask
+from vapo.tasks.problems import CHECKABLE
 from vapo.types import Prompt, Verdict
 
 TASK = """
@@ -106,6 +109,23 @@ def test_a_verifier_that_breaks_is_an_error():
     assert "raised ZeroDivisionError: oh" in said["verifier on gold"]
     assert said["verifier on gold"].startswith("error")
     assert "9 invalid" in said["verifier on garbage"]
+
+
+@pytest.mark.parametrize("verifier", CHECKABLE)
+def test_the_answers_of_a_data_task_are_judged(verifier: str, tmp_path: Path):
+    rows = [{"prompt": f"{i} + 1 =", "answer": str(i + 1)} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"data": str(tmp_path / "rows.jsonl"), "heldout": 8, "verifier": verifier, "verifier_workers": 1}
+    task = check_task(find_task("math", options))
+    try:
+        prompts = RenderedPrompts(tuple(task.train), lambda prompt: prompt)
+        findings = check_answers(task, prompts)
+    finally:
+        close_task(task)
+    assert [(f.check, f.outcome) for f in findings] == [
+        ("verifier on gold", Outcome.OK),
+        ("verifier on garbage", Outcome.OK),
+    ]
 
 
 def test_an_environment_judges_its_own_episodes():

@@ -23,8 +23,8 @@ def check_answers(task: FullTask, prompts: RenderedPrompts) -> list[Finding]:
     """What the verifier says of gold answers and of garbage."""
     if task.environment is not None:
         return [skipped("verifier", "the task's environment judges its own episodes, which need a policy")]
-    if task.verify_groups is not None and "verify_groups" in task.given:
-        return [skipped("verifier", "it compares the responses to one prompt, so no answer is right by itself")]
+    if "verify_groups" in task.given and _verifier(task) not in CHECKABLE:  # those judge each response by itself
+        return [skipped("verifier", "it may compare the responses to one prompt, so no answer is right by itself")]
     chosen = [prompts[i] for i in range(min(JUDGED, len(prompts)))]
     gold = gold_answers(task, chosen)
     findings: list[Finding] = []
@@ -48,8 +48,12 @@ def gold_answers(task: FullTask, prompts: Sequence[Prompt]) -> list[tuple[Prompt
 
 def known_form(task: FullTask) -> bool:
     """Whether the gold responses are certainly right ones."""
-    verifier = getattr(task.options, "verifier", None)
-    return callable(part_of(task.original, "example", None)) or verifier in CHECKABLE
+    return callable(part_of(task.original, "example", None)) or _verifier(task) in CHECKABLE
+
+
+def _verifier(task: FullTask) -> str | None:
+    """The name of a data task's verifier; None for other tasks."""
+    return getattr(task.options, "verifier", None)
 
 
 def _judged(task: FullTask, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
