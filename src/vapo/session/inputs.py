@@ -27,6 +27,7 @@ from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.rollout.turns import TurnRules
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
+from vapo.session.path_checks import TASK_FILES
 from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.schema import TaskConfig
 from vapo.session.turn_taking import turn_rules
@@ -88,15 +89,11 @@ def read_inputs(
         raise
 
 
-FILES = ("data", "eval_data", "verifier", "environment")
-"""Options of a task that may name a file."""
-
-
 def with_whole_paths(config: Config) -> Config:
     """The configuration with its files by their whole paths, so that a run resumes from any folder."""
     task, model = config.sections.task, config.sections.model
     options = {
-        key: _whole(value) if key in FILES and value and isinstance(value, str) else value
+        key: _whole(value) if key in TASK_FILES and value and isinstance(value, str) else value
         for key, value in task.options.items()
     }
     name = _whole(task.name) if ":" in task.name else task.name

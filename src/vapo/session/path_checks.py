@@ -19,6 +19,9 @@ from vapo.session.config import Config
 from vapo.tasks.catalog import check_named
 from vapo.tasks.registry import BUILTIN, make_task
 
+TASK_FILES = ("data", "eval_data", "verifier", "environment")
+"""Options of a task that may name a file."""
+
 
 def check_paths(config: Config, *, to_train: bool = True) -> None:
     """Raise ConfigError, DataError or ModelError for a task, a file or a model folder that is not there.

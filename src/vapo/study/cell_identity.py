@@ -9,7 +9,7 @@ from typing import Any
 
 from vapo.json_text import flatten, json_text
 from vapo.session.config import Config
-from vapo.session.inputs import FILES
+from vapo.session.path_checks import TASK_FILES
 from vapo.types import stable_hash
 
 CRITIC = "shared critic"
@@ -40,7 +40,7 @@ def deciding_settings(config: Config, critic: str | None) -> dict[str, Any]:
     task only the name counts.
     """
     kept = {key: value for key, value in flatten(config.effective()) if not _is_in(key, (*MACHINE, *IDENTITY))}
-    for name in FILES:
+    for name in TASK_FILES:
         if isinstance(value := kept.get(f"task.{name}"), str):
             kept[f"task.{name}"] = PurePath(value).name
     if ":" in kept["task.name"]:
@@ -50,7 +50,7 @@ def deciding_settings(config: Config, critic: str | None) -> dict[str, Any]:
 
 def settings_hash(settings: Mapping[str, Any], *more: object) -> str:
     """16 hex digits for settings and more parts of an identity, equal on every machine."""
-    return f"{stable_hash(json.dumps(settings, sort_keys=True), *more):016x}"
+    return f"{stable_hash(json_text(settings, sort_keys=True), *more):016x}"
 
 
 def setting_differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
