@@ -149,6 +149,28 @@ def test_a_healthy_configuration_passes(base: Path, tmp_path: Path):
     }
 
 
+def test_prompts_of_one_text_are_other_problems_where_an_environment_hides_the_answer():
+    class Rendered(list):
+        def longest(self) -> int:
+            return 2
+
+    def prompts(*answers: str) -> Rendered:
+        return Rendered(Prompt(f"p-{answer}", "break it", answer, token_ids=(4, 5)) for answer in answers)
+
+    def leaks(environment: object) -> list[str]:
+        inputs = SimpleNamespace(
+            tokenizer=toys.tokenizer(),
+            train_prompts=prompts("a", "b"),
+            heldout_prompts=prompts("b", "c"),
+            decoding=SimpleNamespace(max_tokens=8),
+            task=SimpleNamespace(environment=environment),
+        )
+        return [f.found for f in inspection._of_prompts(inputs) if "also held out" in f.found]
+
+    assert leaks(lambda prompt, seed: None) == ["1 training prompt of the first 2 is also held out"]
+    assert leaks(None) == ["2 training prompts of the first 2 are also held out"]
+
+
 def test_planted_mistakes_are_found(base: Path, monkeypatch: pytest.MonkeyPatch):
     leak = bad(found(of(base, "task.train_ids=heldout")))
     assert "8 training prompts of the first 8 are also held out" in leak["prompts"]

@@ -34,6 +34,7 @@ from vapo.session.planning.published import model_config, recipe_parameters
 from vapo.session.scaling import placement_of, shares_device
 from vapo.session.sizing import Fit, fitted, rate_warnings
 from vapo.tasks.catalog import DATA_TASKS
+from vapo.types import Prompt
 
 LATER = ("data", "prompts", "verifier", STEPS)
 """Checks that need data and tokenizer."""
@@ -286,16 +287,21 @@ def _of_prompts(inputs: Inputs) -> Iterator[Finding]:
             "the tokenizer does not know some of their text: it became the unknown token",
             "Take the model's own tokenizer, or mend the prompts.",
         )
-    texts = {str(inputs.heldout_prompts[i].text) for i in range(min(COMPARED, len(inputs.heldout_prompts)))}
-    same = (
-        0
-        if train is inputs.heldout_prompts
-        else sum(str(train[i].text) in texts for i in range(min(COMPARED, len(train))))
-    )
+    # an environment may hide what its prompts do not say: there, equal texts with other answers are other problems
+    hides = inputs.task.environment is not None
+
+    def problem(prompt: Prompt) -> tuple[str, str]:
+        return str(prompt.text), repr(prompt.answer) if hides else ""
+
+    held = {problem(inputs.heldout_prompts[i]) for i in range(min(COMPARED, len(inputs.heldout_prompts)))}
+    same = 0
+    if train is not inputs.heldout_prompts:
+        same = sum(problem(train[i]) in held for i in range(min(COMPARED, len(train))))
     if same:
         yield warning(
             "prompts",
-            f"{counted(same, 'training prompt')} of the first {min(COMPARED, len(train)):,} are also held out",
+            f"{counted(same, 'training prompt')} of the first {min(COMPARED, len(train)):,} "
+            f"{'is' if same == 1 else 'are'} also held out",
             "Take them out of one: the evaluation would count what was trained on.",
         )
 
