@@ -148,7 +148,7 @@ def test_a_rollout_that_waits_is_read_back_with_the_same_numbers(base: Path, tmp
     waiting = run.source.waiting()
     assert waiting is not None
     write_rollout(tmp_path / "file.jsonl", waiting)
-    stripped = [replace(e, prompt=replace(e.prompt, answer=None, columns={})) for e in waiting.drawn]
+    stripped = [replace(e, prompt=replace(e.prompt, columns={})) for e in waiting.drawn]
     assert read_rollout(tmp_path / "file.jsonl") == Rollout(tuple(stripped), waiting.kept, waiting.prompts_seen)
     run.source.close()
     run.folder.close()

@@ -22,7 +22,7 @@ from vapo.errors import ConfigError, DataError
 from vapo.json_text import json_text
 from vapo.trainer.batch import Batch
 from vapo.trainer.rollout_blocks import index_path, write_blocks, write_index
-from vapo.trainer.rollout_lines import rollout_line, whole_groups
+from vapo.trainer.rollout_lines import plain_answer, rollout_line, whole_groups
 from vapo.trainer.rollouts import Rollout
 from vapo.types import Episode, Prompt, Turn, Verdict
 
@@ -226,7 +226,8 @@ def read_episodes(path: Path) -> list[Episode]:
 def write_rollout(path: Path, rollout: Rollout) -> None:
     """Write a rollout that nothing has been learned from yet; `read_rollout` reads it back with the same numbers.
 
-    What the verifier needs of a prompt is left out: everything is judged. So are durations.
+    Of what the verifier needs of a prompt only the answer is kept, as records show it: everything is judged. Durations
+    are left out.
     """
     with path.open("w") as file:
         file.write(json_text({"prompts_seen": rollout.prompts_seen, "kept": rollout.kept}) + "\n")
@@ -235,6 +236,7 @@ def write_rollout(path: Path, rollout: Rollout) -> None:
                 "score": episode.verdict.score,
                 "parts": dict(episode.verdict.parts),
                 "privileged_ids": list(episode.prompt.privileged_ids),
+                "gold": plain_answer(episode.prompt.answer),
             }
             file.write(json_text({**_episode_line(episode), "logp": list(episode.logprobs), **more}) + "\n")
 
@@ -259,6 +261,7 @@ def _episode(line: dict[str, Any]) -> Episode:
             line["prompt_id"],
             text,
             token_ids=tuple(line["prompt_token_ids"]),
+            answer=line.get("gold"),
             privileged_ids=tuple(line.get("privileged_ids", ())),
         ),
         sample=line["sample"],

@@ -50,7 +50,7 @@ def rollout_line(
         return [null_for_nan(round(x, 4)) if own else None for x, own in found]
 
     line = line | {
-        "answer": _plain_answer(episode.prompt.answer),
+        "answer": plain_answer(episode.prompt.answer),
         "final_answer": None if final_answer is None else _found(final_answer, episode.response),
         "reward": float(batch.outcomes[row]) if episode.verdict.valid else None,
         "score": episode.verdict.score,
@@ -73,7 +73,7 @@ def rollout_line(
     }
 
 
-def _plain_answer(answer: Any) -> Any:
+def plain_answer(answer: Any) -> Any:
     """The gold answer for the record: as it is if it is JSON of moderate size, else the start of its text."""
     try:
         text = json_text(answer)
