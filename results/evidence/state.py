@@ -8,6 +8,7 @@ run again, and new ones start from the very same base and critics. OUT may be an
 """
 
 import io
+import json
 import sys
 import tarfile
 from pathlib import Path
@@ -21,7 +22,8 @@ TEXTS = {".json", ".jsonl", ".yaml"}
 
 def kept(out: Path) -> list[Path]:
     """The files of a study that another machine needs."""
-    ended = [card.parent for kind in ("runs", "tuning", "critics") for card in out.glob(f"{kind}/*/cell.json")]
+    cards = [card for kind in ("runs", "tuning", "critics") for card in out.glob(f"{kind}/*/cell.json")]
+    ended = [card.parent for card in cards if json.loads(card.read_text())["outcome"] in ("finished", "diverged")]
     files = [folder / name for folder in ended for name in MEASURED if (folder / name).is_file()]
     files += [file for pattern in WEIGHTS for file in out.glob(pattern) if file.is_file()]
     return sorted({*files, *out.glob("tuning.json")})
