@@ -78,8 +78,8 @@ def base_recipe(task: TracedTask, values: Mapping[str, Any]) -> BaseRecipe:
             with suppress(ValueError):
                 chosen[name] = value = float(value)  # YAML reads 1e-3 as a text
         kind, least = ("a whole number", 1) if whole else ("a number", 0)
-        fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not fits or not least <= value < math.inf:
+        of_kind = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not (of_kind and least <= float(value) < math.inf):
             raise ConfigError(f"The base's recipe takes {kind} from {least} for {name}, got {value!r}.")
     recipe = replace(usual, **chosen)
     if recipe.hidden_size % (2 * recipe.heads):
