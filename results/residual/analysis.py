@@ -1,6 +1,7 @@
 """Whether the study `residual` confirms what it was to confirm: python results/residual/analysis.py results.json
 
-Written with the study, before its first run. Scores are final avg@16; pairs are runs of one seed.
+Written with the study, before its first run; since then Holm's correction is that of `vapo compare`. Scores are final
+avg@16; pairs are runs of one seed.
 """
 
 import json
@@ -11,6 +12,7 @@ from math import sqrt
 from pathlib import Path
 
 from vapo.study.comparison.bootstrap import t_over_normal
+from vapo.study.comparison.multiple import holm
 
 RESIDUAL, ABSOLUTE, GRPO = "residual, k = .5", "absolute, k = .5", "grpo"
 DRAWS = 10_000
@@ -45,15 +47,6 @@ def narrower_by(first: list[float], second: list[float]) -> float:
     return statistics.variance(second) - statistics.variance(first)
 
 
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Holm's adjusted p values."""
-    adjusted, highest = {}, 0.0
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        highest = max(highest, min(1.0, p * (len(p_values) - rank)))
-        adjusted[name] = highest
-    return adjusted
-
-
 def main() -> None:
     """Print scores, differences and verdicts."""
     by_method = scores(Path(sys.argv[1]))
@@ -73,7 +66,7 @@ def main() -> None:
     # the last pair is the absolute critic's
     centred = [[score - statistics.fmean(each) for score in each] for each in (ours, theirs)]
     claims["narrower than absolute"] = swapped_p(*centred, narrower_by)
-    for claim, p in holm(claims).items():
+    for claim, p in zip(claims, holm(list(claims.values())), strict=True):
         print(f"{claim}: {'confirmed' if p < 0.05 else 'not confirmed'}, p = {p:.4f} after Holm's correction")
 
 

@@ -200,3 +200,24 @@ def written(grid: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return make_grid(tmp_path_factory.mktemp("grid"))
+
+
+@pytest.fixture
+def small(make_cell, tmp_path):
+    """VAPO with 100 pretraining samples and GRPO without, two seeds, ten steps of ten samples, two prompts.
+
+    Pretraining takes 12 s and training 59 s, with evaluations at 0, 30 and 59 s.
+    """
+
+    def add(preset, seed, right):
+        pretraining = 100 if preset == "vapo" else 0
+        how = {"preset": preset, "seed": seed, "right": right, "pretraining": pretraining}
+        return make_cell(f"{preset}{seed}", k=4, steps=10, per_step=10, **how)
+
+    runs = [
+        add("vapo", 0, [[0, 0], [2, 2], [4, 4]]),
+        add("vapo", 1, [[0, 0], [2, 0], [4, 2]]),
+        add("grpo", 0, [[0, 0], [1, 1], [2, 2]]),
+        add("grpo", 1, [[0, 0], [1, 0], [2, 0]]),
+    ]
+    return compare_runs(runs, tmp_path / "out", heading="Two <methods>", notes=["by hand"])

@@ -27,24 +27,6 @@ def entry(results, method):
     return next(m for m in results["methods"] if m["method"] == method)
 
 
-@pytest.fixture
-def small(make_cell, tmp_path):
-    """VAPO with 100 pretraining samples and GRPO without, two seeds, ten steps of ten samples, two prompts."""
-
-    def add(preset, seed, right):
-        pretraining = 100 if preset == "vapo" else 0
-        how = {"preset": preset, "seed": seed, "right": right, "pretraining": pretraining}
-        return make_cell(f"{preset}{seed}", k=4, steps=10, per_step=10, **how)
-
-    runs = [
-        add("vapo", 0, [[0, 0], [2, 2], [4, 4]]),
-        add("vapo", 1, [[0, 0], [2, 0], [4, 2]]),
-        add("grpo", 0, [[0, 0], [1, 1], [2, 2]]),
-        add("grpo", 1, [[0, 0], [1, 0], [2, 0]]),
-    ]
-    return compare_runs(runs, tmp_path / "out", heading="Two <methods>", notes=["by hand"])
-
-
 def test_means_and_paired_differences_match_hand_computed_values(small):
     vapo, grpo = entry(small, "vapo"), entry(small, "grpo")
     # finals: vapo 1 and 3/4, grpo 1/2 and 1/4

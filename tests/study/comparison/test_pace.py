@@ -21,24 +21,6 @@ def entry(results, method):
     return next(m for m in results["methods"] if m["method"] == method)
 
 
-@pytest.fixture
-def small(make_cell, tmp_path):
-    """VAPO with 12 s of pretraining and GRPO without; both train for 59 s, with evaluations at 0, 30 and 59 s."""
-
-    def add(preset, seed, right):
-        pretraining = 100 if preset == "vapo" else 0
-        how = {"preset": preset, "seed": seed, "right": right, "pretraining": pretraining}
-        return make_cell(f"{preset}{seed}", k=4, steps=10, per_step=10, **how)
-
-    runs = [
-        add("vapo", 0, [[0, 0], [2, 2], [4, 4]]),
-        add("vapo", 1, [[0, 0], [2, 0], [4, 2]]),
-        add("grpo", 0, [[0, 0], [1, 1], [2, 2]]),
-        add("grpo", 1, [[0, 0], [1, 0], [2, 0]]),
-    ]
-    return compare_runs(runs, tmp_path / "out")
-
-
 def test_scores_at_equal_time_match_hand_computed_values(small):
     assert small["equal"]["seconds"] == 59.0
     # VAPO's evaluations are at 12, 42 and 71 s: after 59 s it is 17/29 of the way from 3/8 to 7/8
