@@ -31,7 +31,19 @@ from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.models.lora import adapter_base, merge_adapters
 from vapo.models.pretrained import explained, load_config, model_folder
 from vapo.models.side import SideConfig, SideModel, check_fits, describe, is_side_critic
+from vapo.models.tokens import load_tokenizer, render, stop_token_ids
 from vapo.models.weight_sample import same_sample, weight_sample
+
+__all__ = [  # all that is read from a model's folder; its tokenizer is the work of vapo.models.tokens
+    "critic_config",
+    "load_critic",
+    "load_policy",
+    "load_side_critic",
+    "load_tokenizer",
+    "render",
+    "side_critic_config",
+    "stop_token_ids",
+]
 
 SIDE_ADVICE = "Set model.critic_kind=side, with the policy it was trained beside."
 
