@@ -47,6 +47,7 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], type[hf.PreTrainedConfig],
     "stablelm": (hf.StableLmForCausalLM, hf.StableLmConfig, GROUPED),
     "nemotron": (hf.NemotronForCausalLM, hf.NemotronConfig, GROUPED),
     "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, {"n_inner": 80, "intermediate_size": None}),
+    "granite": (hf.GraniteForCausalLM, hf.GraniteConfig, GROUPED),
     # what transformers writes under other names, or in other shapes, than it holds in memory
     "gpt_neox": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, {}),
     "qwen2_moe": (

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
+import architectures
 import toys
 from command_line import vapo
 from vapo.errors import ModelError
 from vapo.models.converted import convert
-from vapo.models.loading import load_policy
+from vapo.models.loading import load_critic, load_policy
+from vapo.models.networks import Critic, Sequences
 from vapo.session import lifecycle
 from vapo.session.exported_folder import default_target
 
@@ -94,3 +97,33 @@ def test_a_value_that_the_precision_cannot_hold_leaves_nothing_behind(run: Path,
         convert(tmp_path / "large", tmp_path / "half", "float16")
     assert not (tmp_path / "half").exists()
     assert convert(tmp_path / "large", tmp_path / "brain", "bfloat16") > 0
+
+
+@pytest.mark.parametrize("name", ["Granite", "Gemma3", "side"])
+def test_a_critic_that_transformers_has_no_token_classifier_for_is_shown_how_to_load(
+    name: str, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {"trainer": {"steps": 1, "pretraining_steps": 1}}
+    base = toys.toy_base(tmp_path / "base")
+    if name == "side":
+        settings["model"] = {"critic_kind": "side"}
+    else:
+        base = architectures.folder_of(architectures.tiny(name.lower()), tmp_path / "other")
+    lifecycle.finish(toys.toy_run(base, tmp_path / "run", settings), report=False)
+    assert vapo(monkeypatch, "export", "run", "--critic", "--dtype", "float32") == 0
+    said = capsys.readouterr().out
+    assert "Load      vapo.models.loading.load_critic(...), or load_side_critic" in said
+    card = Path("run/critic/README.md").read_text()
+    assert "AutoModelForTokenClassification" not in card
+    if name == "side":
+        assert "opens with vapo only" in card
+        return
+    code = card.partition("```python\n")[2].partition("```")[0]
+    found: dict[str, Any] = {"prompt": "3 ", "response": "4 x"}
+    exec(code, found)  # the card's own lines
+    tokens = torch.tensor([5, 6, 12])
+    critic = load_critic("run/critic")[0]
+    with torch.no_grad():
+        ours = torch.stack([Critic(critic, "padded").final_values(Sequences((tokens[:n],), (1,)))[0] for n in (2, 3)])
+    torch.testing.assert_close(found["values"][1:].detach(), ours, atol=1e-5, rtol=1e-5)

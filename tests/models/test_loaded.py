@@ -21,6 +21,7 @@ from vapo.errors import CheckpointError, ModelError
 from vapo.models.gguf import cache_folder
 from vapo.models.loaded import own_memory, read_tensors
 from vapo.models.loading import load_critic, load_policy
+from vapo.models.networks import choose_layout
 from vapo.models.saving import load_optimizer, load_weights, save_model, save_moments, whole_moments
 
 # --------------------------------------------------------------------------- memory
@@ -227,6 +228,47 @@ def test_extra_parts_are_ignored_only_if_the_source_has_another_class(tmp_path: 
     biased = with_more("model.layers.0.self_attn.q_proj.bias", 32)
     with pytest.raises(ModelError, match=r"no place for: .*q_proj\.bias"):
         load_policy(changed(architectures.tiny("llama"), tmp_path / "inside", biased, **class_with_eyes))
+
+
+def test_a_config_that_names_no_class_is_that_of_a_language_model(tmp_path: Path):
+    folder = changed(architectures.tiny("llama"), tmp_path / "base", architectures=None)
+    assert load_policy(folder).get_output_embeddings() is not None
+    assert load_critic(folder)[1].startswith("backbone of llama in ")
+    damaged = changed(architectures.tiny("llama"), tmp_path / "less", without("model.norm.weight"), architectures=None)
+    for load in (load_policy, load_critic):
+        with pytest.raises(ModelError, match=r"would stay random: model\.norm\.weight"):
+            load(damaged)
+
+
+def in_float8(tensors: Tensors) -> Tensors:
+    """As DeepSeek-V3's folders: products in float8 with a scale for each block, all else in bfloat16."""
+    packed = {}
+    for name, tensor in tensors.items():
+        if name.endswith("proj.weight"):
+            scale = tensor.abs().max() / 448
+            packed[name], packed[f"{name}_scale_inv"] = (tensor / scale).to(torch.float8_e4m3fn), scale.view(1, 1)
+        else:
+            packed[name] = tensor.bfloat16()
+    return packed
+
+
+def test_weights_in_float8_are_unpacked_to_float32(tmp_path: Path):
+    packing = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    model = architectures.tiny("llama")
+    folder = changed(model, tmp_path / "base", in_float8, quantization_config=packing)
+    for loaded in (load_policy(folder), load_critic(folder)[0]):
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+        found, wanted = (m.model.layers[0].mlp.up_proj.weight for m in (loaded, model))
+        torch.testing.assert_close(found, wanted, atol=0.03, rtol=0.07)  # three bits of mantissa
+        assert all(is_at_home(tensor) for tensor in homes(loaded))
+
+
+def test_weights_that_are_not_finite_are_called_so():
+    model = architectures.tiny("llama")
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with pytest.raises(ModelError, match="numbers that are not finite"):
+        choose_layout(model)
 
 
 def test_tensors_that_transformers_ignores_are_accepted(tmp_path: Path):

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 import toys
 from vapo.bases.base_model import make_tokenizer
 from vapo.errors import ConfigError
+from vapo.models import loading
 from vapo.models.saving import save_model
 from vapo.models.tokens import load_tokenizer, render, response_text, stop_token_ids
 from vapo.types import Prompt
@@ -86,12 +87,32 @@ def test_ids_of_ordinary_text_in_a_configuration_are_not_end_tokens(tmp_path):
         (CHAT.replace("</turn>\n", "y"), (1,)),  # ordinary text
         (CHAT.replace("</turn>\n", "<bos>"), (1,)),  # begins what comes next
         (CHAT.replace("</turn>\n", "</turn><eos>\n"), (1, 4)),
+        # between turns only
+        (CHAT.replace("</turn>\n", "{% if not loop.last %}</turn>\n{% endif %}"), (1, 4)),
+        # no end, but the header of the turn that follows
+        ("{% for m in messages %}{{ '<turn>' if m.role == 'user' }}{{ m.content }}{% endfor %}", (1, 3)),
+        (CHAT.replace("{{ m.content }}</turn>", "{% generation %}{{ m.content }}</turn>{% endgeneration %}"), (1, 4)),
         ("{{ raise_exception('no') }}", (1,)),
         (None, (1,)),
     ],
 )
 def test_the_token_that_ends_an_assistants_turn_in_the_chat_template_ends_a_response(tmp_path, chat, expected):
     assert stops(folder(tmp_path / "m", {"eos_token_id": 1}, chat=chat)) == expected
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_added_token_that_ends_a_turn_ends_a_response_though_it_is_not_special(tmp_path, special):
+    path = folder(tmp_path / "m", {"eos_token_id": 1}, chat=CHAT.replace("</turn>", "<end_of_turn>"))
+    words = load_tokenizer(path)
+    words.add_tokens([AddedToken("<end_of_turn>", special=special)])
+    assert stop_token_ids(words, path) == (1, words.convert_tokens_to_ids("<end_of_turn>"))
+
+
+def test_the_default_one_of_several_chat_templates_ends_a_turn(tmp_path):
+    path = folder(tmp_path / "m", {"eos_token_id": 1})
+    words = load_tokenizer(path)
+    words.chat_template = {"default": CHAT, "tool_use": CHAT.replace("</turn>", "</answer>")}
+    assert stop_token_ids(words, path) == (1, 4)
 
 
 def test_a_saved_policy_keeps_the_end_tokens_of_its_base_model(tmp_path):
@@ -153,6 +174,12 @@ def test_a_response_without_special_tokens_decodes_to_its_text(kind, data):
 # --------------------------------------------------------------------------- how a prompt becomes tokens
 
 
+def test_the_loader_has_all_that_is_read_from_a_models_folder():
+    assert loading.load_tokenizer is load_tokenizer
+    assert loading.render is render
+    assert loading.stop_token_ids is stop_token_ids
+
+
 def test_a_templated_text_gets_no_second_bos():
     words = tokenizer("{{ bos_token }}" + CHAT, bos=True)
     through = render(words, Prompt("p", HELLO)).token_ids
@@ -183,3 +210,30 @@ def test_a_chat_template_that_raises_gives_an_error_with_its_message_and_the_set
     assert "\n" not in message
     assert "model.prompt_format=plain" in message
     assert ("task.system" in message) == (role == "system")
+
+
+USERS_ONLY = "{% for m in messages if m.role == 'user' %}<turn>{{ m.content | trim }}</turn>{% endfor %}<turn>"
+PARTS = "{% for m in messages %}{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "role", "advice"),
+    [
+        (USERS_ONLY, "system", "Leave out the system message"),  # never reads the role
+        (PARTS, "user", "Set model.prompt_format=plain"),  # wants a list of parts, and a text has none
+    ],
+)
+def test_a_chat_template_that_leaves_out_a_message_in_silence_is_refused(template, role, advice):
+    messages = [{"role": "user", "content": " 3 x\n"}]
+    if role == "system":
+        assert render(tokenizer(template), Prompt("p", tuple(messages))).token_ids
+        messages = [{"role": "system", "content": "x y"}, *messages]
+    with pytest.raises(ConfigError, match=f"leaves out the text of a {role} message of prompt p") as told:
+        render(tokenizer(template), Prompt("p", tuple(messages)))
+    assert advice in str(told.value)
+
+
+def test_earlier_thoughts_of_an_assistant_may_be_left_out():
+    template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}<turn>"
+    talk = ({"role": "assistant", "content": "x</think>y"}, {"role": "user", "content": "3"})
+    assert render(tokenizer(template), Prompt("p", talk)).token_ids

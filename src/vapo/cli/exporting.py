@@ -67,9 +67,26 @@ def export(
     if as_json:
         print(json_text({"from": str(folder), "folder": str(target), "dtype": dtype.value, "bytes": size}))
         return
-    loader = "AutoModelForTokenClassification" if critic else "AutoModelForCausalLM"
-    how = "PeftModel.from_pretrained(base, ...)" if adapter else f'{loader}.from_pretrained(..., dtype="{dtype.value}")'
+    if adapter:
+        how = "PeftModel.from_pretrained(base, ...)"
+    elif critic and not _opens_with_transformers(folder):
+        how = "vapo.models.loading.load_critic(...), or load_side_critic: transformers has no token classifier for it"
+    else:
+        loader = "AutoModelForTokenClassification" if critic else "AutoModelForCausalLM"
+        how = f'{loader}.from_pretrained(..., dtype="{dtype.value}")'
     lines = [f"Exported  {target}  ({dtype.value}, {size / 1e6:,.1f} MB of weights)", f"Load      {how}"]
     if not critic and not adapter:
         lines.append(f"Measure   {command('eval', target, '--task', (run_of(folder) or run) / 'config.yaml')}")
     Console(soft_wrap=True).print("\n".join(lines), highlight=False, markup=False)
+
+
+def _opens_with_transformers(critic: Path) -> bool:
+    """Whether transformers has a token classifier for the critic of a run."""
+    from vapo.models.critic import opens_with_transformers
+    from vapo.models.pretrained import load_config
+    from vapo.session.evaluated_run import run_of
+    from vapo.session.run_dirs import load_run_config
+
+    run = run_of(critic)
+    trust = run is not None and load_run_config(run).sections.model.trust_remote_code
+    return opens_with_transformers(load_config(critic, trust_remote_code=trust))

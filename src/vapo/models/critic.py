@@ -34,13 +34,16 @@ def classifier_of(config: PreTrainedConfig) -> Any | None:
     A few architectures (Gemma 3, OLMo 2) have a sequence classifier only; its head, too, gives one output per token.
     """
     remote = getattr(config, "auto_map", None) or {}
-    for mapping, auto in (
-        (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, AutoModelForTokenClassification),
-        (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification),
-    ):
-        if type(config) in mapping or auto.__name__ in remote:
-            return auto
-    return None
+    if opens_with_transformers(config):
+        return AutoModelForTokenClassification
+    auto = AutoModelForSequenceClassification
+    return auto if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or auto.__name__ in remote else None
+
+
+def opens_with_transformers(config: PreTrainedConfig) -> bool:
+    """Whether `AutoModelForTokenClassification` opens a critic with this configuration."""
+    remote = getattr(config, "auto_map", None) or {}
+    return type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING or AutoModelForTokenClassification.__name__ in remote
 
 
 def known_ids(model: PreTrainedModel) -> int:

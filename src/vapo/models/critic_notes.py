@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +81,20 @@ def check_head(source: str | Path, saved: Head, wanted: Head) -> None:
             f"algorithm.credit.head={{{', '.join(f'{k}: {v}' for k, v in head_entry(saved).items())}}}, or start the "
             "critic from a base model."
         )
+
+
+def check_one_label(source: str | Path, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raise ModelError if the source's head has more labels than the loaded model's one: no output is the reward.
+
+    `info` tells how loading went (`read_model`). A configuration may forget how many labels there are.
+    """
+    heads = {f"{name}.weight" for name, layer in value_layers(model) if layer.out_features == 1}
+    for name, there, _ in info["mismatched_keys"]:
+        if name in heads and there[0] > 1:
+            raise ModelError(
+                f"{source} holds a classifier of {there[0]} labels, and a reward or a value is one number. Give a "
+                "reward model with one label, or for a critic a base model."
+            )
 
 
 def _head_words(head: Head) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from transformers import PreTrainedTokenizerBase
 
 from vapo.errors import ConfigError
-from vapo.models.tokens import render
+from vapo.models.tokens import chat_text, render
 from vapo.types import Prompt, Reply
 
 _WRITTEN = "The policy wrote this."
@@ -93,17 +93,14 @@ class Dialogue:
         earlier turn otherwise than a last one, and the policy's own tokens stay in any case.
         """
         conversation = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": _WRITTEN}]
-        try:
-            whole = self.tokenizer.apply_chat_template(
-                [*conversation, *map(dict, messages)], add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:  # the template is the model's code and may raise anything
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise ConfigError(
-                f"The tokenizer's chat template refuses a message of the role {messages[0].get('role')!r} after an "
-                f"assistant's: {reason}. Take a model whose template has that role."
-            ) from error
-        _, found, after = str(whole).partition(_WRITTEN)
+        whole = chat_text(
+            self.tokenizer,
+            [*conversation, *messages],
+            f"a message of the role {messages[0].get('role')!r} after an assistant's",
+            "Take a model whose template has that role.",
+            add_generation_prompt=True,
+        )
+        _, found, after = whole.partition(_WRITTEN)
         if not found:
             raise ConfigError("The tokenizer's chat template leaves out earlier turns. Take another model.")
         for token in self.stop_token_ids if stopped else ():  # the policy has written it

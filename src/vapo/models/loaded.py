@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from vapo.errors import ModelError
+from vapo.errors import ModelError, command
 from vapo.models.shards import is_in_shards, load_whole
 
 SHOWN = 3
@@ -62,7 +62,7 @@ def _read_shards(
     if type(model).__name__ != saved_as:
         raise ModelError(
             f"{folder} holds shards of a {saved_as}, which cannot be read as {type(model).__name__}. Make an ordinary "
-            f"folder of them first: vapo export {folder} --dtype float32 --out FOLDER"
+            f"folder of them first: {command('export', folder, '--dtype', 'float32', '--out', 'FOLDER')}"
         )
     if (folder / GENERATION_CONFIG_NAME).exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -83,17 +83,23 @@ def own_memory(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_complete(
-    model: PreTrainedModel, info: dict[str, Any], source: str | Path, what: str, *, may_lack: Collection[str] = ()
+    model: PreTrainedModel,
+    info: dict[str, Any],
+    source: str | Path,
+    what: str,
+    *,
+    may_lack: Collection[str] = (),
+    saved_as: str = "",
 ) -> None:
     """Raise ModelError unless the source has every tensor of the model, except `may_lack`, and no others.
 
     `info` comes from `read_model`; transformers has removed tied tensors from it, and those it knows to be harmless. A
     source of another class may have parts that the model lacks (a vision tower, or the LM head for a critic): these are
     ignored. An extra tensor inside a part that the model has is an error: the model would compute something else than
-    was trained.
+    was trained. `saved_as` is the source's class; empty takes it from the configuration, or else the model's.
     """
     kind = type(model).__name__
-    saved_as = (getattr(model.config, "architectures", None) or [kind])[0]
+    saved_as = saved_as or (getattr(model.config, "architectures", None) or [kind])[0]
     faults = {
         f"lacks tensors of {kind}, which would stay random": set(info["missing_keys"]) - set(may_lack),
         f"has tensors of another shape than {kind} with its config.json": [

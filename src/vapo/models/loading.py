@@ -21,6 +21,7 @@ from vapo.models.critic_notes import (
     VALUE_AT,
     VALUE_HEAD,
     check_head,
+    check_one_label,
     saved_head,
     set_head,
     set_value_at,
@@ -29,9 +30,22 @@ from vapo.models.critic_notes import (
 )
 from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.models.lora import adapter_base, merge_adapters
+from vapo.models.placing import to_device
 from vapo.models.pretrained import explained, load_config, model_folder
 from vapo.models.side import SideConfig, SideModel, check_fits, describe, is_side_critic
+from vapo.models.tokens import load_tokenizer, render, stop_token_ids
 from vapo.models.weight_sample import same_sample, weight_sample
+
+__all__ = [  # all that is read from a model's folder; its tokenizer is the work of vapo.models.tokens
+    "critic_config",
+    "load_critic",
+    "load_policy",
+    "load_side_critic",
+    "load_tokenizer",
+    "render",
+    "side_critic_config",
+    "stop_token_ids",
+]
 
 SIDE_ADVICE = "Set model.critic_kind=side, with the policy it was trained beside."
 
@@ -50,7 +64,7 @@ def load_policy(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
             use_safetensors=True,
         )
     check_complete(model, info, source, "policy")
-    model = own_memory(model)
+    model = _in_float32(model)
     if adapter_base(source):
         merge_adapters(model, Path(source))
     return _without_dropout(model)
@@ -68,7 +82,7 @@ def load_critic(
     one wanted; None takes what the folder says, or a linear one. ModelError if a saved critic has another.
     """
     config = critic_config(source, head, trust_remote_code=trust_remote_code)
-    architectures = getattr(config, "architectures", None) or [""]
+    architectures = getattr(config, "architectures", None) or [""]  # a folder made by hand may name none
     is_classifier = "Classification" in architectures[0]
     head = saved_head(config) if head is None else head
     labels = [CRITIC_LABEL] if width(head) == 1 else [f"{CRITIC_LABEL}_{i}" for i in range(width(head))]
@@ -91,10 +105,11 @@ def load_critic(
             use_safetensors=True,  # never a pickle
             **own,
         )
+    check_one_label(source, model, info)
     head_names = {f"{name}.{p}" for name, module in value_layers(model) for p, _ in module.named_parameters()}
     if is_classifier:  # the folder has a head, perhaps without a bias
         head_names = {name for name in head_names if name.endswith(".bias")}
-    check_complete(model, info, source, "critic", may_lack=head_names)
+    check_complete(model, info, source, "critic", may_lack=head_names, saved_as=architectures[0] or "a language model")
     missing = set(info["missing_keys"])
     set_head(model, head)
     layer = value_head(model)
@@ -105,7 +120,7 @@ def load_critic(
         if layer.bias is not None and any(name.endswith(".bias") for name in missing):
             layer.bias.zero_()
     if weight_missing:
-        origin = f"backbone of {architectures[0]} in {source}, {_start_words(head)}"
+        origin = f"backbone of {architectures[0] or config.model_type} in {source}, {_start_words(head)}"
         set_value_at(model, "tokens")
     elif not hasattr(config, VALUE_HEAD) and dict(config.id2label or {}) != {0: CRITIC_LABEL}:
         origin = f"reward model {architectures[0]} in {source}, head included"
@@ -113,7 +128,7 @@ def load_critic(
     else:
         origin = f"saved critic {architectures[0]} in {source}"
         set_value_at(model, "end" if getattr(config, VALUE_AT, None) == "end" else "tokens")
-    model = own_memory(with_ids(model, num_ids))
+    model = _in_float32(with_ids(model, num_ids))
     if adapter_base(source):
         merge_adapters(model, Path(source), head=value_head(model))
         origin = f"saved critic, adapters in {source}"
@@ -179,6 +194,11 @@ def _start_words(head: Head) -> str:
     if head.start == "mean":
         return "value head starts at the mean target of the first rollout"
     return f"value head set to {head.start:g}"
+
+
+def _in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in memory of its own, in float32: weights that transformers unpacks (float8) come in bfloat16."""
+    return own_memory(to_device(model, torch.float32))
 
 
 def _without_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -250,6 +250,11 @@ def choose_layout(model: PreTrainedModel, wanted: Layout | None = None) -> Layou
             f"{name} ({config.model_type}) cannot be trained here: running its backbone on two short sequences failed "
             f"with {type(error).__name__}: {error}. Take a decoder-only text model of another architecture."
         ) from error
+    if not bool(padded.isfinite().all()):
+        raise ModelError(
+            f"{name} gives numbers that are not finite for two short sequences: its weights are damaged. Take another "
+            "folder."
+        )
     if own is not None and ours is not None and not _close(ours, own):
         raise ModelError(
             f"The logits of {name} are not its output embedding applied to its last hidden state; "

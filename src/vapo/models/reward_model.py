@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
-from vapo.errors import ModelError
-from vapo.models.model_source import check_source
-from vapo.models.placing import best_device
-from vapo.models.tokens import read_tokenizer
+from vapo.models.critic_notes import check_one_label
+from vapo.models.loaded import check_complete, own_memory, read_model
+from vapo.models.placing import best_device, to_device
+from vapo.models.pretrained import explained
+from vapo.models.tokens import chat_text, read_tokenizer
 
 
 class RewardModel:
     """Calls a reward model on prompt and response: one logit for each text, in the order of the responses.
 
     `model` is a module that takes `input_ids` and `attention_mask` and returns `logits` (B, 1 or more), of which the
-    first column is the reward. Messages go through the tokenizer's chat template.
+    first column is the reward. Messages go through the tokenizer's chat template; ConfigError if it refuses them.
     """
 
     def __init__(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, batch: int = 8) -> None:
@@ -34,14 +35,14 @@ class RewardModel:
 
     @classmethod
     def load(cls, source: str) -> RewardModel:
-        """A reward model from a folder or the hub, with its tokenizer. Raises ModelError."""
-        check_source(source, "reward model")
-        tokenizer = read_tokenizer(source)
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"Cannot load the reward model {source}: {error}") from error
-        return cls(model.to(best_device()), tokenizer, source.rstrip("/").rpartition("/")[2])
+        """A reward model from a folder or the hub, with its tokenizer. Raises ModelError, also for one that lacks
+        tensors: a head of random numbers would give random rewards."""
+        with explained(source, "reward model"):
+            model, info = read_model(AutoModelForSequenceClassification, source, num_labels=1, use_safetensors=True)
+        check_one_label(source, model, info)
+        check_complete(model, info, source, "reward model")
+        model = to_device(own_memory(model), best_device())
+        return cls(model, read_tokenizer(source), source.rstrip("/").rpartition("/")[2])
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
@@ -64,4 +65,5 @@ class RewardModel:
     def _text(self, prompt: Any, completion: Any) -> str:
         if isinstance(prompt, str):
             return prompt + completion
-        return str(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
+        advice = "Give prompts as texts, or a reward model whose template takes these messages."
+        return chat_text(self.tokenizer, [*prompt, *completion], f"a conversation for {self.__name__}", advice)

@@ -46,7 +46,7 @@ def render(
     plain text.
 
     `auto` uses the template if the tokenizer has one. ConfigError for `chat` without a template, and for messages that
-    the template refuses. A text that begins with a special token gets no BOS.
+    the template refuses or leaves out. A text that begins with a special token gets no BOS.
     """
     if isinstance(prompt.text, str):
         return replace(prompt, token_ids=_text_ids(tokenizer, prompt.text))
@@ -102,9 +102,9 @@ def stop_token_ids(
     """Every token that ends a response, in ascending order.
 
     These are the EOS token of the tokenizer; those of generation_config.json, where chat models have their end-of-turn
-    token; those of config.json and of its text part, where converted and merged models have it; and the special token
-    that ends an assistant's turn in the chat template. Ids of ordinary text are left out: configuration classes have
-    defaults that may not fit the tokenizer. `config` is the model's, if it is loaded already.
+    token; those of config.json and of its text part, where converted and merged models have it; and the special or
+    added token that ends an assistant's turn in the chat template. Ids of ordinary text are left out: configuration
+    classes have defaults that may not fit the tokenizer. `config` is the model's, if it is loaded already.
     """
     config = load_config(source) if config is None else config
     try:
@@ -118,27 +118,51 @@ def stop_token_ids(
     return tuple(sorted({int(cast(int, tokenizer.eos_token_id)), *ids, *_turn_ends(tokenizer)}))
 
 
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], what: str, advice: str, **how: Any
+) -> str:
+    """Messages through the chat template, as text; `how` is for `apply_chat_template`.
+
+    ConfigError with the template's message, `what` it refuses and the `advice` if it raises.
+    """
+    try:
+        return str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **how))
+    except Exception as error:  # the template is the model's code and may raise anything
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ConfigError(f"The tokenizer's chat template refuses {what}: {reason}. {advice}") from error
+
+
 def _templated(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, tools: Sequence[Mapping[str, Any]]
 ) -> tuple[int, ...]:
-    """The token ids of messages through the chat template; ConfigError with the template's message if it refuses."""
+    """The token ids of messages through the chat template; ConfigError if it refuses them or leaves one out."""
     messages = [dict(message) for message in prompt.text if not isinstance(message, str)]
-    try:
-        ids = tokenizer.apply_chat_template(
-            messages,
-            tools=[dict(tool) for tool in tools] or None,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-    except Exception as error:  # the template is the model's code and may raise anything
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        system = any(message.get("role") == "system" for message in messages)
-        advice = "Leave out the system message (task.system, or the one in the data), or set" if system else "Set"
+    system = any(message.get("role") == "system" for message in messages)
+    advice = "Leave out the system message (task.system, or the one in the data), or set" if system else "Set"
+    advice += " model.prompt_format=plain."
+    told: Any = [dict(tool) for tool in tools] or None
+    text = chat_text(tokenizer, messages, f"prompt {prompt.id}", advice, tools=told, add_generation_prompt=True)
+    if role := _left_out(text, messages):
         raise ConfigError(
-            f"The tokenizer's chat template refuses prompt {prompt.id}: {reason}. {advice} model.prompt_format=plain."
-        ) from error
+            f"The tokenizer's chat template leaves out the text of a {role} message of prompt {prompt.id}, so the "
+            f"model would not read it. {advice}"
+        )
+    # not the text as tokens: some tokenizers read control tokens only where their template writes them
+    ids = tokenizer.apply_chat_template(
+        messages, tools=told, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     return tuple(cast(list[int], ids))
+
+
+def _left_out(text: str, messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The role of the first system's or user's message that is not in the rendered text. White space may differ."""
+    rendered = "".join(text.split())
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        read = not isinstance(content, str) or "".join(content.split()) in rendered
+        if role in ("system", "user") and not read:
+            return str(role)
+    return None
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
@@ -162,15 +186,18 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The special token that the chat template puts directly after an assistant's message, if any."""
+    """The token of its own, special or only added, that the chat template puts directly after an assistant's message,
+    if any."""
     if tokenizer.chat_template is None:
         return set()
     turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": _MESSAGE}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # `render` reports a template that fails
-        return set()
-    after = text.rpartition(_MESSAGE)[2].lstrip() if _MESSAGE in text else ""
-    special = _special_tokens(tokenizer)
-    ends = [token for token in special if after.startswith(token) and token != tokenizer.bos_token]
-    return {special[max(ends, key=len)]} if ends else set()
+    after = ""
+    for more in ([], turns[:1]):  # some templates end a turn only where another follows
+        try:
+            text = str(tokenizer.apply_chat_template([*turns, *more], tokenize=False))
+        except Exception:  # `render` reports a template that fails
+            return set()
+        after = after or (text.rpartition(_MESSAGE)[2].lstrip() if _MESSAGE in text else "")
+    own = {str(token): i for i, token in _added_tokens(tokenizer).items()} | _special_tokens(tokenizer)
+    ends = [token for token in own if token and after.startswith(token) and token != tokenizer.bos_token]
+    return {own[max(ends, key=len)]} if ends else set()

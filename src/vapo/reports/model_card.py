@@ -7,10 +7,16 @@ from typing import Any
 
 import yaml
 
+from vapo.models.critic import opens_with_transformers
+from vapo.models.pretrained import load_config
+from vapo.models.side import is_side_critic
 from vapo.reports.formatting import percent
 from vapo.reports.runfiles import read_jsonl
 from vapo.trainer.run import Run
 
+_VALUES = """It gives the value of a text that is being written: the outcome that it
+expects after each token, in units of reward."""
+_HEADS = "What it read in training, and heads other than the linear one: `vapo_*` in config.json."
 _CODE = {
     "policy": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,28 +24,45 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 policy = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```""",
-    "critic": """It gives the value of a text that is being written: the outcome that it
-expects after each token, in units of reward.
+    "critic": f"""{_VALUES}
 
 ```python
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-critic = AutoModelForTokenClassification.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+critic = AutoModelForTokenClassification.from_pretrained("{{folder}}")
+tokenizer = AutoTokenizer.from_pretrained("{{folder}}")
 text = tokenizer(prompt + response, return_tensors="pt")
 values = critic(**text).logits[0, :, 0]  # one per token; the last one is the value of the whole text
 ```
 
-What it read in training, and heads other than the linear one: `vapo_*` in config.json.""",
+{_HEADS}""",
+    "backbone": f"""{_VALUES}
+
+```python
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer  # there is no token classifier for this architecture
+
+backbone = AutoModel.from_pretrained("{{folder}}")
+head = load_file("{{folder}}/model.safetensors")
+tokenizer = AutoTokenizer.from_pretrained("{{folder}}")
+text = tokenizer(prompt + response, return_tensors="pt")
+states = backbone(**text).last_hidden_state[0]
+values = states @ head["score.weight"][0] + head.get("score.bias", 0)  # one per token
+```
+
+{_HEADS}""",
     "side": """It reads the hidden states of the policy beside it, and opens with vapo only.""",
 }
 
 
-def model_card(run: Run, network: str) -> str:
-    """The card of a run's `policy` or `critic`, in Markdown with the hub's header."""
+def model_card(run: Run, network: str, saved: Path) -> str:
+    """The card of a run's `policy` or `critic`, which is `saved` in a folder, in Markdown with the hub's header."""
     folder, optimization = run.folder.path, run.algorithm.optimization
     base = str(run.config["model"]["policy"])
-    is_side = network == "critic" and run.config["model"]["critic_kind"] == "side"
+    code = network
+    if network == "critic":
+        own = load_config(saved, trust_remote_code=bool(run.config["model"].get("trust_remote_code")))
+        code = "side" if is_side_critic(own) else network if opens_with_transformers(own) else "backbone"
     header: dict[str, Any] = {"library_name": "transformers", "tags": ["vapo", "reinforcement-learning"]}
     header["pipeline_tag"] = "text-generation" if network == "policy" else "token-classification"
     if base == "builtin":
@@ -54,7 +77,7 @@ def model_card(run: Run, network: str) -> str:
         "---",
         f"# {network.capitalize()} of {folder.resolve().name}",
         f"Trained by reinforcement learning on the task `{run.task.name}` with vapo, from {start}.",
-        _CODE["side" if is_side else network].format(folder=f"{folder.name}/{network}"),
+        _CODE[code].format(folder=f"{folder.name}/{network}"),
         "## How",
         _table(
             {

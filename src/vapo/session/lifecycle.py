@@ -414,7 +414,7 @@ def finish_through(run: Run, again: Callable[[], Run], on_new: Callable[[Run], N
 
 def _publish_with_card(run: Run, network: Network, folder: Path) -> None:
     network.publish(folder)
-    (folder / "README.md").write_text(model_card(run, network.name))
+    (folder / "README.md").write_text(model_card(run, network.name, folder))
 
 
 def _publish(write: Callable[[Path], bool | None], folder: Path) -> None:
