@@ -355,7 +355,9 @@ def _distinct(*texts: str) -> list[str]:
 
 def _is_choice_or_words(gold: str) -> bool:
     """Whether the gold answer is the letter of a choice or words, not mathematics."""
-    return bool(_CHOICE.fullmatch(gold.strip("() ")) or re.fullmatch(r"[Yy]es|[Nn]o|[^\W\d_]{4,}(?:[ '-]+[^\W\d_]+)*", gold))
+    return bool(
+        _CHOICE.fullmatch(gold.strip("() ")) or re.fullmatch(r"[Yy]es|[Nn]o|[^\W\d_]{4,}(?:[ '-]+[^\W\d_]+)*", gold)
+    )
 
 
 def _ordered(parts: list[str], others: list[str]) -> bool:
