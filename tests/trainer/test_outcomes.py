@@ -237,6 +237,16 @@ def test_a_run_with_equal_outcomes_raises_alarms_before_and_during_training(base
     assert ("The critic is not ready. No outcome differs from another." in everything) == (preset == "vapo")
 
 
+def test_a_critic_of_equal_scores_is_not_told_to_train_for_longer(base, tmp_path):
+    half = Decided(Verdict("wrong", score=0.5))
+    by_score = {**SHORT, "algorithm": {"reward": {"by": "score"}}}
+    runs.finish(toys.toy_run(base, tmp_path / "run", by_score, task=half), report=False)
+    [said] = [a["message"] for a in alarms(tmp_path / "run") if a["message"].startswith("The critic is not ready")]
+    assert "No outcome differs from another. The" in said
+    assert "to held-out prompts have equal outcomes, 0.5: nothing to learn." in said
+    assert "Pretrain longer" not in said
+
+
 def test_a_run_with_nothing_to_learn_can_be_stopped(base, tmp_path):
     stop = {**SHORT, "guards": {"same_outcome_steps": 2, "action": "stop"}}
     with pytest.raises(DivergedError, match="0 of 64 responses in 2 steps are right") as stopped:

@@ -91,8 +91,9 @@ def lesson_of_scores(same: str, tally: Mapping[str, int], where: str, mean: floa
     """`lesson` where outcomes are scores; `mean` is the last step's."""
     count = tally["responses"]
     if same == EQUAL_SCORES:
+        last = " in the last step" if "step" in where else ""
         return (
-            f"The {counted(count, 'response')} {where} have equal outcomes, {mean:.3g} in the last step: nothing to "
+            f"The {counted(count, 'response')} {where} have equal outcomes, {mean:.3g}{last}: nothing to "
             "learn. Look in the rollouts at what the reward functions (task.verifier) are given; take other problems, "
             "or another model."
         )
