@@ -69,7 +69,7 @@ def test_where_all_outcomes_were_equal_that_is_all_that_is_said(run: Path, capsy
     lines = [{**line, "accuracy": 0.0, "reward_std": 0.0, "reward": 0.5, "verdict/judged": 8} for line in lines]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = said(run, capsys, monkeypatch)
-    assert ("have equal outcomes, 0.5 in the last step" if by == "score" else "are right: nothing to learn") in text
+    assert ("have equal outcomes (mean 0.5)" if by == "score" else "are right: nothing to learn") in text
     assert "Next" not in text
 
 

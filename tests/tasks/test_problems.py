@@ -115,6 +115,51 @@ def test_alpaca_rows_with_one_instruction_are_different_problems_and_notes_name_
     ]
 
 
+@pytest.mark.parametrize(
+    ("row", "choices"),
+    [
+        ({"option_b": "four", "option_a": "three"}, "A. three\nB. four"),
+        ({"opa": "three", "opb": 4, "opc": None}, "A. three\nB. 4"),
+        ({"choice1": "three", "choice2": "four"}, "1. three\n2. four"),
+        ({"A": "three", "B": "four", "gold": "(B)"}, "A. three\nB. four"),
+        ({"a": "3", "b": "4", "gold": "7"}, ""),  # numbers of the problem
+        ({"option_a": "three"}, ""),
+    ],
+)
+def test_choices_in_columns_of_their_own_become_lettered_lines(tmp_path, row, choices):
+    row = {"question": "How many?", "answer": "0", **row}
+    row["answer"] = row.pop("gold", row["answer"])
+    [prompt] = read(tmp_path, [row])
+    assert prompt.text[-1]["content"] == f"How many?\n\n{choices}".strip()
+
+
+def test_a_column_with_words_that_is_not_in_the_prompt_is_named(tmp_path):
+    rows = [{**row, "facts": "Ann has 3.", "level": "hard", "solution": "I add."} for row in sums(40)]
+    notes = problems(data=jsonl(tmp_path / "d.jsonl", rows)).notes
+    assert notes[1:] == ["the column facts is not put into the prompt; to have it there, name it in task.columns"]
+    chat = [
+        {"messages": [{"role": "user", "content": f"{i}"}], "answer": "1", "system": "x", "context": "y"}
+        for i in range(40)
+    ]
+    notes = problems(data=jsonl(tmp_path / "d.jsonl", chat)).notes
+    assert "the columns system, context are not put into the prompt" in notes[1]
+
+
+def test_equal_problems_with_other_answers_may_lack_a_column(tmp_path):
+    rows = [{"question": "How many?", "facts": f"Ann has {i}.", "answer": str(i)} for i in range(40)]
+    with pytest.raises(DataError, match=r"39 two answers to one problem[\s\S]*part of the problem in another column"):
+        problems(data=jsonl(tmp_path / "d.jsonl", rows))
+
+
+def test_all_turns_of_a_dialogue_are_in_the_prompt(tmp_path):
+    turns = [("system", "Be brief."), ("human", "Hello"), ("gpt", "Hi"), ("human", "1 + 1?"), ("gpt", "2")]
+    rows = [{"conversations": [{"from": who, "value": text} for who, text in turns], "answer": "2"}]
+    [prompt] = read(tmp_path, rows)
+    assert [(m["role"], m["content"]) for m in prompt.text] == [
+        ("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi"), ("user", "1 + 1?")
+    ]  # fmt: skip
+
+
 def test_a_list_of_choices_is_refused_until_task_columns_names_its_place(tmp_path):
     row = {"choices": ["three", "four"]}
     with pytest.raises(DataError, match=r"line 1 has a column 'choices' .* list: .*prompt: \[question, choices\]"):
@@ -174,6 +219,21 @@ def test_a_byte_order_mark_is_skipped(tmp_path, name):
     with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb") as file:
         file.write(b"\xef\xbb\xbf" + text.encode())
     assert [row for _, row in read_rows(str(tmp_path / name))] == rows
+
+
+def test_files_with_byte_order_marks_that_were_joined_are_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"".join(b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\n" for row in sums(2)))
+    assert [row for _, row in read_rows(str(tmp_path / "a.jsonl"))] == sums(2)
+
+
+def test_a_file_under_the_name_of_another_format_is_told_the_right_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(sums(2), indent=1))
+    with pytest.raises(DataError, match=r"If it holds one list of rows, rename it to .json"):
+        list(read_rows(str(path)))
+    path.write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(DataError, match=r"a.jsonl is compressed. Rename it: a.jsonl.gz"):
+        list(read_rows(str(path)))
 
 
 def test_every_file_format_gives_the_same_rows(tmp_path):

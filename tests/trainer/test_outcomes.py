@@ -194,7 +194,7 @@ def test_where_scores_are_outcomes_their_equality_counts_and_right_only_where_th
     raised = new_alarms(figures, State(), GuardSettings(same_outcome_steps=1), algorithm=algorithm)
     assert list(raised) == ([] if name is None else [name])
     if name == "equal scores":
-        assert "The 4 responses in 1 step have equal outcomes, 0.25 in the last step" in raised[name]
+        assert "The 4 responses in 1 step have equal outcomes (mean 0.25)" in raised[name]
     elif name is not None:
         assert f"{'Lower' if right == 0 else 'Raise'} task.right_at" in raised[name]
 
@@ -235,6 +235,16 @@ def test_a_run_with_equal_outcomes_raises_alarms_before_and_during_training(base
     assert "retrain longer" not in everything
     assert "critic_lr" not in everything
     assert ("The critic is not ready. No outcome differs from another." in everything) == (preset == "vapo")
+
+
+def test_a_critic_of_equal_scores_is_not_told_to_train_for_longer(base, tmp_path):
+    half = Decided(Verdict("wrong", score=0.5))
+    by_score = {**SHORT, "algorithm": {"reward": {"by": "score"}}}
+    runs.finish(toys.toy_run(base, tmp_path / "run", by_score, task=half), report=False)
+    [said] = [a["message"] for a in alarms(tmp_path / "run") if a["message"].startswith("The critic is not ready")]
+    assert "No outcome differs from another. The" in said
+    assert "to held-out prompts have equal outcomes (mean 0.5): nothing to learn." in said
+    assert "Pretrain longer" not in said
 
 
 def test_a_run_with_nothing_to_learn_can_be_stopped(base, tmp_path):

@@ -27,6 +27,8 @@ MAX_DROPPED = 0.01
 CHECKABLE = ("math", "exact")
 """Verifiers that must accept the gold answers at the start, because the form of a right response is known for them."""
 
+TWO_ANSWERS = "two answers to one problem"
+"""The fault of a row whose problem an earlier row has with another answer."""
 NUM_FIRST = 8
 """Number of gold answers that are judged before the others."""
 NUM_EMPTY = 4
@@ -290,7 +292,7 @@ class Reader:
                 self.duplicates += 1
             else:
                 other = f"the other is in {self.where[prompt.id]}"
-                self.drops.append(Drop(where, "two answers to one problem", other))
+                self.drops.append(Drop(where, TWO_ANSWERS, other))
         if not self.rows:
             raise DataError(f"{source} is empty. Check the path.")
         return list(found.values())
@@ -401,10 +403,15 @@ class Reader:
         if len(self.drops) > MAX_DROPPED * self.rows:
             kinds = Counter(drop.kind for drop in self.drops)
             first = "\n".join(f"  {drop.where}: {drop.reason}" for drop in self.drops[:5])
+            fix = "Fix or remove them, or name the columns with task.columns."
+            if kinds.most_common(1)[0][0] == TWO_ANSWERS:
+                fix = (
+                    "Is a part of the problem in another column? Name all its columns: "
+                    "task.columns={prompt: [..., ...], answer: ...}."
+                )
             raise DataError(
                 f"{len(self.drops)} of {counted(self.rows, 'row')} cannot be used ({_counted(kinds)}); at most "
-                f"{MAX_DROPPED:.0%} may be dropped. The first:\n{first}\n"
-                "Fix or remove them, or name the columns with task.columns."
+                f"{MAX_DROPPED:.0%} may be dropped. The first:\n{first}\n{fix}"
             )
 
 
@@ -446,8 +453,12 @@ def _column_notes(layout: Layout) -> list[str]:
     notes = []
     if layout.joined:
         notes.append(f"each problem is made of the columns {', '.join(layout.joined)}, with blank lines between")
-    for name in layout.not_joined:
+    if len(layout.not_joined) == 1:
+        name = layout.not_joined[0]
         notes.append(f"the column {name} is not put into the prompt; to have it there, name it in task.columns")
+    elif layout.not_joined:
+        names = ", ".join(layout.not_joined)
+        notes.append(f"the columns {names} are not put into the prompt; to have them there, name them in task.columns")
     return notes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,11 +24,17 @@ FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 UTF_8 = "utf-8-sig"
 """UTF-8 with or without the byte-order mark that Windows programs write."""
 
-BEFORE = ("context", "passage", "article", "paragraph", "document", "story", "background")
+BEFORE = ("context", "passage", "article", "paragraph", "document", "story", "background", "body")
 AFTER = ("input", "inputs", "choices", "options")
 """Columns that belong to a problem. Their text is joined before or after it, separated by a blank line."""
 NOT_JOINED = ("system", "system_prompt", "hint", "hints", "starter_code", "image", "images")
 """Columns that may belong to a problem. They are not part of the prompt, and a note reports them."""
+_SOLUTIONS = ("solution", "solutions", "answer", "output", "response", "completion", "rationale", "explanation", "text")
+"""Columns with spaces in their texts that are no part of a problem."""
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+"""Names of the roles in ShareGPT's dialogues, besides those of chat templates."""
+_CHOICE = re.compile(r"(?:op|opt|option|choice)[ _]?([a-h]|[0-9])")
+_LETTER = re.compile(r"[a-h]")
 
 
 class Layout(NamedTuple):
@@ -57,8 +64,15 @@ def _open_reasoner(row: Row) -> tuple[Any, Any]:
 
 
 def _conversations(row: Row) -> tuple[Any, Any]:
-    first = row["conversations"][0]
-    return first.get("value", first.get("content")), row["answer"]
+    """The messages of a dialogue; of a single one only its text, which then goes into the template."""
+    messages = [
+        {"role": _ROLES.get(role, role), "content": turn.get("value", turn.get("content"))}
+        for turn in row["conversations"]
+        for role in [turn.get("from", turn.get("role"))]
+    ]
+    if len(messages) > 1 and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return (messages[0]["content"] if len(messages) == 1 else messages), row["answer"]
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -114,7 +128,8 @@ def _with_joined_columns(layout: Layout, row: Row, where: str) -> Layout:
     """The layout with the other columns that belong to the problem; DataError if it is unclear how to join one."""
     problem, others = layout.columns[0], [name for name in row if name not in layout.columns]
     if not isinstance(row[problem], str):  # messages are the complete prompt
-        return layout._replace(read=partial(_read_lowered, layout.read))
+        beside = tuple(name for name in others if name in (*BEFORE, *AFTER, *NOT_JOINED) and row[name])
+        return layout._replace(read=partial(_read_lowered, layout.read), not_joined=beside)
     for name in others:
         if name in (*BEFORE, *AFTER) and row[name] and not isinstance(row[name], str):
             raise DataError(
@@ -124,12 +139,45 @@ def _with_joined_columns(layout: Layout, row: Row, where: str) -> Layout:
                 f"the problem (a list as lettered lines), prompt: {problem} leaves it out."
             )
     before, after = ([name for name in names if name in others] for names in (BEFORE, AFTER))
-    not_joined = tuple(name for name in others if name in NOT_JOINED and row[name])
-    joined = (*before, problem, *after)
-    read = partial(_read_joined, layout.read, joined) if len(joined) > 1 else layout.read
+    choices = _choice_columns(row, others, layout.columns[1])
+    joined = (*before, problem, *after, *choices.values())
+    not_joined = tuple(
+        name
+        for name in others
+        if row[name] and name not in joined and (name in NOT_JOINED or _may_be_a_part(name, row[name]))
+    )
+    read = partial(_read_joined, layout.read, (*before, problem, *after)) if before or after else layout.read
+    read = partial(_read_with_choices, read, choices) if choices else read
     return layout._replace(
         read=partial(_read_lowered, read), joined=joined if len(joined) > 1 else (), not_joined=not_joined
     )
+
+
+def _may_be_a_part(name: str, value: Any) -> bool:
+    """Whether a column that is not in the prompt holds words that may belong to a problem."""
+    return isinstance(value, str) and len(value.split()) > 1 and name not in _SOLUTIONS
+
+
+def _choice_columns(row: Row, names: Sequence[str], answer: str) -> dict[str, str]:
+    """The columns of choices by their label: A, B (or option_a, opb, choice1) in their order; {} if there are none.
+
+    Columns that are single letters count only where the answer is one of them: a and b may be numbers of the problem.
+    """
+    found = {match[1].upper(): name for name in names if (match := _CHOICE.fullmatch(name))}
+    if not found and isinstance(row[answer], str):
+        letters = {name.upper(): name for name in names if _LETTER.fullmatch(name)}
+        found = letters if row[answer].strip("() .") in letters else {}
+    labels = sorted(label for label in found if row[found[label]] not in (None, ""))
+    return {label: found[label] for label in labels} if len(labels) > 1 else {}
+
+
+def _read_with_choices(read: Callable[[Row], tuple[Any, Any]], choices: Mapping[str, str], row: Row) -> tuple[Any, Any]:
+    """The problem with its choices as lettered lines, and the answer; TypeError if the problem is not text."""
+    problem, answer = read(row)
+    if not isinstance(problem, str):
+        raise TypeError("a part of the problem is not text")
+    shown = [f"{label}. {row[name]}" for label, name in choices.items() if row.get(name) not in (None, "")]
+    return _joined([problem, "\n".join(shown)]), answer
 
 
 def _read_joined(read: Callable[[Row], tuple[Any, Any]], columns: Sequence[str], row: Row) -> tuple[Any, Any]:
@@ -206,6 +254,8 @@ def read_rows(source: str, *, subset: str | None = None, split: str | None = Non
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"Cannot read {path}: {error}. Is it damaged?") from error
         except UnicodeDecodeError as error:
+            if path.read_bytes()[:2] == b"\x1f\x8b":
+                raise DataError(f"{path} is compressed. Rename it: {path.name}.gz") from error
             raise DataError(
                 f"{path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for example with iconv "
                 "-t utf-8."
@@ -232,8 +282,12 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding=UTF_8) as lines:
             # without the line end, where json would report an error for the next line
-            stripped = ((number, line.rstrip()) for number, line in enumerate(lines, 1))
-            yield from _checked(path, "line", ((n, _json(path, n, line)) for n, line in stripped if line))
+            # without byte-order marks, which files that were joined have inside, too
+            stripped = ((number, line.lstrip("\ufeff").rstrip()) for number, line in enumerate(lines, 1))
+            advice = " If it holds one list of rows, rename it to .json."
+            yield from _checked(
+                path, "line", ((n, _json(path, n, line, advice * (line[0] == "["))) for n, line in stripped if line)
+            )
     elif path.suffix == ".json":
         data = _json(path, 1, path.read_text(encoding=UTF_8), " If it has one row per line, rename it to .jsonl.")
         if not isinstance(data, list):

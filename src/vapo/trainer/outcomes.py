@@ -88,13 +88,13 @@ def sameness_of_scores(figures: Mapping[str, Any], tally: Mapping[str, int], alg
 
 
 def lesson_of_scores(same: str, tally: Mapping[str, int], where: str, mean: float) -> str:
-    """`lesson` where outcomes are scores; `mean` is the last step's."""
+    """`lesson` where outcomes are scores; `mean` is that of the last responses."""
     count = tally["responses"]
     if same == EQUAL_SCORES:
         return (
-            f"The {counted(count, 'response')} {where} have equal outcomes, {mean:.3g} in the last step: nothing to "
-            "learn. Look in the rollouts at what the reward functions (task.verifier) are given; take other problems, "
-            "or another model."
+            f"The {counted(count, 'response')} {where} have equal outcomes (mean {mean:.3g}): nothing to learn. "
+            "Look in the rollouts at what the reward functions (task.verifier) are given; take other problems, or "
+            "another model."
         )
     share, change = ("0 of", "Lower") if same == NOTHING_RIGHT else ("All", "Raise")
     return (

@@ -73,8 +73,13 @@ def pretrain_critic(run: Run) -> None:
     ready, reached = run.settings.pretraining_ready, state.explained_variance
     # a critic beside the group's mean may begin knowing nothing
     if credit.baseline == "none" and (reached is None or reached < ready):
+        scores = [e.verdict.score or 0.0 for e in judged.drawn if e.verdict.valid]
         if same:
             lesson = outcomes.lesson(verdicts, "to held-out prompts", run.task.name)
+            advice = f"No outcome differs from another. {lesson}"
+        elif run.algorithm.reward.by == "score" and scores and max(scores) - min(scores) <= outcomes.EQUAL:
+            where = "to held-out prompts"
+            lesson = outcomes.lesson_of_scores(outcomes.EQUAL_SCORES, verdicts, where, scores[0])
             advice = f"No outcome differs from another. {lesson}"
         else:
             advice = (

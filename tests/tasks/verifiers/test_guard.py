@@ -77,6 +77,34 @@ def test_a_script_without_a_guard_exits_with_one_line_and_leaves_no_process(tmp_
     assert all_ended(path.name, within_s=2)
 
 
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_a_script_that_starts_itself_as_a_process_without_a_guard_starts_no_chain(tmp_path: Path):
+    path, script = tmp_path / f"{tmp_path.name}.py", SCRIPT.format(call=CHAIN)
+    stderr = stderr_of(start(tmp_path, script))
+    assert stderr == ""
+    assert (tmp_path / "started").read_text() == "12"  # the script, and the process that its worker's import starts
+    assert all_ended(path.name, within_s=2)
+    refused = (tmp_path / "refused").read_text()
+    assert refused.startswith(f"{path} starts a verifier's worker processes when the file is imported")
+    assert 'under `if __name__ == "__main__":`' in refused
+
+
+CHAIN = """
+import subprocess, sys, pathlib
+
+started, here = pathlib.Path("started"), pathlib.Path(__file__)
+count = len(started.read_text()) + 1 if started.exists() else 1
+started.write_text(started.read_text() + str(count) if count > 1 else "1")
+code = (
+    "import pathlib, sys\\nfrom vapo.errors import ConfigError\\nfrom vapo.tasks.verifiers.pool import VerifierPool\\n"
+    "try:\\n    VerifierPool(sys.argv[1] + ':judge', workers=1).close()\\n"
+    "except ConfigError as error:\\n    pathlib.Path('refused').write_text(str(error))\\n"
+)
+if count < 5:  # a chain would go on
+    subprocess.run([sys.executable, "-c", code, str(here)])
+"""
+
+
 def test_a_script_that_raises_systemexit_on_import_gets_the_same_advice(tmp_path: Path):
     call = f"try:\n    {CALLS['vapo.train()']}\nexcept Exception as error:\n    raise SystemExit(str(error))"
     stderr = stderr_of(start(tmp_path, SCRIPT.format(call=call)))

@@ -124,6 +124,8 @@ def test_each_verdict_has_its_status_and_reason(pool):
         ("\\emptyset", ["\\{\\}"]),
         ("12\\text{ cm}", ["12", "12 centimeters"]),
         ("A", ["(A) 12", "\\text{(A)}"]),
+        ("S=\\{1,2\\}", ["\\{2,1\\}"]),
+        ("A=\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", ["\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}"]),
     ],
 )
 def test_further_equivalent_forms_are_right(pool, gold, answers):
@@ -160,6 +162,12 @@ def test_further_equivalent_forms_are_right(pool, gold, answers):
         ("101", ["101_2"]),
         ("0.5", ["0.5%"]),
         ("A", ["(A) or (B)"]),
+        ("3", ["1 2"]),
+        ("1 2", ["3", "12"]),
+        ("5\\text{ mg}", ["5\\text{ Mg}", "5\\text{ MG}"]),
+        ("3\\text{ km}, 4\\text{ m}", ["4\\text{ km}, 3\\text{ m}"]),
+        ("x'", ["x''", "x"]),
+        ("no", ["on"]),
     ],
 )
 def test_further_near_misses_are_wrong(pool, gold, answers):

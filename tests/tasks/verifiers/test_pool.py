@@ -304,3 +304,15 @@ def test_limits_above_the_hard_limits_of_the_machine_are_lowered(tmp_path):
 def test_an_unknown_verifier_gives_a_config_error(name, message):
     with pytest.raises(ConfigError, match=message):
         VerifierPool(name, workers=1)
+
+
+def test_a_verifier_that_exits_is_named_and_its_reason_can_always_be_written(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import sys\n\ndef judge(response, answer):\n    if response == 'exit':\n        sys.exit(3)\n"
+        "    raise ValueError('\\ud800')\n"
+    )
+    with VerifierPool(f"{path}:judge", workers=1) as pool:
+        exits, breaks = (pool.judge([(Prompt("p", "x"), text)])[0] for text in ("exit", "break"))
+    assert (exits.status, exits.reason) == ("invalid", "the verifier raised SystemExit: 3")
+    assert (breaks.status, breaks.reason) == ("invalid", "the verifier raised ValueError: ?")

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -342,23 +343,33 @@ def _from_file(name: str) -> Any:
 
 _being_imported: list[str] = []
 """Names of the functions whose modules are being imported now, innermost last."""
+_IMPORTING = "VAPO_IMPORTING"
+"""The environment variable with the innermost of them, which tells the processes that such a module starts."""
 
 
 @contextlib.contextmanager
 def _importing(function: str) -> Iterator[None]:
+    before = os.environ.get(_IMPORTING)
     _being_imported.append(function)
+    os.environ[_IMPORTING] = function
     try:
         yield
     finally:
         _being_imported.pop()
+        if before is None:
+            os.environ.pop(_IMPORTING, None)
+        else:
+            os.environ[_IMPORTING] = before
 
 
 def refuse_while_importing(call: str) -> None:
-    """Raise UnguardedError if a module calls `call` while it is being imported for one of its functions.
+    """Raise UnguardedError if a module calls `call`, or starts this process, while it is imported for a function.
 
     Otherwise each worker process would start a run, whose workers would start runs, and so on.
     """
     if not _being_imported:
+        if function := os.environ.get(_IMPORTING):
+            raise UnguardedError(f"{function.rpartition(':')[0]} starts {call} {guard_advice(function)}")
         return
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_name != "<module>":

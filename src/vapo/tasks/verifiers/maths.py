@@ -15,7 +15,7 @@ from vapo.errors import ConfigError
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.complexity import too_complex
 from vapo.tasks.verifiers.intervals import region
-from vapo.tasks.verifiers.notation import MAX_ANSWER, number, squeezed, tidy, word_in
+from vapo.tasks.verifiers.notation import MAX_ANSWER, between, number, squeezed, tidy, word_in, words_of
 from vapo.tasks.verifiers.numerals import numeral, residue
 from vapo.tasks.verifiers.parts import (
     NAME,
@@ -35,6 +35,10 @@ from vapo.types import Prompt, Verdict, Verifier
 _MEMBER = re.compile(r"[a-zA-Z] ?\\in(?![a-z])(.*)")
 _RELATION = re.compile(r"<|>|\\(?:le|leq|ge|geq|lt|gt|ne|neq|in)(?![a-z])")
 _BASE = re.compile(r"\d_\{?\d")  # 101_2: not a decimal number
+_CAPITALS = re.compile(r"[A-Z]{2,}")
+_HYPHENS = re.compile(r"\d+(?: ?- ?\d+)+")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_APART = re.compile(r"(?<![_^\d])\d+ \d(?!\d*/)")  # 1 2: not 12, not 3, and not the mixed number 1 1/2
 _CHOICE = re.compile(r"[A-Z]")
 _WORD = re.compile(r"[^\W\d_]{2,}(?:[ '-]+[^\W\d_]{2,})*")
 MAX_ITEMS = 40
@@ -184,6 +188,8 @@ def equal(gold: str, answer: str) -> bool:
     """Whether two tidy answers are the same mathematical object."""
     if squeezed(gold) == squeezed(answer):
         return True
+    if _CAPITALS.fullmatch(gold) or _HYPHENS.fullmatch(gold) or _DATE.fullmatch(answer):
+        return _hyphenated(gold) == _hyphenated(answer)  # a name, a date, a range, a score: no product, no difference
     if (one := numeral(gold)) and (other := numeral(answer)):
         return one == other
     if _BASE.search(gold) or _BASE.search(answer):
@@ -194,6 +200,8 @@ def equal(gold: str, answer: str) -> bool:
     sides, others = split(gold, "="), split(answer, "=")
     if len(sides) == 1 and len(others) == 2 and NAME.fullmatch(others[0]):
         return equal(gold, others[1])  # x = 5 states 5
+    if len(sides) == 2 and len(others) == 1 and NAME.fullmatch(sides[0]):
+        return equal(sides[1], answer)
     if _MEMBER.fullmatch(gold) or _MEMBER.fullmatch(answer):
         return equal(_without_member(gold), _without_member(answer))
     if (verdict := _same_region(gold, answer)) is not None:
@@ -202,6 +210,8 @@ def equal(gold: str, answer: str) -> bool:
         point, values = _point(one), coordinates(other) or column(other)
         if point is not None and values is not None:
             return _ordered(point, values)
+        if (named := coordinates(one)) and (bare := listing(other)) and "=" not in other and "\\{" not in other:
+            return _ordered(named, bare)  # a = 1, b = 2 in the order of the names
     for split_parts, same in ((union, _unordered), (matrix, _ordered), (bracket, _ordered), (listing, _unordered)):
         gold_parts, answer_parts = split_parts(gold), split_parts(answer)
         if gold_parts is not None or answer_parts is not None:
@@ -246,19 +256,37 @@ def _equal_relations(gold: str, sides: list[str], answer: str, others: list[str]
         # a = b = 5 states 5; 2 + 3 = 5 states 5 twice; 3 = 5 is false
         stated = [side for side in others if not NAME.fullmatch(side)]
         return bool(stated) and all(equal(gold, side) for side in stated)
-    if len(sides) == 2 and len(others) == 1 and NAME.fullmatch(sides[0]):
-        return equal(sides[1], answer)
-    if len(sides) == len(others) == 2 and squeezed(sides[0]) == squeezed(others[0]) and NAME.fullmatch(sides[0]):
-        return equal(sides[1], others[1])
+    if len(sides) == len(others) == 2 and NAME.fullmatch(sides[0]) and NAME.fullmatch(others[0]):
+        if squeezed(sides[0]) == squeezed(others[0]):
+            return equal(sides[1], others[1])
+        if None not in (number(sides[1]), number(others[1])):
+            return False  # f(1) = 2 and f(2) = 1
     if len(sides) != len(others) or bool(_RELATION.search(gold)) != bool(_RELATION.search(answer)):
         return False
-    return expressions_equal(gold, answer)
+    return _equal_around_words(gold, answer)
+
+
+def _equal_around_words(gold: str, answer: str) -> bool:
+    """Whether two texts have the same words, and equal expressions between them.
+
+    Read as products of letters, 1 in 4 would be 4 in 1, and a name would be the name spelled backwards.
+    """
+    words, others = words_of(gold), words_of(answer)
+    if not words and not others:
+        return expressions_equal(gold, answer)
+    pieces, other_pieces = ([piece.strip() for piece in between(text)] for text in (gold, answer))
+    return words == others and all(
+        one == other or (bool(one and other) and equal(one, other))
+        for one, other in zip(pieces, other_pieces, strict=True)
+    )
 
 
 def expressions_equal(gold: str, answer: str) -> bool:
     """Whether math-verify finds two single expressions equal. Its time limit is off, because the worker has one."""
     from math_verify import verify
 
+    if gold.count("'") != answer.count("'") or _APART.search(gold) or _APART.search(answer):
+        return False  # the library drops primes, and adds 1 and 2 of 1 2
     parsed = [_parsed(text) for text in (gold, answer)]
     if not all(parsed):
         return False
@@ -310,6 +338,11 @@ def _exact(text: str) -> str:
     return re.sub(r"(\\mathbb ?\{?[A-Z]\}?|\\[A-Za-z]+)|([A-Z])", lambda m: m[1] or f"{m[2].lower()}_{{9}}", text)
 
 
+def _hyphenated(text: str) -> str:
+    """The text without spaces around hyphens."""
+    return re.sub(r" ?- ?", "-", text)
+
+
 def _unbraced(text: str) -> str:
     """The text without spaces and braces."""
     return squeezed(text).replace("{", "").replace("}", "")
@@ -322,7 +355,9 @@ def _distinct(*texts: str) -> list[str]:
 
 def _is_choice_or_words(gold: str) -> bool:
     """Whether the gold answer is the letter of a choice or words, not mathematics."""
-    return bool(_CHOICE.fullmatch(gold.strip("() ")) or re.fullmatch(r"[^\W\d_]{4,}(?:[ '-]+[^\W\d_]+)*", gold))
+    return bool(
+        _CHOICE.fullmatch(gold.strip("() ")) or re.fullmatch(r"[Yy]es|[Nn]o|[^\W\d_]{4,}(?:[ '-]+[^\W\d_]+)*", gold)
+    )
 
 
 def _ordered(parts: list[str], others: list[str]) -> bool:
@@ -339,8 +374,16 @@ def _unordered(parts: list[str], others: list[str]) -> bool:
     if len(parts) != len(others) or len(parts) > MAX_ITEMS:
         return False
     for part in parts:
-        partner = next((at for at, other in enumerate(others) if equal(part, other)), None)
+        partner = next((at for at, other in enumerate(others) if _same_item(part, other)), None)
         if partner is None:
             return False
         del others[partner]
     return True
+
+
+def _same_item(part: str, other: str) -> bool:
+    """Whether two items of a list are equal, units included if both have one."""
+    (value, unit), (other_value, other_unit) = split_unit(part), split_unit(other)
+    if unit and other_unit:
+        return unit == other_unit and equal(tidy(value), tidy(other_value))
+    return equal(part, other)

@@ -43,6 +43,11 @@ MULTIPLES = {
 }  # fmt: skip
 """Words after a number that multiply it."""
 
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?<!_\{)(?!begin|end|[a-z]?matrix)[A-Za-z]{4,}(?![A-Za-z])"
+    r"|(?<=\d) (?:out of|in|of|to|by|per|mod|over|at|for)(?= [\d\\-])"
+)
+
 FUNCTIONS = set(
     """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp""".split()  # noqa: SIM905
 )
@@ -136,3 +141,17 @@ def word_in(text: str) -> str:
     """The first word of four letters or more that is not in `COMMANDS`, "" if there is none."""
     words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{4,}", text)
     return next((word for word in words if word not in COMMANDS), "")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in small letters: of four letters or more, or short ones between numbers (1 in 4).
+
+    >>> words_of("1 in 4"), words_of("4 hours 30 min"), words_of("2abc+\\\\sin x")
+    (['in'], ['hours'], [])
+    """
+    return [word.strip().lower() for word in _WORD.findall(text)]
+
+
+def between(text: str) -> list[str]:
+    """The pieces of a text around its `words_of`, one more than words."""
+    return _WORD.split(text)

@@ -407,6 +407,7 @@ def read_verdict(fields: Any) -> Verdict | None:
     match fields:
         case ["right" | "wrong" | "invalid" as status, str(reason), kind, score]:
             kind = kind if kind in KINDS else "unspecified"
+            reason = reason.encode(errors="replace").decode()  # half a pair of surrogates cannot be printed
             return Verdict(status, reason, kind, score if isinstance(score, float) and math.isfinite(score) else None)
     return None
 

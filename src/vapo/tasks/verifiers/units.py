@@ -99,6 +99,8 @@ def unit_named(words: str) -> str | None:
 
 def _unit_of_word(word: str) -> str | None:
     """The normal form of a unit of one word, None if it is not one."""
+    if re.match(r"M[gmlGML]$", word):
+        return None  # mega, not milli
     known = UNITS.get(word) or UNITS.get(word.lower()) or UNITS.get(word.lower().removesuffix("s"))
     if known and not (len(word) == 1 and word.isupper() and word not in "NJWVKLC"):
         return known
@@ -125,6 +127,9 @@ def split_unit(answer: str) -> tuple[str, str]:
             return answer.removesuffix(sign).strip(), unit
     for match in (_UNIT.fullmatch(answer), _WORDS_AFTER.fullmatch(tidy(answer))):
         if match and (unit := unit_named(tidy(match["unit"].replace("\\cdot", " ")))):
+            inner = (unit_named(tidy(text)) for text in re.findall(_WRAPPED, match["value"]))
+            if any(other not in (None, unit) for other in inner):
+                break  # 3 km, 4 m
             return match["value"], unit.removeprefix("degree ")
     return answer, ""
 

@@ -167,7 +167,7 @@ def verdicts_of(
         if isinstance(verify, RewardFunction):
             return verify.together(prompt, responses, token_ids, step), False
         return [verify(prompt, response) for response in responses], False
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"the verifier raised {type(error).__name__}{memory_advice(error)}: {error}"
         return [Verdict("invalid", reason)] * len(responses), True
 
@@ -178,7 +178,7 @@ def verdict_fields(verdict: Verdict) -> list[str | float | None]:
     return [verdict.status, verdict.reason[:300], verdict.kind, score]
 
 
-def memory_advice(error: Exception) -> str:
+def memory_advice(error: BaseException) -> str:
     """The memory limit and how to raise it, for an error caused by too little memory; "" for other errors."""
     # torch raises a RuntimeError that only its message tells from others
     if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
