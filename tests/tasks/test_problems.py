@@ -160,6 +160,21 @@ def test_all_turns_of_a_dialogue_are_in_the_prompt(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("first", "later", "whole"),
+    [
+        ({"A": "three", "B": "four", "E": None}, {"A": "1", "B": "2", "E": "3"}, "How many?\n\nA. 1\nB. 2\nE. 3"),
+        ({"A": "three", "B": "four"}, {"A": "1", "B": "2", "C": "3"}, "How many?\n\nA. 1\nB. 2\nC. 3"),
+        ({}, {"option_a": "1", "option_b": "2"}, "How many?\n\nA. 1\nB. 2"),
+        ({}, {"context": "Two cats."}, "Two cats.\n\nHow many?"),
+        ({"input": ""}, {"input": "3 + 4"}, "How many?\n\n3 + 4"),
+    ],
+)
+def test_a_part_of_the_problem_that_the_first_row_lacks_is_joined(tmp_path, first, later, whole):
+    rows = [{"question": "Which?", "answer": "A", **first}, {"question": "How many?", "answer": "B", **later}]
+    assert [prompt.text[-1]["content"] for prompt in read(tmp_path, rows)][1] == whole
+
+
 def test_a_list_of_choices_is_refused_until_task_columns_names_its_place(tmp_path):
     row = {"choices": ["three", "four"]}
     with pytest.raises(DataError, match=r"line 1 has a column 'choices' .* list: .*prompt: \[question, choices\]"):

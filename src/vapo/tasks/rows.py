@@ -34,7 +34,7 @@ _SOLUTIONS = ("solution", "solutions", "answer", "output", "response", "completi
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 """Names of the roles in ShareGPT's dialogues, besides those of chat templates."""
 _CHOICE = re.compile(r"(?:op|opt|option|choice)[ _]?([a-h]|[0-9])")
-_LETTER = re.compile(r"[a-h]")
+_LETTER = re.compile(r"([a-h])")
 
 
 class Layout(NamedTuple):
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
     joined: tuple[str, ...] = ()
     """The columns whose texts form the problem, in order, if there are several."""
     not_joined: tuple[str, ...] = ()
-    """Columns of the row that are in `NOT_JOINED`."""
+    """Columns of the first row that may belong to the problem and are not in the prompt."""
 
 
 def gold_answer(answer: Any) -> Any:
@@ -139,15 +139,16 @@ def _with_joined_columns(layout: Layout, row: Row, where: str) -> Layout:
                 f"the problem (a list as lettered lines), prompt: {problem} leaves it out."
             )
     before, after = ([name for name in names if name in others] for names in (BEFORE, AFTER))
-    choices = _choice_columns(row, others, layout.columns[1])
-    joined = (*before, problem, *after, *choices.values())
+    pattern = _choice_pattern(row, others, layout.columns[1])
+    joined = (*before, problem, *after, *_choice_columns(row, pattern).values())
     not_joined = tuple(
         name
         for name in others
         if row[name] and name not in joined and (name in NOT_JOINED or _may_be_a_part(name, row[name]))
     )
-    read = partial(_read_joined, layout.read, (*before, problem, *after)) if before or after else layout.read
-    read = partial(_read_with_choices, read, choices) if choices else read
+    # later rows may have parts that the first one lacks
+    before, after = ([name for name in names if name not in layout.columns] for names in (BEFORE, AFTER))
+    read = partial(_read_with_choices, partial(_read_joined, layout.read, (*before, problem, *after)), pattern)
     return layout._replace(
         read=partial(_read_lowered, read), joined=joined if len(joined) > 1 else (), not_joined=not_joined
     )
@@ -158,32 +159,41 @@ def _may_be_a_part(name: str, value: Any) -> bool:
     return isinstance(value, str) and len(value.split()) > 1 and name not in _SOLUTIONS
 
 
-def _choice_columns(row: Row, names: Sequence[str], answer: str) -> dict[str, str]:
-    """The columns of choices by their label: A, B (or option_a, opb, choice1) in their order; {} if there are none.
+def _choice_pattern(row: Row, names: Sequence[str], answer: str) -> re.Pattern[str]:
+    """The names of columns that hold a choice: option_a, opb, choice1, or A, B.
 
     Columns that are single letters count only where the answer is one of them: a and b may be numbers of the problem.
     """
-    found = {match[1].upper(): name for name in names if (match := _CHOICE.fullmatch(name))}
-    if not found and isinstance(row[answer], str):
-        letters = {name.upper(): name for name in names if _LETTER.fullmatch(name)}
-        found = letters if row[answer].strip("() .") in letters else {}
+    letters = {name.upper() for name in names if _LETTER.fullmatch(name)}
+    named = any(_CHOICE.fullmatch(name) for name in names)
+    is_letter = isinstance(row[answer], str) and row[answer].strip("() .") in letters
+    return _LETTER if is_letter and not named else _CHOICE
+
+
+def _choice_columns(row: Row, pattern: re.Pattern[str]) -> dict[str, str]:
+    """The columns of a row's choices by their label, in order, without empty ones; {} if there are fewer than two."""
+    found = {match[1].upper(): name for name in row if (match := pattern.fullmatch(name))}
     labels = sorted(label for label in found if row[found[label]] not in (None, ""))
     return {label: found[label] for label in labels} if len(labels) > 1 else {}
 
 
-def _read_with_choices(read: Callable[[Row], tuple[Any, Any]], choices: Mapping[str, str], row: Row) -> tuple[Any, Any]:
+def _read_with_choices(read: Callable[[Row], tuple[Any, Any]], pattern: re.Pattern[str], row: Row) -> tuple[Any, Any]:
     """The problem with its choices as lettered lines, and the answer; TypeError if the problem is not text."""
     problem, answer = read(row)
+    choices = _choice_columns(row, pattern)
+    if not choices:
+        return problem, answer
     if not isinstance(problem, str):
         raise TypeError("a part of the problem is not text")
-    shown = [f"{label}. {row[name]}" for label, name in choices.items() if row.get(name) not in (None, "")]
-    return _joined([problem, "\n".join(shown)]), answer
+    return _joined([problem, "\n".join(f"{label}. {row[name]}" for label, name in choices.items())]), answer
 
 
 def _read_joined(read: Callable[[Row], tuple[Any, Any]], columns: Sequence[str], row: Row) -> tuple[Any, Any]:
     """The problem, joined from its columns, and the answer; TypeError if a column is not text."""
     problem, answer = read(row)
     parts = [row.get(name) or "" for name in columns]
+    if sum(map(bool, parts)) < 2:
+        return problem, answer
     if not all(isinstance(part, str) for part in (problem, *parts)):
         raise TypeError("a part of the problem is not text")
     lines = problem.splitlines()

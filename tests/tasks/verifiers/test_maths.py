@@ -125,6 +125,13 @@ def test_each_verdict_has_its_status_and_reason(pool):
         ("12\\text{ cm}", ["12", "12 centimeters"]),
         ("A", ["(A) 12", "\\text{(A)}"]),
         ("S=\\{1,2\\}", ["\\{2,1\\}"]),
+        ("5\\text{ Mg}", ["5"]),
+        ("25\\text{ ML}", ["25"]),
+        ("10", ["\\binom 5 2", "\\dbinom{5}{2}", "\\binom52"]),
+        ("f'(x)", ["f^{\\prime}(x)", "f^\\prime(x)"]),
+        ("1, 2, \\ldots, n", ["1,2,\\dots,n", "1, 2, ..., n"]),
+        ("-\\infty", ["-infinity", "negative infinity"]),
+        ("f(x)=2x", ["f(x) = 2x \\text{ for all } x", "f(x)=2x for every real x"]),
         ("A=\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", ["\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}"]),
     ],
 )
@@ -168,6 +175,8 @@ def test_further_equivalent_forms_are_right(pool, gold, answers):
         ("3\\text{ km}, 4\\text{ m}", ["4\\text{ km}, 3\\text{ m}"]),
         ("x'", ["x''", "x"]),
         ("no", ["on"]),
+        ("f(x)=2x", ["f(x)=2x for some x", "f(x)=3x for all x"]),
+        ("\\infty", ["negative infinity"]),
     ],
 )
 def test_further_near_misses_are_wrong(pool, gold, answers):

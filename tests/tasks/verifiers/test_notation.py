@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from vapo.tasks.verifiers import answers, intervals, notation, numerals, units, wording
+from vapo.tasks.verifiers import answers, intervals, notation, numerals, parts, units, wording
 from vapo.tasks.verifiers.complexity import too_complex
 from vapo.tasks.verifiers.notation import number, tidy
 from vapo.tasks.verifiers.units import split_unit
@@ -125,7 +125,7 @@ def test_real_answers_are_not_too_complex(text):
     assert too_complex(text) == ""
 
 
-@pytest.mark.parametrize("module", [answers, intervals, notation, numerals, units, wording])
+@pytest.mark.parametrize("module", [answers, intervals, notation, numerals, parts, units, wording])
 def test_examples_in_docstrings_are_correct(module: ModuleType):
     result = doctest.testmod(module)
     assert result.failed == 0

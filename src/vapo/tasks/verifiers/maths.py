@@ -19,26 +19,36 @@ from vapo.tasks.verifiers.notation import MAX_ANSWER, between, number, squeezed,
 from vapo.tasks.verifiers.numerals import numeral, residue
 from vapo.tasks.verifiers.parts import (
     NAME,
+    are_roots,
     bracket,
     column,
     coordinates,
     listing,
     matrix,
     split,
+    spread,
     union,
     without_name,
 )
-from vapo.tasks.verifiers.units import conversion, split_unit
-from vapo.tasks.verifiers.wording import option, plainly, same_figure, same_time, without_article
+from vapo.tasks.verifiers.units import conversion, same_quantity, split_unit
+from vapo.tasks.verifiers.wording import (
+    option,
+    plainly,
+    same_figure,
+    same_joined_figures,
+    same_time,
+    without_article,
+)
 from vapo.types import Prompt, Verdict, Verifier
 
 _MEMBER = re.compile(r"[a-zA-Z] ?\\in(?![a-z])(.*)")
 _RELATION = re.compile(r"<|>|\\(?:le|leq|ge|geq|lt|gt|ne|neq|in)(?![a-z])")
 _BASE = re.compile(r"\d_\{?\d")  # 101_2: not a decimal number
 _CAPITALS = re.compile(r"[A-Z]{2,}")
-_HYPHENS = re.compile(r"\d+(?: ?- ?\d+)+")
+_HYPHENS = re.compile(r"\d+(?: ?-{1,3} ?\d+)+")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _APART = re.compile(r"(?<![_^\d])\d+ \d(?!\d*/)")  # 1 2: not 12, not 3, and not the mixed number 1 1/2
+_PRODUCT = re.compile(r" ?(?:\\cdot|\\times|\*) ?")
 _CHOICE = re.compile(r"[A-Z]")
 _WORD = re.compile(r"[^\W\d_]{2,}(?:[ '-]+[^\W\d_]{2,})*")
 MAX_ITEMS = 40
@@ -89,6 +99,8 @@ def verdict_on(gold: str, answer: str) -> Verdict:
         return Verdict("right") if same else Verdict("wrong", "another time", "wrong_answer")
     if _is_choice_or_words(plain_gold) and plainly(plain_gold) == plain_gold:
         return Verdict("wrong", "another word", "wrong_answer")
+    if (same := same_quantity(gold, answer)) is not None:
+        return Verdict("right") if same else Verdict("wrong", "another quantity", "wrong_answer")
     moduli = [found[1] for text in (plain_gold, plain_answer) if (found := residue(text))]
     if len(set(moduli)) > 1:
         return Verdict("wrong", "another modulus", "wrong_answer")
@@ -188,8 +200,10 @@ def equal(gold: str, answer: str) -> bool:
     """Whether two tidy answers are the same mathematical object."""
     if squeezed(gold) == squeezed(answer):
         return True
+    if same_joined_figures(gold, answer):
+        return True
     if _CAPITALS.fullmatch(gold) or _HYPHENS.fullmatch(gold) or _DATE.fullmatch(answer):
-        return _hyphenated(gold) == _hyphenated(answer)  # a name, a date, a range, a score: no product, no difference
+        return gold == _PRODUCT.sub("", answer)  # a name, a date, a range, a score: no product, no difference
     if (one := numeral(gold)) and (other := numeral(answer)):
         return one == other
     if _BASE.search(gold) or _BASE.search(answer):
@@ -197,6 +211,8 @@ def equal(gold: str, answer: str) -> bool:
     left, right = number(gold), number(answer)
     if left is not None and right is not None:
         return left == right
+    if not ("\\begin" in gold + answer or (spread(gold), spread(answer)) == (gold, answer)):
+        return equal(spread(gold), spread(answer))
     sides, others = split(gold, "="), split(answer, "=")
     if len(sides) == 1 and len(others) == 2 and NAME.fullmatch(others[0]):
         return equal(gold, others[1])  # x = 5 states 5
@@ -211,7 +227,8 @@ def equal(gold: str, answer: str) -> bool:
         if point is not None and values is not None:
             return _ordered(point, values)
         if (named := coordinates(one)) and (bare := listing(other)) and "=" not in other and "\\{" not in other:
-            return _ordered(named, bare)  # a = 1, b = 2 in the order of the names
+            # a = 1, b = 2 in the order of the names
+            return _unordered(named, bare) if are_roots(one) else _ordered(named, bare)
     for split_parts, same in ((union, _unordered), (matrix, _ordered), (bracket, _ordered), (listing, _unordered)):
         gold_parts, answer_parts = split_parts(gold), split_parts(answer)
         if gold_parts is not None or answer_parts is not None:
@@ -260,7 +277,8 @@ def _equal_relations(gold: str, sides: list[str], answer: str, others: list[str]
         if squeezed(sides[0]) == squeezed(others[0]):
             return equal(sides[1], others[1])
         if None not in (number(sides[1]), number(others[1])):
-            return False  # f(1) = 2 and f(2) = 1
+            # f(1) = 2 and f(2) = 1 differ, AB = 5 and BA = 5 do not
+            return equal(sides[1], others[1]) and expressions_equal(sides[0], others[0])
     if len(sides) != len(others) or bool(_RELATION.search(gold)) != bool(_RELATION.search(answer)):
         return False
     return _equal_around_words(gold, answer)
@@ -285,7 +303,7 @@ def expressions_equal(gold: str, answer: str) -> bool:
     """Whether math-verify finds two single expressions equal. Its time limit is off, because the worker has one."""
     from math_verify import verify
 
-    if gold.count("'") != answer.count("'") or _APART.search(gold) or _APART.search(answer):
+    if gold.count("'") != answer.count("'") or any(_APART.search(text) for text in (gold, answer)):
         return False  # the library drops primes, and adds 1 and 2 of 1 2
     parsed = [_parsed(text) for text in (gold, answer)]
     if not all(parsed):
@@ -336,11 +354,6 @@ def _exact(text: str) -> str:
     """
     text = re.sub(r"(\d*)\.(\d+)", lambda m: f"\\frac{{{int((m[1] or '0') + m[2])}}}{{{10 ** len(m[2])}}}", text)
     return re.sub(r"(\\mathbb ?\{?[A-Z]\}?|\\[A-Za-z]+)|([A-Z])", lambda m: m[1] or f"{m[2].lower()}_{{9}}", text)
-
-
-def _hyphenated(text: str) -> str:
-    """The text without spaces around hyphens."""
-    return re.sub(r" ?- ?", "-", text)
 
 
 def _unbraced(text: str) -> str:

@@ -21,7 +21,7 @@ _SYMBOLS = {
     "\\langle": "(", "\\rangle": ")", "⟨": "(", "⟩": ")", "ℝ": "\\mathbb{R}", "…": "\\ldots ", "{:}": ":",
     "{,}": ",", "\\$": "", "$": "", "€": "", "£": "", "¥": "", "\\(": "", "\\)": "", "\\%": "%", "\\&": "&",
     "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]", "\\colon": ":",
-    "\\varnothing": "\\emptyset", "△": "\\triangle ", "∠": "\\angle ",
+    "\\varnothing": "\\emptyset", "\\ldots": "\\dots", "\\cdots": "\\dots", "△": "\\triangle ", "∠": "\\angle ",
 }  # fmt: skip
 """Replaced in this order. `\\{\\}` precedes the other braces, brackets of typesetting come last."""
 _FULL_WIDTH = {0xFF01 + at: 0x21 + at for at in range(94)}  # ７ is 7
@@ -35,6 +35,7 @@ _SPACING = re.compile(
 _THOUSANDS = re.compile(r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?![\d,])")
 DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\\degrees(?![a-z])|°")
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_PRIMES = re.compile(r"\^\s*(?:\{\s*(?:\\prime\s*)+\}|\\prime(?![a-z]))")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 _REPEATING_DECIMAL = re.compile(r"(\d{1,20})\.(\d{0,9}?)(\d)\3\3+(?:\.\.\.|\\[lc]?dots)")  # 0.1666...
@@ -46,6 +47,7 @@ MULTIPLES = {
 _WORD = re.compile(
     r"(?<![\\A-Za-z])(?<!_\{)(?!begin|end|[a-z]?matrix)[A-Za-z]{4,}(?![A-Za-z])"
     r"|(?<=\d) (?:out of|in|of|to|by|per|mod|over|at|for)(?= [\d\\-])"
+    r"|(?<=\d) ?[A-Za-z]{1,3} (?=\d)"
 )
 
 FUNCTIONS = set(
@@ -87,6 +89,9 @@ def tidy(text: str, *, thousands: bool = True) -> str:
     text = re.sub(r",\s*(and|or)\s+", ", ", text)
     text = re.sub(r"(?<=\d) +percent(?![a-z])", "%", text)
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
+    text = re.sub(r"\\[dt]?binom(?![a-z])(?:\s*(\d)\s*(\d))?", _binomial, text)
+    text = _PRIMES.sub(lambda match: "'" * match[0].count("\\prime"), text)
+    text = re.sub(r",\s*\.\.\.", r", \\dots ", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}", text)
@@ -97,6 +102,10 @@ def tidy(text: str, *, thousands: bool = True) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = text if text.endswith("...") else text.rstrip(" .;,:\\").lstrip(" ;,:")
     return text[1:-1].strip() if re.fullmatch(r"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}", text) else text
+
+
+def _binomial(match: re.Match[str]) -> str:
+    return f"\\binom{{{match[1]}}}{{{match[2]}}}" if match[1] else "\\binom"
 
 
 def squeezed(text: str) -> str:
@@ -144,7 +153,7 @@ def word_in(text: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in small letters: of four letters or more, or short ones between numbers (1 in 4).
+    """The words of a text in small letters: of four letters or more, or short ones between numbers (1 in 4, 3 ft 2).
 
     >>> words_of("1 in 4"), words_of("4 hours 30 min"), words_of("2abc+\\\\sin x")
     (['in'], ['hours'], [])

@@ -60,6 +60,28 @@ def coordinates(text: str) -> list[str] | None:
     return [values[name] for name in sorted(values)] if len(values) == len(sides) else None
 
 
+def spread(text: str) -> str:
+    """The values by name of `(p, q) = (2, 3)`: `p=2, q=3`; any other text unchanged.
+
+    >>> spread("(p, q) = (2, 3)"), spread("(p, q) = (2, 3), (3, 2)")
+    ('p=2, q=3', '(p, q) = (2, 3), (3, 2)')
+    """
+    names, values = (bracket(side) for side in sides) if len(sides := split(text, "=")) == 2 else (None, None)
+    if not names or not values or len(names) != len(values) or not all(map(_LETTER.fullmatch, names[2:])):
+        return text
+    return ", ".join(f"{name}={value}" for name, value in zip(names[2:], values[2:], strict=True))
+
+
+def are_roots(text: str) -> bool:
+    """Whether values by name are those of x_1, x_2 and so on, which may stand in any order.
+
+    >>> are_roots("x_1=2, x_2=4"), are_roots("a_1=2, a_2=4"), are_roots("x=2, y=4")
+    (True, False, False)
+    """
+    names = [name for item in split(text, ",") for name in re.findall(r"(\\?\w+)\s*=", re.sub("[{}]", "", item))]
+    return bool(names) and all(name.startswith("x_") for name in names)
+
+
 def bracket(text: str) -> list[str] | None:
     """The brackets ("0" is round, "1" square) and the items of a tuple or an interval, None for any other text."""
     if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or not _encloses(text):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from vapo.tasks.verifiers.notation import DEGREES, MULTIPLES, TRIGONOMETRY, tidy
+from vapo.tasks.verifiers.notation import DEGREES, MULTIPLES, TRIGONOMETRY, number, tidy
 
 _SPELLINGS = {
     "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
@@ -59,6 +59,9 @@ _WORDS_AFTER = re.compile(
     rf"(?P<value>[-+]?(?:[\d.,/]+|\d*\\frac\{{\d+\}}\{{\d+\}})(?: (?:{'|'.join(MULTIPLES)}))?)\s+"
     r"(?P<unit>[A-Za-z](?:[A-Za-z /.]|\^ ?(?:\{-?\d\}|\d))*)"
 )
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+|''|'|\")")
+_QUANTITIES = re.compile(rf"{_QUANTITY.pattern}(?:,? ?(?:and )?{_QUANTITY.pattern})+")
+_PRIME_UNITS = {"'": "ft", "''": "in", '"': "in"}
 _DEGREES_AFTER = re.compile(rf"(.*?)(?:{DEGREES.pattern})(.*)")
 _TOKEN = re.compile(r"[^\W\d_]+|°[CF]|/|\^ ?\{?(-?\d)\}?")
 
@@ -100,7 +103,7 @@ def unit_named(words: str) -> str | None:
 def _unit_of_word(word: str) -> str | None:
     """The normal form of a unit of one word, None if it is not one."""
     if re.match(r"M[gmlGML]$", word):
-        return None  # mega, not milli
+        return word  # mega, not milli
     known = UNITS.get(word) or UNITS.get(word.lower()) or UNITS.get(word.lower().removesuffix("s"))
     if known and not (len(word) == 1 and word.isupper() and word not in "NJWVKLC"):
         return known
@@ -132,6 +135,51 @@ def split_unit(answer: str) -> tuple[str, str]:
                 break  # 3 km, 4 m
             return match["value"], unit.removeprefix("degree ")
     return answer, ""
+
+
+def quantity(text: str) -> tuple[Fraction, str] | None:
+    """The value and basic unit of a length, weight, time or price in two units or more; None for any other text.
+
+    The units go down, and each count fits into the unit before it: 2 hours 90 minutes is none.
+
+    >>> quantity("2 hours and 30 minutes") == quantity("2h 30m") == (9000, "s")
+    True
+    >>> quantity("30 minutes"), quantity("3 ft 14 in"), quantity("3 m, 2 kg")
+    (None, None, None)
+    """
+    text = tidy(text)
+    if not _QUANTITIES.fullmatch(text):
+        return None
+    total, sizes, kind = Fraction(0), [], ""
+    for count, word in _QUANTITY.findall(text):
+        word = "min" if word == "m" and kind == "s" else _PRIME_UNITS.get(word, word)
+        base, size = _SCALE.get(_unit_of_word(word) or "", ("", Fraction(0)))
+        if not base or (kind and base != kind) or (sizes and Fraction(count) * size >= sizes[-1]):
+            return None
+        total, kind = total + Fraction(count) * size, base
+        sizes.append(size)
+    return total, kind
+
+
+def same_quantity(gold: str, answer: str) -> bool | None:
+    """Whether both are the same quantity, None unless one is in two units or more and the other has a unit.
+
+    >>> same_quantity("2 hours 30 minutes", "150 minutes"), same_quantity("5' 8''", "8 ft 5 in")
+    (True, False)
+    """
+    found = [quantity(text) for text in (gold, answer)]
+    if found == [None, None]:
+        return None
+    sums = [amount or _single(text) for amount, text in zip(found, (gold, answer), strict=True)]
+    return None if None in sums else sums[0] == sums[1]
+
+
+def _single(text: str) -> tuple[Fraction, str] | None:
+    """The value and basic unit of a quantity in one unit."""
+    value, unit = split_unit(text)
+    base, size = _SCALE.get(unit, ("", Fraction(0)))
+    count = number(tidy(value))
+    return (count * size, base) if base and count is not None else None
 
 
 def conversion(unit: str, other: str) -> Fraction | None:

@@ -28,9 +28,16 @@ _LIMIT = re.compile(rf"(?:{NAME.pattern})? ?\\(?:to|rightarrow|approx)(?![a-z]) 
 _PHRASES = {
     **dict.fromkeys(("all real numbers", "all reals", "the real numbers", "any real number"), "\\mathbb{R}"),
     **dict.fromkeys(("no solution", "no solutions", "no real solutions", "the empty set"), "\\emptyset"),
+    **dict.fromkeys(("infinity", "positive infinity", "+infinity"), "\\infty"),
+    **dict.fromkeys(("negative infinity", "-infinity", "minus infinity"), "-\\infty"),
 }
 _NUMBER_AND_WORDS = re.compile(r"(.*\S) \(([A-Za-z -]+)\)|([A-Za-z -]+) \((.*\S)\)")
-_FIGURE = re.compile(r"\\(?:triangle|angle) ?([A-Z]{1,5})")
+_FIGURE = re.compile(r"(?:\\triangle|[Tt]riangle|\\angle) ?([A-Z]{1,5})|\\overline ?\{?([A-Z]{2})\}?")
+_FOR_ALL = re.compile(r"(.*=.*?),? for (?:all|every|any) (?:real )?[a-z]")
+_JOINT = re.compile(r" ?(-{1,3}|:|to|by|x|\\times) ?")
+_JOINED = re.compile(rf"\d+(?:\.\d+)?(?:{_JOINT.pattern}\d+(?:\.\d+)?)+")
+_SAME_JOINTS = {"-": "to", ":": "to", "to": ":", "by": "\\times"}
+"""What else may stand between figures, by what the gold answer has there."""
 _DENIALS = "no|not|nor|cannot|isn|false|incorrect|wrong|invalid|untrue|impossible"
 _OPTION = re.compile(
     r"(?:[Oo]ption |[Cc]hoice )?(?:\(([A-Z])\)|([A-Z])[.:)])"
@@ -40,7 +47,7 @@ _ARTICLE = re.compile(r"(?:an?|the) (?=\w\w)", re.IGNORECASE)
 
 
 def plainly(text: str) -> str:
-    """A tidy answer without label, arrow, repetition in words and modulus; unchanged if it has none of them.
+    """A tidy answer without label, "for all x", arrow, repetition in words and modulus; unchanged without them.
 
     >>> plainly("Area = 5"), plainly("x \\\\to 5"), plainly("7 (seven)"), plainly("seven"), plainly("7 \\\\pmod{10}")
     ('5', '5', '7', '7', '7')
@@ -49,6 +56,8 @@ def plainly(text: str) -> str:
     """
     if (match := _LABEL.fullmatch(text)) and _is_label(match[1]):
         text = match[2].strip()
+    if match := _FOR_ALL.fullmatch(text):
+        text = match[1].strip()
     if match := _LIMIT.fullmatch(text):
         text = match[match.re.groups].strip()
     if (match := _NUMBER_AND_WORDS.fullmatch(text)) and (value := spelled(match[2] or match[3])) is not None:
@@ -82,8 +91,25 @@ def same_time(gold: str, answer: str) -> bool | None:
 def same_figure(gold: str, answer: str) -> bool:
     """Whether both name the same figure, one of them with its sign: ABC and \\triangle ABC."""
     figures = [_FIGURE.fullmatch(text) for text in (gold, answer)]
-    bare = [match[1] if match else text for match, text in zip(figures, (gold, answer), strict=True)]
+    bare = [match[1] or match[2] if match else text for match, text in zip(figures, (gold, answer), strict=True)]
     return bare[0] == bare[1] and figures.count(None) == 1
+
+
+def same_joined_figures(gold: str, answer: str) -> bool:
+    """Whether both are the same figures joined alike: a range, a score, a ratio, two sides.
+
+    >>> pairs = (("5-7", "5 to 7"), ("2:3", "2 to 3"), ("2 by 3", "2\\\\times 3"))
+    >>> [same_joined_figures(gold, answer) for gold, answer in pairs]
+    [True, True, True]
+    >>> [same_joined_figures(gold, answer) for gold, answer in (("5-7", "7-5"), ("2:3", "2-3"), ("2:3", "2 by 3"))]
+    [False, False, False]
+    """
+    if not _JOINED.fullmatch(gold) or not _JOINED.fullmatch(answer):
+        return False
+    joints, others = ([re.sub("-+", "-", joint) for joint in _JOINT.findall(text)] for text in (gold, answer))
+    return re.findall(r"[\d.]+", gold) == re.findall(r"[\d.]+", answer) and all(
+        other in (joint, _SAME_JOINTS.get(joint)) for joint, other in zip(joints, others, strict=True)
+    )
 
 
 def option(text: str) -> str | None:
