@@ -142,3 +142,17 @@ def test_a_healthy_run_has_no_error(base: Path, tmp_path: Path):
     assert "error" not in weights
     shutil.rmtree(tmp_path / "run" / "policy")
     assert "unfinished" in names(tmp_path / "run")
+
+
+def test_what_follows_from_equal_outcomes_is_named_with_its_cause(base: Path, tmp_path: Path):
+    found = findings(base, tmp_path / "run", {"algorithm": {"positive_lm": 0.0}}, task=Always(Verdict("wrong", "no")))
+    assert "From this follow: " in found["nothing right"]
+    assert "the policy hardly moves" in found["nothing right"]
+    assert not {"the policy hardly moves", "flat values", "dead value head", "critic was not ready"} & set(found)
+
+
+def test_all_frequent_reasons_of_wrong_responses_have_their_advice(base: Path, tmp_path: Path):
+    layers = ({"rollout": {"max_response_tokens": 2}},)
+    found = findings(base, tmp_path / "run", *layers, task=Always(Verdict("wrong", "no", "no_answer")))
+    assert "without a marked answer" in found["nothing right"]
+    assert "task.template" in found["nothing right"]

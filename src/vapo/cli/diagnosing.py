@@ -27,7 +27,8 @@ def doctor(
     Of a run of VAPOTrainer, it names arguments of VAPOConfig.
     """
     from vapo.metrics import Phase
-    from vapo.reports.diagnosis import FEWEST_STEPS, diagnose, is_of_trainer
+    from vapo.reports.diagnosis import diagnose
+    from vapo.reports.findings import FEWEST_STEPS, is_of_trainer
     from vapo.reports.runfiles import read_run
 
     files = read_run(run)
