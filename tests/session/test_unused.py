@@ -45,6 +45,7 @@ CASES = {
     "scale.rollout_workers=2": ([], ["scale.backend=ray"]),
     "scale.placement=split": (["scale.backend=ray"], ["scale.backend=ray", "scale.gpus_per_node=2"]),
     "task.right_at=0.5": (MATH, [*MATH, "task.verifier=exact"]),
+    "task.max_response_tokens=9": ([*MATH, "rollout.max_response_tokens=8"], MATH),
 }
 
 

@@ -166,6 +166,11 @@ RULES = (
     ),
     Rule(("task.subset", "task.split"), lambda s, a: _is_file(_options(s).get("data")), "task.data is a file"),
     Rule(
+        ("task.max_response_tokens",),
+        lambda s, a: s.rollout.max_response_tokens is not None,
+        "rollout.max_response_tokens is set, which goes first",
+    ),
+    Rule(
         ("task.right_at",),
         lambda s, a: s.task.name in DATA_TASKS and _options(s).get("verifier", ProblemOptions.verifier) == "math",
         "the verifier math gives verdicts, no scores",
