@@ -20,17 +20,38 @@ def signalled(number: int) -> Any:
         raise ModelError("this model cannot be trained here") from error
 
 
+def not_unwound(number: int) -> Any:
+    """Send a signal to this process inside a library that cannot unwind from what the handler raises."""
+    try:
+        signalled(number)
+    finally:
+        raise RuntimeError("trying to pop from empty mode stack")
+
+
+WORK = pytest.mark.parametrize("work", [signalled, not_unwound])
+
+
+@WORK
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, StoppedError), (signal.SIGINT, InterruptedRunError)])
-def test_a_stop_while_a_run_is_prepared_is_no_failure_of_its_model(number, kind):
+def test_a_stop_while_a_run_is_prepared_is_no_failure_of_its_model(work, number, kind):
     with pytest.raises(StoppedError, match="nothing is lost") as stop:
-        carry_out(lambda: signalled(number), lambda run, take_over: None)
+        carry_out(lambda: work(number), lambda run, take_over: None)
     assert type(stop.value) is kind
 
 
-def test_a_command_ended_by_sigterm_says_so(capsys):
+def test_an_error_without_a_signal_stays_what_it_is():
+    def fails() -> Any:
+        raise RuntimeError("no signal")
+
+    with pytest.raises(RuntimeError, match="no signal"):
+        carry_out(fails, lambda run, take_over: None)
+
+
+@WORK
+def test_a_command_ended_by_sigterm_says_so(work, capsys):
     before = signal.getsignal(signal.SIGTERM)
     try:
-        assert exit_code_of(lambda: signalled(signal.SIGTERM)) == StoppedError.exit_code
+        assert exit_code_of(lambda: work(signal.SIGTERM)) == StoppedError.exit_code
     finally:
         signal.signal(signal.SIGTERM, before)
     assert capsys.readouterr().err == "Stopped by SIGTERM.\n"

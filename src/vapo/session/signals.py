@@ -26,7 +26,8 @@ class TerminatedError(BaseException):
     """A signal asked to stop before there was a run to save.
 
     Like KeyboardInterrupt it is no Exception: neither a library nor code of ours that catches what a user's model or
-    verifier may raise takes it for a failure of theirs.
+    verifier may raise takes it for a failure of theirs. A library that does not unwind from it may still turn it into
+    an error of its own (torch's modes do), so any error that comes after the signal counts as the stop.
     """
 
 
@@ -39,13 +40,21 @@ class InterruptedRunError(StoppedError):
 def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
     """Do the work and return the exit code. Errors print one line on stderr. SIGTERM raises TerminatedError."""
 
+    terminated = False
+
     def stop(*_: Any) -> None:
+        nonlocal terminated
+        terminated = True
         raise TerminatedError
 
     signal.signal(signal.SIGTERM, stop)
     try:
         try:
             work()
+        except Exception as error:
+            if terminated and not isinstance(error, StoppedError):
+                raise TerminatedError from error
+            raise
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the exit code is decided; a later signal must not change it
     except VapoError as error:
@@ -138,13 +147,15 @@ def carry_out(prepare: Callable[[], Run], finish: Callable[[Run, Callable[[Run],
         made = prepare()
         take_over(made)
         finish(made, take_over)
-    except TerminatedError:
+    except StoppedError as error:
+        raise InterruptedRunError(str(error)) if interrupted else error from None
+    except (TerminatedError, Exception):
+        if run is not None or not stopping:
+            raise
         kind = InterruptedRunError if interrupted else StoppedError
         raise kind(
             "Stopped before the run went on; nothing is lost. Start it again, or resume it if it has a folder."
         ) from None
-    except StoppedError as error:
-        raise InterruptedRunError(str(error)) if interrupted else error from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
