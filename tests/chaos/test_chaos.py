@@ -17,8 +17,9 @@ import torch
 
 from vapo.chaos import faults
 from vapo.chaos.small_run import long_config, small_config
-from vapo.chaos.suite import ForkServer, faults_table, plan, upper_bound
+from vapo.chaos.suite import ForkServer, faults_table, named, plan, upper_bound
 from vapo.durability import checkpoint
+from vapo.errors import ConfigError
 from vapo.session.config import resolve
 from vapo.session.environment import environment
 from vapo.session.layers import recipe_layer
@@ -201,6 +202,17 @@ def test_the_plan_has_kills_of_the_long_run_and_undisturbed_controls():
         assert next(control.trials) == {"trial": "undisturbed", "long": True}
         asked = next(killed.trials)
         assert (killed.wanted, asked["trial"], asked["end"], asked["long"]) == (kills, "interrupted", 9, True)
+
+
+def test_faults_are_chosen_by_a_part_of_their_name():
+    rows = plan(quick=True, seed=0, traced=True)
+    assert [row.name for row in named(rows, "sigterm")] == [
+        "SIGTERM at a random moment",
+        "SIGTERM while it samples ahead",
+    ]
+    assert named(rows, "") == rows
+    with pytest.raises(ConfigError, match=r"no fault called 'flood'\. The faults are: nothing, to compare"):
+        named(rows, "flood")
 
 
 def test_the_long_run_has_the_shipped_model_and_the_recipes_lengths():

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from pathlib import Path
@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from vapo.chaos import faults
-from vapo.errors import VapoError, counted
+from vapo.errors import ConfigError, VapoError, counted
 from vapo.json_text import json_text
 from vapo.session.environment import environment
 
@@ -162,6 +162,15 @@ def plan(*, quick: bool, seed: int, traced: bool) -> list[Fault]:
     ]
 
 
+def named(rows: Sequence[Fault], fault: str) -> list[Fault]:
+    """The rows whose name contains `fault`, in small or capital letters. ConfigError if there is none."""
+    found = [row for row in rows if fault.lower() in row.name.lower()]
+    if not found:
+        names = "; ".join(row.name for row in rows)
+        raise ConfigError(f"There is no fault called {fault!r}. The faults are: {names}.")
+    return found
+
+
 class ForkServer:
     """A process that forks trials; requests and answers go through pipes."""
 
@@ -218,11 +227,15 @@ def run_suite(
     jobs: int,
     seed: int,
     on_progress: Callable[[str, int, int], None],
+    fault: str = "",
 ) -> dict[str, Any]:
-    """Run all trials and return the table as plain data. Failed runs stay in `folder`."""
+    """Run the trials of all faults whose name contains `fault` and return the table as plain data.
+
+    Failed runs stay in `folder`. Raises ConfigError if there is no such fault.
+    """
     started = time.monotonic()
     traced, mounted = faults.strace_works(), mounts_work()
-    rows = plan(quick=quick, seed=seed, traced=traced)
+    rows = named(plan(quick=quick, seed=seed, traced=traced), fault)
     on_progress("starting", 0, 1)
     servers: SimpleQueue[ForkServer] = SimpleQueue()
     alive: list[ForkServer] = []

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from vapo.cli.options import DebugOption, JsonOption, view_for
-from vapo.errors import VapoError, counted
+from vapo.errors import ConfigError, VapoError, counted
 from vapo.json_text import json_text
 
 
@@ -28,6 +28,9 @@ def chaos(
         int | None, typer.Option("-j", "--jobs", help="Trials at the same time. Default: one per core.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of moments, files and bits.", min=0)] = 0,
+    fault: Annotated[
+        str, typer.Option(help="Only the faults whose name contains this text, such as SIGTERM. Default: all.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="New or empty folder for chaos.json and chaos.md. Default: print only.")
     ] = None,
@@ -45,6 +48,8 @@ def chaos(
 
     from vapo.session.run_dirs import check_output_folder
 
+    if fault and scale:
+        raise ConfigError("--fault chooses among the faults of one process. Leave out --scale or --fault.")
     if out:
         check_output_folder(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -59,7 +64,7 @@ def chaos(
             result = run_scale_suite(work, quick=quick, seed=seed, on_progress=view.progress)
         else:
             jobs = jobs or os.cpu_count() or 1
-            result = run_suite(work, quick=quick, jobs=jobs, seed=seed, on_progress=view.progress)
+            result = run_suite(work, quick=quick, jobs=jobs, seed=seed, on_progress=view.progress, fault=fault)
     failed = [detail for row in result["rows"] for detail in row["details"]]
     if out:
         (out / "chaos.json").write_text(json_text(result, indent=1) + "\n")
