@@ -28,7 +28,7 @@ from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.sizing import OUTCOME_REACH
 from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask
-from vapo.tasks.problems import CHECKABLE
+from vapo.tasks.problem_options import CHECKABLE
 from vapo.types import Prompt, Verdict
 
 TASK = """

@@ -12,8 +12,10 @@ import pytest
 
 from vapo.errors import ConfigError, DataError
 from vapo.tasks.catalog import find_task, is_known
-from vapo.tasks.problems import ProblemOptions, Problems, Reader
-from vapo.tasks.rows import read_rows
+from vapo.tasks.problem_options import ProblemOptions
+from vapo.tasks.problems import Problems
+from vapo.tasks.prompt_reader import Reader
+from vapo.tasks.row_files import read_rows
 from vapo.types import Prompt
 
 

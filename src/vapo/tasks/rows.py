@@ -1,29 +1,17 @@
-"""Reads the rows of a data set (JSONL, JSON, Parquet or hub), and finds the problem and the gold answer of each row."""
+"""Finds the problem and the gold answer of each row of a data set."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from vapo.errors import DataError
-from vapo.hub import hub_access, not_cached
+from vapo.tasks.row_files import Row
 from vapo.tasks.verifiers.answers import last_answer
 
-Row = Mapping[str, Any]
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
-
-
-UTF_8 = "utf-8-sig"
-"""UTF-8 with or without the byte-order mark that Windows programs write."""
-
 BEFORE = ("context", "passage", "article", "paragraph", "document", "story", "background", "body")
 AFTER = ("input", "inputs", "choices", "options")
 """Columns that belong to a problem. Their text is joined before or after it, separated by a blank line."""
@@ -252,110 +240,3 @@ def lowered(row: Row) -> Row:
     """The row with lower-case column names, or unchanged if two names would become equal."""
     lower_case = {str(key).lower(): value for key, value in row.items()}
     return lower_case if len(lower_case) == len(row) else row
-
-
-def read_rows(source: str, *, subset: str | None = None, split: str | None = None) -> Iterator[tuple[str, Row]]:
-    """(place, row) for each row of a file, a folder or a hub data set; DataError for a row that cannot be read."""
-    check_rows(source)
-    path = Path(source)
-    if path.is_file():
-        try:
-            yield from _from_file(path)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"Cannot read {path}: {error}. Is it damaged?") from error
-        except UnicodeDecodeError as error:
-            if path.read_bytes()[:2] == b"\x1f\x8b":
-                raise DataError(f"{path} is compressed. Rename it: {path.name}.gz") from error
-            raise DataError(
-                f"{path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for example with iconv "
-                "-t utf-8."
-            ) from error
-    else:
-        yield from _from_datasets(source, subset, split or "train")
-
-
-def check_rows(source: str) -> None:
-    """Raise DataError for a path without a file, and for a file of another format. Reads nothing."""
-    path = Path(source)
-    if path.is_file() and not path.name.endswith(FORMATS):
-        raise DataError(f"{path} is none of {', '.join(FORMATS)}. Convert it, or give a hub data set.")
-    if not path.exists() and _looks_local(source):
-        raise DataError(f"There is no file {source}. Check the path.")
-
-
-def _looks_local(source: str) -> bool:
-    path = Path(source)
-    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or source.endswith(FORMATS)
-
-
-def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding=UTF_8) as lines:
-            # without the line end, where json would report an error for the next line
-            # without byte-order marks, which files that were joined have inside, too
-            stripped = ((number, line.lstrip("\ufeff").rstrip()) for number, line in enumerate(lines, 1))
-            advice = " If it holds one list of rows, rename it to .json."
-            yield from _checked(
-                path, "line", ((n, _json(path, n, line, advice * (line[0] == "["))) for n, line in stripped if line)
-            )
-    elif path.suffix == ".json":
-        data = _json(path, 1, path.read_text(encoding=UTF_8), " If it has one row per line, rename it to .jsonl.")
-        if not isinstance(data, list):
-            raise DataError(
-                f"{path} must hold a list of rows, found a {type(data).__name__}. If it has one row per line, rename "
-                "it to .jsonl."
-            )
-        yield from _checked(path, "row", enumerate(data, 1))
-    else:
-        try:
-            import pyarrow.parquet as parquet
-        except ImportError as error:
-            raise DataError(f"Reading {path} needs pyarrow: pip install pyarrow.") from error
-        try:
-            rows = parquet.read_table(path).to_pylist()
-        except (OSError, ValueError) as error:
-            raise DataError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error
-        yield from _checked(path, "row", enumerate(rows, 1))
-
-
-def _json(path: Path, line: int, text: str, advice: str = "") -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} line {line + error.lineno - 1} is not JSON: {error.msg.removesuffix(' at')} at column "
-            f"{error.colno}.{advice}"
-        ) from error
-
-
-def _checked(path: Path, unit: str, rows: Iterator[tuple[int, Any]] | enumerate[Any]) -> Iterator[tuple[str, Row]]:
-    for number, row in rows:
-        # the rows of Open-Reasoner-Zero are pairs of turns
-        if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
-            row = {"0": row[0], "1": row[1]}
-        if not isinstance(row, Mapping):
-            raise DataError(f"{path} {unit} {number} holds a {type(row).__name__}, not a row of columns.")
-        yield f"{path} {unit} {number}", row
-
-
-def _from_datasets(source: str, subset: str | None, split: str) -> Iterator[tuple[str, Row]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"Reading {source} needs the datasets library: pip install datasets. (There is no file of that name.)"
-        ) from error
-    offline_reason = ""
-    try:
-        with hub_access(source) as offline_reason:
-            rows = datasets.load_dataset(source, subset, split=split)
-    except Exception as error:  # the library raises many types, mostly for a wrong name or no network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if offline_reason and not_cached(error):
-            reason = f"there is no such file or folder here, it is not in the cache, and {offline_reason}"
-        raise DataError(
-            f"Cannot load the data set {source}{f', subset {subset}' if subset else ''}, split {split}: {reason}. "
-            "Check the name, or give a file."
-        ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{source} {split} row {number}", cast(Row, row)
