@@ -20,7 +20,7 @@ class ProblemOptions:
     """The data, the form of the prompts, and the verifier."""
 
     data: str | None = None
-    """Problems to train on: a file (.jsonl, .json, .parquet), a folder, or a hub data set."""
+    """Problems to train on: a file (.jsonl, .json, .csv, .parquet), a folder, or a hub data set."""
     subset: str | None = None
     """The name of a configuration of the hub data set; null takes its only one."""
     split: str = "train"

@@ -9,6 +9,7 @@ from vapo.errors import ConfigError, DataError, counted
 from vapo.tasks.builtin import split
 from vapo.tasks.environments.channels import EnvironmentLimits, EnvironmentServer
 from vapo.tasks.environments.players import Players
+from vapo.tasks.full_task import Caution
 from vapo.tasks.problem_options import CHECKABLE, ProblemOptions, problem_options
 from vapo.tasks.prompt_reader import Reader
 from vapo.tasks.row_faults import Drop
@@ -121,6 +122,7 @@ class Problems:
             raise
         self.drops, self.duplicates, self.layouts = reader.drops, reader.duplicates, reader.layouts
         self.graded = [] if graded else reader.graded
+        self.unmarked = reader.unmarked_notes()
         self.train, self.heldout = (tuple(train), tuple(heldout)) if heldout else split(train, o.heldout, MIN_TRAIN)
 
     @property
@@ -133,7 +135,7 @@ class Problems:
             first = self.drops[0]
             text += f", {counted(len(self.drops), 'bad row')} dropped (first: {first.where}: {first.reason})"
         columns = dict.fromkeys(note for layout in self.layouts for note in _column_notes(layout))
-        return [text, *columns, *self.graded]
+        return [Caution(text) if self.drops or self.duplicates else text, *columns, *self.unmarked, *self.graded]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """The verifier's verdict on one response."""
@@ -182,12 +184,24 @@ def _players(o: ProblemOptions) -> Players | None:
 def _column_notes(layout: Layout) -> list[str]:
     """Notes on the columns that were joined to the problem, and on related columns that were not."""
     notes = []
-    if layout.joined:
-        notes.append(f"each problem is made of the columns {', '.join(layout.joined)}, with blank lines between")
-    if len(layout.not_joined) == 1:
-        name = layout.not_joined[0]
-        notes.append(f"the column {name} is not put into the prompt; to have it there, name it in task.columns")
-    elif layout.not_joined:
-        names = ", ".join(layout.not_joined)
-        notes.append(f"the columns {names} are not put into the prompt; to have them there, name them in task.columns")
+    if layout.joined or layout.choices:
+        parts = layout.joined or layout.prompt
+        text = f"each problem is made of the column{'s' * (len(parts) > 1)} {', '.join(parts)}"
+        if len(parts) > 1:
+            text += ", with blank lines between"
+        if layout.choices:
+            text += f", and the choices {', '.join(layout.choices)} as lines A. ... behind a blank line"
+        notes.append(text)
+    if layout.system:
+        text = f"the column {layout.system} becomes the system message of dialogues that have none"
+        notes.append(text + "; the first has one of its own" * layout.has_system)
+    if layout.not_joined:
+        one = len(layout.not_joined) == 1
+        names, verb, it = ", ".join(layout.not_joined), *(("is", "it") if one else ("are", "them"))
+        fix = (
+            f"messages are complete; to have {it} there, write {it} into the user's turn of each row"
+            if layout.is_dialogue
+            else f"to have {it} there, name {it} in task.columns"
+        )
+        notes.append(f"the column{'' if one else 's'} {names} {verb} not put into the prompt; {fix}")
     return notes

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from vapo.errors import ConfigError, DataError, counted
+from vapo.tasks.dialogues import SYSTEM_COLUMNS, Dialogue, Message, dialogue_of, messages_of
+from vapo.tasks.full_task import Caution
+from vapo.tasks.layout_advice import AFTER, columns_option, prompt_words, value_path
 from vapo.tasks.problem_options import CHECKABLE, ProblemOptions
 from vapo.tasks.row_faults import Drop, Fault
 from vapo.tasks.row_files import Row, read_rows
@@ -23,6 +28,9 @@ TWO_ANSWERS = "two answers to one problem"
 """The fault of a row whose problem an earlier row has with another answer."""
 NUM_FIRST = 8
 """Number of gold answers that are judged before the others."""
+NUM_UNCHANGED = 64
+"""Number of prompts taken as they are that are searched for words that ask for a marked answer."""
+_MARK = re.compile(r"boxed|answer\W{0,4}[:：]|final answer is|<answer>|####|答案", re.IGNORECASE)
 NUM_EMPTY = 4
 """Number of empty responses that a user's verifier judges at the start, to detect graded scores."""
 
@@ -38,6 +46,7 @@ class Reader:
         self.where: dict[str, str] = {}
         self.layouts: list[Layout] = []
         self.graded: list[str] = []
+        self.unchanged: list[tuple[Layout, tuple[Message, ...]]] = []
 
     def prompts(self, source: str, subset: str | None, part: str) -> list[Prompt]:
         """The prompts of all well-formed rows. Counts duplicates, and drops rows that contradict an earlier one."""
@@ -69,23 +78,27 @@ class Reader:
             answer = gold_answer(answer)
         except (KeyError, TypeError, IndexError, AttributeError, DataError):
             return Drop(where, f"not laid out like the first row ({layout.name})")
-        answer, text = self._answer(answer), self._messages(problem)
+        if isinstance(problem, list):
+            problem = dialogue_of(problem)
+        answer, text = self._answer(answer, layout), self._messages(problem)
         for part in (answer, text):
             if isinstance(part, Fault):
                 return Drop(where, *part)
         assert not isinstance(text, Fault)
+        if isinstance(problem, Dialogue) and not problem.templated and len(self.unchanged) < NUM_UNCHANGED:
+            self.unchanged.append((layout, text))
         columns = {key: value for key, value in row.items() if _is_json(value)}
         contents = "\n".join(message["content"] for message in text)
         return Prompt(f"{self.name}/{stable_hash(_folded(contents)):016x}", text, answer, columns=columns)
 
-    def _answer(self, answer: Any) -> Any | Fault:
+    def _answer(self, answer: Any, layout: Layout) -> Any | Fault:
         """The gold answer for the verifier, or the fault in it.
 
         A user's verifier gets any JSON value. The verifiers in `CHECKABLE` get text, and the item of a list of one.
         """
         checkable = self.options.verifier in CHECKABLE
         if checkable and isinstance(answer, list) and len(answer) == 1:
-            return self._answer(gold_answer(answer[0]))
+            return self._answer(gold_answer(answer[0]), layout._replace(answer=f"{layout.answer}.0"))
         if answer is None or (isinstance(answer, float) and math.isnan(answer)):  # tables mark a missing value by nan
             return Fault("no answer")
         if isinstance(answer, str):
@@ -95,9 +108,12 @@ class Reader:
             return answer or Fault("an empty answer")
         if not checkable:
             return answer if _is_json(answer) else Fault(f"an answer of type {type(answer).__name__}, not JSON")
-        if isinstance(answer, list):
-            advice = "name one, as in task.columns={prompt: ..., answer: NAME.0}"
-            return Fault(f"a list of {counted(len(answer), 'answer')}", advice)
+        if isinstance(answer, list | Mapping):
+            path = value_path(layout.answer, answer)
+            advice = f"name one, as in task.columns={{prompt: {prompt_words(layout.prompt)}, answer: {path}}}"
+            if isinstance(answer, list):
+                return Fault(f"a list of {counted(len(answer), 'answer')}", advice)
+            return Fault(f"an answer of type {type(answer).__name__}, not text or number", advice)
         if isinstance(answer, bool) or not isinstance(answer, int | float):
             return Fault(f"an answer of type {type(answer).__name__}, not text or number")
         return str(answer)
@@ -110,17 +126,30 @@ class Reader:
             user = {"role": "user", "content": self.options.template.replace("{problem}", problem.strip())}
             system = [{"role": "system", "content": self.options.system}] if self.options.system else []
             return (*system, user)
-        if not isinstance(problem, list) or not problem:
-            return Fault(f"a problem of type {type(problem).__name__}, not text or messages")
-        for message in problem:
-            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-                return Fault("a message without role and content")
-        messages = tuple({"role": m["role"], "content": m["content"]} for m in problem)
-        if messages[-1]["role"] != "user":
-            messages = messages[:-1]  # the last turn of a dialogue is the answer
-        if not messages or not messages[-1]["content"].strip():
-            return Fault("messages that do not end with a user's")
-        return messages
+        if not isinstance(problem, Dialogue) or not problem.turns:
+            kind = "list" if isinstance(problem, Dialogue) else type(problem).__name__
+            return Fault(f"a problem of type {kind}, not text or messages")
+        return messages_of(problem, self.options.template, self.options.system)
+
+    def unmarked_notes(self) -> list[Caution]:
+        """A note if `math` is to judge messages of which none of the first asks for an answer that it can find."""
+        o = self.options
+        if o.verifier != "math" or o.environment is not None or not self.unchanged:
+            return []
+        if any(_MARK.search(message["content"]) for _, messages in self.unchanged for message in messages):
+            return []
+        layout, messages = self.unchanged[0]
+        fix = "Write the words into the messages, or into a column system beside them"
+        if [message["role"] for message in messages] == ["user"]:
+            option = columns_option(f"{layout.prompt[-1]}.0.content", layout.answer)
+            fix = f"{option} takes their text as the problem, with task.template around it"
+        asked = counted(len(self.unchanged), "prompt") if len(self.unchanged) > 1 else "prompt"
+        return [
+            Caution(
+                f"the verifier math reads a marked answer (\\boxed{{}}, Answer: ...), and none of the first {asked} "
+                f"asks for one: they are messages, which are taken as they are. {fix}."
+            )
+        ]
 
     def accepted(
         self, prompts: list[Prompt], pool: VerifierPool, verifier: str, on_progress: Progress | None
@@ -171,14 +200,29 @@ class Reader:
             first = "\n".join(f"  {drop.where}: {drop.reason}" for drop in self.drops[:5])
             fix = "Fix or remove them, or name the columns with task.columns."
             if kinds.most_common(1)[0][0] == TWO_ANSWERS:
-                fix = (
-                    "Is a part of the problem in another column? Name all its columns: "
-                    "task.columns={prompt: [..., ...], answer: ...}."
-                )
+                fix = _missing_part(self.layouts[0])
             raise DataError(
                 f"{len(self.drops)} of {counted(self.rows, 'row')} cannot be used ({_counted(kinds)}); at most "
-                f"{MAX_DROPPED:.0%} may be dropped. The first:\n{first}\n{fix}"
+                f"{MAX_DROPPED:.0%} may be dropped. The first:\n{first}",
+                fix=fix,
             )
+
+
+def _missing_part(layout: Layout) -> str:
+    """What to do where equal problems have different answers: name the columns that may be the missing part."""
+    beside = [name for name in layout.left_out or layout.not_joined if not name.lower().startswith("image")]
+    if not beside:
+        return (
+            "Is a part of the problem in another column? Name all its columns: "
+            "task.columns={prompt: [..., ...], answer: ...}."
+        )
+    names, verb = ", ".join(beside), "is" if len(beside) == 1 else "are"
+    if layout.is_dialogue and not all(name.lower() in SYSTEM_COLUMNS for name in beside):
+        return f"{names} {verb} not in the prompt: if the problems need it, write it into the user's turn of each row."
+    before = [name for name in beside if name.lower() not in AFTER]
+    after = [name for name in beside if name.lower() in AFTER]
+    option = columns_option([*before, *layout.prompt, *after], layout.answer)
+    return f"{names} {verb} not in the prompt. If the problems need it: {option}."
 
 
 def _is_json(value: Any) -> bool:

@@ -1,20 +1,22 @@
-"""Reads the rows of a data set: a JSONL, JSON or Parquet file, a folder, or a data set of the hub."""
+"""Reads the rows of a data set: a JSONL, JSON, CSV or Parquet file, a folder, or a data set of the hub."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from vapo.errors import DataError
+from vapo.errors import DataError, counted
 from vapo.hub import hub_access, not_cached
 
 Row = Mapping[str, Any]
 
-FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+FORMATS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 UTF_8 = "utf-8-sig"
 """UTF-8 with or without the byte-order mark that Windows programs write."""
 
@@ -65,12 +67,10 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
             )
     elif path.suffix == ".json":
         data = _json(path, 1, path.read_text(encoding=UTF_8), " If it has one row per line, rename it to .jsonl.")
-        if not isinstance(data, list):
-            raise DataError(
-                f"{path} must hold a list of rows, found a {type(data).__name__}. If it has one row per line, rename "
-                "it to .jsonl."
-            )
-        yield from _checked(path, "row", enumerate(data, 1))
+        yield from _checked(path, "row", enumerate(_listed_rows(path, data), 1))
+    elif path.suffix == ".csv":
+        with open(path, encoding=UTF_8, newline="") as lines:
+            yield from _from_csv(path, lines)
     else:
         try:
             import pyarrow.parquet as parquet
@@ -81,6 +81,70 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
         except (OSError, ValueError) as error:
             raise DataError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error
         yield from _checked(path, "row", enumerate(rows, 1))
+
+
+def _listed_rows(path: Path, data: Any) -> list[Any]:
+    """The rows of a JSON file: a list, or the only list of rows in a mapping; DataError for anything else."""
+    if isinstance(data, list):
+        return data
+    lists = _row_lists(data) if isinstance(data, Mapping) else {}
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    advice = "If it has one row per line, rename it to .jsonl."
+    if lists:
+        advice = f"Rows are under {', '.join(lists)}: write each of them to a file of its own."
+    elif isinstance(data, Mapping) and data and all(isinstance(value, list | Mapping) for value in data.values()):
+        advice = "If it is a table of pandas, write it with df.to_json(path, orient='records')."
+    raise DataError(f"{path} must hold a list of rows, found a {type(data).__name__}. {advice}")
+
+
+def _row_lists(data: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The lists of rows in a mapping, by their keys. A mapping with a dialogue is a row itself."""
+    return {
+        key: value
+        for key, value in data.items()
+        if isinstance(value, list)
+        and value
+        and all(isinstance(row, Mapping) and not {"role", "from"} & row.keys() for row in value)
+    }
+
+
+def _from_csv(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Row]]:
+    """The rows of a CSV file with a header; all values are texts."""
+    reader = csv.reader(lines, strict=True)
+    names: list[str] | None = None
+    while True:
+        start = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path} line {start} is not CSV: {error}. Is a quote missing?") from error
+        if not values:  # an empty line
+            continue
+        if names is None:
+            names = [name.strip() for name in values]
+            _check_header(path, names)
+        elif len(values) != len(names):
+            raise DataError(
+                f"{path} line {start} has {counted(len(values), 'value')}, the header {counted(len(names), 'name')}. "
+                'Put values with commas into double quotes ("), and double the quotes in them.'
+            )
+        else:
+            yield f"{path} line {start}", dict(zip(names, values, strict=True))
+
+
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    """DataError for a header with a name twice, or with another separator than the comma."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{path} has two columns {twice[0]!r}. Rename one.")
+    for separator in (";", "\t"):
+        if len(names) == 1 and separator in names[0]:
+            raise DataError(
+                f'{path} has {separator!r} between its values, not commas. Convert it: python -c "import pandas; '
+                f"pandas.read_csv({path.name!r}, sep={separator!r}, dtype=str).to_csv('commas.csv', index=False)\""
+            )
 
 
 def _json(path: Path, line: int, text: str, advice: str = "") -> Any:
