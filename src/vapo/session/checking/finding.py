@@ -54,7 +54,8 @@ def of_error(check: str, problem: VapoError) -> Finding:
         return error(check, problem.found, problem.fix)
     *earlier, last = str(problem).splitlines() or [""]
     sentences = re.split(r"(?<=[.?]) (?=[A-Z])", last)
-    num_last = 2 if len(sentences) > 2 and sentences[-2].endswith("?") else 1
+    asks_first = len(sentences) > 1 and sentences[-2].endswith("?") and bool(earlier or sentences[:-2])
+    num_last = 2 if asks_first else 1
     found, fix = " ".join(sentences[:-num_last]), " ".join(sentences[-num_last:])
     if not found and not earlier:
         return error(check, fix)
