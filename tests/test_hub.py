@@ -13,7 +13,7 @@ from vapo import hub
 from vapo.errors import DataError, ModelError
 from vapo.models.pretrained import load_config
 from vapo.models.tokens import load_tokenizer
-from vapo.tasks.rows import read_rows
+from vapo.tasks.row_files import read_rows
 
 
 @pytest.fixture(autouse=True)

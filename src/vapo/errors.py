@@ -24,10 +24,22 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def _gap(found: str) -> str:
+    """What stands between an error and its fix: the fix of a list is a line of its own."""
+    return "\n" if "\n" in found else " "
+
+
 class VapoError(Exception):
-    """The base of all errors for the user; `exit_code` is what the command line returns."""
+    """The base of all errors for the user; `exit_code` is what the command line returns.
+
+    The text ends with `fix`, what to do, where it is given apart from what is wrong, `found`.
+    """
 
     exit_code = 1
+
+    def __init__(self, found: object = "", *, fix: str = "") -> None:
+        super().__init__(f"{found}{_gap(str(found))}{fix}" if fix else found)
+        self.found, self.fix = str(found), fix
 
 
 class ConfigError(VapoError):

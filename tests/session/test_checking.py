@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import toys
 from vapo import cli
+from vapo.cli.planning import _print_finding
 from vapo.errors import ConfigError
 from vapo.session.checking import inspection
 from vapo.session.checking.finding import Finding, Outcome, of_error
@@ -28,7 +31,7 @@ from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.sizing import OUTCOME_REACH
 from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask
-from vapo.tasks.problems import CHECKABLE
+from vapo.tasks.problem_options import CHECKABLE
 from vapo.types import Prompt, Verdict
 
 TASK = """
@@ -236,6 +239,33 @@ def test_an_error_is_split_into_what_is_wrong_and_the_fix():
     split = of_error("x", ConfigError("a.b=1 is wrong. It is 2 here. Set a.b=2."))
     assert (split.found, split.fix) == ("a.b=1 is wrong. It is 2 here.", "Set a.b=2.")
     assert of_error("x", ConfigError("wrong")).found == "wrong"
+    split = of_error(
+        "x", ConfigError("2 rows are bad. The first:\n  row 1: empty. Why\n  row 2: odd", fix="Is it? Fix it.")
+    )
+    assert (split.found, split.fix) == (
+        "2 rows are bad. The first:\n  row 1: empty. Why\n  row 2: odd",
+        "Is it? Fix it.",
+    )
+    split = of_error("x", ConfigError("2 rows. The first:\n  row 1: empty. Why\nIs it in another? Name it."))
+    assert (split.found, split.fix) == ("2 rows. The first:\n  row 1: empty. Why", "Is it in another? Name it.")
+    assert str(ConfigError("a is wrong.", fix="Set b.")) == "a is wrong. Set b."
+
+
+def test_the_fix_of_a_list_is_a_line_of_its_own(capsys: pytest.CaptureFixture[str]):
+    rows = ConfigError("2 rows are bad. The first:\n  row 1: empty\n  row 2: odd", fix="Fix them.")
+    _print_finding(Console(), of_error("data", rows))
+    _print_finding(Console(), of_error("data", ConfigError("a is wrong. Set b.")))
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[2:] == ["  row 2: odd", "  → Fix them.", "error    data: a is wrong. → Set b."]
+
+
+def test_the_first_prompt_is_shown_whole_and_a_long_one_without_its_middle(base: Path):
+    words = " ".join("x" * 30)
+    [shown] = [f.found for f in found(of(base, f"task.word={words}")) if f.check == "prompts"]
+    assert re.search(rf" reads '\d {words}'$", shown), shown
+    assert inspection._shortened("x" * 1500) == "x" * 1500
+    cut = inspection._shortened("a" * 800 + "b" * 801)
+    assert cut == "a" * 750 + " ... 101 characters ... " + "b" * 750
 
 
 # --------------------------------------------------------------------------- two steps

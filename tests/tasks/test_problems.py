@@ -12,8 +12,10 @@ import pytest
 
 from vapo.errors import ConfigError, DataError
 from vapo.tasks.catalog import find_task, is_known
-from vapo.tasks.problems import ProblemOptions, Problems, Reader
-from vapo.tasks.rows import read_rows
+from vapo.tasks.problem_options import ProblemOptions
+from vapo.tasks.problems import Problems
+from vapo.tasks.prompt_reader import Reader
+from vapo.tasks.row_files import read_rows
 from vapo.types import Prompt
 
 
@@ -142,13 +144,32 @@ def test_a_column_with_words_that_is_not_in_the_prompt_is_named(tmp_path):
         for i in range(40)
     ]
     notes = problems(data=jsonl(tmp_path / "d.jsonl", chat)).notes
-    assert "the columns system, context are not put into the prompt" in notes[1]
+    assert notes[1:3] == [
+        "the column system becomes the system message of dialogues that have none",
+        "the column context is not put into the prompt; messages are complete; to have it there, write it into the "
+        "user's turn of each row",
+    ]
 
 
 def test_equal_problems_with_other_answers_may_lack_a_column(tmp_path):
     rows = [{"question": "How many?", "facts": f"Ann has {i}.", "answer": str(i)} for i in range(40)]
+    with pytest.raises(DataError, match=r"39 two answers to one[\s\S]*\nfacts is not in the prompt.*\[facts, qu"):
+        problems(data=jsonl(tmp_path / "d.jsonl", rows))
+    rows = [{"question": "How many?", "n": i, "answer": str(i)} for i in range(40)]
     with pytest.raises(DataError, match=r"39 two answers to one problem[\s\S]*part of the problem in another column"):
         problems(data=jsonl(tmp_path / "d.jsonl", rows))
+
+
+def test_a_column_that_task_columns_left_out_is_named_where_equal_problems_have_two_answers(tmp_path):
+    rows = [
+        {"question": "How many?", "Context": f"Ann has {i}.", "input": "Count.", "id": "row one", "answer": str(i)}
+        for i in range(40)
+    ]
+    named = {"prompt": "question", "answer": "answer"}
+    with pytest.raises(DataError, match=r"{prompt: \[Context, question, input\], answer: answer}'\.$") as raised:
+        problems(data=jsonl(tmp_path / "d.jsonl", rows), columns=named)
+    assert raised.value.fix.startswith("Context, input are not in the prompt. If the problems need it")
+    assert raised.value.found.endswith("line 1")
 
 
 def test_all_turns_of_a_dialogue_are_in_the_prompt(tmp_path):

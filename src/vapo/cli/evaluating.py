@@ -37,7 +37,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0)] = 0,
     data: Annotated[
         str | None,
-        typer.Option(help="Problems for a data task (math, gsm8k, aime24, ...): .jsonl, .json, .parquet, or a hub id."),
+        typer.Option(help="Problems for a data task (math, gsm8k, ...): .jsonl, .json, .csv, .parquet, or a hub id."),
     ] = None,
     critic: Annotated[
         str | None, typer.Option(help="A trained critic that picks among the samples (a run's critic/ folder).")

@@ -65,7 +65,7 @@ def critic(
     seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0)] = 0,
     data: Annotated[
         str | None,
-        typer.Option(help="Problems for a data task (math, gsm8k, aime24, ...): .jsonl, .json, .parquet, or a hub id."),
+        typer.Option(help="Problems for a data task (math, gsm8k, ...): .jsonl, .json, .csv, .parquet, or a hub id."),
     ] = None,
     out: Annotated[
         Path | None,

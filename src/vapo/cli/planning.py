@@ -195,7 +195,9 @@ COLOURS = {"ok": "green", "warning": "yellow", "error": "red", "skipped": "dim"}
 
 def _print_finding(console: Console, finding: Finding) -> None:
     style = COLOURS[finding.outcome.value]
-    fix = f" → {finding.fix}" if finding.fix else ""
+    # behind a list of several lines the fix would read as a part of the last one
+    gap = "\n  " if "\n" in finding.found else " "
+    fix = f"{gap}→ {finding.fix}" if finding.fix else ""
     console.print(
         f"[{style}]{finding.outcome.value:8}[/{style}] [bold]{escape(finding.check)}[/bold]: "
         f"{escape(finding.found)}{escape(fix)}",

@@ -25,7 +25,7 @@ from vapo.ranges import RANGE, Range
 from vapo.session.schema import Choice, Sections
 from vapo.tasks.catalog import DATA_TASKS
 from vapo.tasks.gym import PREFIX, GymOptions
-from vapo.tasks.problems import ProblemOptions
+from vapo.tasks.problem_options import ProblemOptions
 from vapo.tasks.registry import BUILTIN
 
 _MISSING = dataclasses.MISSING

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from vapo.errors import ConfigError, DataError, VapoError, counted
 from vapo.tasks.catalog import check_prompt
-from vapo.tasks.problems import MAX_DROPPED
+from vapo.tasks.prompt_reader import MAX_DROPPED
 from vapo.types import Prompt, PromptSet
 
 TRIES = 1000

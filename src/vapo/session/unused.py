@@ -10,7 +10,7 @@ from typing import Any
 from vapo.algo.method import Algorithm, Gae, LengthAdaptive, Share
 from vapo.session.schema import Sections
 from vapo.tasks.catalog import DATA_TASKS
-from vapo.tasks.problems import ProblemOptions
+from vapo.tasks.problem_options import ProblemOptions
 from vapo.tasks.registry import BUILTIN
 
 Condition = Callable[[Sections, Algorithm], bool]

@@ -14,9 +14,10 @@ from vapo.errors import ConfigError, DataError, VapoError
 from vapo.tasks.builtin import read_options
 from vapo.tasks.full_task import FullTask
 from vapo.tasks.gym import NO_GYM, PREFIX, Gym, GymOptions, gym_pool
-from vapo.tasks.problems import ProblemJudge, make_problems, problem_options
+from vapo.tasks.problem_options import problem_options
+from vapo.tasks.problems import ProblemJudge, make_problems
 from vapo.tasks.registry import BUILTIN, make_task
-from vapo.tasks.rows import check_rows
+from vapo.tasks.row_files import check_rows
 from vapo.tasks.verifiers.functions import check_function, check_verifier, import_function
 from vapo.types import Progress, Prompt, Task
 

@@ -30,6 +30,11 @@ MAX_TURNS = 16
 """The turns of a task that has an environment and no `max_turns`."""
 _ABSENT: Any = object()
 
+
+class Caution(str):
+    """A note that `vapo check` shows as a warning."""
+
+
 OnProgress = Callable[[int, int], None]
 """Called with the number of judged responses and their total."""
 

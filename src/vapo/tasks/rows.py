@@ -1,40 +1,26 @@
-"""Reads the rows of a data set (JSONL, JSON, Parquet or hub), and finds the problem and the gold answer of each row."""
+"""Finds the problem and the gold answer of each row of a data set."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from vapo.errors import DataError
-from vapo.hub import hub_access, not_cached
+from vapo.tasks.dialogues import SYSTEM_COLUMNS, dialogue_of, is_dialogue, role_of
+from vapo.tasks.layout_advice import AFTER, BEFORE, columns_option, suggested_columns, value_path
+from vapo.tasks.row_files import Row
 from vapo.tasks.verifiers.answers import last_answer
 
-Row = Mapping[str, Any]
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
-
-
-UTF_8 = "utf-8-sig"
-"""UTF-8 with or without the byte-order mark that Windows programs write."""
-
-BEFORE = ("context", "passage", "article", "paragraph", "document", "story", "background", "body")
-AFTER = ("input", "inputs", "choices", "options")
-"""Columns that belong to a problem. Their text is joined before or after it, separated by a blank line."""
-NOT_JOINED = ("system", "system_prompt", "hint", "hints", "starter_code", "image", "images")
+NOT_JOINED = (*SYSTEM_COLUMNS, "hint", "hints", "starter_code", "image", "images")
 """Columns that may belong to a problem. They are not part of the prompt, and a note reports them."""
 _SOLUTIONS = ("solution", "solutions", "answer", "output", "response", "completion", "rationale", "explanation", "text")
 """Columns with spaces in their texts that are no part of a problem."""
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
-"""Names of the roles in ShareGPT's dialogues, besides those of chat templates."""
 _CHOICE = re.compile(r"(?:op|opt|option|choice)[ _]?([a-h]|[0-9])")
 _LETTER = re.compile(r"([a-h])")
+_INDEX = re.compile(r"-?[0-9]+")
 
 
 class Layout(NamedTuple):
@@ -43,10 +29,23 @@ class Layout(NamedTuple):
     name: str
     columns: tuple[str, ...]
     read: Callable[[Row], tuple[Any, Any]]
+    prompt: Sequence[str] = ()
+    """The columns of the problem, as `task.columns` would name them."""
+    answer: str = ""
+    """The column of the answer, as `task.columns` would name it."""
     joined: tuple[str, ...] = ()
     """The columns whose texts form the problem, in order, if there are several."""
+    choices: tuple[str, ...] = ()
+    """The columns whose texts follow the problem as lettered lines."""
+    system: str = ""
+    """The column of the system message, if the problem is a dialogue."""
+    has_system: bool = False
+    """Whether the dialogue of the first row has a system message already."""
     not_joined: tuple[str, ...] = ()
     """Columns of the first row that may belong to the problem and are not in the prompt."""
+    left_out: tuple[str, ...] = ()
+    """The same, where `task.columns` does not name them."""
+    is_dialogue: bool = False
 
 
 def gold_answer(answer: Any) -> Any:
@@ -63,21 +62,9 @@ def _open_reasoner(row: Row) -> tuple[Any, Any]:
     return row["0"]["value"], row["1"]["ground_truth"]["value"]
 
 
-def _conversations(row: Row) -> tuple[Any, Any]:
-    """The messages of a dialogue; of a single one only its text, which then goes into the template."""
-    messages = [
-        {"role": _ROLES.get(role, role), "content": turn.get("value", turn.get("content"))}
-        for turn in row["conversations"]
-        for role in [turn.get("from", turn.get("role"))]
-    ]
-    if len(messages) > 1 and messages[-1]["role"] == "assistant":
-        messages.pop()
-    return (messages[0]["content"] if len(messages) == 1 else messages), row["answer"]
-
-
 LAYOUTS: tuple[Layout, ...] = (
-    Layout("verl (DAPO-Math-17k)", ("prompt", "reward_model"), _verl),
-    Layout("Open-Reasoner-Zero", ("0", "1"), _open_reasoner),
+    Layout("verl (DAPO-Math-17k)", ("prompt", "reward_model"), _verl, answer="reward_model.ground_truth"),
+    Layout("Open-Reasoner-Zero", ("0", "1"), _open_reasoner, answer="1.ground_truth.value"),
     Layout("prompt / answer", ("prompt", "answer"), lambda row: (row["prompt"], row["answer"])),
     Layout("prompt / solution (TRL)", ("prompt", "solution"), lambda row: (row["prompt"], row["solution"])),
     Layout("problem / answer (AIME, MATH-500, DeepScaleR, OpenR1)", ("problem", "answer"),
@@ -87,7 +74,8 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("question / answer (GSM8K)", ("question", "answer"),
            lambda row: (row["question"], row["answer"])),
     Layout("messages / answer", ("messages", "answer"), lambda row: (row["messages"], row["answer"])),
-    Layout("conversations / answer", ("conversations", "answer"), _conversations),
+    Layout("conversations / answer", ("conversations", "answer"),
+           lambda row: (row["conversations"], row["answer"])),
     Layout("instruction / output (Alpaca)", ("instruction", "output"), lambda row: (row["instruction"], row["output"])),
 )  # fmt: skip
 """The first layout whose columns are all present is used. Upper and lower case of column names are equal."""
@@ -102,55 +90,121 @@ def choose_layout(row: Row, columns: Mapping[str, str | Sequence[str]], where: s
     the columns, if no layout fits or it is unclear how to join a column.
     """
     if columns:
-        if set(columns) != {"prompt", "answer"}:
-            raise DataError(f"task.columns takes the two keys prompt and answer, got {', '.join(columns) or 'none'}.")
-        problem, answer = columns["prompt"], columns["answer"]
-        if not isinstance(answer, str):
-            raise DataError(f"task.columns.answer names one column, got {answer!r}. Only prompt may be a list.")
-        parts, gold = [pick(row, name, where) for name in _listed(problem)], pick(row, answer, where)
-        if isinstance(gold, int) and not isinstance(problem, str) and any(isinstance(part, list) for part in parts):
-            raise DataError(
-                f"{where}: the answer {gold} counts choices from 0 or from 1, but the prompt shows them as lettered "
-                "lines. Name a column with the letter or the text of the right choice."
-            )
-        return Layout("task.columns", (), partial(_read_named, problem, answer, where))
+        return _named_layout(row, columns, where)
     lower_case = lowered(row)
+    names = {name: str(original) for name, original in zip(lower_case, row, strict=True)}
     for layout in LAYOUTS:
         if all(name in lower_case for name in layout.columns):
-            return _with_joined_columns(layout, lower_case, where)
+            found = _with_joined_columns(layout, lower_case, names, where)
+            prompt = [names[name] for name in found.joined or (layout.columns[0],)]
+            return found._replace(prompt=prompt, answer=layout.answer or names[layout.columns[1]])
     raise DataError(
-        f"{where} has the columns {', '.join(row)}: none of the known layouts. Name the prompt and the answer: "
-        "--set 'task.columns={prompt: ..., answer: ...}'."
+        f"{where} has the columns {', '.join(map(str, row))}: none of the known layouts.",
+        fix=f"Name the prompt and the answer: {suggested_columns(row)}.",
     )
 
 
-def _with_joined_columns(layout: Layout, row: Row, where: str) -> Layout:
-    """The layout with the other columns that belong to the problem; DataError if it is unclear how to join one."""
+def _named_layout(row: Row, columns: Mapping[str, str | Sequence[str]], where: str) -> Layout:
+    """The layout of the user's own columns; DataError if the first row cannot be read with them."""
+    if set(columns) != {"prompt", "answer"}:
+        raise DataError(f"task.columns takes the two keys prompt and answer, got {', '.join(columns) or 'none'}.")
+    problem, answer = columns["prompt"], columns["answer"]
+    if not isinstance(answer, str):
+        raise DataError(f"task.columns.answer names one column, got {answer!r}. Only prompt may be a list.")
+    names = _listed(problem)
+    parts, gold = {name: pick(row, name, where) for name in names}, pick(row, answer, where)
+    if isinstance(gold, int) and not isinstance(problem, str) and any(map(_is_choices, parts.values())):
+        raise DataError(
+            f"{where}: the answer {gold} counts choices from 0 or from 1, but the prompt shows them as lettered "
+            "lines. Name a column with the letter or the text of the right choice."
+        )
+    dialogues = [name for name in names if is_dialogue(parts[name])]
+    if dialogues:
+        _check_beside_dialogue(dialogues, names, answer, where)
+    elif len(names) > 1:
+        for name, part in parts.items():
+            _check_part(name, part, where)
+    tops = {name.split(".")[0] for name in (*names, answer)}
+    beside = [str(name) for name, value in row.items() if name not in tops and isinstance(value, str) and value]
+    known = [name for name in beside if name.lower() in (*BEFORE, *AFTER, *NOT_JOINED)]
+    left_out = known or [name for name in beside if _may_be_a_part(name.lower(), row[name])]
+    read = partial(_read_named, problem, answer, where)
+    return Layout("task.columns", (), read, names, answer, left_out=tuple(left_out), is_dialogue=bool(dialogues))
+
+
+def _check_beside_dialogue(dialogues: Sequence[str], names: Sequence[str], answer: str, where: str) -> None:
+    """DataError if columns other than the system message are to be joined to messages."""
+    dialogue, *more = dialogues
+    system = [name for name in names if _is_system(name)][:1]
+    if others := [name for name in names if name not in (dialogue, *system)]:
+        text = f"{', '.join(others)} cannot be joined to {'each other' if more else 'them'}"
+        raise DataError(
+            f"{where}: {dialogue} holds messages, and {text}; only a column system or system_prompt can, as their "
+            "system message.",
+            fix=f"Write the text of {', '.join(others)} into the user's turn of each row, or leave it out: "
+            f"{columns_option([*system, dialogue], answer)}.",
+        )
+
+
+def _check_part(name: str, part: Any, where: str) -> None:
+    """DataError if a column of the first row cannot be joined to a problem."""
+    try:
+        _lettered("" if part is None else part)
+    except TypeError as error:
+        raise DataError(
+            f"{where}: {name} holds a {type(part).__name__}, which cannot be joined to the problem. "
+            f"Name a text in it, as in {value_path(name, part)}, or a list of texts."
+        ) from error
+
+
+def _with_joined_columns(layout: Layout, row: Row, names: Mapping[str, str], where: str) -> Layout:
+    """The layout with the other columns that belong to the problem; DataError if it is unclear how to join one.
+
+    `names` gives the names of columns as the row writes them.
+    """
     problem, others = layout.columns[0], [name for name in row if name not in layout.columns]
-    if not isinstance(row[problem], str):  # messages are the complete prompt
-        beside = tuple(name for name in others if name in (*BEFORE, *AFTER, *NOT_JOINED) and row[name])
-        return layout._replace(read=partial(_read_lowered, layout.read), not_joined=beside)
+    if not isinstance(row[problem], str):
+        return _beside_dialogue(layout, row, others)
     for name in others:
         if name in (*BEFORE, *AFTER) and row[name] and not isinstance(row[name], str):
+            advice = columns_option([names[problem], names[name]], names[layout.columns[1]])
             raise DataError(
                 f"{where} has a column {name!r} beside {problem!r}, which may be a part of the problem and holds a "
-                f"{type(row[name]).__name__}: choose whether to use it. "
-                f"--set 'task.columns={{prompt: [{problem}, {name}], answer: {layout.columns[1]}}}' puts it after "
-                f"the problem (a list as lettered lines), prompt: {problem} leaves it out."
+                f"{type(row[name]).__name__}: choose whether to use it.",
+                fix=f"{advice} puts it after the problem (a list as lettered lines), prompt: {names[problem]} leaves "
+                "it out.",
             )
-    before, after = ([name for name in names if name in others] for names in (BEFORE, AFTER))
+    before, after = ([name for name in known if name in others] for known in (BEFORE, AFTER))
     pattern = _choice_pattern(row, others, layout.columns[1])
-    joined = (*before, problem, *after, *_choice_columns(row, pattern).values())
+    joined, choices = (*before, problem, *after), tuple(_choice_columns(row, pattern).values())
     not_joined = tuple(
         name
         for name in others
-        if row[name] and name not in joined and (name in NOT_JOINED or _may_be_a_part(name, row[name]))
+        if row[name] and name not in (*joined, *choices) and (name in NOT_JOINED or _may_be_a_part(name, row[name]))
     )
     # later rows may have parts that the first one lacks
-    before, after = ([name for name in names if name not in layout.columns] for names in (BEFORE, AFTER))
+    before, after = ([name for name in known if name not in layout.columns] for known in (BEFORE, AFTER))
     read = partial(_read_with_choices, partial(_read_joined, layout.read, (*before, problem, *after)), pattern)
     return layout._replace(
-        read=partial(_read_lowered, read), joined=joined if len(joined) > 1 else (), not_joined=not_joined
+        read=partial(_read_lowered, read),
+        joined=joined if len(joined) > 1 else (),
+        choices=choices,
+        not_joined=not_joined,
+    )
+
+
+def _beside_dialogue(layout: Layout, row: Row, others: Sequence[str]) -> Layout:
+    """The layout of messages, which are the complete prompt apart from a system message in a column of its own."""
+    problem = layout.columns[0]
+    system = next((name for name in SYSTEM_COLUMNS if name in others and isinstance(row[name], str | None)), "")
+    known = [name for name in (*BEFORE, *AFTER, *NOT_JOINED) if name in others and name != system]
+    turns = row[problem] if isinstance(row[problem], list) else []
+    return layout._replace(
+        read=partial(_read_lowered, partial(_read_dialogue, layout.read, problem, system)),
+        system=system,
+        has_system=any(role_of(turn) == "system" for turn in turns),
+        not_joined=tuple(name for name in known if row[name]),
+        is_dialogue=True,
     )
 
 
@@ -202,12 +256,40 @@ def _read_joined(read: Callable[[Row], tuple[Any, Any]], columns: Sequence[str],
     return _joined([part for part in parts if part is problem or part not in repeated]), answer
 
 
+def _read_dialogue(read: Callable[[Row], tuple[Any, Any]], name: str, system: str, row: Row) -> tuple[Any, Any]:
+    """The dialogue of column `name` with the text of column `system`, and the answer."""
+    problem, answer = read(row)
+    return (dialogue_of(problem, name, row.get(system)) if isinstance(problem, list) else problem), answer
+
+
 def _read_named(problem: str | Sequence[str], answer: str, where: str, row: Row) -> tuple[Any, Any]:
-    """The problem and the answer from the columns that the user names."""
+    """The problem and the answer from the columns that the user names; TypeError for columns that cannot be joined."""
+    parts, gold = {name: pick(row, name, where) for name in _listed(problem)}, pick(row, answer, where)
+    dialogues = [name for name, part in parts.items() if is_dialogue(part)]
+    if dialogues:
+        name, *others = dialogues
+        others += [other for other in parts if other not in dialogues]
+        if len(others) > 1 or not all(map(_is_system, others)):
+            raise TypeError("only a system message can be joined to a dialogue")
+        turns = _before_answer(parts[name], name, answer)
+        return dialogue_of(turns, name, parts[others[0]] if others else None), gold
     if isinstance(problem, str):
-        return pick(row, problem, where), pick(row, answer, where)
-    parts = [pick(row, name, where) for name in problem]
-    return _joined([_lettered(part) for part in parts if part is not None]), pick(row, answer, where)
+        return parts[problem], gold
+    return _joined([_lettered(part) for part in parts.values() if part is not None]), gold
+
+
+def _before_answer(turns: list[Any], name: str, answer: str) -> list[Any]:
+    """The turns of column `name` before the one that is the answer, or all if the answer is in another column."""
+    index = answer.removeprefix(f"{name}.").split(".")[0]
+    return turns[: int(index)] if answer.startswith(f"{name}.") and _INDEX.fullmatch(index) else turns
+
+
+def _is_system(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in SYSTEM_COLUMNS
+
+
+def _is_choices(part: Any) -> bool:
+    return isinstance(part, list) and not is_dialogue(part)
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -236,12 +318,15 @@ def _read_lowered(read: Callable[[Row], tuple[Any, Any]], row: Row) -> tuple[Any
 
 
 def pick(row: Row, name: str, where: str) -> Any:
-    """The value of a column; `a.b` is b inside a, `a.0` the first item of a list a. DataError if it does not exist."""
+    """The value of a column; DataError if it does not exist.
+
+    `a.b` is b inside a, `a.0` the first item of a list a, `a.-1` its last one.
+    """
     value: Any = row
     for part in name.split("."):
         if isinstance(value, Mapping) and part in value:
             value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+        elif isinstance(value, list) and _INDEX.fullmatch(part) and -len(value) <= int(part) < len(value):
             value = value[int(part)]
         else:
             raise DataError(f"{where} has no column {name!r}. There are: {', '.join(row)}.")
@@ -252,110 +337,3 @@ def lowered(row: Row) -> Row:
     """The row with lower-case column names, or unchanged if two names would become equal."""
     lower_case = {str(key).lower(): value for key, value in row.items()}
     return lower_case if len(lower_case) == len(row) else row
-
-
-def read_rows(source: str, *, subset: str | None = None, split: str | None = None) -> Iterator[tuple[str, Row]]:
-    """(place, row) for each row of a file, a folder or a hub data set; DataError for a row that cannot be read."""
-    check_rows(source)
-    path = Path(source)
-    if path.is_file():
-        try:
-            yield from _from_file(path)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"Cannot read {path}: {error}. Is it damaged?") from error
-        except UnicodeDecodeError as error:
-            if path.read_bytes()[:2] == b"\x1f\x8b":
-                raise DataError(f"{path} is compressed. Rename it: {path.name}.gz") from error
-            raise DataError(
-                f"{path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for example with iconv "
-                "-t utf-8."
-            ) from error
-    else:
-        yield from _from_datasets(source, subset, split or "train")
-
-
-def check_rows(source: str) -> None:
-    """Raise DataError for a path without a file, and for a file of another format. Reads nothing."""
-    path = Path(source)
-    if path.is_file() and not path.name.endswith(FORMATS):
-        raise DataError(f"{path} is none of {', '.join(FORMATS)}. Convert it, or give a hub data set.")
-    if not path.exists() and _looks_local(source):
-        raise DataError(f"There is no file {source}. Check the path.")
-
-
-def _looks_local(source: str) -> bool:
-    path = Path(source)
-    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or source.endswith(FORMATS)
-
-
-def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding=UTF_8) as lines:
-            # without the line end, where json would report an error for the next line
-            # without byte-order marks, which files that were joined have inside, too
-            stripped = ((number, line.lstrip("\ufeff").rstrip()) for number, line in enumerate(lines, 1))
-            advice = " If it holds one list of rows, rename it to .json."
-            yield from _checked(
-                path, "line", ((n, _json(path, n, line, advice * (line[0] == "["))) for n, line in stripped if line)
-            )
-    elif path.suffix == ".json":
-        data = _json(path, 1, path.read_text(encoding=UTF_8), " If it has one row per line, rename it to .jsonl.")
-        if not isinstance(data, list):
-            raise DataError(
-                f"{path} must hold a list of rows, found a {type(data).__name__}. If it has one row per line, rename "
-                "it to .jsonl."
-            )
-        yield from _checked(path, "row", enumerate(data, 1))
-    else:
-        try:
-            import pyarrow.parquet as parquet
-        except ImportError as error:
-            raise DataError(f"Reading {path} needs pyarrow: pip install pyarrow.") from error
-        try:
-            rows = parquet.read_table(path).to_pylist()
-        except (OSError, ValueError) as error:
-            raise DataError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error
-        yield from _checked(path, "row", enumerate(rows, 1))
-
-
-def _json(path: Path, line: int, text: str, advice: str = "") -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} line {line + error.lineno - 1} is not JSON: {error.msg.removesuffix(' at')} at column "
-            f"{error.colno}.{advice}"
-        ) from error
-
-
-def _checked(path: Path, unit: str, rows: Iterator[tuple[int, Any]] | enumerate[Any]) -> Iterator[tuple[str, Row]]:
-    for number, row in rows:
-        # the rows of Open-Reasoner-Zero are pairs of turns
-        if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
-            row = {"0": row[0], "1": row[1]}
-        if not isinstance(row, Mapping):
-            raise DataError(f"{path} {unit} {number} holds a {type(row).__name__}, not a row of columns.")
-        yield f"{path} {unit} {number}", row
-
-
-def _from_datasets(source: str, subset: str | None, split: str) -> Iterator[tuple[str, Row]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"Reading {source} needs the datasets library: pip install datasets. (There is no file of that name.)"
-        ) from error
-    offline_reason = ""
-    try:
-        with hub_access(source) as offline_reason:
-            rows = datasets.load_dataset(source, subset, split=split)
-    except Exception as error:  # the library raises many types, mostly for a wrong name or no network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if offline_reason and not_cached(error):
-            reason = f"there is no such file or folder here, it is not in the cache, and {offline_reason}"
-        raise DataError(
-            f"Cannot load the data set {source}{f', subset {subset}' if subset else ''}, split {split}: {reason}. "
-            "Check the name, or give a file."
-        ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{source} {split} row {number}", cast(Row, row)

@@ -49,6 +49,14 @@ def skipped(check: str, why: str) -> Finding:
 
 
 def of_error(check: str, problem: VapoError) -> Finding:
-    """An error for the user; its last sentence is the fix."""
-    sentences = re.split(r"(?<=[.?]) (?=[A-Z])", str(problem))
-    return error(check, " ".join(sentences[:-1]) or sentences[0], sentences[-1] if len(sentences) > 1 else "")
+    """An error for the user. Where its fix is not given apart, it is the last sentence, with a question before it."""
+    if problem.fix:
+        return error(check, problem.found, problem.fix)
+    *earlier, last = str(problem).splitlines() or [""]
+    sentences = re.split(r"(?<=[.?]) (?=[A-Z])", last)
+    asks_first = len(sentences) > 1 and sentences[-2].endswith("?") and bool(earlier or sentences[:-2])
+    num_last = 2 if asks_first else 1
+    found, fix = " ".join(sentences[:-num_last]), " ".join(sentences[-num_last:])
+    if not found and not earlier:
+        return error(check, fix)
+    return error(check, "\n".join([*earlier, *([found] if found else [])]), fix)

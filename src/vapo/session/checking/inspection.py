@@ -34,6 +34,7 @@ from vapo.session.planning.published import model_config, recipe_parameters
 from vapo.session.scaling import placement_of, shares_device
 from vapo.session.sizing import Fit, fitted, rate_warnings
 from vapo.tasks.catalog import DATA_TASKS
+from vapo.tasks.full_task import Caution
 from vapo.types import Prompt
 
 LATER = ("data", "prompts", "verifier", STEPS)
@@ -42,6 +43,8 @@ LONGEST_S = 600.0
 """Seconds that the two steps may take by the plan; else they are left out."""
 SHORT_STEPS = 4
 """Value pretraining, two steps and the evaluations are counted as so many steps."""
+SHOWN = 1500
+"""Characters of the first prompt that are shown, at most."""
 COMPARED = 5000
 """Training prompts that are looked for among the held-out ones, at most."""
 
@@ -217,7 +220,7 @@ class Inspection:
         train, heldout = inputs.train_prompts, inputs.heldout_prompts
         yield ok("data", f"{counted(len(train), 'training prompt')}, {len(heldout):,} held out")
         for note in (*inputs.task.notes, *inputs.notes):
-            yield warning("data", note) if "left out" in note else ok("data", note)
+            yield warning("data", note) if isinstance(note, Caution) else ok("data", note)
         yield from _of_prompts(inputs)
         yield from check_answers(inputs.task, heldout)
         for message in (lambda_warning(config, inputs.decoding.max_tokens), *rate_warnings(config, inputs.parameters)):
@@ -275,10 +278,10 @@ def _of_prompts(inputs: Inputs) -> Iterator[Finding]:
     """How a prompt is rendered, and whether training prompts are held out as well."""
     tokenizer, train = inputs.tokenizer, inputs.train_prompts
     first = train[0]
-    end = tokenizer.decode(list(first.token_ids[-24:]))
+    text = _shortened(tokenizer.decode(list(first.token_ids)))
     limit = counted(inputs.decoding.max_tokens, "token")
     yield ok(
-        "prompts", f"up to {counted(train.longest(), 'token')}, responses up to {limit}; {first.id} ends with {end!r}"
+        "prompts", f"up to {counted(train.longest(), 'token')}, responses up to {limit}; {first.id} reads {text!r}"
     )
     unknown = unknown_id(tokenizer)
     if unknown is not None and any(unknown in train[i].token_ids for i in range(min(64, len(train)))):
@@ -304,6 +307,14 @@ def _of_prompts(inputs: Inputs) -> Iterator[Finding]:
             f"{'is' if same == 1 else 'are'} also held out",
             "Take them out of one: the evaluation would count what was trained on.",
         )
+
+
+def _shortened(text: str) -> str:
+    """The text, without its middle if it is long."""
+    cut = len(text) - SHOWN
+    if cut <= 0:
+        return text
+    return f"{text[: SHOWN // 2]} ... {counted(cut, 'character')} ... {text[-SHOWN // 2 :]}"
 
 
 def _version(name: str) -> str:

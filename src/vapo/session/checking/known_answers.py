@@ -8,7 +8,7 @@ from vapo.errors import counted
 from vapo.session.checking.finding import Finding, error, ok, skipped, warning
 from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.tasks.full_task import FullTask, part_of
-from vapo.tasks.problems import CHECKABLE
+from vapo.tasks.problem_options import CHECKABLE
 from vapo.types import Prompt, Verdict
 
 JUDGED = 32

@@ -27,7 +27,7 @@ from vapo.session.planning.workload import Dealt, Lengths, Workload, dealt
 from vapo.session.rendered_prompts import MEASURED
 from vapo.session.sizing import Fit, fitted
 from vapo.tasks.catalog import DATA_TASKS
-from vapo.tasks.problems import ProblemOptions
+from vapo.tasks.problem_options import ProblemOptions
 from vapo.tasks.registry import BUILTIN, make_task
 
 PROMPT = 1024
