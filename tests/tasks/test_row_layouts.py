@@ -116,6 +116,12 @@ def test_text_parts_of_a_message_are_read_and_others_are_refused_by_their_type(t
         texts(tmp_path, [{"messages": [CHAT[0], CHAT[1], CHAT[1]], "answer": "2"}])
 
 
+def test_a_dialogue_may_end_with_what_a_tool_said(tmp_path):
+    said = [CHAT[-1], {"role": "assistant", "content": "<sum>1 1</sum>"}, {"role": "tool", "content": "2"}]
+    row = {"messages": said, "answer": "2"}
+    assert texts(tmp_path, [row]) == [[(turn["role"], turn["content"]) for turn in said]]
+
+
 @pytest.mark.parametrize(
     ("row", "columns"),
     [

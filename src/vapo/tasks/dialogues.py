@@ -58,11 +58,11 @@ def messages_of(dialogue: Dialogue, template: str, system: str | None) -> tuple[
         if isinstance(message, Fault):
             return message
         messages.append(message)
-    if messages and messages[-1]["role"] != "user":
+    if messages and messages[-1]["role"] == "assistant":
         messages.pop()
-    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        return Fault("messages that do not end with a user's")
-    if dialogue.templated:
+    if not messages or messages[-1]["role"] not in ("user", "tool") or not messages[-1]["content"].strip():
+        return Fault("messages that do not end with a user's or a tool's")
+    if dialogue.templated and messages[-1]["role"] == "user":
         problem = messages[-1]["content"].strip()
         messages[-1] = {"role": "user", "content": template.replace("{problem}", problem)}
     if all(message["role"] != "system" for message in messages):
