@@ -278,7 +278,7 @@ def _of_prompts(inputs: Inputs) -> Iterator[Finding]:
     """How a prompt is rendered, and whether training prompts are held out as well."""
     tokenizer, train = inputs.tokenizer, inputs.train_prompts
     first = train[0]
-    text = _shortened(tokenizer.decode(list(first.token_ids)))
+    text = _shortened(str(tokenizer.decode(list(first.token_ids))))
     limit = counted(inputs.decoding.max_tokens, "token")
     yield ok(
         "prompts", f"up to {counted(train.longest(), 'token')}, responses up to {limit}; {first.id} reads {text!r}"
