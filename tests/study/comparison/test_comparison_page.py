@@ -7,9 +7,11 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vapo.study.comparison import compare_runs, comparison_html, read_results
 from vapo.study.comparison.drawing import colours, fitted, spread_out
+from vapo.study.comparison.figures import main_figure
 
 EVIL = "<script>alert(1)</script><img src=x>$x$"
 
@@ -75,11 +77,28 @@ def test_the_figure_is_1200_pixels_wide(written):
 
 
 def test_the_colour_of_a_method_does_not_depend_on_the_other_methods():
-    alone, among = colours(["vapo", "dapo"]), colours(["ppo", "vc-ppo", "grpo", "dapo", "vapo", "vapo without x"])
+    alone = colours(["vapo", "dapo"], "vapo")
+    among = colours(["ppo", "vc-ppo", "grpo", "dapo", "vapo", "vapo without x"], "vapo")
     assert (alone["vapo"], alone["dapo"]) == (among["vapo"], among["dapo"])
     assert "vapo without x" not in among
     assert len(set(among.values())) == 5
-    assert set(colours(["vapo", "vapo without x"])) == {"vapo", "vapo without x"}
+    assert set(colours(["vapo", "vapo without x"], "vapo")) == {"vapo", "vapo without x"}
+
+
+def test_the_reference_has_a_colour_and_so_a_curve_among_many_methods():
+    chosen = colours(["ppo", "vc-ppo", "grpo", "dapo", "vapo", "vapo2", "rloo"], "vapo2")
+    assert len({*chosen.values()}) == 6
+    assert "vapo2" in chosen
+    assert "rloo" not in chosen
+
+
+def test_a_long_title_stays_within_the_figure(written):
+    results = read_results(written / "results.json")
+    results["heading"] = "How far can a title go on before the figure is too narrow for it? " * 3
+    figure = main_figure(results, heading=True)
+    (heading,) = figure.texts
+    assert heading.get_text().count("\n") == 1
+    assert heading.get_window_extent(FigureCanvasAgg(figure).get_renderer()).x1 < figure.bbox.x1
 
 
 def test_labels_are_spread_out_in_the_same_order():

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from vapo.metrics import metric_called
 from vapo.reports.formatting import figure as formatted
-from vapo.reports.formatting import one_line, signed
+from vapo.reports.formatting import signed
 from vapo.reports.palette import LIGHT
 from vapo.reports.runfiles import Record, number
 from vapo.reports.style import as_png, as_svg, frame, themed
@@ -67,11 +67,12 @@ def dynamics_svg(results: Record) -> str | None:
 def main_figure(results: Record, *, heading: bool = False) -> Figure:
     """Learning curves with bands and the critic's explained variance, above forest plots of scores and differences."""
     scored = _scored(results)
-    names = drawing.colours([m["method"] for m in results["methods"]])
+    names = _colours(results)
     key = {m["method"]: names[m["method"]] for m in scored if m["method"] in names}
     finals, differences = [_final_dot(m, results, names) for m in scored], [_difference_dot(m, names) for m in scored]
     dashed = any(dot.over_prompts for dot in (*finals, *differences))
-    over_key = 0.62 if heading else 0.1
+    title = drawing.fitted(comparison_title(results), 9.5, 14, lines=2, weight="bold")
+    over_key = 0.62 + 0.27 * title.count("\n") if heading else 0.1
     above, curves, between = over_key + 0.4 + 0.19 * drawing.legend_rows(key), 2.75, 0.95
     below = 0.75 if dashed else 0.6
     forest = max(3, len(scored)) * _ROW + 0.1
@@ -81,7 +82,7 @@ def main_figure(results: Record, *, heading: bool = False) -> Figure:
         figure.text(
             0.022,
             1 - 0.2 / height,
-            one_line(comparison_title(results)),
+            title,
             color=LIGHT.ink,
             va="top",
             fontsize=14,
@@ -134,7 +135,9 @@ def variations_figure(results: Record) -> Figure:
         num_rows, columns, left=0.05, right=0.985, top=1 - 0.5 / height, bottom=0.42 / height, wspace=0.2, hspace=0.62
     )
     reference = next(m for m in results["methods"] if m["method"] == results["reference"])
-    hue = drawing.colours([m["method"] for m in results["methods"]]).get(results["reference"], LIGHT.first)
+    hue = _colours(results)[results["reference"]]
+    if hue == LIGHT.ink:
+        hue = LIGHT.quiet  # the variations are drawn in ink here
     top = max(max(m["curves"]["gradient_steps"]["mean"]) for m in (*quiet, reference))
     for place, method in enumerate(quiet):
         axes = figure.add_subplot(grid[place // columns, place % columns])
@@ -158,7 +161,7 @@ def variations_figure(results: Record) -> Figure:
 def dynamics_figure(results: Record) -> Figure:
     """One row per metric: methods with a colour on the left, labelled variations on the right."""
     panels, scored = _panels(results), _scored(results)
-    names = drawing.colours([m["method"] for m in results["methods"]])
+    names = _colours(results)
     quiet = _quiet_methods(results)
     legend = {m["method"]: names[m["method"]] for m in scored if m["method"] in names}
     above = 0.43 + 0.19 * drawing.legend_rows(legend)
@@ -255,8 +258,12 @@ def _scored(results: Record) -> list[Record]:
     return [method for method in results["methods"] if method["final"]["n"]]
 
 
+def _colours(results: Record) -> dict[str, str]:
+    return drawing.colours([method["method"] for method in results["methods"]], results["reference"])
+
+
 def _quiet_methods(results: Record) -> list[Record]:
-    names = drawing.colours([m["method"] for m in results["methods"]])
+    names = _colours(results)
     return [method for method in _scored(results) if method["method"] not in names]
 
 
