@@ -17,7 +17,7 @@ import torch
 
 from vapo.chaos import faults
 from vapo.chaos.small_run import long_config, small_config
-from vapo.chaos.suite import ForkServer, faults_table, named, plan, upper_bound
+from vapo.chaos.suite import Fault, ForkServer, faults_table, named, plan, upper_bound
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError
 from vapo.session.config import resolve
@@ -202,6 +202,12 @@ def test_the_plan_has_kills_of_the_long_run_and_undisturbed_controls():
         assert next(control.trials) == {"trial": "undisturbed", "long": True}
         asked = next(killed.trials)
         assert (killed.wanted, asked["trial"], asked["end"], asked["long"]) == (kills, "interrupted", 9, True)
+
+
+def test_a_failure_is_named_by_its_place_in_the_suites_folder(tmp_path: Path):
+    row = Fault("SIGTERM", 1, iter(()), count=1, failures=[f"{tmp_path}/server-0/run-1: ended with 2"])
+    assert row.row(tmp_path)["details"] == ["server-0/run-1: ended with 2"]
+    assert row.row(tmp_path)["failures"] == 1
 
 
 def test_faults_are_chosen_by_a_part_of_their_name():

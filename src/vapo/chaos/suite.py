@@ -86,8 +86,8 @@ class Fault:
             f"{place}: {counted(len(found), 'different run')}" for place, found in self.agree.items() if len(found) > 1
         ]
 
-    def row(self) -> dict[str, Any]:
-        """The row as plain data."""
+    def row(self, folder: Path) -> dict[str, Any]:
+        """The row as plain data. Its details name failed runs by their place in `folder`, the suite's own."""
         return {
             "fault": self.name,
             "trials": self.count,
@@ -95,7 +95,7 @@ class Fault:
             "bound": self.bound,
             "places": dict(self.places.most_common()),
             "longest_s": round(self.longest_s, 2),
-            "details": self.details,
+            "details": [detail.replace(f"{folder}/", "") for detail in self.details],
         }
 
 
@@ -249,7 +249,7 @@ def run_suite(
         for server in alive:
             server.close()
     return {
-        "rows": [row.row() for row in rows],
+        "rows": [row.row(folder) for row in rows],
         "seconds": round(time.monotonic() - started),
         "seed": seed,
         "quick": quick,

@@ -173,6 +173,7 @@ def test_further_equivalent_forms_are_right(pool, gold, answers):
         ("1 2", ["3", "12"]),
         ("5\\text{ mg}", ["5\\text{ Mg}", "5\\text{ MG}"]),
         ("3\\text{ km}, 4\\text{ m}", ["4\\text{ km}, 3\\text{ m}"]),
+        ("3\\text{ lb } 4\\text{ oz}", ["£3.25"]),
         ("x'", ["x''", "x"]),
         ("no", ["on"]),
         ("f(x)=2x", ["f(x)=2x for some x", "f(x)=3x for all x"]),

@@ -170,6 +170,8 @@ def same_quantity(gold: str, answer: str) -> bool | None:
     found = [quantity(text) for text in (gold, answer)]
     if found == [None, None]:
         return None
+    if "£" in gold + answer:
+        return False  # "lb" here, but pounds and ounces are no money
     sums = [amount or _single(text) for amount, text in zip(found, (gold, answer), strict=True)]
     return None if None in sums else sums[0] == sums[1]
 
