@@ -20,14 +20,16 @@ CONTROL = "vapo with a group baseline"
 LEVEL, MARGIN = 0.05, 0.10
 
 
-def lead(methods: dict[str, Any], other: str, axis: str) -> tuple[float, float, float, bool] | None:
-    """How far the reference is ahead of another method: mean, low, high, and whether that survives the correction;
-    None without pairs."""
+def lead(
+    methods: dict[str, Any], other: str, axis: str, level: float = LEVEL
+) -> tuple[float, float, float, bool] | None:
+    """How far the reference is ahead of another method: mean, low, high, and whether that survives the correction
+    at this level; None without pairs."""
     difference = methods.get(other, {}).get("difference")
     gap = difference and difference[axis]
     if not gap or gap["mean"] is None or gap["low"] is None:
         return None
-    sure = gap["p_holm"] is not None and gap["p_holm"] <= LEVEL and gap["mean"] < 0
+    sure = gap["p_holm"] is not None and gap["p_holm"] <= level and gap["mean"] < 0
     return -gap["mean"], -gap["high"], -gap["low"], sure
 
 

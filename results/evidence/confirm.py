@@ -1,0 +1,40 @@
+"""Which predictions of `evidence-far-confirm` came true. Its table is read, and the same runs with VAPO 2 as reference:
+
+    vapo compare RUNS --reference "vapo2 without value-pretraining" --out OTHER
+    python results/evidence/confirm.py results/evidence/far-confirm/results.json OTHER/results.json
+
+Written before the study's first run.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from analysis import AXES, CONTROL, GROUP_METHODS, lead, verdict
+
+LEVEL, LOW_ENDS, GAIN = 0.025, 2, (0.05, 0.15)
+
+
+def main() -> None:
+    """Print each prediction with what was found, for each of the two references."""
+    for path in sys.argv[1:]:
+        found = json.loads(Path(path).read_text())
+        methods = {method["method"]: method for method in found["methods"]}
+        reference = found["reference"]
+        for axis, name in AXES.items():
+            for other in GROUP_METHODS:
+                if gap := lead(methods, other, axis, LEVEL):
+                    mean, low, high, sure = gap
+                    detail = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+                    verdict(f"{reference} ahead of {other} at equal {name}", sure, detail)
+        means = {name: method["final"]["mean"] for name, method in methods.items()}
+        gain = means[reference] - means["grpo"]
+        verdict(f"{reference} above grpo by {GAIN[0]} to {GAIN[1]}", GAIN[0] <= gain <= GAIN[1], f"{gain:+.3f}")
+        ends = methods[reference]["ended_low"]
+        verdict(f"at most {LOW_ENDS} runs of {reference} end low", ends <= LOW_ENDS, str(ends))
+        above, beside = means[reference] - means[CONTROL], abs(means[CONTROL] - means["grpo"])
+        verdict(f"the control is below {reference}, nearer to grpo", above > 0 and beside < above, f"{-above:+.3f}")
+
+
+if __name__ == "__main__":
+    main()
