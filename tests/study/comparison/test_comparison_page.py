@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from vapo.study.comparison import compare_runs, comparison_html, read_results
 from vapo.study.comparison.drawing import colours, fitted, spread_out
@@ -90,6 +91,22 @@ def test_the_reference_has_a_colour_and_so_a_curve_among_many_methods():
     assert len({*chosen.values()}) == 6
     assert "vapo2" in chosen
     assert "rloo" not in chosen
+
+
+def test_more_methods_than_five_have_colours_where_those_suffice():
+    methods = ["grpo", "dapo", "vapo without x", "rloo", "vapo with a group baseline", "vapo2 without x"]
+    assert len({*colours(methods, "vapo without x").values()}) == 6
+
+
+def test_the_title_over_the_differences_stays_within_the_figure(written):
+    results = read_results(written / "results.json")
+    for entry in results["methods"]:
+        if entry["method"] == results["reference"]:
+            entry["method"] = "vapo without value-pretraining"
+    results["reference"] = "vapo without value-pretraining"
+    figure = main_figure(results, heading=True)
+    (title,) = figure.findobj(lambda part: isinstance(part, Text) and part.get_text().startswith("Difference to"))
+    assert title.get_window_extent(FigureCanvasAgg(figure).get_renderer()).x1 < figure.bbox.x1
 
 
 def test_a_long_title_stays_within_the_figure(written):

@@ -31,13 +31,16 @@ def new_figure(height: float) -> Figure:
 def colours(methods: list[str], reference: str, palette: Palette = LIGHT) -> dict[str, str]:
     """Colours by method. The methods of the paper's comparison have fixed colours.
 
-    The other methods get the free colours if there are at most five methods, or none of the paper's. A reference that
-    gets none is drawn in ink. Methods without an entry are drawn in grey.
+    The other methods get the free colours if those are enough, the reference drawn in ink where that helps, or if no
+    method is the paper's. A reference that gets none is drawn in ink. Methods without an entry are drawn in grey.
     """
     chosen = {method: _COLOURS[method] for method in methods if method in LADDER}
-    if len(methods) <= len(_COLOURS) or not chosen:
-        free = [hue for hue in ("first", "second", "third", "fourth", "fifth") if hue not in chosen.values()]
-        chosen |= dict(zip([m for m in methods if m not in chosen], free, strict=False))
+    free = [hue for hue in ("first", "second", "third", "fourth", "fifth") if hue not in chosen.values()]
+    others = [method for method in methods if method not in chosen]
+    if len(others) > len(free):
+        others = [method for method in others if method != reference]
+    if len(others) <= len(free) or not chosen:
+        chosen |= dict(zip(others, free, strict=False))
     if reference in methods:
         chosen.setdefault(reference, "ink")
     return {method: getattr(palette, chosen[method]) for method in methods if method in chosen}

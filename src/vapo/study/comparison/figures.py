@@ -116,7 +116,7 @@ def main_figure(results: Record, *, heading: bool = False) -> Figure:
     frame(left, f"avg@{results['k']} after training", grid="x")
     _forest(left, finals, labelled=True)
     frame(
-        right, f"Difference to {drawing.fitted(results['reference'], 1.6, 10, weight='bold')}, seed by seed", grid="x"
+        right, f"Difference to {drawing.fitted(results['reference'], 1.3, 10, weight='bold')}, seed by seed", grid="x"
     )
     right.axvline(0, color=LIGHT.quiet, linewidth=1)
     _forest(right, differences, labelled=False)
