@@ -1,9 +1,8 @@
-"""Which predictions of `evidence-far-confirm` came true. Its table is read, and the same runs with VAPO 2 as reference:
+"""Which predictions of `evidence-far-confirm` came true: its table, then the same runs with VAPO 2 as reference.
 
-    vapo compare RUNS --reference "vapo2 without value-pretraining" --out OTHER
-    python results/evidence/confirm.py results/evidence/far-confirm/results.json OTHER/results.json
+    cd results/evidence && python confirm.py far-confirm/results.json far-confirm/vapo2-as-reference.json
 
-Written before the study's first run.
+Written before the study's first run. The second file is that of `vapo compare RUNS --reference "vapo2 without ..."`.
 """
 
 import json
