@@ -1,7 +1,7 @@
 """Carry an unfinished study to another machine: its bases, its critics, and what its ended runs have measured.
 
-    python results/evidence/state.py pack OUT results/evidence/far-state.tar.gz
-    python results/evidence/state.py unpack results/evidence/far-state.tar.gz OUT
+    python results/evidence/state.py pack OUT results/evidence/far-state.tar.xz
+    python results/evidence/state.py unpack results/evidence/far-state.tar.xz OUT
 
 `vapo ablate STUDY --budget full --out OUT`, run with the code of the study's commit, then goes on: ended runs are not
 run again, and new ones start from the very same base and critics. OUT may be another folder; the paths are rewritten.
@@ -32,7 +32,7 @@ def kept(out: Path) -> list[Path]:
 def pack(out: Path, target: Path) -> None:
     """Write the archive. Equal contents give equal bytes before compression."""
     root = str(out.resolve()).encode()
-    with tarfile.open(target, "w:gz") as archive:
+    with tarfile.open(target, "w:xz") as archive:
         for file in kept(out):
             data = file.read_bytes()
             if file.suffix in TEXTS:
