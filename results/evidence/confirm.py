@@ -22,10 +22,9 @@ def main() -> None:
         reference = found["reference"]
         for axis, name in AXES.items():
             for other in GROUP_METHODS:
-                if gap := lead(methods, other, axis, LEVEL):
-                    mean, low, high, sure = gap
-                    detail = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-                    verdict(f"{reference} ahead of {other} at equal {name}", sure, detail)
+                gap = lead(methods, other, axis, LEVEL)
+                detail = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gap[:3]) if gap else "no pairs"
+                verdict(f"{reference} ahead of {other} at equal {name}", bool(gap and gap[3]), detail)
         means = {name: method["final"]["mean"] for name, method in methods.items()}
         gain = means[reference] - means["grpo"]
         verdict(f"{reference} above grpo by {GAIN[0]} to {GAIN[1]}", GAIN[0] <= gain <= GAIN[1], f"{gain:+.3f}")

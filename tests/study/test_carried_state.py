@@ -18,10 +18,10 @@ def test_ended_runs_bases_and_critics_arrive_with_the_paths_of_the_new_folder(tm
     for name in ("bases/maze/model.safetensors", "critics/c/critic/model.safetensors"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(b"\0weights @OUT@")
-    STATE["pack"](out, tmp_path / "state.tar.gz")
+    STATE["pack"](out, tmp_path / "state.tar.xz")
     (other / "tuning" / "a").mkdir(parents=True)
     (other / "tuning" / "a" / "cell.json").write_text("of this machine")
-    STATE["unpack"](tmp_path / "state.tar.gz", other)
+    STATE["unpack"](tmp_path / "state.tar.xz", other)
     arrived = {str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()}
     assert arrived == {
         "tuning/a/cell.json", "tuning/a/config.yaml", "critics/c/cell.json", "critics/c/config.yaml",

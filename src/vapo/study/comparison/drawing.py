@@ -31,8 +31,9 @@ def new_figure(height: float) -> Figure:
 def colours(methods: list[str], reference: str, palette: Palette = LIGHT) -> dict[str, str]:
     """Colours by method. The methods of the paper's comparison have fixed colours.
 
-    The other methods get the free colours if those are enough, the reference drawn in ink where that helps, or if no
-    method is the paper's. A reference that gets none is drawn in ink. Methods without an entry are drawn in grey.
+    The other methods share the free colours if those are enough for all of them, the reference left out where they are
+    not; without a method of the paper the first five get one. A reference that has none is drawn in ink. Methods
+    without an entry are drawn in grey.
     """
     chosen = {method: _COLOURS[method] for method in methods if method in LADDER}
     free = [hue for hue in ("first", "second", "third", "fourth", "fifth") if hue not in chosen.values()]

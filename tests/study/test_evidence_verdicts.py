@@ -1,0 +1,35 @@
+"""results/evidence: the verdicts on the predictions, as the page has them."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EVIDENCE = Path(__file__).resolve().parents[2] / "results" / "evidence"
+
+
+def test_a_lead_is_positive_where_the_other_method_scores_less():
+    lead = runpy.run_path(str(EVIDENCE / "analysis.py"))["lead"]
+    gap = {"mean": -0.2, "low": -0.3, "high": -0.1, "p_holm": 0.03}
+    methods = {"grpo": {"difference": {"final": gap}}, "dapo": {"difference": {"final": gap | {"mean": 0.2}}}}
+    assert lead(methods, "grpo", "final") == (0.2, 0.1, 0.3, True)
+    assert lead(methods, "grpo", "final", 0.025) == (0.2, 0.1, 0.3, False)
+    assert lead(methods, "dapo", "final")[3] is False
+    assert lead(methods, "rloo", "final") is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["analysis.py", "far/results.json"],
+        ["confirm.py", "far-confirm/results.json", "far-confirm/vapo2-as-reference.json"],
+    ],
+)
+def test_the_page_has_what_the_analysis_prints(command: list[str]):
+    printed = subprocess.run(
+        [sys.executable, *command], cwd=EVIDENCE, capture_output=True, text=True, check=True
+    ).stdout
+    assert len(printed.splitlines()) > 20
+    assert f"```\n{printed}```" in (EVIDENCE / "README.md").read_text()
