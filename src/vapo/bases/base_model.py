@@ -40,6 +40,7 @@ from vapo.bases.base_traces import EOS, EOS_ID, IGNORED, PAD, PAD_ID, UNK, Trace
 from vapo.bases.shipped import plain_options
 from vapo.errors import ConfigError
 from vapo.json_text import json_text
+from vapo.models.placing import best_device
 from vapo.models.saving import save_model
 from vapo.tasks.full_task import part_of
 from vapo.types import stable_hash
@@ -101,19 +102,21 @@ def make_base(
     """Train a base model for the task and save it in `out_dir`. Returns the content of `provenance.json`.
 
     Without a `recipe` it trains for the task's `base_steps`, if it has some.
-    The folder has model, tokenizer and provenance, and appears only when it is complete. The same seed, versions and
-    number of threads give the same weights on one machine. `threads` None keeps torch's setting. Raises ConfigError
-    if `out_dir` exists and is not an empty folder.
+    It trains on the GPU if there is one. The folder has model, tokenizer and provenance, and appears only when it is
+    complete. On one CPU the same seed, versions and number of threads give the same weights. `threads` None keeps
+    torch's setting. Raises ConfigError if `out_dir` exists and is not an empty folder.
     """
     recipe, target = recipe or base_recipe(task, {}), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder. Choose another folder for the base model.")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    device = best_device()
     tokenizer = make_tokenizer(task.vocabulary)
     with _threads(threads):
-        model = new_model(tokenizer, recipe, seed)
+        model = new_model(tokenizer, recipe, seed).to(device)
         loss = _fit(model, tokenizer, task, recipe, seed, on_progress)
+        model.cpu()  # `measure_base` samples there
         trained = time.monotonic()
         prompts = [task.heldout[i] for i in range(min(recipe.measured_prompts, len(task.heldout)))]
         figures = measure_base(model, tokenizer, task, prompts, recipe.measured_samples, seed, on_progress)
@@ -125,6 +128,7 @@ def make_base(
         "recipe": asdict(recipe),
         "seed": seed,
         "threads": torch.get_num_threads() if threads is None else threads,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_seconds": round(trained - started, 1),
         "final_loss": round(loss, 4),
@@ -212,7 +216,7 @@ def _fit(
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.peak_lr * _schedule((step + 1) / recipe.steps, recipe.warmup)
-        inputs, targets = next(batches)
+        inputs, targets = (part.to(model.device) for part in next(batches))
         # Padding is on the right and attention is causal, so no attention mask is needed.
         logits = model(input_ids=inputs, use_cache=False).logits
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
