@@ -210,6 +210,23 @@ def test_the_logits_head_applies_the_models_cap():
     assert float(logits.abs().max()) <= model.config.final_logit_softcapping
 
 
+@pytest.fixture
+def coarse_products():
+    """The process has chosen coarse float32 products, as users of TF32 do."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_a_model_is_checked_with_full_products_and_the_users_choice_stays(coarse_products: None):
+    model, seen = toys.tiny_llama(hidden_size=256, intermediate_size=512), set[str]()
+    model.register_forward_hook(lambda *_: seen.add(torch.backends.cuda.matmul.fp32_precision))
+    assert choose_layout(model) == "packed"
+    assert seen == {"ieee"}
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
 def test_missing_and_unsuitable_models_raise_an_error_with_their_name(tmp_path: Path):
     with pytest.raises(ModelError, match="does not exist"):
         load_policy(tmp_path / "nowhere")

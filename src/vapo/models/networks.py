@@ -16,6 +16,7 @@ from vapo.algo.method import Head, LinearHead
 from vapo.errors import ModelError
 from vapo.models.backbone import Layout, hidden_states, layer_states, supports_packing
 from vapo.models.critic_notes import ValueAt, value_head
+from vapo.models.full_products import full_products
 from vapo.models.logprobs import token_logps
 from vapo.models.pretrained import context_length
 from vapo.models.side import SideModel
@@ -225,11 +226,13 @@ def logits_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
+@full_products()
 def choose_layout(model: PreTrainedModel, wanted: Layout | None = None) -> Layout:
     """`packed` if it gives the padded layout's numbers on a test, else `padded`.
 
-    The test runs two short sequences in both layouts and, for a causal language model, compares our logits with the
-    model's own. Raises ModelError for an architecture whose numbers would be wrong, and for one that cannot run.
+    The test runs two short sequences in both layouts, with full float32 products, and, for a causal language model,
+    compares our logits with the model's own. Raises ModelError for an architecture whose numbers would be wrong, and
+    for one that cannot run.
     """
     name = type(model).__name__
     config = model.config.get_text_config()
