@@ -20,6 +20,10 @@ def test_a_lead_is_positive_where_the_other_method_scores_less():
     assert lead(methods, "rloo", "final") is None
 
 
+def printed_by(*command: str) -> str:
+    return subprocess.run([sys.executable, *command], cwd=EVIDENCE, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -28,8 +32,12 @@ def test_a_lead_is_positive_where_the_other_method_scores_less():
     ],
 )
 def test_the_page_has_what_the_analysis_prints(command: list[str]):
-    printed = subprocess.run(
-        [sys.executable, *command], cwd=EVIDENCE, capture_output=True, text=True, check=True
-    ).stdout
+    printed = printed_by(*command)
     assert len(printed.splitlines()) > 20
     assert f"```\n{printed}```" in (EVIDENCE / "README.md").read_text()
+
+
+def test_the_page_has_the_goals_that_runs_reach():
+    printed = printed_by("goals.py", "far/results.json", "far-confirm/results.json")
+    assert "| ppo | 10 of 10 |" in printed
+    assert printed in (EVIDENCE / "README.md").read_text()
