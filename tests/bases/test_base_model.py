@@ -134,9 +134,18 @@ def test_make_base_writes_a_loadable_folder_with_its_provenance(tmp_path, capfd)
     assert AutoModelForCausalLM.from_pretrained(folder).config.hidden_size == 16
     assert len(AutoTokenizer.from_pretrained(folder)) == len(VOCABULARY) + 3
     assert [path.name for path in folder.parent.iterdir()] == ["base"]
+    assert made["device"] == "cpu"
     assert ("train", 4, 4) in seen
     assert seen[-1][0] == "measure"
     assert seen[-1][1] == seen[-1][2]
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(device: str, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=device):
+        make_base(make_task("maze"), 0, tmp_path / "base", recipe=TINY, device=device)
+    assert not list(tmp_path.iterdir())
 
 
 def test_equal_seeds_give_equal_weights_and_different_seeds_different_ones(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -210,21 +211,29 @@ def test_the_logits_head_applies_the_models_cap():
     assert float(logits.abs().max()) <= model.config.final_logit_softcapping
 
 
+PRODUCTS: Any = torch.backends  # its stubs lack mkldnn's
+
+
+def chosen_products() -> tuple[str, str]:
+    return PRODUCTS.cuda.matmul.fp32_precision, PRODUCTS.mkldnn.matmul.fp32_precision
+
+
 @pytest.fixture
 def coarse_products():
     """The process has chosen coarse float32 products, as users of TF32 do."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    before = chosen_products()
+    PRODUCTS.cuda.matmul.fp32_precision, PRODUCTS.mkldnn.matmul.fp32_precision = "tf32", "bf16"
     yield
-    torch.set_float32_matmul_precision(before)
+    PRODUCTS.cuda.matmul.fp32_precision, PRODUCTS.mkldnn.matmul.fp32_precision = before
 
 
-def test_a_model_is_checked_with_full_products_and_the_users_choice_stays(coarse_products: None):
-    model, seen = toys.tiny_llama(hidden_size=256, intermediate_size=512), set[str]()
-    model.register_forward_hook(lambda *_: seen.add(torch.backends.cuda.matmul.fp32_precision))
+@pytest.mark.usefixtures("coarse_products")
+def test_a_model_is_checked_with_full_products_and_the_users_choice_stays():
+    model, seen = toys.tiny_llama(), set[tuple[str, str]]()
+    model.register_forward_hook(lambda *_: seen.add(chosen_products()))
     assert choose_layout(model) == "packed"
-    assert seen == {"ieee"}
-    assert torch.get_float32_matmul_precision() == "medium"
+    assert seen == {("ieee", "ieee")}
+    assert chosen_products() == ("tf32", "bf16")
 
 
 def test_missing_and_unsuitable_models_raise_an_error_with_their_name(tmp_path: Path):

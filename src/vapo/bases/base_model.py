@@ -27,6 +27,7 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     GenerationConfig,
@@ -40,7 +41,6 @@ from vapo.bases.base_traces import EOS, EOS_ID, IGNORED, PAD, PAD_ID, UNK, Trace
 from vapo.bases.shipped import plain_options
 from vapo.errors import ConfigError
 from vapo.json_text import json_text
-from vapo.models.placing import best_device
 from vapo.models.saving import save_model
 from vapo.tasks.full_task import part_of
 from vapo.types import stable_hash
@@ -98,25 +98,28 @@ def make_base(
     on_progress: Progress | None = None,
     threads: int | None = None,
     recipe: BaseRecipe | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train a base model for the task and save it in `out_dir`. Returns the content of `provenance.json`.
 
     Without a `recipe` it trains for the task's `base_steps`, if it has some.
-    It trains on the GPU if there is one. The folder has model, tokenizer and provenance, and appears only when it is
-    complete. On one CPU the same seed, versions and number of threads give the same weights. `threads` None keeps
-    torch's setting. Raises ConfigError if `out_dir` exists and is not an empty folder.
+    The folder has model, tokenizer and provenance, and appears only when it is complete. On one CPU the same seed,
+    versions and number of threads give the same weights. `threads` None keeps torch's setting. `device` is cpu or cuda,
+    which suits larger models. Raises ConfigError if `out_dir` exists and is not an empty folder, and for a device that
+    is not there.
     """
     recipe, target = recipe or base_recipe(task, {}), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder. Choose another folder for the base model.")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    device = best_device()
+    where = training_device(device)
     tokenizer = make_tokenizer(task.vocabulary)
     with _threads(threads):
-        model = new_model(tokenizer, recipe, seed).to(device)
+        model = new_model(tokenizer, recipe, seed)
+        nn.Module.to(model, where)  # transformers' own has a type that checkers misread
         loss = _fit(model, tokenizer, task, recipe, seed, on_progress)
-        model.cpu()  # `measure_base` samples there
+        model.cpu()  # where `measure_base` samples
         trained = time.monotonic()
         prompts = [task.heldout[i] for i in range(min(recipe.measured_prompts, len(task.heldout)))]
         figures = measure_base(model, tokenizer, task, prompts, recipe.measured_samples, seed, on_progress)
@@ -128,7 +131,7 @@ def make_base(
         "recipe": asdict(recipe),
         "seed": seed,
         "threads": torch.get_num_threads() if threads is None else threads,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if where.type == "cuda" else "cpu",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_seconds": round(trained - started, 1),
         "final_loss": round(loss, 4),
@@ -148,6 +151,15 @@ def make_base(
             target.rmdir()
         shutil.move(os.fspath(folder), target)
     return provenance
+
+
+def training_device(name: str) -> torch.device:
+    """The device with this name, cpu or cuda. Raises ConfigError for another name, and for cuda without a GPU."""
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"A base model is trained on cpu or cuda, got {name!r}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("torch sees no GPU here, so a base model cannot be trained on cuda. Leave the device at cpu.")
+    return torch.device(name)
 
 
 def make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:

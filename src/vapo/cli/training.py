@@ -205,6 +205,9 @@ def make_base(
             "--recipe steps=2000 (a weaker base); repeatable.",
         ),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where it trains: cpu, or cuda for larger models; they give other weights.")
+    ] = "cpu",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -233,6 +236,7 @@ def make_base(
             on_progress=lambda phase, done, total, _: view.progress(phase, done, total),
             threads=1,  # another number of threads gives other weights
             recipe=base_recipe(traced, replaced),
+            device=device,
         )
     if as_json:
         print(json_text(made))
