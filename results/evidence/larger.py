@@ -2,7 +2,7 @@
 
     python larger.py far-1m/results.json sums/results.json
 
-Written before the first run of either.
+Each file is the results.json of its study; one of them alone will do. Written before the first run of either.
 """
 
 import json
@@ -10,56 +10,65 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from analysis import AXES, CONTROL, lead, verdict
+from analysis import CONTROL, lead, verdict
 
 REFERENCE = "vapo without value-pretraining"
-GAIN, LEVEL_WITHIN, LOW_SHARE = 0.05, 0.06, 0.25
+GAIN, WITHIN, LOW, LOW_SHARE = 0.05, 0.06, 0.55, 0.25
+
+Gap = tuple[float, float, float, bool]
+"""A lead with its interval, and whether it remains after the correction."""
 
 
-def gap_text(gap: tuple[float, float, float, bool] | None) -> str:
+def text_of(gap: Gap | None) -> str:
     """The reference's lead with its interval."""
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gap[:3]) if gap else "no pairs"
 
 
-def far(methods: dict[str, Any], means: dict[str, float], runs: int) -> None:
-    """The predictions of `evidence-far-1m`; `runs` of the reference have ended."""
-    for axis, name in AXES.items():
-        if axis == "equal_seconds":
-            continue  # the runs shared a GPU
+def level(gap: Gap | None) -> bool:
+    """Whether two methods end close to each other and are not told apart in either direction."""
+    return gap is not None and gap[1] <= 0 <= gap[2] and abs(gap[0]) <= WITHIN
+
+
+def far(methods: dict[str, Any], scores: dict[str, list[float]]) -> None:
+    """The predictions of `evidence-far-1m`."""
+    means = {name: methods[name]["final"]["mean"] for name in (REFERENCE, "grpo", CONTROL)}
+    for axis, name in (("final", "steps"), ("equal_samples_with_pretraining", "samples")):
         for other in ("grpo", CONTROL):
             gap = lead(methods, other, axis)
-            verdict(f"ahead of {other} at equal {name}", bool(gap and gap[3]), gap_text(gap))
+            verdict(f"ahead of {other} at equal {name}", bool(gap and gap[3]), text_of(gap))
     gain = means[REFERENCE] - means["grpo"]
     verdict(f"ahead of grpo by {GAIN} or more", gain >= GAIN, f"{gain:+.3f}")
     nearer = abs(means[CONTROL] - means["grpo"]) < abs(means[CONTROL] - means[REFERENCE])
     verdict("the control is nearer to grpo", nearer, f"{means[CONTROL]:.3f}")
-    low = methods[REFERENCE]["ended_low"]
-    verdict(f"at most {LOW_SHARE} of its runs end low", low <= LOW_SHARE * runs, f"{low} of {runs}")
+    low, runs = sum(score < LOW for score in scores[REFERENCE]), len(scores[REFERENCE])
+    verdict(f"at most {LOW_SHARE} of its runs end below {LOW}", low <= LOW_SHARE * runs, f"{low} of {runs}")
 
 
-def sums(methods: dict[str, Any], means: dict[str, float], _: int) -> None:
+def sums(methods: dict[str, Any], scores: dict[str, list[float]]) -> None:
     """The predictions of `evidence-sums`."""
-    for other in ("grpo", CONTROL, "dapo", "ppo"):
+    for other in ("grpo", CONTROL):
         gap = lead(methods, other, "final")
-        print(f"        ahead of {other} at equal steps: {gap_text(gap)}{', certain' if gap and gap[3] else ''}")
-    gap = lead(methods, "grpo", "final")
-    level = gap is not None and not gap[3] and abs(gap[0]) <= LEVEL_WITHIN
-    verdict(f"within {LEVEL_WITHIN} of grpo, not told apart", level, gap_text(gap))
-    nearer = abs(means[CONTROL] - means[REFERENCE]) < abs(means[CONTROL] - means["grpo"])
-    verdict("the control is nearer to it than to grpo", nearer, f"{means[CONTROL]:.3f}")
-    last = min(means, key=lambda name: means[name])
-    verdict("ppo is last", last == "ppo", f"{last}, {means[last]:.3f}")
+        verdict(f"within {WITHIN} of {other}, not told apart", level(gap), text_of(gap))
+    for other in ("dapo", "ppo"):
+        print(f"        ahead of {other} at equal steps: {text_of(lead(methods, other, 'final'))}")
+    last = min(scores, key=lambda name: methods[name]["final"]["mean"])
+    verdict("ppo is last", last == "ppo", f"{last}, {methods[last]['final']['mean']:.3f}")
 
 
 def main() -> None:
     """Print each prediction with what was found."""
-    for path, predictions in zip(sys.argv[1:], (far, sums), strict=True):
+    for path in sys.argv[1:]:
         found = json.loads(Path(path).read_text())
         if found["reference"] != REFERENCE:
             raise SystemExit(f"{path}: the reference must be {REFERENCE}: vapo compare --reference {REFERENCE!r}")
-        methods = {method["method"]: method for method in found["methods"]}
-        means = {name: m["final"]["mean"] for name, m in methods.items() if m["final"]["mean"] is not None}
-        predictions(methods, means, sum(run["method"] == REFERENCE for run in found["runs"]))
+        scores: dict[str, list[float]] = {}
+        for run in found["runs"]:
+            if run["score"] is not None:
+                scores.setdefault(run["method"], []).append(run["score"])
+        if missing := {REFERENCE, "grpo", CONTROL} - scores.keys():
+            raise SystemExit(f"{path} has no finished run of {', '.join(sorted(missing))}.")
+        predictions = sums if "ppo" in scores else far
+        predictions({method["method"]: method for method in found["methods"]}, scores)
 
 
 if __name__ == "__main__":

@@ -41,3 +41,19 @@ def test_the_page_has_the_goals_that_runs_reach():
     printed = printed_by("goals.py", "far/results.json", "far-confirm/results.json")
     assert "| ppo | 10 of 10 |" in printed
     assert printed in (EVIDENCE / "README.md").read_text()
+
+
+def test_methods_are_level_only_if_neither_is_ahead(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EVIDENCE)
+    level = runpy.run_path(str(EVIDENCE / "larger.py"))["level"]
+    assert level((0.01, -0.03, 0.05, False))
+    assert not level((-0.05, -0.08, -0.02, False))  # the other is ahead
+    assert not level((0.05, 0.02, 0.08, False))
+    assert not level((0.1, -0.1, 0.3, False))
+    assert not level(None)
+
+
+def test_the_predictions_are_read_from_a_results_file():
+    printed = printed_by("larger.py", "far-confirm/results.json")
+    assert "met     ahead of grpo at equal steps: +0.194 [+0.074, +0.320]" in printed
+    assert "end below 0.55: 0 of 10" in printed
