@@ -28,6 +28,7 @@ def printed_by(*command: str) -> str:
     "command",
     [
         ["analysis.py", "far/results.json"],
+        ["analysis.py", "code/results.json"],
         ["confirm.py", "far-confirm/results.json", "far-confirm/vapo2-as-reference.json"],
     ],
 )
