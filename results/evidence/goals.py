@@ -1,6 +1,6 @@
-"""Which goals of the far maze do runs reach? Most runs that end low have given up two of the four.
+"""Which goals of the maze do runs reach? Most runs of the far maze that end low have given up two of the four.
 
-    python goals.py far/results.json far-confirm/results.json
+    python goals.py far/results.json far-confirm/results.json ../residual/results.json
 
 Prints two tables for each file. By method: how many of its runs gave up a goal, which is to end with it right in fewer
 than GIVEN_UP of the tries; the mean score of these and of the others; the share of right answers by goal; and what the
@@ -18,19 +18,22 @@ from vapo.tasks.maze import Maze, MazeOptions
 from vapo.types import stable_hash
 
 GIVEN_UP, LOW = 0.1, 0.55
-FAR = MazeOptions(min_distance=10, max_distance=30)
-HELD_OUT = 2401407767233505713
-"""A hash of the prompts that the runs answered, in order."""
+MAZES = {
+    "74ad1dd9807ae47e": (MazeOptions(min_distance=10, max_distance=30), 2401407767233505713),
+    "524f215dbbed1319": (MazeOptions(), 7545058918519358432),
+}
+"""By the set of an evaluation: its maze, and a hash of the prompts in order."""
 PAIRS = (("cave", "tower"), ("lake", "mill"))
 
 Run = dict[str, Any]
 """An entry of `runs` in a results.json."""
 
 
-def heldout_goals() -> list[str]:
-    """The goal of each held-out prompt, in order. Ends the program if the task's prompts are no longer the runs'."""
-    prompts = Maze(FAR).heldout
-    if stable_hash([prompt.id for prompt in prompts]) != HELD_OUT:
+def heldout_goals(run: Run) -> list[str]:
+    """The goal of each held-out prompt, in order. Ends the program if the task's prompts are no longer the run's."""
+    options, held_out = MAZES[run["record"]["sets"][-1]]
+    prompts = Maze(options).heldout
+    if stable_hash([prompt.id for prompt in prompts]) != held_out:
         raise SystemExit("The held-out prompts of the maze have changed since these runs.")
     return [str(prompt.answer["goal"]) for prompt in prompts]
 
@@ -38,7 +41,7 @@ def heldout_goals() -> list[str]:
 def right_shares(run: Run, evaluation: int) -> list[float]:
     """The share of right answers to each held-out prompt in one of the run's evaluations."""
     samples = run["evaluations"]["k"][evaluation]
-    return [int(digit, 16) / samples for digit in run["record"]["right"][evaluation]]
+    return [int(digit, 36) / samples for digit in run["record"]["right"][evaluation]]
 
 
 def by_goal(goals: list[str], run: Run, evaluation: int) -> dict[str, float]:
@@ -94,12 +97,12 @@ def low_runs(goals: list[str], runs: list[Run]) -> str:
 
 def main() -> None:
     """Print the tables of each file."""
-    goals = heldout_goals()
     for path in sys.argv[1:]:
         runs = defaultdict[str, list[Run]](list)
         for run in json.loads(Path(path).read_text())["runs"]:
             if run["score"] is not None:
                 runs[run["method"]].append(run)
+        goals = heldout_goals(next(iter(runs.values()))[0])
         methods = sorted(runs, key=lambda method: -mean(run["score"] for run in runs[method]))
         names = sorted(set(goals))
         columns = ["method", "gave a goal up", "score of these", "of the others", *names, "goal explains"]

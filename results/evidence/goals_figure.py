@@ -16,8 +16,8 @@ COLOURS = (LIGHT.first, LIGHT.second)
 
 def figure(path: Path) -> Figure:
     """A panel for each method."""
-    goals = heldout_goals()
     runs = json.loads(path.read_text())["runs"]
+    goals = heldout_goals(runs[0])
     drawn = Figure(figsize=(10, 4.6), dpi=120, facecolor=LIGHT.paper, layout="constrained")
     panels = drawn.subplots(2, len(SHOWN) // 2, sharex=True, sharey=True)
     for axes, method in zip(panels.flat, SHOWN, strict=True):
