@@ -1,6 +1,6 @@
 """Which goals of the maze do runs reach? Most runs of the far maze that end low have given up two of the four.
 
-    python goals.py far/results.json far-confirm/results.json ../residual/results.json
+    python goals.py far/results.json far-confirm/results.json far-removals/results.json ../residual/results.json
 
 Prints two tables for each file. By method: how many of its runs gave up a goal, which is to end with it right in fewer
 than GIVEN_UP of the tries; the mean score of these and of the others; the share of right answers by goal; and what the

@@ -39,7 +39,8 @@ def test_the_page_has_what_the_analysis_prints(command: list[str]):
 
 
 def test_the_page_has_the_goals_that_runs_reach():
-    printed = printed_by("goals.py", "far/results.json", "far-confirm/results.json", "../residual/results.json")
+    files = ["far/results.json", "far-confirm/results.json", "far-removals/results.json", "../residual/results.json"]
+    printed = printed_by("goals.py", *files)
     assert "| ppo | 10 of 10 |" in printed
     assert printed in (EVIDENCE / "README.md").read_text()
 
