@@ -67,7 +67,7 @@ def main() -> None:
                 scores.setdefault(run["method"], []).append(run["score"])
         if missing := {REFERENCE, "grpo", CONTROL} - scores.keys():
             raise SystemExit(f"{path} has no finished run of {', '.join(sorted(missing))}.")
-        predictions = sums if "ppo" in scores else far
+        predictions = far if found["runs"][0]["record"]["task"] == "maze" else sums
         predictions({method["method"]: method for method in found["methods"]}, scores)
 
 

@@ -1,5 +1,6 @@
 """results/evidence: the verdicts on the predictions, as the page has them."""
 
+import json
 import runpy
 import subprocess
 import sys
@@ -55,7 +56,14 @@ def test_methods_are_level_only_if_neither_is_ahead(monkeypatch: pytest.MonkeyPa
     assert not level(None)
 
 
-def test_the_predictions_are_read_from_a_results_file():
+def test_the_predictions_are_those_of_the_files_study(tmp_path: Path):
+    found = json.loads((EVIDENCE / "far-confirm" / "results.json").read_text())
+    for run in found["runs"]:
+        run["record"]["task"] = "reasoning-gym/basic_arithmetic"
+    (tmp_path / "sums.json").write_text(json.dumps(found))
+    printed = printed_by("larger.py", str(tmp_path / "sums.json"))
+    assert "NOT met within 0.06 of grpo, not told apart: +0.194 [+0.074, +0.320]" in printed
+    assert "NOT met ppo is last: rloo" in printed
     printed = printed_by("larger.py", "far-confirm/results.json")
     assert "met     ahead of grpo at equal steps: +0.194 [+0.074, +0.320]" in printed
     assert "end below 0.55: 0 of 10" in printed
