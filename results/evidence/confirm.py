@@ -1,23 +1,24 @@
-"""Which predictions of `evidence-far-confirm` came true: its table, then the same runs with VAPO 2 as reference.
+"""Which predictions of `evidence-far-confirm` came true: for its reference, then for VAPO 2 in its place.
 
-    cd results/evidence && python confirm.py far-confirm/results.json far-confirm/vapo2-as-reference.json
+    cd results/evidence && python confirm.py far-confirm/results.json
 
-Written before the study's first run. The second file is that of `vapo compare RUNS --reference "vapo2 without ..."`.
+Written before the study's first run.
 """
 
-import json
 import sys
-from pathlib import Path
 
 from analysis import AXES, CONTROL, GROUP_METHODS, lead, verdict
 
+from vapo.study.comparison import read_results, with_reference
+
+SECOND_REFERENCE = "vapo2 without value-pretraining"
 LEVEL, LOW_ENDS, GAIN = 0.025, 2, (0.05, 0.15)
 
 
 def main() -> None:
     """Print each prediction with what was found, for each of the two references."""
-    for path in sys.argv[1:]:
-        found = json.loads(Path(path).read_text())
+    table = read_results(sys.argv[1])
+    for found in (table, with_reference(table, SECOND_REFERENCE, path=sys.argv[1])):
         methods = {method["method"]: method for method in found["methods"]}
         reference = found["reference"]
         for axis, name in AXES.items():

@@ -30,7 +30,7 @@ def printed_by(*command: str) -> str:
     [
         ["analysis.py", "far/results.json"],
         ["analysis.py", "code/results.json"],
-        ["confirm.py", "far-confirm/results.json", "far-confirm/vapo2-as-reference.json"],
+        ["confirm.py", "far-confirm/results.json"],
     ],
 )
 def test_the_page_has_what_the_analysis_prints(command: list[str]):

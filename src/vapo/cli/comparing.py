@@ -131,9 +131,12 @@ def compare(
         Path, typer.Option(help="Folder for results.json, table.md, curves.png and comparison.html.")
     ] = Path("comparison"),
     reference: Annotated[
-        str,
-        typer.Option(help="The method that the others are compared with. Default: vapo, else the first one."),
-    ] = "vapo",
+        str | None,
+        typer.Option(
+            help="The method that the others are compared with. Default: vapo, else the first one; "
+            "with --from, the file's."
+        ),
+    ] = None,
     from_: Annotated[
         Path | None,
         typer.Option("--from", metavar="results.json", help="Make table and page again from this, without the runs."),
@@ -145,7 +148,7 @@ def compare(
 
     Runs are compared by method, base and seed; they must share the task and the held-out evaluation.
     """
-    from vapo.study.comparison import compare_runs, read_results, write_comparison
+    from vapo.study.comparison import compare_runs, read_results, with_reference, write_comparison
 
     if bool(runs) == bool(from_):
         raise ConfigError(
@@ -153,9 +156,11 @@ def compare(
         )
     if from_:
         results = read_results(from_)
+        if reference:
+            results = with_reference(results, reference, path=from_)
         write_comparison(results, out)
     else:
-        results = compare_runs(runs or [], out, reference=reference)
+        results = compare_runs(runs or [], out, reference=reference or "vapo")
     if as_json:
         print(json_text(results))
         return

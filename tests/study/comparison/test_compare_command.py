@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vapo.cli import app
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, DataError
 
 runner = CliRunner()
 
@@ -36,3 +36,30 @@ def test_compare_raises_without_runs_and_results_and_with_both(arguments):
     done = runner.invoke(app, ["compare", *arguments])
     assert isinstance(done.exception, ConfigError)
     assert "give one of both" in str(done.exception)
+
+
+def test_compare_from_a_file_computes_the_differences_to_another_reference(make_cell, tmp_path):
+    runs = [str(make_cell(f"{p}-{seed}", preset=p, seed=seed)) for p in ("vapo", "grpo") for seed in (0, 1)]
+    compare = ["compare", *runs, "--json", "--out", str(tmp_path / "a")]
+    wanted = json.loads(runner.invoke(app, [*compare, "--reference", "grpo"]).output)
+    assert wanted["reference"] == "grpo"
+    assert runner.invoke(app, compare).exit_code == 0
+    source = tmp_path / "a" / "results.json"
+    command = ["compare", "--from", str(source), "--json", "--out", str(tmp_path / "b")]
+    again = json.loads(runner.invoke(app, [*command, "--reference", "grpo"]).output)
+    for old, new in zip(wanted["methods"], again["methods"], strict=True):
+        assert new["final"] == old["final"]
+        assert new["difference"] == old["difference"]
+    assert again["runs"] == wanted["runs"]
+
+    unknown = runner.invoke(app, [*command, "--reference", "rloo"])
+    assert isinstance(unknown.exception, DataError)
+    assert "Choose --reference from: grpo, vapo" in str(unknown.exception)
+    older = json.loads(source.read_text())
+    for run in older["runs"]:
+        del run["record"]
+    source.write_text(json.dumps(older))
+    refused = runner.invoke(app, [*command, "--reference", "grpo"])
+    assert isinstance(refused.exception, DataError)
+    assert "its reference stays vapo" in str(refused.exception)
+    assert runner.invoke(app, command).exit_code == 0

@@ -5,7 +5,7 @@
 A comparison reads files only. All of its numbers are in `results.json`; tables, figures and page are made from it.
 """
 
-from vapo.study.comparison.comparison_files import compare_runs, read_results, write_comparison
+from vapo.study.comparison.comparison_files import compare_runs, read_results, with_reference, write_comparison
 from vapo.study.comparison.comparison_page import comparison_html
 from vapo.study.comparison.table_rows import runs_left_out, runs_resumed
 from vapo.study.comparison.terminal import terminal_table
@@ -17,5 +17,6 @@ __all__ = [
     "runs_left_out",
     "runs_resumed",
     "terminal_table",
+    "with_reference",
     "write_comparison",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vapo.errors import DataError
@@ -12,6 +13,7 @@ from vapo.reports.runfiles import Record
 from vapo.study.comparison.compared_runs import ComparedRun, read_compared_runs
 from vapo.study.comparison.comparison_page import comparison_html
 from vapo.study.comparison.figures import main_png
+from vapo.study.comparison.kept_runs import kept_run, named_source
 from vapo.study.comparison.markdown import comparison_markdown
 from vapo.study.comparison.summary import FORMAT, summarise
 
@@ -39,6 +41,30 @@ def compare_runs(
         results["tuning"] = tuning
     write_comparison(results, out)
     return results
+
+
+def with_reference(results: Record, reference: str, *, path: str | Path) -> Record:
+    """The same comparison with differences to another method, computed from the runs inside of it.
+
+    `path` is its file. Raises DataError if that method has no finished run, or if an older version wrote the file
+    without its runs' answers.
+    """
+    if reference == results["reference"]:
+        return results
+    if any("record" not in run for run in results["runs"]):
+        raise DataError(
+            f"{path} has no answers of its runs, as an older version wrote it, so its reference stays "
+            f"{results['reference']}. Compare the runs themselves: vapo compare RUN… --reference {reference!r}"
+        )
+    runs = [
+        replace(
+            kept_run(results, run, path=run["run"], source=named_source(path)),
+            kept_from=run.get("kept_from"),
+        )
+        for run in results["runs"]
+    ]
+    again = summarise(runs, reference=reference, heading=results["heading"], notes=results["notes"])
+    return again | ({"tuning": results["tuning"]} if "tuning" in results else {})
 
 
 def write_comparison(results: Record, out: str | Path) -> None:
