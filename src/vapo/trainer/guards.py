@@ -148,7 +148,7 @@ def new_alarms(
         norm = figures.get(metric)
         if norm is None:  # all its gradient steps were skipped; count_skips raises that alarm
             continue
-        earlier = state.recent.get(name, [])
+        earlier = [past for past in state.recent.get(name, []) if past > 0]  # equal outcomes give no gradient
         usual = statistics.median(earlier) if len(earlier) >= ENOUGH else math.inf
         if norm > settings.grad_norm_above * usual:
             figure = SPIKE_FIGURE.format(name=name, value=norm, times=norm / usual, count=len(earlier), s=settings)
