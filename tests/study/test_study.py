@@ -34,9 +34,9 @@ def write_study(tmp_path: Path, text: str) -> str:
 def test_every_shipped_study_resolves_at_every_budget(name: str, budget: str):
     study = within(read_study(name), budget)
     assert run_cells(study, OUT, {})
-    assert {cell.folder for cell in critic_cells(study, OUT)} == {
-        cell.critic for cell in run_cells(study, OUT, {}) if cell.critic is not None
-    } | {cell.critic for cell in critic_cells(study, OUT) if cell.critic is not None}
+    trials = [cell for cells in tuning_cells(study, OUT).values() for cell in cells]
+    cells = [*run_cells(study, OUT, {}), *trials, *critic_cells(study, OUT)]
+    assert {cell.folder for cell in critic_cells(study, OUT)} == {c.critic for c in cells if c.critic is not None}
     tuning_cells(study, OUT)
     assert study.about
 
@@ -219,20 +219,41 @@ def test_a_method_added_by_name_raises_if_the_study_lacks_its_critic(tmp_path: P
         only_methods(study, ["vapo"])
 
 
-def test_studies_in_one_folder_keep_each_others_tuning(tmp_path: Path):
+def test_studies_in_one_folder_keep_each_others_tuning_and_use_their_own(tmp_path: Path):
     (tmp_path / "tuning.json").write_text(json.dumps({"grpo": {"chosen": {"trainer": {"actor_lr": 1e-5}}}}))
     study = read_study("alpha")
     tuned = choose_settings(study, tuning_cells(study, tmp_path), tmp_path)  # no trial ended: all 0, the first is taken
-    assert tuned["grpo"] == {"trainer": {"actor_lr": 1e-5}}
-    assert chosen_before(tmp_path) == tuned
+    assert json.loads((tmp_path / "tuning.json").read_text()).keys() == {"grpo", "vapo"}
+    assert chosen_before(study, tmp_path) == tuned
+    assert tuned.keys() == {"vapo"}
     assert tuned["vapo"]["trainer"]["actor_lr"] == 1.5e-4
+    fixed = read_study("residual")  # the same folder by default, and its rates are its own
+    assert chosen_before(fixed, tmp_path) == choose_settings(fixed, {}, tmp_path) == {}
+
+
+def test_a_study_like_another_tunes_what_its_rows_need(tmp_path: Path):
+    def tuned(text: str) -> tuple[list[str], list[str]]:
+        study = read_study(write_study(tmp_path, text))
+        assert {name for name, _ in tuning_cells(study, OUT)} == set(study.tuning.methods if study.tuning else [])
+        return (study.tuning.methods if study.tuning else []), list(study.untabled)
+
+    control = "vapo with a group baseline: {preset: dapo}"
+    assert tuned(f"like: evidence-far\nreference: grpo\nmethods: {{grpo: {{}}, {control}}}") == (
+        ["grpo", "vapo with a group baseline"],
+        [],
+    )
+    assert tuned("like: evidence-far\nreference: a\nmethods: {a: {preset: vapo}}") == (["vapo"], ["vapo"])
+    assert tuned("like: critics\nreference: a\nmethods: {a: {preset: ppo}}") == (["ppo"], ["ppo"])
+    rate = "{preset: vapo, settings: {trainer: {actor_lr: 1.0e-4, critic_lr: 1.0e-4}}}"
+    assert tuned(f"like: evidence-far\nreference: a\nmethods: {{a: {rate}}}") == ([], [])
+    assert tuned("like: maze\ntuning: null\nmethods: [vapo]") == ([], [])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"vapo": 3}', '{"vapo": {"grid": []}}'])
 def test_a_damaged_tuning_file_raises_an_error_with_its_name(tmp_path: Path, text: str):
     (tmp_path / "tuning.json").write_text(text)
     with pytest.raises(ConfigError, match=r"tuning.json cannot be read .* Delete it"):
-        chosen_before(tmp_path)
+        chosen_before(read_study("maze"), tmp_path)
 
 
 def test_a_cell_with_a_damaged_card_has_not_ended(tmp_path: Path):

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vapo.algo.presets import PRESETS, REMEDIES, TECHNIQUES
 from vapo.errors import ConfigError
+from vapo.json_text import flatten
 from vapo.session.layers import merge, read_yaml
 from vapo.type_words import expected, shown
 
@@ -111,9 +112,6 @@ def read_study(source: str | None) -> Study:
     values = _entries(path, ())
     try:
         values["methods"] = _named_methods(values.get("methods"), path)
-        own = read_yaml(path)
-        if values.get("tuning") and "like" in own and "tuning" not in own:
-            values["tuning"] = _tuning_for(values["tuning"], values["methods"])
         study = Study.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
@@ -122,6 +120,8 @@ def read_study(source: str | None) -> Study:
         if known:
             raise ConfigError(f"{path}: {where} is no entry of a study.{known}") from error
         raise ConfigError(f"{path}: {where} takes {expected([problem])}, got {shown(problem['input'])}.") from error
+    if study.tuning is not None and (source_of_tuning := _tuning_file(path)) != path:
+        study = _with_needed_tuning(study, read_study(str(source_of_tuning)))
     check_names(study, str(path))
     if "reference" in values and study.reference not in study.methods:
         raise ConfigError(f"{path}: reference: {study.reference!r} is not among the methods.")
@@ -172,7 +172,7 @@ def within(study: Study, budget: str) -> Study:
     if budget == "smoke":
         smaller["seeds"] = study.seeds[:1]
         smaller["settings"] = merge(study.settings, _SMOKE)
-        smaller["tuning"] = None
+        smaller |= {"tuning": None, "untabled": {}}
     return study.model_copy(update=smaller)
 
 
@@ -198,20 +198,34 @@ def only_methods(study: Study, names: Sequence[str]) -> Study:
         name: study.methods[name] if name in study.methods else Method.model_validate(method_from_name(name))
         for name in names
     }
-    tuning, untabled = study.tuning, {}
-    if tuning is not None:
-        needed = {name if name in tuning.methods else method.preset for name, method in chosen.items()}
-        kept = [name for name in tuning.methods if name in needed]
-        untabled = {name: study.method(name) for name in kept if name not in chosen}
-        tuning = tuning.model_copy(update={"methods": kept}) if kept else None
-    study = study.model_copy(update={"methods": chosen, "tuning": tuning, "untabled": untabled})
+    study = _with_needed_tuning(study.model_copy(update={"methods": chosen}), study)
     check_names(study, "--method")
     return study
 
 
+def _with_needed_tuning(study: Study, source: Study) -> Study:
+    """The study with the part of its tuning that its rows need: their own, else that of their preset.
+
+    `source` defines the tuned methods that have no row. A row that sets all that the grid varies needs none.
+    """
+    tuning = study.tuning
+    if tuning is None:
+        return study
+    varied = {key for point in tuning.grid for key, _ in flatten(point)}
+    needed = {
+        name if name in tuning.methods else method.preset
+        for name, method in study.methods.items()
+        if not varied <= dict(flatten(method.settings)).keys()
+    }
+    kept = [name for name in tuning.methods if name in needed]
+    untabled = {name: source.method(name) for name in kept if name not in study.methods}
+    tuning = tuning.model_copy(update={"methods": kept}) if kept else None
+    return study.model_copy(update={"tuning": tuning, "untabled": untabled})
+
+
 def check_names(study: Study, where: str) -> None:
     """Raise ConfigError for names of critics or tuned methods that the study does not define."""
-    for name, method in study.methods.items():
+    for name, method in {**study.methods, **study.untabled}.items():
         if method.critic is not None and method.critic not in study.critics:
             raise ConfigError(
                 f"{where}: method {name!r} starts from the critic {method.critic!r}, which is not listed under "
@@ -264,10 +278,7 @@ def _named_methods(methods: Any, path: Path) -> dict[str, Any]:
     )
 
 
-def _tuning_for(tuning: Any, methods: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The part of another study's tuning that these methods need; None if they need none."""
-    if not isinstance(tuning, Mapping) or not isinstance(tuning.get("methods"), list):
-        return tuning  # invalid; the validation of the study reports it
-    used = {entry.get("preset") for entry in methods.values()}
-    kept = [name for name in tuning["methods"] if name in used and name in methods]
-    return {**tuning, "methods": kept} if kept else None
+def _tuning_file(path: Path) -> Path:
+    """The file that the study's tuning comes from: itself, or one that it is `like`."""
+    own = read_yaml(path)
+    return path if "tuning" in own or "like" not in own else _tuning_file(study_file(str(own["like"])))

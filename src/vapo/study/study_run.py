@@ -57,7 +57,7 @@ def run_study(
                 say(f"tuning of {method} kept from {entry['kept_from']}")
         untuned = [method for method in dict.fromkeys(name for name, _ in trials) if method not in entries]
         tried = [cell for method in untuned for cell in cells_of(method, trials) if not ended(cell)]
-        planned = run_cells(study, out, {**chosen_before(out), **_chosen(entries)})
+        planned = run_cells(study, out, {**chosen_before(study, out), **_chosen(entries)})
         kept = kept_runs(planned, files)
         notes = [] if untuned else list(kept_lines(kept, planned))
         for line in notes:
@@ -126,7 +126,7 @@ def reference_among(methods: Collection[str], wanted: str) -> str:
 
 def check_study(study: Study, out: Path) -> None:
     """Raise ConfigError, DataError or ModelError for mistakes that can be found before anything runs."""
-    cells = [*critic_cells(study, out), *run_cells(study, out, chosen_before(out))]
+    cells = [*critic_cells(study, out), *run_cells(study, out, chosen_before(study, out))]
     for cell in [*cells, *(cell for trials in tuning_cells(study, out).values() for cell in trials)]:
         check_same(cell)
     made_here = {base_folder(study, out, base) for base in study.bases if isinstance(base, int)}
@@ -137,7 +137,7 @@ def listed_cells(study: Study, out: Path, keep: Sequence[Path]) -> tuple[list[Ce
     """All cells, as far as tuning is known; by folder the file that a cell is kept from; why other runs are not."""
     files, trials = read_kept_files(keep), tuning_cells(study, out)
     entries, other_trials = kept_tuning(trials, out, files)
-    runs = run_cells(study, out, {**chosen_before(out), **_chosen(entries)})
+    runs = run_cells(study, out, {**chosen_before(study, out), **_chosen(entries)})
     kept = kept_runs(runs, files)
     sources = {folder: str(run.kept_from) for folder, run in kept.runs.items()}
     for method, entry in entries.items():

@@ -26,12 +26,12 @@ def choose_settings(
     """The settings of each tuned method's best grid point, by training accuracy over the last quarter of the steps.
 
     Accuracy is that on training prompts, so held-out prompts stay unseen. A diverged trial counts as 0, and the first
-    of equal points wins. All scores are written to tuning.json, which keeps the choices of earlier studies. `kept` has
+    of equal points wins. All scores are written to tuning.json, which keeps the entries of earlier studies. `kept` has
     the entries of methods whose trials ran elsewhere.
     """
-    path, tuned = out / "tuning.json", {**read_tuning(out), **kept}
     if study.tuning is None:
-        return {method: entry["chosen"] for method, entry in tuned.items()}
+        return {}
+    path, tuned = out / "tuning.json", {**read_tuning(out), **kept}
     for name in study.tuning.methods:
         if name in kept:
             continue
@@ -48,12 +48,13 @@ def choose_settings(
             "commits": sorted({commit for cell in cells_of(name, trials) if (commit := _commit(cell.folder))}),
         }
     write_json(path, tuned)
-    return {method: entry["chosen"] for method, entry in tuned.items()}
+    return {name: tuned[name]["chosen"] for name in study.tuning.methods}
 
 
-def chosen_before(out: Path) -> dict[str, dict[str, Any]]:
-    """The settings that tuning has chosen in this folder so far, by method."""
-    return {method: entry["chosen"] for method, entry in read_tuning(out).items()}
+def chosen_before(study: Study, out: Path) -> dict[str, dict[str, Any]]:
+    """The settings that tuning has chosen in this folder so far, for the methods that this study tunes."""
+    tuned, methods = read_tuning(out), study.tuning.methods if study.tuning else []
+    return {name: tuned[name]["chosen"] for name in methods if name in tuned}
 
 
 def late_accuracy(folder: Path) -> float | None:
