@@ -10,7 +10,7 @@ import pytest
 from vapo.algo.method import Algorithm, Clip, DualClip, Fixed, Gae, GroupBaseline, LengthAdaptive, Relative, Sampling
 from vapo.algo.methods_page import SOURCES, page
 from vapo.algo.presets import DAPO, GRPO, PPO, PRESETS, TECHNIQUES, VAPO, VC_PPO, without, without_all
-from vapo.algo.sizes import Sizes, scaled
+from vapo.algo.sizes import Sizes, scaled, with_batch
 from vapo.errors import ConfigError
 
 
@@ -232,6 +232,30 @@ def test_scaling_raises_if_the_group_size_does_not_divide_the_samples():
         scaled(VAPO, Sizes(samples_per_step=100, group_size=16))
     with pytest.raises(ConfigError, match="must divide"):
         scaled(VAPO, Sizes(group_size=0))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "samples", "group", "minibatch"),
+    [
+        ({}, 128, 8, 32),
+        ({"samples_per_step": 1000}, 1000, 8, 40),
+        ({"samples_per_step": 100}, 100, 10, 25),
+        ({"samples_per_step": 4}, 4, 4, 4),
+        ({"group_size": 10}, 130, 10, 26),
+        ({"group_size": 3}, 129, 3, 43),
+        ({"minibatch_size": 25}, 125, 5, 25),
+    ],
+)
+def test_sizes_that_are_not_set_stay_near_the_defaults(chosen, samples, group, minibatch):
+    # the greatest common divisor with the default would be 8, 4, 2 or 1: up to 129 gradient steps a rollout
+    filled = with_batch(Sizes(**chosen))
+    assert (filled.samples_per_step, filled.group_size, filled.minibatch_size) == (samples, group, minibatch)
+    scaled(VAPO, filled)
+
+
+def test_sizes_without_a_divisor_near_the_defaults_are_refused():
+    with pytest.raises(ConfigError, match="must divide"):
+        scaled(VAPO, with_batch(Sizes(samples_per_step=127)))
 
 
 def test_scaling_raises_if_the_minibatch_does_not_divide_the_samples():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from math import gcd, lcm
+from math import lcm
 from typing import Any
 
 from vapo.algo.method import Algorithm, Gae, LengthAdaptive, Share
@@ -50,15 +50,30 @@ SAMPLES, GROUP, MINIBATCH = 128, 8, 32
 
 
 def with_batch(sizes: Sizes) -> Sizes:
-    """The sizes with missing samples, group and minibatch filled in, so that group and minibatch divide the samples."""
+    """The sizes with missing samples, group and minibatch filled in: divisors of the samples near the defaults.
+
+    >>> with_batch(Sizes(group_size=10)).minibatch_size, with_batch(Sizes(samples_per_step=100)).group_size
+    (26, 10)
+    """
     group, minibatch = sizes.group_size, sizes.minibatch_size
     samples = sizes.samples_per_step
     if samples is None:
         unit = lcm(group or 1, minibatch or 1)
         samples = unit * max(1, round(SAMPLES / unit))
-    group = group or gcd(samples, GROUP)
-    minibatch = minibatch or gcd(samples, MINIBATCH)
+    group = group or _divisor_near(GROUP, samples)
+    minibatch = minibatch or _divisor_near(MINIBATCH, samples)
     return replace(sizes, samples_per_step=samples, group_size=group, minibatch_size=minibatch)
+
+
+def _divisor_near(default: int, samples: int) -> int:
+    """The divisor of the samples nearest to the default; the default where all are over twice as large or small.
+
+    Then the check of the sizes names both: a minibatch of 1 would train at another scale without a word.
+    """
+    if samples <= default:
+        return samples
+    near = [size for size in range(math.ceil(default / 2), 2 * default + 1) if samples % size == 0]
+    return min(near, key=lambda size: abs(math.log(size / default)), default=default)
 
 
 def scaled(algorithm: Algorithm, sizes: Sizes) -> Algorithm:
