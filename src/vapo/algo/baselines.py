@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,11 +33,14 @@ def leave_one_out(
     valid = require_groups("leave_one_out", valid, outcomes=outcomes, groups=groups)
     index, num_groups = numbered(groups)
     (outcomes,) = widened(outcomes)
-    counted = torch.where(valid, outcomes, 0.0)
+    # The mean of the distance to the group's smallest outcome: equal outcomes have exactly themselves as baseline.
+    smallest = outcomes.new_full((num_groups,), math.inf)
+    smallest = smallest.scatter_reduce(0, index, torch.where(valid, outcomes, math.inf), "amin")[index]
+    excess = torch.where(valid, outcomes - smallest, 0.0)
     zeros = outcomes.new_zeros(num_groups)
-    total = zeros.index_add(0, index, counted)[index]
+    total = zeros.index_add(0, index, excess)[index]
     others = zeros.index_add(0, index, valid.to(outcomes.dtype))[index] - valid.to(outcomes.dtype)
-    return torch.where(others > 0, (total - counted) / others.clamp(min=1), 0.0)
+    return torch.where(others > 0, smallest + (total - excess) / others.clamp(min=1), 0.0)
 
 
 @torch.no_grad()
