@@ -65,6 +65,24 @@ def test_gradients_of_many_passes_are_added_in_float32():
     torch.testing.assert_close(optimizer.param_groups[0]["params"][0].grad, sums, atol=1e-6, rtol=1e-6)
 
 
+def test_a_pass_that_runs_out_of_memory_leaves_nothing_for_the_next(monkeypatch):
+    half, optimizer = halved()
+    backward(half, 0)
+    wanted = [master.grad.clone() for master in optimizer.param_groups[0]["params"]]
+    optimizer.zero_grad(set_to_none=True)
+
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room for a float32 gradient")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            half[0](torch.ones(4, 8, dtype=torch.bfloat16)).mean().backward()
+    optimizer.zero_grad(set_to_none=True)
+    backward(half, 0)
+    assert all(torch.equal(m.grad, w) for m, w in zip(optimizer.param_groups[0]["params"], wanted, strict=True))
+
+
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_saved_state_has_the_masters_and_the_next_step_is_the_same(steps):
     half, optimizer = halved()

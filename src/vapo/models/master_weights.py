@@ -97,12 +97,15 @@ def without_masters(state: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[st
 
 
 def _hand_on(master: nn.Parameter) -> Any:
-    """A hook that adds a weight's gradient to its master's, and drops it."""
+    """A hook that adds a weight's gradient to its master's, and drops it.
+
+    It drops it first: memory may run out here, and the pass that is tried again must not find a part of the first.
+    """
 
     def hand_on(weight: Tensor) -> None:
         assert weight.grad is not None
-        gradient = weight.grad.float()
+        gradient, weight.grad = weight.grad, None
+        gradient = gradient.float()
         master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-        weight.grad = None
 
     return hand_on
