@@ -57,6 +57,11 @@ class RolloutThread:
         rollout, self._job = self._job.result(), None
         return rollout
 
+    def failed(self) -> bool:
+        """Whether what was begun ended in an error, which `take` will raise; waits until it has ended."""
+        self.settle()
+        return self._job is not None and self._job.exception() is not None
+
     def forget(self) -> None:
         """Wait until it has ended, and drop it."""
         self.settle()
@@ -96,7 +101,7 @@ class AheadSource:
         """The rollout of the step that follows `state`; the one after it is begun. See `RolloutSource`."""
         if self._run.stop_requested:
             raise AbandonedError
-        rollout = self.waiting() or self._here.next(state)
+        rollout = self._thread.take() or self._waiting or self._here.next(state)
         self._waiting = None
         if state.step + 1 < self._run.settings.steps:
             following = replace(state.copy(), step=state.step + 1, prompts_seen=rollout.prompts_seen)
@@ -108,8 +113,9 @@ class AheadSource:
         self._thread.settle()
 
     def waiting(self) -> Rollout | None:
-        """See `RolloutSource`."""
-        self._waiting = self._thread.take() or self._waiting
+        """See `RolloutSource`. None where sampling failed: the finished step is saved before `next` raises that."""
+        if not self._thread.failed():
+            self._waiting = self._thread.take() or self._waiting
         return self._waiting
 
     def restart(self, waiting: Rollout | None) -> None:
