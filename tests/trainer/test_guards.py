@@ -97,11 +97,19 @@ def test_a_gradient_spike_over_the_median_of_earlier_steps_raises_an_alarm_at_on
 
 def test_steps_without_a_gradient_say_nothing_of_what_is_usual():
     state, settings = State(), GuardSettings(grad_norm_above=10.0)
-    norms = [0.0] * 9 + [0.5, 0.0, 0.5, 0.0, 0.6, 0.0, 0.4, 0.5, 5.1]  # a hard task: few groups have a right answer
+    norms = [0.0] * 9 + [0.5, 1e-7, 0.5, 9e-8, 0.6, 0.0, 0.4, 0.5, 5.1]  # a hard task: few groups have a right answer
     raised = [new_alarms({**HEALTHY, "grad_norm/policy": n}, state, settings) for n in norms]
     assert [list(t) for t in raised] == [[]] * (len(norms) - 1) + [["gradient spike of the policy"]]
     earlier = State(recent={"policy": [0.0] * 9})  # of a checkpoint that another version wrote
     assert new_alarms({**HEALTHY, "grad_norm/policy": 0.5}, earlier, settings) == {}
+
+
+@pytest.mark.parametrize(("lr", "alarms"), [(1e-3, ["dead value head"]), (0.0, [])])
+def test_a_critic_that_is_not_to_learn_has_no_dead_head(lr, alarms):
+    state, settings = State(), GuardSettings(patience=2)
+    still = {"value/head_step": 0.0, "grad_norm/critic": 0.3, "lr/critic": lr}
+    new_alarms(still, state, settings)
+    assert list(new_alarms(still, state, settings)) == alarms
 
 
 def test_figures_that_a_method_does_not_have_raise_no_alarm():

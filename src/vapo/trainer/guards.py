@@ -20,6 +20,8 @@ HISTORY = 20
 """A gradient norm is compared with the median of this many steps before it."""
 ENOUGH = 5
 """A gradient norm is compared after at least this many steps."""
+ROUNDING = 1e-6
+"""Smaller gradient norms are rounding errors: six steps of equal rewards of 0.1 had 1e-7, real ones have 0.01 to 1."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ ALARMS = (
         "value/head_step",
         lambda x, s: x == 0,
         "The value head moved by {value:g} in guards.patience={s.patience} steps in which the critic had a gradient",
-        only_if=(("grad_norm/critic", 1e-8),),
+        only_if=(("grad_norm/critic", ROUNDING), ("lr/critic", 0.0)),
     ),
     Alarm(
         "critic adds variance",
@@ -148,7 +150,7 @@ def new_alarms(
         norm = figures.get(metric)
         if norm is None:  # all its gradient steps were skipped; count_skips raises that alarm
             continue
-        earlier = [past for past in state.recent.get(name, []) if past > 0]  # equal outcomes give no gradient
+        earlier = [past for past in state.recent.get(name, []) if past > ROUNDING]  # equal outcomes give no gradient
         usual = statistics.median(earlier) if len(earlier) >= ENOUGH else math.inf
         if norm > settings.grad_norm_above * usual:
             figure = SPIKE_FIGURE.format(name=name, value=norm, times=norm / usual, count=len(earlier), s=settings)
