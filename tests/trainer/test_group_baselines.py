@@ -122,6 +122,8 @@ def test_a_fitted_mixture_takes_its_share_from_earlier_steps():
     second = assign_credit(batch, fitted, mixture)
     assert critic_share(second) == 1.0
     torch.testing.assert_close(second.values, batch.old_values)
+    broken = replace(first, old_values=torch.full((4, 4), torch.nan))
+    assert new_mixture(broken, mixture) == mixture  # one value without sense does not last for ever
     half = assign_credit(batch, fitted, (0.5, 1.0))
     torch.testing.assert_close(half.values[:, 0], (others + batch.old_values[:, 0]) / 2)
     # the critic itself learns the whole outcome

@@ -178,10 +178,15 @@ def critic_share(batch: Batch) -> float:
 
 
 def new_mixture(batch: Batch, mixture: tuple[float, float]) -> tuple[float, float]:
-    """The mixture's sums with this step's added, for the next step: a share never depends on outcomes it is used on."""
+    """The mixture's sums with this step's added, for the next step: a share never depends on outcomes it is used on.
+
+    A step whose sums are not finite, because a value is not, adds nothing: the sums would never become finite again.
+    """
     assert batch.old_values is not None
     assert batch.others_mean is not None, "assign_credit comes first"
     product, square = mixture_sums(batch.outcomes, batch.others_mean, batch.old_values, batch.mask)
+    if not (math.isfinite(product) and math.isfinite(square)):
+        return mixture
     count = max(1, int(batch.mask.sum()))
     return MIXTURE_MEMORY * mixture[0] + product / count, MIXTURE_MEMORY * mixture[1] + square / count
 
