@@ -36,6 +36,13 @@ def credited(episodes: list[Episode], algorithm=LONG, final: float = 0.7) -> Bat
     return assign_credit(replace(batch, old_values=values, final_values=torch.full((len(batch),), final)), algorithm)
 
 
+def test_a_rollout_without_any_token_is_a_batch_without_any_to_learn():
+    # every environment failed as it began
+    batch = collate([episode(INVALID, length=0), episode(INVALID, length=0)], GRPO, max_response_tokens=20)
+    assert batch.mask.tolist() == batch.turn_starts.tolist() == [[False], [False]]
+    assert assign_credit(batch, GRPO).advantages.eq(0).all()
+
+
 def test_the_critic_learns_the_outcome_and_the_policy_its_own_lambda():
     # decoupled: critic target [1,1,1,1], policy advantages with lambda 0.95
     batch = credited([episode(RIGHT)])

@@ -166,9 +166,9 @@ def collate(episodes: Sequence[Episode], prices: Prices) -> Batch:
     sampled = torch.zeros(len(episodes), width)
     sampled[inside] = torch.tensor([x for e in episodes for x in e.logprobs])
     written = torch.zeros(len(episodes), width, dtype=torch.bool)
-    written[inside] = torch.tensor([policy for e in episodes for policy in e.written])
+    written[inside] = torch.tensor([policy for e in episodes for policy in e.written], dtype=torch.bool)
     starts = torch.zeros_like(written)
-    starts[inside] = torch.tensor([first for e in episodes for first in e.turn_starts])
+    starts[inside] = torch.tensor([first for e in episodes for first in e.turn_starts], dtype=torch.bool)
     return Batch(
         tokens=tuple(torch.tensor(e.prompt.token_ids + r) for e, r in zip(episodes, responses, strict=True)),
         critic_tokens=tuple(
