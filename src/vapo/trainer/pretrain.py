@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -136,6 +137,8 @@ def _pretraining_step(
         lr = run.algorithm.optimization.critic_lr if wanted is None else wanted
         count = (run.settings.pretraining_passes - 1) * len(batch)
         learned = replayed(batch, pool.batches if pool else [], count, shuffle("replay"))
+        if run.settings.pretraining_at == "end":  # so that a minibatch of unfinished responses makes no step
+            learned = replace(learned, mask=learned.mask & ~learned.truncated[:, None])
         passes, parts = critic_passes(learned, run.algorithm)
         update = learn(
             run.critic,
@@ -203,8 +206,8 @@ def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     if judged.critic_shift is not None:
         figures["value/residual_explained_variance"] = residual_explained_variance(judged)
     if judged.final_values is not None:
-        learned = judged.mask.any(-1)
-        explained = explained_variance(judged.final_values[:, None], judged.outcomes[:, None], learned[:, None])
+        learned = judged.mask.any(-1) & ~judged.truncated  # what the reward model learns from
+        explained = explained_variance(judged.final_values[:, None], judged.critic_outcomes[:, None], learned[:, None])
         figures["value/end_explained_variance"] = float(explained)
     return figures
 
