@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +190,13 @@ def test_a_result_that_is_not_a_verdict_is_invalid():
         judged = judge_episodes(episodes(2), FullTask.of(task(**parts)))
         assert [e.verdict.status for e in judged] == ["invalid"] * 2
         assert judged[0].verdict.reason == f"{next(iter(parts))} gave a bool, not a vapo.types.Verdict"
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, "0.5"])
+def test_a_score_that_is_no_finite_number_makes_the_verdict_invalid(score):
+    judged = judge_episodes(episodes(2), FullTask.of(task(verify=lambda p, r: Verdict("right", score=score))))
+    assert [e.verdict.status for e in judged] == ["invalid"] * 2
+    assert judged[0].verdict.reason == f"verify gave the score {score!r}, which is no finite number"
 
 
 def test_verify_groups_gets_the_responses_to_each_prompt_together():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 from vapo.errors import VapoError, VerifierBrokenError, counted
@@ -41,12 +43,15 @@ def _checked(verdicts: Any, count: int, task: FullTask, method: str) -> list[Ver
             f"{method} of the task {task.name} gave {gave} for {counted(count, 'response')}. It must give a list with "
             "one vapo.types.Verdict for each, in their order."
         )
-    return [
-        verdict
-        if isinstance(verdict, Verdict)
-        else Verdict("invalid", f"{method} gave a {type(verdict).__name__}, not a vapo.types.Verdict")
-        for verdict in verdicts
-    ]
+    return [_usable(verdict, method) for verdict in verdicts]
+
+
+def _usable(verdict: Any, method: str) -> Verdict:
+    if not isinstance(verdict, Verdict):
+        return Verdict("invalid", f"{method} gave a {type(verdict).__name__}, not a vapo.types.Verdict")
+    if verdict.score is None or (isinstance(verdict.score, Real) and math.isfinite(verdict.score)):
+        return verdict
+    return Verdict("invalid", f"{method} gave the score {verdict.score!r}, which is no finite number")
 
 
 def _one_by_one(task: FullTask, items: Sequence[tuple[Prompt, str]], on_progress: OnProgress) -> list[Verdict]:
