@@ -1,6 +1,6 @@
 """Which predictions of `evidence-maze` and `evidence-chain` came true, beyond those that analysis.py tests.
 
-    cd results/evidence && python other_regimes.py far/results.json maze/results.json chain/results.json
+    cd results/evidence && python other_regimes.py chain/results.json [maze/results.json far/results.json]
 
 The maze: as in the far maze, by less. Chain: no method is told apart from GRPO, and VAPO 2 loses nothing. Written
 before the first final run of either.
@@ -43,9 +43,11 @@ def nothing_to_read(chain: dict[str, Any]) -> None:
 
 def main() -> None:
     """Print each prediction with what was found."""
-    far, maze, chain = sys.argv[1:]
-    by_less(methods_of(far), methods_of(maze))
+    chain, *mazes = sys.argv[1:]
     nothing_to_read(methods_of(chain, reference="grpo"))
+    if mazes:
+        maze, far = mazes
+        by_less(methods_of(far), methods_of(maze))
 
 
 if __name__ == "__main__":
