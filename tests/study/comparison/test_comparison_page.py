@@ -185,3 +185,8 @@ def test_a_label_that_fits_is_whole_and_breaks_after_words_and_hyphens():
     assert fitted("vapo", 2.0, 8.5) == "vapo"
     assert fitted("vapo without length-adaptive-gae", 1.6, 8.5, lines=2) == "vapo without length-\nadaptive-gae"
     assert fitted("", 1.0, 8.5) == ""
+
+
+def test_a_label_in_a_script_that_the_figures_font_lacks_is_cut_as_one_em_a_character():
+    assert fitted("vapo 方法", 2.0, 8.5) == "vapo 方法"
+    assert fitted("方" * 40, 1.0, 9) == "方" * 7 + "…"  # 72 points have room for eight of nine

@@ -141,7 +141,9 @@ def fitted(name: str, inches: float, size: float, *, lines: int = 1, weight: str
 
 @lru_cache(maxsize=4096)
 def _width(character: str, weight: str) -> float:
-    """The width of a character as a multiple of the font's size."""
+    """The width of a character as a multiple of the font's size; one em for a character that the font lacks."""
     font = get_font(findfont(FontProperties(family="DejaVu Sans", weight=weight)))  # pyright: ignore[reportArgumentType]
+    if not font.get_char_index(ord(character)):  # loading it raises; the figure shows a box
+        return 1.0
     font.set_size(100, 72)
     return font.load_char(ord(character)).linearHoriAdvance / 65536 / 100
