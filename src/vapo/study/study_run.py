@@ -94,7 +94,9 @@ def run_study(
         runner.make_bases(study, bases)
         _train_critics(runner, needed, kept)
         failed = runner.run(pending)
-        started = [cell.folder for cell in cells if cell.folder not in kept.runs and read_card(cell.folder)]
+        # a cell that failed early has a card and no run
+        ran = [cell.folder for cell in cells if cell.folder not in kept.runs and read_card(cell.folder)]
+        started = [folder for folder in ran if (folder / "config.yaml").is_file()]
         finished = finished_methods(started) | {r.method for r in kept.runs.values() if r.outcome == "finished"}
         results = {}
         if not failed or finished:

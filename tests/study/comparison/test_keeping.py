@@ -233,6 +233,23 @@ def test_bases_are_made_for_runs_that_were_kept_until_tuning_chose_their_setting
     assert not (tmp_path / "new" / "runs").exists()
 
 
+def test_a_cell_that_failed_before_its_run_began_leaves_the_finished_ones_to_be_compared(
+    make_cell, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "small.yaml").write_text(STUDY.replace("[vapo, grpo]", "[grpo]"))
+    study = read_study(str(tmp_path / "small.yaml"))
+    old = finished(study, make_cell, tmp_path / "old")
+    (tmp_path / "program.py").write_text(
+        ONLY_TRAINS.replace('(folder / "config.yaml").write_text("seed: 0")', "sys.exit(2)")
+    )
+    monkeypatch.setattr(CellProcesses.__init__, "__defaults__", ([sys.executable, "-S", str(tmp_path / "program.py")],))
+    more = study.model_copy(update={"seeds": [0, 1, 2]})
+    with pytest.raises(StudyError, match=r"1 cell failed .* compares the finished ones"):
+        run_study(more, tmp_path / "new", say=lambda line: None, keep=[old])
+    assert [path.name for path in (tmp_path / "new" / "runs" / "grpo-shipped-seed2").iterdir()] == ["cell.json"]
+    assert len(read_results(tmp_path / "new" / "comparison" / "results.json")["runs"]) == 2
+
+
 def test_the_tuning_of_a_method_without_a_row_is_in_the_results_too(study, old, tmp_path):
     tuned = {"grpo": {"chosen": {}}, "vapo": {"chosen": {}}, "dapo": {"chosen": {}}}
     (tmp_path / "new").mkdir()
