@@ -122,6 +122,16 @@ def test_scores_of_one_prompt_have_no_interval_and_say_nothing(base: Path, tmp_p
     assert not {"worse than before", "past its best", "nothing learned"} & names(tmp_path / "run").keys()
 
 
+@pytest.mark.parametrize(("ran", "found"), [(1, False), (8, True)])
+def test_groups_agree_only_where_the_method_that_ran_has_groups(tmp_path: Path, ran: int, found: bool):
+    (tmp_path / "config.yaml").write_text("trainer: {group_size: 8}")  # as a study has it, whatever the method
+    (tmp_path / "method.yaml").write_text(f"trainer: {{group_size: {ran}}}")
+    line = {"phase": "train", "num_samples": 8, "accuracy": 0.5, "groups/mixed_ratio": 0.0}
+    lines = [json.dumps({**line, "step": step}) for step in range(1, 7)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert ("groups agree" in names(tmp_path)) == found
+
+
 def test_where_scores_are_the_outcome_their_spread_counts_and_not_what_is_right(base: Path, tmp_path: Path):
     by_score = {"algorithm": {"reward": {"by": "score"}}}
     graded = findings(base, tmp_path / "graded", by_score, task=Graded())

@@ -84,5 +84,6 @@ def asks_what_is_right(run: RunFiles) -> bool:
 
 
 def group_size(run: RunFiles) -> int:
-    """Responses to a prompt."""
-    return int(setting_of(run, "trainer", "group_size", 2) or 2)
+    """Responses to a prompt; a method without groups has 1, whatever config.yaml says."""
+    ran = (run.method.get("trainer") or {}).get("group_size")
+    return int(ran or setting_of(run, "trainer", "group_size", 2) or 2)
