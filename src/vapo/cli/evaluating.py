@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
 from vapo.errors import ConfigError
-from vapo.json_text import json_text
+from vapo.json_text import flatten, json_text
 from vapo.models.model_source import check_trained
 
 
@@ -66,6 +66,7 @@ def evaluate(
     from vapo.session.evaluated_run import evaluation_config, find_model
     from vapo.session.layers import set_layer
     from vapo.session.path_checks import check_paths
+    from vapo.session.unused import option_instead
 
     ranks = [name.strip() for name in rank.split(",")] if rank else list(RANKS) if critic else []
     if rank and not critic:
@@ -75,6 +76,9 @@ def evaluate(
     if critic is not None:
         check_trained(critic)
     changes = [set_layer(text) for text in set_ or []]
+    for layer in changes:
+        if why := option_instead(dict(flatten(layer.values))):
+            raise ConfigError(f"{layer.place} {why}")
     found = find_model(model)
     settings = {
         "seed": seed,
