@@ -334,11 +334,11 @@ def test_a_study_with_relative_paths_matches_its_runs_with_absolute_ones(tmp_pat
     check_same(cell)
 
 
-def test_the_reference_is_a_method_with_a_finished_run_else_vapo(tmp_path: Path):
+def test_the_reference_is_a_method_with_a_finished_run_else_left_to_the_comparison(tmp_path: Path):
     for name, method, outcome in (("a", "grpo", "finished"), ("b", "mine", "failed")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "cell.json").write_text(json.dumps({"method": method, "outcome": outcome}))
     finished = finished_methods([tmp_path / "a", tmp_path / "b"])
     assert finished == {"grpo"}
     assert reference_among(finished, "grpo") == "grpo"
-    assert reference_among(finished, "mine") == "vapo"  # "mine" has no finished run
+    assert reference_among(finished, "mine") is None  # "mine" has no finished run

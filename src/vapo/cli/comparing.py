@@ -160,7 +160,7 @@ def compare(
             results = with_reference(results, reference, path=from_)
         write_comparison(results, out)
     else:
-        results = compare_runs(runs or [], out, reference=reference or "vapo")
+        results = compare_runs(runs or [], out, reference=reference)
     if as_json:
         print(json_text(results))
         return

@@ -121,9 +121,9 @@ def run_study(
     return results
 
 
-def reference_among(methods: Collection[str], wanted: str) -> str:
-    """`wanted` if it has a finished run, else "vapo"; a comparison replaces a missing "vapo" by its first row."""
-    return wanted if wanted in methods else "vapo"
+def reference_among(methods: Collection[str], wanted: str) -> str | None:
+    """`wanted` if it has a finished run, else None: the comparison takes one that has."""
+    return wanted if wanted in methods else None
 
 
 def check_study(study: Study, out: Path) -> None:

@@ -63,3 +63,14 @@ def test_compare_from_a_file_computes_the_differences_to_another_reference(make_
     assert isinstance(refused.exception, DataError)
     assert "its reference stays vapo" in str(refused.exception)
     assert runner.invoke(app, command).exit_code == 0
+
+
+def test_a_reference_that_is_named_is_never_replaced_by_another(make_cell, tmp_path):
+    runs = [str(make_cell(preset, preset=preset)) for preset in ("ppo", "grpo")]
+    compare = ["compare", *runs, "--out", str(tmp_path / "a"), "--json"]
+    assert json.loads(runner.invoke(app, compare).output)["reference"] == "ppo"
+    again = ["compare", "--from", str(tmp_path / "a" / "results.json"), "--out", str(tmp_path / "b"), "--json"]
+    for command in (compare, again):
+        refused = runner.invoke(app, [*command, "--reference", "vapo"])
+        assert isinstance(refused.exception, DataError)
+        assert "'vapo' has no finished run. Choose --reference from: ppo, grpo" in str(refused.exception)

@@ -22,7 +22,7 @@ def compare_runs(
     run_dirs: Sequence[str | Path],
     out: str | Path,
     *,
-    reference: str = "vapo",
+    reference: str | None = None,
     heading: str | None = None,
     notes: Sequence[str] = (),
     kept: Sequence[ComparedRun] = (),
@@ -30,11 +30,12 @@ def compare_runs(
 ) -> Record:
     """Compare finished runs, write the comparison into `out`, and return the content of its `results.json`.
 
-    Differences are those to the method `reference`. Page and table show `heading` and `notes`, such as the command and
-    the date. `kept` are runs of another `results.json` that are compared with the others, and `tuning` is what
-    `results.json` tells of the settings that a study chose.
+    Differences are those to the method `reference`; None takes "vapo", or the first method where it has no finished
+    run. Page and table show `heading` and `notes`, such as the command and the date. `kept` are runs of another
+    `results.json` that are compared with the others, and `tuning` is what `results.json` tells of the settings that a
+    study chose.
 
-    Raises DataError for runs that cannot be compared (`read_compared_runs`).
+    Raises DataError for runs that cannot be compared (`read_compared_runs`) and for a `reference` that none finished.
     """
     results = summarise(read_compared_runs(run_dirs, kept), reference=reference, heading=heading, notes=notes)
     if tuning:

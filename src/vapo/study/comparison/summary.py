@@ -45,6 +45,7 @@ from vapo.study.comparison.readings import (
 from vapo.study.comparison.score_curves import mean_curves, steps_until_target
 
 FORMAT = 1
+DEFAULT_REFERENCE = "vapo"
 TARGET = "dapo"
 """`steps_to_target` counts the steps to this method's final score; the paper: "50 in 60 % of DAPO's steps"."""
 DIGITS = 5
@@ -53,16 +54,16 @@ ROUNDING = 1e-12
 
 
 def summarise(
-    runs: Sequence[ComparedRun], *, reference: str = "vapo", heading: str | None = None, notes: Sequence[str] = ()
+    runs: Sequence[ComparedRun], *, reference: str | None = None, heading: str | None = None, notes: Sequence[str] = ()
 ) -> Record:
     """The content of `results.json` for runs in the order of `read_compared_runs`.
 
-    Raises DataError if no run of the `reference` method has finished. If the default reference "vapo" has no finished
-    run, the first method replaces it.
+    Raises DataError if no run of the `reference` method has finished. Without one it is "vapo", or the first method
+    where "vapo" has no finished run.
     """
     finished = [run for run in runs if run.outcome == "finished"]
     groups = {method: [c for c in finished if c.method == method] for method in _distinct(c.method for c in runs)}
-    reference = _reference(reference, groups)
+    reference = _reference(reference, [method for method, group in groups.items() if group])
     reached = most_reached(finished)
     readings = readings_at(reached)
     names = short_names([run.path for run in runs])
@@ -269,14 +270,14 @@ def _mean_curve(group: list[ComparedRun], axis: Callable[[ComparedRun, Evaluatio
     return {"x": x.tolist(), "mean": means.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()}
 
 
-def _reference(wanted: str, groups: dict[str, list[ComparedRun]]) -> str:
-    if groups.get(wanted):
+def _reference(wanted: str | None, finished: list[str]) -> str:
+    """The method that was named, else the default; `finished` are the methods with a finished run."""
+    if wanted is None:
+        return DEFAULT_REFERENCE if DEFAULT_REFERENCE in finished else finished[0]
+    if wanted in finished:
         return wanted
-    with_runs = [method for method, group in groups.items() if group]
-    if wanted == "vapo":
-        return with_runs[0]
     raise DataError(
-        f"The reference method {wanted!r} has no finished run. Choose --reference from: {', '.join(with_runs)}."
+        f"The reference method {wanted!r} has no finished run. Choose --reference from: {', '.join(finished)}."
     )
 
 
