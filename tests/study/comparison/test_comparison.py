@@ -32,9 +32,9 @@ def test_means_and_paired_differences_match_hand_computed_values(small):
     # finals: vapo 1 and 3/4, grpo 1/2 and 1/4
     assert (vapo["final"]["mean"], grpo["final"]["mean"]) == (0.875, 0.375)
     assert vapo["spread"] == pytest.approx(0.17678)
-    # every prompt of every pair differs by 1/2, so all resamples are equal
-    gap = {"mean": -0.5, "low": -0.5, "high": -0.5, "n": 2, "excludes_zero": True, "p": 0.0, "p_holm": 0.0}
-    assert grpo["difference"]["final"] == gap
+    # every prompt of every pair differs by 1/2: 1 - .025^(1/2) = .842 of two prompts may differ otherwise
+    gap = {"mean": -0.5, "low": -0.92094, "high": 0.76283, "n": 2, "excludes_zero": False, "p": 0.88889}
+    assert grpo["difference"]["final"] == {**gap, "p_holm": 0.88889}
     assert vapo["difference"] is None
 
 
@@ -129,7 +129,7 @@ def test_a_narrow_terminal_shows_the_main_columns_in_full(small):
     console.print(terminal_table(small, 80))
     text = console.file.getvalue()
     assert "difference to vapo" in text
-    assert "-0.500 [-0.500, -0.500] **" in text
+    assert "-0.500 [-0.921, +0.763]" in text
     assert "…" not in text
     assert len(terminal_table(small, 200).columns) > len(terminal_table(small, 80).columns)
 
@@ -258,6 +258,22 @@ def test_runs_with_equal_outcomes_have_the_exact_interval(make_cell, tmp_path):
     final = entry(compare_runs(runs, tmp_path / "out"), "vapo")["final"]
     # 1 - .025^(1/32) = .109
     assert (final["mean"], final["low"], final["high"]) == (0.0, 0.0, pytest.approx(0.10888, abs=1e-5))
+
+
+def test_equal_paired_differences_have_the_exact_interval_and_its_p_value(make_cell, tmp_path):
+    how = {"k": 10, "pretraining": 0}
+    runs = [make_cell(f"vapo{s}", seed=s, right=[[0] * 40, [2 + s] * 40], **how) for s in (0, 1)]
+    runs += [make_cell(f"grpo{s}", preset="grpo", seed=s, right=[[0] * 40, [s] * 40], **how) for s in (0, 1)]
+    runs += [make_cell(f"dapo{s}", preset="dapo", seed=s, right=[[0] * 40, [2 + s] * 40], **how) for s in (0, 1)]
+    results = compare_runs(runs, tmp_path / "out")
+    # 1 - .025^(1/40) = .0881 of the prompts may differ by anything in [-1, 1]
+    same = entry(results, "dapo")["difference"]["final"]
+    assert [same[key] for key in ("mean", "low", "high")] == pytest.approx([0, -0.0881, 0.0881], abs=1e-4)
+    assert (same["excludes_zero"], same["p"]) == (False, 1.0)
+    # .2 below in every pair: -.2 - .0881 * .8 and -.2 + .0881 * 1.2; p = 2 / 1.2^40
+    lower = entry(results, "grpo")["difference"]["final"]
+    assert [lower[key] for key in ("mean", "low", "high")] == pytest.approx([-0.2, -0.27048, -0.09428], abs=1e-4)
+    assert (lower["excludes_zero"], lower["p"]) == (True, pytest.approx(0.0013607, abs=1e-7))
 
 
 def test_a_run_resumed_with_other_settings_is_marked_in_table_and_page(make_cell, tmp_path):

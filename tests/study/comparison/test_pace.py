@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vapo.evals.statistics import unanimous_interval
 from vapo.study.comparison import compare_runs, comparison_html, read_results
 from vapo.study.comparison.bootstrap import Estimate, degrees_of_freedom, paired_estimate
 from vapo.study.comparison.dynamics import EXPLAINED
 from vapo.study.comparison.figures import main_figure
 from vapo.study.comparison.markdown import comparison_markdown
-from vapo.study.comparison.multiple import holm, p_value, t_tail
+from vapo.study.comparison.multiple import holm, p_value, t_tail, unanimous_p_value
 from vapo.study.comparison.pace_rows import has_pace, pace_explanations, pace_headings, pace_rows
 from vapo.study.comparison.score_curves import RunCurve, mean_height
 from vapo.study.comparison.table_rows import UNCORRECTED, column_explanations, comparison_headline, difference_text
@@ -96,6 +97,12 @@ def test_p_values_of_equal_resamples_are_0_or_1_and_those_without_interval_are_m
     assert np.isnan(p_value(Estimate(0.5, np.nan, np.nan, 1), 2))
 
 
+@pytest.mark.parametrize(("difference", "num_prompts"), [(0.02, 40), (0.1, 38), (0.1, 40), (-0.2, 20), (-0.2, 21)])
+def test_the_p_value_of_equal_differences_is_below_5_percent_where_their_interval_excludes_0(difference, num_prompts):
+    found = unanimous_interval(difference, num_prompts, bounds=(-1.0, 1.0))
+    assert (unanimous_p_value(difference, num_prompts) < 0.05) == (found.low > 0 or found.high < 0)
+
+
 def test_holm_multiplies_and_keeps_the_order():
     # .01·4, .02·3, .03·2 raised to .06, .5·1
     assert holm([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])
@@ -121,6 +128,7 @@ GAP = {"mean": -0.5, "low": -0.6, "high": -0.4, "n": 2, "excludes_zero": True}
 
 
 def test_the_headline_makes_no_claim_that_the_correction_takes_back(small):
+    entry(small, "grpo")["difference"]["final"] |= {"excludes_zero": True, "p_holm": 0.01}
     assert "worse: grpo (-0.500)" in comparison_headline(small)
     entry(small, "grpo")["difference"]["final"] |= {"p_holm": 0.2}
     assert f"{UNCORRECTED}: grpo (-0.500)" in comparison_headline(small)

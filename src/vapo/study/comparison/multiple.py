@@ -2,7 +2,8 @@
 
 A p-value belongs to the interval of `bootstrap`: the half of the interval on the side of 0 is t(.975, df) standard
 errors long, so |mean| in standard errors has Student's t distribution with the same df if the true difference is 0.
-It is below .05 where the interval excludes 0. Beyond the interval's ends it relies on the shape of t.
+It is below .05 where the interval excludes 0. Beyond the interval's ends it relies on the shape of t. Equal differences
+have an exact interval, and its p-value.
 
 Source: Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2).
 """
@@ -48,6 +49,17 @@ def p_value(found: Estimate, df: float) -> float:
         return 1.0 if found.mean == 0 else 0.0
     df = max(1.0, df)
     return t_tail(abs(found.mean) / half * _NORMAL * t_over_normal(df), df)
+
+
+def unanimous_p_value(difference: float, num_prompts: int) -> float:
+    """The two-sided p-value of a difference that is the same on all prompts: where `unanimous_interval` ends at 0.
+
+    Its end towards 0 is |d| - (1 - (p/2)^(1/n))·(1 + |d|), so p = 2·(1 + |d|)^-n, at most 1.
+
+    >>> unanimous_p_value(-0.5, 2), unanimous_p_value(0.0, 40)
+    (0.8888888888888888, 1.0)
+    """
+    return min(1.0, 2 * (1 + abs(difference)) ** -num_prompts)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

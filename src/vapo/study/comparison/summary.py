@@ -30,7 +30,7 @@ from vapo.study.comparison.bootstrap import (
 from vapo.study.comparison.compared_runs import ComparedRun, Evaluation
 from vapo.study.comparison.kept_runs import run_record, settings_table
 from vapo.study.comparison.methods import PAPER, short_names
-from vapo.study.comparison.multiple import holm, p_value
+from vapo.study.comparison.multiple import holm, p_value, unanimous_p_value
 from vapo.study.comparison.readings import (
     Reading,
     by_all_samples,
@@ -190,10 +190,23 @@ def _estimate_of(group: list[ComparedRun], reading: Reading) -> Record:
         return _as_json(Estimate(math.nan, math.nan, math.nan, 0))
     scores = np.array([reading(run) for run in group])
     found = _over_prompts(estimate(scores, [run.base for run in group]), scores)
-    known = scores[~np.isnan(scores)]
-    if found.num_runs > 1 and (known == known[0]).all():  # equal scores cannot be resampled; each prompt is one trial
-        found = found._replace(**unanimous_interval(float(known[0]), scores.shape[1], LEVEL)._asdict())
+    if found.num_runs > 1 and _are_equal(scores):
+        found = _exact(found, scores)
     return _as_json(found._replace(low=_share(found.low), high=_share(found.high)))
+
+
+def _are_equal(scores: Scores) -> bool:
+    """Whether all runs have one score on all prompts, so that resampling has no variance."""
+    return float(np.nanmax(scores) - np.nanmin(scores)) < ROUNDING
+
+
+def _exact(found: Estimate, scores: Scores, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
+    """The estimate of equal scores with their exact interval, in which each judged prompt is one trial."""
+    return found._replace(**unanimous_interval(found.mean, _num_judged(scores), LEVEL, bounds)._asdict())
+
+
+def _num_judged(scores: Scores) -> int:
+    return int((~np.isnan(scores)).any(axis=0).sum())
 
 
 def _over_prompts(found: Estimate, scores: Scores, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
@@ -220,6 +233,10 @@ def _difference(group: list[ComparedRun], reference: list[ComparedRun], reading:
     gap = paired_estimate(own, others, bases)
     if gap.num_runs < 2:  # a single seed is no evidence about other seeds
         return {**_as_json(_over_prompts(gap, gaps, (-1.0, 1.0))), "excludes_zero": None, "p": None}
+    if _are_equal(gaps):
+        gap = _exact(gap, gaps, (-1.0, 1.0))
+        p = unanimous_p_value(gap.mean, _num_judged(gaps))
+        return {**_as_json(gap), "excludes_zero": gap.low > 0 or gap.high < 0, "p": p}
     judged = ~np.isnan(run_means(gaps))
     df = degrees_of_freedom(gaps[judged], [base for base, use in zip(bases, judged, strict=True) if use])
     return {**_as_json(gap), "excludes_zero": gap.low > 0 or gap.high < 0, "p": p_value(gap, df)}
