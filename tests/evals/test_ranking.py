@@ -115,7 +115,7 @@ def test_ranking_has_the_differences_to_majority_vote_and_single_sample():
     assert best["best_of"] == pytest.approx({1: 0.5, 2: (1 + 2 / 3) / 2, 3: 1.0})
     assert vote["score"] == 1.0
     assert result.intervals["maj"] == (0.0, 1.0)
-    assert result.in_order == (1.0, 1.0, 1.0)
+    assert result.in_order == pytest.approx((1.0, 0.025**0.5, 1.0))  # both of two problems, which is little
     assert score_episodes(episodes, k=3, values=values, ranks=["best-of-n"]).ranking.keys() == {"best-of-n"}
 
 
@@ -163,8 +163,15 @@ def test_the_share_of_pairs_in_order_counts_pairs_within_a_problem():
     values = [[0.9, 0.2, 0.5], [0.3, 0.3, 9.0], [0.1, 0.2, 0.3]]
     share, low, high = share_in_order(correct, values)
     assert share == pytest.approx(1.5 / 3)
-    assert low == high == pytest.approx(0.5)
+    # two problems with equal shares: 1 - .025^(1/2) = .842 of all may have another
+    assert (low, high) == pytest.approx((0.5 - 0.84189 / 2, 0.5 + 0.84189 / 2), abs=1e-5)
     assert np.isnan(share_in_order([[1, 1]], [[0.1, 0.2]])).all()
+
+
+def test_the_share_of_pairs_in_order_of_one_problem_has_no_interval():
+    share, low, high = share_in_order([[1, 0, 0], [0, 0, 0]], [[0.5, 0.2, 0.7], [0.1, 0.2, 0.3]])
+    assert share == pytest.approx(0.5)
+    assert np.isnan([low, high]).all()
 
 
 def test_the_interval_of_a_ranking_by_chance_holds_one_half_and_that_of_a_good_one_does_not():

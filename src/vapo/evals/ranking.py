@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from vapo.errors import ModelError
-from vapo.evals.statistics import Scores
+from vapo.evals.statistics import Scores, unanimous_interval
 from vapo.evals.token_blocks import token_blocks
 from vapo.models.networks import Critic, Sequences
 from vapo.types import Episode
@@ -62,19 +62,25 @@ def share_in_order(
     correct: ArrayLike, values: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
     """The share of pairs of a right and a wrong sample of one problem that the critic puts in that order, and its
-    interval over problems: 0.5 is chance. All nan if no problem has both.
+    interval over problems: 0.5 is chance. All nan if no problem has both, the interval's ends also if one problem has.
+
+    If all problems have the same share, the interval is that of `unanimous_interval`.
 
     Source: the Mann-Whitney statistic within problems; Efron & Tibshirani 1993 for the interval.
     """
     found = [ordered_pairs(*row) for row in zip(np.asarray(correct), np.asarray(values), strict=True)]
     won, pairs = (np.array(column, dtype=np.float64) for column in zip(*found, strict=True))
     won, pairs = won[pairs > 0], pairs[pairs > 0]
-    if not len(pairs):
-        return float("nan"), float("nan"), float("nan")
+    share, each = float(won.sum() / pairs.sum()) if len(pairs) else float("nan"), won / pairs
+    if len(pairs) < 2:
+        return share, float("nan"), float("nan")
+    if (each == each[0]).all():
+        exact = unanimous_interval(float(each[0]), len(pairs), level)
+        return share, exact.low, exact.high
     drawn = np.random.default_rng(seed).integers(len(pairs), size=(resamples, len(pairs)))
     shares = won[drawn].sum(axis=1) / pairs[drawn].sum(axis=1)
     low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2])
-    return float(won.sum() / pairs.sum()), float(low), float(high)
+    return share, float(low), float(high)
 
 
 @torch.no_grad()
