@@ -109,7 +109,7 @@ def ablate(
                 jobs=jobs,
                 say=view.say,
                 on_progress=view.progress,
-                command=command("ablate", source or DEFAULT_STUDY, "--budget", budget),
+                command=_study_command(source or DEFAULT_STUDY, budget, methods or [], seeds, keep or []),
                 keep=keep or [],
             )
         except KeyboardInterrupt:
@@ -168,6 +168,14 @@ def compare(
     Console(soft_wrap=True).print(
         f"Page      {out / 'comparison.html'}\nTable     {out / 'table.md'}\nFigure    {out / 'curves.png'}"
     )
+
+
+def _study_command(source: str, budget: str, methods: Sequence[str], seeds: int | None, keep: Sequence[Path]) -> str:
+    """The command with all that decides which runs are compared, for the page."""
+    chosen = [("--method", method) for method in methods]
+    chosen += [("--seeds", str(seeds))] if seeds is not None else []
+    chosen += [("--keep", str(path)) for path in keep]
+    return command("ablate", source, "--budget", budget, *(word for pair in chosen for word in pair))
 
 
 def _print_comparison(results: dict[str, Any]) -> None:

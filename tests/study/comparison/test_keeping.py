@@ -265,3 +265,11 @@ def test_a_dry_run_shows_which_runs_are_kept(study, old, tmp_path):
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "new"), "--json"])
     cells = json.loads(done.stdout)
     assert [cell["kept_from"] for cell in cells] == [None, *["old/results.json"] * 4]
+
+
+def test_the_page_notes_the_command_of_the_study_that_ran(study, old, tmp_path):
+    options = ["--budget", "full", "--method", "grpo", "--seeds", "1", "--keep", str(old)]
+    command = ["ablate", str(tmp_path / "small.yaml"), *options]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "new"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["notes"][0].startswith(f"vapo {' '.join(command)}, ended ")
