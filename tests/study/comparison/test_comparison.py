@@ -7,6 +7,7 @@ import random
 import pytest
 from rich.console import Console
 
+from vapo.algo.presets import TECHNIQUES
 from vapo.errors import DataError
 from vapo.study.comparison import compare_runs, read_results, terminal_table, write_comparison
 from vapo.study.comparison.compared_runs import read_compared_runs
@@ -58,6 +59,37 @@ def test_a_run_that_ends_far_below_its_best_evaluation_fell_and_its_score_counts
     method = entry(results, "vapo")
     assert (method["fell"], method["crashes"], method["final"]["mean"]) == (1, 0, 0.75)
     assert main_rows(results)[0][-1] == "0, 1 fell"
+
+
+def without_verdicts(run, *at):
+    """Make all samples of the run's evaluations at these places invalid."""
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    for i in at:
+        lines[i] |= {"right": [0] * len(lines[i]["right"]), "valid": [0] * len(lines[i]["valid"]), "avg": None}
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_run_whose_final_evaluation_has_no_verdict_is_left_out_and_named(make_cell, tmp_path):
+    runs = [make_cell(f"{p}{s}", preset=p, seed=s) for p in ("vapo", "grpo", "dapo") for s in (0, 1, 2)]
+    without_verdicts(runs[0], -1)
+    results = compare_runs(runs, tmp_path / "out")
+    assert runs_left_out(results) == ["vapo0 (vapo, base builtin, seed 0): failed for a reason other than the method"]
+    vapo = entry(results, "vapo")
+    assert (vapo["final"]["n"], vapo["left_out"], entry(results, "grpo")["difference"]["final"]["n"]) == (2, 1, 2)
+    assert vapo["spread"] is not None
+
+
+def test_an_evaluation_without_a_verdict_is_no_point_of_the_curve(make_cell, tmp_path):
+    right = [[0] * 4, [4] * 4, [4] * 4, [1] * 4]
+    whole, gaps = make_cell("whole", k=4, right=right), make_cell("gaps", k=4, seed=1, right=right)
+    more = [
+        make_cell(f"more{i}", without=[technique], right=right, k=4) for i, technique in enumerate(list(TECHNIQUES)[:6])
+    ]
+    without_verdicts(gaps, 0, 1)
+    results = compare_runs([whole, gaps, *more], tmp_path / "out")
+    assert [len(run["evaluations"]["step"]) for run in results["runs"] if run["method"] == "vapo"] == [4, 2]
+    assert entry(results, "vapo")["fell"] == 2
+    assert entry(results, "vapo")["curves"]["gradient_steps"]["mean"][-1] == 0.25
 
 
 def test_a_shared_critic_is_listed_once_with_its_cost_and_number_of_runs(make_cell, tmp_path):

@@ -117,7 +117,8 @@ class ComparedRun:
 def read_compared_runs(run_dirs: Sequence[str | Path], kept: Sequence[ComparedRun] = ()) -> list[ComparedRun]:
     """Read the runs and sort them by method, base and seed, so that the order of `run_dirs` has no effect.
 
-    `kept` are runs that were read elsewhere (`kept_runs`); they are sorted in and checked like the others.
+    `kept` are runs that were read elsewhere (`kept_runs`); they are sorted in and checked like the others. All are as
+    `with_verdicts` leaves them.
 
     Raises DataError if a folder is not a run, if an older version did not record what a paired comparison needs, if
     runs have different tasks, held-out sets or k, if a method has the same base and seed twice, or if no run finished.
@@ -126,6 +127,7 @@ def read_compared_runs(run_dirs: Sequence[str | Path], kept: Sequence[ComparedRu
     runs = [_compared_run(found) for found in files]
     labels = distinct_labels([c.method for c in runs], [method_settings(dict(flatten(_effective(f)))) for f in files])
     runs = [*(replace(run, method=label) for run, label in zip(runs, labels, strict=True)), *kept]
+    runs = [with_verdicts(run) for run in runs]
     runs.sort(key=lambda run: (table_order(run.method), run.base, run.seed))
     _check_one_task(runs)
     _check_no_repetition(runs)
@@ -137,6 +139,15 @@ def read_compared_runs(run_dirs: Sequence[str | Path], kept: Sequence[ComparedRu
         )
     _check_one_evaluation(finished)
     return runs
+
+
+def with_verdicts(run: ComparedRun) -> ComparedRun:
+    """The run without evaluations whose samples are all invalid; failed if the one after training is among them."""
+    if run.outcome != "finished":
+        return run
+    if not run.final.valid.any():
+        return replace(run, outcome="failed", sets=(), evaluations=())
+    return replace(run, evaluations=tuple(e for e in run.evaluations if e.valid.any()))
 
 
 def _compared_run(files: RunFiles) -> ComparedRun:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vapo.errors import DataError
 from vapo.json_text import json_text
 from vapo.reports.runfiles import Record
-from vapo.study.comparison.compared_runs import ComparedRun, read_compared_runs
+from vapo.study.comparison.compared_runs import ComparedRun, read_compared_runs, with_verdicts
 from vapo.study.comparison.comparison_page import comparison_html
 from vapo.study.comparison.figures import main_png
 from vapo.study.comparison.kept_runs import kept_run, named_source
@@ -59,7 +59,7 @@ def with_reference(results: Record, reference: str, *, path: str | Path) -> Reco
         )
     runs = [
         replace(
-            kept_run(results, run, path=run["run"], source=named_source(path)),
+            with_verdicts(kept_run(results, run, path=run["run"], source=named_source(path))),
             kept_from=run.get("kept_from"),
         )
         for run in results["runs"]
