@@ -136,6 +136,11 @@ MISTAKES = {
     "report nowhere": ("No run at nowhere", "Name the --run-dir"),
     "make-base mase": ("There is no built-in task 'mase'", "did you mean 'maze'"),
     "make-base maze --out run": ("run exists and is not an empty folder", "Choose another --out"),
+    "chaos --scale -j 4": ("--jobs", "Leave out --scale or --jobs"),
+    "ablate study.yaml --pause --dry-run": ("--dry-run", "Leave out"),
+    "ablate study.yaml --go-on --dry-run": ("--dry-run", "Leave out"),
+    "view run --out p.html --port 0": ("--port", "Leave out --out or --port"),
+    "view run --out p.html --open": ("--open", "Leave out --out or --open"),
     "chaos --out run": ("run exists and is not an empty folder", "Choose another --out"),
     "nosuch": ("No such command 'nosuch'", "vapo --help"),
 }

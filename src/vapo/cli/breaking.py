@@ -50,6 +50,10 @@ def chaos(
 
     if fault and scale:
         raise ConfigError("--fault chooses among the faults of one process. Leave out --scale or --fault.")
+    if jobs is not None and scale:
+        raise ConfigError(
+            "--scale breaks one run after another, so it has no use for --jobs. Leave out --scale or --jobs."
+        )
     if out:
         check_output_folder(out)
         out.mkdir(parents=True, exist_ok=True)

@@ -86,6 +86,10 @@ def ablate(
     study = with_seeds(only_methods(within(read_study(source), budget), methods or []), seeds)
     name = Path(source or DEFAULT_STUDY).stem + ("-selection" if methods else "")
     folder = out or Path("ablation") / f"{study.recipe}-{budget}"
+    if dry_run and (pause or go_on):
+        raise ConfigError(
+            "--dry-run lists cells, and --pause and --go-on act at once. Leave out --dry-run or the other."
+        )
     if pause or go_on:
         _set_pause(folder, pause, go_on, as_json)
         return

@@ -46,6 +46,11 @@ def view(
 
     if step and out is None:
         raise ConfigError("--step chooses what --out writes; the server shows all steps. Add --out page.html.")
+    if out is not None and (port is not None or open_browser):
+        option = "--open" if port is None else "--port"
+        raise ConfigError(
+            f"{option} is for the server, and --out writes a page without one. Leave out --out or {option}."
+        )
     runs = [ViewedRun(path) for path in (run, other) if path is not None]
     console = Console(soft_wrap=True, highlight=False)
     if out is not None:
