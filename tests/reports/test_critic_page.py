@@ -92,3 +92,7 @@ def test_names_from_files_cannot_write_into_the_page():
 
 def test_the_page_is_made_of_numbers_alone_and_equal_ones_give_equal_pages():
     assert judgement_html(results()) == judgement_html(results())
+
+
+def test_a_model_with_brackets_in_its_name_is_printed_as_it_is():
+    assert "The critic of my [/k] [b] run" in printed(results(name="my [/k] [b] run"))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from vapo.cli import app
 from vapo.errors import ConfigError
 from vapo.study import cell_processes
 from vapo.study import runner as runner_module
+from vapo.study import study_view as study_view_module
 from vapo.study.cell_processes import CellProcesses
 from vapo.study.cells import Cell, run_cells
 from vapo.study.runner import PAUSE, Runner
@@ -222,3 +225,15 @@ def test_ended_cells_of_an_earlier_call_tell_the_time_left(cells: list[Cell], tm
     assert (runner.total, runner.seconds_left) == (1, None)
     runner.learn(cells)
     assert runner.seconds_left == 50.0
+
+
+def test_the_bar_shows_names_with_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    class Running:
+        done, total, seconds_left, paused = 1, 3, None, False
+        running = {"vapo [/k], seed 0": 1, "vapo [k=.5], seed 0": 2}  # noqa: RUF012
+
+    console = Console(file=StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(study_view_module, "best_effort_console", lambda stream: console)
+    with study_view(as_json=False) as view:
+        view.progress(Running())  # type: ignore[arg-type]
+    assert "vapo [/k], seed 0; vapo [k=.5], seed 0" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -342,3 +342,12 @@ def test_the_reference_is_a_method_with_a_finished_run_else_left_to_the_comparis
     assert finished == {"grpo"}
     assert reference_among(finished, "grpo") == "grpo"
     assert reference_among(finished, "mine") is None  # "mine" has no finished run
+
+
+def test_a_dry_run_shows_names_with_brackets_as_they_are(tmp_path: Path):
+    methods = "{'a [/k]': {preset: grpo}, 'a [k=.5]': {preset: grpo}}"
+    study = write_study(tmp_path, f"recipe: chain\nreference: a [/k]\nmethods: {methods}")
+    done = CliRunner().invoke(app, ["ablate", study, "--seeds", "1", "--out", str(tmp_path / "[/k]"), "--dry-run"])
+    assert done.exit_code == 0, done.exception
+    assert "a [/k]," in done.stdout
+    assert "a [k=.5]," in done.stdout

@@ -68,7 +68,7 @@ def fork(
     if as_json:
         print(json_text({"run": str(path), "from": str(run), "checkpoint": name}))
     else:
-        Console(soft_wrap=True).print(f"Compare   {command('compare', run, path)}", highlight=False)
+        Console(soft_wrap=True).print(f"Compare   {command('compare', run, path)}", highlight=False, markup=False)
 
 
 def pretrain_critic(
@@ -120,6 +120,7 @@ def pretrain_critic(
     Console(soft_wrap=True).print(
         f"Critic    {path / 'critic'}\nJudge it  {command('critic', path)}\nUse it    {command(*again)}",
         highlight=False,
+        markup=False,
     )
 
 

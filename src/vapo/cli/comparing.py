@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vapo.cli.options import DebugOption, JsonOption
@@ -126,7 +127,7 @@ def ablate(
     _print_comparison(results)
     if budget == "smoke":
         Console(soft_wrap=True).print("\nThree steps of training: this shows that everything runs, and nothing else.")
-    Console(soft_wrap=True).print(f"\nTable, figure, page and numbers: {folder / name}")
+    Console(soft_wrap=True).print(f"\nTable, figure, page and numbers: {folder / name}", markup=False)
 
 
 def compare(
@@ -170,7 +171,8 @@ def compare(
         return
     _print_comparison(results)
     Console(soft_wrap=True).print(
-        f"Page      {out / 'comparison.html'}\nTable     {out / 'table.md'}\nFigure    {out / 'curves.png'}"
+        f"Page      {out / 'comparison.html'}\nTable     {out / 'table.md'}\nFigure    {out / 'curves.png'}",
+        markup=False,
     )
 
 
@@ -236,10 +238,11 @@ def _list_cells(study: Study, folder: Path, keep: Sequence[Path], as_json: bool)
         rows = [{"folder": str(c.folder), "ended": ended(c), "kept_from": kept_from.get(c.folder)} for c in cells]
         print(json_text([{**cell.card(), **row} for cell, row in zip(cells, rows, strict=True)]))
         return
-    table = Table("cell", "kind", "ended", title=f"{counted(len(cells), 'cell')} in {folder}")
+    table = Table("cell", "kind", "ended", title=escape(f"{counted(len(cells), 'cell')} in {folder}"))
     for cell in cells:
         source = kept_from.get(cell.folder)
-        table.add_row(describe(cell), cell.kind, "yes" if ended(cell) else f"kept from {source}" if source else "")
+        state = "yes" if ended(cell) else f"kept from {source}" if source else ""
+        table.add_row(escape(describe(cell)), cell.kind, escape(state))
     console = Console()
     console.print(table)
     for line in refused:

@@ -51,7 +51,8 @@ def doctor(
         console.print(f"         try: {escape(finding.advice)}", highlight=False)
     steps = len(files.phase(Phase.TRAIN))
     if not findings:
-        console.print(f"Nothing is wrong with {run} that its {counted(steps, 'step')} would show.", highlight=False)
+        nothing = f"Nothing is wrong with {run} that its {counted(steps, 'step')} would show."
+        console.print(nothing, highlight=False, markup=False)
     elif steps < FEWEST_STEPS:
         console.print(
             f"How training goes is judged from {FEWEST_STEPS} joint steps on; there are {steps}.", highlight=False

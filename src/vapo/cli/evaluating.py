@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
@@ -107,5 +108,5 @@ def evaluate(
     if per_problem:
         table = Table("prompt", "right", "of", "mean length", title="Per prompt")
         for row in result.per_prompt:
-            table.add_row(row["prompt_id"], str(row["right"]), str(row["valid"]), f"{row['mean_length']:.0f}")
+            table.add_row(escape(row["prompt_id"]), str(row["right"]), str(row["valid"]), f"{row['mean_length']:.0f}")
         console.print(table)

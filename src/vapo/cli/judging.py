@@ -131,7 +131,8 @@ def critic(
         console.print(table)
     console.print(results["conclusion"], style="bold", markup=False)
     Console(soft_wrap=True).print(
-        f"\nPage      {models.out / PAGE}\nPicture   {models.out / PICTURE}\nNumbers   {models.out / RESULTS}"
+        f"\nPage      {models.out / PAGE}\nPicture   {models.out / PICTURE}\nNumbers   {models.out / RESULTS}",
+        markup=False,
     )
 
 
@@ -159,7 +160,8 @@ def _judge_training(
     console.print(training_table(course))
     console.print(course["conclusion"], style="bold", markup=False)
     Console(soft_wrap=True).print(
-        f"\nPage      {folder / PAGE}\nPicture   {folder / PICTURE}\nNumbers   {folder / TRAINING}"
+        f"\nPage      {folder / PAGE}\nPicture   {folder / PICTURE}\nNumbers   {folder / TRAINING}",
+        markup=False,
     )
 
 

@@ -246,7 +246,8 @@ def make_base(
         f"{made['parameters']:,} parameters in {out}; right on {measured['success']:.1%} of {measured['prompts']} "
         f"held-out prompts x {counted(measured['samples_per_prompt'], 'sample')}, mean length "
         f"{measured['mean_length']:.0f}.\n"
-        f"Train on it with: {train_command(task, options or [], out)}"
+        f"Train on it with: {train_command(task, options or [], out)}",
+        markup=False,
     )
 
 
@@ -273,4 +274,4 @@ def report(
     if as_json:
         print(json_text({"run": str(run), "report": str(page)}))
         return
-    Console().print(f"Report: {page}")
+    Console().print(f"Report: {page}", markup=False)

@@ -52,7 +52,7 @@ def view(
             f"{option} is for the server, and --out writes a page without one. Leave out --out or {option}."
         )
     runs = [ViewedRun(path) for path in (run, other) if path is not None]
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if out is not None:
         page = view_html(runs, step or ())
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from rich.markup import escape
 from rich.table import Table
 
 from vapo.reports.formatting import figure, gap, interval, percent
@@ -117,7 +118,7 @@ BIN_HEADINGS = ["states", "critic's value", "Monte-Carlo value", "gap"]
 def judgement_tables(results: Record) -> list[Table]:
     """The tables for a terminal; print them with rich."""
     headings = number_headings(results)
-    title = f"{judgement_title(results)}\n{judgement_subtitle(results)}"
+    title = escape(f"{judgement_title(results)}\n{judgement_subtitle(results)}")
     by_number = Table(title=title, title_justify="left", title_style="bold", border_style="dim")
     by_number.add_column(headings[0])
     for heading in headings[1:]:

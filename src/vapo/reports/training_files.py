@@ -9,6 +9,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from rich.markup import escape
 from rich.table import Table
 
 from vapo.reports.critic_files import replace_json, stopping_where_refused
@@ -82,7 +83,7 @@ def training_rows(course: Record, *, intervals: bool = True) -> list[list[str]]:
 
 def training_table(course: Record) -> Table:
     """The table for a terminal; print it with rich."""
-    title = f"{training_title(course)}\n{training_subtitle(course)}"
+    title = escape(f"{training_title(course)}\n{training_subtitle(course)}")
     table = Table(*training_headings(course), title=title, title_justify="left", title_style="bold", border_style="dim")
     for row in training_rows(course, intervals=False):
         table.add_row(*row)

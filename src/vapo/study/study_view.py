@@ -61,7 +61,8 @@ def study_view(as_json: bool) -> Iterator[StudyView]:
     if as_json or not console.is_terminal:
         yield StudyView(console, None)
         return
-    activity = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    activity = TextColumn("{task.description}", markup=False, table_column=rest)
     left = TextColumn("{task.fields[left]}")
     columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), left, activity)
     with Progress(*columns, console=console, expand=True) as bar:

@@ -74,3 +74,9 @@ def test_a_reference_that_is_named_is_never_replaced_by_another(make_cell, tmp_p
         refused = runner.invoke(app, [*command, "--reference", "vapo"])
         assert isinstance(refused.exception, DataError)
         assert "'vapo' has no finished run. Choose --reference from: ppo, grpo" in str(refused.exception)
+
+
+def test_a_folder_with_brackets_is_printed_as_it_is(make_cell, tmp_path):
+    done = runner.invoke(app, ["compare", str(make_cell("run [/k]")), "--out", str(tmp_path / "out [/k] [b]")])
+    assert done.exit_code == 0, done.exception
+    assert "out [/k] [b]/table.md" in done.output
