@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from vapo.reports.runfiles import read_run
-from vapo.reports.tables import before_after_rows, before_after_table, headline
+from vapo.reports.tables import before_after_rows, before_after_table, evaluation_table, headline
 
 
 def result(label, step, avg, spread=0.04, **more):
@@ -14,8 +14,12 @@ def result(label, step, avg, spread=0.04, **more):
 
 
 def printed(evaluations):
+    return shown(before_after_table(evaluations))
+
+
+def shown(table):
     console = Console(file=io.StringIO(), width=100)
-    console.print(before_after_table(evaluations))
+    console.print(table)
     return console.file.getvalue()
 
 
@@ -60,3 +64,17 @@ def test_the_headline_claims_a_change_only_if_the_intervals_do_not_overlap():
     one_prompt = result("after", 20, 0.9, low=None, high=None)
     assert "the intervals show no difference" in headline([result("before", 0, 0.1), one_prompt])
     assert "no evaluation both before and after" in headline([result("before", 0, 0.1)])
+
+
+def test_a_critics_choice_on_one_prompt_has_a_difference_and_no_interval():
+    best = {"score": 1.0, "low": None, "high": None, "over_maj": [0.5, None, None], "over_avg": [None, None, None]}
+    text = shown(evaluation_table(result("after", 0, 0.5, ranking={"best-of-n": best}, in_order=[0.5, None, None])))
+    rows = {cells[1].strip(): cells[2:4] for line in text.splitlines() if len(cells := line.split("│")) == 5}
+    assert [cell.strip() for cell in rows["over the majority"]] == ["+0.500", ""]
+    assert [cell.strip() for cell in rows["over one sample"]] == ["–", ""]
+    assert "nan" not in text
+
+
+def test_a_critics_choice_on_many_prompts_has_the_interval_of_the_difference():
+    best = {"score": 1.0, "low": 0.9, "high": 1.0, "over_maj": [0.5, 0.25, 0.75]}
+    assert "+0.250 to +0.750" in shown(evaluation_table(result("after", 0, 0.5, ranking={"best-of-n": best})))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vapo.errors import counted
 from vapo.metrics import EvaluationLabel
-from vapo.reports.formatting import NOTHING, figure, interval, percent, signed
+from vapo.reports.formatting import NOTHING, figure, gap, interval, percent, signed
 from vapo.reports.runfiles import Record, number
 
 
@@ -98,7 +98,8 @@ def evaluation_table(result: Record) -> Table:
         for other, name in (("over_maj", "the majority"), ("over_avg", "one sample")):
             if other in scores:
                 mean, low, high = map(number, scores[other])
-                table.add_row(f"  over {name}", f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}")
+                ends = f"{gap(low)} to {gap(high)}" if low <= high else ""  # nan with fewer than two prompts
+                table.add_row(f"  over {name}", gap(mean), ends)
     table.add_row("invalid verdicts", percent(number(result.get("invalid_ratio"))), "")
     return table
 
