@@ -10,9 +10,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from vapo.algo.presets import TECHNIQUES
 from vapo.study.comparison import compare_runs, comparison_html, read_results
 from vapo.study.comparison.drawing import colours, fitted, spread_out
-from vapo.study.comparison.figures import main_figure
+from vapo.study.comparison.figures import main_figure, variations_figure
 
 EVIL = "<script>alert(1)</script><img src=x>$x$"
 
@@ -116,6 +117,12 @@ def test_a_long_title_stays_within_the_figure(written):
     (heading,) = figure.texts
     assert heading.get_text().count("\n") == 1
     assert heading.get_window_extent(FigureCanvasAgg(figure).get_renderer()).x1 < figure.bbox.x1
+
+
+def test_the_panels_of_variations_have_a_height_where_no_run_solves_anything(make_cell, tmp_path):
+    runs = [make_cell(t, without=[t], k=4, right=[[0] * 4, [0] * 4]) for t in list(TECHNIQUES)[:6]]
+    results = compare_runs([make_cell("vapo", k=4, right=[[0] * 4, [0] * 4]), *runs], tmp_path / "out")
+    assert {axes.get_ylim() for axes in variations_figure(results).axes} == {(0.0, 0.05)}
 
 
 def test_labels_are_spread_out_in_the_same_order():

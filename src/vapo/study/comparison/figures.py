@@ -154,7 +154,7 @@ def variations_figure(results: Record) -> Figure:
         drawing.band(axes, reference["curves"]["gradient_steps"], hue, width=1.3)
         drawing.band(axes, method["curves"]["gradient_steps"], LIGHT.ink)
         axes.xaxis.set_major_formatter(drawing.AS_COUNT)
-        axes.set_ylim(0, min(1.0, 1.15 * top))
+        axes.set_ylim(0, min(1.0, max(0.05, 1.15 * top)))
     return figure
 
 
