@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -25,9 +26,9 @@ def choose_settings(
 ) -> dict[str, dict[str, Any]]:
     """The settings of each tuned method's best grid point, by training accuracy over the last quarter of the steps.
 
-    Accuracy is that on training prompts, so held-out prompts stay unseen. A diverged trial counts as 0, and the first
-    of equal points wins. All scores are written to tuning.json, which keeps the entries of earlier studies. `kept` has
-    the entries of methods whose trials ran elsewhere.
+    Accuracy is that on training prompts, so held-out prompts stay unseen. A trial that diverged or has no verdict
+    counts as 0, and the first of equal points wins. All scores are written to tuning.json, which keeps the entries of
+    earlier studies. `kept` has the entries of methods whose trials ran elsewhere.
     """
     if study.tuning is None:
         return {}
@@ -38,7 +39,7 @@ def choose_settings(
         scores = []
         for point in range(len(study.tuning.grid)):
             each = [late_accuracy(cell.folder) for cell in trials[name, point]]
-            scores.append(fmean(0.0 if score is None else score for score in each))
+            scores.append(fmean(score or 0.0 for score in each))
         best = scores.index(max(scores))
         tuned[name] = {
             "chosen": study.tuning.grid[best],
@@ -58,12 +59,14 @@ def chosen_before(study: Study, out: Path) -> dict[str, dict[str, Any]]:
 
 
 def late_accuracy(folder: Path) -> float | None:
-    """Mean training accuracy over the last quarter of a run's steps; None if the run did not finish."""
+    """Mean training accuracy over those of a run's last quarter of steps that have one; None if none has, or if the
+    run did not finish."""
     if read_card(folder).get("outcome") != "finished":
         return None
     rows = read_run(folder).phase(Phase.TRAIN)
     late = [number(row.get("accuracy")) for row in rows[len(rows) * 3 // 4 :]]
-    return fmean(late) if late else None
+    known = [accuracy for accuracy in late if not math.isnan(accuracy)]  # a step may have no verdict
+    return fmean(known) if known else None
 
 
 def cells_of(method: str, trials: Mapping[tuple[str, int], Sequence[Cell]]) -> list[Cell]:

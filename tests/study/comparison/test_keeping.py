@@ -183,6 +183,22 @@ def test_a_damaged_entry_raises_an_error_with_the_file_and_the_run(study, old, t
         kept_runs(run_cells(study, tmp_path / "new", {}), read_kept_files([old]))
 
 
+@pytest.mark.parametrize(("first", "second", "chosen"), [(None, 0.3, 1e-3), (0.3, None, 1e-4), (None, None, 1e-4)])
+def test_a_trial_whose_accuracy_is_unknown_counts_as_0_in_tuning(make_cell, tmp_path, first, second, chosen):
+    (tmp_path / "small.yaml").write_text(TUNED)
+    study = read_study(str(tmp_path / "small.yaml"))
+    trials = tuning_cells(study, tmp_path / "out")
+    for (_, point), cells in trials.items():
+        for cell in cells:
+            folder = make_cell(f"../{cell.folder.relative_to(tmp_path)}", cell={"outcome": "finished"})
+            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            accuracy = {"accuracy": (first, second)[point]}
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row | accuracy) + "\n" for row in rows))
+    assert choose_settings(study, trials, tmp_path / "out") == {"grpo": {"trainer": {"actor_lr": chosen}}}
+    scores = json.loads((tmp_path / "out" / "tuning.json").read_text())["grpo"]["late_accuracy"]
+    assert scores == pytest.approx([first or 0.0, second or 0.0])
+
+
 def test_tuning_is_kept_with_its_scores_if_its_trials_are_the_same(tmp_path):
     (tmp_path / "small.yaml").write_text(TUNED)
     study = read_study(str(tmp_path / "small.yaml"))
