@@ -23,14 +23,15 @@ HEADING = {
 }  # fmt: skip
 
 
-def results(*, critic: bool = True, always_wrong: bool = False, **heading: Any) -> dict[str, Any]:
+def results(*, critic: bool = True, always_wrong: bool = False, judged: bool = True, **heading: Any) -> dict[str, Any]:
     """What `vapo critic` writes for ten prompts of chances 0, .1, ..., .9, read back from JSON."""
     rng = np.random.default_rng(0)
     continued = []
     for p in range(10):
         chance = 0.0 if always_wrong else p / 10
-        prefixes = tuple(Prefix(g, 4 * (g > 0), int(rng.binomial(4, chance)), 4) for g in range(4))
-        told = tuple(Response((2,) * 8, bool(rng.random() < chance), False, (0, g or 1)) for g in range(4))
+        prefixes = tuple(Prefix(g, 4 * (g > 0), judged * int(rng.binomial(4, chance)), 4 * judged) for g in range(4))
+        verdicts = [bool(rng.random() < chance) if judged else None for _ in range(4)]
+        told = tuple(Response((2,) * 8, verdicts[g], False, (0, g or 1)) for g in range(4))
         continued.append(ContinuedPrompt(Prompt(f"p{p}", "x"), told, prefixes))
     answers = np.tile(np.arange(10)[:, None, None] / 10, (1, 4, 2)) if critic else None
     found = judge(continued, answers, fractions=(0, 0.5), continuations=4)
@@ -81,6 +82,14 @@ def test_files_are_written_whatever_is_not_defined(tmp_path: Path, critic: bool,
     if always_wrong:
         assert told["finding"] == "all-equal"
         assert "–" in text
+
+
+def test_files_are_written_where_the_verifier_judged_nothing(tmp_path: Path):
+    told = results(judged=False)
+    assert told["bins"] == []
+    write_judgement(told, tmp_path)
+    assert (tmp_path / "judgement.png").stat().st_size > 10_000
+    assert "verifier could not tell" in printed(told)
 
 
 def test_names_from_files_cannot_write_into_the_page():

@@ -87,7 +87,7 @@ def _calibration(axes: Axes, results: Record) -> None:
     low, high = map(number, results["reward"])
     # the part of the diagonal where states are: the ends of the range may be far from all of them
     shown = [*value, *outcome, *np.clip([*(outcome - spread), *(outcome + spread)], low, high)]
-    ends = [min(shown), max(shown)] if min(shown) < max(shown) else [low, high]
+    ends = [min(shown), max(shown)] if shown and min(shown) < max(shown) else [low, high]
     axes.plot(ends, ends, color=LIGHT.quiet, linewidth=1.0, linestyle=(0, (3, 2)))
     axes.errorbar(value, outcome, yerr=spread, fmt="o-", color=LIGHT.first, markersize=4, linewidth=1.3, elinewidth=1.1)
     room = 0.06 * (ends[1] - ends[0])
