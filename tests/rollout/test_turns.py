@@ -130,6 +130,24 @@ def test_a_reply_is_cut_to_its_limit_with_a_mark():
     assert seen == ["x" * 10 + "\n[the rest is left out]"]
 
 
+def test_half_a_surrogate_pair_in_what_an_environment_says_becomes_a_question_mark():
+    class Heard(Numbers):
+        def opening(self, prompt, text):
+            seen.append(text)
+            return prompt, ()
+
+        def reply(self, prompt, reply, last):
+            seen.extend([reply.text, *reply.messages])
+            return (20,)
+
+    seen = []
+    message = {"role": "tool", "name": "f\ud83d", "content": "b\ud83d", "index": 0}
+    world = Told(Reply("a\ud83d", messages=(message,)), Reply(done=True), begin="30 \ud83d")
+    rules = TurnRules(lambda prompt, seed: world, Heard(), max_turns=4)
+    play(ScriptedEngine(lambda state, seed: (STOP,)), [(PROMPT, 0)], [7], HOW, words, rules, lambda *_: None)
+    assert seen == ["30 ?", "a?", {"role": "tool", "name": "f?", "content": "b?", "index": 0}]
+
+
 def test_one_call_has_the_limit_of_the_most_room_and_cuts_off_the_others():
     # two episodes: the first uses 9 of 12 tokens in its first turn, the second 2; both then write on for 20 tokens
     prompts = [Prompt("a", "a", token_ids=(50,)), Prompt("b", "b", token_ids=(51,))]

@@ -250,16 +250,22 @@ def _fault(reply: Any) -> str:
 
 def _limited(reply: Reply, most: int) -> Reply:
     """The reply with texts of at most so many characters."""
-    messages = tuple({**message, "content": _cut(str(message.get("content")), most)} for message in reply.messages)
+    messages = tuple(
+        {**{key: _cut(value, most) if isinstance(value, str) else value for key, value in message.items()},
+         "content": _cut(str(message.get("content")), most)}
+        for message in reply.messages
+    )  # fmt: skip
     return replace(reply, text=_cut(reply.text, most), messages=messages)
 
 
 def _cut(text: str, most: int) -> str:
     """The text, cut to its first characters, with a mark where it was cut.
 
-    It does not say how much is left out: a host has cut the text before, and nobody knows.
+    It does not say how much is left out: a host has cut the text before, and nobody knows. A half of a surrogate pair
+    becomes a question mark: no tokenizer takes it.
     """
-    return text if len(text) <= most else f"{text[:most]}\n[the rest is left out]"
+    kept = text[:most].encode(errors="replace").decode()
+    return kept if len(text) <= most else f"{kept}\n[the rest is left out]"
 
 
 def _raised(error: Exception) -> Verdict:
