@@ -324,6 +324,13 @@ def test_a_few_bad_rows_are_dropped_and_counted(tmp_path):
     assert "2 bad rows dropped (first: " in task.notes[0]
 
 
+def test_a_row_with_half_a_surrogate_pair_is_dropped(tmp_path):
+    rows = [*sums(300), {"problem": "What is \ud83d?", "answer": "1"}, {"problem": "What?", "answer": "1\ud83d"}]
+    task = problems(data=jsonl(tmp_path / "d.jsonl", rows))
+    assert [d.where.rpartition(" ")[2] for d in task.drops] == ["301", "302"]
+    assert {d.kind for d in task.drops} == {"half a surrogate pair, which is no character"}
+
+
 def test_rows_are_counted_by_kind_of_fault_without_its_details(tmp_path):
     bad = [{"problem": f"P{i}", "answer": "x" * (500 + i)} for i in range(3)]
     with pytest.raises(DataError, match=r"3 of 43 rows cannot be used \(3 a solution, not an answer\)"):

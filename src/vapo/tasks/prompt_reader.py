@@ -89,6 +89,8 @@ class Reader:
             self.unchanged.append((layout, text))
         columns = {key: value for key, value in row.items() if _is_json(value)}
         contents = "\n".join(message["content"] for message in text)
+        if not (_is_unicode(contents) and _is_unicode(str(answer))):
+            return Drop(where, "half a surrogate pair, which is no character")
         return Prompt(f"{self.name}/{stable_hash(_folded(contents)):016x}", text, answer, columns=columns)
 
     def _answer(self, answer: Any, layout: Layout) -> Any | Fault:
@@ -230,6 +232,15 @@ def _is_json(value: Any) -> bool:
     try:
         json.dumps(value)
     except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON can hold half of a surrogate pair, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         return False
     return True
 
