@@ -357,6 +357,15 @@ def test_more_than_one_percent_of_bad_rows_is_an_error_that_names_them(tmp_path,
         problems(data=jsonl(tmp_path / "d.jsonl", [*sums(40), bad]))
 
 
+def test_bad_rows_of_the_evaluation_set_are_not_hidden_by_a_large_training_set(tmp_path):
+    data = jsonl(tmp_path / "d.jsonl", sums(300))
+    bad = [{"problem": "", "answer": "1"}, {"problem": "Prove it.", "answer": "\\boxed{"}]
+    with pytest.raises(DataError, match=r"2 of 2 rows cannot be used[\s\S]*test.jsonl line 1: an empty problem"):
+        problems(data=data, eval_data=jsonl(tmp_path / "test.jsonl", bad))
+    with pytest.raises(DataError, match=r"test.jsonl is empty"):
+        problems(data=data, eval_data=jsonl(tmp_path / "test.jsonl", []))
+
+
 def test_a_row_whose_gold_answer_the_verifier_rejects_is_bad(tmp_path):
     rows = [*sums(40), {"problem": "Empty?", "answer": "\\text{ }"}]
     with pytest.raises(DataError, match="its verifier does not accept the gold answer"):
@@ -374,7 +383,7 @@ def test_training_problems_that_are_in_the_evaluation_set_are_dropped(tmp_path):
     task = problems(data=train, eval_data=test)
     assert not {p.id for p in task.train} & {p.id for p in task.heldout}
     assert [d.reason for d in task.drops] == ["also in the evaluation set"] * 2
-    with pytest.raises(DataError, match=r"60 of 460 rows cannot be used \(60 also in the evaluation set\)"):
+    with pytest.raises(DataError, match=r"60 of 400 rows cannot be used \(60 also in the evaluation set\)"):
         problems(data=train, eval_data=jsonl(tmp_path / "test.jsonl", sums(60)))
 
 

@@ -11,7 +11,7 @@ from vapo.tasks.environments.channels import EnvironmentLimits, EnvironmentServe
 from vapo.tasks.environments.players import Players
 from vapo.tasks.full_task import Caution
 from vapo.tasks.problem_options import CHECKABLE, ProblemOptions, problem_options
-from vapo.tasks.prompt_reader import Reader
+from vapo.tasks.prompt_reader import Reader, unmarked_notes
 from vapo.tasks.row_faults import Drop
 from vapo.tasks.rows import Layout
 from vapo.tasks.verifiers.answers import last_answer
@@ -93,9 +93,10 @@ class Problems:
         self.drops: list[Drop] = []
         self.duplicates = 0
         o = options
-        reader = Reader(o, self.name)
-        train = reader.prompts(o.data, o.subset, o.split) if o.data else []
-        heldout = reader.prompts(o.eval_data, o.eval_subset, o.eval_split) if o.eval_data else []
+        # of each its own: a bad evaluation set must not pass for a few bad rows of a large training set
+        learned, judged = readers = Reader(o, self.name), Reader(o, self.name)
+        train = learned.prompts(o.data, o.subset, o.split) if o.data else []
+        heldout = judged.prompts(o.eval_data, o.eval_subset, o.eval_split) if o.eval_data else []
         self.environment = _players(o)
         self.tools = self.environment.server.tools if self.environment else ()
         self.max_turns = o.max_turns
@@ -108,10 +109,12 @@ class Problems:
         self.pool = self.judge.pool
         try:
             train, heldout = (
-                reader.accepted(prompts, self.pool, o.verifier, on_progress) for prompts in (train, heldout)
+                reader.accepted(prompts, self.pool, o.verifier, on_progress)
+                for reader, prompts in zip(readers, (train, heldout), strict=True)
             )
-            train = reader.without_leaks(train, heldout)
-            reader.check()
+            train = learned.without_leaks(train, heldout)
+            for reader in readers:
+                reader.check()
             if not heldout and len(train) < o.heldout + MIN_TRAIN:
                 raise DataError(
                     f"{o.data} has {counted(len(train), 'problem')}: too few to hold out task.heldout={o.heldout} and "
@@ -120,9 +123,10 @@ class Problems:
         except BaseException:
             self.close()
             raise
-        self.drops, self.duplicates, self.layouts = reader.drops, reader.duplicates, reader.layouts
-        self.graded = [] if graded else reader.graded
-        self.unmarked = reader.unmarked_notes()
+        self.drops, self.layouts = learned.drops + judged.drops, learned.layouts + judged.layouts
+        self.duplicates = learned.duplicates + judged.duplicates
+        self.graded = [] if graded else learned.graded or judged.graded
+        self.unmarked = unmarked_notes(o, learned.unchanged + judged.unchanged)
         self.train, self.heldout = (tuple(train), tuple(heldout)) if heldout else split(train, o.heldout, MIN_TRAIN)
 
     @property

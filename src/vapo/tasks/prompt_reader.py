@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vapo.errors import ConfigError, DataError, counted
@@ -36,7 +36,7 @@ NUM_EMPTY = 4
 
 
 class Reader:
-    """Reads prompts and records the rows that cannot be used."""
+    """Reads the prompts of one source and records the rows that cannot be used."""
 
     def __init__(self, options: ProblemOptions, name: str) -> None:
         self.options, self.name = options, name
@@ -133,26 +133,6 @@ class Reader:
             return Fault(f"a problem of type {kind}, not text or messages")
         return messages_of(problem, self.options.template, self.options.system)
 
-    def unmarked_notes(self) -> list[Caution]:
-        """A note if `math` is to judge messages of which none of the first asks for an answer that it can find."""
-        o = self.options
-        if o.verifier != "math" or o.environment is not None or not self.unchanged:
-            return []
-        if any(_MARK.search(message["content"]) for _, messages in self.unchanged for message in messages):
-            return []
-        layout, messages = self.unchanged[0]
-        fix = "Write the words into the messages, or into a column system beside them"
-        if [message["role"] for message in messages] == ["user"]:
-            option = columns_option(f"{layout.prompt[-1]}.0.content", layout.answer)
-            fix = f"{option} takes their text as the problem, with task.template around it"
-        asked = counted(len(self.unchanged), "prompt") if len(self.unchanged) > 1 else "prompt"
-        return [
-            Caution(
-                f"the verifier math reads a marked answer (\\boxed{{}}, Answer: ...), and none of the first {asked} "
-                f"asks for one: they are messages, which are taken as they are. {fix}."
-            )
-        ]
-
     def accepted(
         self, prompts: list[Prompt], pool: VerifierPool, verifier: str, on_progress: Progress | None
     ) -> list[Prompt]:
@@ -208,6 +188,27 @@ class Reader:
                 f"{MAX_DROPPED:.0%} may be dropped. The first:\n{first}",
                 fix=fix,
             )
+
+
+def unmarked_notes(options: ProblemOptions, unchanged: Sequence[tuple[Layout, tuple[Message, ...]]]) -> list[Caution]:
+    """A note if `math` is to judge messages of which none of the first, `unchanged`, asks for an answer that it can
+    find."""
+    if options.verifier != "math" or options.environment is not None or not unchanged:
+        return []
+    if any(_MARK.search(message["content"]) for _, messages in unchanged for message in messages):
+        return []
+    layout, messages = unchanged[0]
+    fix = "Write the words into the messages, or into a column system beside them"
+    if [message["role"] for message in messages] == ["user"]:
+        option = columns_option(f"{layout.prompt[-1]}.0.content", layout.answer)
+        fix = f"{option} takes their text as the problem, with task.template around it"
+    asked = counted(len(unchanged), "prompt") if len(unchanged) > 1 else "prompt"
+    return [
+        Caution(
+            f"the verifier math reads a marked answer (\\boxed{{}}, Answer: ...), and none of the first {asked} "
+            f"asks for one: they are messages, which are taken as they are. {fix}."
+        )
+    ]
 
 
 def _missing_part(layout: Layout) -> str:
