@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -11,7 +14,14 @@ import pytest
 import worlds
 
 from vapo.errors import ConfigError, UnguardedError
-from vapo.tasks.environments.channels import EnvironmentFaultError, EnvironmentLimits, EnvironmentServer, ThreadServer
+from vapo.tasks.environments import serving
+from vapo.tasks.environments.channels import (
+    EnvironmentFaultError,
+    EnvironmentLimits,
+    EnvironmentServer,
+    ProcessChannel,
+    ThreadServer,
+)
 from vapo.tasks.environments.given import has_guard, importable_name, players_of
 from vapo.tasks.environments.offers import offer_of
 from vapo.tasks.environments.players import Players
@@ -105,6 +115,43 @@ def test_children_end_with_their_channel_and_with_the_server():
         player.step("3")
     with pytest.raises(ProcessLookupError):
         os.kill(group, 0)
+
+
+def test_more_episodes_may_be_open_than_the_soft_limit_of_open_files():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 30, before[1]))
+    try:
+        players = Players(EnvironmentServer(f"{FILE}:Guess", limits=LIMITS))
+        worlds = [players(PROMPT, seed) for seed in range(40)]
+        try:
+            assert [player.reset() for player in worlds] == ["go"] * 40
+        finally:
+            for player in worlds:
+                player.close()
+            players.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_an_episode_without_a_process_ends_with_the_reason_and_the_server_goes_on(monkeypatch):
+    def no_process():
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(serving.os, "fork", no_process)
+    (door, served), (ours, theirs) = socket.socketpair(), socket.socketpair()
+    for _ in range(2):  # the second opening is served, too
+        socket.send_fds(door, [b"o" + b"%015d" % 1], [theirs.fileno()])
+    theirs.close(), door.close()
+    children: dict[int, bytes] = {}
+    serving._serve_door(served, None, {}, children)  # type: ignore[arg-type] - no child needs the offer
+    served.close()
+    assert not children
+    channel = ProcessChannel(None, b"", ours, LIMITS)  # type: ignore[arg-type] - nothing is killed
+    with pytest.raises(EnvironmentFaultError, match="no process: Resource temporarily unavailable"):
+        channel.ask({"open": {}})
+    channel.close()
 
 
 def test_an_environment_that_takes_turns_may_have_a_reward_and_no_tools_beside_it():

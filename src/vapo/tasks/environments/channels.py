@@ -27,6 +27,7 @@ from vapo.tasks.environments.host import Host
 from vapo.tasks.environments.offers import Form, Offer, described
 from vapo.tasks.verifiers.functions import RIGHT_AT, refuse_while_importing
 from vapo.tasks.verifiers.pool import MAX_WORKERS, START_LIMIT_S
+from vapo.tasks.verifiers.worker import allow_open_files
 
 MAX_ANSWER_BYTES = 1 << 24
 """An answer that is longer comes from an environment that has taken over its process."""
@@ -99,6 +100,7 @@ class EnvironmentServer:
         })  # fmt: skip
         self._numbers, self._lock = count(), Lock()
         self._parts: dict[str, Any] = {}
+        allow_open_files()
         weakref.finalize(self, _end, self._parts)
         offer = self._start()
         self.tools: tuple[Mapping[str, Any], ...] = tuple(offer["tools"])
@@ -176,7 +178,8 @@ class ProcessChannel:
             raise EnvironmentFaultError(f"this prompt cannot be sent to an environment: {error}") from error
         deadline = time.monotonic() + self._limits.time_s
         try:
-            _send(self._socket, data, deadline)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why before it ended
+                _send(self._socket, data, deadline)
             answer = json.loads(_line(self._socket, self._pending, deadline))
         except TimeoutError as error:
             self._server.kill(self._number)

@@ -28,7 +28,7 @@ from typing import Any
 from vapo.errors import ConfigError, UnguardedError, VapoError
 from vapo.tasks.environments.host import Host
 from vapo.tasks.environments.offers import Offer, described, load_offer
-from vapo.tasks.verifiers.worker import ending_with_trainer, limit
+from vapo.tasks.verifiers.worker import allow_open_files, ending_with_trainer, limit
 
 MESSAGE_BYTES = 16
 """The length of a message of the trainer: a letter and a number."""
@@ -40,6 +40,7 @@ def main() -> None:
     """Load what the user gave, and serve episodes until the trainer closes the socket."""
     spec = json.loads(sys.argv[1])
     door = socket.socket(fileno=os.dup(0))
+    allow_open_files()
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silence, stream)
@@ -94,7 +95,8 @@ def _serve_door(door: socket.socket, offer: Offer, spec: dict[str, Any], childre
                 return  # the trainer has ended
             number = message[1:]
             if message[:1] == b"o":
-                children[_fork(door, descriptors[0], offer, spec)] = number
+                if descriptors and (child := _fork(door, descriptors[0], offer, spec)):
+                    children[child] = number
             else:
                 for child in [child for child, of in children.items() if of == number]:
                     _kill(child)
@@ -102,8 +104,16 @@ def _serve_door(door: socket.socket, offer: Offer, spec: dict[str, Any], childre
             children.pop(ended, None)  # the user's code may have started a process when it was imported
 
 
-def _fork(door: socket.socket, descriptor: int, offer: Offer, spec: dict[str, Any]) -> int:
-    child = os.fork()
+def _fork(door: socket.socket, descriptor: int, offer: Offer, spec: dict[str, Any]) -> int | None:
+    """The id of a new child that serves an episode; None where the machine gives no process, which the trainer is told
+    as the episode's answer."""
+    try:
+        child = os.fork()
+    except OSError as error:
+        reason = f"the machine gave the environment no process: {error.strerror}. Sample fewer responses in a step"
+        with contextlib.suppress(OSError), socket.socket(fileno=descriptor) as connection:
+            _send(connection, {"failed": reason})
+        return None
     if child:
         os.close(descriptor)
         return child

@@ -41,6 +41,9 @@ POLL_S = 0.02
 GRACE_S = 0.05
 """Seconds between the end of the trainer and the killing of the child."""
 
+MAX_OPEN_FILES = 1 << 16
+"""Open files that `allow_open_files` asks for at most: some programs walk through all that they may have."""
+
 
 def main() -> None:
     """Load the verifier and judge requests until the trainer closes the pipe."""
@@ -196,6 +199,16 @@ def limit(what: int, amount: int) -> None:
     """Set a soft resource limit, at most to the machine's hard limit."""
     hard = resource.getrlimit(what)[1]
     resource.setrlimit(what, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
+
+
+def allow_open_files() -> None:
+    """Raise the soft limit of open files, often 1,024, to the hard one: each open episode of a user's environment
+    takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(ValueError, OSError):  # a system may allow fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def send(replies: int, message: dict[str, Any]) -> None:
