@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -33,11 +33,28 @@ def null_for_nan(value: Any) -> Any:
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, leaf value) pairs of nested data, in order; an empty mapping is a leaf.
 
+    A key that is no text is written as JSON writes it.
+
     >>> list(flatten({"a": {"b": 1, "c": {}}, "d": [2]}))
     [('a.b', 1), ('a.c', {}), ('d', [2])]
     """
+    for path, value in leaves(values):
+        yield prefix + dotted(path), value
+
+
+def leaves(values: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """What `flatten` gives, each with its keys one by one: a key of a user's own mapping may have dots.
+
+    >>> list(leaves({"a": {"b.c": 1, 2: 3}}))
+    [(('a', 'b.c'), 1), (('a', 2), 3)]
+    """
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
+            yield from (((key, *path), leaf) for path, leaf in leaves(value))
         else:
-            yield f"{prefix}{key}", value
+            yield (key,), value
+
+
+def dotted(path: Iterable[Any]) -> str:
+    """Keys one by one as a dotted key; see `flatten`."""
+    return ".".join(key if isinstance(key, str) else json.dumps(key, default=str) for key in path)

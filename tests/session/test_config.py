@@ -14,11 +14,11 @@ from configured import of, reread
 from vapo.algo.method import DualClip, Fixed, LengthAdaptive
 from vapo.algo.presets import PRESETS, TECHNIQUES, without
 from vapo.algo.sizes import NAMES, sizes_of
+from vapo.json_text import flatten
 from vapo.session.config import resolve
 from vapo.session.layers import (
     Source,
     file_layer,
-    flatten,
     recipe_layer,
     recipes,
     set_layer,
@@ -26,6 +26,8 @@ from vapo.session.layers import (
     with_sources,
 )
 from vapo.session.reference import all_settings, page
+from vapo.session.sizing import Fit, fitted
+from vapo.trainer.snapshot import changes
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +53,19 @@ def test_sources_are_kept_where_a_run_is_read_again():
     again = resolve(with_sources(file_layer("run", yaml.safe_load(config.to_yaml())), config.sources()))
     assert again == config
     assert again.origins == config.origins
+
+
+def test_a_mapping_of_a_task_stays_what_it_is_through_sizing_saving_and_loading():
+    mine = {"gpt-4.1": 0.5, 1: 0.5, "on": 0.5, "a: b": 1, None: 3, 0.5: 1, "x\ny": 1, "": 2, "n": {"k.j": {"a": 1}}}
+    layer = file_layer("mine", {"task": {"name": "gsm8k", "judges": mine}})
+    sized, _ = fitted(resolve([recipe_layer("maze"), layer]), Fit("gsm8k", 494_000_000, 1000, 110_000))
+    kept = file_layer("run", yaml.safe_load(sized.to_yaml()))
+    again = resolve(with_sources(kept, sized.sources()))
+    assert sized.sections.task.options["judges"] == again.sections.task.options["judges"] == mine
+    assert again == sized
+    assert again.origins["task.judges.n.k.j.a"].place == "mine"
+    # as a checkpoint keeps them, which has texts for keys
+    assert changes(sized.effective(), json.loads(json.dumps(sized.effective()))) == []
 
 
 def test_a_file_without_a_recipe_starts_from_the_defaults(tmp_path: Path):

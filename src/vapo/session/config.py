@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_jsonable_python
 
 from vapo.algo.head_ranges import target_range, with_range
 from vapo.algo.method import (
@@ -37,6 +38,9 @@ from vapo.session.schema import Choice, Sections, sizes
 from vapo.session.suggest import suggestion
 from vapo.session.unused import unused
 from vapo.session.yaml_text import yaml_lines
+
+_KEYS = str | int | float
+"""Types of keys that YAML gives back, besides null."""
 
 
 class _Method(BaseModel):
@@ -106,6 +110,7 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """What was chosen, as plain data that `resolve` reads back to the same configuration."""
         sections = self.sections.model_dump(mode="json")
+        sections["task"] = _plain(self.sections.task.model_dump())
         return {"seed": sections.pop("seed"), "algorithm": self.choice.model_dump(mode="json"), **sections}
 
     def effective(self) -> dict[str, Any]:
@@ -143,6 +148,15 @@ class Config:
             if origin.source is not Source.DEFAULT
         }
         return {"recipe": self.recipe, "settings": chosen}
+
+
+def _plain(value: Any) -> Any:
+    """The options of a task as plain data. pydantic's JSON makes texts of all keys, and a task may want numbers."""
+    if isinstance(value, Mapping):
+        return {key if key is None or isinstance(key, _KEYS) else str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return to_jsonable_python(value)
 
 
 def resolve(layers: Sequence[Layer]) -> Config:

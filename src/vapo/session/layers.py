@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from vapo.errors import ConfigError
-from vapo.json_text import flatten
+from vapo.json_text import dotted, leaves
 from vapo.session.suggest import suggestion
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -109,12 +109,12 @@ def with_sources(layer: Layer, sources: Mapping[str, Any], *, options: Source = 
     """
     chosen, recipe = sources["settings"], sources["recipe"]
     layers = [Layer(Source.DEFAULT, "default", layer.values)]
-    for key, value in flatten(layer.values):
-        if key in chosen:
+    for path, value in leaves(layer.values):
+        if (key := dotted(path)) in chosen:
             source, place = Source(chosen[key][0]), chosen[key][1]
             if source is Source.OPTION and options is not Source.OPTION:
                 source, place = options, layer.place
-            layers.append(Layer(source, place, nested(key, value), recipe if source is Source.RECIPE else None))
+            layers.append(Layer(source, place, nested(path, value), recipe if source is Source.RECIPE else None))
     return layers
 
 
@@ -132,13 +132,13 @@ def set_layer(assignment: str, option: str = "--set", example: str = "trainer.st
 
 def option_layer(option: str, key: str, value: Any) -> Layer:
     """A command line option that sets one dotted key."""
-    return Layer(Source.OPTION, option, nested(key, value))
+    return Layer(Source.OPTION, option, nested(key.split("."), value))
 
 
-def nested(key: str, value: Any) -> Any:
-    """The value under its dotted key: `nested("a.b", 1)` is `{"a": {"b": 1}}`."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
+def nested(path: Sequence[Any], value: Any) -> Any:
+    """The value under its keys: `nested(("a", "b"), 1)` is `{"a": {"b": 1}}`."""
+    for key in reversed(path):
+        value = {key: value}
     return value
 
 

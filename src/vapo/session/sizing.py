@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from vapo.algo.sizes import NAMES, Sizes, with_batch
 from vapo.errors import ConfigError
-from vapo.json_text import flatten
+from vapo.json_text import dotted, flatten, leaves
 from vapo.session.config import Config, alpha_follows_length, resolve
 from vapo.session.layers import Layer, Source, nested, recipe_layer
 from vapo.session.schema import ModelConfig
@@ -96,11 +96,11 @@ def fitted(config: Config, fit: Fit) -> tuple[Config, list[str]]:
     notes.append(f"sizes for a model of {_count(fit.parameters)} parameters: {defaults} (set them to choose others)")
     layers = [Layer(Source.DEFAULT, "default", chosen)]
     layers += [
-        Layer((origin := config.origins[key]).source, origin.place, nested(key, value))
-        for key, value in flatten(chosen)
-        if key not in unchosen
+        Layer((origin := config.origins[key]).source, origin.place, nested(path, value))
+        for path, value in leaves(chosen)
+        if (key := dotted(path)) not in unchosen
     ]
-    layers += [Layer(Source.DEFAULT, BY_SIZE, nested(key, value)) for key, value in unchosen.items()]
+    layers += [Layer(Source.DEFAULT, BY_SIZE, nested(key.split("."), value)) for key, value in unchosen.items()]
     return replace(resolve(layers), recipe=config.recipe, notes=config.notes), notes
 
 
