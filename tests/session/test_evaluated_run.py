@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,11 @@ from vapo.durability import checkpoint
 from vapo.errors import ConfigError
 from vapo.session.config import Config, resolve
 from vapo.session.evaluated_run import evaluation_config, find_model
+from vapo.session.evaluation import about_samples
 from vapo.session.layers import file_layer, set_layer
+from vapo.tasks.catalog import find_task
+from vapo.tasks.full_task import FullTask
+from vapo.types import Decoding
 
 SETTINGS = {
     "task": {"name": "math", "eval_data": "test.jsonl", "template": "Q: {problem}"},
@@ -29,6 +34,24 @@ def a_run(folder: Path, **changes: Any) -> Path:
     (folder / "config.yaml").write_text(resolve([file_layer("test", {**SETTINGS, **changes})]).to_yaml())
     (folder / "metrics.jsonl").touch()
     return folder
+
+
+def test_kept_samples_belong_to_the_code_of_the_verifier(tmp_path: Path):
+    (tmp_path / "test.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n')
+    file, found = tmp_path / "mine.py", []
+    for name in (f"{file}:judge", f"{file}:judge", "exact"):
+        file.write_text(f"def judge(response, answer):\n    return {len(found)} > 0 or '2' in response\n")
+        options = {"eval_data": str(tmp_path / "test.jsonl"), "verifier": name, "verifier_workers": 1}
+        task = find_task("math", options, to_train=False)
+        task.close()
+        config = resolve([file_layer("test", {"task": {"name": "math", **options}})])
+        inputs: Any = SimpleNamespace(
+            task=FullTask.of(task), policy_source="p", heldout_prompts=task.heldout, decoding=Decoding(8, (1,))
+        )
+        found.append(about_samples(config, inputs))
+    before, after, without = found
+    assert {key for key in before if before[key] != after[key]} == {"code of task, verifier and environment"}
+    assert "code of task, verifier and environment" not in without
 
 
 def a_model(folder: Path) -> None:

@@ -214,4 +214,14 @@ def about_samples(config: Config, inputs: Inputs) -> dict[str, Any]:
         "top-p": evaluation.top_p,
         "max_response_tokens": inputs.decoding.max_tokens,
         "seed": config.sections.seed,
+        **_own_code(config, inputs),
     }
+
+
+def _own_code(config: Config, inputs: Inputs) -> dict[str, str]:
+    """A hash of the user's files whose code judges; empty where there is none, as in what earlier versions kept."""
+    task = inputs.task.original
+    options = task.options if isinstance(task, Problems) else None
+    names = [config.sections.task.name, *([options.verifier, options.environment or ""] if options else [])]
+    files = [code for code, _ in map(_code, names) if isinstance(code, bytes)]
+    return {"code of task, verifier and environment": f"{stable_hash(*files):016x}"} if files else {}
