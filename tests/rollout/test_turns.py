@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 from scripted import STOP, Numbers, ScriptedEngine, Told, words
 
@@ -115,6 +117,21 @@ def test_a_stop_of_the_run_passes_through_and_closes_environments():
     with pytest.raises(VapoError, match="stop"):
         played(lambda state, seed: (10, STOP), world)
     assert world.closed == 1
+
+
+def test_an_environment_that_works_alone_lives_and_ends_in_one_thread():
+    class OneThread(Told):
+        def reset(self):
+            self.connection = sqlite3.connect(":memory:")  # refuses other threads
+            return ""
+
+        def close(self):
+            self.connection.close()
+            super().close()
+
+    world = OneThread(Reply(done=True, verdict=RIGHT))
+    episode, _ = played(lambda state, seed: (10, STOP), world)
+    assert (episode.verdict, world.closed) == (RIGHT, 1)
 
 
 def test_a_reply_is_cut_to_its_limit_with_a_mark():

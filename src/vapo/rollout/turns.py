@@ -95,9 +95,12 @@ def play(
 
     with ThreadPoolExecutor(rules.workers, "environment") as threads:
 
-        def each(work: Callable[[Player], None], chosen: Sequence[Player]) -> None:
+        def worked(work: Callable[[Player], None], chosen: Sequence[Player]) -> Iterator[None]:
             """Work on the players, several at a time where environments may; in this thread where they may not."""
-            for _ in threads.map(work, chosen) if rules.workers > 1 else map(work, chosen):
+            return threads.map(work, chosen) if rules.workers > 1 else map(work, chosen)
+
+        def each(work: Callable[[Player], None], chosen: Sequence[Player]) -> None:
+            for _ in worked(work, chosen):
                 report()
 
         try:
@@ -107,7 +110,7 @@ def play(
                     _sample_turns(engine, group, how, decode, stops, rules, report)
                 each(lambda player: _answer(player, rules), [player for player in going if not player.finish])
         finally:
-            list(threads.map(_close, [player for player in players if player.environment is not None]))
+            list(worked(_close, [player for player in players if player.environment is not None]))
     return [_episode(player, engine.version) for player in players]
 
 
