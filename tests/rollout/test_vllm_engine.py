@@ -273,6 +273,18 @@ def test_weights_that_do_not_arrive_later_cost_a_restart(tmp_path: Path):
         engine.close()
 
 
+def test_a_fault_on_the_way_to_sleep_costs_a_restart(tmp_path: Path):
+    alarms = list[str]()
+    settings = replace(QUICK, python=fake_python(tmp_path))
+    engine = VllmEngine(settings, model_of(), log=tmp_path / "vllm.log", on_alarm=alarms.append)
+    try:
+        engine._sleeps = True  # as on a GPU; the stand-in cannot
+        assert len(engine.generate(PROMPTS, Decoding(5, (7,)), SEEDS)) == len(PROMPTS)
+        assert "no attribute 'sleep'. It is started again, 1 of 3 times" in alarms[0]
+    finally:
+        engine.close()
+
+
 def test_the_process_and_its_files_end_with_a_trainer_that_is_killed(tmp_path: Path):
     script = (
         "import sys, time; sys.path[:0] = sys.argv[3:]\n"

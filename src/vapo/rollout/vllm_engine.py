@@ -169,7 +169,7 @@ class VllmEngine:
         if prompts:
             self._with_restarts(sample, lambda: len(prompts) - len(done))
             report()
-        self._rest()
+        self._with_restarts(self._rest, None)
         return [done[i] for i in range(len(prompts))]
 
     def close(self) -> None:
