@@ -20,7 +20,7 @@ import torch
 from tiny_models import VOCAB, full_logits, make_prompts, teacher_forced, tiny_model
 
 from vapo.errors import ConfigError, DataError, DivergedError, EngineError, ModelError
-from vapo.rollout import vllm_worker
+from vapo.rollout import vllm_worker, weight_exchange
 from vapo.rollout.engine_settings import DEFAULT_ENGINE, VllmEngineSettings
 from vapo.rollout.vllm_engine import VllmEngine, check_room
 from vapo.rollout.vllm_environment import check_environment
@@ -283,6 +283,22 @@ def test_a_fault_on_the_way_to_sleep_costs_a_restart(tmp_path: Path):
         assert "no attribute 'sleep'. It is started again, 1 of 3 times" in alarms[0]
     finally:
         engine.close()
+
+
+def test_the_weights_that_an_engine_starts_from_are_deleted_before_others_are_written(engine: VllmEngine, model):
+    copies = list(engine._exchange.path.glob("*/*.safetensors"))
+    assert {file.parent for file in copies} == {engine._exchange.present}
+
+
+def test_weights_are_deleted_when_nobody_holds_their_lock_whatever_the_process_id(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(weight_exchange, "SHARED_MEMORY", tmp_path)
+    alive = weight_exchange.WeightExchange(model_of())
+    elsewhere = alive.path.rename(tmp_path / f"{PREFIX}{2**22 + 1}-of-another-container")  # no process has the id
+    weight_exchange.WeightExchange(model_of()).remove()
+    assert elsewhere.is_dir()
+    alive._lock.close()  # its process has ended
+    weight_exchange.WeightExchange(model_of()).remove()
+    assert not elsewhere.exists()
 
 
 def test_the_process_and_its_files_end_with_a_trainer_that_is_killed(tmp_path: Path):

@@ -209,6 +209,7 @@ class VllmEngine:
             },
             limit_s=settings.start_limit_s,
         )
+        self._exchange.remove_others()
         self._sleeps, self._asleep = started["sleeps"], False
         self._load()
 

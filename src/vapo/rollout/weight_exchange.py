@@ -5,13 +5,15 @@ A folder has the model as `from_pretrained` reads it. The files are in /dev/shm 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +24,7 @@ from vapo.errors import ConfigError, ModelError
 from vapo.models.saving import save_weights
 
 PREFIX = "vapo-weights-"
+LOCK = "lock"
 # a folder of its own is made there, for this user alone
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # nosec B108
 PROOF_TOKENS = 48
@@ -58,6 +61,8 @@ class WeightExchange:
         _remove_orphans()
         numbers = sum(p.numel() * p.element_size() for p in self._outline.parameters())
         self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_roomy(2 * numbers)))
+        self._lock = (self.path / LOCK).open("wb")
+        _try_lock(self._lock)
 
     def write(self, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Make a folder of these weights the present one; returns them as they were written.
@@ -111,9 +116,16 @@ class WeightExchange:
             save_file(others, folder / file.name, metadata={"format": "pt"})
         return folder
 
+    def remove_others(self) -> None:
+        """Delete the other weights, once the engine has read them: there is room for two copies, and `write` needs
+        them. What else their folder has stays, since an engine may read it later."""
+        for file in (self.path / "others").glob("*.safetensors"):
+            file.unlink()
+
     def remove(self) -> None:
         """Delete everything."""
         shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
 
 
 def _other(tensor: Tensor) -> Tensor:
@@ -153,19 +165,22 @@ def _roomy(needed: int) -> Path:
 
 
 def _remove_orphans() -> None:
-    """Delete the folders of processes that were killed together with their engines."""
+    """Delete the folders of processes that were killed together with their engines.
+
+    A process holds the lock of its folder as long as it lives. Its id says nothing where containers share the memory:
+    each has ids of its own.
+    """
     for place in {SHARED_MEMORY, Path(tempfile.gettempdir())}:
-        for folder in place.glob(f"{PREFIX}*-*") if place.is_dir() else ():
-            owner = folder.name.removeprefix(PREFIX).partition("-")[0]
-            if owner.isdecimal() and not _alive(int(owner)):
-                shutil.rmtree(folder, ignore_errors=True)
+        for file in place.glob(f"{PREFIX}*-*/{LOCK}") if place.is_dir() else ():
+            with contextlib.suppress(OSError), file.open("rb") as lock:  # another user's, or deleted meanwhile
+                if _try_lock(lock):
+                    shutil.rmtree(file.parent, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def _try_lock(file: IO[bytes]) -> bool:
+    """Whether this process has the lock of the file now; closing the file gives it back."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         return False
-    except PermissionError:
-        return True
     return True
