@@ -69,6 +69,30 @@ def test_a_killed_rank_does_not_change_the_result_and_the_budget_ends(tmp_path: 
     assert ours("ray::") == []
 
 
+def test_a_task_that_all_restarts_share_is_closed_after_the_last_one(tmp_path: Path):
+    class Closed(toys.EchoTask):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    class Losing(SilentView):
+        lost = False
+
+        def step(self, metrics: dict) -> None:
+            if metrics["phase"] == "train" and not self.lost:
+                self.lost = True
+                raise RankError("training rank 0 died.")
+
+    task, view, closed = Closed(), Losing(), list[int]()
+    run = lifecycle.begin(
+        lifecycle.with_task(toys.toy_config(toys.toy_base(tmp_path / "base")), task), tmp_path / "run", view, task
+    )
+    again = partial(lifecycle.resume, tmp_path / "run", view, task)
+    lifecycle.finish_through(run, again, lambda _: closed.append(task.closed), task=task)
+    assert [*closed, task.closed] == [0, 1]
+
+
 def check_shards_of(folder: Path) -> None:
     """A torn shard is found, the checkpoint before it is used, and one process goes on from it."""
     root, alarms = folder / "checkpoints", list[str]()

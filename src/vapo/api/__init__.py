@@ -118,7 +118,7 @@ def resume(
 def _carried_out(prepare: Callable[[], Run], path: Path, told: Observer, task: Task | None) -> TrainedRun:
     """The run that `prepare` makes in `path`, carried out to its end."""
     again = partial(lifecycle.resume, path, told, task)
-    carry_out(prepare, lambda run, on_new: lifecycle.finish_through(run, again, on_new))
+    carry_out(prepare, lambda run, on_new: lifecycle.finish_through(run, again, on_new, task=task))
     return TrainedRun(path)
 
 

@@ -200,7 +200,7 @@ class VAPOTrainer:
 
         again = partial(lifecycle.resume, self.output_dir, self._observer, self.task)
         try:
-            lifecycle.finish_through(run, again, took_over)
+            lifecycle.finish_through(run, again, took_over, task=self.task)
         except StoppedError as error:
             if type(error) is StoppedError and self._asked:
                 raise AskedToStopError(str(error)) from None

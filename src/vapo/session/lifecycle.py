@@ -350,10 +350,11 @@ def _end_processes(run: Run) -> None:
             last.callback(close)
 
 
-def finish(run: Run, *, report: bool = True) -> Run:
+def finish(run: Run, *, report: bool = True, close: bool = True) -> Run:
     """Train to the end; write policy/ and critic/ and, with `report`, curves.png and report.html.
 
-    Of a network with adapters, policy_adapter/ or critic_adapter/ lies beside the merged model.
+    Of a network with adapters, policy_adapter/ or critic_adapter/ lies beside the merged model. The task is closed in
+    the end, too, unless `close` is false.
     """
     guards, path, failed = run.guards, run.folder.path, True
     try:
@@ -384,7 +385,8 @@ def finish(run: Run, *, report: bool = True) -> Run:
         ) from error
     finally:
         with ExitStack() as last:  # each is called, from the last line to the first, also where one raises
-            last.callback(close_task, run.task)
+            if close:
+                last.callback(close_task, run.task)
             last.callback(run.folder.close)
             for end in reversed(run.on_end):
                 last.callback(end, failed)
@@ -394,13 +396,31 @@ def finish(run: Run, *, report: bool = True) -> Run:
     return run
 
 
-def finish_through(run: Run, again: Callable[[], Run], on_new: Callable[[Run], None] = lambda _: None) -> Run:
+def finish_through(
+    run: Run,
+    again: Callable[[], Run],
+    on_new: Callable[[Run], None] = lambda _: None,
+    *,
+    task: Task | None = None,
+) -> Run:
     """`finish`; where training ranks die or hang, `again` makes the run anew from its last checkpoint, scale.restarts
-    times at most. `on_new` is told of every run that takes the place of the one before."""
+    times at most. `on_new` is told of every run that takes the place of the one before.
+
+    `task` is the object that all of these runs share, if there is one: it is closed after the last of them.
+    """
+    if task is None:
+        return _finish_through(run, again, on_new, close=True)
+    try:
+        return _finish_through(run, again, on_new, close=False)
+    finally:
+        close_task(task)
+
+
+def _finish_through(run: Run, again: Callable[[], Run], on_new: Callable[[Run], None], *, close: bool) -> Run:
     left = run.config["scale"]["restarts"]
     while True:
         try:
-            return finish(run)
+            return finish(run, close=close)
         except RankError as error:
             if not left or error.would_repeat or run.stop_requested:
                 raise
