@@ -311,6 +311,8 @@ def test_a_short_run_keeps_the_method(base: Path):
     short = short_config(config)
     assert short.label == config.label
     assert (short.algorithm.sampling.samples, short.sections.trainer.steps) == (8, 1)
+    reward_model = of(base, "trainer.steps=0", "trainer.pretraining_at=end", "trainer.pretraining_steps=1")
+    assert short_config(reward_model).sections.trainer.steps == 1
     alone = short_config(of(base, "algorithm.preset=ppo", "algorithm.alpha=null"))
     assert alone.algorithm.sampling.samples == 4
 

@@ -37,6 +37,7 @@ def short_config(config: Config) -> Config:
             "steps": 1,
             "samples_per_step": samples,
             "minibatch_size": samples // 2,
+            "pretraining_at": "tokens",  # a reward model has no steps of training to look at
             "pretraining_heldout": 2,
             "pretraining_passes": 1,
             "pretraining_ready": -1e9,
