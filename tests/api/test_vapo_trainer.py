@@ -26,6 +26,7 @@ import toys
 from command_line import vapo
 from vapo import VAPOConfig, VAPOTrainer
 from vapo.api import trainer_config
+from vapo.api.callbacks import CallbackObserver
 from vapo.api.trainer_config import ARGUMENTS, in_arguments
 from vapo.errors import ConfigError, DataError, DivergedError, ModelError
 from vapo.models.reward_model import RewardModel
@@ -137,6 +138,11 @@ class Stopper(TrainerCallback):
         self.seen.append("end")
 
 
+def finite(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The history as files can hold it."""
+    return [{name: value for name, value in line.items() if math.isfinite(value)} for line in history]
+
+
 def test_a_callback_stops_training_and_a_resume_ends_as_an_undisturbed_run(trained: VAPOTrainer, tmp_path: Path):
     stopper = Stopper()
     args = config(tmp_path / "run", reward_weights=[1.0, 0.5])
@@ -149,6 +155,8 @@ def test_a_callback_stops_training_and_a_resume_ends_as_an_undisturbed_run(train
     again.train(resume_from_checkpoint=True)
     ours, theirs = (t.model.state_dict() for t in (again, trained))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert again.log_history[:3] == finite(first.log_history)
+    assert [line["step"] for line in again.log_history] == [0, 0, 1, 2, 2]
     faster = trainer(tmp_path / "run", args=config(tmp_path / "run", learning_rate=1.0), eval_dataset=ROWS[:4])
     with pytest.raises(ConfigError, match=r"learning_rate: 0.001 -> 1.0"):
         faster.train(resume_from_checkpoint=True)
@@ -421,6 +429,10 @@ def test_early_stopping_ends_the_run_where_the_metric_does_not_improve(tmp_path:
     made.train()
     assert [line["step"] for line in made.metrics if line["phase"] == "train"] == [1, 2]  # of 10
     assert made.state.best_metric == 0.0
+    resumed = CallbackObserver([], made.args, 10)
+    resumed.begin(2, None, lambda: None)
+    assert resumed.state.best_metric == 0.0
+    assert resumed.state.log_history == finite(made.log_history)
     assert config(tmp_path, **watched).greater_is_better
     with pytest.raises(ConfigError, match="set eval_strategy='steps'"):
         config(tmp_path, metric_for_best_model="avg")

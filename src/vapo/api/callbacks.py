@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -11,6 +12,7 @@ from vapo.api.trainer_config import in_arguments
 from vapo.json_text import flatten
 from vapo.metrics import Phase
 from vapo.reports.live import SilentView
+from vapo.reports.runfiles import read_jsonl
 from vapo.trainer.observer import Observer
 
 
@@ -36,8 +38,9 @@ class CallbackObserver:
 
     def begin(self, step: int, model: Any, stop: Callable[[], None]) -> None:
         """Training begins, or goes on from this rollout step; `stop` ends it. A run that takes the place of one that
-        lost processes is no new beginning for callbacks."""
+        lost processes is no new beginning for callbacks. What the run has logged before is read from its folder."""
         self.stop, self._context = stop, {**self._context, "model": model}
+        self._recall(Path(self._arguments.output_dir))
         self.state.global_step = step
         if not self._begun:
             self._begun, self.control = True, TrainerControl()
@@ -74,9 +77,9 @@ class CallbackObserver:
         """See `Observer`; steps of value pretraining are logged under step 0."""
         self.view.step(metrics)
         if metrics["phase"] == Phase.TRAIN:
-            self.state.global_step = int(metrics["step"])
+            self.state.global_step = _step_of(metrics)
             self.tell("on_step_end")
-        logs = {name: value for name, value in flatten(metrics) if isinstance(value, int | float)}
+        logs = _numbers(metrics)
         self._log(logs)
         self.tell("on_log", logs=logs)
 
@@ -90,6 +93,21 @@ class CallbackObserver:
         """The run or `evaluate()` has measured the policy."""
         self._log(metrics)
         self.tell("on_evaluate", metrics=metrics)
+        self._keep_best(metrics)
+
+    def _recall(self, run: Path) -> None:
+        """Take history and best metric from the logs of a run that goes on; a new one has none yet."""
+        steps = [(_step_of(line), _numbers(line)) for line in read_jsonl(run / "metrics.jsonl")]
+        judged = [(line["step"], evaluation_metrics(line)) for line in read_jsonl(run / "evaluations.jsonl")]
+        # an evaluation ends its step; that of step 0 comes first
+        lines = [line for line in judged if line[0] == 0] + steps + [line for line in judged if line[0] > 0]
+        if lines:
+            self.state.log_history, self.state.best_metric = [], None
+        for self.state.global_step, figures in sorted(lines, key=lambda line: line[0]):
+            self._log(figures)
+            self._keep_best(figures)
+
+    def _keep_best(self, metrics: Mapping[str, float]) -> None:
         name = self._arguments.metric_for_best_model
         value = None if name is None else metrics.get(f"eval_{name.removeprefix('eval_')}")
         if value is not None:
@@ -106,6 +124,16 @@ class CallbackObserver:
 
     def _log(self, figures: Mapping[str, float]) -> None:
         self.state.log_history.append({**figures, "step": self.state.global_step})
+
+
+def _step_of(metrics: Mapping[str, Any]) -> int:
+    """The rollout step that a line of metrics is logged under; value pretraining comes before the first."""
+    return int(metrics["step"]) if metrics["phase"] == Phase.TRAIN else 0
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line of metrics, by dotted key."""
+    return {name: value for name, value in flatten(metrics) if isinstance(value, int | float)}
 
 
 def evaluation_metrics(result: dict[str, Any]) -> dict[str, float]:
