@@ -138,6 +138,19 @@ class Stopper(TrainerCallback):
         self.seen.append("end")
 
 
+def test_rows_that_hold_objects_keep_their_name_in_another_process(tmp_path: Path):
+    class Held:
+        pass
+
+    def named(value) -> str:
+        return trainer(tmp_path / "run", train_dataset=[{"prompt": "1 x", "n": 1, "held": value}] * 4).task.name
+
+    assert named(Held()) == named(Held()) == named({"a", "b"}) != named("text")
+    # the names that runs of earlier versions have
+    rows = [{"prompt": "1 x", "n": 1, "parts": [2.5, None]}] * 4
+    assert trainer(tmp_path / "run", train_dataset=rows).task.name == "records-0f35dbcbfd6f"
+
+
 def finite(history: list[dict[str, float]]) -> list[dict[str, float]]:
     """The history as files can hold it."""
     return [{name: value for name, value in line.items() if math.isfinite(value)} for line in history]

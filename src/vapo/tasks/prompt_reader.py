@@ -87,7 +87,7 @@ class Reader:
         assert not isinstance(text, Fault)
         if isinstance(problem, Dialogue) and not problem.templated and len(self.unchanged) < NUM_UNCHANGED:
             self.unchanged.append((layout, text))
-        columns = {key: value for key, value in row.items() if _is_json(value)}
+        columns = {key: value for key, value in row.items() if is_json(value)}
         contents = "\n".join(message["content"] for message in text)
         if not (_is_unicode(contents) and _is_unicode(str(answer))):
             return Drop(where, "half a surrogate pair, which is no character")
@@ -109,7 +109,7 @@ class Reader:
                 return Fault("a solution, not an answer", f"{len(answer)} characters")
             return answer or Fault("an empty answer")
         if not checkable:
-            return answer if _is_json(answer) else Fault(f"an answer of type {type(answer).__name__}, not JSON")
+            return answer if is_json(answer) else Fault(f"an answer of type {type(answer).__name__}, not JSON")
         if isinstance(answer, list | Mapping):
             path = value_path(layout.answer, answer)
             advice = f"name one, as in task.columns={{prompt: {prompt_words(layout.prompt)}, answer: {path}}}"
@@ -228,7 +228,7 @@ def _missing_part(layout: Layout) -> str:
     return f"{names} {verb} not in the prompt. If the problems need it: {option}."
 
 
-def _is_json(value: Any) -> bool:
+def is_json(value: Any) -> bool:
     """Whether the value of a column can be sent to a worker process as JSON; images and dates cannot."""
     try:
         json.dumps(value)

@@ -10,6 +10,7 @@ from vapo.tasks.builtin import split
 from vapo.tasks.environments.players import Players
 from vapo.tasks.full_task import MAX_TURNS
 from vapo.tasks.problems import MIN_TRAIN
+from vapo.tasks.prompt_reader import is_json
 from vapo.tasks.verifiers.rewards import NONE_APPLIES, Rewards
 from vapo.types import Episode, Prompt, Turn, Verdict, stable_hash
 
@@ -23,8 +24,9 @@ HELD_OUT = 200
 class RecordsTask:
     """Rows with a `prompt` (a text or messages) and any other columns, which the reward functions are given.
 
-    `name` is a hash of the rows, so a run cannot be resumed on others. `environment` makes an episode one of several
-    turns, at most `max_turns`. Raises DataError for rows without a usable prompt.
+    `name` is a hash of the rows, so a run cannot be resumed on others; of a column that is no JSON the name counts.
+    `environment` makes an episode one of several turns, at most `max_turns`. Raises DataError for rows without a usable
+    prompt.
     """
 
     def __init__(
@@ -51,8 +53,7 @@ class RecordsTask:
         else:
             judged, self.notes = _prompts(heldout, "eval_dataset"), []
         self.train, self.heldout = tuple(learned), tuple(judged)
-        texts = (repr((p.text, sorted(p.columns.items(), key=lambda item: item[0]))) for p in self.train)
-        self.name = f"{PREFIX}{stable_hash(*texts):016x}"[:20]
+        self.name = f"{PREFIX}{stable_hash(*map(_as_text, self.train)):016x}"[:20]
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """The verdict on one response that was not sampled here: it has no token ids."""
@@ -82,6 +83,12 @@ class RecordsTask:
         """End the environment's processes, if there are any."""
         if self.environment is not None:
             self.environment.close()
+
+
+def _as_text(prompt: Prompt) -> str:
+    """A row as text for the hash. Objects are left out: theirs may hold an address, and a set has no order."""
+    columns = sorted(prompt.columns.items(), key=lambda item: item[0])
+    return repr((prompt.text, [(key, value) if is_json(value) else (key,) for key, value in columns]))
 
 
 def _prompts(rows: Iterable[Row], argument: str) -> list[Prompt]:
