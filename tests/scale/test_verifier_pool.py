@@ -6,16 +6,19 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vapo.errors import ConfigError
 from vapo.rollout.collect import judge_episodes
+from vapo.scale import verifier_pool
 from vapo.scale.cluster import Cluster, Wanted
 from vapo.scale.verifier_pool import JudgeSpec, VerifierCrew, judged_by
 from vapo.tasks.catalog import find_task
 from vapo.tasks.full_task import FullTask
-from vapo.types import Completion, Episode, Prompt
+from vapo.tasks.verifiers import pool
+from vapo.types import Completion, Episode, Prompt, Verdict
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -113,3 +116,17 @@ def test_a_worker_that_ends_while_it_imports_is_one_clear_error(cluster: Cluster
     (tmp_path / "own.py").write_text(f"import os\nos.kill(os.getpid(), {int(signal.SIGKILL)})\n" + TASK_FILE)
     with pytest.raises(ConfigError, match=r"verifier worker 0.*did not start: its process ended"):
         VerifierCrew(cluster, task, JudgeSpec(name, {}), workers=1, answer_limit_s=60)
+
+
+def test_a_worker_has_the_time_that_a_verifier_takes_to_load_besides_its_own_start(monkeypatch: pytest.MonkeyPatch):
+    class BegunError(Exception):
+        pass
+
+    def begun(*_, start_limit_s: float, **__):
+        raise BegunError(start_limit_s)
+
+    monkeypatch.setattr(verifier_pool, "Crew", begun)
+    task, nowhere = FullTask("t", [], [], 8, lambda *_: Verdict("right")), SimpleNamespace(restarts=0)
+    with pytest.raises(BegunError) as caught:
+        VerifierCrew(nowhere, task, JudgeSpec("t", {}), workers=1, answer_limit_s=1)  # type: ignore[arg-type]
+    assert caught.value.args[0] > pool.START_LIMIT_S

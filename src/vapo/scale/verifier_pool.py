@@ -14,6 +14,7 @@ from vapo.scale.ray_backend import RayBackend
 from vapo.scale.supervised import SupervisedActor
 from vapo.tasks.full_task import FullTask
 from vapo.tasks.problems import Problems
+from vapo.tasks.verifiers import pool
 from vapo.types import Episode, Verdict
 
 MOST = 64
@@ -95,7 +96,7 @@ class VerifierCrew:
             hand_over=lambda process: process.call("start", spec),
             restarts=cluster.restarts,
             answer_limit_s=answer_limit_s,
-            start_limit_s=START_LIMIT_S,
+            start_limit_s=START_LIMIT_S + pool.START_LIMIT_S,  # of the actor, then of the verifier in it
         )
         try:
             self.crew.start()
