@@ -210,6 +210,7 @@ def test_a_recipe_is_the_tasks_with_some_values_replaced():
         ({"layers": True}, "takes a whole number from 1 for layers, got True"),
         ({"peak_lr": "high"}, "takes a number from 0 for peak_lr, got 'high'"),
         ({"peak_lr": float("nan")}, "takes a number from 0 for peak_lr, got nan"),
+        ({"warmup": 1}, "takes a share of the steps below 1 for warmup, got 1"),
         ({"hidden_size": 66}, "hidden_size=66 cannot be shared by heads=2"),
     ],
 )

@@ -83,6 +83,8 @@ def base_recipe(task: TracedTask, values: Mapping[str, Any]) -> BaseRecipe:
         if not (of_kind and least <= float(value) < math.inf):
             raise ConfigError(f"The base's recipe takes {kind} from {least} for {name}, got {value!r}.")
     recipe = replace(usual, **chosen)
+    if recipe.warmup >= 1:
+        raise ConfigError(f"The base's recipe takes a share of the steps below 1 for warmup, got {recipe.warmup!r}.")
     if recipe.hidden_size % (2 * recipe.heads):
         raise ConfigError(
             f"hidden_size={recipe.hidden_size} cannot be shared by heads={recipe.heads}: each needs an even number of "
