@@ -54,7 +54,7 @@ from vapo.session.suggest import SYNONYMS
         ("trainer.steps=abc", "trainer.steps takes a whole number, at least 0, got 'abc'"),
         ("trainer.steps=-1", "trainer.steps must be at least 0"),
         ("trainer.steps=true", "trainer.steps takes a whole number, at least 0, got true"),
-        ("seed=true", "seed takes a whole number, at least 0, got true"),
+        ("seed=true", r"seed takes a whole number, in \[0, 18446744073709551616\), got true"),
         ("trainer.actor_lr=.inf", "trainer.actor_lr must be finite"),
         ("trainer.actor_lr=.nan", "trainer.actor_lr must be finite"),
         ("algorithm.positive_lm=-1", "algorithm.positive_lm must be at least 0"),
@@ -66,7 +66,8 @@ from vapo.session.suggest import SYNONYMS
         ("algorithm={preset: ppo, without: [clip-higher]}", "does not use clip-higher"),
         ("trainer.pretraining_lr=-1", "pretraining_lr must be at least 0"),
         ("checkpoint.keep=0", "checkpoint.keep"),
-        ("seed=-1", "seed takes a whole number, at least 0, got -1"),
+        ("seed=-1", r"seed takes a whole number, in \[0, 18446744073709551616\), got -1"),
+        ("seed=18446744073709551616", r"seed takes a whole number, in .*, got 18446744073709551616"),
     ],
 )
 def test_mistakes_are_named_with_their_place_and_the_fix(assignment: str, words: str):

@@ -184,7 +184,7 @@ class Sections(BaseModel):
     """All sections but `algorithm`, which is resolved from its preset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    seed: Annotated[int, Field(ge=0), Range(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**64), Range(ge=0, lt=2**64)] = 0
     """Decides every draw of the run."""
     trackers: tuple[TrackerName, ...] = ()
     """Where figures, samples and alarms go besides the run's folder: any of tensorboard, wandb, trackio, mlflow."""
