@@ -22,6 +22,12 @@ def test_a_csv_file_is_read_as_texts_with_quotes_line_ends_and_a_byte_order_mark
     ]
 
 
+def test_a_value_of_a_csv_file_may_be_as_long_as_a_book(tmp_path):
+    (tmp_path / "d.csv").write_text(f"problem,answer\n{'word ' * 50_000},2\n")
+    [(_, row)] = read_rows(str(tmp_path / "d.csv"))
+    assert len(row["problem"]) == 250_000
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -232,7 +232,7 @@ def is_json(value: Any) -> bool:
     """Whether the value of a column can be sent to a worker process as JSON; images and dates cannot."""
     try:
         json.dumps(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return False
     return True
 

@@ -17,6 +17,8 @@ from vapo.hub import hub_access, not_cached
 Row = Mapping[str, Any]
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+MAX_FIELD = 1 << 30
+"""Longest value of a CSV file, in characters; Python's own limit is 131,072, less than some prompts."""
 UTF_8 = "utf-8-sig"
 """UTF-8 with or without the byte-order mark that Windows programs write."""
 
@@ -111,6 +113,7 @@ def _row_lists(data: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def _from_csv(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Row]]:
     """The rows of a CSV file with a header; all values are texts."""
+    csv.field_size_limit(MAX_FIELD)
     reader = csv.reader(lines, strict=True)
     names: list[str] | None = None
     while True:
@@ -155,6 +158,10 @@ def _json(path: Path, line: int, text: str, advice: str = "") -> Any:
             f"{path} line {line + error.lineno - 1} is not JSON: {error.msg.removesuffix(' at')} at column "
             f"{error.colno}.{advice}"
         ) from error
+    except (ValueError, RecursionError) as error:  # Python's limits: 4,300 digits, about a thousand levels
+        what = "is nested too deeply" if isinstance(error, RecursionError) else "has a number with too many digits"
+        where = path if path.suffix == ".json" else f"{path} line {line}"
+        raise DataError(f"{where} {what} to be read. Write it as a text.") from error
 
 
 def _checked(path: Path, unit: str, rows: Iterator[tuple[int, Any]] | enumerate[Any]) -> Iterator[tuple[str, Row]]:
