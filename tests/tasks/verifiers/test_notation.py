@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import time
 from fractions import Fraction
 from types import ModuleType
 
@@ -123,6 +124,13 @@ def test_expressions_that_may_take_too_long_are_too_complex(text):
 )
 def test_real_answers_are_not_too_complex(text):
     assert too_complex(text) == ""
+
+
+def test_white_space_takes_no_time():
+    began = time.process_time()
+    assert tidy("{" + " " * 180 + "\\over" + " " * 180 + "x") == "{\\frac{ }{ x}"
+    assert tidy("1" + " " * 300 + "234") == "1 234"  # two numbers
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize("module", [answers, intervals, notation, numerals, parts, units, wording])

@@ -78,6 +78,8 @@ def tidy(text: str, *, thousands: bool = True) -> str:
         text = text[2:-2]
     text = _COLOUR.sub("", text)
     text = _SPACING.sub(" ", re.sub(r"(?<!\\)\\!", "", text))
+    # the expressions below would try all ways to share out long white space; one space in 1 234 means something
+    text = re.sub(r"\s{3,}", "  ", text)
     if TRIGONOMETRY.search(text):
         text = re.sub(rf"(\d+(?:\.\d+)?)\s*(?:{DEGREES.pattern})", r"(\1\\pi /180)", text)
     text = DEGREES.sub("", text)
