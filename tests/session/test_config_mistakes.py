@@ -66,6 +66,7 @@ from vapo.session.suggest import SYNONYMS
         ("algorithm={preset: ppo, without: [clip-higher]}", "does not use clip-higher"),
         ("trainer.pretraining_lr=-1", "pretraining_lr must be at least 0"),
         ("checkpoint.keep=0", "checkpoint.keep"),
+        ("rollout.engine={kind: vllm, context: 2}", "rollout.engine.context must be at least 3, got 2"),
         ("seed=-1", r"seed takes a whole number, in \[0, 18446744073709551616\), got -1"),
         ("seed=18446744073709551616", r"seed takes a whole number, in .*, got 18446744073709551616"),
     ],

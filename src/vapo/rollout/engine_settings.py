@@ -46,7 +46,7 @@ class VllmEngineSettings:
     """The Python interpreter of the environment that has vLLM; null is the one that runs vapo."""
     slots: int = number(128, ge=1, unit="responses")
     """Most responses decoded at the same time; changes memory and speed, not results."""
-    context: int | None = number(None, ge=2, unit="tokens")
+    context: int | None = number(None, ge=3, unit="tokens")
     """Longest prompt and response together; null takes the model's context. Less needs less cache."""
     memory_share: float = number(0.4, gt=0, lt=1, unit="share of the GPU's memory")
     """What vLLM takes of a GPU for weights and cache."""
