@@ -149,6 +149,8 @@ def test_a_run_that_kept_too_little_is_refused_with_the_settings(run: Path, tmp_
             shutil.rmtree(folder)
     with pytest.raises(ConfigError, match=r"kept 1 checkpoint for --every 1.*checkpoint.every=6 --set checkpoint.keep"):
         moments(path, 1)
+    with pytest.raises(ConfigError, match=r"every must be at least 1, got 0: 1 judges all"):
+        vapo.judge_training(path, 0)
     with pytest.raises(ConfigError, match=r"is no run directory\. --every judges the checkpoints"):
         moments(path / "policy", 1)
 

@@ -234,7 +234,7 @@ def judge_training(
     what `vapo critic RUN --every N` prints, the content of training.json.
 
     A run keeps the checkpoints that checkpoint.every and checkpoint.keep say. Raises what `judge_critic` raises, and
-    ConfigError where fewer than two are kept.
+    ConfigError where fewer than two are kept, and for `every` below 1.
     """
     with _told(observer, silent) as told:
         return judge_critics(

@@ -36,7 +36,10 @@ class Moment:
 
 def moments(run: Path, every: int) -> list[Moment]:
     """The checkpoints to judge, oldest first: the start of joint training, each whose step is a multiple of `every`,
-    and the last one. Raises ConfigError for a folder that is no run, and where fewer than two are kept."""
+    and the last one. Raises ConfigError for `every` below 1, for a folder that is no run, and where fewer than two are
+    kept."""
+    if every < 1:
+        raise ConfigError(f"every must be at least 1, got {every}: 1 judges all checkpoints that are kept.")
     if not is_run(run):
         raise ConfigError(f"{run} is no run directory. --every judges the checkpoints that a run has kept: give a run.")
     root, found = run / "checkpoints", {}
