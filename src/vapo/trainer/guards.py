@@ -21,7 +21,7 @@ HISTORY = 20
 ENOUGH = 5
 """A gradient norm is compared after at least this many steps."""
 ROUNDING = 1e-6
-"""Smaller gradient norms are rounding errors: six steps of equal rewards of 0.1 had 1e-7, steps with a signal 0.1 to 1."""
+"""Smaller gradient norms are rounding errors: steps of equal rewards of 0.1 had 1e-7, steps with a signal 0.1 to 1."""
 
 
 @dataclass(frozen=True)
