@@ -2,8 +2,8 @@
 
     cd results/evidence && python other_regimes.py chain/results.json [maze/results.json far/results.json]
 
-The maze: as in the far maze, by less. Chain: no method is told apart from GRPO, and VAPO 2 loses nothing. Written
-before the first final run of either.
+The maze: as in the far maze, by less. Chain: at equal steps nobody is told apart from GRPO, and VAPO 2 loses nothing.
+Written before the first final run of either.
 """
 
 import sys

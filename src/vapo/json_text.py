@@ -56,5 +56,6 @@ def leaves(values: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
 
 
 def dotted(path: Iterable[Any]) -> str:
-    """Keys one by one as a dotted key; see `flatten`."""
+    """Keys one by one as a dotted key; see `flatten`. Mappings whose keys have dots, or are numbers beside their texts,
+    may give two leaves one dotted key: it is for looking up and for people, `leaves` for laying down."""
     return ".".join(key if isinstance(key, str) else json.dumps(key, default=str) for key in path)

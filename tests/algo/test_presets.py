@@ -244,6 +244,8 @@ def test_scaling_raises_if_the_group_size_does_not_divide_the_samples():
         ({"group_size": 10}, 130, 10, 26),
         ({"group_size": 3}, 129, 3, 43),
         ({"minibatch_size": 25}, 125, 5, 25),
+        ({"minibatch_size": 43}, 172, 4, 43),
+        ({"minibatch_size": 67}, 268, 4, 67),
     ],
 )
 def test_sizes_that_are_not_set_stay_near_the_defaults(chosen, samples, group, minibatch):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import vapo
 from vapo.errors import ConfigError, DataError, VerifierBrokenError
@@ -192,11 +193,18 @@ def test_a_result_that_is_not_a_verdict_is_invalid():
         assert judged[0].verdict.reason == f"{next(iter(parts))} gave a bool, not a vapo.types.Verdict"
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf, "0.5"])
+@pytest.mark.parametrize("score", [math.nan, math.inf, "0.5", 10**400, torch.zeros(2)])
 def test_a_score_that_is_no_finite_number_makes_the_verdict_invalid(score):
     judged = judge_episodes(episodes(2), FullTask.of(task(verify=lambda p, r: Verdict("right", score=score))))
     assert [e.verdict.status for e in judged] == ["invalid"] * 2
-    assert judged[0].verdict.reason == f"verify gave the score {score!r}, which is no finite number"
+    assert judged[0].verdict.reason == f"verify gave the score {score!r:.80}, which is no finite number"
+
+
+def test_a_score_may_be_a_tensor_of_one_number():
+    judged = judge_episodes(
+        episodes(1), FullTask.of(task(verify=lambda p, r: Verdict("right", score=torch.tensor(0.5))))
+    )
+    assert judged[0].verdict.score == 0.5
 
 
 def test_verify_groups_gets_the_responses_to_each_prompt_together():

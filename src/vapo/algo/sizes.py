@@ -59,10 +59,17 @@ def with_batch(sizes: Sizes) -> Sizes:
     samples = sizes.samples_per_step
     if samples is None:
         unit = lcm(group or 1, minibatch or 1)
-        samples = unit * max(1, round(SAMPLES / unit))
+        several = range(unit, max(2 * SAMPLES, 4 * unit) + 1, unit)
+        fit = [n for n in several if _fits(n, group, GROUP) and _fits(n, minibatch, MINIBATCH)]
+        samples = min(fit, key=lambda n: abs(n - SAMPLES), default=unit)
     group = group or _divisor_near(GROUP, samples)
     minibatch = minibatch or _divisor_near(MINIBATCH, samples)
     return replace(sizes, samples_per_step=samples, group_size=group, minibatch_size=minibatch)
+
+
+def _fits(samples: int, chosen: int | None, default: int) -> bool:
+    """Whether the samples can be divided into parts of the chosen size, or near the default."""
+    return samples % (chosen or _divisor_near(default, samples)) == 0
 
 
 def _divisor_near(default: int, samples: int) -> int:

@@ -96,14 +96,18 @@ class CallbackObserver:
         self._keep_best(metrics)
 
     def _recall(self, run: Path) -> None:
-        """Take history and best metric from the logs of a run that goes on; a new one has none yet."""
+        """Take history and best metric from the logs of a run that goes on; a new one has none yet.
+
+        They replace what the state held, also of evaluations that the user asked for: those are in no log.
+        """
         steps = [(_step_of(line), _numbers(line)) for line in read_jsonl(run / "metrics.jsonl")]
         judged = [(line["step"], evaluation_metrics(line)) for line in read_jsonl(run / "evaluations.jsonl")]
         # an evaluation ends its step; that of step 0 comes first
         lines = [line for line in judged if line[0] == 0] + steps + [line for line in judged if line[0] > 0]
         if lines:
             self.state.log_history, self.state.best_metric = [], None
-        for self.state.global_step, figures in sorted(lines, key=lambda line: line[0]):
+        for step, figures in sorted(lines, key=lambda line: line[0]):
+            self.state.global_step = step
             self._log(figures)
             self._keep_best(figures)
 

@@ -7,7 +7,7 @@ number, an environment's of its episode's seed: so an episode is the same alone 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -253,12 +253,14 @@ def _fault(reply: Any) -> str:
 
 def _limited(reply: Reply, most: int) -> Reply:
     """The reply with texts of at most so many characters."""
-    messages = tuple(
-        {**{key: _cut(value, most) if isinstance(value, str) else value for key, value in message.items()},
-         "content": _cut(str(message.get("content")), most)}
-        for message in reply.messages
-    )  # fmt: skip
+    messages = tuple(_limited_message(message, most) for message in reply.messages)
     return replace(reply, text=_cut(reply.text, most), messages=messages)
+
+
+def _limited_message(message: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """The message with its content as text, and all its own texts (not those of what it holds) cut."""
+    texts = {**message, "content": str(message.get("content"))}
+    return {key: _cut(value, most) if isinstance(value, str) else value for key, value in texts.items()}
 
 
 def _cut(text: str, most: int) -> str:

@@ -61,8 +61,7 @@ class WeightExchange:
         _remove_orphans()
         numbers = sum(p.numel() * p.element_size() for p in self._outline.parameters())
         self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_roomy(2 * numbers)))
-        self._lock = (self.path / LOCK).open("wb")
-        _try_lock(self._lock)
+        self._lock = _locked(self.path / LOCK)
 
     def write(self, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Make a folder of these weights the present one; returns them as they were written.
@@ -175,6 +174,15 @@ def _remove_orphans() -> None:
             with contextlib.suppress(OSError), file.open("rb") as lock:  # another user's, or deleted meanwhile
                 if _try_lock(lock):
                     shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """A new file with its lock held. It gets its name last: a file of that name without a lock is an orphan's."""
+    hidden = path.with_name(f".{path.name}")
+    file = hidden.open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    hidden.rename(path)
+    return file
 
 
 def _try_lock(file: IO[bytes]) -> bool:

@@ -408,28 +408,22 @@ def finish_through(
 
     `task` is the object that all of these runs share, if there is one: it is closed after the last of them.
     """
-    if task is None:
-        return _finish_through(run, again, on_new, close=True)
-    try:
-        return _finish_through(run, again, on_new, close=False)
-    finally:
-        close_task(task)
-
-
-def _finish_through(run: Run, again: Callable[[], Run], on_new: Callable[[Run], None], *, close: bool) -> Run:
     left = run.config["scale"]["restarts"]
-    while True:
-        try:
-            return finish(run, close=close)
-        except RankError as error:
-            if not left or error.would_repeat or run.stop_requested:
-                raise
-            left -= 1
-            run.observer.alarm(
-                f"{error} The run goes on from its last checkpoint; it may do so {counted(left, 'more time')}."
-            )
-        run = again()
-        on_new(run)
+    with ExitStack() as last:
+        if task is not None:
+            last.callback(close_task, task)
+        while True:
+            try:
+                return finish(run, close=task is None)
+            except RankError as error:
+                if not left or error.would_repeat or run.stop_requested:
+                    raise
+                left -= 1
+                run.observer.alarm(
+                    f"{error} The run goes on from its last checkpoint; it may do so {counted(left, 'more time')}."
+                )
+            run = again()
+            on_new(run)
 
 
 def _publish_with_card(run: Run, network: Network, folder: Path) -> None:

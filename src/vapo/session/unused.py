@@ -203,21 +203,20 @@ INSTEAD = {
 }
 """Settings of training whose like in an evaluation is another option, or that it has no use for."""
 
-
-OPTIONS = {
+OWN_OPTIONS = {
     "evaluation.samples_per_prompt": "-k",
     "evaluation.temperature": "--temperature",
     "evaluation.top_p": "--top-p",
     "model.policy": "the argument RUN|MODEL",
     "model.critic": "--critic",
 }
-"""Settings that `vapo eval` takes as options only, because it also reports them or acts on them elsewhere."""
+"""Settings that an evaluation uses, but `vapo eval` takes as options only: it also reports them."""
 
 
 def option_instead(settings: Mapping[str, Any]) -> str | None:
     """An error text for the first of the settings, by dotted key, that `vapo eval` takes as an option, or None."""
-    key = next((key for key in settings if key in OPTIONS), None)
-    return None if key is None else f"{key} has a place of its own in vapo eval. Use {OPTIONS[key]}."
+    key = next((key for key in settings if key in OWN_OPTIONS), None)
+    return None if key is None else f"{key} has a place of its own in vapo eval. Use {OWN_OPTIONS[key]}."
 
 
 def unused_in_evaluation(settings: Mapping[str, Any], uses: Sequence[str] = ()) -> str | None:

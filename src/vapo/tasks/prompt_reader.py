@@ -89,7 +89,7 @@ class Reader:
             self.unchanged.append((layout, text))
         columns = {key: value for key, value in row.items() if is_json(value)}
         contents = "\n".join(message["content"] for message in text)
-        if not (_is_unicode(contents) and _is_unicode(str(answer))):
+        if not (_is_unicode(contents) and _is_unicode(json.dumps(answer, ensure_ascii=False, default=str))):
             return Drop(where, "half a surrogate pair, which is no character")
         return Prompt(f"{self.name}/{stable_hash(_folded(contents)):016x}", text, answer, columns=columns)
 

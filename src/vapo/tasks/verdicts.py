@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
-from typing import Any
+from dataclasses import replace
+from typing import Any, SupportsFloat
 
 from vapo.errors import VapoError, VerifierBrokenError, counted
 from vapo.tasks.full_task import FullTask
@@ -49,9 +49,20 @@ def _checked(verdicts: Any, count: int, task: FullTask, method: str) -> list[Ver
 def _usable(verdict: Any, method: str) -> Verdict:
     if not isinstance(verdict, Verdict):
         return Verdict("invalid", f"{method} gave a {type(verdict).__name__}, not a vapo.types.Verdict")
-    if verdict.score is None or (isinstance(verdict.score, Real) and math.isfinite(verdict.score)):
+    if verdict.score is None:
         return verdict
-    return Verdict("invalid", f"{method} gave the score {verdict.score!r}, which is no finite number")
+    score = _number(verdict.score)
+    if not math.isfinite(score):
+        return Verdict("invalid", f"{method} gave the score {verdict.score!r:.80}, which is no finite number")
+    return replace(verdict, score=score)
+
+
+def _number(score: Any) -> float:
+    """The score as a number, of a tensor, too; nan if it is none or too large for one."""
+    try:
+        return float(score) if isinstance(score, SupportsFloat) else math.nan
+    except (OverflowError, TypeError, ValueError, RuntimeError):  # a tensor of several numbers, ...
+        return math.nan
 
 
 def _one_by_one(task: FullTask, items: Sequence[tuple[Prompt, str]], on_progress: OnProgress) -> list[Verdict]:

@@ -17,7 +17,7 @@ from vapo.trainer.settings import GuardSettings
 from vapo.trainer.state import State
 
 HISTORY = 20
-"""A gradient norm is compared with the median of this many steps before it."""
+"""A gradient norm is compared with the median of this many steps before it that had a gradient."""
 ENOUGH = 5
 """A gradient norm is compared after at least this many steps."""
 ROUNDING = 1e-6
@@ -106,8 +106,8 @@ ALARMS = (
 TOO_FEW = "too few with a signal"
 TOO_FEW_FIGURE = "Only {kept} of {wanted} responses carry a signal after all refills"
 SPIKE_FIGURE = (
-    "The gradient norm of the {name} is {value:.3g}, {times:.0f} times the median of the last {count} steps "
-    "(guards.grad_norm_above={s.grad_norm_above})"
+    "The gradient norm of the {name} is {value:.3g}, {times:.0f} times the median of the last {count} steps with a "
+    "gradient (guards.grad_norm_above={s.grad_norm_above})"
 )
 
 

@@ -87,7 +87,7 @@ class GuardSettings:
     clipped_ratio_above: float = number(0.5, ge=0, le=1, unit="share of responses")
     """Share of responses cut off at the length limit."""
     grad_norm_above: float = number(20.0, gt=1, unit="medians")
-    """Alarm when a step's gradient norm exceeds this multiple of the median of the last 20 steps."""
+    """Alarm when a step's gradient norm exceeds this multiple of the median of the last 20 steps with one."""
     kl_update_above: float = number(0.2, gt=0, unit="nats per token")
     """How far one step's updates moved the policy (`kl/update`), in nats a token; raises an alarm at once. Steps that
     train are near 0.001, and one of 0.7 was seen to destroy a model."""
