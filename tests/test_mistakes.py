@@ -50,7 +50,7 @@ MISTAKES = {
     "train --critic base": ("base holds a language model, which has no value head. Give a critic/ folder", 2),
     "train --preset vappo": ("No preset is called 'vappo'; did you mean 'vapo'?", 2),
     "train --without clip-hiher": ("did you mean 'clip-higher'?", 2),
-    "train --seed -1": ("seed takes a whole number, at least 0, got -1", 2),
+    "train --seed -1": ("seed takes a whole number, in [0, 2^64), got -1", 2),
     "train mase": ("did you mean 'maze'?", 2),
     "train broken.yaml": ("broken.yaml is not valid YAML: line 3", 2),
     "train list.yaml": ("list.yaml must hold `key: value` lines, found a list", 2),

@@ -51,7 +51,9 @@ class Range:
 
 
 def _short(bound: float) -> str:
-    """A bound in words; of whole numbers every digit."""
+    """A bound in words; of whole numbers every digit, but for large powers of 2."""
+    if isinstance(bound, int) and bound >= 2**53 and bound.bit_count() == 1:
+        return f"2^{bound.bit_length() - 1}"
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 

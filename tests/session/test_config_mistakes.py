@@ -54,7 +54,7 @@ from vapo.session.suggest import SYNONYMS
         ("trainer.steps=abc", "trainer.steps takes a whole number, at least 0, got 'abc'"),
         ("trainer.steps=-1", "trainer.steps must be at least 0"),
         ("trainer.steps=true", "trainer.steps takes a whole number, at least 0, got true"),
-        ("seed=true", r"seed takes a whole number, in \[0, 18446744073709551616\), got true"),
+        ("seed=true", r"seed takes a whole number, in \[0, 2\^64\), got true"),
         ("trainer.actor_lr=.inf", "trainer.actor_lr must be finite"),
         ("trainer.actor_lr=.nan", "trainer.actor_lr must be finite"),
         ("algorithm.positive_lm=-1", "algorithm.positive_lm must be at least 0"),
@@ -67,7 +67,7 @@ from vapo.session.suggest import SYNONYMS
         ("trainer.pretraining_lr=-1", "pretraining_lr must be at least 0"),
         ("checkpoint.keep=0", "checkpoint.keep"),
         ("rollout.engine={kind: vllm, context: 2}", "rollout.engine.context must be at least 3, got 2"),
-        ("seed=-1", r"seed takes a whole number, in \[0, 18446744073709551616\), got -1"),
+        ("seed=-1", r"seed takes a whole number, in \[0, 2\^64\), got -1"),
         ("seed=18446744073709551616", r"seed takes a whole number, in .*, got 18446744073709551616"),
     ],
 )

@@ -216,7 +216,7 @@ OWN_OPTIONS = {
 def option_instead(settings: Mapping[str, Any]) -> str | None:
     """An error text for the first of the settings, by dotted key, that `vapo eval` takes as an option, or None."""
     key = next((key for key in settings if key in OWN_OPTIONS), None)
-    return None if key is None else f"{key} has a place of its own in vapo eval. Use {OWN_OPTIONS[key]}."
+    return None if key is None else f"{key} is not read from there in an evaluation. Use {OWN_OPTIONS[key]}."
 
 
 def unused_in_evaluation(settings: Mapping[str, Any], uses: Sequence[str] = ()) -> str | None:

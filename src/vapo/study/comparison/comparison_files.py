@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vapo.errors import DataError
+from vapo.errors import DataError, command
 from vapo.json_text import json_text
 from vapo.reports.runfiles import Record
 from vapo.study.comparison.compared_runs import ComparedRun, read_compared_runs, with_verdicts
@@ -55,7 +55,7 @@ def with_reference(results: Record, reference: str, *, path: str | Path) -> Reco
     if any("record" not in run for run in results["runs"]):
         raise DataError(
             f"{path} has no answers of its runs, as an older version wrote it, so its reference stays "
-            f"{results['reference']}. Compare the runs themselves: vapo compare RUN… --reference {reference!r}"
+            f"{results['reference']}. Compare the runs: {command('compare', 'RUN', '--reference', reference)}"
         )
     runs = [
         replace(
