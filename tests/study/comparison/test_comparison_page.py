@@ -94,6 +94,12 @@ def test_the_reference_has_a_colour_and_so_a_curve_among_many_methods():
     assert "rloo" not in chosen
 
 
+@pytest.mark.parametrize("reference", ["vapo without x", "grpo", "dapo", "rloo"])
+def test_six_methods_have_colours_whichever_is_the_reference(reference):
+    methods = ["vapo without x", "vapo2", "grpo", "dapo", "rloo", "vapo with a group baseline"]
+    assert len({*colours(methods, reference).values()}) == 6
+
+
 def test_more_methods_than_five_have_colours_where_those_suffice():
     methods = ["grpo", "dapo", "vapo without x", "rloo", "vapo with a group baseline", "vapo2 without x"]
     assert len({*colours(methods, "vapo without x").values()}) == 6

@@ -32,12 +32,14 @@ def colours(methods: list[str], reference: str, palette: Palette = LIGHT) -> dic
     """Colours by method. The methods of the paper's comparison have fixed colours.
 
     The other methods share the free colours if those are enough for all of them, the reference left out where they are
-    not; without a method of the paper the first five get one. A reference that has none is drawn in ink. Methods
-    without an entry are drawn in grey.
+    not; without a method of the paper the first five get one. A reference that has none is drawn in ink; where it has
+    one, ink is a free colour, too. Methods without an entry are drawn in grey.
     """
     chosen = {method: _COLOURS[method] for method in methods if method in LADDER}
     free = [hue for hue in ("first", "second", "third", "fourth", "fifth") if hue not in chosen.values()]
     others = [method for method in methods if method not in chosen]
+    if free and reference in chosen:
+        free.append("ink")
     if len(others) > len(free):
         others = [method for method in others if method != reference]
     if len(others) <= len(free) or not chosen:
