@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import doctest
-import inspect
 import json
 import math
 from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
+from trainer_toys import ROWS, config, trainer
 from transformers import (
     AutoModelForCausalLM,
     EarlyStoppingCallback,
-    HfArgumentParser,
     LlamaConfig,
     LlamaForSequenceClassification,
     TrainerCallback,
@@ -24,44 +20,10 @@ from transformers import (
 
 import toys
 from command_line import vapo
-from vapo import VAPOConfig, VAPOTrainer
-from vapo.api import trainer_config
+from vapo import VAPOTrainer
 from vapo.api.callbacks import CallbackObserver
-from vapo.api.trainer_config import ARGUMENTS, in_arguments
-from vapo.errors import ConfigError, DataError, DivergedError, ModelError
+from vapo.errors import ConfigError, DivergedError
 from vapo.models.reward_model import RewardModel
-from vapo.session import lifecycle
-from vapo.session.reference import all_settings, task_options
-
-ROWS = [{"prompt": f"{i} x", "answer": str(i), "note": i} for i in range(10)]
-
-
-def names_the_digit(completions, answer, **kwargs):
-    return [float(a in c.split()) for c, a in zip(completions, answer, strict=True)]
-
-
-def short(completions, **kwargs):
-    return [-len(c.split()) / 8 for c in completions]
-
-
-def config(folder: Path, **more) -> VAPOConfig:
-    given = {
-        "output_dir": str(folder), "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
-        "generation_batch_size": 16, "num_generations": 4, "max_completion_length": 8, "max_steps": 4,
-        "learning_rate": 1e-3, "critic_learning_rate": 1e-2, "pretraining_steps": 1, "report_to": "none",
-        "save_steps": 2, "logging_steps": 1,
-        "settings": {"scale": {"threads": 1}, "evaluation": {"samples_per_prompt": 2},
-                     "trainer": {"pretraining_heldout": 8, "pretraining_ready": -10.0}},
-    }  # fmt: skip
-    return VAPOConfig(**{**given, **more})
-
-
-def trainer(folder: Path, **more) -> VAPOTrainer:
-    given = {
-        "model": toys.tiny_llama(), "reward_funcs": [names_the_digit, short], "args": config(folder),
-        "train_dataset": ROWS, "processing_class": toys.tokenizer(),
-    }  # fmt: skip
-    return VAPOTrainer(**{**given, **more})
 
 
 @pytest.fixture(scope="module")
@@ -225,117 +187,6 @@ def test_a_reward_model_a_coroutine_and_none(tmp_path: Path):
     assert line["verdict/invalid_ratio"] == 0
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ({"learning_rat": 1e-6}, "no argument learning_rat. Did you mean learning_rate?"),
-        ({"loss_type": "dapo"}, "does not take loss_type: the loss follows from `method`"),
-        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type=cosine: the learning rate is constant"),
-        ({"fp16": True}, "Set bf16=True"),
-        ({"num_generations": 3}, "16 responses does not hold whole groups of num_generations=3"),
-        ({"generation_batch_size": 12}, "must divide the 12 responses"),
-        ({"steps_per_generation": 2}, "say the same thing"),
-        ({"report_to": "neptune"}, "report_to: neptune is not known here"),
-        ({"eval_strategy": "epoch"}, "eval_strategy=epoch: take 'steps'"),
-        ({"top_p": 0.9}, "top_p must be 1 in training"),
-        ({"num_generations": 0}, "num_generations must be a whole number from 1 on, got 0"),
-        ({"num_generations": "4"}, "num_generations must be a whole number from 1 on, got '4'"),
-        ({"push_to_hub": True}, "call trainer.push_to_hub() after train()"),
-        ({"method": "vapoo"}, "vapoo"),
-        ({"reward_weights": [1.0]}, "reward_weights has 1 weight for 2 reward functions"),
-    ],
-)
-def test_an_argument_that_is_not_taken_is_named(argument, message, tmp_path: Path):
-    with pytest.raises(ConfigError) as error:
-        trainer(tmp_path / "run", args=config(tmp_path / "run", **argument))
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("argument", "error", "message"),
-    [
-        ({"train_dataset": None}, ConfigError, "needs a train_dataset"),
-        ({"train_dataset": [{"question": "x"}]}, DataError, "row 0 has the columns question; it needs a column named"),
-        ({"train_dataset": [{"prompt": 3}]}, DataError, "the prompt of row 0 is a int; give a text or"),
-        ({"train_dataset": (row for row in ROWS)}, DataError, "train_dataset has no length"),
-        ({"train_dataset": []}, DataError, "train_dataset is empty"),
-        ({"reward_funcs": []}, ConfigError, "reward_funcs is empty"),
-        ({"reward_funcs": 3}, ConfigError, "reward_funcs holds a int"),
-        ({"reward_funcs": "no/such/model/here"}, ModelError, "does not exist"),
-        ({"rollout_func": short}, ConfigError, "does not take rollout_func"),
-        ({"optimizers": (object(), None)}, ConfigError, "does not take optimizers"),
-        ({"args": object()}, ConfigError, "args is a object. Give a VAPOConfig"),
-    ],
-)
-def test_a_wrong_argument_of_the_trainer_is_named(argument, error, message, tmp_path: Path):
-    with pytest.raises(error) as raised:
-        trainer(tmp_path / "run", **argument)
-    assert message in str(raised.value)
-
-
-def test_arguments_without_effect_are_taken(tmp_path: Path):
-    made = config(tmp_path, run_name="x", remove_unused_columns=False, disable_tqdm=True, push_to_hub=False, top_k=0)
-    assert not hasattr(made, "run_name")
-
-
-def test_epochs_and_gradient_steps_become_rollout_steps(tmp_path: Path):
-    made = config(tmp_path, max_steps=-1, num_train_epochs=2.0)
-    assert made.steps(rows=10) == 5  # 2 x 10 rows x 4 responses / 16
-    assert config(tmp_path, max_steps=5).steps(rows=10) == 3  # 2 gradient steps each
-    settings = config(tmp_path, epsilon=0.1, warmup_steps=4).as_settings(rows=10)
-    assert settings["algorithm"]["clip"] == {"low": 0.1, "high": 0.1}
-    assert settings["trainer"]["warmup_steps"] == 2
-    shares = config(tmp_path, max_steps=100, save_steps=0.1, eval_strategy="steps").as_settings(rows=10)
-    assert (shares["checkpoint"]["every"], shares["evaluation"]["every"]) == (
-        5,
-        1,
-    )  # 10 gradient steps; logging_steps=1
-    assert json.dumps(settings)
-
-
-def test_arguments_come_from_a_command_line_as_trls_do():
-    words = ["--output_dir", "x", "--without", "clip-higher", "--reward_weights", "1", "0.5", "--report_to", "wandb"]
-    (found,) = HfArgumentParser(VAPOConfig).parse_args_into_dataclasses(words)
-    assert (found.without, found.reward_weights, found.report_to) == (["clip-higher"], [1.0, 0.5], "wandb")
-
-
-def test_lora_config(tmp_path: Path):
-    peft = pytest.importorskip("peft")
-    made = trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, lora_alpha=8))
-    assert (made.config.sections.model.policy_lora, made.config.sections.model.lora_alpha) == (4, 8.0)
-    for field, value in {"lora_dropout": 0.1, "rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj"]}.items():
-        with pytest.raises(ConfigError, match=rf"peft_config: {field}=.* is not taken"):
-            trainer(tmp_path / "run", peft_config=peft.LoraConfig(r=4, **{field: value}))
-
-
-def test_a_model_that_cannot_be_had_is_one_error_without_the_chain_of_the_loader(tmp_path: Path):
-    with pytest.raises(ConfigError, match="model='builtin' is the base model of a shipped task"):
-        trainer(tmp_path / "run", model="builtin", processing_class=None)
-    with pytest.raises(ModelError, match="Cannot load the tokenizer") as caught:
-        trainer(tmp_path / "run", model=str(tmp_path / "nowhere"), processing_class=None)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
-
-
-def test_an_error_of_the_constructor_names_arguments(tmp_path: Path):
-    with pytest.raises(ConfigError, match="Raise num_generations, or use a preset with a critic"):
-        trainer(tmp_path / "run", args=config(tmp_path / "run", method="grpo", num_generations=1))
-
-
-def test_a_default_number_of_evaluation_prompts_is_not_noted(tmp_path: Path):
-    def notes(**settings) -> list[str]:
-        args = config(tmp_path / "run", settings=settings)
-        made = trainer(tmp_path / "run", args=args, eval_dataset=ROWS[:4])
-        made._keep_start()
-        made._observer.view = view = Mock()
-        lifecycle.prepare(made.config, made._observer, made.task)
-        return [call.args[0] for call in view.note.call_args_list]
-
-    assert not any("are used" in note for note in notes())
-    said = "settings['evaluation']['prompts'] is 9, and the data set holds out 4: all are used"
-    assert said in notes(evaluation={"prompts": 9})
-
-
 def raises(completions, colour, **kwargs):
     return [0.0] * len(completions)
 
@@ -485,20 +336,3 @@ def test_the_doctor_speaks_of_a_trainers_run_in_arguments(tmp_path: Path, monkey
     assert "pretrain it longer (pretraining_steps), or raise critic_learning_rate" in said
     assert "trainer." not in said
     assert "vapo critic" not in said
-
-
-def test_every_argument_of_the_table_is_one_and_every_setting_is_there():
-    known = {f.name for f in dataclasses.fields(VAPOConfig)} | set(inspect.signature(VAPOTrainer).parameters)
-    assert set(ARGUMENTS.values()) <= known
-    of_tasks = {option.key.replace("task.NAME", "task") for option in task_options()}
-    assert {name for name in ARGUMENTS if name not in all_settings()} <= {*of_tasks, "task.right_at", "task.verifier"}
-    assert doctest.testmod(trainer_config).failed == 0
-    resumed = in_arguments("Saved. Go on with: vapo resume 'my runs/one' --set trainer.steps=N")
-    assert resumed == "Saved. Go on with: trainer.train(resume_from_checkpoint=True) with a larger max_steps"
-
-
-def test_the_page_names_every_argument():
-    page = (Path(__file__).parents[2] / "docs/trainer.md").read_text()
-    names = [f.name for f in dataclasses.fields(VAPOConfig)]
-    names += list(inspect.signature(VAPOTrainer).parameters)
-    assert [name for name in names if f"`{name}" not in page] == []

@@ -122,14 +122,15 @@ def test_scores_of_one_prompt_have_no_interval_and_say_nothing(base: Path, tmp_p
     assert not {"worse than before", "past its best", "nothing learned"} & names(tmp_path / "run").keys()
 
 
-@pytest.mark.parametrize(("ran", "found"), [(1, False), (8, True)])
-def test_groups_agree_only_where_the_method_that_ran_has_groups(tmp_path: Path, ran: int, found: bool):
-    (tmp_path / "config.yaml").write_text("trainer: {group_size: 8}")  # as a study has it, whatever the method
-    (tmp_path / "method.yaml").write_text(f"trainer: {{group_size: {ran}}}")
-    line = {"phase": "train", "num_samples": 8, "accuracy": 0.5, "groups/mixed_ratio": 0.0}
-    lines = [json.dumps({**line, "step": step}) for step in range(1, 7)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    assert ("groups agree" in names(tmp_path)) == found
+@pytest.mark.parametrize(("preset", "found"), [("ppo", False), ("grpo", True)])
+def test_groups_agree_only_where_the_method_that_ran_has_groups(base: Path, tmp_path: Path, preset: str, found: bool):
+    run = toys.toy_run(base, tmp_path / "run", STEPS, trainer(group_size=4), preset=preset)
+    lifecycle.finish(run, report=False)
+    assert "group_size: 4" in (tmp_path / "run" / "config.yaml").read_text()  # whatever the method
+    path = tmp_path / "run" / "metrics.jsonl"
+    agreeing = {"accuracy": 0.5, "groups/mixed_ratio": 0.0}
+    path.write_text("".join(json.dumps(json.loads(line) | agreeing) + "\n" for line in path.read_text().splitlines()))
+    assert ("groups agree" in names(tmp_path / "run")) == found
 
 
 def test_where_scores_are_the_outcome_their_spread_counts_and_not_what_is_right(base: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
 from vapo.errors import ConfigError, StoppedError, command
-from vapo.json_text import json_text
+from vapo.json_text import flatten, json_text
 from vapo.models.model_source import check_trained
 from vapo.session.judge_options import FOLDER, PROMPTS, JudgeOptions, parse_fractions
 from vapo.session.signals import InterruptedRunError, TerminatedError
@@ -108,12 +108,17 @@ def critic(
         )
     if critic_ is not None:
         check_trained(critic_)
+    from vapo.session.layers import set_layer
+    from vapo.session.unused import JUDGEMENT_OPTIONS, option_instead
+
+    changes = [set_layer(text) for text in set_ or []]
+    for layer in changes:
+        if why := option_instead(dict(flatten(layer.values)), JUDGEMENT_OPTIONS):
+            raise ConfigError(f"{layer.place} {why}")
     from vapo.reports.critic_files import PAGE, PICTURE, RESULTS
     from vapo.reports.critic_tables import judgement_tables
     from vapo.session.judged_critic import judge_models, judged_models
-    from vapo.session.layers import set_layer
 
-    changes = [set_layer(text) for text in set_ or []]
     settings = {"seed": seed, "task": {} if data is None else {"eval_data": data}}
     if every is not None and model is not None:
         _judge_training(Path(model), every, options, task, settings, changes, out, as_json)

@@ -213,10 +213,14 @@ OWN_OPTIONS = {
 """Settings that an evaluation uses, but `vapo eval` takes as options only: it also reports them."""
 
 
-def option_instead(settings: Mapping[str, Any]) -> str | None:
-    """An error text for the first of the settings, by dotted key, that `vapo eval` takes as an option, or None."""
-    key = next((key for key in settings if key in OWN_OPTIONS), None)
-    return None if key is None else f"{key} is not read from there in an evaluation. Use {OWN_OPTIONS[key]}."
+JUDGEMENT_OPTIONS = {"model.policy": "--policy", "model.critic": "--critic"}
+"""The same for `vapo critic`."""
+
+
+def option_instead(settings: Mapping[str, Any], options: Mapping[str, str] = OWN_OPTIONS) -> str | None:
+    """An error text for the first of the settings, by dotted key, that the command takes as an option, or None."""
+    key = next((key for key in settings if key in options), None)
+    return None if key is None else f"{key} is not read from there by this command. Use {options[key]}."
 
 
 def unused_in_evaluation(settings: Mapping[str, Any], uses: Sequence[str] = ()) -> str | None:
