@@ -116,6 +116,7 @@ MISTAKES = {
     "eval builtin -k 4 --set evaluation.samples_per_prompt=8": ("--set evaluation.samples_per_prompt", "Use -k"),
     "critic --policy builtin --set model.critic=d": ("--set model.critic", "Use --critic"),
     "critic --policy builtin --set model.policy=d": ("--set model.policy", "Use --policy"),
+    "critic --policy builtin --set evaluation.temperature=0": ("evaluation.temperature", "rollout.temperature"),
     "eval builtin --set model.policy=run": ("--set model.policy", "Use the argument RUN|MODEL"),
     "eval builtin --set model.critic=run/critic": ("--set model.critic", "Use --critic"),
     "eval builtin --critic ./nowhere": ("./nowhere does not exist", "Check the path"),

@@ -71,7 +71,7 @@ def test_a_log_file_gets_one_plain_line_per_step():
     assert lines[:2] == ["maze · vapo", "training: 10 steps"]
     assert len(lines) == 12
     assert lines[2] == (
-        "training 1/10  reward 0.400  accuracy 0.400  length 145  entropy 1.23  EV 0.380  value loss 0.031"
+        "training 1/10  reward 0.400  accuracy 0.400  length 145  entropy 1.23  explained var 0.380  value loss 0.031"
         "  3.0s/step  left 27s"
     )
     assert "left" not in lines[-1]
@@ -189,7 +189,7 @@ def test_the_panel_of_a_run_without_a_critic_has_no_critic_row():
     state.enter("train", 0, 5)
     state.step(train(1, entropy=None))
     text = rendered_panel(state)
-    assert "EV" not in text
+    assert "explained var" not in text
     assert "entropy" not in text
     assert "0.400" in text
 
@@ -290,7 +290,7 @@ def test_pretraining_shows_its_own_explained_variance():
     explained, loss = state.value_figures
     assert explained == 0.21
     assert math.isnan(loss)
-    assert ("EV", "0.210") in state.figures()
+    assert ("explained var", "0.210") in state.figures()
 
 
 def test_a_recorded_run_shows_its_explained_variance_in_both_phases(make_run):
@@ -307,8 +307,8 @@ def test_a_recorded_run_shows_its_explained_variance_in_both_phases(make_run):
     lines = plain_output(replay).splitlines()
     keys = ("pretrain/explained_variance", "value/explained_variance")
     explained = [row[key] for row in run.metrics for key in keys if key in row]
-    shown = [line for line in lines if "EV" in line]
-    assert [line.split("EV ")[1].split()[0] for line in shown] == [figure(value) for value in explained]
+    shown = [line for line in lines if "explained var" in line]
+    assert [line.split("explained var ")[1].split()[0] for line in shown] == [figure(value) for value in explained]
     assert shown[0].startswith("value pretraining 1/2")
 
 

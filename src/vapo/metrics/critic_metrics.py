@@ -17,7 +17,7 @@ CRITIC_ROWS = (
         "value/explained_variance", "1 - Var(R - V)/Var(R)", "", "above 0, rising",
         "below 0 a constant predicts outcomes better, so advantages are noise: pretrain longer "
         "(`trainer.pretraining_steps`) or lower `trainer.critic_lr`",
-        title="Explained variance", short="EV", where=CRITIC,
+        title="Explained variance", short="explained var", where=CRITIC,
     ),
     Metric(
         "value/residual_explained_variance", "explained variance of what the mean outcome of the group's other "

@@ -13,7 +13,7 @@ PRETRAINING_ROWS = (
         "pretrain/explained_variance", "explained variance on responses to held-out prompts, after the step's update",
         "", "above `trainer.pretraining_ready`",
         "more steps or passes, a higher `trainer.pretraining_lr`, or prompts whose outcome can be predicted",
-        title="Explained variance", short="EV", phases=PRETRAIN,
+        title="Explained variance", short="explained var", phases=PRETRAIN,
     ),
     Metric(
         "pretrain/residual_explained_variance", "`value/residual_explained_variance` on them", "", "above 0",

@@ -41,6 +41,7 @@ from vapo.reports.runfiles import read_jsonl
 from vapo.rollout.vllm_environment import check_environment
 from vapo.session.build import assemble, lambda_warning
 from vapo.session.config import Config, resolve
+from vapo.session.data_digests import data_digests, edited
 from vapo.session.environment import environment
 from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
@@ -100,7 +101,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
         check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
         run.folder = RunFolder(run_dir)
         check_folder(run_dir)  # loading takes a while; another process may have written into it
-        run.folder.write_text("environment.json", json_text(environment_of(run), indent=1))
+        run.folder.write_text("environment.json", json_text(environment_of(run, config), indent=1))
         _write_settings(run.folder, config)
         _record_alarms(run.folder, alarms)
     _begin_trackers(run, config)
@@ -183,10 +184,11 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
                 f"{folder.checkpoints} to start this one over, logs included."
             )
         changed = snapshot.changes(config.effective(), effective_of(saved)) if saved else []
+        changed += edited(_data_of(run_dir), data_digests(config)) if saved else []
         if changed and not allow_change:
             raise ConfigError(
-                f"These settings are not those of {saved}, and they alter results: {'; '.join(changed)}. "
-                f"Set them back, or mean it: {command('resume', run_dir, '--allow-change')}"
+                f"This is not as it was at {saved}, and it alters results: {'; '.join(changed)}. "
+                f"Set it back, or mean it: {command('resume', run_dir, '--allow-change')}"
             )
         inputs = read_inputs(config, task, saved, on_progress=observer.progress)
         with _closing_task_on_error(inputs.task):
@@ -207,7 +209,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
                 f"behind it. Set trainer.steps to {run.state.step} or more."
             )
         _write_settings(folder, config)
-        _record_resume(folder, run, changed)
+        _record_resume(folder, run, config, changed)
         _record_alarms(folder, alarms)
         if changed:
             snapshot.save(run)  # under the new settings, so that the next resume needs no --allow-change
@@ -254,10 +256,10 @@ def profiled(run: Run, steps: int, show: Callable[[str], None]) -> Run:
     return run
 
 
-def environment_of(run: Run) -> dict[str, Any]:
-    """Versions, commit and machine, with the rate that `mfu/*` are shares of."""
-    dtype = run.config["model"]["dtype"]
-    return {**environment(), "matrix_rate": {"dtype": dtype, "flops_per_s": run.matrix_rate}}
+def environment_of(run: Run, config: Config) -> dict[str, Any]:
+    """Versions, commit, machine and data, with the rate that `mfu/*` are shares of."""
+    rate = {"dtype": run.config["model"]["dtype"], "flops_per_s": run.matrix_rate}
+    return {**environment(), "data": data_digests(config), "matrix_rate": rate}
 
 
 def _report_rate(run: Run) -> None:
@@ -268,9 +270,16 @@ def _report_rate(run: Run) -> None:
     )
 
 
-def _record_resume(folder: RunFolder, run: Run, changed: Sequence[str]) -> None:
+def _data_of(run_dir: Path) -> dict[str, str]:
+    """The digests of the run's data at its start or its last resume; empty where an earlier version began it."""
+    path = run_dir / "environment.json"
+    first = json.loads(path.read_text()) if path.exists() else {}
+    return [first, *first.get("resumed", [])][-1].get("data", {})
+
+
+def _record_resume(folder: RunFolder, run: Run, config: Config, changed: Sequence[str]) -> None:
     """A resume goes into events.jsonl, and what it ran on into environment.json."""
-    now = environment_of(run)
+    now = environment_of(run, config)
     state = run.state
     folder.event(
         EventName.RESUMED,

@@ -213,7 +213,14 @@ OWN_OPTIONS = {
 """Settings that an evaluation uses, but `vapo eval` takes as options only: it also reports them."""
 
 
-JUDGEMENT_OPTIONS = {"model.policy": "--policy", "model.critic": "--critic"}
+JUDGEMENT_OPTIONS = {
+    "model.policy": "--policy",
+    "model.critic": "--critic",
+    "evaluation.samples_per_prompt": "-k",
+    # a critic is judged on responses as it was trained on
+    "evaluation.temperature": "a run with that rollout.temperature",
+    "evaluation.top_p": "a run with that rollout.top_p",
+}
 """The same for `vapo critic`."""
 
 

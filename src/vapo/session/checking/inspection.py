@@ -152,7 +152,7 @@ class Inspection:
             yield ok("memory", words)
         else:
             yield error("memory", words, " ".join(advice_words(plan)))
-        yield ok("time", f"{plan.cluster.name}: about {duration(plan.step_seconds)} a step by the plan")
+        yield ok("time", f"{plan.cluster.name}: at least {duration(plan.step_seconds)} a step, by operations and bytes")
         yield self._disk(plan.disk, here=asked is None)
 
     def _machines(self) -> Iterator[Finding]:
