@@ -194,9 +194,11 @@ def test_training_lowers_the_loss(tmp_path):
 def test_a_recipe_is_the_tasks_with_some_values_replaced():
     assert base_recipe(make_task("maze"), {}) == BaseRecipe()
     assert base_recipe(make_task("maze"), {"peak_lr": "1e-3"}) == BaseRecipe(peak_lr=1e-3)  # as YAML reads it
+    assert base_recipe(make_task("maze"), {"hidden_size": 160}).peak_lr == pytest.approx(1.2e-3)  # wider: lower
+    assert base_recipe(make_task("maze"), {"hidden_size": 160, "peak_lr": 2e-3}).peak_lr == 2e-3
     game = make_task("codebreaker")
     assert base_recipe(game, {"hidden_size": 160, "layers": 4}) == BaseRecipe(
-        hidden_size=160, layers=4, steps=game.base_steps
+        hidden_size=160, layers=4, steps=game.base_steps, peak_lr=BaseRecipe.peak_lr * 64 / 160
     )
 
 

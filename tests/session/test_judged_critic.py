@@ -164,10 +164,12 @@ def test_a_critic_that_reads_the_answer_is_judged_with_it(tmp_path: Path):
 
 
 def test_a_residual_critic_stands_on_the_mean_of_the_group(tmp_path: Path):
-    path = trained(tmp_path / "residual", {"algorithm": {"credit": {"baseline": "group"}}})
-    with pytest.raises(ConfigError, match=r"of 3 in training.*give --responses 4"):
+    path = trained(
+        tmp_path / "residual", {"algorithm": {"credit": {"baseline": "group"}}, "trainer": {"group_size": 8}}
+    )
+    with pytest.raises(ConfigError, match=r"of 7 in training.*give --responses 8"):
         vapo.judge_critic(path, **FEW, out=tmp_path / "few")
-    enough = {**FEW, "responses": 4}
+    enough = {key: value for key, value in FEW.items() if key != "responses"}  # as many as the group has
     found = vapo.judge_critic(path, **enough, out=tmp_path / "out")
     assert found.residual
     assert abs(found.figures["bias"].value) < 0.3  # C alone is near 0, where the mean outcome is about .2

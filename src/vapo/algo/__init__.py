@@ -9,7 +9,8 @@ precision in, float32 inside and out (float64 stays float64).
     heads        head_values, head_loss: how a critic's outputs become values, and what it minimises
     losses       clipped_surrogate, dual_clip, value_loss, kl_divergence: one number per token
     sampler      trust regions around the policy that sampled, weights that correct for it
-    reduction    token_weights, sequence_weights, positive_weights, prompt_weights, anchors; weighted_sum, masked
+    reduction    token_weights, sequence_weights, positive_weights, prompt_weights; weighted_sum, masked;
+                 anchor_mask, turn_start_mask
     shaping      terminal_rewards, soft_overlong_punishment
     diagnostics  explained_variance, within_group_auc, between_share
     method, presets, techniques, sizes      the methods as data (imported from there, without torch)

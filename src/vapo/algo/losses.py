@@ -93,7 +93,7 @@ def value_loss(
         V'_t = V_old + clip(V_t - V_old, -clip, clip)
 
     Returns y in units of reward. Only `values` gets a gradient. Value clipping is off unless `clip` is
-    given: it is common in implementations, but in none of the papers. Without it `old_values` is not used.
+    given: VAPO, VC-PPO and DAPO have none, EasyPPO and JustRL-II clip at 0.2. Without it `old_values` is not used.
 
     Raises ValueError for shapes that differ, a clip that is not positive, or a clip without old_values.
 

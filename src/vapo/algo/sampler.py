@@ -90,10 +90,10 @@ def sampler_weights(
 ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """The weight of each token's policy loss, without gradient, and the tokens that the correction cut or left out.
 
-        w_t = π_old/π_sampled         none       1
-                                      truncated  min(w_t, cap)
-                                      band       w_t inside [low, high], else 0
-                                      sequence   Π_t w_t of the whole response up to cap, else 0
+        w_t = π_old/π_sampled         none           1
+                                      truncated      min(w_t, cap)
+                                      band           w_t inside [low, high], else 0
+                                      sequence_mask  Π_t w_t of the whole response up to cap, else 0
 
     Log-probabilities in nats. Weights are 1 outside the mask.
 

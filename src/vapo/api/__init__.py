@@ -143,7 +143,8 @@ def evaluate(
     """avg@k, pass@k and maj@k of a run or a model (folder, hub id, .gguf, or "builtin") on held-out prompts.
 
     `task` is a task's name, or a .yaml file that sets it up. None takes the task of the run that `model` is, or
-    belongs to, with its options and its response limit; a model of no run needs a `task` (ConfigError).
+    belongs to, with its options and its response limit; a model of no run needs a `task` (ConfigError), but for
+    "builtin", which is the maze's.
     The defaults are the paper's protocol: 32 samples a problem at temperature 1.0, top-p 0.7 (VAPO §5.1).
     `prompts` limits how many are used; None takes all. `task_options` are those of the task: {"eval_data": FILE}.
     With a `critic`, the result's `ranking` says what its choice among the samples adds. `out` is a folder that keeps
@@ -179,7 +180,7 @@ def judge_critic(
     critic: str | Path | None = None,
     task: str | None = None,
     prompts: int | None = None,
-    responses: int = 4,
+    responses: int | None = None,
     continuations: int = 8,
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
@@ -191,10 +192,11 @@ def judge_critic(
     """A critic against Monte-Carlo values, and the ceiling of any critic: what `vapo critic` prints.
 
     `run` is a run directory or one of its checkpoints; `policy` takes its place for a model of no run, and needs a
-    `task`. `critic` is a critic's folder; None takes the run's own, and without one there is the ceiling alone.
-    `responses` to each of the first `prompts` held-out prompts (None: 64, or all) are cut at `fractions` of their
-    length, and every prefix is continued `continuations` times. `settings` are laid over the run's. `out` keeps
-    continuations, results, picture and page, and stopped work resumes from it; None is critic_judgement/ in the run.
+    `task` unless it is "builtin". `critic` is a critic's folder; None takes the run's own, and without one there is the
+    ceiling alone. `responses` (None: 4, or as many as a residual critic's group had) to each of the first `prompts`
+    held-out prompts (None: 64, or all) are cut at `fractions` of their length, and every prefix is continued
+    `continuations` times. `settings` are laid over the run's. `out` keeps continuations, results, picture and page, and
+    stopped work resumes from it; None is critic_judgement/ in the run.
     Raises ConfigError, ModelError, VerifierBrokenError.
     """
     options = JudgeOptions(prompts, responses, continuations, tuple(fractions))
@@ -221,7 +223,7 @@ def judge_training(
     *,
     task: str | None = None,
     prompts: int | None = None,
-    responses: int = 4,
+    responses: int | None = None,
     continuations: int = 8,
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,

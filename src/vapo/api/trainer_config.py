@@ -29,7 +29,7 @@ REFUSED = {
     "max_prompt_length": "prompts are read whole; leave long ones out of train_dataset",
     "shuffle_dataset": "the order of the rows is drawn from the seed, anew in every epoch",
     "use_cpu": "the GPU is taken where there is one: hide it with CUDA_VISIBLE_DEVICES=",
-    "loss_type": "the loss follows from `method`: vapo, dapo and ppo count tokens, grpo responses",
+    "loss_type": "the loss follows from `method`: grpo, ppo and vc-ppo count responses, the others tokens",
     "importance_sampling_level": "ratios are per token",
     "scale_rewards": "advantages follow from `method`",
     "top_k": "training samples from the policy itself; a truncated distribution has another gradient",
@@ -61,8 +61,9 @@ class VAPOConfig:
     """What `VAPOTrainer` needs beside a model, rewards and data.
 
     The first part has the names of TRL 1.16's GRPOConfig, and its defaults but for the learning rate and clipping,
-    which the method chooses, `bf16` and `gradient_checkpointing` (off here), and evaluation (also before and after).
-    None leaves a choice to vapo, which fits it to the model's size and the length limit.
+    which the method chooses, `lr_scheduler_type` (constant here), `save_total_limit` (2 here), `output_dir`, `bf16` and
+    `gradient_checkpointing` (off here), and evaluation (also before and after). None leaves a choice to vapo, which
+    fits it to the model's size and the length limit.
 
     Raises ConfigError, with its name, for an argument that is not taken.
     """

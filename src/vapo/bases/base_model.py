@@ -57,7 +57,7 @@ class BaseRecipe:
     max_positions: int = 1024
     steps: int = 6000
     batch_tokens: int = 512  # approximate response tokens per optimizer step
-    peak_lr: float = 3e-3
+    peak_lr: float = 3e-3  # of the usual width; `base_recipe` lowers it for a wider model
     warmup: float = 0.05  # share of the steps
     weight_decay: float = 0.01
     measured_prompts: int = 200  # held-out prompts in the figures of provenance.json
@@ -67,7 +67,9 @@ class BaseRecipe:
 def base_recipe(task: TracedTask, values: Mapping[str, Any]) -> BaseRecipe:
     """The recipe of a task's base models, with some values replaced.
 
-    Raises ConfigError for a name that is none of its fields, and for a value that cannot be.
+    A rate that is not given falls as the width grows, as Adam's step should: with the usual 3e-3 a model of width 160
+    was right in 2 % of its responses to the far maze, with 1.2e-3 in 12 %. Raises ConfigError for a name that is none
+    of its fields, and for a value that cannot be.
     """
     usual = BaseRecipe(steps=part_of(task, "base_steps", BaseRecipe.steps))
     defaults, chosen = asdict(usual), dict(values)
@@ -83,6 +85,8 @@ def base_recipe(task: TracedTask, values: Mapping[str, Any]) -> BaseRecipe:
         if not (of_kind and least <= float(value) < math.inf):
             raise ConfigError(f"The base's recipe takes {kind} from {least} for {name}, got {value!r}.")
     recipe = replace(usual, **chosen)
+    if "peak_lr" not in chosen:
+        recipe = replace(recipe, peak_lr=usual.peak_lr * usual.hidden_size / recipe.hidden_size)
     if recipe.warmup >= 1:
         raise ConfigError(f"The base's recipe takes a share of the steps below 1 for warmup, got {recipe.warmup!r}.")
     if recipe.hidden_size % (2 * recipe.heads):

@@ -37,12 +37,12 @@ def chaos(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Break small runs in seven ways, resume them, and count those whose results differ in any bit.
+    """Break small runs in eleven ways, resume them, and count those whose results differ in any bit.
 
-    Kills at random moments and at every step of a save, damaged checkpoints, full disks, SIGTERM, numbers that are not
-    finite. About 12 minutes on two cores, 2 with --quick, and a few more for the kills of a longer run. Exit code 1 if
-    anything failed; such runs are kept. With --scale others: 20 kills of each kind (2 with --quick), up to five of a
-    run; an hour and more.
+    Kills at random moments, while a run samples ahead and at every step of a save, also of a longer run; damaged
+    checkpoints, full disks, SIGTERM, numbers that are not finite. It took 82 minutes on one of two busy cores; --quick
+    is about a tenth. Exit code 1 if anything failed; such runs are kept. With --scale others: 20 kills of each kind (2
+    with --quick), up to five of a run; an hour and more.
     """
     import tempfile
 

@@ -39,7 +39,7 @@ def critic(
         str | None,
         typer.Option(
             help="The task whose held-out prompts are used (see `vapo tasks`), or a .yaml file that sets it up. "
-            "Default: the run's own."
+            "Default: the run's own; the maze for `builtin`."
         ),
     ] = None,
     prompts: Annotated[
@@ -47,9 +47,14 @@ def critic(
         typer.Option(help=f"Use the first N held-out prompts. More narrow the intervals. Default: {PROMPTS}, or all."),
     ] = None,
     responses: Annotated[
-        int,
-        typer.Option("-g", "--responses", help="Responses to each prompt, 2 or more; each is cut at every position."),
-    ] = 4,
+        int | None,
+        typer.Option(
+            "-g",
+            "--responses",
+            help="Responses to each prompt, 2 or more; each is cut at every position. Default: 4, or as many as the "
+            "group of a residual critic had.",
+        ),
+    ] = None,
     continuations: Annotated[
         int,
         typer.Option(

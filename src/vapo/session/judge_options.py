@@ -9,16 +9,21 @@ from vapo.errors import ConfigError
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 0.95)
 PROMPTS = 64
 """Held-out prompts where no number is given; fewer where the task holds out fewer."""
+RESPONSES = 4
+"""Responses to a prompt where no number is given; a residual critic takes as many as its group had."""
 FOLDER = "critic_judgement"
 """The folder inside the run that keeps continuations and results."""
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """`prompts` None takes the first PROMPTS. Raises ConfigError for numbers that cannot give a judgement."""
+    """`prompts` None takes the first PROMPTS, `responses` None RESPONSES, or the group that a residual critic needs.
+
+    Raises ConfigError for numbers that cannot give a judgement.
+    """
 
     prompts: int | None = None
-    responses: int = 4
+    responses: int | None = None
     continuations: int = 8
     fractions: tuple[float, ...] = FRACTIONS
 
@@ -27,7 +32,7 @@ class JudgeOptions:
             raise ConfigError(
                 f"--prompts must be at least 2, got {self.prompts}: intervals resample prompts. Take 32 or more."
             )
-        if self.responses < 2:
+        if self.responses is not None and self.responses < 2:
             raise ConfigError(
                 f"--responses must be at least 2, got {self.responses}: the mean of a prompt's other responses is what "
                 "a critic is compared with."

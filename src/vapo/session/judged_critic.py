@@ -31,7 +31,7 @@ from vapo.session.config import Config
 from vapo.session.evaluated_run import EvaluatedModel, evaluation_config, find_model, run_of
 from vapo.session.evaluation import TOKENS_AT_ONCE, about_samples
 from vapo.session.inputs import Inputs, check_vocabularies, close_task, read_inputs, report_notes
-from vapo.session.judge_options import FOLDER, PROMPTS, JudgeOptions
+from vapo.session.judge_options import FOLDER, PROMPTS, RESPONSES, JudgeOptions
 from vapo.session.layers import Layer
 from vapo.session.run_dirs import load_run_config
 from vapo.session.trained_critic import trained_critic
@@ -91,6 +91,15 @@ def _default_out(policy: EvaluatedModel) -> Path:
     return policy.run / FOLDER / (at.name if at.parent.name == "checkpoints" else "")
 
 
+def num_responses(options: JudgeOptions, algorithm: Algorithm) -> int:
+    """Responses to each prompt: the number given, else RESPONSES, or the group that a residual critic's values need."""
+    if options.responses is not None:
+        return options.responses
+    credit = algorithm.credit
+    residual = isinstance(credit, Gae) and credit.baseline == "group"
+    return max(RESPONSES, algorithm.sampling.per_prompt) if residual else RESPONSES
+
+
 def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer) -> tuple[CriticJudgement, Record]:
     """The judgement, and the content of the `results.json` that is written into `models.out` beside picture and page.
 
@@ -106,7 +115,8 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
         report_notes(inputs, observer)
         prompts = _prompts(inputs, options)
         _check(inputs, models, trust)
-        for note in _notes(models, options):
+        responses = num_responses(options, algorithm)
+        for note in _notes(models, responses):
             observer.note(note)
         model = to_device(load_policy(inputs.policy_source, trust_remote_code=trust), best_device())
         set_threads(sections.scale.threads, model)
@@ -114,7 +124,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
         if sections.model.half:  # as a run's sampler
             model = to_device(model, torch.bfloat16)
         kept = KeptLines(
-            models.out / "judged.jsonl", _about(config, inputs, options), entry="continued", what="judgement"
+            models.out / "judged.jsonl", _about(config, inputs, options, responses), entry="continued", what="judgement"
         )
         if there := sum(kept.get(prompt.id) is not None for prompt in prompts):
             observer.note(f"taken from {kept.path}: {there} of {counted(len(prompts), 'prompt')}")
@@ -137,7 +147,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
         continued = continue_prompts(
             sampler,
             prompts,
-            responses=options.responses,
+            responses=responses,
             fractions=options.fractions,
             continuations=options.continuations,
             kept=kept,
@@ -214,7 +224,7 @@ def _group_size(models: JudgedModels) -> int | None:
     return size if size > 1 else None
 
 
-def _notes(models: JudgedModels, options: JudgeOptions) -> list[str]:
+def _notes(models: JudgedModels, responses: int) -> list[str]:
     """Where the critic learned something else than the verdict of the whole response."""
     algorithm, credit = models.algorithm, models.algorithm.credit
     if models.critic is None:
@@ -231,10 +241,10 @@ def _notes(models: JudgedModels, options: JudgeOptions) -> list[str]:
             f"the critic did not learn the verdicts of cut-off responses (algorithm.truncated={algorithm.truncated}); "
             "here they count"
         )
-    size = _group_size(models) or options.responses
-    if credit.baseline == "group" and options.responses < size:
+    size = _group_size(models) or responses
+    if credit.baseline == "group" and responses < size:
         raise ConfigError(
-            f"--responses {options.responses}: the critic's value holds the mean of the group's other responses, of "
+            f"--responses {responses}: the critic's value holds the mean of the group's other responses, of "
             f"{size - 1} in training. With fewer it would look worse than it is: give --responses {size}."
         )
     if credit.baseline in ("fitted", "gated"):
@@ -269,7 +279,7 @@ def _count_block(observer: Observer, done: int, total: int) -> None:
         observer.step({"step": done})
 
 
-def _about(config: Config, inputs: Inputs, options: JudgeOptions) -> dict[str, Any]:
+def _about(config: Config, inputs: Inputs, options: JudgeOptions, responses: int) -> dict[str, Any]:
     """What kept continuations depend on. The number of prompts is not part of it: a larger one uses what is there."""
     about = {k: v for k, v in about_samples(config, inputs).items() if k not in ("samples", "temperature", "top-p")}
     folder = Path(inputs.policy_source)
@@ -277,7 +287,7 @@ def _about(config: Config, inputs: Inputs, options: JudgeOptions) -> dict[str, A
         **about,
         "model": str(folder.resolve()) if folder.exists() else inputs.policy_source,
         "temperature": inputs.decoding.temperature,
-        "responses": options.responses,
+        "responses": responses,
         "continuations": options.continuations,
         "fractions": list(options.fractions),
     }

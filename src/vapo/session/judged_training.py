@@ -13,8 +13,8 @@ from vapo.evals.continuations import num_blocks
 from vapo.reports.runfiles import Record
 from vapo.reports.training_files import write_training
 from vapo.session.evaluated_run import is_run
-from vapo.session.judge_options import FOLDER, PROMPTS, JudgeOptions
-from vapo.session.judged_critic import judge_models, judged_models
+from vapo.session.judge_options import FOLDER, PROMPTS, RESPONSES, JudgeOptions
+from vapo.session.judged_critic import judge_models, judged_models, num_responses
 from vapo.session.layers import Layer
 from vapo.trainer.observer import Observer
 
@@ -80,6 +80,8 @@ def judge_training(
     """
     chosen = moments(run, every)
     out = out or run / FOLDER
+    first = judged_models(str(chosen[0].folder), None, None, task, settings, changes, out)
+    options = replace(options, responses=num_responses(options, first.algorithm))
     view = WholeCourse(observer, len(chosen), options)
     rows: list[Record] = []
     results: Record = {}
@@ -127,7 +129,7 @@ class WholeCourse:
     def __init__(self, observer: Observer, count: int, options: JudgeOptions) -> None:
         self._observer, self._count = observer, count
         self._blocks = num_blocks(
-            options.prompts or PROMPTS, options.responses, len(options.fractions), options.continuations
+            options.prompts or PROMPTS, options.responses or RESPONSES, len(options.fractions), options.continuations
         )
         self._name, self._number, self._done, self._before = "", 0, 0, 0
         self._notes: set[str] = set()

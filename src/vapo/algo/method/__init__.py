@@ -6,7 +6,7 @@ it is a union of small types that share one tag, `kind`. The papers' numbers are
     algorithm            Algorithm: the fields, and which go together
     step_parts           sampling, reward, KL penalty, step sizes
     credit_sources       a critic with GAE, or the group's mean
-    lambda_rules         λ: fixed, length-adaptive, by share, between turns
+    lambda_rules         λ: fixed, length-adaptive, relative, by share, between turns
     value_heads          linear, bounded, sigmoid, HL-Gauss
     value_tokens         all tokens, anchors, turn starts
     trust_regions        clip, dual clip, ratio mask, probability bound

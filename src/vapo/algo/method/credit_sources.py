@@ -27,7 +27,7 @@ class Gae:
     critic_updates: int = number(1, ge=1, unit="passes")
     """Critic passes over the step's minibatches for each policy pass (SAO uses 2)."""
     value_clip: float | None = number(None, gt=0, unit="reward")
-    """PPO value clipping range, in reward units; null is off, as in the papers."""
+    """PPO value clipping range, in reward units; null is off, as in VAPO and VC-PPO; EasyPPO and JustRL-II have 0.2."""
     critic_reduction: Literal["token", "sequence"] = "token"
     """Who counts the same in the critic's loss; not stated in the papers."""
     whiten: bool = False
