@@ -111,8 +111,8 @@ class TrainedRun(os.PathLike[str]):
         """The trained critic, None of a method without one.
 
         Where transformers has a token classifier for the architecture and the head is linear,
-        `critic(**tokens).logits[0, :, 0]` are values per token; docs/tasks.md has the others. A residual critic's lack the
-        mean of the group, and a side critic reads the policy's hidden states (`vapo.models.side`). Raises DataError
+        `critic(**tokens).logits[0, :, 0]` are values per token; docs/tasks.md has the others. A residual critic's lack
+        the group's mean, and a side critic reads the policy's hidden states (`vapo.models.side`). Raises DataError
         before training has ended.
         """
         from vapo.models.loading import load_critic, load_side_critic
