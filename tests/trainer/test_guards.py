@@ -22,6 +22,7 @@ from vapo.durability.watch import Watchdog
 from vapo.durability.watchdog import Deadlines
 from vapo.errors import DivergedError, VapoError
 from vapo.metrics import METRICS
+from vapo.reports.runfiles import read_jsonl
 from vapo.session import lifecycle as runs
 from vapo.session.signals import exit_code_of
 from vapo.trainer.batch import Batch
@@ -210,20 +211,29 @@ def test_a_number_that_is_not_finite_moves_nothing(base: Path, tmp_path: Path, n
     assert len(batch) == 8
 
 
+def test_the_last_gradient_step_counts_in_how_far_the_policy_moved(base: Path, tmp_path: Path):
+    sizes = {"trainer": {"steps": 1, "minibatch_size": 32, "warmup_steps": 0, "actor_lr": 1.0}}
+    run = runs.finish(toys.toy_run(base, tmp_path / "run", sizes, preset="grpo"), report=False)
+    (line,) = read_jsonl(run.folder.path / "metrics.jsonl")
+    assert line["gradient_steps"] == 1
+    assert line["kl/update"] > run.guards.kl_update_above
+    assert "kl/update" in (run.folder.path / "events.jsonl").read_text()  # the alarm
+
+
 def test_a_diagnostic_that_is_not_finite_is_logged_as_null_and_cancels_no_step(base: Path, tmp_path: Path):
     run = toys.toy_run(base, tmp_path / "run", {"trainer": {"steps": 1}}, preset="grpo")
     honest = run.policy.objective.loss
 
     def with_diverging_diagnostic(micro: Batch, weights: dict[str, torch.Tensor]):
         part = honest(micro, weights)
-        return replace(part, figures={**part.figures, "kl/update": torch.tensor(float("inf"))})
+        return replace(part, figures={**part.figures, "clip_ratio/high_mean": torch.tensor(float("inf"))})
 
     object.__setattr__(run.policy.objective, "loss", with_diverging_diagnostic)
     runs.finish(run, report=False)
     whole = toys.toy_run(base, tmp_path / "whole", {"trainer": {"steps": 1}}, preset="grpo")
     runs.finish(whole, report=False)
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert (line["skipped/policy"], line["gradient_steps"], line["kl/update"]) == (0, 4, None)
+    assert (line["skipped/policy"], line["gradient_steps"], line["clip_ratio/high_mean"]) == (0, 4, None)
     for one, other in zip(run.policy.parameters, whole.policy.parameters, strict=True):
         assert torch.equal(one, other)
 

@@ -32,6 +32,7 @@ from vapo.algo.presets import DAPO, GRPO, PPO, VAPO
 from vapo.models.critic_notes import set_head
 from vapo.models.networks import Critic, Policy
 from vapo.trainer.batch import Batch, micro_batches, minibatches
+from vapo.trainer.learn import learn
 from vapo.trainer.local_network import LocalNetwork
 from vapo.trainer.network import Network
 from vapo.trainer.objectives import CriticObjective, PolicyObjective
@@ -258,6 +259,20 @@ def test_the_positive_term_is_divided_by_the_right_tokens_of_the_minibatch_and_l
     loss = target.loss(batch, weights).loss
     without = PolicyObjective(target.policy, replace(VAPO, positive_lm=0.0)).loss(batch, weights).loss
     assert float((loss - without).detach()) == pytest.approx(0.1 * float(expected.detach()), rel=1e-4)
+
+
+def test_the_logged_positive_term_does_not_count_minibatches_without_a_right_response():
+    batch = batch_of(LENGTHS)
+    batch = replace(batch, right=torch.arange(len(batch)) == 1)
+    found = []
+    for parts in (1, len(LENGTHS)):
+        update = learn(
+            local("policy", VAPO), batch, parts=parts, passes=1, lr=0.0,
+            generator=lambda number: torch.Generator().manual_seed(number),
+            attempt=lambda work: work(micro_batch_tokens=100),
+        )  # fmt: skip
+        found.append(update.figures["loss/positive_lm"])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_shaping_does_not_move_a_response_out_of_the_positive_set():

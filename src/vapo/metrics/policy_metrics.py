@@ -22,8 +22,8 @@ POLICY_ROWS = (
         title="KL to the reference", where=KL,
     ),
     Metric(
-        "kl/update", "how far the step's updates moved π from the policy that sampled (k3), mean over its gradient "
-        "steps", "nats per token", "below 0.05; above `guards.kl_update_above` an alarm at once",
+        "kl/update", "how far the step's updates moved π: KL[before | after] (k3) on the tokens of one response "
+        "in 16, 4 at least", "nats per token", "below 0.05; above `guards.kl_update_above` an alarm at once",
         "a few steps of this size can destroy the model: lower `trainer.actor_lr` or "
         "use fewer minibatches",
     ),

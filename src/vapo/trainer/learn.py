@@ -12,13 +12,16 @@ import torch
 from vapo.trainer.batch import Batch, minibatches
 from vapo.trainer.network import Gradient, Network
 
+OF_RIGHT = ("loss/positive_lm",)
+"""Figures that are means over right responses, and 0 of a minibatch without any."""
+
 Attempt = Callable[[Callable[..., Gradient]], Gradient]
 
 
 @dataclass(frozen=True)
 class Update:
-    """What passes over a batch did: figures averaged over the gradient steps, and the minibatches whose steps were
-    skipped."""
+    """What passes over a batch did: figures averaged over the gradient steps (those of right responses over the steps
+    that had some), and the minibatches whose steps were skipped."""
 
     figures: dict[str, float]
     gradient_steps: int
@@ -49,6 +52,7 @@ def learn(
     large to be in the whole batch. A minibatch without a trainable token makes no step.
     """
     sums: defaultdict[str, float] = defaultdict(float)
+    counts: defaultdict[str, int] = defaultdict(int)
     taken = 0
     bad: list[Batch] = []
     for number in range(passes):
@@ -65,6 +69,8 @@ def learn(
                 bad.append(minibatch)
                 continue
             taken += 1
+            any_right = bool((minibatch.mask.any(-1) & minibatch.right).any())
             for key, value in {**gradient.figures, **result.figures}.items():
                 sums[key] += value
-    return Update({key: value / taken for key, value in sums.items()} if taken else {}, taken, bad)
+                counts[key] += any_right or key not in OF_RIGHT
+    return Update({key: value / max(1, counts[key]) for key, value in sums.items()}, taken, bad)

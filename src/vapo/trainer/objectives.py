@@ -112,11 +112,9 @@ class PolicyObjective:
             figures["loss/kl"] = weighted_sum(divergence, w)
             loss = loss + kl.coef * figures["loss/kl"]
         with torch.no_grad():
-            ratio = (logp - old_logp).exp()
             high, low = self._stopped(logp, old_logp, micro)
             figures["clip_ratio/high_mean"] = weighted_sum(high.float(), w)
             figures["clip_ratio/low_mean"] = weighted_sum(low.float(), w)
-            figures["kl/update"] = weighted_sum(ratio - 1 - (logp - old_logp), w)
             if entropy is not None:
                 figures["entropy"] = weighted_sum(masked(entropy, micro.mask), weights["token"])
         return Part(loss, {name: value.detach() for name, value in figures.items()})

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vapo.algo import kl_divergence, masked, token_weights, weighted_sum
 from vapo.algo.method import Algorithm, Fixed, Gae
 from vapo.trainer.batch import Batch, critic_passes, minibatch_rows, num_minibatches
 from vapo.trainer.credit import with_group_means, with_returns
@@ -115,11 +116,29 @@ def update(run: Run, network: Network, batch: Batch, begun: Gradient | None = No
         begun=begun,
     )
     run.keep_skipped(f"step_{state.step + 1:06d}_{network.name}", result.bad)
+    figures = result.figures
     if is_policy:
+        figures = {**figures, "kl/update": moved(run, batch)}
         state.gradient_steps += result.gradient_steps
         state.reference_age += result.gradient_steps
     name = "actor" if is_policy else "critic"
-    return {**result.figures, f"lr/{name}": lr, f"skipped/{network.name}": result.skipped}
+    return {**figures, f"lr/{name}": lr, f"skipped/{network.name}": result.skipped}
+
+
+def moved(run: Run, batch: Batch) -> float:
+    """How far the update moved the policy, KL[before | now] in nats a token (k3), on a few responses.
+
+    The update's own passes cannot say: each reads the weights before its gradient step.
+    """
+    rows = probed_rows(batch, torch.Generator().manual_seed(stable_hash(run.seed, "moved", run.state.step)))
+    if not len(rows):
+        return 0.0
+    before = batch.select(rows)
+    now = within_memory(run, "score", partial(score, before, policy=run.policy))
+    assert before.old_logp is not None
+    assert now.old_logp is not None
+    logp, old_logp = masked(now.old_logp, before.mask), masked(before.old_logp, before.mask)
+    return float(weighted_sum(kl_divergence(old_logp, logp, estimator="k3"), token_weights(before.mask)))
 
 
 def _first_minibatch(run: Run, batch: Batch) -> Tensor | None:
