@@ -58,6 +58,14 @@ def test_explained_variance_of_returns_that_differ_by_rounding_is_nan(reward, wi
     assert explained_variance(values, returns, mask).isnan()
 
 
+def test_a_critic_that_exploded_explains_less_than_nothing():
+    values = 1e6 * torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(8, 40, dtype=torch.bool)
+    outcomes = torch.tensor([0.0, 1.0] * 4)[:, None].expand(8, 40)
+    assert explained_variance(values, outcomes, mask, exact=True) < -1e11
+    assert explained_variance(values, torch.full((8, 40), 0.1), mask, exact=True).isnan()
+
+
 def test_explained_variance_is_finite_with_one_right_answer_in_a_thousand():
     values = torch.rand(1000, 20, generator=torch.Generator().manual_seed(0)) * 0.01
     mask, outcomes = torch.ones(1000, 20, dtype=torch.bool), torch.zeros(1000)

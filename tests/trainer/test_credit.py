@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vapo.algo.method import Algorithm, Fixed, GroupBaseline, LengthAdaptive
+from vapo.algo.method import Algorithm, BetweenTurns, Fixed, GroupBaseline, LengthAdaptive, TurnStarts
 from vapo.algo.presets import DAPO, GRPO, VAPO
 from vapo.trainer.batch import Batch
 from vapo.trainer.batch import collate as pack
@@ -151,6 +151,26 @@ def test_credit_skips_the_environments_turn():
     batch = assign_credit(replace(batch, old_values=values), LONG)
     torch.testing.assert_close(batch.advantages, torch.tensor([[0.442475, 0.3605, 0.0, 0.0, 0.59, 0.2]]))
     torch.testing.assert_close(batch.returns, torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0, 1.0]]))
+
+
+@pytest.mark.parametrize("rule", [Fixed(0.95), BetweenTurns(0.9)])
+def test_values_that_were_never_trained_are_not_read(rule: Fixed | BetweenTurns):
+    at_turns = replace(LONG, credit=replace(LONG.credit, value_tokens=TurnStarts(), policy_lambda=rule))
+    batch = collate([two_turns(RIGHT)], at_turns, max_response_tokens=20)
+    found = []
+    for untrained in (0.0, 7.0):
+        values = torch.tensor([[0.5, untrained, 9.0, 9.0, 0.4, untrained]])
+        found.append(assign_credit(replace(batch, old_values=values), at_turns))
+    assert torch.equal(found[0].advantages, found[1].advantages)
+    assert torch.equal(found[0].returns, found[1].returns)
+    assert found[0].values.tolist() == [[0.5, 0.5, 0.0, 0.0, pytest.approx(0.4), pytest.approx(0.4)]]
+
+
+def test_what_an_environment_says_first_counts_for_the_limit_wherever_it_stands():
+    # L_max 10, L_cache 5: 2 opening tokens in the chat's prompt and 6 after it, as if all 8 came after it
+    short = replace(DAPO, reward=replace(DAPO.reward, overlong_cache=0.5))
+    opened = replace(two_turns(RIGHT), opened=2)
+    assert price([opened], short, max_response_tokens=10).outcomes.tolist() == pytest.approx([0.4])
 
 
 def test_text_of_the_environment_fills_the_length_limit_but_not_the_adaptive_lambda():

@@ -92,6 +92,28 @@ def test_a_cut_off_response_bootstraps_with_the_mean_of_its_group():
     assert batch.returns[1].tolist() == pytest.approx([0.25] * 4)
 
 
+@pytest.mark.parametrize("baseline", ["fitted", "gated"])
+def test_a_critic_without_a_share_does_not_bootstrap_either(baseline: str):
+    episodes = [*GROUP[:3], episode(WRONG, finish="length")]
+    method = replace(credit(VAPO, baseline=baseline, policy_lambda=Fixed(1.0)), truncated="bootstrap")
+    # it says the opposite of what happens, and 5 after the cut
+    against = torch.tensor([[0.0], [1.0], [1.0], [1.0]]).expand(4, 4).clone()
+    batch = replace(scored(method, episodes), old_values=against, final_values=torch.full((4,), 5.0))
+    batch = assign_credit(batch, method)
+    assert critic_share(batch) == 0.0
+    assert batch.advantages[3].tolist() == pytest.approx([0.0] * 4)  # going on is worth the mean of the others, V too
+
+
+def test_a_cut_off_response_of_a_residual_critic_that_knows_nothing_has_no_advantage():
+    # the policy's outcomes have an overlong punishment that the critic's have not: their means differ
+    method = replace(credit(RESIDUAL, policy_lambda=Fixed(1.0), overlong_in_target=False), truncated="bootstrap",
+                     reward=replace(VAPO.reward, overlong_cache=0.5))  # fmt: skip
+    episodes = [episode(RIGHT), *(episode(WRONG, length=20, finish="length") for _ in range(3))]
+    batch = replace(scored(method, episodes), final_values=torch.zeros(4))
+    batch = assign_credit(batch, method)
+    assert batch.advantages[1:].abs().max() < 1e-6
+
+
 def test_the_policy_skips_cut_off_responses_and_the_critic_learns_that_they_fail():
     method = replace(VAPO, truncated="drop-from-policy")
     batch = assign_credit(scored(method, [episode(RIGHT), episode(WRONG, finish="length")]), method)
@@ -215,6 +237,7 @@ def test_prompt_weights_are_made_on_the_whole_rollout():
         (lambda: credit(VAPO, baseline="group", gamma=0.99), "needs algorithm.credit.gamma=1, got 0.99"),
         (lambda: credit(VAPO, value_tokens=Anchors((0.0, 0.5))), r"numbers in \(0, 1\], got \[0.0, 0.5\]"),
         (lambda: credit(VAPO, head=HistogramHead(), value_clip=0.2), "learns by cross-entropy"),
+        (lambda: GroupBaseline(leave_one_out=True), "divides by no deviation, and algorithm.credit.std is population"),
         (lambda: credit(VAPO, policy_lambda=Share(k=0.0)), r"k must be in \(0, 1\], got 0"),
         (lambda: replace(RLOO, truncated="drop-from-policy"), "leaves the responses to the critic, and there is none"),
         (lambda: without(VAPO2, "group-sampling"), "Also remove group-baseline"),
@@ -257,11 +280,13 @@ def test_whitening_counts_the_tokens_that_the_policy_learns_from():
     assert figures["policy/learned_ratio"] == 0.5
 
 
-def test_metrics_of_a_fitted_baseline_are_those_of_the_mixture():
+def test_advantages_are_compared_as_mixed_and_the_critic_is_calibrated_alone():
     fitted = credit(VAPO, baseline="fitted", policy_lambda=Fixed(1.0))
     harmful = replace(scored(fitted), old_values=torch.tensor([[-1.0], [2.0], [2.0], [-1.0]]).expand(4, 4).clone())
     figures = scoring_figures(assign_credit(harmful, fitted), fitted)  # a share of 0: the group's mean alone
     assert figures["advantages/variance_ratio"] == pytest.approx(1.0)
+    assert figures["value/explained_variance"] == pytest.approx(1 - 4 / 0.25)  # y - V is 2 and -2, y is 1 and 0
+    assert figures["value/bias"] == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(("wanted", "steps"), [(None, 2), (3, 3), (1000, 8)])

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vapo.algo.advantages import gae as gae
     from vapo.algo.advantages import group_advantages as group_advantages
+    from vapo.algo.advantages import held_values as held_values
     from vapo.algo.advantages import informative_groups as informative_groups
     from vapo.algo.advantages import lambdas as lambdas
     from vapo.algo.advantages import length_adaptive_lambda as length_adaptive_lambda
@@ -71,6 +72,7 @@ __all__ = [
     "group_advantages",
     "head_loss",
     "head_values",
+    "held_values",
     "histogram_target",
     "histogram_value",
     "informative_groups",

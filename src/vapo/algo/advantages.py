@@ -22,7 +22,7 @@ from vapo.algo._tensors import (
 )
 from vapo.algo.diagnostics import masked_deviations
 from vapo.algo.method import BetweenTurns, Fixed, Lambda, LengthAdaptive, Relative, Share
-from vapo.algo.reduction import turn_start_mask
+from vapo.algo.reduction import masked, turn_start_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Num
@@ -236,6 +236,23 @@ def turn_lambda(
     goes_on = mask & ~turn_start_mask(mask, starts)
     after = F.pad(goes_on[:, 1:], (0, 1))
     return torch.where(mask & ~after, lam[:, None], 1.0)
+
+
+def held_values(
+    values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], starts: Bool[Tensor, "B T"] | None = None
+) -> Float[Tensor, "B T"]:
+    """The value of each turn's first token at all tokens of the turn, 0 outside the mask; see `turn_lambda` for turns.
+
+    For a critic that learns the values of first tokens only: what it says of the others was never trained.
+
+    Raises ValueError for shapes that differ, or a mask or starts that are not bool.
+
+    Source: ours; GAE (arXiv:1506.02438, eq. 16) with turns as its steps.
+    """
+    require_one_shape("held_values", values=values, mask=mask)
+    places = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    first = torch.where(turn_start_mask(mask, starts), places, 0).cummax(-1).values
+    return masked(values.gather(-1, first), mask)
 
 
 def lambdas(rule: Lambda, lengths: Num[Tensor, " B"]) -> Float[Tensor, " B"]:

@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def explained_variance(
-    values: Float[Tensor, "B T"], returns: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    values: Float[Tensor, "B T"],
+    returns: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    exact: bool = False,
 ) -> Float[Tensor, ""]:
     """The share of the returns' variance that the critic explains: 1 all, 0 none, below 0 worse than a constant.
 
         EV = 1 - Var(y - V) / Var(y)          population variances over the tokens of `mask`
 
-    A scalar tensor. It is nan without tokens, and if all returns are equal up to the rounding of the floats
-    they were computed in. It does not measure a constant offset, so log the bias as well. Values outside the
-    mask, NaN included, have no effect.
+    A scalar tensor. It is nan without tokens, and if all returns are equal: up to the rounding of A + V, or with
+    `exact` to the last digit, for returns that are outcomes and were never added to a value. It does not measure a
+    constant offset, so log the bias as well. Values outside the mask, NaN included, have no effect.
 
     Raises ValueError for shapes that differ or a mask that is not bool.
 
@@ -35,6 +39,8 @@ def explained_variance(
     values, returns = widened(torch.where(mask, values, 0.0), torch.where(mask, returns, 0.0))
     _, variance = masked_deviations(returns, mask)
     _, unexplained = masked_deviations(returns - values, mask)
+    if exact:
+        return torch.where(variance > 0, 1 - unexplained / variance, math.nan)
     # returns are computed as A + V, so equal ones may differ by rounding
     size = (values.abs() + returns.abs()).sum() / mask.sum().clamp(min=1)
     rounding = 16 * torch.finfo(returns.dtype).eps * size

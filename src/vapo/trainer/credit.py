@@ -13,6 +13,7 @@ from vapo.algo import (
     explained_variance,
     gae,
     group_advantages,
+    held_values,
     lambdas,
     leave_one_out,
     masked,
@@ -24,7 +25,7 @@ from vapo.algo import (
     turn_lambda,
     whiten,
 )
-from vapo.algo.method import Algorithm, BetweenTurns, Gae, GroupBaseline, LinearHead
+from vapo.algo.method import Algorithm, BetweenTurns, Gae, GroupBaseline, LinearHead, TurnStarts
 from vapo.trainer.batch import Batch
 from vapo.trainer.run import Run
 
@@ -50,11 +51,12 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
                 per_response = group_advantages(batch.outcomes, batch.groups, std=std, valid=valid)
             return replace(batch, advantages=masked(per_response[:, None].expand(batch.mask.shape), batch.mask))
         case Gae() as credit:
+            batch = with_held_values(batch, credit)
             batch = with_critic_share(with_group_means(batch), credit, mixture)
             batch = with_critic_target(batch, algorithm)
             assert batch.old_values is not None
             answers = masked(batch.old_values, batch.mask)
-            values = masked(consumed_values(batch, credit), batch.mask)
+            values = masked(consumed_values(answers, batch, credit), batch.mask)
             outcomes, targets = batch.outcomes, _targets(batch)
             bootstrap = policy_bootstrap = None
             if algorithm.truncated == "bootstrap":
@@ -64,9 +66,9 @@ def assign_credit(batch: Batch, algorithm: Algorithm, mixture: tuple[float, floa
                 outcomes = torch.where(unfinished, 0.0, outcomes)
                 targets = torch.where(unfinished, 0.0, targets)
                 bootstrap = torch.where(unfinished, credit.gamma * batch.final_values, 0.0)
-                policy_bootstrap = bootstrap
-                if batch.critic_shift is not None:
-                    policy_bootstrap = bootstrap + torch.where(unfinished, batch.critic_shift, 0.0)
+                # the policy's bootstrap is made of the critic's answer as its other values are
+                final = consumed_values(batch.final_values[:, None], batch, credit)[:, 0]
+                policy_bootstrap = torch.where(unfinished, credit.gamma * final, 0.0)
             lengths = batch.mask.sum(-1)
             # Decoupled GAE: twice, with one λ for the policy and another for the critic. Length-adaptive: one λ per
             # response.
@@ -142,24 +144,38 @@ def with_critic_share(batch: Batch, credit: Gae, mixture: tuple[float, float]) -
     return replace(batch, critic_share=torch.full((len(batch),), share, dtype=torch.float64))
 
 
-def consumed_values(batch: Batch, credit: Gae) -> Tensor:
-    """The V that advantages are measured from, (B, T): the critic's answer with what the group knows beside it."""
+def with_held_values(batch: Batch, credit: Gae) -> Batch:
+    """The batch with the value of each turn's first token all over the turn, where the critic learns no others."""
+    if not isinstance(credit.value_tokens, TurnStarts):
+        return batch
     assert batch.old_values is not None
+    held = held_values(batch.old_values, batch.mask, batch.turn_starts)
+    final = batch.final_values
+    if final is not None:  # a response that was cut off is still in its last turn
+        places = torch.arange(batch.width).expand(batch.mask.shape)
+        last = torch.where(batch.mask, places, 0).amax(-1, keepdim=True)
+        final = held.gather(-1, last)[:, 0]
+    return replace(batch, old_values=held, final_values=final)
+
+
+def consumed_values(answers: Tensor, batch: Batch, credit: Gae) -> Tensor:
+    """The V that advantages are measured from where the critic answers so, (B, T): with what the group knows beside
+    it."""
     assert batch.others_mean is not None
     match credit.baseline:
         case "none":
-            return batch.old_values
+            return answers
         case "group":
-            return batch.old_values + batch.others_mean[:, None]
+            return answers + batch.others_mean[:, None]
         case "fitted":
             share = critic_share(batch)
-            return (1 - share) * batch.others_mean[:, None] + share * batch.old_values
+            return (1 - share) * batch.others_mean[:, None] + share * answers
         case "gated":
             if critic_share(batch) > 0:
-                return batch.old_values
+                return answers
             everyone = torch.zeros_like(batch.groups)
             others = leave_one_out(batch.outcomes, everyone, valid=batch.mask.any(-1))
-            return others[:, None].expand(batch.mask.shape)
+            return others[:, None].expand(answers.shape)
         case _:
             assert_never(credit.baseline)
 
@@ -168,7 +184,7 @@ def gate_is_open(batch: Batch) -> bool:
     """Whether the critic explains any of the variance of this step's outcomes (EVPO)."""
     assert batch.old_values is not None
     targets = batch.critic_outcomes[:, None].expand(batch.mask.shape)
-    return bool(explained_variance(batch.old_values, targets, batch.mask) > 0)
+    return bool(explained_variance(batch.old_values, targets, batch.mask, exact=True) > 0)
 
 
 def critic_share(batch: Batch) -> float:

@@ -88,7 +88,10 @@ def group_figures(batch: Batch) -> dict[str, float]:
     """
     assert batch.old_values is not None
     mask, learned = batch.mask, batch.mask.any(-1)
-    values = masked(critic_values(batch), mask)
+    values = batch.values  # as the method mixed them with what the group knows
+    if values is None or batch.critic_shift is not None:
+        values = critic_values(batch)
+    values = masked(values, mask)
     answers = masked(batch.old_values, mask)
     outcomes = batch.critic_outcomes
     assert batch.critic_others_mean is not None
@@ -116,11 +119,12 @@ def residual_explained_variance(batch: Batch) -> float:
 
 
 def critic_values(batch: Batch) -> Tensor:
-    """The V that advantages are measured from, (B, T). Before credit is assigned: the critic's, with the group's mean
-    that a residual critic's target lacks."""
+    """The critic's V, (B, T), with the group's mean that a residual critic's target lacks.
+
+    Where a method mixes it with a group's mean, or leaves it out, this is still the critic alone: else its calibration
+    would be that of the mean just where the critic is bad.
+    """
     assert batch.old_values is not None
-    if batch.values is not None and batch.critic_shift is None:
-        return batch.values
     return batch.old_values if batch.critic_shift is None else batch.old_values + batch.critic_shift[:, None]
 
 
@@ -138,7 +142,7 @@ def value_figures(batch: Batch, gamma: float = 1.0) -> dict[str, float]:
     returns = masked(outcomes[:, None] * gamma ** (lengths - 1 - position), mask)
     decile = (position * DECILES // lengths).clamp(0, DECILES - 1)
     figures = {
-        "value/explained_variance": float(explained_variance(values, returns, mask)),
+        "value/explained_variance": float(explained_variance(values, returns, mask, exact=True)),
         "value/mean": float(values[mask].mean()),
         "value/std": float(batch.old_values[mask].std(correction=0)),
         "value/bias": float((values - returns)[mask].mean()),
@@ -146,7 +150,8 @@ def value_figures(batch: Batch, gamma: float = 1.0) -> dict[str, float]:
     for d in range(DECILES):
         part = mask & (decile == d)
         some = bool(part.any())
-        figures[f"value/explained_variance_by_position/{d}"] = float(explained_variance(values, returns, part))
+        explained = explained_variance(values, returns, part, exact=True)
+        figures[f"value/explained_variance_by_position/{d}"] = float(explained)
         figures[f"value/bias_by_position/{d}"] = float((values - returns)[part].mean()) if some else float("nan")
     return figures
 

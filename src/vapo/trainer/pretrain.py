@@ -23,7 +23,7 @@ from vapo.metrics import EventName, Phase
 from vapo.rollout.collect import tally
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.batch import Batch, collate, concatenate, critic_passes
-from vapo.trainer.credit import start_head, with_returns
+from vapo.trainer.credit import start_head, with_held_values, with_returns
 from vapo.trainer.feature_cache import FeatureCache
 from vapo.trainer.guards import apply_alarms, new_alarms
 from vapo.trainer.learn import learn
@@ -201,7 +201,10 @@ def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     """How well the critic predicts held-out outcomes; for a reward model also at the last token."""
     at_end = run.settings.pretraining_at == "end"
     judged = within_memory(run, "score", partial(score, heldout, critic=run.critic, final_values=at_end))
-    assert judged.old_values is not None
+    credit = run.algorithm.credit
+    assert isinstance(credit, Gae)
+    if not at_end:
+        judged = with_held_values(judged, credit)
     figures = value_figures(judged, gamma)
     if judged.critic_shift is not None:
         figures["value/residual_explained_variance"] = residual_explained_variance(judged)

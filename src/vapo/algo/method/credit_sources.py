@@ -79,8 +79,15 @@ class GroupBaseline:
     std: Literal["population", "sample"] | None = "population"
     """Which standard deviation divides; null divides by nothing (Dr. GRPO)."""
     leave_one_out: bool = False
-    """Whether the mean is that of the other responses of the group (RLOO)."""
+    """Whether the mean is that of the other responses of the group (RLOO); then nothing divides, so std is null."""
     kind: Literal["group"] = "group"
+
+    def __post_init__(self) -> None:
+        if self.leave_one_out and self.std is not None:
+            raise ConfigError(
+                f"algorithm.credit.leave_one_out=true divides by no deviation, and algorithm.credit.std is {self.std}. "
+                "Set algorithm.credit.std to null, or leave_one_out to false."
+            )
 
 
 Credit = Gae | GroupBaseline
