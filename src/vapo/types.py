@@ -133,6 +133,8 @@ class Episode:
     verdict: Verdict = NOT_JUDGED
     environment: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
     judged: bool = field(default=False, compare=False)
+    opened: int = 0
+    """Tokens of the response's limit that the environment's first words took inside the prompt."""
 
     @classmethod
     def of_completion(

@@ -242,6 +242,35 @@ def test_without_a_critic_there_is_the_ceiling_and_the_share_between_prompts():
     assert found.finding is Finding.WORTH_IT
 
 
+def test_a_response_without_valid_others_is_compared_with_nothing():
+    continued, _ = made(np.random.default_rng(8), prompts=30, responses=4, k=4)
+    alone = [replace(c, responses=(c.responses[0], *(replace(r, right=None) for r in c.responses[1:])))
+             for c in continued[:5]]  # fmt: skip
+    some = judge([*alone, *continued[5:]], None, fractions=(0, 0.5), continuations=4)
+    none = judge(continued[5:], None, fractions=(0, 0.5), continuations=4)
+    of_group = "group_explained_variance"
+    right = [float(r.right) for c in [*alone, *continued[5:]] for r in c.responses if r.right is not None]
+    assert len(right) == 5 + 25 * 4
+    # the variance of R counts them, that of R - b does not
+    ratio = (1 - some.figures[of_group].value) / (1 - none.figures[of_group].value)
+    assert ratio == pytest.approx(1, abs=0.1)
+
+
+def test_an_exact_critic_leaves_what_is_called_the_least_also_where_length_tells_the_outcome():
+    # a response goes on with chance 1/2 after each token and is right from two tokens on: its middle tells its length
+    rng, continued, values = np.random.default_rng(9), [], np.ones((400, 4, 2))
+    for p in range(400):
+        lengths = rng.geometric(0.5, size=4)
+        values[p, :, 0] = 0.5
+        values[p, lengths == 1, 1] = 0.5  # cut at the prompt: half of what follows has two tokens
+        prefixes = [Prefix(0, 0, int(rng.binomial(64, 0.5)), 64), Prefix(0, 1, 64, 64)]
+        told = tuple(Response((2,) * int(n), bool(n > 1), False, (0, int(n > 1))) for n in lengths)
+        continued.append(ContinuedPrompt(Prompt(f"p{p}", "x"), told, tuple(prefixes)))
+    found = judge(continued, values, fractions=(0, 0.5), continuations=64)
+    for best, own in zip(found.by_position["best_variance_ratio"], found.by_position["variance_ratio"], strict=True):
+        assert best.value == pytest.approx(own.value, abs=0.03)
+
+
 def test_invalid_verdicts_are_left_out_and_counted():
     continued, values = made(np.random.default_rng(6), prompts=30, responses=4, k=4)
     first = continued[0]

@@ -94,6 +94,10 @@ def test_last_values_are_those_before_the_last_token_for_any_batch_size():
     for budget in (1, 12, 1000):
         np.testing.assert_allclose(last_values(critic, episodes, tokens_at_once=budget), one_by_one, atol=1e-6)
     assert len(set(np.round(one_by_one, 5))) == 4
+    # episodes whose environment failed as it began come first, and fill a block
+    failed = [Episode(Prompt("q", "x", token_ids=(2, 3, 4)), 0, (), "", "stop", 0)] * 3
+    found = last_values(critic, [*failed, *episodes], tokens_at_once=9)
+    np.testing.assert_allclose(found[3:], one_by_one, atol=1e-6)
     with torch.no_grad():
         critic.model.score.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):

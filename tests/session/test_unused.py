@@ -68,6 +68,12 @@ def test_a_setting_without_effect_is_noted_and_one_with_an_effect_is_not(setting
     assert [note for note in of(*with_effect, setting).notes if note.startswith(setting)] == []
 
 
+def test_passes_of_the_critic_count_in_value_pretraining_alone():
+    assert not any(
+        "critic_updates" in note for note in of("trainer.steps=0", "algorithm.credit.critic_updates=2").notes
+    )
+
+
 def test_the_cases_try_every_rule():
     tried = set()
     for setting, (others, _) in CASES.items():

@@ -60,6 +60,9 @@ def test_a_head_with_a_range_needs_the_range_of_the_scores(kind: str, tmp_path: 
     head = {"algorithm": {"credit": {"head": {"kind": kind}}}}
     with pytest.raises(ConfigError, match=rf"head {kind} needs a range: set algorithm.credit.head.low and high"):
         toys.toy_config(tmp_path, BY_SCORE, head)
+    residual = {"algorithm": {"credit": {"head": {"kind": kind}, "baseline": "group"}}}
+    with pytest.raises(ConfigError, match="minus and plus the distance between least and greatest outcome"):
+        toys.toy_config(tmp_path, BY_SCORE, residual)
     ranged = {"algorithm": {"credit": {"head": {"kind": kind, "low": -4.0, "high": 4.0}}}}
     assert toys.toy_config(tmp_path, BY_SCORE, ranged).algorithm.reward.by == "score"
 

@@ -78,12 +78,22 @@ def true_variance(monte_carlo: ArrayLike, noise: ArrayLike) -> float:
     return clustered_variance(monte_carlo) - mean
 
 
+def unexplained_variance(monte_carlo: ArrayLike, noise: ArrayLike, outcomes: ArrayLike) -> float:
+    """The variance of R - V, which an exact critic leaves: Var(R - p̂) less the mean noise, unbiased."""
+    monte_carlo, outcomes = _both(monte_carlo, outcomes)
+    known = ~np.isnan(monte_carlo)
+    mean = _mean(np.where(known, np.asarray(noise, dtype=np.float64), np.nan))
+    return clustered_variance(outcomes - monte_carlo) - mean
+
+
 def ceiling(monte_carlo: ArrayLike, noise: ArrayLike, outcomes: ArrayLike) -> float:
     """The share of the outcomes' variance that any critic could explain at this position: Var(V) / Var(R).
 
-    V is the true value of the policy's own prefixes, R the outcome of the responses they belong to. By the law of total
-    variance it lies in [0, 1] and rises with the position; the estimate may leave that range by chance. nan if all
-    outcomes are equal.
+    V is the true value of the policy's own prefixes, R the outcome of the responses they belong to. Were prefixes cut
+    at a place that does not depend on the response, it would lie in [0, 1] and rise with the position, by the law of
+    total variance. They are cut at a share of the response's own length, which tells something of the outcome where
+    long responses fail; so this is what values of these states explain. The estimate may leave [0, 1] by chance. nan if
+    all outcomes are equal.
     """
     return ratio(true_variance(monte_carlo, noise), clustered_variance(outcomes))
 

@@ -190,6 +190,8 @@ def gather(
     groups = torch.arange(shape[0]).repeat_interleave(shape[1])
     flat = torch.from_numpy(outcomes.reshape(-1))
     others = leave_one_out(flat.nan_to_num(), groups, valid=~flat.isnan()).numpy().reshape(shape[:2])
+    # a prompt's only valid response has no others: no statement about it compares with them
+    others[(~np.isnan(right)).sum(axis=1) < 2] = np.nan
     values = answers
     if answers is not None and residual:
         values = answers + others[:, :, None]
@@ -236,7 +238,11 @@ def _figures(states: States, won: Array | None, prompts: np.ndarray) -> dict[str
         "ceiling": ceilings,
         "between_share": np.array([float(between_share(flat[~flat.isnan()], groups[~flat.isnan()]))]),
         "group_explained_variance": np.array([1 - statistics.ratio(by_group, variance)]),
-        "best_variance_ratio": (1 - ceilings) * statistics.ratio(variance, by_group),
+        "best_variance_ratio": at_each(
+            lambda f: statistics.ratio(
+                statistics.unexplained_variance(monte_carlo[..., f], noise[..., f], outcomes), by_group
+            )
+        ),
     }
     if states.values is None or won is None:
         return found
@@ -313,7 +319,7 @@ def read_answers(
             ),
             tuple(len(r.token_ids) for r in responses),
         )
-        values = critic.values(sequences, max(sequences.response_lengths)).cpu().double().numpy()
+        values = critic.values(sequences, max(1, *sequences.response_lengths)).cpu().double().numpy()
         for row, (p, g) in enumerate(chosen):
             lengths = [continued[p].prefixes[i].length for i in continued[p].responses[g].prefixes]
             answers[p, g] = values[row, lengths]

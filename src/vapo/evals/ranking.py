@@ -102,7 +102,7 @@ def last_values(critic: Critic, episodes: Sequence[Episode], *, tokens_at_once: 
         if critic.value_at == "end":
             found = critic.final_values(sequences).cpu()
         else:
-            found = critic.values(sequences, int(lengths.max())).cpu()[torch.arange(len(chosen)), lengths - 1]
+            found = critic.values(sequences, max(1, int(lengths.max()))).cpu()[torch.arange(len(chosen)), lengths - 1]
         for i, value in zip(block, found.tolist(), strict=True):
             values[i] = value
     if not np.isfinite(values).all():

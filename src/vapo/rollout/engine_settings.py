@@ -74,3 +74,10 @@ class VllmEngineSettings:
 
 EngineSettings = TorchEngineSettings | GenerateEngineSettings | VllmEngineSettings
 DEFAULT_ENGINE = TorchEngineSettings()
+
+
+def sampling_context(context: int | None, engine: EngineSettings) -> int | None:
+    """Tokens that prompt and response may have together: the model's context, or the engine's own if that is less."""
+    if isinstance(engine, VllmEngineSettings) and engine.context is not None:
+        return engine.context if context is None else min(context, engine.context)
+    return context

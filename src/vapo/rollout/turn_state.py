@@ -44,6 +44,8 @@ class Player:
     seed: int
     limit: int
     """Tokens that may follow the prompt."""
+    opened: int = 0
+    """Tokens of the limit that the environment's first words took inside the prompt."""
     start: Start | None = None
     environment: Environment | None = None
     turns: list[Turn] = field(default_factory=list)

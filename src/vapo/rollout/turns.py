@@ -129,7 +129,8 @@ def _open(player: Player, rules: TurnRules) -> None:
         player.end("stop", Verdict("invalid", f"reset of the environment gave a {type(text).__name__}, not a text"))
         return
     player.prompt, ids = rules.replies.opening(prompt, _cut(text, rules.max_characters))
-    player.limit -= len(player.prompt.token_ids) - len(prompt.token_ids)
+    player.opened = len(player.prompt.token_ids) - len(prompt.token_ids)
+    player.limit -= player.opened
     if len(ids) >= player.room:
         reason = f"what the environment begins with leaves no room for a response: {len(ids)} of {player.limit} tokens"
         player.end("length", Verdict("invalid", reason))
@@ -305,4 +306,5 @@ def _episode(player: Player, version: int) -> Episode:
         verdict=player.verdict,
         environment=player.left,
         judged=player.verdict is not NOT_JUDGED,
+        opened=player.opened,
     )

@@ -19,7 +19,6 @@ from vapo.algo.head_ranges import target_range, with_range
 from vapo.algo.method import (
     Algorithm,
     Gae,
-    Head,
     LinearHead,
     NoCorrection,
     ProbabilityBound,
@@ -190,7 +189,7 @@ def resolve(layers: Sequence[Layer]) -> Config:
     algorithm = corrected(_method(choice, sections), choice, sections)
     credit = algorithm.credit
     if isinstance(credit, Gae):
-        _check_score_range(credit.head, algorithm.reward)
+        _check_score_range(credit, algorithm.reward)
         with_range(credit.head, *target_range(algorithm))
         if credit.baseline == "group" and sections.trainer.pretraining_at == "end":
             raise ConfigError(
@@ -214,12 +213,16 @@ def resolve(layers: Sequence[Layer]) -> Config:
     return dataclasses.replace(config, origins=origins, notes=notes, recipe=recipe)
 
 
-def _check_score_range(head: Head, reward: Reward) -> None:
+def _check_score_range(credit: Gae, reward: Reward) -> None:
     """Raise ConfigError for a head with a range where scores, which may be any number, are the outcomes."""
+    head = credit.head
     if reward.by == "score" and not isinstance(head, LinearHead) and (head.low is None or head.high is None):
+        ends = "the least and the greatest outcome that the scores give"
+        if credit.baseline == "group":  # the critic learns what the group's mean leaves
+            ends = "minus and plus the distance between least and greatest outcome"
         raise ConfigError(
             f"algorithm.reward.by=score may give any number, and the head {head.kind} needs a range: set "
-            "algorithm.credit.head.low and high to the least and the greatest score, or take the linear head."
+            f"algorithm.credit.head.low and high to {ends}, or take the linear head."
         )
 
 

@@ -23,7 +23,7 @@ from vapo.models.model_source import is_gguf
 from vapo.models.pretrained import context_length, count_parameters, load_config, skeleton
 from vapo.models.side import check_readable, holds_side_critic, side_config
 from vapo.models.tokens import load_tokenizer, read_tokenizer, render, stop_token_ids, with_privileged
-from vapo.rollout.engine_settings import VllmEngineSettings
+from vapo.rollout.engine_settings import sampling_context
 from vapo.rollout.turns import TurnRules
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
@@ -185,10 +185,7 @@ def _checked(
             dialogue.check(prompts[0])
         if not dialogue.tells_tools(rendered["heldout"][0]):
             notes.append(UNTOLD_TOOLS)
-        engine = sections.rollout.engine
-        if isinstance(engine, VllmEngineSettings) and engine.context is not None:
-            context = engine.context if context is None else min(context, engine.context)
-        turns = turn_rules(task, dialogue, context)
+        turns = turn_rules(task, dialogue, sampling_context(context, sections.rollout.engine))
     heldout = rendered["heldout"]
     origin = config.origins.get("evaluation.prompts", Origin())
     if sections.evaluation.prompts > len(heldout) and origin.source is Source.OPTION:

@@ -25,6 +25,7 @@ from vapo.models.side import holds_side_critic
 from vapo.models.tokens import response_text
 from vapo.reports.critic_files import write_judgement
 from vapo.reports.runfiles import Record
+from vapo.rollout.engine_settings import sampling_context
 from vapo.rollout.engines import make_engine
 from vapo.rollout.vllm_engine import LOG
 from vapo.session.config import Config
@@ -141,7 +142,7 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
             inputs.decoding,
             lambda ids: response_text(inputs.tokenizer, ids, inputs.decoding.stop_token_ids),
             sections.seed,
-            context_length(model.config),
+            sampling_context(context_length(model.config), sections.rollout.engine),
             inputs.turns,
         )
         continued = continue_prompts(

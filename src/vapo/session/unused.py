@@ -110,7 +110,6 @@ RULES = (
             "algorithm.kl",
             "algorithm.credit.policy_lambda",
             "algorithm.credit.whiten",
-            "algorithm.credit.critic_updates",
             "evaluation",
         ),
         lambda s, a: s.trainer.steps == 0,

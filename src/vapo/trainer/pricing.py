@@ -35,7 +35,7 @@ def price(episodes: Sequence[Episode], algorithm: Algorithm, *, max_response_tok
     outcomes = torch.tensor([worth(e.verdict, reward) for e in episodes])
     critic_outcomes = outcomes.clone()
     if reward.overlong_cache > 0:
-        lengths = torch.tensor([len(e.token_ids) for e in episodes])
+        lengths = torch.tensor([e.opened + len(e.token_ids) for e in episodes])
         cache = max(1, round(reward.overlong_cache * max_response_tokens))
         outcomes = outcomes + soft_overlong_punishment(lengths, max_response_tokens, cache)
         if not isinstance(algorithm.credit, Gae) or algorithm.credit.overlong_in_target:

@@ -237,6 +237,7 @@ def write_rollout(path: Path, rollout: Rollout) -> None:
                 "parts": dict(episode.verdict.parts),
                 "privileged_ids": list(episode.prompt.privileged_ids),
                 "gold": plain_answer(episode.prompt.answer),
+                "opened": episode.opened,
             }
             file.write(json_text({**_episode_line(episode), "logp": list(episode.logprobs), **more}) + "\n")
 
@@ -270,6 +271,7 @@ def _episode(line: dict[str, Any]) -> Episode:
         finish_reason="length" if line["truncated"] else "stop",
         policy_version=line["weight_version"],
         verdict=Verdict(line["verdict"], line["reason"], line["kind"], line.get("score"), line.get("parts") or {}),
+        opened=line.get("opened", 0),
     )
 
 
