@@ -57,6 +57,19 @@ def test_an_export_of_a_checkpoint_outlives_it():
     assert of_checkpoint == Path("run/critic-step_000020-bfloat16")
 
 
+@pytest.mark.parametrize("place", [".", "link"])
+def test_an_export_goes_into_the_working_folder_and_through_a_link(
+    place: str, run: Path, tmp_path: Path, monkeypatch, capsys
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / ("empty" if place == "." else ""))
+    assert vapo(monkeypatch, "export", str(tmp_path / "run"), "--out", place) == 0
+    assert f"Exported  {place}" in capsys.readouterr().out
+    assert AutoModelForCausalLM.from_pretrained(place).dtype == torch.bfloat16
+    assert not list((tmp_path / "empty").glob(".*"))
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's, of transformers
 def test_the_critic_and_the_adapters_are_exported_too(run: Path, monkeypatch, capsys):
     pytest.importorskip("peft")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,6 +220,22 @@ def test_a_recipe_is_the_tasks_with_some_values_replaced():
 def test_a_recipe_that_cannot_be_is_refused(values, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         base_recipe(make_task("maze"), values)
+
+
+@pytest.mark.parametrize("place", [".", "link", "dangling"])
+def test_a_base_is_written_into_the_working_folder_and_through_a_link(place: str, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "dangling").symlink_to(tmp_path / "made")
+    if place == ".":
+        monkeypatch.chdir(tmp_path / "empty")
+    else:
+        monkeypatch.chdir(tmp_path)
+    made = make_base(make_task("maze"), 0, place, recipe=TINY)
+    assert json.loads(Path(place, "provenance.json").read_text()) == made  # a shell there sees it
+    folder = tmp_path / ("made" if place == "dangling" else "empty")
+    assert AutoModelForCausalLM.from_pretrained(folder).config.hidden_size == 16
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_make_base_raises_if_the_folder_is_not_empty(tmp_path):

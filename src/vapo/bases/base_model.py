@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +39,7 @@ from vapo.bases.base_traces import EOS, EOS_ID, IGNORED, PAD, PAD_ID, UNK, Trace
 from vapo.bases.shipped import plain_options
 from vapo.errors import ConfigError
 from vapo.json_text import json_text
-from vapo.models.saving import save_model
+from vapo.models.saving import move_into, save_model
 from vapo.tasks.full_task import part_of
 from vapo.types import stable_hash
 
@@ -114,9 +112,9 @@ def make_base(
     which suits larger models. Raises ConfigError if `out_dir` exists and is not an empty folder, and for a device that
     is not there.
     """
-    recipe, target = recipe or base_recipe(task, {}), Path(out_dir)
+    recipe, target = recipe or base_recipe(task, {}), Path(out_dir).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists and is not an empty folder. Choose another folder for the base model.")
+        raise ConfigError(f"{out_dir} exists and is not an empty folder. Choose another folder for the base model.")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     where = training_device(device)
@@ -148,14 +146,12 @@ def make_base(
             "tokenizers": tokenizers.__version__,
         },
     }
-    with tempfile.TemporaryDirectory(prefix=".make-base-", dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".make-base-", dir=target if target.exists() else target.parent) as scratch:
         folder = Path(scratch) / "model"
         save_model(model, tokenizer, folder)
         provenance["weights_sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         (folder / "provenance.json").write_text(json_text(provenance, indent=2) + "\n", encoding="utf-8")
-        if target.exists():
-            target.rmdir()
-        shutil.move(os.fspath(folder), target)
+        move_into(folder, target)
     return provenance
 
 

@@ -51,8 +51,6 @@ def export(
     folder = exported_folder(run, critic=critic, adapter=adapter)
     target = out or default_target(folder, dtype.value)
     check_output_folder(target)
-    if target.exists():
-        target.rmdir()  # it is empty
 
     from safetensors import SafetensorError
 

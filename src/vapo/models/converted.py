@@ -14,6 +14,7 @@ from torch import Tensor
 from vapo.errors import ModelError
 from vapo.json_text import json_text
 from vapo.models.loaded import read_tensors
+from vapo.models.saving import move_into
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,21 +22,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def convert(source: Path, out: Path, dtype: str) -> int:
     """Copy a folder that a run wrote, its floating-point tensors in `dtype`; the bytes of the weights.
 
-    Everything else (configuration, tokenizer, model card) is copied; config.json gets the precision. `out` is there
-    whole or not at all. ModelError if the folder holds no .safetensors file, or a weight that `dtype` cannot hold;
+    Everything else (configuration, tokenizer, model card) is copied; config.json gets the precision. `out` is new
+    or empty, and filled whole or not at all. ModelError if the folder holds no .safetensors file, or a weight that `dtype` cannot hold;
     OSError or SafetensorError if the disk refuses.
     """
     files = sorted(source.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{source} holds no .safetensors file. Give a run, or a folder that a run wrote.")
-    temporary = out.with_name(f".{out.name}.tmp")
+    out = out.resolve()  # through a link, and `.` has no name
+    temporary = out / ".export.tmp" if out.exists() else out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("*.safetensors"))
         for file in files:
             _convert_file(file, temporary / file.name, dtype)
         _note_dtype(temporary / "config.json", dtype)
-        temporary.rename(out)
+        move_into(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its space back
         raise

@@ -36,6 +36,19 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             _save_tokenizer(tokenizer, folder)
 
 
+def move_into(folder: Path, target: Path) -> None:
+    """Move a finished folder to `target`, which is new or an empty folder of the same disk.
+
+    An empty folder stays the same one, because a shell may stand in it.
+    """
+    if not target.exists():
+        folder.rename(target)
+        return
+    for file in folder.iterdir():
+        file.rename(target / file.name)
+    folder.rmdir()
+
+
 def save_frame(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
     """What `save_model` writes beside the weights."""
     save_weights(model, {}, folder)
