@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from vapo import VAPOConfig, VAPOTrainer
+from vapo.algo.presets import PRESETS, Algorithm
 from vapo.api import trainer_config
 from vapo.api.trainer_config import ARGUMENTS, in_arguments
 from vapo.errors import ConfigError, DataError, ModelError
@@ -89,6 +90,19 @@ def test_epochs_and_gradient_steps_become_rollout_steps(tmp_path: Path):
         1,
     )  # 10 gradient steps; logging_steps=1
     assert json.dumps(settings)
+
+
+@pytest.mark.parametrize("method", ["grpo", "easyppo", "vapo"])
+def test_an_argument_goes_before_the_methods_own_also_where_it_is_off(method: str, tmp_path: Path):
+    usual = PRESETS[method]
+
+    def chosen(**arguments) -> Algorithm:
+        return trainer(tmp_path, args=config(tmp_path, method=method, pretraining_steps=None, **arguments)).config.algorithm
+
+    own, off = chosen(), chosen(beta=0.0, mask_truncated_completions=False)
+    assert (own.kl.coef, own.truncated) == (usual.kl.coef, usual.truncated)
+    assert (off.kl.coef, off.truncated) == (0.0, "zero")
+    assert chosen(mask_truncated_completions=True, beta=0.1).kl.coef == 0.1
 
 
 def test_arguments_come_from_a_command_line_as_trls_do():

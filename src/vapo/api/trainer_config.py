@@ -60,8 +60,8 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
 class VAPOConfig:
     """What `VAPOTrainer` needs beside a model, rewards and data.
 
-    The first part has the names of TRL 1.16's GRPOConfig, and its defaults but for the learning rate and clipping,
-    which the method chooses, `lr_scheduler_type` (constant here), `save_total_limit` (2 here), `output_dir`, `bf16` and
+    The first part has the names of TRL 1.16's GRPOConfig, and its defaults but for the learning rate, clipping, `beta` and
+    `mask_truncated_completions`, which the method chooses, `lr_scheduler_type` (constant here), `save_total_limit` (2 here), `output_dir`, `bf16` and
     `gradient_checkpointing` (off here), and evaluation (also before and after). None leaves a choice to vapo, which
     fits it to the model's size and the length limit.
 
@@ -101,8 +101,8 @@ class VAPOConfig:
     """The rate is constant after the warm-up; `linear` and `cosine` are refused."""
     temperature: float = 1.0
     top_p: float = 1.0
-    beta: float = 0.0
-    """Weight of the KL penalty to the initial policy."""
+    beta: float | None = None
+    """Weight of the KL penalty to the initial policy; None takes the method's, which is 0 for most."""
     epsilon: float | None = None
     """Lower clipping bound; None takes the method's."""
     epsilon_high: float | None = None
@@ -110,8 +110,9 @@ class VAPOConfig:
     num_iterations: int = 1
     """Passes over each rollout step's responses."""
     reward_weights: list[float] | None = None
-    mask_truncated_completions: bool = False
-    """Keep responses that were cut off out of every loss (algorithm.truncated=drop)."""
+    mask_truncated_completions: bool | None = None
+    """True keeps responses that were cut off out of every loss (algorithm.truncated=drop), with False their rewards
+    count (zero); None takes the method's."""
     gradient_checkpointing: bool = False
     bf16: bool = False
     """bfloat16 passes over float32 weights."""
@@ -263,6 +264,8 @@ class VAPOConfig:
             "weight_decay": self.weight_decay,
             "max_grad_norm": self.max_grad_norm,
         }
+        masks = self.mask_truncated_completions
+        truncated = None if masks is None else "drop" if masks else "zero"
         algorithm: dict[str, Any] = {
             "preset": self.method,
             "without": list(self.without) or None,
@@ -270,9 +273,9 @@ class VAPOConfig:
             "k": self.k,
             "reward": {"by": "score"},
             "clip": {"low": self.epsilon, "high": self.epsilon if self.epsilon_high is None else self.epsilon_high},
-            "kl": {"coef": self.beta} if self.beta else {},
+            "kl": {"coef": self.beta},
             "optimization": {"epochs": self.num_iterations} if self.num_iterations > 1 else {},
-            "truncated": "drop" if self.mask_truncated_completions else None,
+            "truncated": truncated,
         }
         engine = {"kind": "vllm", "memory_share": self.vllm_gpu_memory_utilization} if self.use_vllm else {}
         eval_steps = (
