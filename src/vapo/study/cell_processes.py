@@ -21,10 +21,11 @@ STOP_GRACE_S = 60.0
 class CellProcesses:
     """The processes that run now. A pause lets them save and end, and holds back new ones until it is over.
 
-    `program` is what the arguments follow on each command line.
+    `program` is what the arguments follow on each command line. With -P modules of the current folder do not replace
+    Python's, as in the `vapo` command.
     """
 
-    def __init__(self, program: Sequence[str] = (sys.executable, "-m", "vapo")) -> None:
+    def __init__(self, program: Sequence[str] = (sys.executable, "-P", "-m", "vapo")) -> None:
         self._program = program
         self._children: set[subprocess.Popen[bytes]] = set()
         self._to_end: set[subprocess.Popen[bytes]] = set()

@@ -138,7 +138,7 @@ class EnvironmentServer:
         """Start the process; what it says of the user's environment."""
         _end(self._parts)
         door, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "vapo.tasks.environments.serving", self._spec]
+        command = [sys.executable, "-P", "-m", "vapo.tasks.environments.serving", self._spec]
         process = subprocess.Popen(  # noqa: S603 - our own module
             command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches only the trainer, which then ends it

@@ -1,4 +1,4 @@
-"""The process behind environments of users: `python -m vapo.tasks.environments.serving '{"environment": ..., ...}'`.
+"""The process behind environments of users: `python -P -m vapo.tasks.environments.serving '{"environment": ..., ...}'`.
 
 It imports the user's code once, and forks a child for each episode, which answers its requests (`host`). The trainer
 sends messages of 16 bytes through a socket, its standard input:
@@ -28,7 +28,7 @@ from typing import Any
 from vapo.errors import ConfigError, UnguardedError, VapoError
 from vapo.tasks.environments.host import Host
 from vapo.tasks.environments.offers import Offer, described, load_offer
-from vapo.tasks.verifiers.worker import allow_open_files, ending_with_trainer, limit
+from vapo.tasks.verifiers.worker import allow_open_files, ending_with_trainer, import_from_here_last, limit
 
 MESSAGE_BYTES = 16
 """The length of a message of the trainer: a letter and a number."""
@@ -39,6 +39,7 @@ REAP_S = 0.5
 def main() -> None:
     """Load what the user gave, and serve episodes until the trainer closes the socket."""
     spec = json.loads(sys.argv[1])
+    import_from_here_last()
     door = socket.socket(fileno=os.dup(0))
     allow_open_files()
     silence = os.open(os.devnull, os.O_RDWR)

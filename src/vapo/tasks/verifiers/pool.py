@@ -262,7 +262,7 @@ class Worker:
         self._end()
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "vapo.tasks.verifiers.worker", self._spec]
+        command = [sys.executable, "-P", "-m", "vapo.tasks.verifiers.worker", self._spec]
         try:
             process = subprocess.Popen(  # noqa: S603 - our own module
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

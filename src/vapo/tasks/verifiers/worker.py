@@ -1,4 +1,4 @@
-"""The worker process of a verifier: `python -m vapo.tasks.verifiers.worker '{"verifier": ..., ...}'`.
+"""The worker process of a verifier: `python -P -m vapo.tasks.verifiers.worker '{"verifier": ..., ...}'`.
 
 It loads the verifier once and forks a child that judges. After a child was killed (over its time or memory limit), the
 next one is ready in milliseconds. Requests and verdicts are lines of JSON, so a verifier that a response has taken
@@ -48,6 +48,7 @@ MAX_OPEN_FILES = 1 << 16
 def main() -> None:
     """Load the verifier and judge requests until the trainer closes the pipe."""
     spec = json.loads(sys.argv[1])
+    import_from_here_last()
     requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # output of the verifier must not be read as verdicts
@@ -199,6 +200,14 @@ def limit(what: int, amount: int) -> None:
     """Set a soft resource limit, at most to the machine's hard limit."""
     hard = resource.getrlimit(what)[1]
     resource.setrlimit(what, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
+
+
+def import_from_here_last() -> None:
+    """Let the user's code import modules of the current folder, after all others.
+
+    The process starts with -P, which keeps the folder off the path: a random.py there must not replace Python's.
+    """
+    sys.path.append("")
 
 
 def allow_open_files() -> None:
