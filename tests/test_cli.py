@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 import toys
@@ -261,7 +263,14 @@ def test_a_side_critic_ranks_samples_of_its_own_policy_alone(tmp_path: Path, mon
     assert "Give the policy it was trained beside" in capsys.readouterr().err
     # a run that kept its weights only says how to go on with both
     assert vapo("resume", str(run), "--set", "trainer.steps=2", monkeypatch=monkeypatch) == 2
-    assert f"--critic {critic} --set model.critic_kind=side" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"vapo train {run / 'config.yaml'} --set model.policy={run / 'policy'} --critic {critic}" in said
+    again = shlex.split(said[said.index("vapo train") :])[1:]
+    (critic / "config.json").write_text(json.dumps(config))
+    assert vapo(*again, "--run-dir", str(tmp_path / "again"), "--dry-run", monkeypatch=monkeypatch) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["model"]["critic_kind"] == "side"
+    assert settings["trainer"]["samples_per_step"] == 16
 
 
 def test_the_suggested_command_for_a_method_without_a_critic_has_no_settings_of_credit():

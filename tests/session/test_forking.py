@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from command_line import sets, vapo
+from vapo.errors import ConfigError
+from vapo.session.forking import checkpoint_of
+from vapo.session.run_dirs import check_folder
 
 SMALL = ["trainer.samples_per_step=16", "trainer.group_size=4", "trainer.minibatch_size=8", "evaluation.prompts=4",
          "trainer.pretraining_heldout=8", "evaluation.samples_per_prompt=1", "scale.threads=1", "evaluation.every=0",
@@ -76,6 +81,63 @@ def test_a_fork_that_cannot_be_is_refused_before_anything_is_copied(
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert list(tmp_path.iterdir()) == []
     assert not run.with_name("run-fork").exists()
+
+
+@pytest.fixture
+def damaged(run: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A copy of the run, in the working folder, whose checkpoint of step 2 is damaged and the newest."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree("run/checkpoints/step_000003")
+    Path("run/checkpoints/step_000002/critic/model.safetensors").write_bytes(b"torn")
+    return Path("run")
+
+
+def test_a_fork_takes_the_newest_checkpoint_that_is_not_damaged(damaged: Path, monkeypatch, capsys):
+    assert vapo(monkeypatch, "fork", "run", "--run-dir", "fork", *sets("trainer.steps=2"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == "step_000001"
+    assert [line["step"] for line in steps_of(Path("fork"))] == [1, 2]
+
+
+@pytest.mark.parametrize(("words", "advice"), [(["--step", "2"], "Take another --step"), ([], "vapo train")])
+def test_a_fork_of_damaged_checkpoints_names_the_run_that_has_them(damaged: Path, monkeypatch, capsys, words, advice):
+    if not words:
+        for path in damaged.glob("checkpoints/*/manifest.json"):
+            path.write_text("{}")
+    assert vapo(monkeypatch, "fork", "run", *words) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"The checkpoint of {damaged.resolve()} is damaged (" in said
+    assert "step_000002: " in said
+    assert advice in said
+    assert not Path("run-fork").exists()
+
+
+def test_a_fork_goes_on_from_a_checkpoint_whose_replacement_was_killed(damaged: Path, monkeypatch, capsys):
+    shutil.rmtree(damaged / "checkpoints" / "step_000002")
+    (damaged / "checkpoints" / "step_000001").rename(damaged / "checkpoints" / "step_000001.old")
+    assert checkpoint_of(damaged, None, 3) == checkpoint_of(damaged, 1, 3) == "step_000001.old"
+    with pytest.raises(ConfigError, match="there are those of 1"):
+        checkpoint_of(damaged, 2, 3)
+    assert vapo(monkeypatch, "fork", "run", "--step", "1", "--run-dir", "fork", *sets("trainer.steps=2")) == 0
+    assert [line["step"] for line in steps_of(Path("fork"))] == [1, 2]
+
+
+def test_a_fork_that_cannot_be_copied_is_one_line_and_leaves_nothing(damaged: Path, monkeypatch, capsys):
+    def full(source, target, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    assert vapo(monkeypatch, "fork", "run", "--step", "1", "--run-dir", "fork") == 2
+    assert "Cannot copy" in (said := capsys.readouterr().err)
+    assert "No space left on device" in said
+    assert not Path("fork").exists()
+
+
+def test_only_a_folder_that_is_a_run_is_to_be_resumed(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError) as error:
+        check_folder(tmp_path)
+    assert str(error.value).endswith("is not empty. Choose another --run-dir.")
 
 
 def test_pretrain_critic_leaves_a_critic_and_an_untouched_policy(monkeypatch, tmp_path: Path, capsys):

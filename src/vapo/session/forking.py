@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vapo.durability import checkpoint
-from vapo.errors import ConfigError, command
+from vapo.errors import ConfigError
 from vapo.session.layers import SOURCES
-from vapo.session.run_dirs import METHOD, check_folder
+from vapo.session.run_dirs import METHOD, check_folder, from_its_networks
 
 LOGS = ("metrics.jsonl", "events.jsonl", "evaluations.jsonl")
 SETTINGS = (SOURCES, METHOD, "environment.json", "config.yaml")
@@ -17,23 +17,24 @@ SETTINGS = (SOURCES, METHOD, "environment.json", "config.yaml")
 
 
 def checkpoint_of(run: Path, step: int | None, steps: int) -> str:
-    """The name of the run's checkpoint of joint step `step` (None: the newest), from which a fork trains to `steps`.
+    """The name of the run's checkpoint of joint step `step`, from which a fork trains to `steps`.
 
-    Raises ConfigError for a step without a kept checkpoint, and where nothing is left to train.
+    `step` None takes the newest that is not damaged. Raises ConfigError for a step without a kept and healthy
+    checkpoint, and where nothing is left to train.
     """
     kept = checkpoint.names(run / "checkpoints")
     if not kept:
         raise ConfigError(
-            f"{run} has no checkpoint to go on from. Start a new run from its networks: "
-            + command("train", "--set", f"model.policy={run / 'policy'}")
+            f"{run} has no checkpoint to go on from. Start a new run with its settings: {from_its_networks(run)}"
         )
-    name = kept[0] if step is None else f"step_{step:06d}"
-    if name not in kept:
+    wanted = [name for name in kept if step is None or _step(name) == step]
+    if not wanted:
         known = [str(_step(other)) for other in sorted(kept) if _step(other)]
         raise ConfigError(
             f"{run} keeps no checkpoint of step {step}; there are those of {', '.join(known) or 'no step'}. Take "
             "one of them, or keep more with checkpoint.keep and checkpoint.every."
         )
+    name = _first_healthy(run, wanted)
     if _step(name) >= steps:
         raise ConfigError(
             f"The checkpoint of step {_step(name)} is the run's last, with trainer.steps={steps}: nothing is left to "
@@ -42,14 +43,41 @@ def checkpoint_of(run: Path, step: int | None, steps: int) -> str:
     return name
 
 
+def _first_healthy(run: Path, names: Sequence[str]) -> str:
+    """The first of these checkpoints that is as it was saved. Raises ConfigError if none is."""
+    damaged = []
+    for name in names:
+        if not (found := checkpoint.problems(run / "checkpoints" / name)):
+            return name
+        damaged.append(f"{name}: {found[0]}")
+    raise ConfigError(
+        f"The checkpoint of {run} is damaged ({'; '.join(damaged)}). Take another --step, or start a new run with its "
+        f"settings: {from_its_networks(run)}"
+    )
+
+
 def fork(run: Path, name: str, path: Path) -> None:
     """Copy a run as its checkpoint of that name has it to the new folder `path`.
 
-    The copy is to be resumed, which cuts its logs to that step. Raises ConfigError for a `path` that is not empty.
+    The copy is to be resumed, which cuts its logs to that step. Raises ConfigError for a `path` that is not empty, and
+    where something cannot be copied; then nothing is left of it.
     """
     check_folder(path)
+    try:
+        _copy(run, name, path)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise ConfigError(
+            f"Cannot copy {run} to {path}: {_reason(error)}. Free space or mend the file, or choose another --run-dir."
+        ) from error
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _copy(run: Path, name: str, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(run / "checkpoints" / name, path / "checkpoints" / name)
+    shutil.copytree(run / "checkpoints" / name, path / "checkpoints" / _plain(name))
     if (run / "rollouts").is_dir():
         shutil.copytree(run / "rollouts", path / "rollouts", ignore=_later(name))
     for file in (*LOGS, *SETTINGS):
@@ -57,9 +85,20 @@ def fork(run: Path, name: str, path: Path) -> None:
             shutil.copy2(run / file, path / file)
 
 
+def _reason(error: OSError) -> str:
+    """Why a copy failed, in a line: `copytree` gives a list of (source, target, reason), a file each."""
+    files = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    return str(files[0][2] if files else error)
+
+
+def _plain(name: str) -> str:
+    """The name of a checkpoint that was just being replaced by a newer one of the same step: `step_000003.old`."""
+    return name.removesuffix(".old")
+
+
 def _step(name: str) -> int:
     """The joint step of a checkpoint; 0 during value pretraining."""
-    return int(name.removeprefix("step_")) if name.startswith("step_") else 0
+    return int(_plain(name).removeprefix("step_")) if name.startswith("step_") else 0
 
 
 def _later(name: str) -> Callable[[str, list[str]], list[str]]:

@@ -35,9 +35,9 @@ def check_folder(path: Path) -> None:
     if path.is_file():
         raise ConfigError(f"{path} is a file, and a run needs a folder. Choose another --run-dir.")
     if path.exists() and any(p.name not in LEFTOVERS for p in path.iterdir()):
-        raise ConfigError(
-            f"The run directory {path} is not empty. Choose another --run-dir, or go on with: {command('resume', path)}"
-        )
+        is_run = (path / "config.yaml").exists()
+        fix = f"Choose another --run-dir, or go on with: {command('resume', path)}" if is_run else "Choose another --run-dir."
+        raise ConfigError(f"The run directory {path} is not empty. {fix}")
     _check_writable(path, "--run-dir")
 
 
@@ -115,13 +115,16 @@ def kept_weights_only(run_dir: Path) -> bool:
 def _refuse_weights_only(run_dir: Path) -> None:
     """Raise ConfigError for a run that kept its weights only: it would start over, logs included."""
     if kept_weights_only(run_dir):
-        config = load_run_config(run_dir)
         shutil.rmtree(run_dir / ".checkpoints.gone", ignore_errors=True)  # of a kill while they were deleted
-        options = ["--set", f"model.policy={run_dir / 'policy'}"]
-        options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
-        side = config.sections.model.critic_kind == "side"
-        options += ["--set", "model.critic_kind=side"] if side and (run_dir / "critic").exists() else []
         raise ConfigError(
             f"{run_dir} has ended and kept its weights only (checkpoint.final=weights), so it cannot be made longer. "
-            f"Start a new run from them: {command('train', *options)}"
+            f"Start a new run from them: {from_its_networks(run_dir)}"
         )
+
+
+def from_its_networks(run_dir: Path) -> str:
+    """The command of a new run with a run's settings that starts from its trained networks, as far as they are there.
+    """
+    options = ["--set", f"model.policy={run_dir / 'policy'}"] if (run_dir / "policy").exists() else []
+    options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
+    return command("train", run_dir / "config.yaml", *options)
