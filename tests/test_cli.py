@@ -271,10 +271,3 @@ def test_a_side_critic_ranks_samples_of_its_own_policy_alone(tmp_path: Path, mon
     settings = yaml.safe_load(capsys.readouterr().out)
     assert settings["model"]["critic_kind"] == "side"
     assert settings["trainer"]["samples_per_step"] == 16
-
-
-def test_the_suggested_command_for_a_method_without_a_critic_has_no_settings_of_credit():
-    from vapo.cli.closing import without_credit
-
-    words = ["train", "--set", "algorithm.credit.head.kind=hl_gauss", "--set", "trainer.steps=2", "--steps", "3"]
-    assert without_credit(words) == ["train", "--set", "trainer.steps=2", "--steps", "3"]

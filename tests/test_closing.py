@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
+from command_line import sets
 from reports.recorded.record import restore
 from vapo.cli.closing import closing_words
 
@@ -19,9 +21,9 @@ def evaluation(label: str, avg: float, low: float, high: float) -> dict:
             "low": low, "high": high, "pass": {"1": avg}}  # fmt: skip
 
 
-def said(path: Path, capsys, monkeypatch) -> str:
+def said(path: Path, capsys, monkeypatch, again: Sequence[str] = AGAIN) -> str:
     monkeypatch.setenv("COLUMNS", "80")
-    closing_words(path, False, AGAIN)
+    closing_words(path, False, again)
     return capsys.readouterr().out
 
 
@@ -43,6 +45,30 @@ def test_where_the_score_rose_the_critic_is_compared(run: Path, capsys, monkeypa
     text = said(run, capsys, monkeypatch)
     assert "Next, see what the critic is worth:\n  vapo train --seed 3 --preset grpo" in text
     assert "doctor" not in text
+
+
+def test_the_commands_of_other_methods_repeat_no_setting_that_they_refuse_or_that_makes_the_method(
+    run: Path, capsys, monkeypatch
+):
+    outcome(run, (0.2, 0.1, 0.3), (0.6, 0.5, 0.7))
+    again = ["train", *sets("algorithm.credit.head.kind=hl_gauss", "model.critic=base", "model.critic_lora=2",
+                            "algorithm.preset=vapo", "trainer.minibatch_size=8", "trainer.pretraining_steps=2")]  # fmt: skip
+    text = said(run, capsys, monkeypatch, again)
+    kept = "vapo train --set trainer.minibatch_size=8 --set trainer.pretraining_steps=2 --preset grpo"
+    assert kept in text
+    assert "algorithm.preset=vapo" not in text
+    for line in text.splitlines():
+        if "--without value-pretraining" in line:
+            assert "trainer.pretraining_steps" not in line
+            assert "model.critic_lora=2" in line
+
+
+def test_a_file_that_sets_the_critics_credit_is_not_run_with_grpo(run: Path, capsys, monkeypatch):
+    outcome(run, (0.2, 0.1, 0.3), (0.6, 0.5, 0.7))
+    Path("mine.yaml").write_text("recipe: maze\nalgorithm: {credit: {gamma: 0.99}}\n")
+    assert "grpo" not in said(run, capsys, monkeypatch, ["train", "mine.yaml"])
+    Path("mine.yaml").write_text("recipe: maze\n")
+    assert "vapo train mine.yaml --preset grpo" in said(run, capsys, monkeypatch, ["train", "mine.yaml"])
 
 
 def test_where_the_score_fell_the_reason_is_looked_for(run: Path, capsys, monkeypatch):

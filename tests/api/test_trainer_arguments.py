@@ -97,7 +97,9 @@ def test_an_argument_goes_before_the_methods_own_also_where_it_is_off(method: st
     usual = PRESETS[method]
 
     def chosen(**arguments) -> Algorithm:
-        return trainer(tmp_path, args=config(tmp_path, method=method, pretraining_steps=None, **arguments)).config.algorithm
+        return trainer(
+            tmp_path, args=config(tmp_path, method=method, pretraining_steps=None, **arguments)
+        ).config.algorithm
 
     own, off = chosen(), chosen(beta=0.0, mask_truncated_completions=False)
     assert (own.kl.coef, own.truncated) == (usual.kl.coef, usual.truncated)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -55,8 +57,12 @@ def test_a_fork_shares_the_past_and_leaves_its_origin_alone(run: Path, monkeypat
     assert any("trainer.actor_lr" in line for line in (path / "events.jsonl").read_text().splitlines())
 
 
-def test_a_fork_without_changes_ends_as_its_origin(run: Path, monkeypatch, tmp_path: Path):
-    assert vapo(monkeypatch, "fork", str(run), "--step", "2", "--run-dir", str(tmp_path / "fork")) == 0
+def test_a_fork_without_changes_ends_as_its_origin(run: Path, monkeypatch, tmp_path: Path, capsys):
+    fork = tmp_path / "fork"
+    assert vapo(monkeypatch, "fork", str(run), "--step", "2", "--run-dir", str(fork)) == 0
+    said = capsys.readouterr().out
+    assert f"Read both vapo view {run} {fork}" in said  # one method with one seed is nothing to compare
+    assert "vapo compare" not in said
     one, other = (load_file(path / "policy" / "model.safetensors") for path in (run, tmp_path / "fork"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -142,9 +148,14 @@ def test_only_a_folder_that_is_a_run_is_to_be_resumed(tmp_path: Path):
 
 def test_pretrain_critic_leaves_a_critic_and_an_untouched_policy(monkeypatch, tmp_path: Path, capsys):
     monkeypatch.chdir(tmp_path)
-    assert vapo(monkeypatch, "pretrain-critic", "--steps", "2", "--run-dir", "critic-run", *sets(*SMALL)) == 0
-    out = capsys.readouterr().out
-    assert "vapo train --critic critic-run/critic" in out
+    own = sets(*SMALL, "trainer.pretraining_passes=2", "model.critic_kind=side")
+    assert vapo(monkeypatch, "pretrain-critic", "--steps", "2", "--run-dir", "critic-run", *own) == 0
+    use = re.search(r"Use it +vapo (train .*)", capsys.readouterr().out)
+    assert use is not None
+    left = [text for text in SMALL if not text.startswith("trainer.pretraining_")]
+    again = ["train", *sets(*left, "model.critic_kind=side"), "--critic", "critic-run/critic"]
+    assert shlex.split(use[1]) == again
+    assert vapo(monkeypatch, *again, "--dry-run") == 0
     lines = [json.loads(line) for line in (tmp_path / "critic-run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in lines] == ["pretrain", "pretrain"]
     assert (tmp_path / "critic-run" / "critic" / "config.json").exists()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from vapo.cli.closing import without_settings
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
-from vapo.errors import command
+from vapo.errors import VapoError, command
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
 
@@ -68,7 +69,18 @@ def fork(
     if as_json:
         print(json_text({"run": str(path), "from": str(run), "checkpoint": name}))
     else:
-        Console(soft_wrap=True).print(f"Compare   {command('compare', run, path)}", highlight=False, markup=False)
+        Console(soft_wrap=True).print(_next(run, path), highlight=False, markup=False)
+
+
+def _next(run: Path, path: Path) -> str:
+    """The command that shows both runs: a comparison, unless they are one method with one seed, or cannot be one."""
+    from vapo.study.comparison.compared_runs import read_compared_runs
+
+    try:
+        read_compared_runs([run, path])
+    except VapoError:
+        return f"Read both {command('view', run, path)}"
+    return f"Compare   {command('compare', run, path)}"
 
 
 def pretrain_critic(
@@ -116,7 +128,10 @@ def pretrain_critic(
     if as_json:
         print(json_text({"run": str(path), "critic": str(path / "critic")}))
         return
-    again = ["train", *([source] if source else []), "--critic", path / "critic"]
+    settings = [part for text in set_ or [] for part in ("--set", text)]
+    # a later --set of these would win over what --critic says
+    settings = without_settings(settings, ["trainer.steps", "trainer.pretraining_", "model.critic"])
+    again = ["train", *([source] if source else []), *settings, "--critic", path / "critic"]
     Console(soft_wrap=True).print(
         f"Critic    {path / 'critic'}\nJudge it  {command('critic', path)}\nUse it    {command(*again)}",
         highlight=False,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vapo.errors import command, counted
+from vapo.errors import ConfigError, command, counted
 from vapo.json_text import json_text
 
 if TYPE_CHECKING:
@@ -83,23 +83,61 @@ def _other_methods(run: RunFiles, again: Sequence[str]) -> list[str]:
     from vapo.session.run_dirs import load_run_config
 
     critic = (run.path / "critic").is_dir()
-    words = without_credit(again) if critic else again  # GRPO has no such fields
-    others = ["--preset grpo" if critic else "--preset vapo"]
+    # GRPO has no fields of the critic's credit, and refuses a critic that is given
+    others = [([*METHOD, *CRITIC], ["--preset", "grpo"]) if critic else (METHOD, ["--preset", "vapo"])]
     config = load_run_config(run.path)
     if config.algorithm.pretrains and not config.without and not config.changed:
-        others.append(f"--preset {config.preset} --without value-pretraining")
-    return ["Next, see what the critic is worth:", *(f"  {command(*words)} {other}" for other in others)]
+        others.append(
+            ([*METHOD, "trainer.pretraining_"], ["--preset", config.preset, "--without", "value-pretraining"])
+        )
+    words = [[*without_settings(again, dropped), *other] for dropped, other in others]
+    lines = [f"  {command(*each)}" for each in words if _resolves(each)]
+    return ["Next, see what the critic is worth:", *lines] if lines else []
 
 
-def without_credit(words: Sequence[str]) -> list[str]:
-    """The words of a command without settings of the critic's credit: `--set algorithm.credit...`."""
+METHOD = ["algorithm.preset", "algorithm.without"]
+CRITIC = ["algorithm.credit", "model.critic", "model.critic_"]
+
+
+def without_settings(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The words of a command without `--set` of these settings and of those below them; a name that ends with _ stands
+    for all that begin so."""
     kept: list[str] = []
     for word in words:
-        if word.startswith(("algorithm.credit.", "algorithm.credit=")) and kept[-1:] == ["--set"]:
+        key = word.partition("=")[0]
+        dropped = any(key == name or key.startswith(name if name.endswith("_") else f"{name}.") for name in names)
+        if dropped and kept[-1:] == ["--set"]:
             kept.pop()
         else:
             kept.append(word)
     return kept
+
+
+def _resolves(words: Sequence[str]) -> bool:
+    """Whether the settings of a `train` command go together: a settings file may be for one method only."""
+    from vapo.session.config import resolve
+    from vapo.session.layers import option_layer, set_layer, source_layers
+
+    source = words[1] if not words[1].startswith("--") else None
+    given = list(words[1 if source is None else 2 :])
+    options = list(zip(given[::2], given[1::2], strict=True))
+    keys = {
+        "--preset": "algorithm.preset",
+        "--without": "algorithm.without",
+        "--seed": "seed",
+        "--steps": "trainer.steps",
+    }
+    try:
+        layers = source_layers(source)
+        for option, value in options:
+            if option == "--set":
+                layers.append(set_layer(value))
+            else:
+                layers.append(option_layer(option, keys[option], [value] if option == "--without" else value))
+        resolve(layers)
+    except ConfigError:
+        return False
+    return True
 
 
 def _nothing_to_learn(run: RunFiles) -> str:

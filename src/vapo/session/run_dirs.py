@@ -36,7 +36,11 @@ def check_folder(path: Path) -> None:
         raise ConfigError(f"{path} is a file, and a run needs a folder. Choose another --run-dir.")
     if path.exists() and any(p.name not in LEFTOVERS for p in path.iterdir()):
         is_run = (path / "config.yaml").exists()
-        fix = f"Choose another --run-dir, or go on with: {command('resume', path)}" if is_run else "Choose another --run-dir."
+        fix = (
+            f"Choose another --run-dir, or go on with: {command('resume', path)}"
+            if is_run
+            else "Choose another --run-dir."
+        )
         raise ConfigError(f"The run directory {path} is not empty. {fix}")
     _check_writable(path, "--run-dir")
 
@@ -123,8 +127,7 @@ def _refuse_weights_only(run_dir: Path) -> None:
 
 
 def from_its_networks(run_dir: Path) -> str:
-    """The command of a new run with a run's settings that starts from its trained networks, as far as they are there.
-    """
+    """The command of a new run with a run's settings that starts from its trained networks, as far as they are there."""
     options = ["--set", f"model.policy={run_dir / 'policy'}"] if (run_dir / "policy").exists() else []
     options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
     return command("train", run_dir / "config.yaml", *options)
