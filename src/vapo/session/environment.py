@@ -37,8 +37,12 @@ def environment() -> dict[str, Any]:
 
 
 def _source() -> dict[str, Any]:
-    """The commit of the code, and whether files differ from it; null where there is no repository."""
-    commit = _git("rev-parse", "HEAD")
+    """The commit of the code, and whether files differ from it; null where no repository has the code.
+
+    The one around an installation, as in a project's .venv/, is another project's.
+    """
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    commit = _git("rev-parse", "HEAD") if ours else None
     changed = None if commit is None else _git("status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "uncommitted_changes": None if changed is None else bool(changed)}
 

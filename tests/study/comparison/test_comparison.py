@@ -115,6 +115,10 @@ def test_a_shared_critic_is_listed_once_with_its_cost_and_number_of_runs(make_ce
 def test_different_commits_of_the_runs_are_listed(make_cell, tmp_path):
     runs = [make_cell(str(seed), seed=seed) for seed in (0, 1)]
     assert "versions of the code" not in " ".join(column_explanations(compare_runs(runs, tmp_path / "one")))
+    for run in runs:  # of an installed package
+        (run / "environment.json").write_text(json.dumps({"commit": None}))
+    assert "versions of the code" not in " ".join(column_explanations(compare_runs(runs, tmp_path / "none")))
+    (runs[0] / "environment.json").write_text(json.dumps({"commit": "ab"}))
     (runs[1] / "environment.json").write_text(json.dumps({"commit": "cd"}))
     assert "made by 2 versions of the code: ab, cd" in " ".join(
         column_explanations(compare_runs(runs, tmp_path / "two"))

@@ -7,9 +7,12 @@ import pytest
 
 from reports.recorded.record import restore
 from vapo.errors import DataError
+from vapo.json_text import flatten
+from vapo.session.config import resolve
+from vapo.session.layers import recipe_layer
 from vapo.study.comparison import compare_runs
 from vapo.study.comparison.compared_runs import read_compared_runs
-from vapo.study.comparison.methods import PAPER, distinct_labels, short_names, table_order
+from vapo.study.comparison.methods import PAPER, distinct_labels, method_settings, short_names, table_order
 
 
 def change_evaluations(path, change):
@@ -75,6 +78,14 @@ def test_runs_with_one_label_and_different_settings_get_distinct_labels(make_cel
         "vapo (trainer.actor_lr=0.0001)",
         "vapo (trainer.actor_lr=0.0003)",
     }
+
+
+def test_settings_without_effect_on_the_result_make_no_other_method():
+    known = dict(flatten(resolve([recipe_layer("maze")]).effective()))
+    for key in ("trackers", "rollout.engine.graphs", "model.gradient_checkpointing"):
+        assert any(name == key or name.startswith(f"{key}.") for name in known)
+        assert method_settings({key: True}) == {}
+    assert method_settings({"rollout.engine.kind": "vllm"}) != {}
 
 
 def test_distinct_labels_add_the_differing_settings_only():

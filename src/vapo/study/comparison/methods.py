@@ -32,8 +32,11 @@ COSMETIC = {
     "evaluation",  # its effect on the score is in `set` and k, which are checked separately
     "scale",
     "seed",
+    "model.gradient_checkpointing",
     "model.policy",  # the base, which differs between runs of a method like the seed
+    "rollout.engine.graphs",
     "rollout.engine.slots",
+    "trackers",
     "trainer.layout",
     "trainer.micro_batch_tokens",
     "trainer.pretraining_ready",

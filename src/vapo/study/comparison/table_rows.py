@@ -227,7 +227,7 @@ def _about_critics(critics: list[Record]) -> list[str]:
 
 
 def _about_commits(commits: list[str]) -> list[str]:
-    if len(commits) == 1 and commits[0] != "None":
+    if len(commits) == 1:  # also where none has a commit, as of installed packages
         return []
     return [f"The runs were made by {len(commits)} versions of the code: {', '.join(c[:12] for c in commits)}."]
 
