@@ -60,10 +60,10 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
 class VAPOConfig:
     """What `VAPOTrainer` needs beside a model, rewards and data.
 
-    The first part has the names of TRL 1.16's GRPOConfig, and its defaults but for the learning rate, clipping, `beta` and
-    `mask_truncated_completions`, which the method chooses, `lr_scheduler_type` (constant here), `save_total_limit` (2 here), `output_dir`, `bf16` and
-    `gradient_checkpointing` (off here), and evaluation (also before and after). None leaves a choice to vapo, which
-    fits it to the model's size and the length limit.
+    The first part has the names of TRL 1.16's GRPOConfig, and its defaults but for the learning rate, clipping, `beta`
+    and `mask_truncated_completions`, which the method chooses, `lr_scheduler_type` (constant here), `save_total_limit`
+    (2 here), `output_dir`, `bf16` and `gradient_checkpointing` (off here), and evaluation (also before and after). None
+    leaves a choice to vapo, which fits it to the model's size and the length limit.
 
     Raises ConfigError, with its name, for an argument that is not taken.
     """

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from vapo.cli.closing import closing_words
 from vapo.cli.options import DebugOption, JsonOption, ObserverOption, SetOption, view_for, with_own
-from vapo.errors import command, counted
+from vapo.errors import ConfigError, command, counted
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
 
@@ -270,7 +270,12 @@ def report(
     """Write RUN/report.html again: curves, settings, evaluations, and the rollouts token by token."""
     from vapo.reports.page import write_report
 
-    page = write_report(run)
+    try:
+        page = write_report(run)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write {run / 'report.html'}: {error.strerror or error}. Copy the run to a folder that can be written."
+        ) from error
     if as_json:
         print(json_text({"run": str(run), "report": str(page)}))
         return

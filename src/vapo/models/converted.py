@@ -22,9 +22,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def convert(source: Path, out: Path, dtype: str) -> int:
     """Copy a folder that a run wrote, its floating-point tensors in `dtype`; the bytes of the weights.
 
-    Everything else (configuration, tokenizer, model card) is copied; config.json gets the precision. `out` is new
-    or empty, and filled whole or not at all. ModelError if the folder holds no .safetensors file, or a weight that `dtype` cannot hold;
-    OSError or SafetensorError if the disk refuses.
+    Everything else (configuration, tokenizer, model card) is copied; config.json gets the precision. `out` is new or
+    empty, and filled whole or not at all. ModelError if the folder holds no .safetensors file, or a weight that `dtype`
+    cannot hold; OSError or SafetensorError if the disk refuses.
     """
     files = sorted(source.glob("*.safetensors"))
     if not files:

@@ -127,7 +127,7 @@ def _refuse_weights_only(run_dir: Path) -> None:
 
 
 def from_its_networks(run_dir: Path) -> str:
-    """The command of a new run with a run's settings that starts from its trained networks, as far as they are there."""
+    """The command of a new run with a run's settings, which starts from its trained networks where they are there."""
     options = ["--set", f"model.policy={run_dir / 'policy'}"] if (run_dir / "policy").exists() else []
     options += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").exists() else []
     return command("train", run_dir / "config.yaml", *options)

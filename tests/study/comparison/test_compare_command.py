@@ -76,6 +76,25 @@ def test_a_reference_that_is_named_is_never_replaced_by_another(make_cell, tmp_p
         assert "'vapo' has no finished run. Choose --reference from: ppo, grpo" in str(refused.exception)
 
 
+def test_the_results_of_a_critic_are_refused_and_so_is_an_out_that_is_a_file(make_cell, tmp_path):
+    run, critics = str(make_cell()), tmp_path / "results.json"
+    critics.write_text('{"format": 1, "critics": []}')
+    refused = runner.invoke(app, ["compare", "--from", str(critics), "--out", str(tmp_path / "b")])
+    assert isinstance(refused.exception, DataError)
+    assert f"{critics} compares no runs" in str(refused.exception)
+    refused = runner.invoke(app, ["compare", run, "--out", str(critics)])
+    assert isinstance(refused.exception, ConfigError)
+    assert str(refused.exception).endswith("File exists. Choose another --out.")
+
+
+def test_a_report_that_cannot_be_written_is_one_line(make_cell):
+    run = make_cell()
+    (run / "report.html").mkdir()
+    refused = runner.invoke(app, ["report", str(run)])
+    assert isinstance(refused.exception, ConfigError)
+    assert f"Cannot write {run / 'report.html'}: Is a directory." in str(refused.exception)
+
+
 def test_a_folder_with_brackets_is_printed_as_it_is(make_cell, tmp_path):
     done = runner.invoke(app, ["compare", str(make_cell("run [/k]")), "--out", str(tmp_path / "out [/k] [b]")])
     assert done.exit_code == 0, done.exception

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vapo.errors import DataError, command
+from vapo.errors import ConfigError, DataError, command
 from vapo.json_text import json_text
 from vapo.reports.runfiles import Record
 from vapo.study.comparison.compared_runs import ComparedRun, read_compared_runs, with_verdicts
@@ -69,17 +69,25 @@ def with_reference(results: Record, reference: str, *, path: str | Path) -> Reco
 
 
 def write_comparison(results: Record, out: str | Path) -> None:
-    """Write `results.json`, `table.md`, `curves.png` and `comparison.html` into the folder."""
+    """Write `results.json`, `table.md`, `curves.png` and `comparison.html` into the folder.
+
+    Raises ConfigError where they cannot be written.
+    """
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "results.json": json_text(results) + "\n",
         "table.md": comparison_markdown(results),
         "comparison.html": comparison_html(results),
     }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", errors="replace")
-    main_png(results, folder / "curves.png")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8", errors="replace")
+        main_png(results, folder / "curves.png")
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write the comparison into {folder}: {error.strerror or error}. Choose another --out."
+        ) from error
 
 
 def read_results(path: str | Path) -> Record:
@@ -92,4 +100,8 @@ def read_results(path: str | Path) -> Record:
         raise DataError(f"{path} is not JSON: {error}. Name a results.json of vapo compare.") from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         raise DataError(f"{path} is not a results.json of this version. Make it again from the runs: vapo compare RUN…")
+    if any(not isinstance(results.get(key), list) for key in ("methods", "runs")):
+        raise DataError(
+            f"{path} compares no runs, as a critic's does not. Name a results.json of vapo compare or ablate."
+        )
     return results
