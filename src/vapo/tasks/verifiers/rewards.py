@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import count
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any, SupportsFloat
@@ -92,13 +93,16 @@ class Rewards:
 
 
 def _names(functions: Sequence[RewardFunction]) -> list[str]:
-    """A name for each function, distinct: they are the names of metrics."""
-    names: list[str] = []
+    """A name for each function, distinct: they are the names of metrics. Of equal ones the later get a number."""
+    own: list[str] = []
     for function in functions:
         inner = function.func if isinstance(function, partial) else function
-        name = str(getattr(inner, "__name__", type(inner).__name__)).strip("<>")
-        number = sum(other == name or other.startswith(f"{name}_") for other in names)
-        names.append(f"{name}_{number + 1}" if number else name)
+        own.append(str(getattr(inner, "__name__", type(inner).__name__)).strip("<>"))
+    names: list[str] = []
+    for place, name in enumerate(own):
+        taken = {*names, *own} if name in own[:place] else set()
+        free = (numbered for number in count(2) if (numbered := f"{name}_{number}") not in taken)
+        names.append(next(free) if taken else name)
     return names
 
 
