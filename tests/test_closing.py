@@ -51,8 +51,9 @@ def test_the_commands_of_other_methods_repeat_no_setting_that_they_refuse_or_tha
     run: Path, capsys, monkeypatch
 ):
     outcome(run, (0.2, 0.1, 0.3), (0.6, 0.5, 0.7))
-    again = ["train", *sets("algorithm.credit.head.kind=hl_gauss", "model.critic=base", "model.critic_lora=2",
-                            "algorithm.preset=vapo", "trainer.minibatch_size=8", "trainer.pretraining_steps=2")]  # fmt: skip
+    refused = ["algorithm.credit.head.kind=hl_gauss", "model.critic=base", "model.critic_lora=2"]
+    kept_ones = ["trainer.minibatch_size=8", "trainer.pretraining_steps=2"]
+    again = ["train", *sets(*refused, "algorithm.preset=vapo", *kept_ones)]
     text = said(run, capsys, monkeypatch, again)
     kept = "vapo train --set trainer.minibatch_size=8 --set trainer.pretraining_steps=2 --preset grpo"
     assert kept in text

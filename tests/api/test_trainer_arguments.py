@@ -155,9 +155,21 @@ def test_every_argument_of_the_table_is_one_and_every_setting_is_there():
     assert set(ARGUMENTS.values()) <= known
     of_tasks = {option.key.replace("task.NAME", "task") for option in task_options()}
     assert {name for name in ARGUMENTS if name not in all_settings()} <= {*of_tasks, "task.right_at", "task.verifier"}
+    assert all(in_arguments(f"Set {name}.") == f"Set {argument}." for name, argument in ARGUMENTS.items())
+    for words in ("policy/model.safetensors has changed", "model.safetensors is missing", "Mend my/task.data/x.json"):
+        assert in_arguments(words) == words
+    assert in_arguments("set algorithm.sampler=none") == "set settings['algorithm']['sampler']=none"
     assert doctest.testmod(trainer_config).failed == 0
     resumed = in_arguments("Saved. Go on with: vapo resume 'my runs/one' --set trainer.steps=N")
     assert resumed == "Saved. Go on with: trainer.train(resume_from_checkpoint=True) with a larger max_steps"
+
+
+def test_the_metrics_of_a_killed_run_leave_out_the_torn_last_line(tmp_path: Path):
+    made = trainer(tmp_path / "run")
+    assert made.metrics == []
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "rew')
+    assert made.metrics == [{"step": 1}]
 
 
 def test_the_page_names_every_argument():

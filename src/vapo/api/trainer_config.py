@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any, Literal
 
 from vapo.errors import ConfigError
+from vapo.session.reference import all_settings, task_options
 from vapo.trackers.tracker import PACKAGES
 
 NO_EFFECT = frozenset((
@@ -355,7 +356,8 @@ ARGUMENTS = {
 }
 """The arguments whose settings have another name; `settings=` takes all others."""
 _SECTIONS = "trainer|rollout|evaluation|algorithm|model|task|guards|checkpoint|scale"
-_SETTING = re.compile(rf"\b(?:{_SECTIONS})\.[a-z_.]*[a-z_]\b")
+_SETTING = re.compile(rf"(?<![\w./-])(?:{_SECTIONS})\.[a-z_.]*[a-z_]\b(?!/)")
+"""What may be a setting, and no part of a path; `_is_setting` tells it from a file, such as model.safetensors."""
 _RESUME = re.compile(r"vapo resume (?:'[^']*'|[^\s,;]+)")
 _DATA_SET = re.compile(r"(?:\b(?:the )?task )?(?<!')\brecords-[0-9a-f]{12}\b(?!')", re.IGNORECASE)
 """The task that rows are, whose name is a hash of them."""
@@ -373,12 +375,20 @@ def in_arguments(message: str) -> str:
 
     def named(match: re.Match[str]) -> str:
         name = match[0]
+        if not _is_setting(name):
+            return name
         path = "".join(f"[{part!r}]" for part in name.split("."))
         return ARGUMENTS.get(name, f"settings{path}")
 
     message = _DATA_SET.sub("the data set", message)
     message = message.replace(_LONGER, " with a larger trainer.steps")
     return _RESUME.sub("trainer.train(resume_from_checkpoint=True)", _SETTING.sub(named, message))
+
+
+def _is_setting(name: str) -> bool:
+    """Whether it is a setting or an option of a task, or a section of settings."""
+    known = {*ARGUMENTS, *all_settings(), *(option.key.replace("task.NAME", "task") for option in task_options())}
+    return name in known or any(other.startswith(f"{name}.") for other in known)
 
 
 def _absolute(steps: float, of: int) -> float:

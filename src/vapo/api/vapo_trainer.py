@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from vapo.models.reward_model import RewardModel
 from vapo.models.saving import save_model
 from vapo.models.tokens import load_tokenizer
 from vapo.reports.live import LiveView
+from vapo.reports.runfiles import read_jsonl
 from vapo.session import lifecycle
 from vapo.session.config import Config, resolve
 from vapo.session.evaluated_run import find_model, is_run
@@ -154,9 +154,8 @@ class VAPOTrainer:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        path = self.output_dir / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        """The lines of metrics.jsonl, without a last one that was not written to its end."""
+        return read_jsonl(self.output_dir / "metrics.jsonl")
 
     @property
     def model(self) -> PreTrainedModel:

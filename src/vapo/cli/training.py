@@ -274,7 +274,7 @@ def report(
         page = write_report(run)
     except OSError as error:
         raise ConfigError(
-            f"Cannot write {run / 'report.html'}: {error.strerror or error}. Copy the run to a folder that can be written."
+            f"Cannot write {run / 'report.html'}: {error.strerror or error}. Copy the run elsewhere."
         ) from error
     if as_json:
         print(json_text({"run": str(run), "report": str(page)}))
