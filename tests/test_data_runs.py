@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
@@ -15,10 +16,14 @@ import toys
 from command_line import sets, vapo
 from vapo.errors import ConfigError
 from vapo.models.tokens import plain_text, render
+from vapo.reports.live import SilentView
+from vapo.rollout.engine_settings import VllmEngineSettings
+from vapo.session import lifecycle
 from vapo.session.config import resolve
 from vapo.session.inputs import RenderedPrompts, with_whole_paths
 from vapo.session.layers import file_layer
 from vapo.session.layers import set_layer as config_layer
+from vapo.session.run_dirs import load_run_config
 from vapo.types import Prompt
 
 VERIFIER = """
@@ -186,6 +191,34 @@ def test_only_existing_files_become_absolute_paths(place):
     named = with_whole_paths(resolve([file_layer("t", {"task": {"name": "mine.py:make"}})])).sections
     assert named.task.name == f"{place / 'mine.py'}:make"
     assert named.model.policy == "builtin"
+
+
+def test_the_interpreter_of_vllm_gets_its_whole_path_and_stays_a_link(place):
+    (place / "venv").mkdir()
+    (place / "venv" / "python").symlink_to(sys.executable)
+
+    def python(given: str) -> str | None:
+        engine = with_whole_paths(
+            resolve([file_layer("t", {"rollout": {"engine": {"kind": "vllm", "python": given}}})])
+        )
+        assert isinstance(engine.sections.rollout.engine, VllmEngineSettings)
+        return engine.sections.rollout.engine.python
+
+    assert python("venv/python") == str(place / "venv" / "python")
+    assert python("python3") == "python3"
+
+
+def test_a_run_on_a_task_object_resumes_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = toys.toy_base(tmp_path / "base").relative_to(tmp_path)
+    short = {"trainer": {"steps": 1}, "model": {"critic": str(base)}}
+    lifecycle.finish(toys.toy_run(base, tmp_path / "run", short), report=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    longer = [config_layer("trainer.steps=2")]
+    lifecycle.finish(lifecycle.resume(tmp_path / "run", SilentView(), toys.EchoTask(), changes=longer), report=False)
+    model = load_run_config(tmp_path / "run").sections.model
+    assert (model.policy, model.critic) == (str(tmp_path / "base"),) * 2
 
 
 def test_a_module_of_this_folder_becomes_its_file_and_an_installed_one_of_its_name_stays(place):

@@ -89,21 +89,32 @@ def read_inputs(
         raise
 
 
-def with_whole_paths(config: Config) -> Config:
-    """The configuration with its files by their whole paths, so that a run resumes from any folder."""
-    task, model = config.sections.task, config.sections.model
+def with_whole_paths(config: Config, *, task_too: bool = True) -> Config:
+    """The configuration with its files by their whole paths, so that a run resumes from any folder.
+
+    Without `task_too` those of the task stay, as its name is no file where the task is an object.
+    """
+    model, rollout = config.sections.model, config.sections.rollout
+    if isinstance(rollout.engine, VllmEngineSettings):
+        rollout = replace(rollout, engine=replace(rollout.engine, python=_whole_program(rollout.engine.python)))
+    model = replace(model, policy=_whole(model.policy), critic=model.critic and _whole(model.critic))
+    task = _with_whole_files(config.sections.task) if task_too else config.sections.task
+    sections = config.sections.model_copy(update={"task": task, "model": model, "rollout": rollout})
+    return replace(config, sections=sections)
+
+
+def _with_whole_files(task: TaskConfig) -> TaskConfig:
     options = {
         key: _whole(value) if key in TASK_FILES and value and isinstance(value, str) else value
         for key, value in task.options.items()
     }
     name = _whole(task.name) if ":" in task.name else task.name
-    sections = config.sections.model_copy(
-        update={
-            "task": TaskConfig.model_validate({"name": name, **options}),
-            "model": replace(model, policy=_whole(model.policy), critic=model.critic and _whole(model.critic)),
-        }
-    )
-    return replace(config, sections=sections)
+    return TaskConfig.model_validate({"name": name, **options})
+
+
+def _whole_program(python: str | None) -> str | None:
+    """A program's whole path; its name alone is looked up on PATH. Links stay: that of a virtual environment is it."""
+    return str(Path(python).absolute()) if python is not None and "/" in python else python
 
 
 def _whole(value: Any) -> Any:

@@ -118,7 +118,7 @@ def prepare(config: Config, observer: Observer, task: Task | None = None) -> tup
     Raises ConfigError, DataError, ModelError before any weights load.
     """
     check_trackers(config.sections.trackers)
-    config = config if task else with_whole_paths(config)
+    config = with_whole_paths(config, task_too=task is None)
     inputs = read_inputs(config, task, on_progress=observer.progress)
     with _closing_task_on_error(inputs.task):
         limit = inputs.decoding.max_tokens
