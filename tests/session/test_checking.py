@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -15,14 +16,16 @@ from rich.console import Console
 
 import toys
 from vapo import cli
+from vapo.chaos.faults import spoil_gradient_step
 from vapo.cli.planning import _print_finding
 from vapo.errors import ConfigError
+from vapo.session import lifecycle
 from vapo.session.checking import inspection
 from vapo.session.checking.finding import Finding, Outcome, of_error
 from vapo.session.checking.inspection import Inspection
 from vapo.session.checking.known_answers import check_answers
 from vapo.session.checking.short_run import NAME as STEPS
-from vapo.session.checking.short_run import check_steps, short_config
+from vapo.session.checking.short_run import _of_lines, check_steps, short_config
 from vapo.session.config import Config, resolve
 from vapo.session.inputs import close_task
 from vapo.session.layers import file_layer, recipe_layer, set_layer
@@ -275,6 +278,20 @@ def test_two_steps_are_taken_saved_and_resumed(base: Path):
     findings = check_steps(of(base))
     assert findings[0].outcome is Outcome.OK, findings
     assert "for 8 responses each; a checkpoint of" in findings[0].found
+
+
+def test_losses_that_are_not_finite_are_an_error(base: Path, monkeypatch: pytest.MonkeyPatch):
+    def spoiled(*arguments: Any) -> Any:
+        run = begin(*arguments)
+        spoil_gradient_step(run, "policy", 1, "loss", math.nan, times=10**6)
+        return run
+
+    begin = lifecycle.begin
+    monkeypatch.setattr(lifecycle, "begin", spoiled)
+    found = check_steps(of(base))[0]
+    assert (found.outcome, found.found) == (Outcome.ERROR, "not finite: skipped/policy")
+    line = {"step_time": 1.0, "loss/kl": None, "value/loss": 0.5, "skipped/policy": 0, "advantages/variance_ratio": None}
+    assert _of_lines([{**line, "step": 1}, {**line, "step": 2}], 8, 1).found == "not finite: loss/kl"
 
 
 def test_two_steps_that_fail_are_an_error(base: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from vapo.trainer.record import EVENTS
 NAME = "two steps, save and resume"
 GROUPS = 2
 """Prompts of a step; a method without groups gets four."""
+MUST_BE_FINITE = ("loss/", "grad_norm/", "value/loss")
 OF_FEW = (*SAMENESS, NOT_READY)
 """Alarms that so few responses bring about by themselves."""
 
@@ -84,10 +84,7 @@ def _of_lines(lines: list[dict[str, Any]], samples: int, saved: int) -> Finding:
 
 
 def _not_finite(line: Mapping[str, Any]) -> list[str]:
-    return [
-        name
-        for name, value in line.items()
-        if name.startswith(("loss/", "grad_norm/", "value/loss"))
-        and isinstance(value, float)
-        and not math.isfinite(value)
-    ]
+    """The figures of a step that were not finite, null in metrics.jsonl, and those that count the gradient steps that
+    were skipped for it."""
+    lost = [name for name, value in line.items() if value is None and name.startswith(MUST_BE_FINITE)]
+    return lost + [name for name, value in line.items() if value and name.startswith("skipped/")]
