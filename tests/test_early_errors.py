@@ -117,6 +117,11 @@ MISTAKES = {
     "critic --policy builtin --set model.critic=d": ("--set model.critic", "Use --critic"),
     "critic --policy builtin --set model.policy=d": ("--set model.policy", "Use --policy"),
     "critic --policy builtin --set evaluation.temperature=0": ("evaluation.temperature", "rollout.temperature"),
+    "critic run --set rollout.temperature=0.7": (
+        "--set rollout.temperature",
+        "Use a run with that rollout.temperature",
+    ),
+    "critic run --set rollout.top_p=0.7": ("--set rollout.top_p", "Use none: responses are drawn as in training"),
     "eval builtin --set model.policy=run": ("--set model.policy", "Use the argument RUN|MODEL"),
     "eval builtin --set model.critic=run/critic": ("--set model.critic", "Use --critic"),
     "eval builtin --critic ./nowhere": ("./nowhere does not exist", "Check the path"),

@@ -217,8 +217,8 @@ JUDGEMENT_OPTIONS = {
     "model.critic": "--critic",
     "evaluation.samples_per_prompt": "-k",
     # a critic is judged on responses as it was trained on
-    "evaluation.temperature": "a run with that rollout.temperature",
-    "evaluation.top_p": "a run with that rollout.top_p",
+    **dict.fromkeys(("evaluation.temperature", "rollout.temperature"), "a run with that rollout.temperature"),
+    **dict.fromkeys(("evaluation.top_p", "rollout.top_p"), "none: responses are drawn as in training, from all tokens"),
 }
 """The same for `vapo critic`."""
 
