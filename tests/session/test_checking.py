@@ -290,7 +290,13 @@ def test_losses_that_are_not_finite_are_an_error(base: Path, monkeypatch: pytest
     monkeypatch.setattr(lifecycle, "begin", spoiled)
     found = check_steps(of(base))[0]
     assert (found.outcome, found.found) == (Outcome.ERROR, "not finite: skipped/policy")
-    line = {"step_time": 1.0, "loss/kl": None, "value/loss": 0.5, "skipped/policy": 0, "advantages/variance_ratio": None}
+    line = {
+        "step_time": 1.0,
+        "loss/kl": None,
+        "value/loss": 0.5,
+        "skipped/policy": 0,
+        "advantages/variance_ratio": None,
+    }
     assert _of_lines([{**line, "step": 1}, {**line, "step": 2}], 8, 1).found == "not finite: loss/kl"
 
 

@@ -37,6 +37,7 @@ def view_html(runs: Sequence[ViewedRun], steps: Sequence[int] = ()) -> str:
 
 def embedded_data(runs: Sequence[ViewedRun], steps: Sequence[int] = ()) -> Record:
     """The data of a page without a server; `parts` are `RUN/STEP`, with the step's index and all its responses."""
+    _check_recorded(runs, steps)
     overviews, parts, size = [], {}, 0
     for place, run in enumerate(runs):
         overview = run.overview()
@@ -56,9 +57,21 @@ def embedded_data(runs: Sequence[ViewedRun], steps: Sequence[int] = ()) -> Recor
                 )
             parts[f"{place}/{step['key']}"] = part
     if not parts:
-        asked = f" of step {', '.join(map(str, steps))}" if steps else ""
-        raise ConfigError(f"{runs[0].files.path} has no recorded responses{asked}: see trainer.save_rollouts_every.")
+        raise ConfigError(f"{runs[0].files.path} has no recorded responses: see trainer.save_rollouts_every.")
     return {"served": False, "complete": True, "runs": overviews, "parts": parts}
+
+
+def _check_recorded(runs: Sequence[ViewedRun], steps: Sequence[int]) -> None:
+    """Raise ConfigError for training steps that none of the runs has recorded."""
+    there = sorted({file.step for run in runs for file in run.steps.values() if file.phase == Phase.TRAIN})
+    if not (missing := [step for step in steps if step not in there]):
+        return
+    few = [*map(str, there[:10]), *(["...", str(there[-1])] if len(there) > 10 else [])]
+    raise ConfigError(
+        f"{' and '.join(str(run.files.path) for run in runs)}: no recorded responses of step "
+        f"{', '.join(map(str, missing))}. Choose from {', '.join(few) or 'none'}; trainer.save_rollouts_every says "
+        "which a run keeps."
+    )
 
 
 def joined_scripts(*names: str) -> str:
