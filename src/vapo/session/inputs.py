@@ -23,7 +23,7 @@ from vapo.models.model_source import is_gguf
 from vapo.models.pretrained import context_length, count_parameters, load_config, skeleton
 from vapo.models.side import check_readable, holds_side_critic, side_config
 from vapo.models.tokens import load_tokenizer, read_tokenizer, render, stop_token_ids, with_privileged
-from vapo.rollout.engine_settings import sampling_context
+from vapo.rollout.engine_settings import VllmEngineSettings, sampling_context
 from vapo.rollout.turns import TurnRules
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
