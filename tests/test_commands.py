@@ -33,6 +33,11 @@ def test_a_quoted_command_splits_into_its_arguments():
     ]
 
 
+def test_behind_dev_a_command_begins_with_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VAPO_COMMAND", "./dev")
+    assert command("resume", "my runs/one") == "./dev resume 'my runs/one'"
+
+
 def test_the_error_for_an_existing_folder_has_a_working_command(tmp_path: Path):
     run = tmp_path / ODD
     run.mkdir(parents=True)

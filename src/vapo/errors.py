@@ -3,16 +3,19 @@
 A message names the thing, the place and the fix. `vapo.cli` prints it as one line, without a traceback.
 """
 
+import os
 import shlex
 
 
 def command(*words: object) -> str:
     """A `vapo` command for a message, quoted so that it can be copied into a shell.
 
+    VAPO_COMMAND is the program's name where `vapo` is not on the PATH, as `./dev` sets it.
+
     >>> command("resume", "my runs/one")
     "vapo resume 'my runs/one'"
     """
-    return shlex.join(["vapo", *map(str, words)])
+    return shlex.join([os.environ.get("VAPO_COMMAND", "vapo"), *map(str, words)])
 
 
 def counted(count: int, noun: str) -> str:
