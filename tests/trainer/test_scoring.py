@@ -77,7 +77,7 @@ def test_the_policy_scores_a_sample_of_the_responses_only(base: Path, tmp_path: 
     run = started(base, tmp_path / "run", preset="grpo")
     rows = count_scored(run, monkeypatch)
     figures = step_figures(run)
-    assert rows["policy"] == 4  # of 32
+    assert rows["policy"] == 4 + 4  # of 32: is the sampler the trainer, and how far did the update go
     assert 0 <= figures["sampler/logp_gap_max"] < SAME_LOGP
     assert figures["entropy"] > 0  # of the update's own pass
 
@@ -86,7 +86,7 @@ def test_with_all_every_response_is_scored(base: Path, tmp_path: Path, monkeypat
     run = started(base, tmp_path / "run", scoring="all")
     rows = count_scored(run, monkeypatch)
     step_figures(run)
-    assert rows["policy"] == rows["critic"] == 32
+    assert (rows["policy"], rows["critic"]) == (32 + 4, 32)  # 4 once more after the update
 
 
 def test_a_sampler_that_differs_has_every_response_scored(base: Path, tmp_path: Path, monkeypatch):

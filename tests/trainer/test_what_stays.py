@@ -157,7 +157,7 @@ def test_a_run_that_keeps_its_weights_only_leaves_no_checkpoint_and_says_how_to_
     for name in ("policy", "critic"):
         files = [tmp_path / run / name / "model.safetensors" for run in ("run", "state")]
         assert checkpoint.sha256(files[0]) == checkpoint.sha256(files[1])
-    advice = f"vapo train --set model.policy={folder / 'policy'} --critic {folder / 'critic'}"
+    advice = f"vapo train {folder / 'config.yaml'} --set model.policy={folder / 'policy'} --critic {folder / 'critic'}"
     for changes in ({}, {"trainer": {"steps": 9}}, {"checkpoint": {"final": "state"}}):
         with pytest.raises(ConfigError, match="cannot be made longer") as refused:
             resumed(folder, changes=[toys.file_layer("test", changes)])
