@@ -31,6 +31,7 @@ def printed_by(*command: str) -> str:
         ["analysis.py", "far/results.json"],
         ["analysis.py", "code/results.json"],
         ["analysis.py", "chain/results.json"],
+        ["analysis.py", "maze/results.json"],
         ["other_regimes.py", "chain/results.json"],
         ["confirm.py", "far-confirm/results.json"],
     ],
@@ -41,8 +42,17 @@ def test_the_page_has_what_the_analysis_prints(command: list[str]):
     assert f"```\n{printed}```" in (EVIDENCE / "README.md").read_text()
 
 
+def test_the_page_has_what_was_found_of_the_mazes_prediction():
+    chain = printed_by("other_regimes.py", "chain/results.json")
+    both = printed_by("other_regimes.py", "chain/results.json", "maze/results.json", "far/results.json")
+    about_the_maze = both.removeprefix(chain)
+    assert about_the_maze.count("by less") == 6
+    assert f"```\n{about_the_maze}```" in (EVIDENCE / "README.md").read_text()
+
+
 def test_the_page_has_the_goals_that_runs_reach():
-    files = ["far/results.json", "far-confirm/results.json", "far-removals/results.json", "../residual/results.json"]
+    far = ["far/results.json", "far-confirm/results.json", "far-removals/results.json"]
+    files = [*far, "../residual/results.json", "maze/results.json"]
     printed = printed_by("goals.py", *files)
     assert "| ppo | 10 of 10 |" in printed
     assert printed in (EVIDENCE / "README.md").read_text()
