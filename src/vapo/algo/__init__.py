@@ -4,7 +4,7 @@ Shapes: B responses of T tokens, N responses. `mask` is bool, True on trainable 
 holes and rows that are all False. NaN or inf outside the mask never reaches an output or a gradient. Low
 precision in, float32 inside and out (float64 stays float64).
 
-    advantages   gae, the rules for λ, whiten; group_advantages, informative_groups
+    advantages   gae, held_values, the rules for λ, whiten; group_advantages, informative_groups
     baselines    leave_one_out; mixture_sums, mixture_share
     heads        head_values, head_loss: how a critic's outputs become values, and what it minimises
     losses       clipped_surrogate, dual_clip, value_loss, kl_divergence: one number per token

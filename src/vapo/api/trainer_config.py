@@ -112,8 +112,8 @@ class VAPOConfig:
     """Passes over each rollout step's responses."""
     reward_weights: list[float] | None = None
     mask_truncated_completions: bool | None = None
-    """True keeps responses that were cut off out of every loss (algorithm.truncated=drop), with False their rewards
-    count (zero); None takes the method's."""
+    """True keeps responses that were cut off out of every loss (algorithm.truncated=drop). False counts their verdicts
+    (zero). None takes the method's."""
     gradient_checkpointing: bool = False
     bf16: bool = False
     """bfloat16 passes over float32 weights."""

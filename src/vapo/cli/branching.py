@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,7 +36,7 @@ def fork(
 
     The run that it comes from stays as it is.
     """
-    from vapo.session.forking import checkpoint_of
+    from vapo.session.forking import checkpoint_of, remove_copy
     from vapo.session.forking import fork as copy_run
     from vapo.session.layers import set_layer
     from vapo.session.run_dirs import check_run, load_run_config
@@ -48,6 +47,7 @@ def fork(
     config = load_run_config(run, changes)
     name = checkpoint_of(run, step, config.sections.trainer.steps)
     path = run_dir or _free(run)
+    was_there = path.exists()
     copy_run(run, name, path)
 
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
@@ -59,7 +59,7 @@ def fork(
             try:
                 return restart(changes=changes, allow_change=True)
             except BaseException:  # the copy is of no use: the next try begins anew
-                shutil.rmtree(path, ignore_errors=True)
+                remove_copy(path, but_the_folder=was_there)
                 raise
 
         carry_out(

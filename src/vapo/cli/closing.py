@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vapo.errors import ConfigError, command, counted
-from vapo.json_text import json_text
+from vapo.json_text import flatten, json_text
 
 if TYPE_CHECKING:
     from vapo.reports.runfiles import Record, RunFiles
@@ -102,11 +102,17 @@ CRITIC = ["algorithm.credit", "model.critic", "model.critic_"]
 def without_settings(words: Sequence[str], names: Sequence[str]) -> list[str]:
     """The words of a command without `--set` of these settings and of those below them; a name that ends with _ stands
     for all that begin so."""
+    from vapo.session.layers import set_layer
+
+    def dropped(setting: str) -> bool:
+        keys = [key for key, _ in flatten(set_layer(setting).values)]  # a mapping names several
+        return any(
+            key == name or key.startswith(name if name.endswith("_") else f"{name}.") for key in keys for name in names
+        )
+
     kept: list[str] = []
     for word in words:
-        key = word.partition("=")[0]
-        dropped = any(key == name or key.startswith(name if name.endswith("_") else f"{name}.") for name in names)
-        if dropped and kept[-1:] == ["--set"]:
+        if kept[-1:] == ["--set"] and dropped(word):
             kept.pop()
         else:
             kept.append(word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -181,7 +182,8 @@ def _study_command(source: str, budget: str, methods: Sequence[str], seeds: int 
     chosen = [("--method", method) for method in methods]
     chosen += [("--seeds", str(seeds))] if seeds is not None else []
     chosen += [("--keep", str(path)) for path in keep]
-    return command("ablate", source, "--budget", budget, *(word for pair in chosen for word in pair))
+    # not `command`: results are published, and how vapo was started here says nothing there
+    return shlex.join(["vapo", "ablate", source, "--budget", budget, *(word for pair in chosen for word in pair)])
 
 
 def _print_comparison(results: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ def critic(
 
     Responses to held-out prompts are cut at several positions, and each prefix is continued several times: the share of
     right continuations estimates the true value of that state. The share of the outcomes' variance that true values
-    explain is the ceiling: no critic can explain more. The critic's explained variance, bias, error, calibration and
+    explain is the ceiling: what the text so far can tell. The critic's explained variance, bias, error, calibration and
     ranking stand beside it. A run without a critic (GRPO, DAPO) gets the ceiling: what a critic could add.
 
     The same command resumes where it stopped. Continuations belong to the policy, so another --critic is judged on the

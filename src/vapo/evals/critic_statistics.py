@@ -99,11 +99,12 @@ def ceiling(monte_carlo: ArrayLike, noise: ArrayLike, outcomes: ArrayLike) -> fl
 
 
 def critic_explained_variance(values: ArrayLike, monte_carlo: ArrayLike, outcomes: ArrayLike) -> float:
-    """The share of the outcomes' variance that the critic C explains; at most the ceiling, up to noise.
+    """The share of the outcomes' variance that the critic C explains, at most the ceiling up to noise.
 
         EV = 1 - Var(R - C)/Var(R) = [Var(V) - Var(V - C)] / Var(R) ≈ [Var(p̂) - Var(p̂ - C)] / Var(R)
 
-    The noise of p̂ is in both variances and cancels. This is the explained variance of training, without the noise of
+    The first equality holds where the cut tells nothing of the outcome (see `ceiling`). The noise of p̂ is in both
+    variances and cancels. This is the explained variance of training, without the noise of
     the responses' own endings. A constant offset is invisible to it.
     """
     values, monte_carlo = _both(values, monte_carlo)

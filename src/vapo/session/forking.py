@@ -34,7 +34,7 @@ def checkpoint_of(run: Path, step: int | None, steps: int) -> str:
             f"{run} keeps no checkpoint of step {step}; there are those of {', '.join(known) or 'no step'}. Take "
             "one of them, or keep more with checkpoint.keep and checkpoint.every."
         )
-    name = _first_healthy(run, wanted)
+    name = _first_healthy(run, wanted, others=len(wanted) < len(kept))
     if _step(name) >= steps:
         raise ConfigError(
             f"The checkpoint of step {_step(name)} is the run's last, with trainer.steps={steps}: nothing is left to "
@@ -43,16 +43,17 @@ def checkpoint_of(run: Path, step: int | None, steps: int) -> str:
     return name
 
 
-def _first_healthy(run: Path, names: Sequence[str]) -> str:
-    """The first of these checkpoints that is as it was saved. Raises ConfigError if none is."""
+def _first_healthy(run: Path, names: Sequence[str], *, others: bool) -> str:
+    """The first of these checkpoints that is as it was saved. Raises ConfigError if none is; `others` are kept, too."""
     damaged = []
     for name in names:
         if not (found := checkpoint.problems(run / "checkpoints" / name)):
             return name
         damaged.append(f"{name}: {found[0]}")
+    fix = "Take another --step, or start" if others else "Start"
     raise ConfigError(
-        f"The checkpoint of {run} is damaged ({'; '.join(damaged)}). Take another --step, or start a new run with its "
-        f"settings: {from_its_networks(run)}"
+        f"{run} has no healthy checkpoint to go on from here ({'; '.join(damaged)}). "
+        f"{fix} a new run with its settings: {from_its_networks(run)}"
     )
 
 
@@ -63,16 +64,29 @@ def fork(run: Path, name: str, path: Path) -> None:
     where something cannot be copied; then nothing is left of it.
     """
     check_folder(path)
+    was_there = path.exists()
     try:
         _copy(run, name, path)
     except OSError as error:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_copy(path, but_the_folder=was_there)
         raise ConfigError(
             f"Cannot copy {run} to {path}: {_reason(error)}. Free space or mend the file, or choose another --run-dir."
         ) from error
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_copy(path, but_the_folder=was_there)
         raise
+
+
+def remove_copy(path: Path, *, but_the_folder: bool) -> None:
+    """Remove what a fork has copied; a folder that was there before stays, because a shell may stand in it."""
+    if not but_the_folder:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _copy(run: Path, name: str, path: Path) -> None:

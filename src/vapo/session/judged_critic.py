@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from vapo.algo.method import Algorithm, Gae
+from vapo.algo.method import Algorithm, Gae, TurnStarts
 from vapo.errors import ConfigError, ModelError, VerifierBrokenError, counted
 from vapo.evals.continuations import Sampler, continue_prompts
 from vapo.evals.judgement import CriticJudgement, judge, read_answers
@@ -233,6 +233,8 @@ def _notes(models: JudgedModels, responses: int) -> list[str]:
     if not isinstance(credit, Gae):
         return []
     notes = []
+    if isinstance(credit.value_tokens, TurnStarts):
+        notes.append("the critic learned the values of turns' first tokens only; at other cuts it was never trained")
     if credit.gamma != 1:
         notes.append(f"the critic learned outcomes discounted by gamma={credit.gamma}; Monte-Carlo values are not")
     if algorithm.reward.overlong_cache > 0 and credit.overlong_in_target:

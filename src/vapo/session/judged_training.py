@@ -13,7 +13,7 @@ from vapo.evals.continuations import num_blocks
 from vapo.reports.runfiles import Record
 from vapo.reports.training_files import write_training
 from vapo.session.evaluated_run import is_run
-from vapo.session.judge_options import FOLDER, PROMPTS, RESPONSES, JudgeOptions
+from vapo.session.judge_options import FOLDER, PROMPTS, JudgeOptions
 from vapo.session.judged_critic import judge_models, judged_models, num_responses
 from vapo.session.layers import Layer
 from vapo.trainer.observer import Observer
@@ -128,8 +128,9 @@ class WholeCourse:
 
     def __init__(self, observer: Observer, count: int, options: JudgeOptions) -> None:
         self._observer, self._count = observer, count
+        assert options.responses is not None
         self._blocks = num_blocks(
-            options.prompts or PROMPTS, options.responses or RESPONSES, len(options.fractions), options.continuations
+            options.prompts or PROMPTS, options.responses, len(options.fractions), options.continuations
         )
         self._name, self._number, self._done, self._before = "", 0, 0, 0
         self._notes: set[str] = set()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from vapo.errors import ConfigError, StoppedError, VapoError
+from vapo.errors import ConfigError, StoppedError, VapoError, command
 from vapo.reports.formatting import folded
 
 if TYPE_CHECKING:
@@ -72,14 +72,14 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
             f"[bold red]error:[/bold red] Out of memory ({escape(reason)}). Sampling takes less with a lower "
             "rollout.engine.slots or rollout.max_response_tokens, training with adapters (model.policy_lora, "
             "model.critic_lora) or model.dtype=bfloat16. A run goes on from its last "
-            "checkpoint with: vapo resume RUN --set ..."
+            f"checkpoint with: {command('resume', 'RUN')} --set ..."
         )
         return ConfigError.exit_code
     except TerminatedError:
         _print("Stopped by SIGTERM.")
         return StoppedError.exit_code
     except KeyboardInterrupt:
-        _print("Interrupted. A run goes on from its last checkpoint with: vapo resume RUN")
+        _print(f"Interrupted. A run goes on from its last checkpoint with: {command('resume', 'RUN')}")
         return INTERRUPTED
     return 0
 

@@ -159,8 +159,7 @@ def with_held_values(batch: Batch, credit: Gae) -> Batch:
 
 
 def consumed_values(answers: Tensor, batch: Batch, credit: Gae) -> Tensor:
-    """The V that advantages are measured from where the critic answers so, (B, T): with what the group knows beside
-    it."""
+    """The V that advantages are measured from, (B, T): the critic's answers with the group's mean, as set."""
     assert batch.others_mean is not None
     match credit.baseline:
         case "none":

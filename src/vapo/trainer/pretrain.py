@@ -210,7 +210,8 @@ def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
         figures["value/residual_explained_variance"] = residual_explained_variance(judged)
     if judged.final_values is not None:
         learned = judged.mask.any(-1) & ~judged.truncated  # what the reward model learns from
-        explained = explained_variance(judged.final_values[:, None], judged.critic_outcomes[:, None], learned[:, None])
+        targets = judged.critic_outcomes[:, None]
+        explained = explained_variance(judged.final_values[:, None], targets, learned[:, None], exact=True)
         figures["value/end_explained_variance"] = float(explained)
     return figures
 
