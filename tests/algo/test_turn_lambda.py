@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vapo.algo import gae, turn_lambda, turn_start_mask
+from vapo.algo import gae, held_values, turn_lambda, turn_start_mask
 
 MASK = torch.tensor([[True, True, False, True, True]])
 LAM = torch.tensor([0.5])
@@ -24,6 +24,15 @@ def test_turns_without_a_token_between_them_are_told_apart_by_their_starts():
     assert turn_lambda(torch.zeros_like(mask), LAM, starts).tolist() == [[1.0] * 4]
     with pytest.raises(ValueError, match="starts"):
         turn_lambda(mask, LAM, starts[:, 1:])
+
+
+def test_the_value_of_a_turns_first_token_holds_for_the_turn():
+    values = torch.tensor([[0.2, 0.4, 9.0, 0.6, 0.8]])
+    assert held_values(values, MASK).tolist() == [[*values[0, [0, 0]].tolist(), 0.0, *values[0, [3, 3]].tolist()]]
+    starts = torch.tensor([[True, True, False, False, True]])  # of turns without a token between them, too
+    assert torch.equal(held_values(values, MASK, starts), values.masked_fill(~MASK, 0.0))
+    with pytest.raises(ValueError, match="held_values"):
+        held_values(values[:, 1:], MASK)
 
 
 def test_advantages_of_two_turns_worked_by_hand():

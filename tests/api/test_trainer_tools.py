@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import trainer_toys
 from tool_files import Counter, add, wait
 
 import toys
@@ -19,14 +20,7 @@ ROWS = [{"prompt": [{"role": "user", "content": f"{i % 6} ready"}], "start": i %
 
 
 def config(folder: Path, **more) -> VAPOConfig:
-    given = {
-        "output_dir": str(folder), "per_device_train_batch_size": 8, "generation_batch_size": 16,
-        "num_generations": 4, "max_completion_length": 24, "max_tool_calling_iterations": 3, "max_steps": 4,
-        "learning_rate": 1e-3, "critic_learning_rate": 1e-2, "pretraining_steps": 1, "report_to": "none",
-        "settings": {"scale": {"threads": 1}, "evaluation": {"samples_per_prompt": 2},
-                     "trainer": {"pretraining_heldout": 8, "pretraining_ready": -10.0}},
-    }  # fmt: skip
-    return VAPOConfig(**{**given, **more})
+    return trainer_toys.config(folder, **{"max_completion_length": 24, "max_tool_calling_iterations": 3, **more})
 
 
 def trainer(folder: Path, **more) -> VAPOTrainer:

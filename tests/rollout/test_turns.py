@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 
 import pytest
 from scripted import STOP, Numbers, ScriptedEngine, Told, words
@@ -145,6 +146,23 @@ def test_a_reply_is_cut_to_its_limit_with_a_mark():
     rules = TurnRules(lambda prompt, seed: world, Heard(), max_turns=4, max_characters=10)
     play(ScriptedEngine(lambda state, seed: (STOP,)), [(PROMPT, 0)], [7], HOW, words, rules, lambda *_: None)
     assert seen == ["x" * 10 + "\n[the rest is left out]"]
+
+
+@pytest.mark.parametrize("in_prompt", [True, False])
+def test_what_an_environment_says_first_takes_of_the_limit_inside_the_prompt_too(in_prompt: bool):
+    class Opening(Numbers):
+        def opening(self, prompt, text):
+            return (
+                (replace(prompt, token_ids=(*prompt.token_ids, 30, 31, 32)), ())
+                if in_prompt
+                else (prompt, (30, 31, 32))
+            )
+
+    rules = TurnRules(lambda prompt, seed: Told(Reply(done=True), begin="30 31 32"), Opening(), max_turns=4)
+    engine = ScriptedEngine(lambda state, seed: (10,) * 20)
+    (played,) = play(engine, [(PROMPT, 0)], [7], HOW, words, rules, lambda *_: None)
+    assert played.opened == (3 if in_prompt else 0)
+    assert played.opened + len(played.token_ids) == HOW.max_tokens
 
 
 def test_half_a_surrogate_pair_in_what_an_environment_says_becomes_a_question_mark():

@@ -157,7 +157,7 @@ def test_a_rollout_that_waits_is_read_back_with_the_same_numbers(base: Path, tmp
 def test_chats_scores_reference_tokens_and_tool_output_are_read_back(tmp_path: Path):
     prompt = Prompt("p", ({"role": "user", "content": "é?"},), token_ids=(3, 4), privileged_ids=(5,))
     turns = (Turn("policy", (1, 2), (-0.1, -1e-9)), Turn("environment", (7,)), Turn("policy", (1,), (-2.5,)))
-    episode = Episode(prompt, 3, turns, "a\nb", "length", 6, Verdict("wrong", "no", "no_answer", 0.25))
+    episode = Episode(prompt, 3, turns, "a\nb", "length", 6, Verdict("wrong", "no", "no_answer", 0.25), opened=2)
     write_rollout(tmp_path / "file.jsonl", Rollout((episode,), (0,), 9))
     (read,) = read_rollout(tmp_path / "file.jsonl").drawn
     assert read == episode

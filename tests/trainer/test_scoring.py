@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch
 import toys
 from vapo.algo.method import Fixed, LengthAdaptive
 from vapo.algo.presets import GRPO, PRESETS, VAPO
+from vapo.trainer import updates
 from vapo.trainer.loop import train_step
 from vapo.trainer.run import Run
 from vapo.trainer.updates import SAME_LOGP, targets_need_no_values
@@ -80,6 +83,18 @@ def test_the_policy_scores_a_sample_of_the_responses_only(base: Path, tmp_path: 
     assert rows["policy"] == 4 + 4  # of 32: is the sampler the trainer, and how far did the update go
     assert 0 <= figures["sampler/logp_gap_max"] < SAME_LOGP
     assert figures["entropy"] > 0  # of the update's own pass
+
+
+def test_how_far_the_policy_moved_is_the_kl_from_before_to_now(base: Path, tmp_path: Path, monkeypatch):
+    run = started(base, tmp_path / "run", preset="grpo")
+    step_figures(run)
+    mask = torch.tensor([[True, True, False]] * 8)
+    batch = SimpleNamespace(mask=mask, old_logp=torch.full((8, 3), -1.0))
+    batch.select = lambda rows: SimpleNamespace(mask=mask[rows], old_logp=batch.old_logp[rows])
+    # each token is e^.5 times as likely as before: k3 of KL[before | now] is e^.5 - 1 - .5, of KL[now | before] .107
+    now = SimpleNamespace(old_logp=torch.full((4, 3), -0.5))
+    monkeypatch.setattr(updates, "score", lambda *_, **__: now)
+    assert updates.moved(run, batch) == pytest.approx(math.exp(0.5) - 1.5, rel=1e-5)
 
 
 def test_with_all_every_response_is_scored(base: Path, tmp_path: Path, monkeypatch):

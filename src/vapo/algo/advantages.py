@@ -241,9 +241,10 @@ def turn_lambda(
 def held_values(
     values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], starts: Bool[Tensor, "B T"] | None = None
 ) -> Float[Tensor, "B T"]:
-    """The value of each turn's first token at all tokens of the turn, 0 outside the mask; see `turn_lambda` for turns.
+    """The value of each turn's first token at all tokens of the turn, in units of reward; see `turn_lambda` for turns.
 
-    For a critic that learns the values of first tokens only: what it says of the others was never trained.
+    (B, T), 0 outside the mask. For a critic that learns the values of first tokens only: what it says of the others was
+    never trained.
 
     Raises ValueError for shapes that differ, or a mask or starts that are not bool.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vapo.cli.options import TRAIN_OPTIONS
 from vapo.errors import ConfigError, command, counted
 from vapo.json_text import flatten, json_text
 
@@ -127,19 +128,13 @@ def _resolves(words: Sequence[str]) -> bool:
     source = words[1] if not words[1].startswith("--") else None
     given = list(words[1 if source is None else 2 :])
     options = list(zip(given[::2], given[1::2], strict=True))
-    keys = {
-        "--preset": "algorithm.preset",
-        "--without": "algorithm.without",
-        "--seed": "seed",
-        "--steps": "trainer.steps",
-    }
     try:
         layers = source_layers(source)
         for option, value in options:
             if option == "--set":
                 layers.append(set_layer(value))
             else:
-                layers.append(option_layer(option, keys[option], [value] if option == "--without" else value))
+                layers.append(option_layer(option, TRAIN_OPTIONS[option], [value] if option == "--without" else value))
         resolve(layers)
     except ConfigError:
         return False

@@ -13,6 +13,14 @@ from vapo.json_text import json_text
 if TYPE_CHECKING:
     from vapo.trainer.observer import Observer
 
+TRAIN_OPTIONS = {
+    "--preset": "algorithm.preset",
+    "--without": "algorithm.without",
+    "--seed": "seed",
+    "--steps": "trainer.steps",
+}
+"""Options of `vapo train` that are settings under a shorter name."""
+
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -11,7 +11,15 @@ import typer
 from rich.console import Console
 
 from vapo.cli.closing import closing_words
-from vapo.cli.options import DebugOption, JsonOption, ObserverOption, SetOption, view_for, with_own
+from vapo.cli.options import (
+    TRAIN_OPTIONS,
+    DebugOption,
+    JsonOption,
+    ObserverOption,
+    SetOption,
+    view_for,
+    with_own,
+)
 from vapo.errors import ConfigError, command, counted
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
@@ -91,13 +99,10 @@ def train(
     from vapo.trainer.profiler import check_steps
 
     layers = source_layers(source)
-    options: list[tuple[str, str, Any]] = [
-        ("--preset", "algorithm.preset", preset),
-        ("--without", "algorithm.without", without),
-        ("--seed", "seed", seed),
-        ("--steps", "trainer.steps", steps),
+    options = {"--preset": preset, "--without": without, "--seed": seed, "--steps": steps}
+    layers += [
+        option_layer(option, TRAIN_OPTIONS[option], value) for option, value in options.items() if value is not None
     ]
-    layers += [option_layer(option, key, value) for option, key, value in options if value is not None]
     if critic is not None:
         starts_from_it = {"model": {"critic": critic}, "trainer": {"pretraining_steps": 0}}
         layers.append(Layer(Source.OPTION, "--critic", starts_from_it))

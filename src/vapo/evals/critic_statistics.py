@@ -79,7 +79,13 @@ def true_variance(monte_carlo: ArrayLike, noise: ArrayLike) -> float:
 
 
 def unexplained_variance(monte_carlo: ArrayLike, noise: ArrayLike, outcomes: ArrayLike) -> float:
-    """The variance of R - V, which an exact critic leaves: Var(R - p̂) less the mean noise, unbiased."""
+    """The variance of R - V, which an exact critic leaves, in squared units of reward, of tables (M, G).
+
+        Var(R - V) = Var(R - p̂) - mean noise
+
+    Unbiased, because the noise of p̂ knows nothing of the response's own ending. It can be negative by chance; nan with
+    fewer than 2 prompts. Raises ValueError for shapes that differ.
+    """
     monte_carlo, outcomes = _both(monte_carlo, outcomes)
     known = ~np.isnan(monte_carlo)
     mean = _mean(np.where(known, np.asarray(noise, dtype=np.float64), np.nan))

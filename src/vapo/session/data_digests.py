@@ -9,6 +9,7 @@ from pathlib import Path
 from vapo.session.config import Config
 
 DATA = ("data", "eval_data")
+"""Options of a task that name a file of problems; code is not among them, only what is learned from."""
 
 
 def data_digests(config: Config) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -101,7 +101,7 @@ def begin(config: Config, run_dir: Path, observer: Observer, task: Task | None =
         check_disk(run, run_dir, run.saving.keep + 1, more=pool_bytes(run))
         run.folder = RunFolder(run_dir)
         check_folder(run_dir)  # loading takes a while; another process may have written into it
-        run.folder.write_text("environment.json", json_text(environment_of(run, config), indent=1))
+        run.folder.write_text("environment.json", json_text(environment_of(run, data_digests(config)), indent=1))
         _write_settings(run.folder, config)
         _record_alarms(run.folder, alarms)
     _begin_trackers(run, config)
@@ -184,7 +184,8 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
                 f"{folder.checkpoints} to start this one over, logs included."
             )
         changed = snapshot.changes(config.effective(), effective_of(saved)) if saved else []
-        changed += edited(_data_of(run_dir), data_digests(config)) if saved else []
+        data = data_digests(config)
+        changed += edited(_data_of(run_dir), data) if saved else []
         if changed and not allow_change:
             raise ConfigError(
                 f"This is not as it was at {saved}, and it alters results: {'; '.join(changed)}. "
@@ -209,7 +210,7 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
                 f"behind it. Set trainer.steps to {run.state.step} or more."
             )
         _write_settings(folder, config)
-        _record_resume(folder, run, config, changed)
+        _record_resume(folder, run, data, changed)
         _record_alarms(folder, alarms)
         if changed:
             snapshot.save(run)  # under the new settings, so that the next resume needs no --allow-change
@@ -256,10 +257,10 @@ def profiled(run: Run, steps: int, show: Callable[[str], None]) -> Run:
     return run
 
 
-def environment_of(run: Run, config: Config) -> dict[str, Any]:
-    """Versions, commit, machine and data, with the rate that `mfu/*` are shares of."""
+def environment_of(run: Run, data: Mapping[str, str]) -> dict[str, Any]:
+    """Versions, commit and machine, the digests of the data, and the rate that `mfu/*` are shares of."""
     rate = {"dtype": run.config["model"]["dtype"], "flops_per_s": run.matrix_rate}
-    return {**environment(), "data": data_digests(config), "matrix_rate": rate}
+    return {**environment(), "data": data, "matrix_rate": rate}
 
 
 def _report_rate(run: Run) -> None:
@@ -277,9 +278,9 @@ def _data_of(run_dir: Path) -> dict[str, str]:
     return [first, *first.get("resumed", [])][-1].get("data", {})
 
 
-def _record_resume(folder: RunFolder, run: Run, config: Config, changed: Sequence[str]) -> None:
+def _record_resume(folder: RunFolder, run: Run, data: Mapping[str, str], changed: Sequence[str]) -> None:
     """A resume goes into events.jsonl, and what it ran on into environment.json."""
-    now = environment_of(run, config)
+    now = environment_of(run, data)
     state = run.state
     folder.event(
         EventName.RESUMED,
