@@ -31,6 +31,25 @@ def test_scores_at_equal_time_match_hand_computed_values(small):
     assert gap["n"] == 2
 
 
+def test_a_pair_is_compared_when_its_shorter_run_ends(make_cell, tmp_path):
+    shared = {"name": "c", "samples": 600, "tokens": 9, "seconds": 30.0, "gradient_steps": 80}
+    card = {"method": "vapo", "base": "builtin", "seed": 0, "outcome": "finished", "critic": shared}
+    runs = [
+        make_cell("a", k=4, steps=20, right=[[0], [2], [4]], cell=card),
+        make_cell("b", k=4, steps=20, right=[[0], [0], [4]], preset="grpo"),
+        make_cell("c", k=4, steps=10, right=[[0], [0], [1]], preset="ppo"),
+    ]
+    # evaluations are at 30, 89 and 148 s of VAPO, at 0, 59 and 118 of GRPO; PPO ends after 59
+    results = compare_runs(runs, tmp_path / "out")
+    gaps = entry(results, "grpo")["difference"]
+    assert gaps["equal_seconds"]["mean"] == pytest.approx(-0.5 * 29 / 59, abs=1e-5)
+    assert gaps["pair_seconds"]["mean"] == pytest.approx(1 - (0.5 + 0.5 * 29 / 59), abs=1e-5)
+    assert len(pace_headings(results)) == len(pace_rows(results)[0]) == 8
+    for gap in (method["difference"] for method in results["methods"] if method["difference"]):
+        del gap["pair_seconds"]  # as an earlier version wrote it
+    assert len(pace_headings(results)) == len(pace_rows(results)[0]) == 7
+
+
 def test_the_seconds_of_a_shared_critic_count(make_cell, tmp_path):
     shared = {"name": "c", "samples": 600, "tokens": 9, "seconds": 30.0, "gradient_steps": 80}
     card = {"method": "vapo", "base": "builtin", "seed": 0, "outcome": "finished", "critic": shared}

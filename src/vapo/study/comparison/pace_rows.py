@@ -26,6 +26,7 @@ def pace_headings(results: Record) -> Row:
         "method",
         f"at {minutes(results['equal']['seconds'])} minutes, pretraining counted",
         to,
+        *[f"{to} when the pair's shorter run ends"] * _has_pair_times(results),
         f"mean of the curve to {results['equal']['area_gradient_steps']:,} gradient steps",
         to,
         "ended low",
@@ -35,11 +36,13 @@ def pace_headings(results: Record) -> Row:
 
 def pace_rows(results: Record) -> list[Row]:
     """The third table: one row per method."""
-    table = []
+    table, with_pairs = [], _has_pair_times(results)
     for method in results["methods"]:
         cells = [method["method"]]
-        for reading in ("equal_seconds", "area"):
-            cells += [estimate_text(method[reading]), difference_text(method, reading)]
+        cells += [estimate_text(method["equal_seconds"]), difference_text(method, "equal_seconds")]
+        if with_pairs:
+            cells += [difference_text(method, "pair_seconds")]
+        cells += [estimate_text(method["area"]), difference_text(method, "area")]
         runs = method["final"]["n"]
         low = f"{method['ended_low']} of {runs}" if runs else NOTHING
         table.append([*cells, low, _explained(method)])
@@ -59,6 +62,11 @@ def pace_explanations(results: Record) -> list[str]:
             if len(processors) > 1
             else ""
         ),
+        *[
+            "When the pair's shorter run ends: the difference after the seconds that the shorter of the two runs took, "
+            "value pretraining counted; the longer one may still be learning, and other methods do not matter."
+        ]
+        * _has_pair_times(results),
         "Mean of the curve: the area under each run's held-out curve over gradient steps, divided by their number, up "
         f"to {equal['area_gradient_steps']:,}, the most that every run took. Methods that learn early have a high one.",
         f"Ended low: runs whose final score is more than {FALL} below the median of their method's runs, or more "
@@ -66,6 +74,12 @@ def pace_explanations(results: Record) -> list[str]:
         "Explained variance: of the outcomes by the critic's values on the training batches, mean over all steps and "
         "runs; in brackets over the last quarter of the steps. Empty without a critic.",
     ]
+
+
+def _has_pair_times(results: Record) -> bool:
+    """Whether each pair has a time of its own; a `results.json` of an earlier version has none."""
+    gaps = [method["difference"] for method in results["methods"] if method["difference"] is not None]
+    return bool(gaps) and all("pair_seconds" in gap for gap in gaps)
 
 
 def _explained(method: Record) -> str:

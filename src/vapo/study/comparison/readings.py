@@ -22,6 +22,8 @@ BELOW_START = 0.07
 """A run also ended low this far below its own first evaluation: two of those standard errors."""
 Reading = Callable[[ComparedRun], Scores]
 """A function that returns a run's success rate on each held-out prompt (P,) at some point of training."""
+PairReading = Callable[[ComparedRun, ComparedRun], tuple[Scores, Scores]]
+"""A function that returns the success rates (P,) of both runs of a pair at some point that both reached."""
 
 
 def most_reached(finished: Sequence[ComparedRun]) -> dict[str, float]:
@@ -44,6 +46,22 @@ def readings_at(reached: dict[str, float]) -> dict[str, Reading]:
         "equal_seconds": lambda run: rates_at(curve_of(run, by_all_seconds), seconds),
         "area": lambda run: mean_height(curve_of(run, by_gradient_steps), reached["area_gradient_steps"]),
     }
+
+
+def pair_readings_at(reached: dict[str, float]) -> dict[str, PairReading]:
+    """The readings of paired differences by name: those of `readings_at`, and one at the end of the pair's shorter run."""
+    return {name: both(reading) for name, reading in readings_at(reached).items()} | {"pair_seconds": at_shorter_end}
+
+
+def both(reading: Reading) -> PairReading:
+    """The reading of each of two runs."""
+    return lambda run, other: (reading(run), reading(other))
+
+
+def at_shorter_end(run: ComparedRun, other: ComparedRun) -> tuple[Scores, Scores]:
+    """The success rates of two runs after the seconds that the shorter of them took in all."""
+    seconds = min(by_all_seconds(one, one.final) for one in (run, other))
+    return rates_at(curve_of(run, by_all_seconds), seconds), rates_at(curve_of(other, by_all_seconds), seconds)
 
 
 def curve_of(run: ComparedRun, axis: Callable[[ComparedRun, Evaluation], float]) -> RunCurve:

@@ -32,6 +32,7 @@ from vapo.study.comparison.kept_runs import run_record, settings_table
 from vapo.study.comparison.methods import PAPER, short_names
 from vapo.study.comparison.multiple import holm, p_value, unanimous_p_value
 from vapo.study.comparison.readings import (
+    PairReading,
     Reading,
     by_all_samples,
     by_gradient_steps,
@@ -40,6 +41,7 @@ from vapo.study.comparison.readings import (
     mean_score,
     most_reached,
     num_ended_low,
+    pair_readings_at,
     readings_at,
 )
 from vapo.study.comparison.score_curves import mean_curves, steps_until_target
@@ -65,16 +67,18 @@ def summarise(
     groups = {method: [c for c in finished if c.method == method] for method in _distinct(c.method for c in runs)}
     reference = _reference(reference, [method for method, group in groups.items() if group])
     reached = most_reached(finished)
-    readings = readings_at(reached)
+    readings, pair_readings = readings_at(reached), pair_readings_at(reached)
     names = short_names([run.path for run in runs])
     bases = _base_names(runs)
     gradient_steps = {c.final.gradient_steps for c in finished}
     target = groups.get(TARGET) or None
     methods = [
-        _method(method, group, [c for c in runs if c.method == method], groups[reference], target, readings)
+        _method(
+            method, group, [c for c in runs if c.method == method], groups[reference], target, readings, pair_readings
+        )
         for method, group in groups.items()
     ]
-    _correct(methods, readings)
+    _correct(methods, pair_readings)
     results = {
         "format": FORMAT,
         "heading": heading,
@@ -119,6 +123,7 @@ def _method(
     reference: list[ComparedRun],
     target: list[ComparedRun] | None,
     readings: dict[str, Reading],
+    pair_readings: dict[str, PairReading],
 ) -> Record:
     scores = [mean_score([run]) for run in group]
     return {
@@ -132,7 +137,7 @@ def _method(
         "spread": stdev(scores) if len(scores) > 1 else None,
         "difference": None
         if group == reference or not group
-        else {name: _difference(group, reference, reading) for name, reading in readings.items()},
+        else {name: _difference(group, reference, reading) for name, reading in pair_readings.items()},
         "steps_to_target": _steps_to_target(group, target),
         "gradient_steps": [run.final.gradient_steps for run in group],
         "samples": _median(run.final.samples for run in group),
@@ -222,13 +227,13 @@ def _share(value: float) -> float:
     return value if math.isnan(value) else min(1.0, max(0.0, value))
 
 
-def _difference(group: list[ComparedRun], reference: list[ComparedRun], reading: Reading) -> Record:
+def _difference(group: list[ComparedRun], reference: list[ComparedRun], reading: PairReading) -> Record:
     """The paired difference to the reference, over runs with the same base and seed, with its p-value."""
     partner = {(run.base, run.seed): run for run in reference}
     pairs = [(run, partner[run.base, run.seed]) for run in group if (run.base, run.seed) in partner]
     if not pairs:
         return {**_as_json(Estimate(math.nan, math.nan, math.nan, 0)), "excludes_zero": None, "p": None}
-    own, others = (np.array([reading(run) for run in side]) for side in zip(*pairs, strict=True))
+    own, others = (np.array(side) for side in zip(*(reading(*pair) for pair in pairs), strict=True))
     bases, gaps = [run.base for run, _ in pairs], own - others
     gap = paired_estimate(own, others, bases)
     if gap.num_runs < 2:  # a single seed is no evidence about other seeds
