@@ -49,7 +49,7 @@ def readings_at(reached: dict[str, float]) -> dict[str, Reading]:
 
 
 def pair_readings_at(reached: dict[str, float]) -> dict[str, PairReading]:
-    """The readings of paired differences by name: those of `readings_at`, and one at the end of the pair's shorter run."""
+    """The readings of paired differences by name: those of `readings_at`, and one where a pair's shorter run ends."""
     return {name: both(reading) for name, reading in readings_at(reached).items()} | {"pair_seconds": at_shorter_end}
 
 
