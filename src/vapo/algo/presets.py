@@ -188,7 +188,7 @@ JUSTRL2 = Algorithm(  # by its code; the one preset whose groups of equal outcom
     optimization=Optimization(minibatch=480, actor_lr=1e-6, critic_lr=5e-6, warmup_steps=20),  # warm-up: ours
 )
 
-VAPO2 = replace(  # ours: VAPO with a residual critic; three studies do not tell it apart from VAPO, see results/critic
+VAPO2 = replace(  # ours: VAPO with a residual critic; not told apart from VAPO at the end, see docs/reproduction.md
     VAPO,
     credit=replace(
         VAPO.credit,
