@@ -15,10 +15,10 @@ from vapo.cli import app
 from vapo.errors import ConfigError, ModelError
 from vapo.json_text import flatten
 from vapo.session.inputs import with_whole_paths
-from vapo.study.cell_cards import check_same, ended, finished_methods, outcome_of
-from vapo.study.cells import base_folder, critic_cells, run_cells, tuning_cells
+from vapo.study.cell_cards import check_same, check_same_critic, ended, finished_methods, outcome_of
+from vapo.study.cells import Cell, base_folder, critic_cells, run_cells, tuning_cells
 from vapo.study.study import method_from_name, only_methods, read_study, studies, with_seeds, within
-from vapo.study.study_run import locked, reference_among
+from vapo.study.study_run import check_study, locked, reference_among
 from vapo.study.tuning_choice import choose_settings, chosen_before
 
 OUT = Path("somewhere")
@@ -351,3 +351,57 @@ def test_a_dry_run_shows_names_with_brackets_as_they_are(tmp_path: Path):
     assert done.exit_code == 0, done.exception
     assert "a [/k]," in done.stdout
     assert "a [k=.5]," in done.stdout
+
+
+def start_run(cell: Cell, **card: object) -> None:
+    """What a run of this cell leaves in its folder."""
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "config.yaml").write_text(with_whole_paths(cell.config).to_yaml())
+    (cell.folder / "cell.json").write_text(json.dumps({**cell.card(), "settings": cell.settings, **card}))
+
+
+def test_a_size_that_the_study_no_longer_sets_is_another_setting(tmp_path: Path):
+    text = "recipe: chain\nseeds: [0]\nmethods: {vapo2: {settings: {algorithm: {alpha: null, k: 0.9}}}}"
+    (chosen,) = run_cells(read_study(write_study(tmp_path, text)), tmp_path, {})
+    start_run(chosen)
+    check_same(chosen)
+    (cell,) = run_cells(read_study(write_study(tmp_path, text.replace(", k: 0.9", ""))), tmp_path, {})
+    with pytest.raises(ConfigError, match=r"other settings \(algorithm.k: 0.9 → 0.135\)"):
+        check_same(cell)
+
+
+def test_runs_that_started_from_a_critic_with_other_settings_are_named(tmp_path: Path):
+    text = "recipe: chain\nseeds: [0, 1]\nmethods: [vapo, grpo]"
+    for cell in run_cells(read_study(write_study(tmp_path, text)), tmp_path, {}):
+        start_run(cell, outcome="finished")
+    text += "\ncritics: {pretrained: {settings: {trainer: {critic_lr: 0.5}}}}"
+    cells = run_cells(read_study(write_study(tmp_path, text)), tmp_path, {})
+    for cell in cells:
+        check_same(cell)
+    with pytest.raises(ConfigError, match=r"2 runs in .*runs started from a critic .*: vapo-.*-seed0, vapo-.*-seed1\."):
+        check_same_critic(cells)
+    for cell in cells:  # an older version of vapo had other settings, and so other hashes
+        settings = {key: value for key, value in cell.settings.items() if key != "guards.action"}
+        (cell.folder / "cell.json").write_text(json.dumps({"settings": {**settings, "shared critic": "0"}}))
+    check_same_critic(cells)
+
+
+def test_runs_under_a_relative_folder_match_after_their_critic_was_deleted(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (cell,) = run_cells(only_methods(with_seeds(read_study("maze"), 1), ["vapo"]), Path("out"), {})
+    critic = Path(cell.config.sections.model.critic or "")
+    critic.mkdir(parents=True)
+    start_run(cell)
+    critic.rmdir()
+    check_same(cell)
+
+
+def test_a_finished_run_is_checked_after_tuning_if_its_settings_are_not_known_yet(tmp_path: Path):
+    text = "recipe: chain\nseeds: [0]\nmethods: [grpo]\ntuning: {methods: [grpo], grid: [{trainer: {actor_lr: 0.01}}]}"
+    study = read_study(write_study(tmp_path, text))
+    choose_settings(study, tuning_cells(study, tmp_path), tmp_path)
+    (cell,) = run_cells(study, tmp_path, chosen_before(study, tmp_path))
+    start_run(cell, outcome="finished")
+    check_study(study, tmp_path)
+    (tmp_path / "tuning.json").unlink()
+    check_study(study, tmp_path)

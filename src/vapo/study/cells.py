@@ -18,6 +18,9 @@ from vapo.study.cell_identity import deciding_settings, settings_hash
 from vapo.study.study import PRETRAINED, Method, Study
 from vapo.types import stable_hash
 
+SIZES = frozenset(NAMES.values())
+"""The sizes of a method, by their names in the settings."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -163,7 +166,7 @@ def config_differences(wanted: Config, found: Config) -> Iterator[str]:
     """`key: found → wanted` for every setting in which two configurations differ."""
     a, b = dict(flatten(found.as_dict())), dict(flatten(wanted.as_dict()))
     for key in sorted(a.keys() | b.keys()):
-        if key in NAMES.values() and b.get(key) is None:
+        if key in SIZES and b.get(key) is None:
             continue  # not set in the study: the run took the default for its model
         if a.get(key) != b.get(key):
             yield f"{key}: {a.get(key)} → {b.get(key)}"

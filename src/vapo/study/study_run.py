@@ -13,13 +13,13 @@ from typing import Any
 from vapo.errors import ConfigError, counted
 from vapo.json_text import flatten
 from vapo.session.inputs import close_task, read_inputs
-from vapo.study.cell_cards import check_same, ended, finished_methods, read_card
+from vapo.study.cell_cards import check_same, check_same_critic, ended, finished_methods, read_card
 from vapo.study.cells import Cell, base_folder, base_name, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
 from vapo.study.keeping import Kept, kept_lines, kept_runs, kept_tuning, needed_critics, read_kept_files
 from vapo.study.runner import Report, Runner, StudyError
 from vapo.study.study import Study, study_yaml
-from vapo.study.tuning_choice import cells_of, choose_settings, chosen_before, read_tuning
+from vapo.study.tuning_choice import cells_of, choose_settings, chosen_before, read_tuning, tuning_of
 
 
 def run_study(
@@ -84,9 +84,7 @@ def run_study(
             notes = list(kept_lines(kept, cells))
             for line in notes:
                 say(line)
-        for cell in cells:
-            if cell.folder not in kept.runs:
-                check_same(cell)
+        _check_same([cell for cell in cells if cell.folder not in kept.runs])
         pending = [cell for cell in cells if not kept.done(cell)]
         needed = needed_critics(pending, critics)
         bases = missing_bases(study, out, pending)  # of runs that a file has only with the settings before tuning
@@ -128,11 +126,13 @@ def reference_among(methods: Collection[str], wanted: str) -> str | None:
 
 def check_study(study: Study, out: Path) -> None:
     """Raise ConfigError, DataError or ModelError for mistakes that can be found before anything runs."""
-    cells = [*critic_cells(study, out), *run_cells(study, out, chosen_before(study, out))]
-    for cell in [*cells, *(cell for trials in tuning_cells(study, out).values() for cell in trials)]:
-        check_same(cell)
+    critics, trials = critic_cells(study, out), tuning_cells(study, out)
+    runs, (entries, _) = run_cells(study, out, chosen_before(study, out)), kept_tuning(trials, out, [])
+    # `run_study` checks the other runs when tuning has chosen their settings
+    known = [run for run in runs if tuning_of(study, run.method) in (None, *entries)]
+    _check_same([*critics, *known, *(cell for cells in trials.values() for cell in cells)])
     made_here = {base_folder(study, out, base) for base in study.bases if isinstance(base, int)}
-    _check_inputs([cell for cell in cells if cell.config.sections.model.policy not in made_here])
+    _check_inputs([cell for cell in [*critics, *runs] if cell.config.sections.model.policy not in made_here])
 
 
 def listed_cells(study: Study, out: Path, keep: Sequence[Path]) -> tuple[list[Cell], dict[Path, str], Sequence[str]]:
@@ -182,6 +182,12 @@ def locked(out: Path) -> Iterator[None]:
                 f"Another `vapo ablate` uses {out}. Wait until it ends, or choose another --out."
             ) from error
         yield
+
+
+def _check_same(cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        check_same(cell)
+    check_same_critic(cells)
 
 
 def _check_inputs(cells: Sequence[Cell]) -> None:

@@ -58,6 +58,12 @@ def chosen_before(study: Study, out: Path) -> dict[str, dict[str, Any]]:
     return {name: tuned[name]["chosen"] for name in methods if name in tuned}
 
 
+def tuning_of(study: Study, method: str) -> str | None:
+    """The tuned method whose settings a method takes: itself, else its preset; None if neither is tuned."""
+    tuned = study.tuning.methods if study.tuning else []
+    return next((name for name in (method, study.method(method).preset) if name in tuned), None)
+
+
 def late_accuracy(folder: Path) -> float | None:
     """Mean training accuracy over those of a run's last quarter of steps that have one; None if none has, or if the
     run did not finish."""
