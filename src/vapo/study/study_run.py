@@ -40,7 +40,8 @@ def run_study(
     the same settings are taken over.
 
     Raises ConfigError before anything starts if a folder holds a run with other settings or another process
-    uses `out`. Raises StudyError after comparing the finished runs if cells failed; a diverged run is a result.
+    uses `out`. Raises StudyError after comparing the finished runs if cells failed; a diverged run is a result. If a
+    critic diverged or failed, the runs that do not need it run all the same.
     """
     files = read_kept_files(keep)
     runner = Runner(out, jobs or len(os.sched_getaffinity(0)), say, on_progress)
@@ -69,37 +70,36 @@ def run_study(
         runner.plan([*needed, *pending], [Path(base_folder(study, out, seed)) for seed in bases])
         runner.make_bases(study, bases)
         _check_inputs([*needed, *pending])
-        _train_critics(runner, needed, kept)
-        if failed := runner.run(tried):
+        broken = _train_critics(runner, needed, kept)
+        if failed := runner.run([cell for cell in tried if cell.critic not in broken]):
             raise StudyError(
                 f"{counted(len(failed), 'trial')} of tuning failed (first: {describe(failed[0])}), and tuning needs "
                 f"all trials. Read {runner.logs}, then run the same command again."
             )
-        tuned = choose_settings(study, trials, out, entries)
-        for method in study.tuning.methods if study.tuning else []:
-            say(f"settings that tuning chose for {method}: {_flat(tuned.get(method, {}))}")
-        cells = run_cells(study, out, tuned)
+        waiting = {method for method in untuned if not all(ended(cell) for cell in cells_of(method, trials))}
+        tuned = choose_settings(_without_tuning_of(study, waiting), trials, out, entries)
+        for method, chosen in tuned.items():
+            say(f"settings that tuning chose for {method}: {_flat(chosen)}")
+        cells = [cell for cell in run_cells(study, out, tuned) if tuning_of(study, cell.method) not in waiting]
         kept = kept_runs(cells, files)
         if untuned:  # only now the settings of all runs are known
             notes = list(kept_lines(kept, cells))
             for line in notes:
                 say(line)
         _check_same([cell for cell in cells if cell.folder not in kept.runs])
-        pending = [cell for cell in cells if not kept.done(cell)]
-        needed = needed_critics(pending, critics)
+        pending = [cell for cell in cells if not kept.done(cell) and cell.critic not in broken]
+        needed = [critic for critic in needed_critics(pending, critics) if critic.folder not in broken]
         bases = missing_bases(study, out, pending)  # of runs that a file has only with the settings before tuning
         runner.plan([*needed, *pending], [Path(base_folder(study, out, seed)) for seed in bases])
         runner.make_bases(study, bases)
-        _train_critics(runner, needed, kept)
-        failed = runner.run(pending)
-        # a cell that failed early has a card and no run
+        broken |= _train_critics(runner, needed, kept)
+        failed = runner.run([cell for cell in pending if cell.critic not in broken])
         ran = [cell.folder for cell in cells if cell.folder not in kept.runs and read_card(cell.folder)]
-        started = [folder for folder in ran if (folder / "config.yaml").is_file()]
-        finished = finished_methods(started) | {r.method for r in kept.runs.values() if r.outcome == "finished"}
+        finished = finished_methods(ran) | {r.method for r in kept.runs.values() if r.outcome == "finished"}
         results = {}
-        if not failed or finished:
+        if finished or not (failed or broken):
             results = compare_runs(
-                started,
+                ran,
                 out / name,
                 reference=reference_among(finished, study.reference),
                 heading=study.about,
@@ -111,10 +111,10 @@ def run_study(
                     if method in study.methods or method in study.untabled
                 },
             )
-    if failed:
+    if failed or broken:
+        compared = f" {out / name} compares the finished runs." if results else ""
         raise StudyError(
-            f"{counted(len(failed), 'cell')} failed (first: {describe(failed[0])}); {out / name} compares the finished "
-            f"ones. Read {runner.logs}, then run the same command again."
+            "\n".join(_problems(failed, [cell for cell in critics if cell.folder in broken], runner.logs)) + compared
         )
     return results
 
@@ -201,8 +201,8 @@ def _check_inputs(cells: Sequence[Cell]) -> None:
             close_task(read_inputs(cell.config).task)
 
 
-def _train_critics(runner: Runner, critics: Sequence[Cell], kept: Kept) -> None:
-    """Train the critics that have not ended, those that others start from first."""
+def _train_critics(runner: Runner, critics: Sequence[Cell], kept: Kept) -> set[Path]:
+    """Train the critics that have not ended, those that others start from first; the folders of the unfinished ones."""
     for critic in critics:
         identity = (critic.method, critic.base)
         users = [run for run in kept.runs.values() if (run.pretraining.critic, run.base) == identity]
@@ -212,12 +212,39 @@ def _train_critics(runner: Runner, critics: Sequence[Cell], kept: Kept) -> None:
                 f"settings are those of the {counted(len(users), 'run')} kept, so it is the same critic, up to the "
                 "rounding of another processor"
             )
+    broken: set[Path] = set()
     for depth in sorted({_depth(cell, critics) for cell in critics}):  # a critic may start from another
         level = [cell for cell in critics if _depth(cell, critics) == depth]
-        runner.run(level)
-        for cell in level:
-            if read_card(cell.folder).get("outcome") != "finished":
-                raise StudyError(f"{describe(cell)} did not finish, and other runs need it; see {runner.logs}.")
+        runner.run([cell for cell in level if cell.critic not in broken])
+        broken |= {cell.folder for cell in level if read_card(cell.folder).get("outcome") != "finished"}
+    return broken
+
+
+def _problems(failed: Sequence[Cell], broken: Sequence[Cell], logs: Path) -> Iterator[str]:
+    """What keeps a study from its end, each with the fix."""
+    for critic in broken:
+        if read_card(critic.folder).get("outcome") == "diverged":
+            yield (
+                f"{describe(critic)} diverged, and no run that needs it was started. Lower its rate under critics in "
+                f"the study, and delete {critic.folder} to train it again."
+            )
+        else:
+            yield (
+                f"{describe(critic)} did not finish, and no run that needs it was started. Read {logs}, then run the "
+                "same command again."
+            )
+    if failed:
+        yield (
+            f"{counted(len(failed), 'cell')} failed (first: {describe(failed[0])}). Read {logs}, then run the same "
+            "command again."
+        )
+
+
+def _without_tuning_of(study: Study, methods: Collection[str]) -> Study:
+    if study.tuning is None or not methods:
+        return study
+    left = [method for method in study.tuning.methods if method not in methods]
+    return study.model_copy(update={"tuning": study.tuning.model_copy(update={"methods": left})})
 
 
 def _chosen(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

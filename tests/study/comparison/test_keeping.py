@@ -260,10 +260,44 @@ def test_a_cell_that_failed_before_its_run_began_leaves_the_finished_ones_to_be_
     )
     monkeypatch.setattr(CellProcesses.__init__, "__defaults__", ([sys.executable, "-S", str(tmp_path / "program.py")],))
     more = study.model_copy(update={"seeds": [0, 1, 2]})
-    with pytest.raises(StudyError, match=r"1 cell failed .* compares the finished ones"):
+    with pytest.raises(StudyError, match=r"1 cell failed .* compares the finished runs"):
         run_study(more, tmp_path / "new", say=lambda line: None, keep=[old])
     assert [path.name for path in (tmp_path / "new" / "runs" / "grpo-shipped-seed2").iterdir()] == ["cell.json"]
-    assert len(read_results(tmp_path / "new" / "comparison" / "results.json")["runs"]) == 2
+    results = read_results(tmp_path / "new" / "comparison" / "results.json")
+    assert [run["outcome"] for run in results["runs"]] == ["finished", "finished", "failed"]
+    assert results["methods"][0]["left_out"] == 1
+    folder = tmp_path / "new" / "runs" / "grpo-shipped-seed2"
+    other = make_cell("other", preset="grpo", task="chain")
+    assert [run.outcome for run in read_compared_runs([folder, other])] == ["finished", "failed"]
+
+
+def test_runs_that_need_no_critic_run_beside_a_critic_that_diverged(
+    study, make_cell, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    old = finished(study.model_copy(update={"methods": {"grpo": study.methods["grpo"]}}), make_cell, tmp_path / "old")
+    end = 'sys.exit(3 if "critics" in str(folder) else 2)'
+    (tmp_path / "program.py").write_text(ONLY_TRAINS.replace("folder.mkdir", f"{end}\nfolder.mkdir"))
+    monkeypatch.setattr(CellProcesses.__init__, "__defaults__", ([sys.executable, "-S", str(tmp_path / "program.py")],))
+    said: list[str] = []
+    more = study.model_copy(update={"seeds": [0, 1, 2]})
+    with pytest.raises(StudyError) as caught:
+        run_study(more, tmp_path / "new", say=said.append, keep=[old])
+    critic = tmp_path / "new" / "critics" / "pretrained-shipped"
+    assert "critic pretrained, base shipped, seed 0 diverged, and no run that needs it was started" in str(caught.value)
+    assert f"delete {critic} to train it again" in str(caught.value)
+    assert "1 cell failed (first: grpo, base shipped, seed 2)" in str(caught.value)
+    assert [path.name for path in (tmp_path / "new" / "runs").iterdir()] == ["grpo-shipped-seed2"]
+    assert [run["method"] for run in read_results(tmp_path / "new/comparison/results.json")["runs"]] == ["grpo"] * 3
+
+
+def test_a_study_without_a_finished_run_names_no_comparison(study, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "program.py").write_text("raise SystemExit(2)")
+    monkeypatch.setattr(CellProcesses.__init__, "__defaults__", ([sys.executable, "-S", str(tmp_path / "program.py")],))
+    with pytest.raises(StudyError) as caught:
+        run_study(study, tmp_path / "new", say=lambda line: None)
+    assert "critic pretrained, base shipped, seed 0 did not finish" in str(caught.value)
+    assert "2 cells failed" in str(caught.value)
+    assert "compares" not in str(caught.value)
 
 
 def test_the_tuning_of_a_method_without_a_row_is_in_the_results_too(study, old, tmp_path):

@@ -156,7 +156,13 @@ def test_a_repeated_run_raises(make_cell):
 
 
 def test_runs_without_a_finished_one_raise(make_cell):
-    assert "None of 1 run has finished" in error_of(make_cell(finished=False))
+    unfinished = make_cell(finished=False)
+    assert (
+        f"None of 1 run has finished, so there is no score to compare. Finish one with: vapo resume {unfinished}"
+        in (error_of(unfinished))
+    )
+    diverged = make_cell("diverged", cell={"outcome": "diverged"}, finished=False)
+    assert "Runs diverged: train them with a lower trainer.actor_lr" in error_of(diverged)
 
 
 def test_a_damaged_run_raises_an_error_with_file_and_step(make_cell, tmp_path):

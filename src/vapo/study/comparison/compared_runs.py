@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from vapo.errors import ConfigError, DataError, counted
+from vapo.errors import ConfigError, DataError, command, counted
 from vapo.evals.statistics import Scores
 from vapo.json_text import flatten
 from vapo.metrics import EvaluationLabel, EventName, Phase
@@ -25,6 +25,8 @@ from vapo.study.comparison.methods import distinct_labels, method_settings, tabl
 Outcome = Literal["finished", "diverged", "failed", "unfinished"]
 STEP_METRICS = ("step", *CURVES, *(f"{BIAS}/{decile}" for decile in range(DECILES)))
 """The metrics of a training step that a comparison needs."""
+PACKAGES = ("vapo", "torch", "transformers")
+"""The packages whose versions a comparison names."""
 OLD_RESUMED = "settings changed"
 """The event that vapo 0.1 wrote for a resume with other settings, without the step."""
 
@@ -120,13 +122,20 @@ def read_compared_runs(run_dirs: Sequence[str | Path], kept: Sequence[ComparedRu
     `kept` are runs that were read elsewhere (`kept_runs`); they are sorted in and checked like the others. All are as
     `with_verdicts` leaves them.
 
+    A cell of a study that failed before its run began has a `cell.json` alone, and counts as failed.
+
     Raises DataError if a folder is not a run, if an older version did not record what a paired comparison needs, if
     runs have different tasks, held-out sets or k, if a method has the same base and seed twice, or if no run finished.
     """
-    files = [read_run(path) for path in run_dirs]
+    unbegun = [path for path in map(Path, run_dirs) if _is_unbegun(path)]
+    files = [read_run(path) for path in map(Path, run_dirs) if path not in unbegun]
     runs = [_compared_run(found) for found in files]
     labels = distinct_labels([c.method for c in runs], [method_settings(dict(flatten(_effective(f)))) for f in files])
-    runs = [*(replace(run, method=label) for run, label in zip(runs, labels, strict=True)), *kept]
+    runs = [
+        *(replace(run, method=label) for run, label in zip(runs, labels, strict=True)),
+        *map(_unbegun, unbegun),
+        *kept,
+    ]
     runs = [with_verdicts(run) for run in runs]
     runs.sort(key=lambda run: (table_order(run.method), run.base, run.seed))
     _check_one_task(runs)
@@ -135,7 +144,7 @@ def read_compared_runs(run_dirs: Sequence[str | Path], kept: Sequence[ComparedRu
     if not finished:
         raise DataError(
             f"None of {counted(len(runs), 'run')} has finished, so there is no score to compare. "
-            "Finish one with: vapo resume RUN"
+            f"{_way_to_a_score(runs)}"
         )
     _check_one_evaluation(finished)
     return runs
@@ -148,6 +157,41 @@ def with_verdicts(run: ComparedRun) -> ComparedRun:
     if not run.final.valid.any():
         return replace(run, outcome="failed", sets=(), evaluations=())
     return replace(run, evaluations=tuple(e for e in run.evaluations if e.valid.any()))
+
+
+def _way_to_a_score(runs: Sequence[ComparedRun]) -> str:
+    """What to do where no run has finished."""
+    if unfinished := [run for run in runs if run.outcome == "unfinished"]:
+        return f"Finish one with: {command('resume', unfinished[0].path)}"
+    if any(run.outcome == "diverged" for run in runs):
+        return "Runs diverged: train them with a lower trainer.actor_lr and trainer.critic_lr."
+    return "Train them again."
+
+
+def _is_unbegun(path: Path) -> bool:
+    """Whether the folder is a cell of a study that failed before its run began."""
+    begun = any((path / name).exists() for name in ("config.yaml", "metrics.jsonl"))
+    return not begun and bool(_cell_json(path).get("settings"))
+
+
+def _unbegun(path: Path) -> ComparedRun:
+    """The run of a cell that failed before its run began."""
+    card = _cell_json(path)
+    settings = card.get("settings") or {}
+    return ComparedRun(
+        path=str(path),
+        task=str(settings.get("task.name")),
+        method=one_line(card.get("method") or path.name),
+        base=one_line(card.get("base") or "unknown"),
+        seed=int(card.get("seed") or 0),
+        outcome="failed",
+        pretraining=Pretraining(),
+        seconds=0.0,
+        seconds_in_evaluation=0.0,
+        versions=dict.fromkeys((*PACKAGES, "commit", "processor")),
+        rows=[],
+        settings=settings or None,
+    )
 
 
 def _compared_run(files: RunFiles) -> ComparedRun:
@@ -168,7 +212,7 @@ def _compared_run(files: RunFiles) -> ComparedRun:
         seconds=_training_seconds(rows),
         seconds_in_evaluation=_sum(rows, "time/evaluate") + _sum(during, "time/evaluate"),
         versions={
-            **{package: packages.get(package) for package in ("vapo", "torch", "transformers")},
+            **{package: packages.get(package) for package in PACKAGES},
             "commit": environment.get("commit"),
             "processor": environment.get("cuda") or environment.get("processor"),
         },
