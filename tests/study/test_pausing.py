@@ -149,6 +149,15 @@ def test_a_cell_that_does_not_save_in_time_is_killed_and_resumed(runner, cells, 
     assert [(cell.folder / "starts").read_text() for cell in cells] == ["train resume "] * 2
 
 
+def test_a_cell_that_a_signal_ended_is_counted_and_shows_the_end_of_its_log(runner, cells, tmp_path):
+    (tmp_path / "program.py").write_text("import os\nprint('disk full', flush=True)\nos.kill(os.getpid(), 9)")
+    assert runner.run(cells) == cells
+    said = said_by(runner)
+    assert said[-1] == "  signal 9; the log ends:\ndisk full\n"
+    assert sum(": unfinished, " in line for line in said) == 2
+    assert (runner.done, runner.total) == (2, 2)
+
+
 def test_the_bar_shows_the_pause():
     class Bar:
         def add_task(self, *_: object, **__: object) -> int:

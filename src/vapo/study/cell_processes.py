@@ -41,6 +41,11 @@ class CellProcesses:
         return not self._go.is_set() and not self._stopping
 
     @property
+    def stopping(self) -> bool:
+        """Whether all processes are told to stop."""
+        return self._stopping
+
+    @property
     def idle(self) -> bool:
         """Whether no process runs."""
         with self._lock:

@@ -190,16 +190,17 @@ class Runner:
         finally:
             self._leave(folder, label)
         outcome, seconds = outcome_of(code), before + self.processes.clock() - started
-        if folder.is_dir():
+        if outcome != "unfinished" or folder.is_dir():  # a comparison counts a cell that failed before its run began
+            folder.mkdir(parents=True, exist_ok=True)
             card = {**cell.card(), "settings": cell.settings, "outcome": outcome, "critic": critic_card(cell)}
             write_json(folder / "cell.json", {**card, "seconds": seconds})
-        if outcome == "unfinished":
+        if outcome == "unfinished" and self.processes.stopping:
             return outcome
         self._count(folder, seconds, finished=code == 0)
         self._say_ended(f"{label}: {_score(folder) if code == 0 else outcome}, {seconds:.0f} s")
-        if outcome == "failed":
+        if outcome in ("failed", "unfinished"):
             last = (self.logs / f"{_file_name(cell)}.log").read_text(errors="replace")[-LOG_TAIL:]
-            self.say(f"  exit code {code}; the log ends:\n{last}")
+            self.say(f"  {f'signal {-code}' if code < 0 else f'exit code {code}'}; the log ends:\n{last}")
         return outcome
 
     def _start(self, folder: Path, label: str, work: Work) -> float:
