@@ -102,6 +102,15 @@ def test_a_run_that_was_stopped_and_one_that_diverged(base: Path, tmp_path: Path
     assert "guards.action=rollback" in names(tmp_path / "diverged")["diverged"]
 
 
+def test_a_run_that_was_made_longer_and_killed_is_unfinished(make_run):
+    run = make_run("vapo")
+    (run / "policy").mkdir(exist_ok=True)
+    assert "unfinished" not in names(run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("\n  steps: 3", "\n  steps: 6"))
+    assert "3 of 6 joint steps done, policy/ is of an earlier end" in names(run)["unfinished"]
+
+
 def test_damaged_checkpoints_and_scores_that_fell(base: Path, tmp_path: Path):
     lifecycle.finish(toys.toy_run(base, tmp_path / "run", STEPS), report=False)
     (tmp_path / "run" / "checkpoints" / "step_000004").rename(tmp_path / "run" / "checkpoints" / "step_000004.corrupt")

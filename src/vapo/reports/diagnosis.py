@@ -66,12 +66,15 @@ def _ended(run: RunFiles) -> Iterable[Finding]:
             "lower trainer.actor_lr and trainer.critic_lr by 3, or set guards.action=rollback; the minibatches that "
             f"were skipped lie in {run.path / 'skipped'}",
         )
-    elif not (run.path / "policy").exists():
-        done, steps = len(run.phase(Phase.TRAIN)), setting_of(run, "trainer", "steps")
+        return
+    done, steps = len(run.phase(Phase.TRAIN)), int(setting_of(run, "trainer", "steps", 0))
+    written = (run.path / "policy").exists()
+    if done < steps or not written:
+        what = "policy/ is of an earlier end" if written else "no policy/"
         yield Finding(
             "unfinished",
             "warning",
-            f"{done} of {counted(int(steps or 0), 'joint step')} done, no policy/: it was stopped or killed, or runs",
+            f"{done} of {counted(steps, 'joint step')} done, {what}: it was stopped or killed, or runs",
             f"if it does not run, go on with: {command('resume', run.path)}",
         )
 

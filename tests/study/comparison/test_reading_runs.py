@@ -103,8 +103,21 @@ def test_short_names_omit_the_folders_that_all_paths_share():
 @pytest.mark.parametrize("outcome", ["diverged", "failed"])
 def test_unfinished_runs_keep_their_outcome(make_cell, outcome):
     card = {"method": "ppo", "base": "b", "seed": 0, "outcome": outcome, "critic": None}
-    cells = read_compared_runs([make_cell("a"), make_cell("b", cell=card), make_cell("c", seed=2, finished=False)])
+    failed = make_cell("b", cell=card, finished=False)
+    cells = read_compared_runs([make_cell("a"), failed, make_cell("c", seed=2, finished=False)])
     assert [c.outcome for c in cells] == [outcome, "finished", "unfinished"]
+
+
+def test_a_run_that_failed_in_its_study_and_was_resumed_to_its_end_has_finished(make_cell):
+    (cell,) = read_compared_runs([make_cell(cell={"outcome": "failed"})])
+    assert cell.outcome == "finished"
+
+
+def test_a_run_that_is_made_longer_has_finished_at_its_new_end(make_cell):
+    longer = make_cell("longer", seed=1)
+    config = (longer / "config.yaml").read_text()
+    (longer / "config.yaml").write_text(config.replace("steps: 40", "steps: 80"))
+    assert [c.outcome for c in read_compared_runs([make_cell("a"), longer])] == ["finished", "unfinished"]
 
 
 def test_a_run_with_a_diverged_event_counts_as_diverged(make_cell):

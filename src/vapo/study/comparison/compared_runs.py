@@ -15,6 +15,7 @@ from vapo.errors import ConfigError, DataError, command, counted
 from vapo.evals.statistics import Scores
 from vapo.json_text import flatten
 from vapo.metrics import EvaluationLabel, EventName, Phase
+from vapo.reports.findings import setting_of
 from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record, RunFiles, number, read_run
 from vapo.session.config import resolve
@@ -256,11 +257,12 @@ def _outcome(files: RunFiles, card: Record) -> Outcome:
     outcome = card.get("outcome")
     if outcome is not None and outcome not in get_args(Outcome):
         raise DataError(f"{files.path / 'cell.json'}: unknown outcome {outcome!r}; use one of {get_args(Outcome)}.")
-    if outcome in ("diverged", "failed"):
-        return outcome
-    if any(event.get("event") == EventName.DIVERGED for event in files.events):
+    if outcome == "diverged" or any(event.get("event") == EventName.DIVERGED for event in files.events):
         return "diverged"
-    return "finished" if any(e.get("label") == EvaluationLabel.AFTER for e in files.evaluations) else "unfinished"
+    after = [e for e in files.evaluations if e.get("label") == EvaluationLabel.AFTER]
+    if after and int(after[-1]["step"]) >= int(setting_of(files, "trainer", "steps", 0)):  # else it is made longer
+        return "finished"
+    return "failed" if outcome == "failed" else "unfinished"
 
 
 def _resumes(files: RunFiles) -> tuple[Resume, ...]:
