@@ -7,10 +7,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import toys
 from vapo.errors import DivergedError, StoppedError, VapoError
+from vapo.evals.statistics import bootstrap_interval
 from vapo.reports.diagnosis import diagnose
 from vapo.reports.runfiles import read_run
 from vapo.session import lifecycle
@@ -116,11 +118,32 @@ def test_damaged_checkpoints_and_scores_that_fell(base: Path, tmp_path: Path):
     (tmp_path / "run" / "checkpoints" / "step_000004").rename(tmp_path / "run" / "checkpoints" / "step_000004.corrupt")
     path = tmp_path / "run" / "evaluations.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0] |= {"avg": 0.9, "low": 0.8, "high": 0.95}
+    lines[0] |= {"avg": 0.9, "low": 0.8, "high": 0.95, "right": [9] * len(lines[0]["right"])}
+    lines[0]["valid"] = [10] * len(lines[0]["right"])
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = names(tmp_path / "run")
     assert "step_000004.corrupt" in found["damaged checkpoints"]
     assert "fell from 90.0%" in found["worse than before"]
+
+
+def test_one_good_evaluation_among_many_is_no_past_best(make_run):
+    run, prompts = make_run("vapo"), 64
+    rng = np.random.default_rng(0)
+    (line,) = [json.loads(text) for text in (run / "evaluations.jsonl").read_text().splitlines()][-1:]
+
+    def evaluation(step: int, share: float) -> dict:
+        right = rng.binomial(4, share, prompts)
+        low, high = bootstrap_interval(right / 4)
+        counts = {"k": 4, "right": right.tolist(), "valid": [4] * prompts, "avg": right.mean() / 4}
+        return {**line, "step": step, "label": "during", **counts, "low": low, "high": high}
+
+    def found(*late: float) -> bool:
+        lines = [evaluation(step, share) for step, share in enumerate([0.2] + [0.5] * 30 + list(late))]
+        (run / "evaluations.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+        return "past its best" in names(run)
+
+    assert sum(found(0.5) for _ in range(10)) == 0
+    assert found(0.3)
 
 
 def test_scores_of_one_prompt_have_no_interval_and_say_nothing(base: Path, tmp_path: Path):

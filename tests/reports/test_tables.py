@@ -1,10 +1,11 @@
-"""The before-and-after table shows the scores, and claims a change only if the intervals do not overlap."""
+"""The before-and-after table shows the scores, and claims a change only if the evaluations can tell."""
 
 import io
 
 from rich.console import Console
 
 from vapo.reports.runfiles import read_run
+from vapo.reports.score_change import direction
 from vapo.reports.tables import before_after_rows, before_after_table, evaluation_table, headline
 
 
@@ -60,10 +61,41 @@ def test_the_headline_claims_a_change_only_if_the_intervals_do_not_overlap():
     rise = headline([result("before", 0, 0.1), result("after", 20, 0.75)])
     assert rise == "Held-out avg@8 rose from 0.100 [0.060, 0.140] to 0.750 [0.710, 0.790] in 20 steps."
     assert "fell from" in headline([result("before", 0, 0.75), result("after", 20, 0.1)])
-    assert "the intervals show no difference" in headline([result("before", 0, 0.50), result("after", 20, 0.55)])
+    assert "not told apart" in headline([result("before", 0, 0.50), result("after", 20, 0.55)])
     one_prompt = result("after", 20, 0.9, low=None, high=None)
-    assert "the intervals show no difference" in headline([result("before", 0, 0.1), one_prompt])
+    assert "not told apart" in headline([result("before", 0, 0.1), one_prompt])
     assert "no evaluation both before and after" in headline([result("before", 0, 0.1)])
+
+
+def counted_by_prompt(label, right, k=4):
+    average = sum(right) / len(right) / k
+    return result(
+        label, 0 if label == "before" else 20, average, 0.2, right=right, valid=[k] * len(right), set="a", k=k
+    )
+
+
+def test_the_same_prompts_are_compared_one_by_one():
+    before, after = counted_by_prompt("before", [0, 1, 2, 3] * 8), counted_by_prompt("after", [1, 2, 3, 4] * 8)
+    assert direction(before, after) == "rose"  # their intervals overlap: 0.375 ± 0.2 and 0.625 ± 0.2
+    assert direction(after, before) == "fell"
+    assert "rose from 0.375" in headline([before, after])
+    assert "; paired by prompt +0.250 [+0.1" in headline([before, after])
+    assert direction(before, {**after, "set": "b"}) == "not told apart"
+    assert direction(before, counted_by_prompt("after", [1, 0, 3, 2] * 8)) == "not told apart"
+
+
+def test_the_best_of_many_evaluations_has_to_differ_more():
+    before, after = counted_by_prompt("before", [2] * 16), counted_by_prompt("after", [2] * 11 + [1] * 5)
+    assert direction(before, after) == "fell"
+    assert direction(before, after, choices=50) == "not told apart"
+
+
+def test_majorities_of_different_numbers_of_samples_are_not_compared():
+    before, after = result("before", 0, 0.1, k=1, maj=0.1), result("after", 20, 0.5, k=16, maj=0.7)
+    avg, *_, maj = [row for row in before_after_rows([before, after]) if "@" in row.name and "pass" not in row.name]
+    assert (avg.name, avg.before, avg.after, avg.change) == ("avg@1 → avg@16", "0.100", "0.500", "+0.400")
+    assert (maj.name, maj.before, maj.after, maj.change) == ("maj@16", "–", "0.700", "–")
+    assert "Held-out accuracy (avg@1 before, avg@16 after) rose" in headline([before, after])
 
 
 def test_a_critics_choice_on_one_prompt_has_a_difference_and_no_interval():

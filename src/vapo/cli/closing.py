@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vapo.cli.options import TRAIN_OPTIONS
 from vapo.errors import ConfigError, command, counted
@@ -13,6 +13,7 @@ from vapo.json_text import flatten, json_text
 
 if TYPE_CHECKING:
     from vapo.reports.runfiles import Record, RunFiles
+    from vapo.reports.score_change import Direction
 
 
 def closing_words(path: Path, as_json: bool, again: Sequence[str] = ()) -> None:
@@ -58,7 +59,7 @@ def _next(run: RunFiles, again: Sequence[str]) -> list[str]:
         lines = [f"Next, see what is wrong ({names}):", f"  {command('doctor', run.path)}"]
     elif went == "fell":
         lines = ["The score fell. Next, look for the reason:", f"  {command('doctor', run.path)}"]
-    if went == "stayed":
+    if went == "not told apart":
         steps = int((run.config.get("trainer") or {}).get("steps") or 0)
         longer = command("resume", run.path, "--set", f"trainer.steps={2 * steps}")
         lines += [f"{counted(steps, 'step')} moved the score less than the evaluation can tell. To train longer:"]
@@ -66,17 +67,13 @@ def _next(run: RunFiles, again: Sequence[str]) -> list[str]:
     return lines
 
 
-def _went(evaluations: Sequence[Record]) -> Literal["rose", "fell", "stayed", ""]:
-    """How the held-out score went, as far as the intervals before and after training show; empty if one is missing."""
-    from vapo.reports.runfiles import number
+def _went(evaluations: Sequence[Record]) -> Direction | None:
+    """How the held-out score went, as far as the evaluations before and after training tell; None if one is missing."""
+    from vapo.reports.score_change import direction
     from vapo.reports.tables import first_and_last
 
     before, after = first_and_last(list(evaluations))
-    if before is None or after is None:
-        return ""
-    if number(after.get("low")) > number(before.get("high")):
-        return "rose"
-    return "fell" if number(after.get("high")) < number(before.get("low")) else "stayed"
+    return None if before is None or after is None else direction(before, after)
 
 
 def _other_methods(run: RunFiles, again: Sequence[str]) -> list[str]:

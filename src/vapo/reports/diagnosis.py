@@ -14,6 +14,7 @@ from vapo.metrics import EventName, Phase
 from vapo.reports.critic_findings import critic, pretraining
 from vapo.reports.findings import Finding, Rule, is_number, is_of_trainer, late_steps, mean_of, setting_of
 from vapo.reports.runfiles import RunFiles
+from vapo.reports.score_change import direction
 from vapo.reports.training_findings import gradients, length, outcomes, policy, verifier
 
 VERIFIER_BROKEN = "verifier broken"
@@ -106,26 +107,26 @@ def _result(run: RunFiles) -> Iterable[Finding]:
     if len(scores) < 2:
         return
     first, last, best = scores[0], scores[-1], max(scores, key=lambda line: line["avg"])
-    if last["avg"] < first["low"]:
+    if direction(first, last) == "fell":
         yield Finding(
             "worse than before",
             "error",
             f"held-out accuracy fell from {first['avg']:.1%} to {last['avg']:.1%}",
             "see the findings above; the checkpoint of the best evaluation is the one to keep",
         )
-    elif last["avg"] < best["low"]:
+    elif direction(best, last, choices=len(scores) - 1) == "fell":
         yield Finding(
             "past its best",
             "warning",
             f"held-out accuracy was {best['avg']:.1%} at step {best['step']} and is {last['avg']:.1%} now",
             "train for fewer steps, or lower trainer.actor_lr",
         )
-    elif last["avg"] <= first["high"] and len(run.phase(Phase.TRAIN)) >= 20:
+    elif direction(first, last) != "rose" and len(run.phase(Phase.TRAIN)) >= 20:
         yield Finding(
             "nothing learned",
             "warning",
-            f"held-out accuracy is {last['avg']:.1%} after {counted(len(run.phase(Phase.TRAIN)), 'step')}, and the "
-            f"{first['avg']:.1%} before has an interval up to {first['high']:.1%}",
+            f"held-out accuracy is {last['avg']:.1%} after {counted(len(run.phase(Phase.TRAIN)), 'step')}, not told "
+            f"apart from the {first['avg']:.1%} before",
             "raise trainer.actor_lr by 3, train longer, or see the findings above",
         )
 

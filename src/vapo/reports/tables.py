@@ -12,6 +12,7 @@ from vapo.errors import counted
 from vapo.metrics import EvaluationLabel
 from vapo.reports.formatting import NOTHING, figure, gap, interval, percent, signed
 from vapo.reports.runfiles import Record, number
+from vapo.reports.score_change import direction, paired_change
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,20 @@ def first_and_last(evaluations: list[Record]) -> tuple[Record | None, Record | N
 
 
 def before_after_rows(evaluations: list[Record]) -> list[Row]:
-    """One row for each score that either evaluation has; pass@1 is left out because it equals avg@k."""
+    """One row for each score that either evaluation has; pass@1 is left out because it equals avg@k.
+
+    More samples give another majority, so maj is compared at one k only.
+    """
     before, after = (evaluation or {} for evaluation in first_and_last(evaluations))
     k = after.get("k", before.get("k", "k"))
-    rows = [replace(_plain(f"avg@{k}", before.get("avg"), after.get("avg")), **_intervals(before, after))]
+    k_before = before.get("k", k)
+    avg = f"avg@{k}" if k == k_before else f"avg@{k_before} → avg@{k}"
+    rows = [replace(_plain(avg, before.get("avg"), after.get("avg")), **_intervals(before, after))]
     passes = {**(before.get("pass") or {}), **(after.get("pass") or {})}
     for j in sorted(passes.keys() - {"1"}, key=int):
         was, now = ((side.get("pass") or {}).get(j) for side in (before, after))
         rows.append(_plain(f"pass@{j}", was, now))
-    rows.append(_plain(f"maj@{k}", before.get("maj"), after.get("maj")))
+    rows.append(_plain(f"maj@{k}", before.get("maj") if k == k_before else None, after.get("maj")))
     rows.append(_plain("mean length", before.get("mean_length"), after.get("mean_length")))
     clipped, clipped_now = (percent(number(side.get("clipped_ratio"))) for side in (before, after))
     rows.append(Row("cut off at the limit", clipped, clipped_now, ""))
@@ -56,18 +62,17 @@ def before_after_rows(evaluations: list[Record]) -> list[Row]:
 
 
 def headline(evaluations: list[Record]) -> str:
-    """One sentence about held-out accuracy. It says "rose" or "fell" only if the two intervals do not overlap."""
+    """One sentence about held-out accuracy. It says "rose" or "fell" only if the evaluations can tell."""
     before, after = first_and_last(evaluations)
     if before is None or after is None:
         return "There is no evaluation both before and after training yet."
-    k, was, now = after.get("k", "k"), _score(before), _score(after)
-    if number(after.get("low")) > number(before.get("high")):
-        change = f"rose from {was} to {now}"
-    elif number(after.get("high")) < number(before.get("low")):
-        change = f"fell from {was} to {now}"
-    else:
-        change = f"went from {was} to {now}; the intervals show no difference"
-    return f"Held-out avg@{k} {change} in {_counted(after.get('step'), 'step')}."
+    k, k_before, was, now = after.get("k", "k"), before.get("k", "k"), _score(before), _score(after)
+    score = f"avg@{k}" if k == k_before else f"accuracy (avg@{k_before} before, avg@{k} after)"
+    went = direction(before, after)
+    change = f"went from {was} to {now}, not told apart," if went == "not told apart" else f"{went} from {was} to {now}"
+    paired = paired_change(before, after)
+    by = "" if paired is None else f"; paired by prompt {gap(paired.mean)} [{gap(paired.low)}, {gap(paired.high)}]"
+    return f"Held-out {score} {change} in {_counted(after.get('step'), 'step')}{by}."
 
 
 def headings(evaluations: list[Record]) -> tuple[str, str]:
