@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from io import StringIO
@@ -19,6 +20,7 @@ from vapo.study import runner as runner_module
 from vapo.study import study_view as study_view_module
 from vapo.study.cell_processes import CellProcesses
 from vapo.study.cells import Cell, run_cells
+from vapo.study.job_count import default_jobs, jobs_that_fit
 from vapo.study.runner import PAUSE, Runner
 from vapo.study.study import read_study
 from vapo.study.study_run import in_use, locked
@@ -203,6 +205,16 @@ def test_a_folder_is_in_use_while_a_study_has_its_lock(tmp_path: Path):
     assert not in_use(tmp_path)
     with locked(tmp_path):
         assert in_use(tmp_path)
+
+
+def test_runs_share_a_machine_by_their_threads_and_never_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    assert jobs_that_fit(1, cores=64, gpu=True) == 1
+    assert jobs_that_fit(1, cores=64, gpu=False) == 64
+    assert jobs_that_fit(8, cores=20, gpu=False) == 2
+    assert jobs_that_fit(64, cores=2, gpu=False) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1000")
+    assert default_jobs(None, 500_000_000) == 1
+    assert default_jobs(1, 1) in (1, len(os.sched_getaffinity(0)))
 
 
 RUN, TRIAL, CRITIC, BASE = Work("run", 30), Work("tuning", 30), Work("critic", 12), Work("base")

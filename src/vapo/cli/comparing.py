@@ -48,7 +48,13 @@ def ablate(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds, 1 or more. Default: the budget's.", min=1)] = None,
     jobs: Annotated[
-        int | None, typer.Option("-j", "--jobs", help="Runs at the same time. Default: one per core.", min=1)
+        int | None,
+        typer.Option(
+            "-j",
+            "--jobs",
+            help="Runs at the same time. Default: 1 on a GPU; on CPUs one per core, fewer for models that use several.",
+            min=1,
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -16,6 +15,7 @@ from vapo.session.inputs import close_task, read_inputs
 from vapo.study.cell_cards import check_same, check_same_critic, ended, finished_methods, read_card
 from vapo.study.cells import Cell, base_folder, base_name, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
+from vapo.study.job_count import default_jobs
 from vapo.study.keeping import Kept, kept_lines, kept_runs, kept_tuning, needed_critics, read_kept_files
 from vapo.study.runner import Report, Runner, StudyError
 from vapo.study.study import Study, study_yaml
@@ -44,9 +44,10 @@ def run_study(
     critic diverged or failed, the runs that do not need it run all the same.
     """
     files = read_kept_files(keep)
-    runner = Runner(out, jobs or len(os.sched_getaffinity(0)), say, on_progress)
     critics, trials = critic_cells(study, out), tuning_cells(study, out)
-    check_study(study, out)
+    parameters = check_study(study, out)
+    threads = run_cells(study, out, {})[0].config.sections.scale.threads
+    runner = Runner(out, jobs or default_jobs(threads, parameters), say, on_progress)
     with locked(out):
         (out / name).mkdir(parents=True, exist_ok=True)
         (out / name / "study.yaml").write_text(study_yaml(study))
@@ -124,15 +125,18 @@ def reference_among(methods: Collection[str], wanted: str) -> str | None:
     return wanted if wanted in methods else None
 
 
-def check_study(study: Study, out: Path) -> None:
-    """Raise ConfigError, DataError or ModelError for mistakes that can be found before anything runs."""
+def check_study(study: Study, out: Path) -> int:
+    """Raise ConfigError, DataError or ModelError for mistakes that can be found before anything runs.
+
+    Returns the parameters of the largest base model that is there; the study makes small ones.
+    """
     critics, trials = critic_cells(study, out), tuning_cells(study, out)
     runs, (entries, _) = run_cells(study, out, chosen_before(study, out)), kept_tuning(trials, out, [])
     # `run_study` checks the other runs when tuning has chosen their settings
     known = [run for run in runs if tuning_of(study, run.method) in (None, *entries)]
     _check_same([*critics, *known, *(cell for cells in trials.values() for cell in cells)])
     made_here = {base_folder(study, out, base) for base in study.bases if isinstance(base, int)}
-    _check_inputs([cell for cell in [*critics, *runs] if cell.config.sections.model.policy not in made_here])
+    return _check_inputs([cell for cell in [*critics, *runs] if cell.config.sections.model.policy not in made_here])
 
 
 def listed_cells(study: Study, out: Path, keep: Sequence[Path]) -> tuple[list[Cell], dict[Path, str], Sequence[str]]:
@@ -190,15 +194,21 @@ def _check_same(cells: Sequence[Cell]) -> None:
     check_same_critic(cells)
 
 
-def _check_inputs(cells: Sequence[Cell]) -> None:
-    """Check task, prompts and model of the cells without an initial critic; the other cells use the same."""
-    seen = []
+def _check_inputs(cells: Sequence[Cell]) -> int:
+    """Check task, prompts and model of the cells without an initial critic; the other cells use the same.
+
+    Returns the most parameters of a policy.
+    """
+    seen, most = [], 0
     for cell in cells:
         sections = cell.config.sections
         place = (sections.task, sections.model, sections.rollout)
         if cell.critic is None and place not in seen:
             seen.append(place)
-            close_task(read_inputs(cell.config).task)
+            inputs = read_inputs(cell.config)
+            close_task(inputs.task)
+            most = max(most, inputs.parameters)
+    return most
 
 
 def _train_critics(runner: Runner, critics: Sequence[Cell], kept: Kept) -> set[Path]:
