@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vapo.study.comparison import compare_runs
 from vapo.study.comparison.score_curves import RunCurve, first_reach, mean_curves, rates_at, steps_until_target
 
 
@@ -84,3 +85,18 @@ def test_one_run_has_steps_to_the_target_without_an_interval():
     )
     assert found.x == pytest.approx(4.0)
     assert np.isnan([found.low, found.high, found.reached]).all()
+
+
+def test_curves_without_a_common_x_have_no_mean_and_reach_no_target():
+    apart = [curve([0, 10], [0.0], [1.0]), curve([20, 30], [0.2], [0.6])]
+    x, means = mean_curves(apart)
+    assert (len(x), means.shape) == (0, (2, 0))
+    found = steps_until_target(apart, ["a", "a"], np.array([[0.5], [0.5]]), ["a", "a"], paired=True)
+    assert np.isnan(found).all()
+
+
+def test_a_comparison_of_runs_without_a_common_x_has_an_empty_curve(make_cell, tmp_path):
+    runs = [make_cell("short", per_step=10), make_cell("late", seed=1, pretraining=4000)]
+    results = compare_runs(runs, tmp_path / "out")
+    assert results["methods"][0]["curves"]["samples"]["x"] == []
+    assert len(results["methods"][0]["curves"]["gradient_steps"]["x"]) > 1

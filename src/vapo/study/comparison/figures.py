@@ -138,7 +138,8 @@ def variations_figure(results: Record) -> Figure:
     hue = _colours(results)[results["reference"]]
     if hue == LIGHT.ink:
         hue = LIGHT.quiet  # the variations are drawn in ink here
-    top = max(max(m["curves"]["gradient_steps"]["mean"]) for m in (*quiet, reference))
+    shown = [m["curves"]["gradient_steps"]["mean"] for m in (*quiet, reference)]
+    top = max((score for means in shown for score in means), default=1.0)
     for place, method in enumerate(quiet):
         axes = figure.add_subplot(grid[place // columns, place % columns])
         frame(axes, "")

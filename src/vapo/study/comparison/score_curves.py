@@ -80,12 +80,12 @@ def mean_curves(curves: Sequence[RunCurve], *, exact: bool = False) -> tuple[Sco
     """A grid (G,) over the range of x that all runs cover, and each run's mean score on it (R, G).
 
     The grid consists of the evaluations' x if all runs share them, else of 41 even steps; with `exact`, of every x of
-    every run, so that the curves keep all their points.
+    every run, so that the curves keep all their points. Without a common x the grid is empty.
     """
     points = np.unique(np.concatenate([curve.x for curve in curves]))
     start, end = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
     grid = points[(points >= start) & (points <= end)]
-    if not exact and any(not np.array_equal(curves[0].x, curve.x) for curve in curves):
+    if len(grid) and not exact and any(not np.array_equal(curves[0].x, curve.x) for curve in curves):
         grid = np.linspace(start, end, MOST_POINTS)
     means = [(_last_of_each(curve)[0], RunCurve(*_last_of_each(curve)).means) for curve in curves]
     return grid, np.array([np.interp(grid, x, mean) for x, mean in means])
@@ -120,10 +120,13 @@ def steps_until_target(
 
     `target_scores` (R', P) are the final success rates of the other runs; `strata` and `target_strata` are the bases
     of both sides. The interval resamples the runs of each side, and the same prompts for both. It is nan with fewer
-    than two runs on a side. With `paired`, run i of both sides has the same base and seed, and both are drawn together.
-    Noise makes the first crossing come early for every method; the target method's own share below 1 shows by how much.
+    than two runs on a side, and all is nan for curves without a common x. With `paired`, run i of both sides has the
+    same base and seed, and both are drawn together. Noise makes the first crossing come early for every method; the
+    target method's own share below 1 shows by how much.
     """
     x, means = mean_curves(curves, exact=True)
+    if not len(x):
+        return TargetReached(*[float("nan")] * 4)
     target = np.nanmean(np.nanmean(target_scores, axis=1))
     point = float(first_reach(x, means.mean(axis=0)[None], np.array([target]))[0])
     if len(curves) < 2 or len(target_scores) < 2:
