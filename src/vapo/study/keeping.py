@@ -18,6 +18,7 @@ from vapo.study.cells import Cell, describe
 from vapo.study.comparison.compared_runs import ComparedRun
 from vapo.study.comparison.comparison_files import read_results
 from vapo.study.comparison.kept_runs import damage_named, kept_run, named_source, recorded_settings
+from vapo.study.comparison.table_rows import code_text
 from vapo.study.tuning_choice import cells_of, read_tuning, trial_hashes
 
 
@@ -117,8 +118,8 @@ def kept_lines(kept: Kept, cells: Sequence[Cell]) -> Iterator[str]:
     """What is taken over and what is run again, in words."""
     for source in dict.fromkeys(str(run.kept_from) for run in kept.runs.values()):
         runs = [run for run in kept.runs.values() if run.kept_from == source]
-        commits = ", ".join(sorted({str(run.versions.get("commit"))[:12] for run in runs}))
-        yield f"{counted(len(runs), 'run')} of {len(cells)} kept from {source} (commit {commits})"
+        versions = ", ".join(sorted({code_text(run.code) for run in runs}))
+        yield f"{counted(len(runs), 'run')} of {len(cells)} kept from {source} ({versions})"
     yield from (f"not kept: {line}" for line in kept.refused)
 
 

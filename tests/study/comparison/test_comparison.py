@@ -120,7 +120,7 @@ def test_different_commits_of_the_runs_are_listed(make_cell, tmp_path):
     assert "versions of the code" not in " ".join(column_explanations(compare_runs(runs, tmp_path / "none")))
     (runs[0] / "environment.json").write_text(json.dumps({"commit": "ab"}))
     (runs[1] / "environment.json").write_text(json.dumps({"commit": "cd"}))
-    assert "made by 2 versions of the code: ab, cd" in " ".join(
+    assert "made by 2 versions of the code: commit ab, commit cd" in " ".join(
         column_explanations(compare_runs(runs, tmp_path / "two"))
     )
 

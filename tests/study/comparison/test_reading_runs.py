@@ -13,6 +13,8 @@ from vapo.session.layers import recipe_layer
 from vapo.study.comparison import compare_runs
 from vapo.study.comparison.compared_runs import read_compared_runs
 from vapo.study.comparison.methods import PAPER, distinct_labels, method_settings, short_names, table_order
+from vapo.study.comparison.summary import summarise
+from vapo.study.comparison.table_rows import code_text
 
 
 def change_evaluations(path, change):
@@ -106,6 +108,17 @@ def test_unfinished_runs_keep_their_outcome(make_cell, outcome):
     failed = make_cell("b", cell=card, finished=False)
     cells = read_compared_runs([make_cell("a"), failed, make_cell("c", seed=2, finished=False)])
     assert [c.outcome for c in cells] == [outcome, "finished", "unfinished"]
+
+
+def test_runs_of_installed_packages_name_their_version(make_cell):
+    installed = [make_cell(version, seed=seed) for seed, version in enumerate(("0.2.0", "0.3.0"))]
+    for run in installed:
+        (run / "environment.json").write_text(json.dumps({"packages": {"vapo": run.name}, "commit": None}))
+    commits = summarise(read_compared_runs([*installed, make_cell("ab", seed=2)]))["commits"]
+    assert commits == ["ab", "vapo 0.2.0", "vapo 0.3.0"]
+    assert [code_text(code) for code in [*commits, "None"]] == [
+        "commit ab", "vapo 0.2.0", "vapo 0.3.0", "an unknown version"
+    ]  # fmt: skip
 
 
 def test_a_run_that_failed_in_its_study_and_was_resumed_to_its_end_has_finished(make_cell):

@@ -107,6 +107,11 @@ class ComparedRun:
     """The results.json that the run was taken from; None for a run directory."""
 
     @property
+    def code(self) -> str:
+        """The version of the code that made the run: the commit, else vapo's version, as of an installed package."""
+        return self.versions.get("commit") or f"vapo {self.versions.get('vapo') or 'of an unknown version'}"
+
+    @property
     def set(self) -> str:
         """The held-out set of the evaluation after training; empty for a run without evaluations."""
         return self.sets[-1] if self.sets else ""

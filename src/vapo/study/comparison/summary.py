@@ -93,7 +93,7 @@ def summarise(
         "resamples": RESAMPLES,
         "curve_k": min(e.k for c in finished for e in c.evaluations),
         "critics": _critics(finished, bases),
-        "commits": sorted({str(c.versions.get("commit")) for c in finished}),
+        "commits": sorted({c.code for c in finished}),
         "processors": sorted({str(p) for c in finished if (p := c.versions.get("processor"))}),
         "equal": {"gradient_steps": gradient_steps.pop() if len(gradient_steps) == 1 else None, **reached},
         "target": target and {"method": TARGET, "score": mean_score(target), "gradient_steps": _gradient_steps(target)},

@@ -226,10 +226,21 @@ def _about_critics(critics: list[Record]) -> list[str]:
     ]
 
 
+def code_text(code: str) -> str:
+    """The version of the code in words, of an entry of `commits`.
+
+    >>> code_text("4f0c1d7a9be2c3d4"), code_text("vapo 0.3.0"), code_text("None")
+    ('commit 4f0c1d7a9be2', 'vapo 0.3.0', 'an unknown version')
+    """
+    if code == "None":  # as an older version wrote it for an installed package
+        return "an unknown version"
+    return code if code.startswith("vapo ") else f"commit {code[:12]}"
+
+
 def _about_commits(commits: list[str]) -> list[str]:
-    if len(commits) == 1:  # also where none has a commit, as of installed packages
+    if len(commits) == 1:
         return []
-    return [f"The runs were made by {len(commits)} versions of the code: {', '.join(c[:12] for c in commits)}."]
+    return [f"The runs were made by {len(commits)} versions of the code: {', '.join(map(code_text, commits))}."]
 
 
 def _row(method: Record, results: Record) -> Row:
