@@ -175,11 +175,30 @@ def test_budgets_and_options_choose_seeds_and_methods(tmp_path: Path):
         ("methods: [vapo]\nlike: maze\nsettings: 3", "settings: must hold sections"),
         ("methods: [vapo]\nlike: maze\ntuning: {grid: [{}]}", "tuning.methods"),
         ("methods: [vapo]\nseeds: [-1]", "seeds"),
+        ("methods: {ppo: {setting: {}}}", r"methods.ppo.setting is no entry of a method. Known here: preset, without"),
+        ("methods: [vapo]\ntuning: {methods: [vapo], grid: [{}], seed: 1}", r"of tuning. Known here: methods, grid"),
+        ("methods: [vapo]\nrecipe: mine.yaml", "a study starts from a shipped recipe, not from 'mine.yaml'"),
+        ("methods: [vapo]\nbases: [-1]", "bases.0 takes a number that is at least 0 or text, got -1"),
+        ("methods: [vapo]\nseeds: [0, 100]\ntuning: {methods: [vapo], grid: [{}]}", r"seeds of final runs \(100\)"),
+        ("methods: {ppo: {seeds: 9}}", "methods.ppo.seeds=9 is more than the study's 3 seeds"),
     ],
 )
 def test_a_mistake_in_a_study_raises_an_error_that_names_the_entry(tmp_path: Path, text: str, message: str):
     with pytest.raises(ConfigError, match=message):
         read_study(write_study(tmp_path, text))
+
+
+def test_the_smoke_budget_lowers_the_own_settings_of_methods_and_critics(tmp_path: Path):
+    own = "settings: {trainer: {steps: 50, pretraining_steps: 0}, evaluation: {every: 9, prompts: 5}}"
+    critic = "settings: {trainer: {pretraining_steps: 40, pretraining_passes: 8, critic_lr: 0.5}}"
+    text = f"methods: {{vapo: {{{own}}}}}\ncritics: {{pretrained: {{{critic}}}}}"
+    study = within(read_study(write_study(tmp_path, text)), "smoke")
+    assert study.methods["vapo"].settings == {
+        "trainer": {"steps": 3, "pretraining_steps": 0},
+        "evaluation": {"every": 2, "prompts": 5},
+    }
+    lowered = {"trainer": {"pretraining_steps": 2, "pretraining_passes": 1, "critic_lr": 0.5}}
+    assert study.critics["pretrained"].settings == lowered
 
 
 def test_a_study_that_is_like_itself_raises(tmp_path: Path):

@@ -22,9 +22,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vapo.algo.presets import PRESETS, REMEDIES, TECHNIQUES
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, counted
 from vapo.json_text import flatten
-from vapo.session.layers import merge, read_yaml
+from vapo.session.layers import merge, nested, read_yaml, recipes
 from vapo.type_words import expected, shown
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
@@ -101,6 +101,15 @@ class Study(BaseModel):
         return self.methods[name] if name in self.methods else self.untabled[name]
 
 
+ENTRIES: dict[str, tuple[type[BaseModel], str]] = {
+    "methods": (Method, "a method"),
+    "untabled": (Method, "a method"),
+    "critics": (CriticPlan, "a critic"),
+    "tuning": (Tuning, "tuning"),
+}
+"""What stands under an entry of a study, and its name in messages."""
+
+
 def studies() -> dict[str, Path]:
     """Shipped studies by name."""
     return {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
@@ -114,18 +123,39 @@ def read_study(source: str | None) -> Study:
         values["methods"] = _named_methods(values.get("methods"), path)
         study = Study.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        known = "" if problem["type"] != "extra_forbidden" else f" Known here: {', '.join(Study.model_fields)}."
-        if known:
-            raise ConfigError(f"{path}: {where} is no entry of a study.{known}") from error
-        raise ConfigError(f"{path}: {where} takes {expected([problem])}, got {shown(problem['input'])}.") from error
+        raise ConfigError(f"{path}: {_mistake(error)}") from error
+    _check_own_seeds(study, path)
     if study.tuning is not None and (source_of_tuning := _tuning_file(path)) != path:
         study = _with_needed_tuning(study, read_study(str(source_of_tuning)))
     check_names(study, str(path))
     if "reference" in values and study.reference not in study.methods:
         raise ConfigError(f"{path}: reference: {study.reference!r} is not among the methods.")
     return study
+
+
+def _mistake(error: ValidationError) -> str:
+    """The first mistake in a study, with its place and what belongs there."""
+    problem = error.errors()[0]
+    section, *below = problem["loc"]
+    # the place of an entry that may be of several types ends with the type that was tried
+    place = problem["loc"][:2] if section == "bases" else problem["loc"]
+    where = ".".join(str(part) for part in place)
+    if problem["type"] == "extra_forbidden":
+        model, name = ENTRIES.get(str(section), (Study, "a study")) if below else (Study, "a study")
+        return f"{where} is no entry of {name}. Known here: {', '.join(model.model_fields)}."
+    same_place = [each for each in error.errors() if each["loc"][: len(place)] == place]
+    return f"{where} takes {expected(same_place)}, got {shown(problem['input'])}."
+
+
+def _check_own_seeds(study: Study, path: Path) -> None:
+    """Raise ConfigError if a method in this file wants more seeds than the study has."""
+    own = read_yaml(path).get("methods")
+    for name in own if isinstance(own, Mapping) else ():
+        if (seeds := study.methods[str(name)].seeds or 0) > len(study.seeds):
+            raise ConfigError(
+                f"{path}: methods.{name}.seeds={seeds} is more than the study's {counted(len(study.seeds), 'seed')}. "
+                "Lower it, or list more seeds."
+            )
 
 
 def study_file(source: str) -> Path:
@@ -172,8 +202,23 @@ def within(study: Study, budget: str) -> Study:
     if budget == "smoke":
         smaller["seeds"] = study.seeds[:1]
         smaller["settings"] = merge(study.settings, _SMOKE)
+        # their own settings win over the study's
+        for name in ("methods", "critics"):
+            smaller[name] = {
+                key: entry.model_copy(update={"settings": _lowered(entry.settings)})
+                for key, entry in getattr(study, name).items()
+            }
         smaller |= {"tuning": None, "untabled": {}}
     return study.model_copy(update=smaller)
+
+
+def _lowered(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one method or critic with those above `_SMOKE` lowered to it."""
+    most, lowered = dict(flatten(_SMOKE)), dict(settings)
+    for key, value in flatten(settings):
+        if key in most and isinstance(value, int) and value > most[key]:
+            lowered = merge(lowered, nested(key.split("."), most[key]))
+    return lowered
 
 
 def with_seeds(study: Study, count: int | None) -> Study:
@@ -184,7 +229,9 @@ def with_seeds(study: Study, count: int | None) -> Study:
     while len(seeds) < count:
         seeds = [*seeds, max(seeds) + 1]
     methods = {name: method.model_copy(update={"seeds": None}) for name, method in study.methods.items()}
-    return study.model_copy(update={"seeds": seeds, "methods": methods})
+    study = study.model_copy(update={"seeds": seeds, "methods": methods})
+    check_names(study, "--seeds")
+    return study
 
 
 def only_methods(study: Study, names: Sequence[str]) -> Study:
@@ -224,7 +271,17 @@ def _with_needed_tuning(study: Study, source: Study) -> Study:
 
 
 def check_names(study: Study, where: str) -> None:
-    """Raise ConfigError for names of critics or tuned methods that the study does not define."""
+    """Raise ConfigError for a recipe, a critic or a tuned method that there is not, and for seeds that tuning uses."""
+    if study.recipe not in recipes():
+        raise ConfigError(
+            f"{where}: recipe: a study starts from a shipped recipe, not from {study.recipe!r}. Name one of "
+            f"{', '.join(recipes())}, and write what a file of your own changes under settings."
+        )
+    if study.tuning and (common := sorted(set(study.tuning.seeds) & set(study.seeds))):
+        raise ConfigError(
+            f"{where}: tuning tries its settings on the seeds of final runs ({', '.join(map(str, common))}), which "
+            "makes their scores too high. List other seeds under tuning.seeds."
+        )
     for name, method in {**study.methods, **study.untabled}.items():
         if method.critic is not None and method.critic not in study.critics:
             raise ConfigError(
