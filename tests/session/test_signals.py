@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,25 @@ def test_a_signal_names_the_command_that_goes_on_and_a_failure_of_the_engine_its
     with pytest.raises(StoppedError, match=words) as stop, naming_the_command(Path("there")):
         raise raised
     assert type(stop.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("words", "way"),
+    [
+        (["train", "maze"], "A run goes on from its last checkpoint with: vapo resume RUN"),
+        (["eval", "runs/one", "--out", "kept"], "Go on with: vapo eval runs/one --out kept"),
+    ],
+)
+def test_ctrl_c_and_no_memory_name_the_command_that_goes_on(words, way, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["vapo", *words])
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work(error: BaseException) -> None:
+        raise error
+
+    try:
+        for error, rest in ((KeyboardInterrupt(), ""), (MemoryError(), " --set ...")):
+            exit_code_of(lambda error=error: work(error))
+            assert capsys.readouterr().err.rstrip().endswith(way + rest)
+    finally:
+        signal.signal(signal.SIGTERM, before)

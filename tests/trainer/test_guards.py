@@ -385,7 +385,9 @@ def test_a_full_pipe_does_not_hold_up_the_run(tmp_path: Path):
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("x")]
 )
-def test_no_memory_where_nothing_can_be_halved_is_one_line(capsys, error: Exception):
+def test_no_memory_where_nothing_can_be_halved_is_one_line(capsys, monkeypatch, error: Exception):
+    monkeypatch.setattr(sys, "argv", ["vapo", "train"])
+
     def sampling() -> None:
         raise error
 

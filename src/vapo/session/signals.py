@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import current_thread, main_thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vapo.trainer.run import Run
 
 INTERRUPTED = 130
+RUNS = ("train", "resume", "fork", "pretrain-critic")
+"""The commands that make a run."""
 
 
 class TerminatedError(BaseException):
@@ -71,17 +73,23 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
         _print(
             f"[bold red]error:[/bold red] Out of memory ({escape(reason)}). Sampling takes less with a lower "
             "rollout.engine.slots or rollout.max_response_tokens, training with adapters (model.policy_lora, "
-            "model.critic_lora) or model.dtype=bfloat16. A run goes on from its last "
-            f"checkpoint with: {command('resume', 'RUN')} --set ..."
+            f"model.critic_lora) or model.dtype=bfloat16. {escape(_way_on(sys.argv[1:]))} --set ..."
         )
         return ConfigError.exit_code
     except TerminatedError:
         _print("Stopped by SIGTERM.")
         return StoppedError.exit_code
     except KeyboardInterrupt:
-        _print(f"Interrupted. A run goes on from its last checkpoint with: {command('resume', 'RUN')}")
+        _print(f"Interrupted. {escape(_way_on(sys.argv[1:]))}")
         return INTERRUPTED
     return 0
+
+
+def _way_on(words: Sequence[str]) -> str:
+    """How to go on after this command: a run resumes, and any other command is given again."""
+    if words and words[0] in RUNS:
+        return f"A run goes on from its last checkpoint with: {command('resume', 'RUN')}"
+    return f"Go on with: {command(*words)}"
 
 
 def end_in_one_line(error: VapoError) -> None:
