@@ -306,6 +306,16 @@ def test_a_second_study_in_the_same_folder_raises(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"), locked(tmp_path / "file"):
         pass
+    with pytest.raises(ConfigError, match=r": Not a directory. Choose another"), locked(tmp_path / "file" / "out"):
+        pass
+
+
+def test_a_study_whose_name_its_folder_needs_raises(tmp_path: Path):
+    (tmp_path / "pause.yaml").write_text("recipe: chain\nmethods: [grpo]")
+    done = CliRunner().invoke(app, ["ablate", str(tmp_path / "pause.yaml"), "--out", str(tmp_path / "out")])
+    assert isinstance(done.exception, ConfigError)
+    assert "A study cannot be called 'pause'" in str(done.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_lists_every_cell_and_whether_it_has_ended(tmp_path: Path):

@@ -17,9 +17,13 @@ from vapo.study.cells import Cell, base_folder, base_name, critic_cells, describ
 from vapo.study.comparison import compare_runs
 from vapo.study.job_count import default_jobs
 from vapo.study.keeping import Kept, kept_lines, kept_runs, kept_tuning, needed_critics, read_kept_files
-from vapo.study.runner import Report, Runner, StudyError
+from vapo.study.runner import PAUSE, Report, Runner, StudyError
 from vapo.study.study import Study, study_yaml
 from vapo.study.tuning_choice import cells_of, choose_settings, chosen_before, read_tuning, tuning_of
+
+LOCK = "study.lock"
+RESERVED = (PAUSE, LOCK, "bases", "cells", "critics", "logs", "runs", "tuning", "tuning.json")
+"""What a study's folder holds beside its comparisons."""
 
 
 def run_study(
@@ -43,6 +47,7 @@ def run_study(
     uses `out`. Raises StudyError after comparing the finished runs if cells failed; a diverged run is a result. If a
     critic diverged or failed, the runs that do not need it run all the same.
     """
+    check_name(name)
     files = read_kept_files(keep)
     critics, trials = critic_cells(study, out), tuning_cells(study, out)
     parameters = check_study(study, out)
@@ -120,6 +125,14 @@ def run_study(
     return results
 
 
+def check_name(name: str) -> None:
+    """Raise ConfigError if the study's folder has another use for a file or folder of this name."""
+    if name in RESERVED:
+        raise ConfigError(
+            f"A study cannot be called {name!r}: its folder has another use for {name}. Rename the study's file."
+        )
+
+
 def reference_among(methods: Collection[str], wanted: str) -> str | None:
     """`wanted` if it has a finished run, else None: the comparison takes one that has."""
     return wanted if wanted in methods else None
@@ -177,8 +190,12 @@ def locked(out: Path) -> Iterator[None]:
     """Lock a folder for one study. Raises ConfigError if another process holds the lock."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; the runs of a study need a folder. Choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "study.lock").open("w") as file:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / LOCK).open("w")
+    except OSError as error:
+        raise ConfigError(f"Cannot write into {out}: {error.strerror}. Choose another --out.") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
