@@ -73,7 +73,7 @@ def test_a_run_whose_final_evaluation_has_no_verdict_is_left_out_and_named(make_
     runs = [make_cell(f"{p}{s}", preset=p, seed=s) for p in ("vapo", "grpo", "dapo") for s in (0, 1, 2)]
     without_verdicts(runs[0], -1)
     results = compare_runs(runs, tmp_path / "out")
-    assert runs_left_out(results) == ["vapo0 (vapo, base builtin, seed 0): failed for a reason other than the method"]
+    assert runs_left_out(results) == ["vapo0 (vapo, base shipped, seed 0): failed for a reason other than the method"]
     vapo = entry(results, "vapo")
     assert (vapo["final"]["n"], vapo["left_out"], entry(results, "grpo")["difference"]["final"]["n"]) == (2, 1, 2)
     assert vapo["spread"] is not None
@@ -321,7 +321,7 @@ def test_a_run_resumed_with_other_settings_is_marked_in_table_and_page(make_cell
     (changed / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     results = compare_runs([changed, other], tmp_path / "out")
     line = (
-        "changed (vapo, base builtin, seed 0): resumed with other settings at step 12: trainer.actor_lr: 0.1 -> 0.0001"
+        "changed (vapo, base shipped, seed 0): resumed with other settings at step 12: trainer.actor_lr: 0.1 -> 0.0001"
     )
     assert runs_resumed(results) == [line]
     assert main_rows(results)[0][3] == "2, 1 resumed"

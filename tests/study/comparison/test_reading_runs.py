@@ -110,6 +110,18 @@ def test_unfinished_runs_keep_their_outcome(make_cell, outcome):
     assert [c.outcome for c in cells] == [outcome, "finished", "unfinished"]
 
 
+def test_runs_of_a_study_and_others_have_one_name_for_a_base(make_cell):
+    card = {"method": "vapo", "seed": 0, "outcome": "finished"}
+    one = make_cell("one", base="/bases/mine", cell={**card, "base": "mine"})
+    two = make_cell("two", cell={**card, "base": "shipped"})
+    others = [make_cell(f"other{at}", preset="grpo", base=base) for at, base in enumerate(("/bases/mine", "builtin"))]
+    far = make_cell("far", preset="grpo", base="/elsewhere/mine")
+    runs = read_compared_runs([one, two, *others, far])
+    assert [(run.method, run.base) for run in runs] == [
+        ("grpo", "/elsewhere/mine"), ("grpo", "mine"), ("grpo", "shipped"), ("vapo", "mine"), ("vapo", "shipped")
+    ]  # fmt: skip
+
+
 def test_runs_of_installed_packages_name_their_version(make_cell):
     installed = [make_cell(version, seed=seed) for seed, version in enumerate(("0.2.0", "0.3.0"))]
     for run in installed:
@@ -177,7 +189,7 @@ def test_runs_of_different_tasks_raise(make_cell):
 def test_a_repeated_run_raises(make_cell):
     one, two = make_cell("one"), make_cell("two")
     message = error_of(one, two)
-    assert re.search(r"one and .*two are both vapo with base builtin and seed 0", message)
+    assert re.search(r"one and .*two are both vapo with base shipped and seed 0", message)
     assert "both vapo" in error_of(one, one)
 
 

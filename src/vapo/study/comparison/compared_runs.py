@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record, RunFiles, number, read_run
 from vapo.session.config import resolve
 from vapo.session.layers import file_layer
+from vapo.study.cells import base_name
 from vapo.study.comparison.dynamics import BIAS, CURVES, DECILES
 from vapo.study.comparison.methods import distinct_labels, method_settings, table_order
 
@@ -135,7 +136,8 @@ def read_compared_runs(run_dirs: Sequence[str | Path], kept: Sequence[ComparedRu
     """
     unbegun = [path for path in map(Path, run_dirs) if _is_unbegun(path)]
     files = [read_run(path) for path in map(Path, run_dirs) if path not in unbegun]
-    runs = [_compared_run(found) for found in files]
+    bases = _base_names(files)
+    runs = [_compared_run(found, bases) for found in files]
     labels = distinct_labels([c.method for c in runs], [method_settings(dict(flatten(_effective(f)))) for f in files])
     runs = [
         *(replace(run, method=label) for run, label in zip(runs, labels, strict=True)),
@@ -200,10 +202,22 @@ def _unbegun(path: Path) -> ComparedRun:
     )
 
 
-def _compared_run(files: RunFiles) -> ComparedRun:
+def _base_names(files: Sequence[RunFiles]) -> dict[str, str]:
+    """Names of base models by `model.policy`: a study's runs pair with other runs of the same base."""
+    named = {"builtin": base_name("builtin")}
+    for found in files:
+        if name := _cell_json(found.path).get("base"):
+            named[_policy(found)] = name
+    return named
+
+
+def _policy(files: RunFiles) -> str:
+    return str(setting_of(files, "model", "policy", "unknown"))
+
+
+def _compared_run(files: RunFiles, bases: Mapping[str, str]) -> ComparedRun:
     card = _cell_json(files.path)
     outcome = _outcome(files, card)
-    model = files.config.get("model") or {}
     task, rows, environment = files.config.get("task"), files.phase(Phase.TRAIN), files.environment
     packages = environment.get("packages") or {}
     during = [e for e in files.evaluations if e.get("label") == EvaluationLabel.DURING]
@@ -211,7 +225,7 @@ def _compared_run(files: RunFiles) -> ComparedRun:
         path=str(files.path),
         task=str(task.get("name") if isinstance(task, dict) else task),
         method=one_line(card.get("method") or files.label),
-        base=one_line(card.get("base") or model.get("policy") or "unknown"),
+        base=one_line(card.get("base") or bases.get(_policy(files), _policy(files))),
         seed=int(card.get("seed", files.config.get("seed", 0))),
         outcome=outcome,
         pretraining=_pretraining(files, card.get("critic")),
