@@ -160,6 +160,16 @@ def test_a_cell_that_a_signal_ended_is_counted_and_shows_the_end_of_its_log(runn
     assert (runner.done, runner.total) == (2, 2)
 
 
+def test_a_killed_cell_that_goes_on_counts_the_seconds_of_its_steps(runner, cells):
+    (cell, _) = cells
+    cell.folder.mkdir(parents=True)
+    rows = [{"step": 1, "step_time": 40.0}, {"step": 2, "step_time": None}, {"step": 3, "step_time": 60.0}]
+    (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (cell.folder / "config.yaml").touch()
+    assert runner.run([cell]) == []
+    assert json.loads((cell.folder / "cell.json").read_text())["seconds"] > 100
+
+
 def test_the_bar_shows_the_pause():
     class Bar:
         def add_task(self, *_: object, **__: object) -> int:

@@ -183,7 +183,7 @@ class Runner:
 
     def _run_cell(self, cell: Cell) -> Outcome:
         label, folder = describe(cell), cell.folder
-        before = read_card(folder).get("seconds", 0.0)  # of a cell that a stop interrupted
+        before = _seconds_before(folder)
         started = self._start(folder, label, work_of(cell))
         try:
             code = self._until_ended(lambda: self._attempt(cell))
@@ -232,6 +232,12 @@ class Runner:
 
 def _file_name(cell: Cell) -> str:
     return f"{cell.kind}-{cell.folder.name}"
+
+
+def _seconds_before(folder: Path) -> float:
+    """Seconds that a cell took before a stop, or before a kill that left no time to write them: those of its steps."""
+    steps = [number(row.get("step_time")) for row in read_jsonl(folder / "metrics.jsonl")]
+    return max(read_card(folder).get("seconds", 0.0), sum(seconds for seconds in steps if seconds > 0))
 
 
 def _score(folder: Path) -> str:
