@@ -23,9 +23,9 @@ from vapo.study.comparison.kept_runs import kept_run
 from vapo.study.comparison.summary import summarise
 from vapo.study.keeping import kept_runs, kept_tuning, needed_critics, read_kept_files
 from vapo.study.runner import StudyError
-from vapo.study.study import Study, read_study
+from vapo.study.study import Study, Tuning, read_study
 from vapo.study.study_run import run_study
-from vapo.study.tuning_choice import choose_settings
+from vapo.study.tuning_choice import choose_settings, read_tuning
 
 STUDY = """
 recipe: chain
@@ -271,17 +271,21 @@ def test_a_cell_that_failed_before_its_run_began_leaves_the_finished_ones_to_be_
     assert [run.outcome for run in read_compared_runs([folder, other])] == ["finished", "failed"]
 
 
+@pytest.mark.parametrize("tuned", [False, True])
 def test_runs_that_need_no_critic_run_beside_a_critic_that_diverged(
-    study, make_cell, tmp_path, monkeypatch: pytest.MonkeyPatch
+    study, make_cell, tmp_path, monkeypatch: pytest.MonkeyPatch, tuned
 ):
     old = finished(study.model_copy(update={"methods": {"grpo": study.methods["grpo"]}}), make_cell, tmp_path / "old")
     end = 'sys.exit(3 if "critics" in str(folder) else 2)'
     (tmp_path / "program.py").write_text(ONLY_TRAINS.replace("folder.mkdir", f"{end}\nfolder.mkdir"))
     monkeypatch.setattr(CellProcesses.__init__, "__defaults__", ([sys.executable, "-S", str(tmp_path / "program.py")],))
     said: list[str] = []
-    more = study.model_copy(update={"seeds": [0, 1, 2]})
+    tuning = Tuning(methods=["vapo"], grid=[{}]) if tuned else None  # whose trials need the critic, too
+    more = study.model_copy(update={"seeds": [0, 1, 2], "tuning": tuning})
     with pytest.raises(StudyError) as caught:
         run_study(more, tmp_path / "new", say=said.append, keep=[old])
+    assert not (tmp_path / "new" / "tuning").exists()
+    assert "vapo" not in read_tuning(tmp_path / "new")
     critic = tmp_path / "new" / "critics" / "pretrained-shipped"
     assert "critic pretrained, base shipped, seed 0 diverged, and no run that needs it was started" in str(caught.value)
     assert f"delete {critic} to train it again" in str(caught.value)
