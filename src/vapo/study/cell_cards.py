@@ -16,7 +16,7 @@ from vapo.session.inputs import with_whole_paths
 from vapo.session.run_dirs import load_run_config
 from vapo.study.cell_identity import CRITIC, setting_differences
 from vapo.study.cells import SIZES, Cell, config_differences
-from vapo.study.comparison.compared_runs import Outcome
+from vapo.study.comparison.compared_run import Outcome
 
 
 def read_card(folder: Path) -> dict[str, Any]:

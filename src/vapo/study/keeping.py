@@ -15,7 +15,7 @@ from vapo.reports.runfiles import Record
 from vapo.study.cell_cards import ended
 from vapo.study.cell_identity import setting_differences
 from vapo.study.cells import Cell, describe
-from vapo.study.comparison.compared_runs import ComparedRun
+from vapo.study.comparison.compared_run import ComparedRun
 from vapo.study.comparison.comparison_files import read_results
 from vapo.study.comparison.kept_runs import damage_named, kept_run, named_source, recorded_settings
 from vapo.study.comparison.table_rows import code_text

@@ -21,7 +21,7 @@ from vapo.session.run_dirs import kept_weights_only
 from vapo.study.cell_cards import critic_card, ended, outcome_of, read_card, write_json
 from vapo.study.cell_processes import CellProcesses
 from vapo.study.cells import Cell, base_folder, describe, run_cells
-from vapo.study.comparison.compared_runs import Outcome
+from vapo.study.comparison.compared_run import Outcome
 from vapo.study.study import Study
 from vapo.study.time_left import Took, Work, seconds_left, work_of
 

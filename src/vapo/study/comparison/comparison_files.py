@@ -10,7 +10,8 @@ from pathlib import Path
 from vapo.errors import ConfigError, DataError, command
 from vapo.json_text import json_text
 from vapo.reports.runfiles import Record
-from vapo.study.comparison.compared_runs import ComparedRun, read_compared_runs, with_verdicts
+from vapo.study.comparison.compared_run import ComparedRun, with_verdicts
+from vapo.study.comparison.compared_runs import read_compared_runs
 from vapo.study.comparison.comparison_page import comparison_html
 from vapo.study.comparison.figures import main_png
 from vapo.study.comparison.kept_runs import kept_run, named_source

@@ -19,15 +19,9 @@ from vapo.evals.statistics import Scores
 from vapo.reports.formatting import one_line
 from vapo.reports.runfiles import Record, number
 from vapo.study.cell_identity import settings_hash
-from vapo.study.comparison.compared_runs import (
-    STEP_METRICS,
-    ComparedRun,
-    Evaluation,
-    Outcome,
-    Pretraining,
-    Resume,
-)
+from vapo.study.comparison.compared_run import ComparedRun, Evaluation, Outcome, Pretraining, Resume
 from vapo.study.comparison.dynamics import BIAS, last_quarter
+from vapo.study.comparison.run_reading import STEP_METRICS
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 

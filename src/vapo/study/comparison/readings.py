@@ -10,7 +10,7 @@ import numpy as np
 
 from vapo.evals.statistics import Scores
 from vapo.study.comparison.bootstrap import run_means
-from vapo.study.comparison.compared_runs import ComparedRun, Evaluation
+from vapo.study.comparison.compared_run import ComparedRun, Evaluation
 from vapo.study.comparison.score_curves import RunCurve, mean_height, rates_at
 
 FALL = 0.15

@@ -27,7 +27,7 @@ from vapo.study.comparison.bootstrap import (
     paired_estimate,
     run_means,
 )
-from vapo.study.comparison.compared_runs import ComparedRun, Evaluation
+from vapo.study.comparison.compared_run import ComparedRun, Evaluation
 from vapo.study.comparison.kept_runs import run_record, settings_table
 from vapo.study.comparison.methods import PAPER, short_names
 from vapo.study.comparison.multiple import holm, p_value, unanimous_p_value
