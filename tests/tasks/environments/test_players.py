@@ -85,6 +85,39 @@ def test_a_fault_is_a_reason_and_costs_its_own_episode_only(guess: Players, word
     good.close()
 
 
+def play(player) -> None:
+    """An episode of one turn; raises EnvironmentFaultError."""
+    try:
+        player.reset()
+        player.step("3")
+    finally:
+        player.close()
+
+
+@pytest.mark.parametrize("place", ["reset", "step", "get_reward", "nowhere"])
+def test_an_environment_is_closed_wherever_it_fails_and_its_processes_end(tmp_path: Path, place: str):
+    players = Players(EnvironmentServer(f"{FILE}:Holder", limits=LIMITS))
+    player = players(Prompt("p", "say it", place, columns={"start": str(tmp_path)}), 0)
+    if place == "nowhere":
+        play(player)
+    else:
+        with pytest.raises(EnvironmentFaultError, match=f"a fault in {place}"):
+            play(player)
+    assert (tmp_path / "closed").exists()
+    started, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 5
+    while runs(started) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs(started)
+    players.close()
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_lies_are_cut_or_invalid(guess: Players):
     player = guess(PROMPT, 0)
     player.reset()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from pathlib import Path
 
 from vapo.types import Reply, Verdict
 
@@ -48,6 +50,33 @@ class Scored(Guess):
 
     def get_reward(self) -> float:
         return 1 / self.turns
+
+
+class Holder:
+    """Starts a process, fails where its answer says so, and notes that it was closed."""
+
+    def __init__(self, answer, start) -> None:
+        self.fails, self.folder = str(answer), Path(start)
+        child = subprocess.Popen(["sleep", "60"])
+        (self.folder / "pid").write_text(str(child.pid))
+
+    def reset(self) -> str:
+        return self._at("reset")
+
+    def step(self, response: str) -> str:
+        return self._at("step")
+
+    def get_reward(self) -> float:
+        self._at("get_reward")
+        return 1.0
+
+    def close(self) -> None:
+        (self.folder / "closed").touch()
+
+    def _at(self, place: str) -> str:
+        if self.fails == place:
+            raise ValueError(f"a fault in {place}")
+        return place
 
 
 class Counter:

@@ -52,6 +52,10 @@ def judge(response, answer):
         child = subprocess.Popen(["sleep", "60"])
         open(answer, "w").write(str(child.pid))
         time.sleep(60)
+    if response == "orphan":
+        child = subprocess.Popen(["sleep", "60"])
+        open(answer, "w").write(str(child.pid))
+        os.abort()
     if response == "pid":
         raise RuntimeError(str(os.getpid()))
     return response == answer
@@ -105,9 +109,10 @@ def test_a_request_is_repeated_if_the_process_was_killed_from_outside(pool, tmp_
     assert judge(pool, "once", answer=str(tmp_path / "seen")) == [RIGHT]
 
 
-def test_processes_that_a_killed_verifier_started_are_killed_too(pool, tmp_path):
+@pytest.mark.parametrize("ended", ["child", "orphan"])  # killed by the trainer, died by itself
+def test_processes_that_a_verifier_started_end_with_it(pool, tmp_path, ended):
     note = tmp_path / "pid"
-    assert judge(pool, "child", answer=str(note))[0][0] == "invalid"
+    assert judge(pool, ended, answer=str(note))[0][0] == "invalid"
     pid = int(note.read_text())
     deadline = time.monotonic() + 5
     while alive(pid) and time.monotonic() < deadline:

@@ -56,6 +56,10 @@ class EnvironmentFaultError(Exception):
     """An environment gave no answer, or none that can be read. The message is the reason of an invalid verdict."""
 
 
+class EnvironmentRaisedError(EnvironmentFaultError):
+    """The user's code raised; its process goes on and answers."""
+
+
 class Channel(Protocol):
     """The way to the environment of one episode."""
 
@@ -252,7 +256,7 @@ def _checked(answer: Any) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise EnvironmentFaultError("the environment's process wrote what is no answer")
     if "failed" in answer:
-        raise EnvironmentFaultError(str(answer["failed"]))
+        raise EnvironmentRaisedError(str(answer["failed"]))
     return answer
 
 

@@ -88,9 +88,17 @@ class Host:
             return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
     def _end(self) -> dict[str, Any]:
-        """The public attributes of the environment that are JSON, and its reward; then it is closed."""
+        """What the environment leaves; then it is closed, also where its reward fails."""
         if self._environment is None:
             return {}
+        try:
+            return self._left()
+        finally:
+            if (close := self._method("close")) is not None:
+                _awaited(close())
+
+    def _left(self) -> dict[str, Any]:
+        """The public attributes of the environment that are JSON, and its reward."""
         left = {}
         for name, value in vars(self._environment).items() if hasattr(self._environment, "__dict__") else ():
             with contextlib.suppress(TypeError, ValueError, RecursionError):
@@ -99,8 +107,6 @@ class Host:
         if (get_reward := self._method("get_reward")) is not None:
             reward = _awaited(get_reward())
             left["get_reward"] = None if reward is None else float(reward)
-        if (close := self._method("close")) is not None:
-            _awaited(close())
         return left
 
     def _method(self, name: str) -> Callable[[], Any] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vapo.tasks.environments.channels import (
     Channel,
     EnvironmentFaultError,
+    EnvironmentRaisedError,
     EnvironmentServer,
     ThreadServer,
 )
@@ -61,7 +63,7 @@ class _Player:
         fields = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "columns": prompt.columns}
         self._opening = {"open": {"prompt": fields, "seed": seed}}
         self._channel: Channel | None = None
-        self._broken = False
+        self._fault: EnvironmentFaultError | None = None
         self.verdict: Verdict | None = None
         """By `get_reward` of the environment, once it is closed, if that judges."""
         self.left: dict[str, Any] = {}
@@ -75,11 +77,14 @@ class _Player:
         return text if isinstance(text, str) else ""
 
     def close(self) -> None:
-        """Ask the environment what it leaves, unless it has failed, and end its process."""
+        """Let the environment close, keep what it leaves unless it has failed, and end its process."""
         if self._channel is None:
             return
         try:
-            if not self._broken:
+            if isinstance(self._fault, EnvironmentRaisedError):  # its close() frees what it holds
+                with contextlib.suppress(EnvironmentFaultError):  # the first fault is the reason of the verdict
+                    self._channel.ask({"end": True})
+            elif self._fault is None:
                 left = self._ask({"end": True}).get("left")
                 self.left = {**(left if isinstance(left, dict) else {}), **self.left}
                 reward = self.left.get("get_reward")
@@ -92,8 +97,8 @@ class _Player:
         assert self._channel is not None
         try:
             return self._channel.ask(request)
-        except EnvironmentFaultError:
-            self._broken = True
+        except EnvironmentFaultError as fault:
+            self._fault = fault
             raise
 
 
@@ -144,7 +149,7 @@ class ToolPlayer(_Player):
                 raise
             if self._channel is not None:
                 self._channel.close()
-            self._broken = False
+            self._fault = None
             self.reset()  # a new process: the tools have no state to lose
             return str({"error": "the tool gave no answer in time, or its process died"})
         return str(answer["result"]) if "result" in answer else str({"error": answer.get("error")})

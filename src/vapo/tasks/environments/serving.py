@@ -28,7 +28,7 @@ from typing import Any
 from vapo.errors import ConfigError, UnguardedError, VapoError
 from vapo.tasks.environments.host import Host
 from vapo.tasks.environments.offers import Offer, described, load_offer
-from vapo.tasks.verifiers.worker import allow_open_files, ending_with_trainer, import_from_here_last, limit
+from vapo.tasks.verifiers.worker import allow_open_files, end_group, ending_with_trainer, import_from_here_last, limit
 
 MESSAGE_BYTES = 16
 """The length of a message of the trainer: a letter and a number."""
@@ -102,7 +102,8 @@ def _serve_door(door: socket.socket, offer: Offer, spec: dict[str, Any], childre
                 for child in [child for child, of in children.items() if of == number]:
                     _kill(child)
         while children and (ended := os.waitpid(-1, os.WNOHANG)[0]):
-            children.pop(ended, None)  # the user's code may have started a process when it was imported
+            if children.pop(ended, None) is not None:  # else a process that the user's code started at its import
+                end_group(ended)
 
 
 def _fork(door: socket.socket, descriptor: int, offer: Offer, spec: dict[str, Any]) -> int | None:

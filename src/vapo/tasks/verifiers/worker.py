@@ -69,6 +69,7 @@ def main() -> None:
             finally:
                 os._exit(code)
         code = os.waitstatus_to_exitcode(wait_for(child, requests.fileno()))
+        end_group(child)
         if code in (0, LIMITS_REFUSED):
             return
         if code != RECYCLED:
@@ -123,10 +124,9 @@ def wait_for_end(requests: int, timeout_s: float | None, other: int | None = Non
 
 
 def end_group(leader: int) -> None:
-    """Kill the process group of a process if the process leads one."""
+    """Kill the process group that a process leads, or led before it ended, if there is one."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if os.getpgid(leader) == leader:
-            os.killpg(leader, signal.SIGKILL)
+        os.killpg(leader, signal.SIGKILL)
 
 
 def serve(verify: Verifier, requests: BinaryIO, replies: int, limit_s: float, memory_mb: int) -> int:
