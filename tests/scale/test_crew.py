@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from stub_workers import StubBackend, StubProcess
 
@@ -14,6 +15,8 @@ from vapo.scale.crew import Crew
 from vapo.scale.deck import Deck, runs
 from vapo.scale.fleet import Fleet, Health
 from vapo.scale.restarts import RestartBudget
+from vapo.scale.rollout_worker import Request, RolloutWorker
+from vapo.types import Decoding
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -193,6 +196,25 @@ def test_a_worker_that_does_not_get_ahead_is_replaced(monkeypatch):
     assert len(stage.alarms) == 1
     assert "did not get ahead for 0.5 s (scale.answer_limit_s)" in stage.alarms[0]
     stage.crew.close()
+
+
+def test_an_engine_that_reports_is_seen_to_get_ahead_before_its_first_response_is_finished(monkeypatch):
+    monkeypatch.setattr("vapo.scale.supervised.die_with_parent", lambda: None)  # this process is the tests' own
+    worker, beats = RolloutWorker(), list[tuple[int, ...]]()
+
+    class Long:
+        version = 1
+
+        def generate(self, prompts, how, seeds, on_progress):
+            for _ in range(3):
+                on_progress(0, 0)
+                beats.append(worker.beat())
+            return []
+
+    worker._engine = Long()  # type: ignore[assignment]
+    worker.sample(7, Request((), np.array([], dtype=np.int64), Decoding(8, (0,)), 1))
+    assert len(set(beats)) == 3
+    assert {beat[:3] for beat in beats} == {(7, 0, 0)}
 
 
 def test_more_losses_than_restarts_end_in_an_error():

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -107,7 +108,7 @@ class RolloutWorker(SupervisedActor):
         self._threads = 1
         self._stopped = 0
         """Work up to this ticket is to end."""
-        self._progress = (0, 0, 0)
+        self._progress = (0, 0, 0, 0)
 
     def start(self, spec: EngineSpec, weights: Sequence[Any], version: int, gpus: Sequence[str] = ()) -> int:
         """Make the engine with these weights; the version that it has.
@@ -162,12 +163,14 @@ class RolloutWorker(SupervisedActor):
             )
         torch.set_num_threads(self._threads)
 
+        reports = count(1)
+
         def note(finished: int, tokens: int) -> None:
-            self._progress = (ticket, finished, tokens)
+            self._progress = (ticket, finished, tokens, next(reports))
             if self._stopped >= ticket:
                 raise _StoppedError
 
-        self._progress = (ticket, 0, 0)
+        self._progress = (ticket, 0, 0, 0)
         try:
             note(0, 0)
             seeds = [int(seed) for seed in request.seeds]
@@ -177,7 +180,11 @@ class RolloutWorker(SupervisedActor):
         return pack_completions(completions, request.version)
 
     def beat(self) -> tuple[int, ...]:
-        """(ticket, finished samples, tokens) of the present work."""
+        """(ticket, finished samples, tokens, reports) of the present work.
+
+        vLLM counts the tokens of finished samples only, so long responses are seen to get ahead by the engine's
+        reports. An engine in another process ends that one itself where it hangs.
+        """
         return self._progress
 
     def stop(self, ticket: int) -> None:
