@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vapo.errors import EngineError
+from vapo.errors import EngineError, RankError
 from vapo.scale.cluster import import_ray
 from vapo.scale.crew import WorkerLostError
 from vapo.scale.ray_signals import raised_by_signals
@@ -28,8 +28,11 @@ class RayBackend:
         return ready
 
     def result(self, call: Any) -> Any:
-        """See `Backend`. An error that the call raised comes as it was raised there."""
-        from ray.exceptions import RayError, RayTaskError
+        """See `Backend`. An error that the call raised comes as it was raised there.
+
+        Raises RankError where the call could not read its weights: the store forgets what a dead rank has put there.
+        """
+        from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
         try:
             with raised_by_signals():
@@ -38,6 +41,10 @@ class RayBackend:
             cause = error.cause
             if isinstance(cause, EngineError):  # the engine in it is lost, so a new worker has to do its work
                 raise WorkerLostError(str(cause)) from error
+            if isinstance(cause, ObjectLostError):
+                raise RankError(
+                    "The weights for the rollout workers are lost: the training rank that handed them out died."
+                ) from error
             raise (cause if isinstance(cause, Exception) else error) from error
         except RayError as error:
             raise WorkerLostError(how_it_ended(error)) from error

@@ -65,9 +65,17 @@ class Ranks:
         return self._ray.put(value)
 
     def fetch(self, reference: Any) -> Any:
-        """The value behind a reference that a rank returned."""
-        with raised_by_signals():
-            return self._ray.get(reference, timeout=self.limit_s)
+        """The value behind a reference that a rank returned; raises RankError if that rank is gone."""
+        errors = self._ray.exceptions
+        try:
+            with raised_by_signals():
+                return self._ray.get(reference, timeout=self.limit_s)
+        except (errors.ObjectLostError, errors.GetTimeoutError) as error:
+            self.close()
+            raise RankError(
+                "The weights that a training rank handed out did not arrive: it died, or takes longer than "
+                f"{self.limit_s:g} s (scale.answer_limit_s). All training ranks were ended."
+            ) from error
 
     def close(self) -> None:
         """End all ranks. May be called twice."""
