@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Phi3Config
 
 import toys
 from vapo.errors import ConfigError
+from vapo.rollout.engine_settings import TorchEngineSettings
 from vapo.session.inputs import Inputs, read_inputs
 from vapo.session.lifecycle import with_task
 from vapo.session.rendered_prompts import RenderedPrompts
+from vapo.session.sampling_room import sampling_room
 from vapo.types import Prompt
 
 CONTEXT = 64  # of the tiny model; each prompt of the echo task has 2 tokens
@@ -56,6 +59,28 @@ def test_a_limit_that_was_chosen_and_is_too_large_is_blamed_with_its_place(base:
         r"of 64. Set rollout.max_response_tokens to 62 or less",
     ):
         inputs_of(base, LongTask(), {"rollout": {"max_response_tokens": 63}}, to_train=to_train)
+
+
+def test_the_context_of_the_engine_is_the_limit_where_it_is_less(base: Path):
+    engine = {"rollout": {"engine": {"kind": "vllm", "context": 40}}}
+    (note,) = inputs_of(base, LongTask(), engine, to_train=False).notes
+    assert note.endswith(
+        "limited to 38 tokens: with the 500 of the task echo they would exceed rollout.engine.context of 40"
+    )
+    task = toys.EchoTask()
+    task.heldout = [Prompt("long", " ".join("x" * 41), 1)]
+    with pytest.raises(ConfigError, match=r"rollout.engine.context is 40 tokens.*or raise rollout.engine.context"):
+        _ = inputs_of(base, task, engine, to_train=False).heldout_prompts[0]
+
+
+def test_a_model_with_long_rope_is_sampled_within_its_original_context():
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 32, "rope_theta": 1e4}
+    rope |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "original_max_position_embeddings": 32, "pad_token_id": 0}
+    config = Phi3Config(max_position_embeddings=64, rope_parameters=rope, **shape)
+    room = sampling_room(config, TorchEngineSettings())
+    assert room is not None
+    assert (room.tokens, room.name) == (32, "the model's original_max_position_embeddings")
 
 
 def test_training_never_lowers_the_limit_of_a_task(base: Path):

@@ -20,15 +20,16 @@ from vapo.models.gguf import cache_folder
 from vapo.models.loading import SIDE_ADVICE, critic_config, side_critic_config
 from vapo.models.lora import adapter_base
 from vapo.models.model_source import is_gguf
-from vapo.models.pretrained import context_length, count_parameters, load_config, skeleton
+from vapo.models.pretrained import count_parameters, load_config, skeleton
 from vapo.models.side import check_readable, holds_side_critic, side_config
 from vapo.models.tokens import load_tokenizer, read_tokenizer, render, stop_token_ids, with_privileged
-from vapo.rollout.engine_settings import VllmEngineSettings, sampling_context
+from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.rollout.turns import TurnRules
 from vapo.session.config import Config
 from vapo.session.layers import Origin, Source
 from vapo.session.path_checks import TASK_FILES
 from vapo.session.rendered_prompts import RenderedPrompts
+from vapo.session.sampling_room import SamplingRoom, sampling_room
 from vapo.session.schema import TaskConfig
 from vapo.session.turn_taking import turn_rules
 from vapo.tasks.catalog import check_task, find_task
@@ -179,14 +180,14 @@ def _checked(
         )
         rendered[name][0]  # a template that refuses prompts does so before weights load
     limit = sections.rollout.max_response_tokens or task.max_response_tokens
-    if (context := context_length(model_config)) is not None:
-        limit, about_limit = _limit_within(context, limit, config, task, rendered, may_lower=not to_train)
+    if (room := sampling_room(model_config, sections.rollout.engine)) is not None:
+        limit, about_limit = _limit_within(room, limit, config, task, rendered, may_lower=not to_train)
         notes += about_limit
         for prompts in rendered.values():
             prompts.limit(
-                context - limit,
-                f"the model's context is {counted(context, 'token')}, {limit} of them for the response. Shorten the "
-                "prompts, or take a model with a longer context.",
+                room.tokens - limit,
+                f"{room.name} is {counted(room.tokens, 'token')}, {limit} of them for the response. Shorten the "
+                f"prompts, or {room.more}.",
             )
     stops = stop_token_ids(tokenizer, source, model_config)
     turns = None
@@ -196,7 +197,7 @@ def _checked(
             dialogue.check(prompts[0])
         if not dialogue.tells_tools(rendered["heldout"][0]):
             notes.append(UNTOLD_TOOLS)
-        turns = turn_rules(task, dialogue, sampling_context(context, sections.rollout.engine))
+        turns = turn_rules(task, dialogue, room and room.tokens)
     heldout = rendered["heldout"]
     origin = config.origins.get("evaluation.prompts", Origin())
     if sections.evaluation.prompts > len(heldout) and origin.source is Source.OPTION:
@@ -251,7 +252,7 @@ def _check_given_critic(config: Config, source: str, policy: PreTrainedConfig) -
 
 
 def _limit_within(
-    context: int,
+    room: SamplingRoom,
     limit: int,
     config: Config,
     task: FullTask,
@@ -259,12 +260,12 @@ def _limit_within(
     *,
     may_lower: bool,
 ) -> tuple[int, list[str]]:
-    """(response limit, notes): the limit for which the model's context has room beside the prompts.
+    """(response limit, notes): the limit for which there is room beside the prompts.
 
     With `may_lower`, a limit that nobody chose is lowered, with a note. Raises ConfigError for a limit that was chosen,
     and in training, where the limit is part of what is learned. Prompts that alone fill the context keep the limit.
     """
-    fitting = [prompts.fitting_limit(limit, context) for prompts in rendered.values()]
+    fitting = [prompts.fitting_limit(limit, room.tokens) for prompts in rendered.values()]
     lower = min((found for found in fitting if found is not None), default=limit)
     if lower == limit or lower < 1:
         return limit, []
@@ -273,7 +274,7 @@ def _limit_within(
     if may_lower and not chosen:
         return lower, [
             f"responses are limited to {counted(lower, 'token')}: with the {limit} of the task {task.name} they would "
-            f"exceed the model's context of {context}"
+            f"exceed {room.name} of {room.tokens}"
         ]
     name = (
         f"rollout.max_response_tokens={limit} ({origin.place})"
@@ -281,8 +282,8 @@ def _limit_within(
         else f"the response limit of the task {task.name}, {counted(limit, 'token')}"
     )
     raise ConfigError(
-        f"With {name}, prompts of up to {counted(context - lower, 'token')} and their responses exceed the model's "
-        f"context of {context}. Set rollout.max_response_tokens to {lower} or less."
+        f"With {name}, prompts of up to {counted(room.tokens - lower, 'token')} and their responses exceed "
+        f"{room.name} of {room.tokens}. Set rollout.max_response_tokens to {lower} or less."
     )
 
 

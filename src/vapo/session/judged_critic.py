@@ -20,12 +20,10 @@ from vapo.models.critic_notes import PRIVILEGED, RESIDUAL
 from vapo.models.loading import load_policy
 from vapo.models.networks import Critic
 from vapo.models.placing import best_device, set_threads, to_device
-from vapo.models.pretrained import context_length
 from vapo.models.side import holds_side_critic
 from vapo.models.tokens import response_text
 from vapo.reports.critic_files import write_judgement
 from vapo.reports.runfiles import Record
-from vapo.rollout.engine_settings import sampling_context
 from vapo.rollout.engines import make_engine
 from vapo.rollout.vllm_engine import LOG
 from vapo.session.config import Config
@@ -35,6 +33,7 @@ from vapo.session.inputs import Inputs, check_vocabularies, close_task, read_inp
 from vapo.session.judge_options import FOLDER, PROMPTS, RESPONSES, JudgeOptions
 from vapo.session.layers import Layer
 from vapo.session.run_dirs import load_run_config
+from vapo.session.sampling_room import sampling_room
 from vapo.session.trained_critic import trained_critic
 from vapo.session.turn_taking import who_judges
 from vapo.trainer.observer import Observer
@@ -136,13 +135,14 @@ def judge_models(models: JudgedModels, options: JudgeOptions, observer: Observer
             trust_remote_code=trust,
             on_alarm=observer.alarm,
         )
+        room = sampling_room(model.config, sections.rollout.engine)
         sampler = Sampler(
             engine,
             inputs.task,
             inputs.decoding,
             lambda ids: response_text(inputs.tokenizer, ids, inputs.decoding.stop_token_ids),
             sections.seed,
-            sampling_context(context_length(model.config), sections.rollout.engine),
+            room and room.tokens,
             inputs.turns,
         )
         continued = continue_prompts(
