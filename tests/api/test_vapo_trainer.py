@@ -24,6 +24,7 @@ from vapo import VAPOTrainer
 from vapo.api.callbacks import CallbackObserver
 from vapo.errors import ConfigError, DivergedError
 from vapo.models.reward_model import RewardModel
+from vapo.models.saving import save_model
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,38 @@ def test_a_reward_model_a_coroutine_and_none(tmp_path: Path):
     assert line["rewards/sometimes/mean"] == 1.0
     assert "rewards/LlamaForSequenceClassification/mean" in line
     assert line["verdict/invalid_ratio"] == 0
+
+
+def test_a_reward_model_reads_with_the_tokenizer_given_then_its_own_then_the_policys(tmp_path: Path):
+    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "pad_token_id": 0}
+    judge = LlamaForSequenceClassification(LlamaConfig(num_attention_heads=2, num_labels=1, **sizes))
+    own, given = toys.tokenizer(), toys.tokenizer()
+    own.chat_template, given.chat_template = "own", "given"
+    save_model(judge, own, tmp_path / "judge")
+    beside = LlamaForSequenceClassification.from_pretrained(tmp_path / "judge")
+    path = str(tmp_path / "judge")
+    made = trainer(
+        tmp_path / "run", reward_funcs=[path, path, beside, judge], reward_processing_classes=[given, *[None] * 3]
+    )
+    templates = [reward.tokenizer.chat_template for reward in made.task.rewards.functions]
+    assert templates == ["given", "own", "own", toys.tokenizer().chat_template]
+    (note,) = [note for note in made.task.notes if "reads with the policy's tokenizer" in note]
+    assert "LlamaForSequenceClassification" in note
+
+
+def test_code_of_a_model_is_trusted_where_its_tokenizer_is_read(tmp_path: Path, monkeypatch):
+    trusted = []
+
+    def read(source, *, trust_remote_code=False):
+        trusted.append(trust_remote_code)
+        return toys.tokenizer()
+
+    monkeypatch.setattr("vapo.api.vapo_trainer.load_tokenizer", read)
+    folder = str(toys.toy_base(tmp_path / "base"))
+    for trust in (True, False):
+        args = config(tmp_path / "run", trust_remote_code=trust)
+        trainer(tmp_path / "run", model=folder, processing_class=None, args=args)
+    assert trusted == [True, False]
 
 
 def raises(completions, colour, **kwargs):

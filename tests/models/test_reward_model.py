@@ -64,6 +64,12 @@ def test_the_weights_are_in_memory_allocated_by_torch(tmp_path: Path):
     assert len(reward(["1 x", "2 x"], ["3", "4"])) == 2
 
 
+def test_a_tokenizer_that_is_given_takes_the_place_of_the_one_in_the_folder(tmp_path: Path):
+    given = toys.tokenizer()
+    given.chat_template = "given"
+    assert RewardModel.load(saved(tmp_path / "judge"), given).tokenizer.chat_template == "given"
+
+
 def test_a_conversation_that_the_template_refuses_is_an_error_with_its_words(tmp_path: Path):
     reward = RewardModel.load(saved(tmp_path / "judge"))
     reward.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"

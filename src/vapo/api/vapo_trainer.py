@@ -22,7 +22,7 @@ from vapo.errors import ConfigError, ModelError, StoppedError, VapoError, counte
 from vapo.models.loading import load_policy
 from vapo.models.reward_model import RewardModel
 from vapo.models.saving import save_model
-from vapo.models.tokens import load_tokenizer
+from vapo.models.tokens import load_tokenizer, read_tokenizer
 from vapo.reports.live import LiveView
 from vapo.reports.runfiles import read_jsonl
 from vapo.session import lifecycle
@@ -57,10 +57,10 @@ class VAPOTrainer:
 
     `model` is a hub id, a folder or a causal language model. `reward_funcs` are one or several of: a function with
     TRL's signature (see `Rewards`), the id or folder of a reward model, a module that returns logits (then with
-    `reward_processing_classes`, or with the policy's tokenizer). `args` is a `VAPOConfig`. `train_dataset` and
-    `eval_dataset` are `datasets.Dataset`s or lists of dicts with a `prompt` (a text or messages) and any columns for
-    the reward functions. `processing_class` is the tokenizer; None takes the model's. `callbacks` are transformers'.
-    `peft_config` is a LoraConfig of which `r` and `lora_alpha` are taken.
+    `reward_processing_classes`, else the tokenizer beside its weights, else the policy's). `args` is a `VAPOConfig`.
+    `train_dataset` and `eval_dataset` are `datasets.Dataset`s or lists of dicts with a `prompt` (a text or messages)
+    and any columns for the reward functions. `processing_class` is the tokenizer; None takes the model's. `callbacks`
+    are transformers'. `peft_config` is a LoraConfig of which `r` and `lora_alpha` are taken.
 
     `tools` are functions that the model may call, `environment_factory` makes an object whose `reset(**row)` begins an
     episode and whose public methods are tools (docs/environments.md). A class with `step(response)` is an environment
@@ -107,8 +107,11 @@ class VAPOTrainer:
                 f"model is a {type(model).__name__}. Give a hub id, a folder, or a causal language model."
             )
         self.output_dir = Path(self.args.output_dir).absolute()
-        self.processing_class = processing_class or _tokenizer_of(model)
-        functions = _functions(reward_funcs or [], reward_processing_classes, self.processing_class)
+        self._trusts = self.args.trusts_remote_code
+        self.processing_class = processing_class or _tokenizer_of(model, self._trusts)
+        functions, notes = _functions(
+            reward_funcs or [], reward_processing_classes, self.processing_class, trust_remote_code=self._trusts
+        )
         weights = self.args.reward_weights
         self._players = _players(environment_factory, tools, self.args)
         if self._players is not None and self._players.server.rewards:
@@ -118,8 +121,8 @@ class VAPOTrainer:
             raise ConfigError("reward_funcs is empty. Give a reward function, or an environment with get_reward().")
         rewards = Rewards(functions, weights, right_at=self.args.right_at)
         self.task = self._task(train_dataset, eval_dataset, rewards)
+        self.task.notes += notes
         self._given = model
-        self._trusts = self.args.trusts_remote_code
         self._asked = False
         settings = self.args.as_settings(len(self.task.train))
         self._source = model if isinstance(model, str) and processing_class is None else ""
@@ -390,7 +393,7 @@ def _named_reward(factory: Any) -> Callable[..., Any]:
     return reward
 
 
-def _tokenizer_of(model: str | PreTrainedModel) -> PreTrainedTokenizerBase:
+def _tokenizer_of(model: str | PreTrainedModel, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     source = model if isinstance(model, str) else model.config.name_or_path
     if not source:
         raise ConfigError("The model was not loaded from a folder or the hub: give its tokenizer as processing_class.")
@@ -400,7 +403,7 @@ def _tokenizer_of(model: str | PreTrainedModel) -> PreTrainedTokenizerBase:
             "a causal language model."
         )
     try:
-        return load_tokenizer(source)
+        return load_tokenizer(source, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise error from None  # the loader's own chain of errors says less than this one
 
@@ -409,8 +412,10 @@ def _functions(
     given: RewardLike | Sequence[RewardLike],
     tokenizers: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None,
     own: PreTrainedTokenizerBase,
-) -> list[Callable[..., Any]]:
-    """Every reward as a function."""
+    *,
+    trust_remote_code: bool,
+) -> tuple[list[Callable[..., Any]], list[str]]:
+    """Every reward as a function, and notes on reward models that read with the policy's tokenizer, `own`."""
     several = list(given) if isinstance(given, list | tuple) else [given]
     matching = (
         [tokenizers] * len(several) if isinstance(tokenizers, PreTrainedTokenizerBase) else list(tokenizers or ())
@@ -422,16 +427,33 @@ def _functions(
             f"{counted(len(several), 'reward function')}. Give one for each, None for functions."
         )
     functions: list[Callable[..., Any]] = []
+    notes: list[str] = []
     for reward, tokenizer in zip(several, matching, strict=True):
         if isinstance(reward, str):
-            functions.append(RewardModel.load(reward))
+            functions.append(RewardModel.load(reward, tokenizer, trust_remote_code=trust_remote_code))
         elif isinstance(reward, torch.nn.Module):
-            functions.append(RewardModel(reward, tokenizer or own, type(reward).__name__))
+            name = type(reward).__name__
+            tokenizer = tokenizer or _tokenizer_beside(reward, trust_remote_code)
+            if tokenizer is None and isinstance(reward, PreTrainedModel):
+                notes.append(
+                    f"the reward model {name} reads with the policy's tokenizer, because none lies beside its weights: "
+                    "give its own in reward_processing_classes"
+                )
+            functions.append(RewardModel(reward, tokenizer or own, name))
         elif callable(reward):
             functions.append(reward)
         else:
             raise ConfigError(f"reward_funcs holds a {type(reward).__name__}; give functions, model ids or modules.")
-    return functions
+    return functions, notes
+
+
+def _tokenizer_beside(model: torch.nn.Module, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer where a model was loaded from; None if there is none."""
+    source = model.config.name_or_path if isinstance(model, PreTrainedModel) else ""
+    try:
+        return read_tokenizer(source, trust_remote_code=trust_remote_code) if source else None
+    except ModelError:
+        return None
 
 
 LORA_FIELDS = (

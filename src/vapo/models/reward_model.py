@@ -34,15 +34,24 @@ class RewardModel:
             config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
 
     @classmethod
-    def load(cls, source: str) -> RewardModel:
-        """A reward model from a folder or the hub, with its tokenizer. Raises ModelError, also for one that lacks
-        tensors: a head of random numbers would give random rewards."""
+    def load(
+        cls, source: str, tokenizer: PreTrainedTokenizerBase | None = None, *, trust_remote_code: bool = False
+    ) -> RewardModel:
+        """A reward model from a folder or the hub, with its tokenizer where none is given. Raises ModelError, also for
+        one that lacks tensors: a head of random numbers would give random rewards."""
         with explained(source, "reward model"):
-            model, info = read_model(AutoModelForSequenceClassification, source, num_labels=1, use_safetensors=True)
+            model, info = read_model(
+                AutoModelForSequenceClassification,
+                source,
+                num_labels=1,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+            )
         check_one_label(source, model, info)
         check_complete(model, info, source, "reward model")
         model = to_device(own_memory(model), best_device())
-        return cls(model, read_tokenizer(source), source.rstrip("/").rpartition("/")[2])
+        tokenizer = tokenizer or read_tokenizer(source, trust_remote_code=trust_remote_code)
+        return cls(model, tokenizer, source.rstrip("/").rpartition("/")[2])
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
