@@ -11,9 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 from trainer_toys import ROWS, config, short, trainer
-from transformers import (
-    HfArgumentParser,
-)
+from transformers import DefaultFlowCallback, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
+from transformers.integrations import WandbCallback
 
 from vapo import VAPOConfig, VAPOTrainer
 from vapo.algo.presets import PRESETS, Algorithm
@@ -70,6 +69,29 @@ def test_a_wrong_argument_of_the_trainer_is_named(argument, error, message, tmp_
     with pytest.raises(error) as raised:
         trainer(tmp_path / "run", **argument)
     assert message in str(raised.value)
+
+
+class NeedsMore(TrainerCallback):
+    def __init__(self, more: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (WandbCallback, "WandbCallback, .* Set report_to='wandb' in place of it"),
+        (DefaultFlowCallback(), "DefaultFlowCallback, .* save_steps, eval_steps and max_steps decide here"),
+        (NeedsMore, "the class NeedsMore, and .* Give an object of it"),
+        (print, "a builtin_function_or_method; give objects or classes of transformers.TrainerCallback"),
+    ],
+)
+def test_a_callback_that_has_no_place_is_refused_at_once(callback, message: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=message):
+        trainer(tmp_path / "run", callbacks=[callback])
+
+
+def test_a_class_of_callbacks_becomes_one(tmp_path: Path):
+    (callback,) = trainer(tmp_path / "run", callbacks=[EarlyStoppingCallback])._observer._callbacks
+    assert isinstance(callback, EarlyStoppingCallback)
 
 
 def test_arguments_without_effect_are_taken(tmp_path: Path):

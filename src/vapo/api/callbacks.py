@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import DefaultFlowCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 from vapo.api.trainer_config import in_arguments
+from vapo.errors import ConfigError
 from vapo.json_text import flatten
 from vapo.metrics import Phase
 from vapo.reports.live import SilentView
 from vapo.reports.runfiles import read_jsonl
+from vapo.trackers.tracker import PACKAGES
 from vapo.trainer.observer import Observer
 
 
@@ -26,11 +29,16 @@ class CallbackObserver:
     rollout step. `state.best_metric` is the best value of args.metric_for_best_model so far. Notes and alarms name
     arguments, not settings. Where a callback sets `control.should_training_stop`, `stop` is called: the run saves and
     ends after the step.
+
+    A class of callbacks is made into one, as in transformers. Raises ConfigError for callbacks that have no place here.
     """
 
-    def __init__(self, callbacks: Sequence[TrainerCallback], arguments: Any, steps: int, **context: Any) -> None:
+    def __init__(
+        self, callbacks: Sequence[TrainerCallback | type[TrainerCallback]], arguments: Any, steps: int, **context: Any
+    ) -> None:
         self.view: Observer = SilentView()
-        self._callbacks, self._arguments, self._context = callbacks, arguments, context
+        self._callbacks = [_usable(callback) for callback in callbacks]
+        self._arguments, self._context = arguments, context
         self.state = TrainerState(max_steps=steps, is_local_process_zero=True, is_world_process_zero=True)
         self.control = TrainerControl()
         self.stop: Callable[[], None] = lambda: None
@@ -128,6 +136,28 @@ class CallbackObserver:
 
     def _log(self, figures: Mapping[str, float]) -> None:
         self.state.log_history.append({**figures, "step": self.state.global_step})
+
+
+def _usable(given: TrainerCallback | type[TrainerCallback]) -> TrainerCallback:
+    """The callback, which is called with our arguments; ConfigError for one that needs those of transformers."""
+    kind = given if isinstance(given, type) else type(given)
+    name = kind.__name__
+    if not issubclass(kind, TrainerCallback):
+        raise ConfigError(f"callbacks holds a {name}; give objects or classes of transformers.TrainerCallback.")
+    if issubclass(kind, DefaultFlowCallback):
+        raise ConfigError(
+            f"callbacks holds {name}, which decides when transformers saves and evaluates. Leave it out: save_steps, "
+            "eval_steps and max_steps decide here."
+        )
+    for tracker, other in INTEGRATION_TO_CALLBACK.items():
+        if issubclass(kind, other):
+            own = "Log from on_log of a callback of your own."
+            instead = f"Set report_to='{tracker}' in place of it." if tracker in PACKAGES else own
+            raise ConfigError(f"callbacks holds {name}, which reads arguments of transformers' own trainer. {instead}")
+    try:
+        return given() if isinstance(given, type) else given
+    except TypeError as error:
+        raise ConfigError(f"callbacks holds the class {name}, and {error}. Give an object of it.") from error
 
 
 def _step_of(metrics: Mapping[str, Any]) -> int:
