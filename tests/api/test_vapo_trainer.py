@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -74,13 +75,30 @@ def test_push_to_hub_uploads_the_policy(trained: VAPOTrainer, monkeypatch):
             calls.append((name, options))
             return type("Repository", (), {"repo_id": f"me/{name}"})()
 
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
-            calls.append((repo_id, Path(folder_path).name, commit_message))
+        def upload_folder(self, *, repo_id, folder_path, commit_message, **options):
+            calls.append((repo_id, Path(folder_path).name, commit_message, options))
             return type("Commit", (), {"commit_url": "https://hub/commit/1"})()
+
+        def run_as_future(self, work):
+            done = Future()
+            done.set_result(work())
+            return done
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     assert trained.push_to_hub() == "https://hub/commit/1"
-    assert calls == [None, ("run", {"private": None, "exist_ok": True}), ("me/run", "policy", "End of training")]
+    assert calls == [None, ("run", {"private": None, "exist_ok": True}), ("me/run", "policy", "End of training", {})]
+    calls.clear()
+    pushed = trained.push_to_hub(
+        "More", blocking=False, token="mine", revision="next", private=True, dataset_name="digits", tags=["vapo"]
+    )
+    assert isinstance(pushed, Future)
+    assert pushed.result() == "https://hub/commit/1"
+    created, uploaded = ("run", {"private": True, "exist_ok": True}), ("me/run", "policy", "More", {"revision": "next"})
+    assert calls == ["mine", created, uploaded]
+    calls.clear()
+    with pytest.raises(ConfigError, match="push_to_hub has no argument comit_message"):
+        trained.push_to_hub(comit_message="?")
+    assert not calls
 
 
 class Stopper(TrainerCallback):

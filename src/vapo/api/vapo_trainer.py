@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
@@ -45,6 +46,15 @@ if TYPE_CHECKING:
 
 START, START_MARK = "start", "vapo_start.txt"
 """OUTPUT_DIR-start keeps a model that was given as an object: the run resumes from it. The file marks it as ours."""
+UPLOAD_ARGUMENTS = frozenset((
+    "allow_patterns", "commit_description", "create_pr", "delete_patterns", "ignore_patterns", "parent_commit",
+    "path_in_repo",
+))  # fmt: skip
+CARD_ARGUMENTS = frozenset((
+    "dataset", "dataset_args", "dataset_name", "dataset_tags", "finetuned_from", "language", "license", "model_name",
+    "tags", "tasks",
+))  # fmt: skip
+"""Arguments of `create_model_card`, which transformers' and TRL's `push_to_hub` pass on."""
 RewardLike = str | torch.nn.Module | Callable[..., Any]
 
 
@@ -81,7 +91,7 @@ class VAPOTrainer:
         eval_dataset: Iterable[Row] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None = None,
-        callbacks: Sequence[TrainerCallback] | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         quantization_config: Any = None,
         peft_config: PeftConfig | None = None,
@@ -308,22 +318,47 @@ class VAPOTrainer:
             with whole_folder(policy, merged=True) as folder:
                 shutil.copytree(folder, output_dir, dirs_exist_ok=True)
 
-    def push_to_hub(self, commit_message: str = "End of training", repo_id: str | None = None, **more: Any) -> str:
-        """Upload the trained policy with its model card; the address of the commit.
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        repo_id: str | None = None,
+        *,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **more: Any,
+    ) -> str | Future[str]:
+        """Upload the trained policy with its model card; the address of the commit, a future of it if not `blocking`.
 
-        The repository is `repo_id`, args.hub_model_id, or the name of `output_dir` under your account.
+        The repository is `repo_id`, args.hub_model_id, or the name of `output_dir` under your account. `more` are
+        further arguments of `HfApi.upload_folder`. Those of transformers' and TRL's model cards are taken, too, and
+        change nothing: the card is made of the run.
         """
         from huggingface_hub import HfApi
 
-        policy = self._policy()
-        api = HfApi(token=self.args.hub_token)
-        name = repo_id or self.args.hub_model_id or self.output_dir.name
-        repository = api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True)
-        with whole_folder(policy, merged=True) as folder:
-            commit = api.upload_folder(
-                repo_id=repository.repo_id, folder_path=folder, commit_message=commit_message, **more
+        options = {name: value for name, value in more.items() if name not in CARD_ARGUMENTS}
+        if unknown := sorted(options.keys() - UPLOAD_ARGUMENTS):
+            raise ConfigError(
+                f"push_to_hub has no argument {unknown[0]}. It takes commit_message, repo_id, blocking, token, "
+                f"revision, private, {', '.join(sorted(UPLOAD_ARGUMENTS))}."
             )
-        return str(commit.commit_url)
+        policy = self._policy()
+        api = HfApi(token=token or self.args.hub_token)
+        name = repo_id or self.args.hub_model_id or self.output_dir.name
+        private = self.args.hub_private_repo if private is None else private
+        repository = api.create_repo(name, private=private, exist_ok=True)
+        if revision is not None:
+            options["revision"] = revision
+
+        def upload() -> str:
+            with whole_folder(policy, merged=True) as folder:
+                commit = api.upload_folder(
+                    repo_id=repository.repo_id, folder_path=folder, commit_message=commit_message, **options
+                )
+            return str(commit.commit_url)
+
+        return upload() if blocking else api.run_as_future(upload)
 
     def _policy(self) -> Path:
         """The folder of the trained policy. Raises ModelError if there is none."""
