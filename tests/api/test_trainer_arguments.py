@@ -158,6 +158,13 @@ def test_an_error_of_the_constructor_names_arguments(tmp_path: Path):
         trainer(tmp_path / "run", args=config(tmp_path / "run", method="grpo", num_generations=1))
 
 
+def test_rows_of_one_prompt_are_held_out_together(tmp_path: Path):
+    rows = [{"prompt": f"{i % 20} x", "answer": str(i)} for i in range(60)]
+    task = trainer(tmp_path / "run", train_dataset=rows).task
+    assert (len(task.train), len(task.heldout)) == (54, 6)  # 20 prompts of 3 rows, a tenth of them held out
+    assert not {prompt.text for prompt in task.train} & {prompt.text for prompt in task.heldout}
+
+
 def test_a_default_number_of_evaluation_prompts_is_not_noted(tmp_path: Path):
     def notes(**settings) -> list[str]:
         args = config(tmp_path / "run", settings=settings)

@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 PREFIX = "records-"
 """How the name of a task in memory begins: a run of it is `VAPOTrainer`'s."""
 HELD_OUT = 200
-"""Training rows that are kept for evaluation where none are given, at most a tenth of them."""
+"""Prompts whose training rows are kept for evaluation where none are given, at most a tenth of them."""
 
 
 class RecordsTask:
@@ -43,13 +43,21 @@ class RecordsTask:
         self.tools = environment.server.tools if environment else ()
         learned = _prompts(train, "train_dataset")
         if heldout is None:
-            count = min(HELD_OUT, max(1, len(learned) // 10))
-            if len(learned) >= MIN_TRAIN + count:
-                learned, judged = split(learned, count, MIN_TRAIN)
+            # rows of one problem stay together: with equal prompts, an environment may tell them apart by their columns
+            problem_of = _as_text if environment else _prompt_as_text
+            firsts = {problem_of(prompt): prompt for prompt in reversed(learned)}
+            count = min(HELD_OUT, max(1, len(firsts) // 10))
+            if len(firsts) >= MIN_TRAIN + count:
+                chosen = {problem_of(prompt) for prompt in split(firsts.values(), count, MIN_TRAIN)[1]}
+                shuffled, _ = split(learned, 0, MIN_TRAIN)
+                judged = [prompt for prompt in shuffled if problem_of(prompt) in chosen]
+                learned = [prompt for prompt in shuffled if problem_of(prompt) not in chosen]
                 self.notes = [f"no eval_dataset: {counted(len(judged), 'training row')} are held out for evaluation"]
             else:
                 judged = learned
-                self.notes = ["no eval_dataset, and too few rows to hold some out: evaluations are on training rows"]
+                self.notes = [
+                    "no eval_dataset, and too few different prompts to hold some out: evaluations are on training rows"
+                ]
         else:
             judged, self.notes = _prompts(heldout, "eval_dataset"), []
         self.train, self.heldout = tuple(learned), tuple(judged)
@@ -83,6 +91,10 @@ class RecordsTask:
         """End the environment's processes, if there are any."""
         if self.environment is not None:
             self.environment.close()
+
+
+def _prompt_as_text(prompt: Prompt) -> str:
+    return repr(prompt.text)
 
 
 def _as_text(prompt: Prompt) -> str:
