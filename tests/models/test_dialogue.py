@@ -57,6 +57,16 @@ def test_a_reply_in_a_chat_is_a_users_message_and_the_next_header():
     assert Dialogue(words, stops(words)).reply(CHAT, Reply("Wrong."), other) == (end, *ids)
 
 
+def test_an_end_token_behind_a_space_of_the_template_is_not_repeated():
+    template = "{% for m in messages %}{{ m.role + ' ' + m.content + ' <|im_end|>' }}{% endfor %}"
+    words = byte_tokenizer(template + "{{ 'assistant' if add_generation_prompt }}")
+    end = stops(words)[1]
+    (other,) = words("?")["input_ids"]
+    dialogue = Dialogue(words, stops(words))
+    assert words.decode(dialogue.reply(CHAT, Reply("Wrong."), end)) == "user Wrong. <|im_end|>assistant"
+    assert words.decode(dialogue.reply(CHAT, Reply("Wrong."), other)) == " <|im_end|>user Wrong. <|im_end|>assistant"
+
+
 def test_results_of_tools_are_rendered_together_though_the_template_shows_earlier_turns_otherwise():
     words = byte_tokenizer()
     results = tuple({"role": "tool", "name": "f", "content": text} for text in ("4", "The policy wrote this."))

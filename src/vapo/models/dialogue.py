@@ -103,10 +103,11 @@ class Dialogue:
         _, found, after = whole.partition(_WRITTEN)
         if not found:
             raise ConfigError("The tokenizer's chat template leaves out earlier turns. Take another model.")
+        end = after.lstrip()  # some templates put a space before the end token
         for token in self.stop_token_ids if stopped else ():  # the policy has written it
             stop = str(self.tokenizer.convert_ids_to_tokens(token))
-            if after.startswith(stop):
-                return after[len(stop) :]
+            if end.startswith(stop):
+                return end[len(stop) :]
         return after
 
     def _ids(self, text: str) -> tuple[int, ...]:
