@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -13,7 +15,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 import toys
 from vapo.bases.base_model import make_tokenizer
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, ModelError
 from vapo.models import loading
 from vapo.models.saving import save_model
 from vapo.models.tokens import load_tokenizer, render, response_text, stop_token_ids
@@ -72,6 +74,50 @@ def test_end_tokens_come_from_the_text_part_of_a_composite_model(tmp_path):
     text = {"model_type": "gemma3_text", "eos_token_id": [1, 4]}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "eos_token_id": 1, "text_config": text}))
     assert stops(tmp_path) == (1, 4)
+
+
+@pytest.mark.parametrize("text", ['{"eos_token_id": [1,', "[]"])
+def test_a_damaged_generation_config_is_an_error_and_loses_no_end_token(tmp_path, text):
+    path = folder(tmp_path / "m", {"eos_token_id": 1})
+    (path / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"Cannot load the generation_config\.json from"):
+        stops(path)
+
+
+@pytest.mark.parametrize(
+    ("why", "error", "absent"),
+    [
+        ("", None, True),  # the hub says that there is none
+        ("", LocalEntryNotFoundError("cut off"), False),
+        ("no network", LocalEntryNotFoundError("not cached"), True),
+        ("", ValueError("no JSON"), False),
+    ],
+)
+def test_a_generation_config_that_the_hub_does_not_give_is_absent_or_an_error(monkeypatch, why, error, absent):
+    def read(_):
+        raise OSError("no file") from error
+
+    monkeypatch.setattr("vapo.hub.unreachable", lambda: why)
+    monkeypatch.setattr("vapo.models.tokens.unreachable", lambda: why)
+    monkeypatch.setattr("vapo.models.tokens.GenerationConfig.from_pretrained", read)
+    config = toys.tiny_llama(vocab_size=32).config
+    with nullcontext() if absent else pytest.raises(ModelError, match="no file"):
+        assert stop_token_ids(tokenizer(), "someone/model", config) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("config.json", {"num_hidden_layers": "1"}, "field 'num_hidden_layers': TypeError: .* expected int, got str"),
+        ("tokenizer_config.json", None, "Cannot load the tokenizer from"),
+    ],
+)
+def test_a_file_of_another_form_is_one_line(tmp_path, name, change, reason):
+    path = folder(tmp_path / "m", {"eos_token_id": 1})
+    told = [] if change is None else {**json.loads((path / name).read_text()), **change}
+    (path / name).write_text(json.dumps(told))
+    with pytest.raises(ModelError, match=reason):
+        stops(path)
 
 
 def test_ids_of_ordinary_text_in_a_configuration_are_not_end_tokens(tmp_path):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -16,6 +17,11 @@ from vapo.hub import hub_access, not_cached
 from vapo.models.gguf import converted
 from vapo.models.lora import adapter_base
 from vapo.models.model_source import check_source, is_gguf
+
+_OF_THE_LOADER = (
+    OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError,
+    StrictDataclassError, TypeError, AttributeError,  # JSON of another form: a text for a number, a list for an object
+)  # fmt: skip
 
 
 def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -65,15 +71,21 @@ def explained(source: str | Path, what: str):
     try:
         with hub_access(source) as cut_off:
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except _OF_THE_LOADER as error:
+        reason = _reason(error)
         if cut_off and not_cached(error):
-            first = f"there is no such folder here, it is not in the cache, and {cut_off}."
+            reason = f"there is no such folder here, it is not in the cache, and {cut_off}."
         raise ModelError(
-            f"Cannot load the {what} from {source}: {first} "
+            f"Cannot load the {what} from {source}: {reason} "
             "Give a folder written by `save_pretrained`, a .gguf file, or a hub id this machine can reach."
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars is None:
             transformers_logging.enable_progress_bar()
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error; of a field that does not fit the second as well, which says what is wrong."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if isinstance(error, StrictDataclassError) else 1])

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from transformers import AddedToken, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from vapo.errors import ConfigError, DataError, ModelError
-from vapo.hub import hub_access
+from vapo.hub import not_cached, unreachable
 from vapo.json_text import json_text
 from vapo.models.pretrained import explained, load_config, model_folder
 from vapo.types import Prompt
@@ -104,14 +105,11 @@ def stop_token_ids(
     These are the EOS token of the tokenizer; those of generation_config.json, where chat models have their end-of-turn
     token; those of config.json and of its text part, where converted and merged models have it; and the special or
     added token that ends an assistant's turn in the chat template. Ids of ordinary text are left out: configuration
-    classes have defaults that may not fit the tokenizer. `config` is the model's, if it is loaded already.
+    classes have defaults that may not fit the tokenizer. `config` is the model's, if it is loaded already. Raises
+    ModelError for a generation_config.json that cannot be read.
     """
     config = load_config(source) if config is None else config
-    try:
-        with hub_access(source):
-            generation = GenerationConfig.from_pretrained(model_folder(source))
-    except OSError:  # a folder without generation_config.json
-        generation = None
+    generation = _generation_config(source)
     named = [getattr(settings, "eos_token_id", None) for settings in (generation, config, config.get_text_config())]
     ids = {int(i) for eos in named for i in (eos if isinstance(eos, (list, tuple)) else [eos]) if i is not None}
     ids &= {*_added_tokens(tokenizer), *_special_tokens(tokenizer).values()}
@@ -173,6 +171,29 @@ def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     return tuple(ids)
+
+
+def _generation_config(source: str | Path) -> GenerationConfig | None:
+    """A model's generation_config.json, None where it has none; ModelError for one that cannot be read, because a
+    response would run past the end tokens in it."""
+    folder = Path(model_folder(source))
+    if folder.is_dir() and not (folder / GENERATION_CONFIG_NAME).exists():
+        return None
+    try:
+        with explained(source, GENERATION_CONFIG_NAME):
+            return GenerationConfig.from_pretrained(model_folder(source))
+    except ModelError as error:
+        if not folder.is_dir() and _is_absent(error.__cause__):
+            return None
+        raise
+
+
+def _is_absent(error: BaseException | None) -> bool:
+    """Whether the hub has no such file, or the cache in its place where the hub cannot be reached."""
+    if not isinstance(error, OSError):
+        return False
+    alone = error.__cause__ is None and error.__context__ is None  # every other error of the hub's has a cause
+    return alone or (not_cached(error) and bool(unreachable()))
 
 
 def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
