@@ -165,6 +165,16 @@ def test_what_an_environment_says_first_takes_of_the_limit_inside_the_prompt_too
     assert played.opened + len(played.token_ids) == HOW.max_tokens
 
 
+def test_first_words_inside_the_prompt_that_fill_the_limit_are_counted_against_the_whole_of_it():
+    class Opening(Numbers):
+        def opening(self, prompt, text):
+            return replace(prompt, token_ids=(*prompt.token_ids, *[30] * 20)), ()
+
+    limits = TurnRules(lambda prompt, seed: Told(begin="30"), Opening(), max_turns=4)
+    (episode,) = play(ScriptedEngine(lambda state, seed: ()), [(PROMPT, 0)], [7], HOW, words, limits, lambda *_: None)
+    assert "leaves no room for a response: 20 of 12 tokens" in episode.verdict.reason
+
+
 def test_half_a_surrogate_pair_in_what_an_environment_says_becomes_a_question_mark():
     class Heard(Numbers):
         def opening(self, prompt, text):

@@ -132,7 +132,8 @@ def _open(player: Player, rules: TurnRules) -> None:
     player.opened = len(player.prompt.token_ids) - len(prompt.token_ids)
     player.limit -= player.opened
     if len(ids) >= player.room:
-        reason = f"what the environment begins with leaves no room for a response: {len(ids)} of {player.limit} tokens"
+        told, most = player.opened + len(ids), player.opened + player.limit
+        reason = f"what the environment begins with leaves no room for a response: {told} of {most} tokens"
         player.end("length", Verdict("invalid", reason))
     elif player.start is not None:
         _replay(player, player.start)
