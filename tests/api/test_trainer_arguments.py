@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import inspect
 import json
+from ast import literal_eval
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,6 +20,8 @@ from vapo.algo.presets import PRESETS, Algorithm
 from vapo.api import trainer_config
 from vapo.api.trainer_config import ARGUMENTS, in_arguments
 from vapo.errors import ConfigError, DataError, ModelError
+from vapo.rollout.decoder import SLOWER
+from vapo.rollout.engine_settings import GenerateEngineSettings
 from vapo.session import lifecycle
 from vapo.session.reference import all_settings, task_options
 
@@ -163,6 +166,25 @@ def test_rows_of_one_prompt_are_held_out_together(tmp_path: Path):
     task = trainer(tmp_path / "run", train_dataset=rows).task
     assert (len(task.train), len(task.heldout)) == (54, 6)  # 20 prompts of 3 rows, a tenth of them held out
     assert not {prompt.text for prompt in task.train} & {prompt.text for prompt in task.heldout}
+
+
+@pytest.mark.parametrize(
+    ("option", "argument"),
+    [
+        ("--set algorithm.sampler.kind=none leaves", "settings={'algorithm': {'sampler': {'kind': 'none'}}} leaves"),
+        ("(--set checkpoint.every=6)", "(settings={'checkpoint': {'every': 6}})"),
+        ("--set model.critic=some/model.", "critic='some/model'."),
+        ("--set key=value", "--set key=value"),
+    ],
+)
+def test_an_option_of_a_command_becomes_an_argument(option: str, argument: str):
+    assert in_arguments(option) == argument
+
+
+def test_the_advice_to_sample_slower_works_as_it_is_written(tmp_path: Path):
+    advice = in_arguments(SLOWER).partition("settings=")[2].rstrip(".")
+    made = trainer(tmp_path / "run", args=config(tmp_path / "run", settings=literal_eval(advice)))
+    assert isinstance(made.config.sections.rollout.engine, GenerateEngineSettings)
 
 
 def test_a_default_number_of_evaluation_prompts_is_not_noted(tmp_path: Path):

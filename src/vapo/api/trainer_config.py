@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -361,6 +362,8 @@ _SETTING = re.compile(rf"(?<![\w./-])(?:{_SECTIONS})\.[a-z_.]*[a-z_]\b(?!/)")
 _RESUME = re.compile(r"vapo resume (?:'[^']*'|[^\s,;]+)")
 _DATA_SET = re.compile(r"(?:\b(?:the )?task )?(?<!')\brecords-[0-9a-f]{12}\b(?!')", re.IGNORECASE)
 """The task that rows are, whose name is a hash of them."""
+_SET = re.compile(r"--set ([a-z_.]+)=([^\s,;]*[^\s,;:.)])")
+"""An option of a command, without the mark that ends its sentence."""
 _LONGER = " --set trainer.steps=N"
 
 
@@ -371,6 +374,8 @@ def in_arguments(message: str) -> str:
     "Lower learning_rate or settings['guards']['patience']."
     >>> in_arguments("the 4 held-out prompts of task records-3755dd07aab5")
     'the 4 held-out prompts of the data set'
+    >>> in_arguments("Sample slower: --set rollout.engine=generate.")
+    "Sample slower: settings={'rollout': {'engine': 'generate'}}."
     """
 
     def named(match: re.Match[str]) -> str:
@@ -382,7 +387,24 @@ def in_arguments(message: str) -> str:
 
     message = _DATA_SET.sub("the data set", message)
     message = message.replace(_LONGER, " with a larger trainer.steps")
+    message = _SET.sub(_as_argument, message)
     return _RESUME.sub("trainer.train(resume_from_checkpoint=True)", _SETTING.sub(named, message))
+
+
+def _as_argument(option: re.Match[str]) -> str:
+    """`--set name=value` as an argument of VAPOConfig."""
+    name, text = option.groups()
+    if not _is_setting(name):
+        return option[0]
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if name in ARGUMENTS:
+        return f"{ARGUMENTS[name]}={value!r}"
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return f"settings={value!r}"
 
 
 def _is_setting(name: str) -> bool:
