@@ -252,6 +252,7 @@ def gives_one(completions, **kwargs):
         (raises, r"raises raised TypeError: .*'colour'.* \(on the response '0' to the first row\)"),
         (gives_one, "gives_one gave 1 reward for 2 completions"),
         (lambda completions, **kwargs: [math.nan] * len(completions), "lambda gave nan, not a finite number"),
+        (lambda completions, **kwargs: [10**400] * len(completions), "lambda gave nan, not a finite number"),
     ],
 )
 def test_a_broken_reward_function_is_noticed_before_weights_load(reward, message, tmp_path: Path):

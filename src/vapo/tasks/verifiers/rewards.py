@@ -207,10 +207,10 @@ def _rewards(result: Any) -> list[float | None] | None:
 
 
 def _number(reward: Any) -> float:
-    """The reward as a float; NaN for what is no number, such as a tensor of several."""
+    """The reward as a float; NaN for what is no number, such as a tensor of several, or too large for one."""
     try:
         return float(reward) if isinstance(reward, SupportsFloat) else math.nan
-    except (TypeError, ValueError, RuntimeError):
+    except (OverflowError, TypeError, ValueError, RuntimeError):
         return math.nan
 
 
