@@ -89,7 +89,7 @@ class Reader:
             self.unchanged.append((layout, text))
         columns = {key: value for key, value in row.items() if is_json(value)}
         contents = "\n".join(message["content"] for message in text)
-        if not (_is_unicode(contents) and _is_unicode(json.dumps(answer, ensure_ascii=False, default=str))):
+        if not (is_unicode(contents) and is_unicode(json.dumps(answer, ensure_ascii=False, default=str))):
             return Drop(where, "half a surrogate pair, which is no character")
         return Prompt(f"{self.name}/{stable_hash(_folded(contents)):016x}", text, answer, columns=columns)
 
@@ -237,7 +237,7 @@ def is_json(value: Any) -> bool:
     return True
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8: JSON can hold half of a surrogate pair, and no tokenizer takes it."""
     try:
         text.encode()

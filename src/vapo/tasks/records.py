@@ -10,7 +10,7 @@ from vapo.tasks.builtin import split
 from vapo.tasks.environments.players import Players
 from vapo.tasks.full_task import MAX_TURNS
 from vapo.tasks.problems import MIN_TRAIN
-from vapo.tasks.prompt_reader import is_json
+from vapo.tasks.prompt_reader import is_json, is_unicode
 from vapo.tasks.verifiers.rewards import NONE_APPLIES, Rewards
 from vapo.types import Episode, Prompt, Turn, Verdict, stable_hash
 
@@ -104,12 +104,29 @@ def _as_text(prompt: Prompt) -> str:
 
 
 def _prompts(rows: Iterable[Row], argument: str) -> list[Prompt]:
-    if not hasattr(rows, "__len__"):
-        raise DataError(f"{argument} has no length: it is a stream. Take a part of it: list({argument}.take(1000)).")
+    if fix := _row_fix(rows, argument):
+        raise DataError(f"{argument} is a {type(rows).__name__}: {fix}.")
     prompts = [_prompt(row, number, argument) for number, row in enumerate(rows)]
     if not prompts:
         raise DataError(f"{argument} is empty. Give it rows with a prompt.")
     return prompts
+
+
+def _row_fix(rows: Any, argument: str) -> str:
+    """How to make rows of what is something else; "" for rows."""
+    if isinstance(rows, Mapping):  # a DatasetDict, or data sets by name
+        return f"give one of its parts, {argument}[{next(iter(rows), 'train')!r}]"
+    if isinstance(rows, str):
+        return 'load it, as by datasets.load_dataset("json", data_files=..., split="train")'
+    if hasattr(rows, "to_dicts"):  # a table of polars
+        return f"give its rows, {argument}.to_dicts()"
+    if type(rows).__name__ == "DataFrame":  # of pandas, which need not be installed
+        return f'give its rows, {argument}.to_dict("records")'
+    if hasattr(rows, "__len__"):
+        return ""
+    if hasattr(rows, "take"):
+        return f"a stream has no length. Take a part of it, list({argument}.take(1000))"
+    return f"it has no length. Give list({argument})"
 
 
 def _prompt(row: Any, number: int, argument: str) -> Prompt:
@@ -124,7 +141,7 @@ def _text(prompt: Any, number: int, argument: str) -> str | tuple[dict[str, str]
     if isinstance(prompt, str):
         if not prompt:
             raise DataError(f"{argument}: the prompt of row {number} is empty. Leave the row out.")
-        return prompt
+        return _written(prompt, number, argument)
     messages = prompt if isinstance(prompt, list | tuple) else []
     for message in messages:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
@@ -136,7 +153,17 @@ def _text(prompt: Any, number: int, argument: str) -> str | tuple[dict[str, str]
         raise DataError(
             f"{argument}: the prompt of row {number} is a {_kind(prompt)}; give a text or a list of messages."
         )
-    return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+    return tuple({"role": m["role"], "content": _written(m["content"], number, argument)} for m in messages)
+
+
+def _written(text: str, number: int, argument: str) -> str:
+    """The text, if a tokenizer takes it; DataError otherwise."""
+    if not is_unicode(text):
+        raise DataError(
+            f"{argument}: the prompt of row {number} holds half a surrogate pair, which is no character. Leave the row "
+            'out, or mend it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+        )
+    return text
 
 
 def _kind(value: Any) -> str:
