@@ -7,6 +7,7 @@ import doctest
 import inspect
 import json
 from ast import literal_eval
+from collections import UserList
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -26,6 +27,15 @@ from vapo.session import lifecycle
 from vapo.session.reference import all_settings, task_options
 
 
+class Stream:
+    def take(self, count: int) -> list[dict]:
+        return ROWS[:count]
+
+
+class DataFrame(UserList):
+    """By its name pandas' table of rows."""
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -43,6 +53,11 @@ from vapo.session.reference import all_settings, task_options
         ({"num_generations": "4"}, "num_generations must be a whole number from 1 on, got '4'"),
         ({"push_to_hub": True}, "call trainer.push_to_hub() after train()"),
         ({"method": "vapoo"}, "vapoo"),
+        ({"max_steps": "5"}, "max_steps must be a whole number, got '5'"),
+        ({"learning_rate": "1e-6"}, "learning_rate must be a number, got '1e-6'"),
+        ({"reward_weights": ["a", 1.0]}, "reward_weights must be a list of numbers"),
+        ({"save_steps": 0}, "save_steps must be above 0, got 0; save_strategy='no' saves none"),
+        ({"eval_strategy": "steps", "logging_steps": 0}, "needs eval_steps above 0, or else logging_steps"),
         ({"reward_weights": [1.0]}, "reward_weights has 1 weight for 2 reward functions"),
     ],
 )
@@ -58,7 +73,17 @@ def test_an_argument_that_is_not_taken_is_named(argument, message, tmp_path: Pat
         ({"train_dataset": None}, ConfigError, "needs a train_dataset"),
         ({"train_dataset": [{"question": "x"}]}, DataError, "row 0 has the columns question; it needs a column named"),
         ({"train_dataset": [{"prompt": 3}]}, DataError, "the prompt of row 0 is a int; give a text or"),
-        ({"train_dataset": (row for row in ROWS)}, DataError, "train_dataset has no length"),
+        (
+            {"train_dataset": (row for row in ROWS)},
+            DataError,
+            "a generator: it has no length. Give list(train_dataset)",
+        ),
+        ({"train_dataset": Stream()}, DataError, "Take a part of it, list(train_dataset.take(1000))"),
+        ({"train_dataset": {"train": ROWS}}, DataError, "is a dict: give one of its parts, train_dataset['train']"),
+        ({"eval_dataset": {"hard": ROWS}}, DataError, "is a dict: give one of its parts, eval_dataset['hard']"),
+        ({"train_dataset": DataFrame(ROWS)}, DataError, 'a DataFrame: give its rows, train_dataset.to_dict("records")'),
+        ({"train_dataset": "rows.jsonl"}, DataError, "train_dataset is a str: load it"),
+        ({"train_dataset": [{"prompt": "x\ud800"}]}, DataError, "the prompt of row 0 holds half a surrogate pair"),
         ({"train_dataset": []}, DataError, "train_dataset is empty"),
         ({"reward_funcs": []}, ConfigError, "reward_funcs is empty"),
         ({"reward_funcs": 3}, ConfigError, "reward_funcs holds a int"),
@@ -98,7 +123,15 @@ def test_a_class_of_callbacks_becomes_one(tmp_path: Path):
 
 
 def test_arguments_without_effect_are_taken(tmp_path: Path):
-    made = config(tmp_path, run_name="x", remove_unused_columns=False, disable_tqdm=True, push_to_hub=False, top_k=0)
+    made = config(
+        tmp_path,
+        run_name="x",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        push_to_hub=False,
+        top_k=0,
+        eval_on_start=True,
+    )
     assert not hasattr(made, "run_name")
 
 

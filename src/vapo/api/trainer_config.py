@@ -6,9 +6,10 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
+from numbers import Real
 from typing import Any, Literal
 
 from vapo.errors import ConfigError
@@ -18,7 +19,7 @@ from vapo.trackers.tracker import PACKAGES
 NO_EFFECT = frozenset((
     "auto_find_batch_size", "dataloader_drop_last", "dataloader_num_workers", "dataloader_persistent_workers",
     "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_find_unused_parameters", "disable_dropout",
-    "disable_tqdm", "do_eval", "do_predict", "do_train", "include_num_input_tokens_seen",
+    "disable_tqdm", "do_eval", "do_predict", "do_train", "eval_on_start", "include_num_input_tokens_seen",
     "label_names", "log_completions", "log_level", "log_unique_prompts", "logging_first_step",
     "logging_nan_inf_filter", "logging_strategy", "num_completions_to_print",
     "overwrite_output_dir", "per_device_eval_batch_size", "remove_unused_columns",
@@ -179,6 +180,13 @@ class VAPOConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be a whole number from 1 on, got {value!r}.")
+        for f in fields(self):
+            _check_number(f.name, getattr(self, f.name), str(f.type))
+        weights = self.reward_weights
+        if weights is not None and not (isinstance(weights, Sequence) and all(map(_is_number, weights))):
+            raise ConfigError(
+                f"reward_weights must be a list of numbers, one for each reward function, got {weights!r}."
+            )
         if unknown := [name for name in self.trackers if name not in PACKAGES]:
             raise ConfigError(
                 f"report_to: {unknown[0]} is not known here; there are {', '.join(PACKAGES)}, and none. For another "
@@ -211,6 +219,10 @@ class VAPOConfig:
         for name in ("eval_strategy", "save_strategy"):
             if (value := getattr(self, name)) not in ("no", "steps"):
                 raise ConfigError(f"{name}={value}: take 'steps' (with {name[:4]}_steps) or 'no'.")
+        if self.save_strategy == "steps" and not self.save_steps > 0:
+            raise ConfigError(f"save_steps must be above 0, got {self.save_steps:g}; save_strategy='no' saves none.")
+        if self.eval_strategy == "steps" and not (self.eval_steps or self.logging_steps) > 0:
+            raise ConfigError("eval_strategy='steps' needs eval_steps above 0, or else logging_steps.")
 
     @property
     def load_best_model_at_end(self) -> bool:
@@ -411,6 +423,20 @@ def _is_setting(name: str) -> bool:
     """Whether it is a setting or an option of a task, or a section of settings."""
     known = {*ARGUMENTS, *all_settings(), *(option.key.replace("task.NAME", "task") for option in task_options())}
     return name in known or any(other.startswith(f"{name}.") for other in known)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_number(name: str, value: Any, kind: str) -> None:
+    """Raise ConfigError unless the value of a field of this annotation, `kind`, is a number where it has to be one."""
+    allowed = set(kind.split(" | "))
+    if not allowed & {"int", "float"} or (value is None and "None" in allowed):
+        return
+    whole = "float" not in allowed
+    if not _is_number(value) or (whole and not float(value).is_integer()):
+        raise ConfigError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}.")
 
 
 def _absolute(steps: float, of: int) -> float:
