@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import DefaultFlowCallback, TrainerCallback, TrainerControl, TrainerState
-from transformers.integrations import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from vapo.api.trainer_config import in_arguments
 from vapo.errors import ConfigError

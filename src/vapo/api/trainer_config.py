@@ -435,7 +435,7 @@ def _check_number(name: str, value: Any, kind: str) -> None:
     if not allowed & {"int", "float"} or (value is None and "None" in allowed):
         return
     whole = "float" not in allowed
-    if not _is_number(value) or (whole and not float(value).is_integer()):
+    if value is None or not _is_number(value) or (whole and value % 1 != 0):
         raise ConfigError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}.")
 
 
