@@ -1,6 +1,6 @@
 """Which goals of the maze do runs reach? Most runs of the far maze that end low have given up two of the four.
 
-    python goals.py far/results.json far-confirm/results.json far-removals/results.json ../residual/results.json
+    python goals.py far/results.json far-confirm/results.json far-rare/results.json far-removals/results.json …
 
 Prints two tables for each file. By method: how many of its runs gave up a goal, which is to end with it right in fewer
 than GIVEN_UP of the tries; the mean score of these and of the others; the share of right answers by goal; and what the
@@ -87,7 +87,9 @@ def along(goals: list[str], runs: list[Run]) -> str:
 def low_runs(goals: list[str], runs: list[Run]) -> str:
     """What the runs below LOW have in common."""
     lost = [sum(share < GIVEN_UP for share in by_goal(goals, run, -1).values()) for run in runs if run["score"] < LOW]
-    explained = correlation([run["score"] for run in runs], [by_pair(goals, run, -1)[1] for run in runs]) ** 2
+    last = [by_pair(goals, run, -1)[1] for run in runs]
+    # where no run answers lake or mill, they tell nothing of the scores
+    explained = correlation([run["score"] for run in runs], last) ** 2 if len(set(last)) > 1 else 0.0
     return (
         f"{sum(count >= 2 for count in lost)} of the {len(lost)} runs below {LOW} gave up two goals or more, "
         f"{lost.count(1)} one, {lost.count(0)} none. The accuracy on lake and mill explains {explained:.2f} of the "

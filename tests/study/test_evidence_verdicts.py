@@ -34,11 +34,12 @@ def printed_by(*command: str) -> str:
         ["analysis.py", "maze/results.json"],
         ["other_regimes.py", "chain/results.json"],
         ["confirm.py", "far-confirm/results.json"],
+        ["rare.py", "far-rare/results.json"],
     ],
 )
 def test_the_page_has_what_the_analysis_prints(command: list[str]):
     printed = printed_by(*command)
-    assert len(printed.splitlines()) > 12
+    assert len(printed.splitlines()) > 5
     assert f"```\n{printed}```" in (EVIDENCE / "README.md").read_text()
 
 
@@ -51,7 +52,7 @@ def test_the_page_has_what_was_found_of_the_mazes_prediction():
 
 
 def test_the_page_has_the_goals_that_runs_reach():
-    far = ["far/results.json", "far-confirm/results.json", "far-removals/results.json"]
+    far = ["far/results.json", "far-confirm/results.json", "far-rare/results.json", "far-removals/results.json"]
     files = [*far, "../residual/results.json", "maze/results.json"]
     printed = printed_by("goals.py", *files)
     assert "| ppo | 10 of 10 |" in printed
