@@ -230,7 +230,7 @@ def test_code_of_a_model_is_trusted_where_its_tokenizer_is_read(tmp_path: Path, 
         trusted.append(trust_remote_code)
         return toys.tokenizer()
 
-    monkeypatch.setattr("vapo.api.vapo_trainer.load_tokenizer", read)
+    monkeypatch.setattr("vapo.api.trainer_arguments.load_tokenizer", read)
     folder = str(toys.toy_base(tmp_path / "base"))
     for trust in (True, False):
         args = config(tmp_path / "run", trust_remote_code=trust)

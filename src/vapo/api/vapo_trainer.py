@@ -8,22 +8,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial, wraps
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from vapo.api.callbacks import CallbackObserver, evaluation_metrics
+from vapo.api.trainer_arguments import (
+    RewardLike,
+    adapters,
+    named_reward,
+    players,
+    refuse,
+    reward_functions,
+    tokenizer_of,
+)
 from vapo.api.trainer_config import VAPOConfig, in_arguments
+from vapo.api.uploading import upload_policy
 from vapo.durability import checkpoint
-from vapo.errors import ConfigError, ModelError, StoppedError, VapoError, counted
+from vapo.errors import ConfigError, ModelError, StoppedError, VapoError
 from vapo.models.loading import load_policy
-from vapo.models.reward_model import RewardModel
 from vapo.models.saving import save_model
-from vapo.models.tokens import load_tokenizer, read_tokenizer
 from vapo.reports.live import LiveView
 from vapo.reports.runfiles import read_jsonl
 from vapo.session import lifecycle
@@ -34,11 +41,8 @@ from vapo.session.layers import Layer, Source, file_layer, merge
 from vapo.session.run_dirs import check_folder
 from vapo.session.signals import carry_out
 from vapo.session.whole_folders import whole_folder
-from vapo.tasks.environments.channels import EnvironmentLimits
-from vapo.tasks.environments.given import players_of
-from vapo.tasks.environments.players import Players
 from vapo.tasks.records import RecordsTask, Row
-from vapo.tasks.verifiers.rewards import Rewards, environment_reward
+from vapo.tasks.verifiers.rewards import Rewards
 from vapo.trainer.run import Run
 
 if TYPE_CHECKING:
@@ -46,16 +50,6 @@ if TYPE_CHECKING:
 
 START, START_MARK = "start", "vapo_start.txt"
 """OUTPUT_DIR-start keeps a model that was given as an object: the run resumes from it. The file marks it as ours."""
-UPLOAD_ARGUMENTS = frozenset((
-    "allow_patterns", "commit_description", "create_pr", "delete_patterns", "ignore_patterns", "parent_commit",
-    "path_in_repo",
-))  # fmt: skip
-CARD_ARGUMENTS = frozenset((
-    "dataset", "dataset_args", "dataset_name", "dataset_tags", "finetuned_from", "language", "license", "model_name",
-    "tags", "tasks",
-))  # fmt: skip
-"""Arguments of `create_model_card`, which transformers' and TRL's `push_to_hub` pass on."""
-RewardLike = str | torch.nn.Module | Callable[..., Any]
 
 
 class AskedToStopError(VapoError):
@@ -99,7 +93,7 @@ class VAPOTrainer:
         rollout_func: Any = None,
         environment_factory: Any = None,
     ) -> None:
-        _refuse(
+        refuse(
             optimizers=any(part is not None for part in optimizers),
             quantization_config=quantization_config is not None,
             rollout_func=rollout_func is not None,
@@ -118,14 +112,14 @@ class VAPOTrainer:
             )
         self.output_dir = Path(self.args.output_dir).absolute()
         self._trusts = self.args.trusts_remote_code
-        self.processing_class = processing_class or _tokenizer_of(model, self._trusts)
-        functions, notes = _functions(
+        self.processing_class = processing_class or tokenizer_of(model, self._trusts)
+        functions, notes = reward_functions(
             reward_funcs or [], reward_processing_classes, self.processing_class, trust_remote_code=self._trusts
         )
         weights = self.args.reward_weights
-        self._players = _players(environment_factory, tools, self.args)
+        self._players = players(environment_factory, tools, self.args)
         if self._players is not None and self._players.server.rewards:
-            functions.append(_named_reward(environment_factory))
+            functions.append(named_reward(environment_factory))
             weights = None if weights is None else [*weights, 1.0]
         if not functions:
             raise ConfigError("reward_funcs is empty. Give a reward function, or an environment with get_reward().")
@@ -136,7 +130,7 @@ class VAPOTrainer:
         self._asked = False
         settings = self.args.as_settings(len(self.task.train))
         self._source = model if isinstance(model, str) and processing_class is None else ""
-        extra = {"model": {"policy": self._source or str(self._start), **_adapters(peft_config)}}
+        extra = {"model": {"policy": self._source or str(self._start), **adapters(peft_config)}}
         layers = [file_layer("VAPOConfig", settings), file_layer("VAPOTrainer", extra)]
         layers.append(file_layer("VAPOConfig(settings=...)", self.args.settings))
         with _named_by_arguments():
@@ -335,30 +329,16 @@ class VAPOTrainer:
         further arguments of `HfApi.upload_folder`. Those of transformers' and TRL's model cards are taken, too, and
         change nothing: the card is made of the run.
         """
-        from huggingface_hub import HfApi
-
-        options = {name: value for name, value in more.items() if name not in CARD_ARGUMENTS}
-        if unknown := sorted(options.keys() - UPLOAD_ARGUMENTS):
-            raise ConfigError(
-                f"push_to_hub has no argument {unknown[0]}. It takes commit_message, repo_id, blocking, token, "
-                f"revision, private, {', '.join(sorted(UPLOAD_ARGUMENTS))}."
-            )
-        policy = self._policy()
-        api = HfApi(token=token or self.args.hub_token)
-        name = repo_id or self.args.hub_model_id or self.output_dir.name
-        private = self.args.hub_private_repo if private is None else private
-        repository = api.create_repo(name, private=private, exist_ok=True)
-        if revision is not None:
-            options["revision"] = revision
-
-        def upload() -> str:
-            with whole_folder(policy, merged=True) as folder:
-                commit = api.upload_folder(
-                    repo_id=repository.repo_id, folder_path=folder, commit_message=commit_message, **options
-                )
-            return str(commit.commit_url)
-
-        return upload() if blocking else api.run_as_future(upload)
+        return upload_policy(
+            self._policy(),
+            repo_id or self.args.hub_model_id or self.output_dir.name,
+            commit_message,
+            blocking=blocking,
+            token=token or self.args.hub_token,
+            revision=revision,
+            private=self.args.hub_private_repo if private is None else private,
+            more=more,
+        )
 
     def _policy(self) -> Path:
         """The folder of the trained policy. Raises ModelError if there is none."""
@@ -394,128 +374,3 @@ def _named_by_arguments() -> Iterator[None]:
     except VapoError as error:
         error.args = (in_arguments(str(error)), *error.args[1:])
         raise
-
-
-def _refuse(**given: bool) -> None:
-    """Raise ConfigError for arguments of GRPOTrainer that are not taken."""
-    instead = {
-        "optimizers": "the optimizer is AdamW; set learning_rate, weight_decay and warmup_steps in args",
-        "quantization_config": "weights are float32; for less memory set bf16, peft_config or critic_kind='side'",
-        "rollout_func": "write an engine (vapo.RolloutEngine) instead",
-        "environment_factory": "one environment is taken, not a dict of several; let one choose by a column in reset()",
-    }
-    for name, is_given in given.items():
-        if is_given:
-            raise ConfigError(f"VAPOTrainer does not take {name}: {instead[name]}.")
-
-
-def _players(factory: Any, tools: Sequence[Callable[..., Any]] | None, args: VAPOConfig) -> Players | None:
-    """The environments of the episodes; None where an episode is one turn."""
-    if factory is None and not tools:
-        return None
-    for what, given in (("environment_factory", factory), *(("tools", tool) for tool in tools or ())):
-        if given is not None and not callable(given):
-            raise ConfigError(f"{what} holds a {type(given).__name__}; give functions, or a class.")
-    named = ("tool_timeout_s", "tool_memory_mb")
-    limits = EnvironmentLimits(args.tool_timeout_s, args.tool_memory_mb, args.tool_characters, named)
-    return players_of(factory, list(tools or ()), limits)
-
-
-def _named_reward(factory: Any) -> Callable[..., Any]:
-    """The environment's own reward as a reward function, under the name of the environment."""
-    reward = wraps(environment_reward)(lambda **given: environment_reward(**given))
-    reward.__name__ = getattr(factory, "__name__", type(factory).__name__)
-    return reward
-
-
-def _tokenizer_of(model: str | PreTrainedModel, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    source = model if isinstance(model, str) else model.config.name_or_path
-    if not source:
-        raise ConfigError("The model was not loaded from a folder or the hub: give its tokenizer as processing_class.")
-    if source == "builtin":
-        raise ConfigError(
-            "model='builtin' is the base model of a shipped task, and a data set has none. Give a hub id, a folder, or "
-            "a causal language model."
-        )
-    try:
-        return load_tokenizer(source, trust_remote_code=trust_remote_code)
-    except ModelError as error:
-        raise error from None  # the loader's own chain of errors says less than this one
-
-
-def _functions(
-    given: RewardLike | Sequence[RewardLike],
-    tokenizers: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None,
-    own: PreTrainedTokenizerBase,
-    *,
-    trust_remote_code: bool,
-) -> tuple[list[Callable[..., Any]], list[str]]:
-    """Every reward as a function, and notes on reward models that read with the policy's tokenizer, `own`."""
-    several = list(given) if isinstance(given, list | tuple) else [given]
-    matching = (
-        [tokenizers] * len(several) if isinstance(tokenizers, PreTrainedTokenizerBase) else list(tokenizers or ())
-    )
-    matching = matching or [None] * len(several)
-    if len(matching) != len(several):
-        raise ConfigError(
-            f"reward_processing_classes has {counted(len(matching), 'tokenizer')} for "
-            f"{counted(len(several), 'reward function')}. Give one for each, None for functions."
-        )
-    functions: list[Callable[..., Any]] = []
-    notes: list[str] = []
-    for reward, tokenizer in zip(several, matching, strict=True):
-        if isinstance(reward, str):
-            functions.append(RewardModel.load(reward, tokenizer, trust_remote_code=trust_remote_code))
-        elif isinstance(reward, torch.nn.Module):
-            name = type(reward).__name__
-            tokenizer = tokenizer or _tokenizer_beside(reward, trust_remote_code)
-            if tokenizer is None and isinstance(reward, PreTrainedModel):
-                notes.append(
-                    f"the reward model {name} reads with the policy's tokenizer, because none lies beside its weights: "
-                    "give its own in reward_processing_classes"
-                )
-            functions.append(RewardModel(reward, tokenizer or own, name))
-        elif callable(reward):
-            functions.append(reward)
-        else:
-            raise ConfigError(f"reward_funcs holds a {type(reward).__name__}; give functions, model ids or modules.")
-    return functions, notes
-
-
-def _tokenizer_beside(model: torch.nn.Module, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
-    """The tokenizer where a model was loaded from; None if there is none."""
-    source = model.config.name_or_path if isinstance(model, PreTrainedModel) else ""
-    try:
-        return read_tokenizer(source, trust_remote_code=trust_remote_code) if source else None
-    except ModelError:
-        return None
-
-
-LORA_FIELDS = (
-    "r",
-    "lora_alpha",
-    "task_type",
-    "target_modules",
-    "base_model_name_or_path",
-    "inference_mode",
-    "peft_version",
-)
-"""Fields of a LoraConfig that may differ from its defaults; the first two are taken."""
-
-
-def _adapters(peft: Any) -> dict[str, Any]:
-    """model.policy_lora and lora_alpha of a LoraConfig."""
-    if peft is None:
-        return {}
-    if getattr(peft.peft_type, "value", peft.peft_type) != "LORA":
-        raise ConfigError(f"peft_config is a {type(peft).__name__}; only LoraConfig is taken.")
-    plain = type(peft)()
-    for name in dataclasses.asdict(plain):
-        if name not in LORA_FIELDS and getattr(peft, name) != getattr(plain, name):
-            raise ConfigError(f"peft_config: {name}={getattr(peft, name)} is not taken; leave it out.")
-    if peft.target_modules not in (None, "all-linear"):
-        raise ConfigError(
-            f"peft_config: target_modules={peft.target_modules} is not taken; leave it out. Adapters go on all linear "
-            "layers."
-        )
-    return {"policy_lora": peft.r, "lora_alpha": float(peft.lora_alpha)}
