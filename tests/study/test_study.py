@@ -18,7 +18,8 @@ from vapo.session.inputs import with_whole_paths
 from vapo.study.cell_cards import check_same, check_same_critic, ended, finished_methods, outcome_of
 from vapo.study.cells import Cell, base_folder, critic_cells, run_cells, tuning_cells
 from vapo.study.study import method_from_name, only_methods, read_study, studies, with_seeds, within
-from vapo.study.study_run import check_study, locked, reference_among
+from vapo.study.study_course import reference_among
+from vapo.study.study_run import check_study, locked
 from vapo.study.tuning_choice import choose_settings, chosen_before
 
 OUT = Path("somewhere")
