@@ -10,18 +10,19 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from vapo.cli import app
 from vapo.errors import ConfigError
-from vapo.study import cell_processes
+from vapo.study import cell_processes, job_count
 from vapo.study import runner as runner_module
 from vapo.study import study_view as study_view_module
 from vapo.study.cell_processes import CellProcesses
-from vapo.study.cells import Cell, run_cells
+from vapo.study.cells import PAUSE, Cell, run_cells
 from vapo.study.job_count import default_jobs, jobs_that_fit
-from vapo.study.runner import PAUSE, Runner
+from vapo.study.runner import Runner
 from vapo.study.study import read_study
 from vapo.study.study_run import in_use, locked
 from vapo.study.study_view import StudyView, study_view
@@ -224,7 +225,11 @@ def test_runs_share_a_machine_by_their_threads_and_never_a_gpu(monkeypatch: pyte
     assert jobs_that_fit(64, cores=2, gpu=False) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "1000")
     assert default_jobs(None, 500_000_000) == 1
-    assert default_jobs(1, 1) in (1, len(os.sched_getaffinity(0)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
+    monkeypatch.setattr(job_count, "best_device", lambda: torch.device("cpu"))
+    assert default_jobs(2, 1) == 3
+    monkeypatch.setattr(job_count, "best_device", lambda: torch.device("cuda"))
+    assert default_jobs(2, 1) == 1
 
 
 RUN, TRIAL, CRITIC, BASE = Work("run", 30), Work("tuning", 30), Work("critic", 12), Work("base")

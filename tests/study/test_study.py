@@ -15,8 +15,9 @@ from vapo.cli import app
 from vapo.errors import ConfigError, ModelError
 from vapo.json_text import flatten
 from vapo.session.inputs import with_whole_paths
-from vapo.study.cell_cards import check_same, check_same_critic, ended, finished_methods, outcome_of
-from vapo.study.cells import Cell, base_folder, critic_cells, run_cells, tuning_cells
+from vapo.study.cell_cards import ended, finished_methods, outcome_of
+from vapo.study.cell_fit import check_same, check_same_critic
+from vapo.study.cells import Cell, base_folder, check_name, critic_cells, run_cells, tuning_cells
 from vapo.study.study import method_from_name, only_methods, read_study, studies, with_seeds, within
 from vapo.study.study_course import reference_among
 from vapo.study.study_run import check_study, locked
@@ -317,6 +318,8 @@ def test_a_study_whose_name_its_folder_needs_raises(tmp_path: Path):
     assert isinstance(done.exception, ConfigError)
     assert "A study cannot be called 'pause'" in str(done.exception)
     assert not (tmp_path / "out").exists()
+    for name in studies():
+        check_name(name)
 
 
 def test_a_dry_run_lists_every_cell_and_whether_it_has_ended(tmp_path: Path):
@@ -408,12 +411,27 @@ def test_runs_that_started_from_a_critic_with_other_settings_are_named(tmp_path:
     cells = run_cells(read_study(write_study(tmp_path, text)), tmp_path, {})
     for cell in cells:
         check_same(cell)
-    with pytest.raises(ConfigError, match=r"2 runs in .*runs started from a critic .*: vapo-.*-seed0, vapo-.*-seed1\."):
+    with pytest.raises(
+        ConfigError, match=r"2 runs started from a critic .*runs/vapo-.*-seed0, .*runs/vapo-.*-seed1\."
+    ):
         check_same_critic(cells)
     for cell in cells:  # an older version of vapo had other settings, and so other hashes
         settings = {key: value for key, value in cell.settings.items() if key != "guards.action"}
         (cell.folder / "cell.json").write_text(json.dumps({"settings": {**settings, "shared critic": "0"}}))
     check_same_critic(cells)
+
+
+def test_a_run_without_a_card_is_known_by_the_settings_that_it_was_started_with(tmp_path: Path):
+    text = "recipe: chain\nseeds: [0]\nmethods: [vapo]"
+    (cell,) = run_cells(read_study(write_study(tmp_path, text)), tmp_path, {})
+    start_run(cell)
+    (cell.folder / "cell.json").unlink()  # the study was killed
+    cell.started_file.parent.mkdir()
+    cell.started_file.write_text(json.dumps(cell.settings))
+    check_same_critic([cell])
+    cell.started_file.write_text(json.dumps({**cell.settings, "shared critic": "0"}))
+    with pytest.raises(ConfigError, match="1 run started from a critic with other settings"):
+        check_same_critic([cell])
 
 
 def test_runs_under_a_relative_folder_match_after_their_critic_was_deleted(tmp_path: Path, monkeypatch):
@@ -433,5 +451,11 @@ def test_a_finished_run_is_checked_after_tuning_if_its_settings_are_not_known_ye
     (cell,) = run_cells(study, tmp_path, chosen_before(study, tmp_path))
     start_run(cell, outcome="finished")
     check_study(study, tmp_path)
+    config = cell.folder / "config.yaml"
+    whole = config.read_text()
+    config.write_text(whole.replace("actor_lr: 0.01", "actor_lr: 0.02"))
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
+        check_study(study, tmp_path)
+    config.write_text(whole)
     (tmp_path / "tuning.json").unlink()
     check_study(study, tmp_path)

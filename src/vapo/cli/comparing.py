@@ -88,7 +88,7 @@ def ablate(
     killed ones resume where they stopped. The same command with --pause frees the machine for a while; with --keep a
     study continues on another machine.
     """
-    from vapo.study.cells import check_study_paths
+    from vapo.study.cells import check_name, check_study_paths
     from vapo.study.study import DEFAULT_STUDY, only_methods, read_study, with_seeds, within
 
     study = with_seeds(only_methods(within(read_study(source), budget), methods or []), seeds)
@@ -101,6 +101,7 @@ def ablate(
     if pause or go_on:
         _set_pause(folder, pause, go_on, as_json)
         return
+    check_name(name)
     check_study_paths(study, folder)
     if dry_run:
         _list_cells(study, folder, keep or [], as_json)
@@ -206,7 +207,7 @@ def _print_comparison(results: dict[str, Any]) -> None:
 
 def _set_pause(folder: Path, pause: bool, go_on: bool, as_json: bool) -> None:
     """Make or remove the file that pauses a study, and print what follows from it."""
-    from vapo.study.runner import PAUSE
+    from vapo.study.cells import PAUSE
     from vapo.study.study_run import in_use
 
     if pause and go_on:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vapo.errors import ConfigError, DivergedError, StoppedError, counted
-from vapo.json_text import flatten, json_text
+from vapo.errors import DivergedError, StoppedError
+from vapo.json_text import json_text
 from vapo.reports.runfiles import number, read_run
-from vapo.session.config import Config
-from vapo.session.inputs import with_whole_paths
-from vapo.session.run_dirs import load_run_config
-from vapo.study.cell_identity import CRITIC, setting_differences
-from vapo.study.cells import SIZES, Cell, config_differences
+from vapo.study.cells import Cell
 from vapo.study.comparison.compared_run import Outcome
 
 
@@ -26,6 +21,14 @@ def read_card(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return card if isinstance(card, dict) else {}
+
+
+def started_settings(cell: Cell) -> Any:
+    """The settings that the cell's run was started with: a killed study leaves no card. Empty without."""
+    try:
+        return json.loads(cell.started_file.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def ended(cell: Cell) -> bool:
@@ -67,64 +70,6 @@ def critic_card(cell: Cell) -> dict[str, Any] | None:
 def finished_methods(folders: Sequence[Path]) -> set[str]:
     """The methods that have a finished run in one of these folders."""
     return {card["method"] for card in map(read_card, folders) if card.get("outcome") == "finished"}
-
-
-def check_same(cell: Cell) -> None:
-    """Raise ConfigError if the cell's folder holds a run with other settings than the study wants."""
-    if not (cell.folder / "config.yaml").is_file():
-        return
-    found = with_whole_paths(load_run_config(cell.folder))
-    different = [*config_differences(_with_paths_of(found, cell.config), found), *_other_sizes(cell)]
-    if different:
-        shown = "; ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
-        users = " and those of the runs that start from it" if cell.kind == "critic" else ""
-        raise ConfigError(
-            f"{cell.folder} holds a run with other settings ({shown}). Choose another --out, or delete that "
-            f"folder{users}."
-        )
-
-
-def check_same_critic(cells: Sequence[Cell]) -> None:
-    """Raise ConfigError if runs in the cells' folders started from a critic with other settings than the study's."""
-    others = [cell for cell in cells if _has_other_critic(cell)]
-    if others:
-        names = ", ".join(cell.folder.name for cell in others)
-        raise ConfigError(
-            f"{counted(len(others), 'run')} in {others[0].folder.parent} started from a critic with other settings "
-            f"than the study's: {names}. Choose another --out, or delete their folders to run them again."
-        )
-
-
-def _has_other_critic(cell: Cell) -> bool:
-    settings = _settings_of(cell)
-    if cell.critic_hash is None or settings.get(CRITIC) is None or not (cell.folder / "config.yaml").is_file():
-        return False
-    # a version of vapo with more settings has other hashes of the same critic
-    return settings.keys() == cell.settings.keys() and settings[CRITIC] != cell.critic_hash
-
-
-def _other_sizes(cell: Cell) -> list[str]:
-    """The differences in sizes that the study leaves to the preset; config.yaml may hold one that the model brought."""
-    settings, wanted, chosen = _settings_of(cell), cell.settings, dict(flatten(cell.config.as_dict()))
-    keys = {size for size in SIZES & settings.keys() & wanted.keys() if chosen.get(size) is None}
-    return setting_differences({key: wanted[key] for key in keys}, {key: settings[key] for key in keys})
-
-
-def _settings_of(cell: Cell) -> Mapping[str, Any]:
-    """The settings in cell.json; empty without."""
-    settings = read_card(cell.folder).get("settings")
-    return settings if isinstance(settings, dict) else {}
-
-
-def _with_paths_of(found: Config, wanted: Config) -> Config:
-    """The wanted settings with the paths as a run stores them: absolute, also where a model has been deleted since."""
-    whole = with_whole_paths(wanted)
-    model, stored = whole.sections.model, found.sections.model
-    if model.critic and stored.critic == str(Path(model.critic).resolve()):
-        model = replace(model, critic=stored.critic)
-    if stored.policy == str(Path(model.policy).resolve()):
-        model = replace(model, policy=stored.policy)
-    return replace(whole, sections=whole.sections.model_copy(update={"model": model}))
 
 
 def write_json(path: Path, data: Any) -> None:

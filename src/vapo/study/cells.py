@@ -18,6 +18,10 @@ from vapo.study.cell_identity import deciding_settings, settings_hash
 from vapo.study.study import PRETRAINED, Method, Study
 from vapo.types import stable_hash
 
+PAUSE, LOCK = "pause", "study.lock"
+"""Files in a study's folder: one that pauses the study, and one that its process locks."""
+RESERVED = (PAUSE, LOCK, "bases", "cells", "logs", "runs", "tuning", "tuning.json")
+"""What that folder holds beside comparisons. The shipped study `critics` has its own beside the shared critics."""
 SIZES = frozenset(NAMES.values())
 """The sizes of a method, by their names in the settings."""
 
@@ -46,6 +50,16 @@ class Cell:
     def hash(self) -> str:
         """A hash of the settings, seed and base: equal where another machine runs the same cell."""
         return settings_hash(self.settings, self.base, self.seed)
+
+    @property
+    def name(self) -> str:
+        """The name of the cell's files in the study's folder."""
+        return f"{self.kind}-{self.folder.name}"
+
+    @property
+    def started_file(self) -> Path:
+        """Where the study writes the settings with which it starts the run."""
+        return self.folder.parents[1] / "cells" / f"{self.name}.json"
 
     def card(self) -> dict[str, Any]:
         """The identity of the run for cell.json; the runner adds settings and outcome."""
@@ -115,6 +129,14 @@ def run_cells(study: Study, out: Path, tuned: Mapping[str, Mapping[str, Any]]) -
                 "each seed once, and give methods and bases names that differ in letters or digits."
             )
     return cells
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError if the study's folder has another use for a file or folder of this name."""
+    if name in RESERVED:
+        raise ConfigError(
+            f"A study cannot be called {name!r}: its folder has another use for {name}. Rename the study's file."
+        )
 
 
 def check_study_paths(study: Study, out: Path) -> None:

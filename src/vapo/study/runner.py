@@ -20,17 +20,15 @@ from vapo.reports.runfiles import number, read_jsonl
 from vapo.session.run_dirs import kept_weights_only
 from vapo.study.cell_cards import critic_card, ended, outcome_of, read_card, write_json
 from vapo.study.cell_processes import CellProcesses
-from vapo.study.cells import Cell, base_folder, describe, run_cells
+from vapo.study.cells import PAUSE, Cell, base_folder, describe, run_cells
 from vapo.study.comparison.compared_run import Outcome
 from vapo.study.study import Study
 from vapo.study.time_left import Took, Work, seconds_left, work_of
 
 LOG_TAIL = 1500
 """The number of characters shown from the end of a failed cell's log."""
-PAUSE = "pause"
-"""The name of the file in a study's folder that pauses it."""
 TICK_S = 1.0
-"""Seconds between two looks at that file and updates of the view."""
+"""Seconds between two looks at the file that pauses a study and updates of the view."""
 
 Report = Callable[[str], None]
 
@@ -169,16 +167,16 @@ class Runner:
 
     def _attempt(self, cell: Cell) -> int | None:
         """Start or resume the run of a cell; None if a pause ended it."""
-        folder, name = cell.folder, _file_name(cell)
-        log = self.logs / f"{name}.log"
+        folder, log = cell.folder, self.logs / f"{cell.name}.log"
         if (folder / "config.yaml").is_file():
             if kept_weights_only(folder):
                 return 0  # the run had ended before the study was killed
             return self.processes.run(["resume", str(folder), "--json"], log)
         shutil.rmtree(folder, ignore_errors=True)  # killed before its first step
-        settings = self.out / "cells" / f"{name}.yaml"
+        settings = cell.started_file.with_suffix(".yaml")
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(cell.config.to_yaml())
+        write_json(cell.started_file, cell.settings)
         return self.processes.run(["train", str(settings), "--run-dir", str(folder), "--json"], log)
 
     def _run_cell(self, cell: Cell) -> Outcome:
@@ -199,7 +197,7 @@ class Runner:
         self._count(folder, seconds, finished=code == 0)
         self._say_ended(f"{label}: {_score(folder) if code == 0 else outcome}, {seconds:.0f} s")
         if outcome in ("failed", "unfinished"):
-            last = (self.logs / f"{_file_name(cell)}.log").read_text(errors="replace")[-LOG_TAIL:]
+            last = (self.logs / f"{cell.name}.log").read_text(errors="replace")[-LOG_TAIL:]
             self.say(f"  {f'signal {-code}' if code < 0 else f'exit code {code}'}; the log ends:\n{last}")
         return outcome
 
@@ -228,10 +226,6 @@ class Runner:
         left = self.seconds_left
         time_left = f"; about {duration(left)} left" if left else ""
         self.say(f"[{self.done}/{self.total}] {text}{time_left}")
-
-
-def _file_name(cell: Cell) -> str:
-    return f"{cell.kind}-{cell.folder.name}"
 
 
 def _seconds_before(folder: Path) -> float:

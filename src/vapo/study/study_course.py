@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vapo.errors import counted
 from vapo.json_text import flatten
 from vapo.session.inputs import close_task, read_inputs
-from vapo.study.cell_cards import check_same, check_same_critic, ended, finished_methods, read_card
+from vapo.study.cell_cards import ended, finished_methods, read_card
+from vapo.study.cell_fit import check_folders
 from vapo.study.cells import Cell, base_folder, base_name, critic_cells, describe, run_cells, tuning_cells
 from vapo.study.comparison import compare_runs
 from vapo.study.keeping import Kept, KeptFile, kept_lines, kept_runs, kept_tuning, needed_critics
@@ -28,21 +30,29 @@ class Course:
     out: Path
     runner: Runner
     files: Sequence[KeptFile]
-    kept: Kept = field(init=False)
+    kept: Kept = field(default_factory=lambda: Kept({}))
+    """The runs that the files hold of the study's cells, once `tune` has read them."""
     notes: Sequence[str] = ()
     """What was taken over, in words."""
     failed: list[Cell] = field(default_factory=list)
     broken: set[Path] = field(default_factory=set)
     """The folders of critics that did not finish; what needs one does not run."""
 
-    def __post_init__(self) -> None:
-        self.critics = critic_cells(self.study, self.out)
-        self.trials = tuning_cells(self.study, self.out)
+    @cached_property
+    def critics(self) -> list[Cell]:
+        """The shared critics."""
+        return critic_cells(self.study, self.out)
+
+    @cached_property
+    def trials(self) -> dict[tuple[str, int], list[Cell]]:
+        """The trials of tuning by method and grid point."""
+        return tuning_cells(self.study, self.out)
 
     def tune(self) -> list[Cell]:
         """Run the trials that tuning lacks; the runs of the study with the settings that it chose.
 
-        Runs of methods whose trials need a broken critic are left out. Raises StudyError where a trial failed.
+        Bases and critics that trials or runs need are made first. Runs of methods whose trials need a broken critic are
+        left out. Raises StudyError where a trial failed.
         """
         study, out, say = self.study, self.out, self.runner.say
         entries, other_trials = kept_tuning(self.trials, out, self.files)
@@ -58,10 +68,11 @@ class Course:
         self.runner.learn([*self.critics, *(cell for cells in self.trials.values() for cell in cells), *planned])
         self._prepare([*tried, *(cell for cell in planned if not self.kept.done(cell))])
         if failed := self.runner.run(self._unbroken(tried)):
-            raise StudyError(
+            trials = (
                 f"{counted(len(failed), 'trial')} of tuning failed (first: {describe(failed[0])}), and tuning needs "
                 f"all trials. Read {self.runner.logs}, then run the same command again."
             )
+            raise StudyError("\n".join([*self.problems(), trials]))
         waiting = {method for method in untuned if not all(ended(cell) for cell in cells_of(method, self.trials))}
         tuned = choose_settings(_without_tuning_of(study, waiting), self.trials, out, entries)
         for method, settings in tuned.items():
@@ -93,7 +104,7 @@ class Course:
             tuning={
                 method: entry
                 for method, entry in read_tuning(self.out).items()
-                if method in self.study.methods or method in self.study.untabled
+                if method in {cell.method for cell in cells} | self.study.untabled.keys()
             },
         )
 
@@ -147,13 +158,6 @@ def missing_bases(study: Study, out: Path, cells: Sequence[Cell]) -> list[int]:
     used = {cell.base for cell in cells}
     seeds = [base for base in study.bases if isinstance(base, int) and base_name(base) in used]
     return [seed for seed in seeds if not Path(base_folder(study, out, seed), "config.json").is_file()]
-
-
-def check_folders(cells: Sequence[Cell]) -> None:
-    """Raise ConfigError if a cell's folder holds a run with other settings, or one from another critic."""
-    for cell in cells:
-        check_same(cell)
-    check_same_critic(cells)
 
 
 def check_inputs(cells: Sequence[Cell]) -> int:

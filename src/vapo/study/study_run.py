@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vapo.errors import ConfigError
-from vapo.study.cells import Cell, base_folder, critic_cells, run_cells, tuning_cells
+from vapo.study.cell_fit import check_folders
+from vapo.study.cells import LOCK, Cell, base_folder, check_name, critic_cells, run_cells, tuning_cells
 from vapo.study.job_count import default_jobs
 from vapo.study.keeping import kept_runs, kept_tuning, read_kept_files
-from vapo.study.runner import PAUSE, Report, Runner, StudyError
+from vapo.study.runner import Report, Runner, StudyError
 from vapo.study.study import Study, study_yaml
-from vapo.study.study_course import Course, check_folders, check_inputs, chosen_settings
+from vapo.study.study_course import Course, check_inputs, chosen_settings
 from vapo.study.tuning_choice import cells_of, chosen_before, tuning_of
-
-LOCK = "study.lock"
-RESERVED = (PAUSE, LOCK, "bases", "cells", "critics", "logs", "runs", "tuning", "tuning.json")
-"""What a study's folder holds beside its comparisons."""
 
 
 def run_study(
@@ -59,14 +56,6 @@ def run_study(
         compared = f" {out / name} compares the finished runs." if results else ""
         raise StudyError("\n".join(problems) + compared)
     return results
-
-
-def check_name(name: str) -> None:
-    """Raise ConfigError if the study's folder has another use for a file or folder of this name."""
-    if name in RESERVED:
-        raise ConfigError(
-            f"A study cannot be called {name!r}: its folder has another use for {name}. Rename the study's file."
-        )
 
 
 def check_study(study: Study, out: Path) -> int:

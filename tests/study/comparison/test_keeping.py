@@ -267,7 +267,7 @@ def test_a_cell_that_failed_before_its_run_began_leaves_the_finished_ones_to_be_
     assert [run["outcome"] for run in results["runs"]] == ["finished", "finished", "failed"]
     assert results["methods"][0]["left_out"] == 1
     folder = tmp_path / "new" / "runs" / "grpo-shipped-seed2"
-    other = make_cell("other", preset="grpo", task="chain")
+    other = make_cell("other", preset="grpo", task="/elsewhere/mine.py:Task")  # the card has no path of a file
     assert [run.outcome for run in read_compared_runs([folder, other])] == ["finished", "failed"]
 
 

@@ -32,14 +32,10 @@ def read_compared_runs(run_dirs: Sequence[str | Path], kept: Sequence[ComparedRu
     labels = distinct_labels(
         [c.method for c in runs], [method_settings(dict(flatten(effective_settings(f)))) for f in files]
     )
-    runs = [
-        *(replace(run, method=label) for run, label in zip(runs, labels, strict=True)),
-        *map(unbegun_run, unbegun),
-        *kept,
-    ]
-    runs = [with_verdicts(run) for run in runs]
+    runs = [*(replace(run, method=label) for run, label in zip(runs, labels, strict=True)), *kept]
+    _check_one_task(runs)  # the card of a cell that never began has no path of a task's file
+    runs = [with_verdicts(run) for run in (*runs, *map(unbegun_run, unbegun))]
     runs.sort(key=lambda run: (table_order(run.method), run.base, run.seed))
-    _check_one_task(runs)
     _check_no_repetition(runs)
     finished = [run for run in runs if run.outcome == "finished"]
     if not finished:
