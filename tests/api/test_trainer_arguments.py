@@ -9,6 +9,8 @@ import json
 from ast import literal_eval
 from collections import UserList
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -25,6 +27,8 @@ from vapo.rollout.decoder import SLOWER
 from vapo.rollout.engine_settings import GenerateEngineSettings
 from vapo.session import lifecycle
 from vapo.session.reference import all_settings, task_options
+from vapo.tasks.records import RecordsTask
+from vapo.tasks.verifiers.rewards import Rewards
 
 
 class Stream:
@@ -201,6 +205,15 @@ def test_rows_of_one_prompt_are_held_out_together(tmp_path: Path):
     assert not {prompt.text for prompt in task.train} & {prompt.text for prompt in task.heldout}
 
 
+@pytest.mark.parametrize(("stateless", "shared"), [(True, False), (False, True)])
+def test_tools_cannot_tell_rows_of_one_prompt_apart_and_an_environment_can(stateless: bool, shared: bool):
+    rows = [{"prompt": f"{i % 20} x", "id": i} for i in range(60)]
+    environment: Any = SimpleNamespace(stateless=stateless, server=SimpleNamespace(tools=()))
+    task = RecordsTask(rows, None, Rewards([lambda completions, **more: [0.0] * len(completions)]), 8, environment)
+    texts = [{prompt.text for prompt in prompts} for prompts in (task.train, task.heldout)]
+    assert bool(texts[0] & texts[1]) is shared
+
+
 @pytest.mark.parametrize(
     ("option", "argument"),
     [
@@ -208,6 +221,8 @@ def test_rows_of_one_prompt_are_held_out_together(tmp_path: Path):
         ("(--set checkpoint.every=6)", "(settings={'checkpoint': {'every': 6}})"),
         ("--set model.critic=some/model.", "critic='some/model'."),
         ("--set key=value", "--set key=value"),
+        ("--set model.policy='my model'.", "--set settings['model']['policy']='my model'."),
+        ("vapo resume x --set trainer.steps=40", "trainer.train(resume_from_checkpoint=True) with max_steps=40"),
     ],
 )
 def test_an_option_of_a_command_becomes_an_argument(option: str, argument: str):

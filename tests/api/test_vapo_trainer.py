@@ -230,12 +230,16 @@ def test_code_of_a_model_is_trusted_where_its_tokenizer_is_read(tmp_path: Path, 
         trusted.append(trust_remote_code)
         return toys.tokenizer()
 
-    monkeypatch.setattr("vapo.api.trainer_arguments.load_tokenizer", read)
+    for where in ("load_tokenizer", "read_tokenizer"):
+        monkeypatch.setattr(f"vapo.api.trainer_arguments.{where}", read)
     folder = str(toys.toy_base(tmp_path / "base"))
+    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "pad_token_id": 0}
+    judge = LlamaForSequenceClassification(LlamaConfig(num_attention_heads=2, num_labels=1, **sizes))
+    judge.config.name_or_path = folder
     for trust in (True, False):
         args = config(tmp_path / "run", trust_remote_code=trust)
-        trainer(tmp_path / "run", model=folder, processing_class=None, args=args)
-    assert trusted == [True, False]
+        trainer(tmp_path / "run", model=folder, processing_class=None, args=args, reward_funcs=judge)
+    assert trusted == [True, True, False, False]
 
 
 def raises(completions, colour, **kwargs):

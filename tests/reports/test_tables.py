@@ -81,6 +81,8 @@ def test_the_same_prompts_are_compared_one_by_one():
     assert "rose from 0.375" in headline([before, after])
     assert "; paired by prompt +0.250 [+0.1" in headline([before, after])
     assert direction(before, {**after, "set": "b"}) == "not told apart"
+    one, other = counted_by_prompt("before", [1]), counted_by_prompt("after", [2])
+    assert "paired" not in headline([one, other])  # one prompt has no interval
     assert direction(before, counted_by_prompt("after", [1, 0, 3, 2] * 8)) == "not told apart"
 
 

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import exceptions
 
 from vapo.errors import RankError
 from vapo.scale import ray_network
@@ -15,6 +14,7 @@ from vapo.scale.rank import Failure
 from vapo.scale.ray_backend import RayBackend
 from vapo.scale.ray_network import Ranks
 
+exceptions = pytest.importorskip("ray.exceptions")
 SLOW_S = 0.3
 
 

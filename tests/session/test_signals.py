@@ -73,13 +73,14 @@ def test_a_signal_names_the_command_that_goes_on_and_a_failure_of_the_engine_its
 
 
 @pytest.mark.parametrize(
-    ("words", "way"),
+    ("words", "way", "settings"),
     [
-        (["train", "maze"], "A run goes on from its last checkpoint with: vapo resume RUN"),
-        (["eval", "runs/one", "--out", "kept"], "Go on with: vapo eval runs/one --out kept"),
+        (["train", "maze"], "A run goes on from its last checkpoint with: vapo resume RUN", " --set ..."),
+        (["eval", "runs/one", "--out", "kept"], "Go on with: vapo eval runs/one --out kept", " --set ..."),
+        (["export", "runs/one", "there"], "Go on with: vapo export runs/one there", ""),
     ],
 )
-def test_ctrl_c_and_no_memory_name_the_command_that_goes_on(words, way, capsys, monkeypatch):
+def test_ctrl_c_and_no_memory_name_the_command_that_goes_on(words, way, settings, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["vapo", *words])
     before = signal.getsignal(signal.SIGTERM)
 
@@ -87,7 +88,7 @@ def test_ctrl_c_and_no_memory_name_the_command_that_goes_on(words, way, capsys, 
         raise error
 
     try:
-        for error, rest in ((KeyboardInterrupt(), ""), (MemoryError(), " --set ...")):
+        for error, rest in ((KeyboardInterrupt(), ""), (MemoryError(), settings)):
             exit_code_of(lambda error=error: work(error))
             assert capsys.readouterr().err.rstrip().endswith(way + rest)
     finally:

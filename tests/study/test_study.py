@@ -411,9 +411,7 @@ def test_runs_that_started_from_a_critic_with_other_settings_are_named(tmp_path:
     cells = run_cells(read_study(write_study(tmp_path, text)), tmp_path, {})
     for cell in cells:
         check_same(cell)
-    with pytest.raises(
-        ConfigError, match=r"2 runs started from a critic .*runs/vapo-.*-seed0, .*runs/vapo-.*-seed1\."
-    ):
+    with pytest.raises(ConfigError, match=r"2 runs started from a critic .*runs/vapo-.*-seed0, .*runs/vapo-.*-seed1\."):
         check_same_critic(cells)
     for cell in cells:  # an older version of vapo had other settings, and so other hashes
         settings = {key: value for key, value in cell.settings.items() if key != "guards.action"}

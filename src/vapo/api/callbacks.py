@@ -29,16 +29,11 @@ class CallbackObserver:
     rollout step. `state.best_metric` is the best value of args.metric_for_best_model so far. Notes and alarms name
     arguments, not settings. Where a callback sets `control.should_training_stop`, `stop` is called: the run saves and
     ends after the step.
-
-    A class of callbacks is made into one, as in transformers. Raises ConfigError for callbacks that have no place here.
     """
 
-    def __init__(
-        self, callbacks: Sequence[TrainerCallback | type[TrainerCallback]], arguments: Any, steps: int, **context: Any
-    ) -> None:
+    def __init__(self, callbacks: Sequence[TrainerCallback], arguments: Any, steps: int, **context: Any) -> None:
         self.view: Observer = SilentView()
-        self._callbacks = [_usable(callback) for callback in callbacks]
-        self._arguments, self._context = arguments, context
+        self._callbacks, self._arguments, self._context = callbacks, arguments, context
         self.state = TrainerState(max_steps=steps, is_local_process_zero=True, is_world_process_zero=True)
         self.control = TrainerControl()
         self.stop: Callable[[], None] = lambda: None
@@ -138,8 +133,11 @@ class CallbackObserver:
         self.state.log_history.append({**figures, "step": self.state.global_step})
 
 
-def _usable(given: TrainerCallback | type[TrainerCallback]) -> TrainerCallback:
-    """The callback, which is called with our arguments; ConfigError for one that needs those of transformers."""
+def usable_callback(given: TrainerCallback | type[TrainerCallback]) -> TrainerCallback:
+    """The callback, made of its class if that is given, as in transformers.
+
+    Raises ConfigError for one that needs the arguments or the control of transformers' own trainer.
+    """
     kind = given if isinstance(given, type) else type(given)
     name = kind.__name__
     if not issubclass(kind, TrainerCallback):

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from numbers import Real
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 from vapo.errors import ConfigError
 from vapo.session.reference import all_settings, task_options
@@ -180,8 +181,8 @@ class VAPOConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be a whole number from 1 on, got {value!r}.")
-        for f in fields(self):
-            _check_number(f.name, getattr(self, f.name), str(f.type))
+        for name, kind in get_type_hints(VAPOConfig).items():
+            _check_number(name, getattr(self, name), kind)
         weights = self.reward_weights
         if weights is not None and not (isinstance(weights, Sequence) and all(map(_is_number, weights))):
             raise ConfigError(
@@ -371,11 +372,11 @@ ARGUMENTS = {
 _SECTIONS = "trainer|rollout|evaluation|algorithm|model|task|guards|checkpoint|scale"
 _SETTING = re.compile(rf"(?<![\w./-])(?:{_SECTIONS})\.[a-z_.]*[a-z_]\b(?!/)")
 """What may be a setting, and no part of a path; `_is_setting` tells it from a file, such as model.safetensors."""
-_RESUME = re.compile(r"vapo resume (?:'[^']*'|[^\s,;]+)")
+_RESUME = re.compile(r"vapo resume (?:'[^']*'|[^\s,;]+)(?P<more> (?=--set ))?")
 _DATA_SET = re.compile(r"(?:\b(?:the )?task )?(?<!')\brecords-[0-9a-f]{12}\b(?!')", re.IGNORECASE)
 """The task that rows are, whose name is a hash of them."""
-_SET = re.compile(r"--set ([a-z_.]+)=([^\s,;]*[^\s,;:.)])")
-"""An option of a command, without the mark that ends its sentence."""
+_SET = re.compile(r"--set ([a-z_.]+)=(?!['\"{\[])([^\s,;]*[^\s,;:.)])")
+"""An option of a command with a plain value, without the mark that ends its sentence."""
 _LONGER = " --set trainer.steps=N"
 
 
@@ -397,10 +398,13 @@ def in_arguments(message: str) -> str:
         path = "".join(f"[{part!r}]" for part in name.split("."))
         return ARGUMENTS.get(name, f"settings{path}")
 
+    def resumed(match: re.Match[str]) -> str:
+        return "trainer.train(resume_from_checkpoint=True)" + (" with " if match["more"] else "")
+
     message = _DATA_SET.sub("the data set", message)
     message = message.replace(_LONGER, " with a larger trainer.steps")
-    message = _SET.sub(_as_argument, message)
-    return _RESUME.sub("trainer.train(resume_from_checkpoint=True)", _SETTING.sub(named, message))
+    message = _SET.sub(_as_argument, _RESUME.sub(resumed, message))
+    return _SETTING.sub(named, message)
 
 
 def _as_argument(option: re.Match[str]) -> str:
@@ -429,12 +433,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _check_number(name: str, value: Any, kind: str) -> None:
-    """Raise ConfigError unless the value of a field of this annotation, `kind`, is a number where it has to be one."""
-    allowed = set(kind.split(" | "))
-    if not allowed & {"int", "float"} or (value is None and "None" in allowed):
+def _check_number(name: str, value: Any, kind: Any) -> None:
+    """Raise ConfigError unless the value of a field of this type is a number where it has to be one."""
+    allowed = {kind, *get_args(kind)}
+    if not allowed & {int, float} or (value is None and NoneType in allowed):
         return
-    whole = "float" not in allowed
+    whole = float not in allowed
     if value is None or not _is_number(value) or (whole and value % 1 != 0):
         raise ConfigError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}.")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from vapo.api.callbacks import CallbackObserver, evaluation_metrics
+from vapo.api.callbacks import CallbackObserver, evaluation_metrics, usable_callback
 from vapo.api.trainer_arguments import (
     RewardLike,
     adapters,
@@ -99,6 +99,7 @@ class VAPOTrainer:
             rollout_func=rollout_func is not None,
             environment_factory=isinstance(environment_factory, Mapping),
         )
+        told = [usable_callback(callback) for callback in callbacks or ()]
         self.args = args or VAPOConfig()
         if not isinstance(self.args, VAPOConfig):
             raise ConfigError(f"args is a {type(self.args).__name__}. Give a VAPOConfig: it takes the same arguments.")
@@ -137,7 +138,7 @@ class VAPOTrainer:
             self._config = resolve(layers)
         self._settings = _resumable(layers)
         steps = self._config.sections.trainer.steps
-        self._observer = CallbackObserver(callbacks or (), self.args, steps, processing_class=self.processing_class)
+        self._observer = CallbackObserver(told, self.args, steps, processing_class=self.processing_class)
         self._model: PreTrainedModel | None = None
 
     @property

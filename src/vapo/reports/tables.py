@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,8 @@ def headline(evaluations: list[Record]) -> str:
     went = direction(before, after)
     change = f"went from {was} to {now}, not told apart," if went == "not told apart" else f"{went} from {was} to {now}"
     paired = paired_change(before, after)
-    by = "" if paired is None else f"; paired by prompt {gap(paired.mean)} [{gap(paired.low)}, {gap(paired.high)}]"
+    known = paired is not None and not math.isnan(paired.low)
+    by = f"; paired by prompt {gap(paired.mean)} [{gap(paired.low)}, {gap(paired.high)}]" if known else ""
     return f"Held-out {score} {change} in {_counted(after.get('step'), 'step')}{by}."
 
 

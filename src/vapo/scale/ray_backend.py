@@ -43,7 +43,8 @@ class RayBackend:
                 raise WorkerLostError(str(cause)) from error
             if isinstance(cause, ObjectLostError):
                 raise RankError(
-                    "The weights for the rollout workers are lost: the training rank that handed them out died."
+                    "The weights for the rollout workers are lost: the training rank that handed them out died, or its "
+                    "machine is gone."
                 ) from error
             raise (cause if isinstance(cause, Exception) else error) from error
         except RayError as error:

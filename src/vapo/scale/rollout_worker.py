@@ -95,7 +95,7 @@ class Request:
     def samples(self) -> list[Prompt]:
         """One prompt per sample."""
         return [
-            prompt for name, tokens, count in self.prompts for prompt in [Prompt(name, "", token_ids=tokens)] * count
+            prompt for name, tokens, number in self.prompts for prompt in [Prompt(name, "", token_ids=tokens)] * number
         ]
 
 

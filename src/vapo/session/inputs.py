@@ -187,7 +187,7 @@ def _checked(
             prompts.limit(
                 room.tokens - limit,
                 f"{room.name} is {counted(room.tokens, 'token')}, {limit} of them for the response. Shorten the "
-                f"prompts, or {room.more}.",
+                f"prompts, or {room.advice}.",
             )
     stops = stop_token_ids(tokenizer, source, model_config)
     turns = None

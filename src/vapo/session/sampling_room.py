@@ -13,11 +13,11 @@ from vapo.rollout.engine_settings import EngineSettings, sampling_context
 
 @dataclass(frozen=True)
 class SamplingRoom:
-    """A limit of `tokens`, with its name and the way to more of them, for messages."""
+    """A limit of `tokens`, with its name and advice on how to have more of them."""
 
     tokens: int
     name: str
-    more: str
+    advice: str
 
 
 def sampling_room(config: PreTrainedConfig, engine: EngineSettings) -> SamplingRoom | None:

@@ -73,7 +73,7 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
         _print(
             f"[bold red]error:[/bold red] Out of memory ({escape(reason)}). Sampling takes less with a lower "
             "rollout.engine.slots or rollout.max_response_tokens, training with adapters (model.policy_lora, "
-            f"model.critic_lora) or model.dtype=bfloat16. {escape(_way_on(sys.argv[1:]))} --set ..."
+            f"model.critic_lora) or model.dtype=bfloat16. {escape(_way_on(sys.argv[1:], settings=True))}"
         )
         return ConfigError.exit_code
     except TerminatedError:
@@ -85,11 +85,13 @@ def exit_code_of(work: Callable[[], object], *, debug: bool = False) -> int:
     return 0
 
 
-def _way_on(words: Sequence[str]) -> str:
-    """How to go on after this command: a run resumes, and any other command is given again."""
-    if words and words[0] in RUNS:
-        return f"A run goes on from its last checkpoint with: {command('resume', 'RUN')}"
-    return f"Go on with: {command(*words)}"
+def _way_on(words: Sequence[str], *, settings: bool = False) -> str:
+    """How to go on after this command: a run resumes, and any other command is given again; with other `settings`."""
+    name = words[0] if words else ""
+    more = " --set ..." if settings and name in (*RUNS, "eval") else ""
+    if name in RUNS:
+        return f"A run goes on from its last checkpoint with: {command('resume', 'RUN')}{more}"
+    return f"Go on with: {command(*words)}{more}"
 
 
 def end_in_one_line(error: VapoError) -> None:

@@ -42,24 +42,18 @@ class RecordsTask:
         self.environment, self.max_turns = environment, max_turns
         self.tools = environment.server.tools if environment else ()
         learned = _prompts(train, "train_dataset")
-        if heldout is None:
-            # rows of one problem stay together: with equal prompts, an environment may tell them apart by their columns
-            problem_of = _as_text if environment else _prompt_as_text
-            firsts = {problem_of(prompt): prompt for prompt in reversed(learned)}
-            count = min(HELD_OUT, max(1, len(firsts) // 10))
-            if len(firsts) >= MIN_TRAIN + count:
-                chosen = {problem_of(prompt) for prompt in split(firsts.values(), count, MIN_TRAIN)[1]}
-                shuffled, _ = split(learned, 0, MIN_TRAIN)
-                judged = [prompt for prompt in shuffled if problem_of(prompt) in chosen]
-                learned = [prompt for prompt in shuffled if problem_of(prompt) not in chosen]
-                self.notes = [f"no eval_dataset: {counted(len(judged), 'training row')} are held out for evaluation"]
-            else:
-                judged = learned
-                self.notes = [
-                    "no eval_dataset, and too few different prompts to hold some out: evaluations are on training rows"
-                ]
-        else:
+        if heldout is not None:
             judged, self.notes = _prompts(heldout, "eval_dataset"), []
+        else:
+            # an environment may tell rows of one prompt apart by their columns; tools alone cannot
+            problem_of = _as_text if environment and not environment.stateless else _prompt_as_text
+            learned, kept = held_out(learned, problem_of)
+            judged = kept or learned
+            self.notes = [
+                f"no eval_dataset: {counted(len(kept), 'training row')} are held out for evaluation"
+                if kept
+                else "no eval_dataset, and too few different prompts to hold some out: evaluations are on training rows"
+            ]
         self.train, self.heldout = tuple(learned), tuple(judged)
         self.name = f"{PREFIX}{stable_hash(*map(_as_text, self.train)):016x}"[:20]
 
@@ -91,6 +85,23 @@ class RecordsTask:
         """End the environment's processes, if there are any."""
         if self.environment is not None:
             self.environment.close()
+
+
+def held_out(rows: Sequence[Prompt], problem_of: Callable[[Prompt], str]) -> tuple[list[Prompt], list[Prompt]]:
+    """`(train, held out)`: a tenth of the problems, HELD_OUT at most, each with all of its rows.
+
+    Rows are of one problem where `problem_of` gives one text. None is held out where too few problems would be left.
+    """
+    firsts = {problem_of(row): row for row in reversed(rows)}
+    count = min(HELD_OUT, max(1, len(firsts) // 10))
+    if len(firsts) < MIN_TRAIN + count:
+        return list(rows), []
+    chosen = {problem_of(row) for row in split(firsts.values(), count, MIN_TRAIN)[1]}
+    shuffled, _ = split(rows, 0, MIN_TRAIN)
+    return (
+        [row for row in shuffled if problem_of(row) not in chosen],
+        [row for row in shuffled if problem_of(row) in chosen],
+    )
 
 
 def _prompt_as_text(prompt: Prompt) -> str:

@@ -67,6 +67,8 @@ class Holder:
         return self._at("step")
 
     def get_reward(self) -> float:
+        if self.fails in ("reset", "step"):
+            time.sleep(60)  # nobody needs the reward of an environment that failed
         self._at("get_reward")
         return 1.0
 

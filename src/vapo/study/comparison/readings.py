@@ -50,10 +50,10 @@ def readings_at(reached: dict[str, float]) -> dict[str, Reading]:
 
 def pair_readings_at(reached: dict[str, float]) -> dict[str, PairReading]:
     """The readings of paired differences by name: those of `readings_at`, and one where a pair's shorter run ends."""
-    return {name: both(reading) for name, reading in readings_at(reached).items()} | {"pair_seconds": at_shorter_end}
+    return {name: of_both(reading) for name, reading in readings_at(reached).items()} | {"pair_seconds": at_shorter_end}
 
 
-def both(reading: Reading) -> PairReading:
+def of_both(reading: Reading) -> PairReading:
     """The reading of each of two runs."""
     return lambda run, other: (reading(run), reading(other))
 

@@ -4,6 +4,7 @@
 {"step": "..."}                        {"text": "...", "done": false, "verdict": null, "messages": []}
 {"call": "name", "arguments": {}}      {"result": "..."}  {"error": "..."}
 {"end": true}                          {"left": {...}}
+{"close": true}                        {}, after a request that failed
 any of them                            {"failed": "why"}
 """
 
@@ -41,6 +42,9 @@ class Host:
                 return self._step(request["step"])
             if "call" in request:
                 return self._call(request["call"], request.get("arguments"))
+            if "close" in request:
+                self._close()
+                return {}
             return {"left": self._end()}
         except Exception as error:  # the user's code may raise anything
             return {"failed": f"the environment raised {type(error).__name__}: {str(error)[:300]}"}
@@ -94,8 +98,11 @@ class Host:
         try:
             return self._left()
         finally:
-            if (close := self._method("close")) is not None:
-                _awaited(close())
+            self._close()
+
+    def _close(self) -> None:
+        if (close := self._method("close")) is not None:
+            _awaited(close())
 
     def _left(self) -> dict[str, Any]:
         """The public attributes of the environment that are JSON, and its reward."""

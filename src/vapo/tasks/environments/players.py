@@ -34,13 +34,13 @@ class Players:
         stateless: bool = False,
         right_at: float | None = None,
     ) -> None:
-        self.server, self._stateless, self._right_at = server, stateless, right_at
+        self.server, self.stateless, self._right_at = server, stateless, right_at
         self.workers, self.max_characters = server.workers, server.limits.max_characters
 
     def __call__(self, prompt: Prompt, seed: int) -> Environment:
         """The environment of one episode."""
         kind = TurnPlayer if self.server.takes_turns else ToolPlayer
-        return kind(self.server.open, prompt, seed, stateless=self._stateless, right_at=self._right_at)
+        return kind(self.server.open, prompt, seed, stateless=self.stateless, right_at=self._right_at)
 
     def close(self) -> None:
         """End all processes."""
@@ -83,7 +83,7 @@ class _Player:
         try:
             if isinstance(self._fault, EnvironmentRaisedError):  # its close() frees what it holds
                 with contextlib.suppress(EnvironmentFaultError):  # the first fault is the reason of the verdict
-                    self._channel.ask({"end": True})
+                    self._channel.ask({"close": True})
             elif self._fault is None:
                 left = self._ask({"end": True}).get("left")
                 self.left = {**(left if isinstance(left, dict) else {}), **self.left}
