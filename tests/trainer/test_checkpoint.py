@@ -283,8 +283,9 @@ def test_a_resume_refuses_changed_settings_that_alter_results(base: Path, tmp_pa
     folder = tmp_path / "run"
     stopped(base, folder)
     lower = {"trainer": {"actor_lr": 1e-4}}
-    with pytest.raises(ConfigError, match=r"trainer.actor_lr: 0.003 -> 0.0001.*--allow-change"):
+    with pytest.raises(ConfigError, match=r"trainer.actor_lr: 0.003 -> 0.0001.*--allow-change") as refused:
         resume(folder, lower)
+    assert str(refused.value).endswith(f"vapo resume {folder} --set trainer.actor_lr=0.0001 --allow-change")
     # nor by an editor
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("max_grad_norm: 1.0", "max_grad_norm: 2.0"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from vapo.errors import ConfigError
-from vapo.json_text import dotted, leaves
+from vapo.json_text import dotted, flatten, leaves
 from vapo.session.suggest import suggestion
+from vapo.session.yaml_text import yaml_line
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEFAULT_RECIPE = "maze"
@@ -128,6 +129,15 @@ def set_layer(assignment: str, option: str = "--set", example: str = "trainer.st
     except yaml.YAMLError as error:
         raise ConfigError(f"{option} {key}: the value is not valid YAML: {text!r}.") from error
     return option_layer(option, key.strip(), value)
+
+
+def set_words(changes: Iterable[Layer], before: Mapping[str, Any] | None = None) -> list[str]:
+    """The `--set` options that lay the same settings down again, for a command; those that are as `before` are left
+    out."""
+    known = dict(flatten(before or {}))
+    keys = {key: value for layer in changes for key, value in flatten(layer.values)}
+    new = {key: value for key, value in keys.items() if key not in known or known[key] != value}
+    return [word for key, value in new.items() for word in ("--set", f"{key}={yaml_line(value)}")]
 
 
 def option_layer(option: str, key: str, value: Any) -> Layer:

@@ -45,7 +45,7 @@ from vapo.session.data_digests import data_digests, edited
 from vapo.session.environment import environment
 from vapo.session.foresight import foresee
 from vapo.session.inputs import Inputs, close_task, read_inputs, report_notes, with_whole_paths
-from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer
+from vapo.session.layers import SOURCES, Layer, Origin, Source, file_layer, set_words
 from vapo.session.old_files import todays
 from vapo.session.planning.published import recipe_parameters
 from vapo.session.precision import dtype_warning, with_dtype
@@ -165,13 +165,20 @@ def resume(
     weights only.
     """
     config = config_to_resume(run_dir, task, changes)
-    run = _restored(config, run_dir, observer, task, allow_change)
+    run = _restored(config, run_dir, observer, task, changes, allow_change)
     _report_engine(run)
     _report_critic(run)
     return run
 
 
-def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | None, allow_change: bool) -> Run:
+def _restored(
+    config: Config,
+    run_dir: Path,
+    observer: Observer,
+    task: Task | None,
+    changes: Sequence[Layer],
+    allow_change: bool,
+) -> Run:
     """A run as its newest healthy checkpoint has it, or as it began if there is none."""
     folder = RunFolder(run_dir)
     alarms = AlarmRecorder(observer)
@@ -183,13 +190,14 @@ def _restored(config: Config, run_dir: Path, observer: Observer, task: Task | No
                 f"No checkpoint of {run_dir} is healthy ({', '.join(damaged)}). Start a new run elsewhere, or remove "
                 f"{folder.checkpoints} to start this one over, logs included."
             )
-        changed = snapshot.changes(config.effective(), effective_of(saved)) if saved else []
+        then = effective_of(saved) if saved else None
+        changed = snapshot.changes(config.effective(), then)
         data = data_digests(config)
         changed += edited(_data_of(run_dir), data) if saved else []
         if changed and not allow_change:
             raise ConfigError(
                 f"This is not as it was at {saved}, and it alters results: {'; '.join(changed)}. "
-                f"Set it back, or mean it: {command('resume', run_dir, '--allow-change')}"
+                f"Set it back, or mean it: {command('resume', run_dir, *set_words(changes, then), '--allow-change')}"
             )
         inputs = read_inputs(config, task, saved, on_progress=observer.progress)
         with _closing_task_on_error(inputs.task):

@@ -16,14 +16,14 @@ def yaml_lines(values: Mapping[Any, Any], comments: Mapping[str, str], above: tu
     indent = "  " * len(above)
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield f"{indent}{_line(key)}:"
+            yield f"{indent}{yaml_line(key)}:"
             yield from yaml_lines(value, comments, (*above, key))
         else:
             comment = comments.get(dotted((*above, key)))
-            yield f"{indent}{_line(key)}: {_line(value)}".ljust(48) + (f"  # {comment}" if comment else "")
+            yield f"{indent}{yaml_line(key)}: {yaml_line(value)}".ljust(48) + (f"  # {comment}" if comment else "")
 
 
-def _line(value: Any) -> str:
+def yaml_line(value: Any) -> str:
     """A key or a value as YAML on one line, quoted where YAML would read something else."""
     style = '"' if isinstance(value, str) and "\n" in value else None  # one line for a text of many, too
     text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=10**6)
