@@ -77,6 +77,12 @@ def test_a_fork_without_changes_ends_as_its_origin(run: Path, monkeypatch, tmp_p
         (("RUN", "--step", "2", "--set", "trainer.steps=3", "--set", "task.side=99"), "side"),
         (("RUN", "--set", "trainer.actor_lrr=1"), "actor_lrr"),
         (("RUN", "--set", "algorithm.preset=grpo"), "algorithm.preset makes another method"),
+        (("RUN", "--step", "1", "--set", "model.critic=base"), "model.critic=base would have no effect"),
+        (("RUN", "--step", "1", "--set", "model.policy=base"), "config.yaml --set model.policy=base"),
+        (
+            ("RUN", "--step", "1", "--set", "trainer.pretraining_lr=0.1", "--set", "trainer.pretraining_steps=4"),
+            "trainer.pretraining_lr and trainer.pretraining_steps would have no effect: value pretraining was over",
+        ),
     ],
 )
 def test_a_fork_that_cannot_be_is_refused_before_anything_is_copied(

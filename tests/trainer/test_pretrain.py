@@ -18,6 +18,7 @@ from vapo.durability.checkpoint import sha256
 from vapo.errors import ConfigError, StoppedError, VapoError
 from vapo.models.backbone import hidden_states
 from vapo.session import lifecycle as runs
+from vapo.session.layers import Layer, Source
 from vapo.trainer import replay
 from vapo.trainer.batch import Batch, concatenate
 from vapo.trainer.loop import train_step
@@ -273,6 +274,19 @@ def test_a_resumed_pretraining_asks_the_engine_for_no_response_it_has_and_leaves
     pretrain_critic(run)
     run.folder.close()
     assert requested == [16, 32, 32]  # held out, step 2, step 3
+    assert not (tmp_path / "run" / "pretraining").exists()
+
+
+def test_a_resume_under_other_settings_samples_the_pool_again_for_its_targets(tmp_path: Path):
+    replays = {"trainer": {"pretraining_steps": 2, "pretraining_passes": 3, "steps": 1}}
+    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", replays)
+    stopping(run)
+    with pytest.raises(StoppedError):
+        runs.finish(run)
+    assert (tmp_path / "run" / "pretraining").exists()
+    change = Layer(Source.OPTION, "--set", {"algorithm": {"reward": {"right": 2.0}}})
+    again = runs.resume(tmp_path / "run", toys.SilentView(), task=toys.EchoTask(), changes=[change], allow_change=True)
+    again.folder.close()
     assert not (tmp_path / "run" / "pretraining").exists()
 
 

@@ -30,7 +30,7 @@ from vapo.errors import (
     command,
     counted,
 )
-from vapo.json_text import json_text
+from vapo.json_text import flatten, json_text
 from vapo.metrics import EventName, Phase
 from vapo.models.matrix_rate import rate_words
 from vapo.reports.curves import curves_png
@@ -63,7 +63,9 @@ from vapo.trainer.observer import AlarmRecorder, Observer
 from vapo.trainer.pretrain import pool_bytes
 from vapo.trainer.profiling import StepProfiler
 from vapo.trainer.record import EVENTS, RunFolder
+from vapo.trainer.replay import remove_pool
 from vapo.trainer.run import Run
+from vapo.trainer.state import State
 from vapo.types import Task
 
 
@@ -199,6 +201,8 @@ def _restored(
                 f"This is not as it was at {saved}, and it alters results: {'; '.join(changed)}. "
                 f"Set it back, or mean it: {command('resume', run_dir, *set_words(changes, then), '--allow-change')}"
             )
+        if saved is not None and then is not None:
+            _refuse_late_pretraining(config, changes, saved, then)
         inputs = read_inputs(config, task, saved, on_progress=observer.progress)
         with _closing_task_on_error(inputs.task):
             report_notes(inputs, alarms)
@@ -221,6 +225,7 @@ def _restored(
         _record_resume(folder, run, data, changed)
         _record_alarms(folder, alarms)
         if changed:
+            remove_pool(run_dir)  # its targets are those of the old settings: the responses are sampled again
             snapshot.save(run)  # under the new settings, so that the next resume needs no --allow-change
             observer.alarm(f"Goes on under other settings: {'; '.join(changed)}")
     _begin_trackers(run, config)
@@ -229,6 +234,19 @@ def _restored(
     else:
         observer.note(f"resumed from {saved.name}" if saved else "no checkpoint found: starting over")
     return run
+
+
+def _refuse_late_pretraining(config: Config, changes: Sequence[Layer], saved: Path, then: Mapping[str, Any]) -> None:
+    """Raise ConfigError for settings of value pretraining that are changed after its end."""
+    if State.from_json(checkpoint.read_json(saved, "state.json")).phase == Phase.PRETRAIN:
+        return
+    asked = {key for layer in changes for key, _ in flatten(layer.values) if key.startswith("trainer.pretraining_")}
+    before, after = dict(flatten(then)), dict(flatten(config.effective()))
+    if late := sorted(key for key in asked if after.get(key) != before.get(key)):
+        raise ConfigError(
+            f"{' and '.join(late)} would have no effect: value pretraining was over at {saved}. Leave out the change, "
+            "or start a new run with it."
+        )
 
 
 def effective_of(saved: Path) -> dict[str, Any] | None:

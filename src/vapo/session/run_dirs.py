@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from vapo.durability.checkpoint import LOCK
+from vapo.durability import checkpoint
 from vapo.errors import ConfigError, command
 from vapo.json_text import flatten
 from vapo.session.config import Config, resolve
@@ -22,7 +22,7 @@ from vapo.types import Task
 
 METHOD = "method.yaml"
 LEFTOVERS = (
-    LOCK,
+    checkpoint.LOCK,
     "vllm.log",
     *(name for file in ("environment.json", SOURCES, METHOD) for name in (file, f".{file}.tmp")),
     ".config.yaml.tmp",
@@ -70,7 +70,10 @@ def default_run_dir(config: Config) -> Path:
 
 
 def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
-    """The configuration a run was started with, and what is laid over it."""
+    """The configuration a run was started with, and what is laid over it.
+
+    Raises ConfigError for changes that cannot be made to a run that has begun.
+    """
     for layer in changes:
         for key, _ in flatten(layer.values):
             if key in ("algorithm.preset", "algorithm.without"):
@@ -78,7 +81,22 @@ def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
     own = file_layer("run", read_yaml(run_dir / "config.yaml"))
     sources = run_dir / SOURCES
     kept = with_sources(own, json.loads(sources.read_text())) if sources.exists() else [own]
-    return resolve([*kept, *changes])
+    config = resolve([*kept, *changes])
+    if changes and checkpoint.names(run_dir / "checkpoints"):
+        _refuse_other_networks(run_dir, resolve(kept), config)
+    return config
+
+
+def _refuse_other_networks(run_dir: Path, own: Config, changed: Config) -> None:
+    """Raise ConfigError for another source of a network whose weights come from the checkpoint, whole."""
+    before, after = own.sections.model, changed.sections.model
+    for name, adapters in (("policy", after.policy_lora), ("critic", after.critic_lora)):
+        if not adapters and getattr(after, name) != getattr(before, name):
+            chosen = f"model.{name}={getattr(after, name)}"
+            raise ConfigError(
+                f"{chosen} would have no effect: {run_dir} has a checkpoint, and its networks go on from there. Start "
+                f"a new run for it: {command('train', run_dir / 'config.yaml', '--set', chosen)}"
+            )
 
 
 def check_run(run_dir: Path) -> None:
