@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import toys
 from vapo.chaos.faults import spoil_gradient_step
 from vapo.durability import checkpoint
 from vapo.errors import CheckpointError, ConfigError, StoppedError
 from vapo.json_text import json_text
+from vapo.metrics import Phase
 from vapo.models.saving import save_model
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.session.layers import Layer, Source
 from vapo.trainer import network_files, snapshot
+from vapo.trainer.loop import train_step
 from vapo.trainer.run import Run
 
 GOLDEN = Path(__file__).parent / "golden" / "format-1"
@@ -303,6 +306,26 @@ def test_a_resume_refuses_changed_settings_that_alter_results(base: Path, tmp_pa
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["lr/actor"] == 1e-4
     resume(folder, {}).folder.close()  # and it is the run's setting from now on
+
+
+@pytest.mark.parametrize("model", [{}, {"policy_lora": 2}], ids=["weights", "adapters"])
+def test_a_kl_term_that_is_switched_on_measures_from_the_policy_of_the_checkpoint(
+    base: Path, tmp_path: Path, model: dict[str, Any]
+):
+    folder = tmp_path / "run"
+    run = toys.toy_run(base, folder, {"model": model, "algorithm": {"kl": {"coef": 0.0}}}, preset="grpo")
+    assert run.reference is None
+    run.state.phase = Phase.TRAIN
+    train_step(run)
+    snapshot.save(run)
+    run.folder.close()
+    again = resume(folder, {"algorithm": {"kl": {"coef": 0.01}}}, allow_change=True)
+    assert again.reference is not None
+    reference = again.reference.model.state_dict()
+    assert all(torch.equal(weights, reference[name]) for name, weights in run.policy.model.state_dict().items())
+    again.hand_over()
+    train_step(again)
+    again.folder.close()
 
 
 def test_a_run_can_be_made_longer_even_when_it_is_done(base: Path, tmp_path: Path):

@@ -11,6 +11,7 @@ from vapo.durability import checkpoint
 from vapo.errors import DivergedError, StoppedError, command
 from vapo.json_text import flatten, json_text, null_for_nan
 from vapo.metrics import EventName, Phase
+from vapo.trainer.network import Network
 from vapo.trainer.record import BYTES_PER_TOKEN, read_rollout, write_rollout
 from vapo.trainer.run import Run
 from vapo.trainer.state import State
@@ -151,10 +152,22 @@ def restore(run: Run, folder: Path | None) -> None:
     elif run.state.phase != Phase.DONE and run.state.step == run.settings.steps:
         # nothing is saved between the last evaluation and the end; format 1 did not count evaluations
         run.state.evaluated = min(run.state.evaluated, run.state.step - 1)
-    for network in run.networks:
+    for network in run.learners:
         network.load(folder)
+    if run.reference is not None:
+        _restore_reference(run, run.reference, folder)
     run.source.restart(read_rollout(folder / WAITING) if (folder / WAITING).exists() else None)
     run.folder.cut_logs(run.state.log_bytes)
+
+
+def _restore_reference(run: Run, reference: Network, folder: Path) -> None:
+    """The reference as it was saved; the policy as it is now where the run had none before."""
+    if (folder / reference.name).exists():
+        reference.load(folder)
+        return
+    reference.copy_weights(run.policy.weights(merged=False))
+    run.state.reference_age = 0
+    run.observer.note(f"the KL reference is the policy of {folder.name}, because the run had no reference until then")
 
 
 def changes(now: dict[str, Any], then: dict[str, Any] | None) -> list[str]:
