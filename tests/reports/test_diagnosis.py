@@ -104,6 +104,25 @@ def test_a_run_that_was_stopped_and_one_that_diverged(base: Path, tmp_path: Path
     assert "guards.action=rollback" in names(tmp_path / "diverged")["diverged"]
 
 
+@pytest.mark.parametrize(
+    ("alarm", "action", "offered"),
+    [
+        ({"name": "entropy collapse"}, "stop", True),
+        ({"name": "entropy collapse"}, "rollback", False),
+        ({}, "stop", False),
+    ],
+    ids=["an alarm", "an alarm after rollbacks", "numbers that are not finite"],
+)
+def test_a_rollback_is_advised_where_it_would_have_answered_the_alarm(make_run, alarm, action, offered):
+    run = make_run("vapo")
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "alarm", "message": "bad", **alarm}) + "\n")
+        file.write(json.dumps({"event": "diverged", "message": "bad"}) + "\n")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("action: warn", f"action: {action}"))
+    assert ("guards.action=rollback" in names(run)["diverged"]) == offered
+
+
 def test_a_run_that_was_made_longer_and_killed_is_unfinished(make_run):
     run = make_run("vapo")
     (run / "policy").mkdir(exist_ok=True)

@@ -142,6 +142,7 @@ def test_an_alarm_can_stop_a_run_in_either_phase(base: Path, tmp_path: Path, pre
     with pytest.raises(DivergedError, match="Stopped by an alarm") as stop:
         runs.finish(toys.toy_run(base, tmp_path / "run", always("stop"), preset=preset))
     assert stop.value.exit_code == 3
+    assert stop.value.fix.endswith(f"vapo resume {tmp_path / 'run'} --set guards.action=warn --allow-change")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(m["phase"], m["step"]) for m in lines] == [(phase, 1), (phase, 2)]
 

@@ -60,13 +60,14 @@ def _nothing_logged(run: RunFiles) -> Iterable[Finding]:
 
 def _ended(run: RunFiles) -> Iterable[Finding]:
     if diverged := [event for event in run.events if event.get("event") == EventName.DIVERGED]:
-        yield Finding(
-            "diverged",
-            "error",
-            str(diverged[-1].get("message")),
-            "lower trainer.actor_lr and trainer.critic_lr by 3, or set guards.action=rollback; the minibatches that "
-            f"were skipped lie in {run.path / 'skipped'}",
-        )
+        advice = "lower trainer.actor_lr and trainer.critic_lr by 3"
+        # a rollback answers alarms of the guards, which have names; numbers that are not finite end a run under each
+        by_guards = bool(run.alarms) and bool(run.alarms[-1].get("name"))
+        if by_guards and setting_of(run, "guards", "action", "warn") == "stop":
+            advice += ", or set guards.action=rollback"
+        if (skipped := run.path / "skipped").is_dir():
+            advice += f"; the minibatches that were skipped lie in {skipped}"
+        yield Finding("diverged", "error", str(diverged[-1].get("message")), advice)
         return
     done, steps = len(run.phase(Phase.TRAIN)), int(setting_of(run, "trainer", "steps", 0))
     written = (run.path / "policy").exists()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vapo.algo.method import Algorithm
-from vapo.errors import DivergedError, counted
+from vapo.errors import DivergedError, command, counted
 from vapo.metrics import METRICS
 from vapo.trainer import outcomes, snapshot
 from vapo.trainer.run import Run
@@ -201,10 +201,17 @@ def apply_alarms(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = T
         return False
     first = next(iter(alarms.values()))
     if run.guards.action == "stop":
-        raise DivergedError(f"Stopped by an alarm (guards.action=stop). {first}")
+        raise DivergedError(f"Stopped by an alarm (guards.action=stop). {first}", fix=_way_on(run))
     if not may_roll_back:
         return False
     if run.state.rollbacks >= run.guards.max_rollbacks:
-        raise DivergedError(f"{counted(run.state.rollbacks, 'rollback')} did not help (guards.max_rollbacks). {first}")
+        found = f"{counted(run.state.rollbacks, 'rollback')} did not help (guards.max_rollbacks). {first}"
+        raise DivergedError(found, fix=_way_on(run))
     snapshot.roll_back(run, ", ".join(alarms))
     return True
+
+
+def _way_on(run: Run) -> str:
+    """How to train on from the last checkpoint in spite of the alarm."""
+    again = command("resume", run.folder.path, "--set", "guards.action=warn", "--allow-change")
+    return f"To go on all the same: {again}"
