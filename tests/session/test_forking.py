@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from command_line import sets, vapo
+from vapo.durability import checkpoint
 from vapo.errors import ConfigError
 from vapo.session.forking import checkpoint_of
 from vapo.session.run_dirs import check_folder
@@ -143,6 +144,25 @@ def test_a_fork_that_cannot_be_copied_is_one_line_and_leaves_nothing(damaged: Pa
     assert "Cannot copy" in (said := capsys.readouterr().err)
     assert "No space left on device" in said
     assert not Path("fork").exists()
+
+
+def test_a_fork_of_a_critics_run_goes_on_with_its_pretraining_and_says_what_comes_after_it(tmp_path: Path):
+    checkpoint.save(tmp_path / "checkpoints", "pretrain_000002", lambda _: None, serial=2, keep=9)
+    assert checkpoint_of(tmp_path, None, 0, 3) == "pretrain_000002"
+    with pytest.raises(ConfigError, match=f"write its critic first: vapo resume {tmp_path}"):
+        checkpoint_of(tmp_path, None, 0, 2)
+    (tmp_path / "critic").mkdir()
+    with pytest.raises(ConfigError, match=r"vapo train .*config.yaml --critic .*critic --set trainer.steps=N"):
+        checkpoint_of(tmp_path, None, 0, 2)
+
+
+def test_a_fork_that_is_stopped_before_it_loads_leaves_nothing(run: Path, monkeypatch, tmp_path: Path):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vapo.cli.branching.view_for", stopped)
+    assert vapo(monkeypatch, "fork", str(run), "--step", "1", "--run-dir", str(tmp_path / "fork")) == 130
+    assert not (tmp_path / "fork").exists()
 
 
 def test_only_a_folder_that_is_a_run_is_to_be_resumed(tmp_path: Path):

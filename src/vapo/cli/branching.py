@@ -36,19 +36,20 @@ def fork(
 
     The run that it comes from stays as it is.
     """
+    from vapo.algo.sizes import sizes_of
     from vapo.session.forking import checkpoint_of, remove_copy
     from vapo.session.forking import fork as copy_run
     from vapo.session.layers import set_layer
-    from vapo.session.run_dirs import check_run, load_run_config
+    from vapo.session.run_dirs import check_folder, check_run, load_run_config
 
     run = run.resolve()
     changes = [set_layer(text) for text in set_ or []]
     check_run(run)
     config = load_run_config(run, changes)
-    name = checkpoint_of(run, step, config.sections.trainer.steps)
+    name = checkpoint_of(run, step, config.sections.trainer.steps, sizes_of(config.algorithm).pretraining_steps or 0)
     path = run_dir or _free(run)
+    check_folder(path)
     was_there = path.exists()
-    copy_run(run, name, path)
 
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
@@ -56,6 +57,7 @@ def fork(
         restart = partial(lifecycle.resume, path, view)
 
         def begin() -> Run:
+            copy_run(run, name, path)
             try:
                 return restart(changes=changes, allow_change=True)
             except BaseException:  # the copy is of no use: the next try begins anew

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vapo.durability import checkpoint
-from vapo.errors import ConfigError
+from vapo.errors import ConfigError, command
 from vapo.session.layers import SOURCES
 from vapo.session.run_dirs import METHOD, check_folder, from_its_networks
 
@@ -16,8 +17,9 @@ SETTINGS = (SOURCES, METHOD, "environment.json", "config.yaml")
 """The last one makes a folder a run."""
 
 
-def checkpoint_of(run: Path, step: int | None, steps: int) -> str:
-    """The name of the run's checkpoint of joint step `step`, from which a fork trains to `steps`.
+def checkpoint_of(run: Path, step: int | None, steps: int, pretraining_steps: int = 0) -> str:
+    """The name of the run's checkpoint of joint step `step`, from which a fork trains to `steps`; with `steps` 0, which
+    pretrains a critic alone, to `pretraining_steps`.
 
     `step` None takes the newest that is not damaged. Raises ConfigError for a step without a kept and healthy
     checkpoint, and where nothing is left to train.
@@ -35,7 +37,16 @@ def checkpoint_of(run: Path, step: int | None, steps: int) -> str:
             "one of them, or keep more with checkpoint.keep and checkpoint.every."
         )
     name = _first_healthy(run, wanted, others=len(wanted) < len(kept))
-    if _step(name) >= steps:
+    if steps == 0 and _pretraining_step(name) >= pretraining_steps:
+        critic = run / "critic"
+        fix = (
+            f"Train a policy with its critic: {command('train', run / 'config.yaml', '--critic', critic)} "
+            "--set trainer.steps=N"
+            if critic.is_dir()
+            else f"Let it write its critic first: {command('resume', run)}"
+        )
+        raise ConfigError(f"{run} pretrains a critic alone (trainer.steps=0), and has done it. {fix}")
+    if 0 < steps <= _step(name):
         raise ConfigError(
             f"The checkpoint of step {_step(name)} is the run's last, with trainer.steps={steps}: nothing is left to "
             f"train. Take an earlier --step, or go further: --set trainer.steps={2 * steps}."
@@ -113,6 +124,11 @@ def _plain(name: str) -> str:
 def _step(name: str) -> int:
     """The joint step of a checkpoint; 0 during value pretraining."""
     return int(_plain(name).removeprefix("step_")) if name.startswith("step_") else 0
+
+
+def _pretraining_step(name: str) -> float:
+    """The step of value pretraining of a checkpoint; infinity for one of joint training, which comes after it."""
+    return int(_plain(name).removeprefix("pretrain_")) if name.startswith("pretrain_") else math.inf
 
 
 def _later(name: str) -> Callable[[str, list[str]], list[str]]:
