@@ -150,6 +150,20 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("clip", [RatioMask(low=0.7, high=6.0), ProbabilityBound(eps=0.2)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_trust_region_around_the_sampler_takes_no_step_from_its_bad_numbers(clip, value: float):
+    batch = batch_of(LENGTHS)
+    row, column = batch.mask.nonzero()[0].tolist()
+    sampled = batch.sampled_logp.clone()
+    sampled[row, column] = value
+    network = local("policy", replace(VAPO, clip=clip), "packed")
+    network.accumulate(replace(batch, sampled_logp=sampled), micro_batch_tokens=10**6)
+    assert not network.step(lr=1e-3).taken
+    network.accumulate(batch, micro_batch_tokens=10**6)
+    assert network.step(lr=1e-3).taken
+
+
 @pytest.mark.parametrize(("kind", "algorithm"), CASES)
 def test_the_gradient_is_the_same_for_any_micro_batch_size_and_layout(
     kind: str, algorithm: Algorithm, processes: Pair | None

@@ -105,7 +105,10 @@ class PolicyObjective:
         if self.algorithm.positive_lm > 0:
             loss = loss + self.algorithm.positive_lm * positive
         figures = {"loss/policy": policy_loss, "loss/positive_lm": positive}
-        loss = _nan_unless_finite(loss, micro.mask, logp.detach(), micro.old_logp, micro.advantages)
+        # of the sampler's numbers only those that the loss is made of: others correct by weights, which are bounded
+        around_sampler = isinstance(self.algorithm.clip, RatioMask | ProbabilityBound)
+        sampled = [micro.sampled_logp] if around_sampler else []
+        loss = _nan_unless_finite(loss, micro.mask, logp.detach(), micro.old_logp, micro.advantages, *sampled)
         if kl.coef > 0:
             assert micro.ref_logp is not None
             divergence = kl_divergence(logp, masked(micro.ref_logp, micro.mask), estimator=kl.estimator)
