@@ -114,6 +114,12 @@ def test_group_methods_refuse_what_only_a_critic_has():
         of("algorithm.preset=dapo", "algorithm.truncated=bootstrap")
 
 
+def test_a_score_that_a_cut_off_response_earned_is_not_thrown_away():
+    of("algorithm.truncated=bootstrap")
+    with pytest.raises(ConfigError, match=r"earned a score .*Set algorithm\.truncated to zero"):
+        of("algorithm.truncated=bootstrap", "algorithm.reward.by=score")
+
+
 def test_unreadable_files_and_unknown_recipes_are_explained(tmp_path: Path):
     with pytest.raises(ConfigError, match="Check the path"):
         source_layers(str(tmp_path / "none.yaml"))

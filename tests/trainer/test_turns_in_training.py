@@ -17,7 +17,7 @@ from vapo.algo import positive_weights, token_weights
 from vapo.algo.method import BetweenTurns, LengthAdaptive, TurnStarts
 from vapo.algo.presets import VAPO
 from vapo.durability import checkpoint
-from vapo.errors import VerifierBrokenError
+from vapo.errors import ConfigError, VerifierBrokenError
 from vapo.evals.continuations import Sampler, continue_prompts
 from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
@@ -74,6 +74,13 @@ def test_lambda_between_turns_worked_by_hand():
     batch = credited([two_turns()], algorithm)
     torch.testing.assert_close(batch.advantages, torch.tensor([[0.6, 0.5, 0.4, 0.0, 0.0, 0.4, 0.2]]))
     assert batch.lam.tolist() == [0.5]
+
+
+def test_a_value_between_turns_is_refused_since_no_critic_learns_it(tmp_path: Path):
+    bootstrap = {"algorithm": {"truncated": "bootstrap"}}
+    with pytest.raises(ConfigError, match=r"repeat have several turns .*Set algorithm\.truncated to zero"):
+        toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", bootstrap, task=RepeatTask())
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_reply_of_the_environment_keeps_two_turns_apart():

@@ -60,6 +60,8 @@ def page() -> str:
         "  shorter, also where a longer response would have been right.\n"
         "- `bootstrap`: the critic's value of the state after the cut takes the place of the failure. The objective\n"
         "  becomes what the critic expects, so a critic that expects too much rewards endless text.\n"
+        "  It is for verdicts of one turn: a score may be earned before the cut, and no critic learns the states\n"
+        "  between turns.\n"
         "- `drop`: the response counts in no loss (DAPO's overlong filter). The objective becomes the mean outcome of\n"
         "  the responses that end, E[R | ended], and nothing keeps their share from falling to 0 (EasyPPO §3). Watch\n"
         "  `completions/clipped_ratio`.\n"

@@ -31,7 +31,7 @@ from vapo.session.path_checks import TASK_FILES
 from vapo.session.rendered_prompts import RenderedPrompts
 from vapo.session.sampling_room import SamplingRoom, sampling_room
 from vapo.session.schema import TaskConfig
-from vapo.session.turn_taking import turn_rules
+from vapo.session.turn_taking import refuse_bootstrap, turn_rules
 from vapo.tasks.catalog import check_task, find_task
 from vapo.tasks.full_task import FullTask, do_nothing, part_of
 from vapo.tasks.verifiers.functions import file_of_module, refuse_while_importing
@@ -144,6 +144,8 @@ def _checked(
     config: Config, task: FullTask, saved: Path | None, to_train: bool, on_progress: Progress | None
 ) -> Inputs:
     sections = config.sections
+    if to_train:
+        refuse_bootstrap(task, config.algorithm)
     trust = sections.model.trust_remote_code
     model, first = sections.model, model_source(sections.model.policy, task)
     # adapters go on from the weights they were put on, everything else from the checkpoint

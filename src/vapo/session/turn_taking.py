@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vapo.algo.method import Algorithm
 from vapo.errors import ConfigError
 from vapo.models.dialogue import Dialogue
 from vapo.rollout.turns import TurnRules
@@ -24,6 +25,19 @@ def turn_rules(task: FullTask, dialogue: Dialogue, context: int | None) -> TurnR
         workers=part_of(task.environment, "workers", 1),
         max_characters=part_of(task.environment, "max_characters", TurnRules.max_characters),
     )
+
+
+def refuse_bootstrap(task: FullTask, algorithm: Algorithm) -> None:
+    """Raise ConfigError for a method that would read the critic where an episode of several turns was cut off.
+
+    That may be in the environment's text, and a critic learns the tokens of the policy only.
+    """
+    if task.environment is not None and algorithm.truncated == "bootstrap":
+        raise ConfigError(
+            "algorithm.truncated=bootstrap takes the critic's value where an episode was cut off. Those of "
+            f"{task.name} have several turns and may be cut off between two of them, where no critic was trained. Set "
+            "algorithm.truncated to zero, drop or drop-from-policy."
+        )
 
 
 def who_judges(turns: TurnRules | None) -> str:

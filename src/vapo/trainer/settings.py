@@ -29,7 +29,7 @@ class TrainerSettings:
     layout: Literal["packed", "padded"] | None = None
     """How ragged sequences are laid out; null takes packed where the architecture allows it."""
     weight_decay: float = number(0.0, ge=0)
-    """AdamW's decoupled weight decay."""
+    """AdamW's decoupled weight decay, of every trained parameter: biases and the weights of norms, too."""
     max_grad_norm: float = number(1.0, gt=0)
     """Gradients are clipped to this norm."""
     pretraining_lr: float | None = number(None, ge=0, unit="per gradient step")

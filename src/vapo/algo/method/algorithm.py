@@ -30,8 +30,9 @@ class Algorithm:
     kl: Kl = Kl()
     truncated: Truncation = "zero"
     """Responses cut off at the length limit. `zero` ends the episode there with its verdict. `bootstrap` puts the
-    critic's value of the state after the cut in the place of the failure. `drop` keeps them out of every loss (overlong
-    filtering): the policy maximises the outcome of the responses that end, and may stop ending them.
+    critic's value of the state after the cut in the place of the failure; it is for verdicts of one turn, since a score
+    may be earned before the cut, and no critic learns states between turns. `drop` keeps them out of every loss
+    (overlong filtering): the policy maximises the outcome of the responses that end, and may stop ending them.
     `drop-from-policy` keeps them out of the policy's loss only, and the critic learns that they fail (EasyPPO §3)."""
     sampler: SamplerCorrection = NoCorrection()
     """What is done where the engine's log-probabilities are not the trainer's."""
