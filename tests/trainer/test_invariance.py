@@ -283,7 +283,7 @@ def test_the_logged_positive_term_does_not_count_minibatches_without_a_right_res
         update = learn(
             local("policy", VAPO), batch, parts=parts, passes=1, lr=0.0,
             generator=lambda number: torch.Generator().manual_seed(number),
-            attempt=lambda work: work(micro_batch_tokens=100),
+            attempt=lambda work, batch: work(batch, micro_batch_tokens=100),
         )  # fmt: skip
         found.append(update.figures["loss/positive_lm"])
     assert found[1] == pytest.approx(found[0], rel=1e-5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 
@@ -15,7 +14,7 @@ from vapo.trainer.network import Gradient, Network
 OF_RIGHT = ("loss/positive_lm",)
 """Figures that are means over right responses, and 0 of a minibatch without any."""
 
-Attempt = Callable[[Callable[..., Gradient]], Gradient]
+Attempt = Callable[[Callable[..., Gradient], Batch], Gradient]
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ def learn(
 ) -> Update:
     """`passes` passes over the batch in `parts` gradient steps each; `generator(i)` shuffles pass i.
 
-    `attempt` calls the work it is given with `micro_batch_tokens`, again with fewer where memory ran out. `begun` is
-    the gradient of the first minibatch, where the network holds it already. `prepare` adds to a minibatch what is too
-    large to be in the whole batch. A minibatch without a trainable token makes no step.
+    `attempt` calls the work it is given with the batch and `micro_batch_tokens`, again with fewer where memory ran out.
+    `begun` is the gradient of the first minibatch, where the network holds it already. `prepare` adds to a minibatch
+    what is too large to be in the whole batch. A minibatch without a trainable token makes no step.
     """
     sums: defaultdict[str, float] = defaultdict(float)
     counts: defaultdict[str, int] = defaultdict(int)
@@ -63,7 +62,7 @@ def learn(
                 gradient = begun
             else:
                 learned = minibatch if prepare is None else prepare(minibatch)
-                gradient = attempt(partial(network.accumulate, learned))
+                gradient = attempt(network.accumulate, learned)
             result = network.step(lr)
             if not result.taken:
                 bad.append(minibatch)

@@ -10,24 +10,27 @@ from typing import TypeVar
 import torch
 
 from vapo.errors import VapoError
+from vapo.trainer.batch import Batch
 from vapo.trainer.run import Run
 
 T = TypeVar("T")
 ALL = sys.maxsize
 
 
-def within_memory(run: Run, what: str, work: Callable[..., T]) -> T:
-    """The result of `work(micro_batch_tokens=...)`, called again with half the budget while memory runs out.
+def within_memory(run: Run, what: str, work: Callable[..., T], batch: Batch) -> T:
+    """The result of `work(batch, micro_batch_tokens=...)`, called again with half the budget while memory runs out.
 
     Losses are normalised over the whole step, so the result is the same. `work` must be safe to call again after a
     failure. The budget that was enough becomes part of the state: other budgets round differently.
     """
     budgets = run.state.micro_batch_tokens
+    sizes = [len(tokens) for tokens in batch.tokens]
+    shortest = max(2, min(sizes, default=2))
     while True:
         tokens = min(budgets.get(what, ALL), run.settings.micro_batch_tokens)
         run.watch.beat(what)
         try:
-            return work(micro_batch_tokens=tokens)
+            return work(batch, micro_batch_tokens=tokens)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -36,15 +39,18 @@ def within_memory(run: Run, what: str, work: Callable[..., T]) -> T:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if tokens <= 1:
+        if tokens < shortest:  # each response was alone, and halving changes nothing
             raise VapoError(
                 f"Out of memory in {what} with a single response at a time ({reason}). Lower "
                 "rollout.max_response_tokens, set model.gradient_checkpointing=true, or train adapters."
             )
-        budgets[what] = tokens // 2
+        fewer = tokens // 2
+        while fewer >= sum(sizes) > 0:  # all of them together, as before
+            fewer //= 2
+        budgets[what] = fewer
         run.alarm(
-            f"Out of memory in {what} with {tokens} tokens at once; the same again with {tokens // 2}. The result is "
-            f"the same, only slower. To start like this: trainer.micro_batch_tokens={tokens // 2}."
+            f"Out of memory in {what} with {tokens} tokens at once; the same again with {fewer}. The result is "
+            f"the same, only slower. To start like this: trainer.micro_batch_tokens={fewer}."
         )
 
 

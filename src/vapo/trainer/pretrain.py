@@ -183,7 +183,7 @@ def _pretraining_step(
     last = state.pretrain_step == credit.pretraining_steps or _out_of_patience(run)
     if rollouts_are_due(state.pretrain_step, run.settings.save_rollouts_every, last=last):
         read = batch if cache is None else cache.with_features(batch)
-        scored = within_memory(run, "score", partial(score, read, critic=run.critic))
+        scored = within_memory(run, "score", partial(score, critic=run.critic), read)
         run.save_rollouts(f"pretrain_{state.pretrain_step:06d}", rollout.episodes, scored)
     metrics |= clock.figures(
         sampled_tokens=rollout.num_tokens, learned_tokens=learned.num_tokens, matrix_rate=run.matrix_rate
@@ -200,7 +200,7 @@ def _pretraining_step(
 def _judged(run: Run, heldout: Batch, gamma: float) -> dict[str, float]:
     """How well the critic predicts held-out outcomes; for a reward model also at the last token."""
     at_end = run.settings.pretraining_at == "end"
-    judged = within_memory(run, "score", partial(score, heldout, critic=run.critic, final_values=at_end))
+    judged = within_memory(run, "score", partial(score, critic=run.critic, final_values=at_end), heldout)
     credit = run.algorithm.credit
     assert isinstance(credit, Gae)
     if not at_end:

@@ -39,11 +39,11 @@ def score_policy(run: Run, batch: Batch) -> tuple[Batch, dict[str, float]]:
     reads = run.critic.reads if run.critic is not None else ()
     rows = probed_rows(batch, torch.Generator().manual_seed(stable_hash(run.seed, "probe", run.state.step)))
     if run.settings.scoring == "needed" and not reads and len(rows):
-        probe = within_memory(run, "score", partial(score, batch.select(rows), policy=run.policy))
+        probe = within_memory(run, "score", partial(score, policy=run.policy), batch.select(rows))
         figures = gap_figures(probe)
         if figures["sampler/logp_gap_max"] <= SAME_LOGP:
             return replace(batch, old_logp=batch.sampled_logp), figures
-    batch = within_memory(run, "score", partial(score, batch, policy=run.policy, reads=reads))
+    batch = within_memory(run, "score", partial(score, policy=run.policy, reads=reads), batch)
     return batch, gap_figures(batch)
 
 
@@ -61,18 +61,18 @@ def score_others(run: Run, batch: Batch) -> tuple[Batch, Gradient | None]:
     rows = _first_minibatch(run, batch)
     if rows is None:
         what = partial(score, critic=run.critic, reference=run.reference, final_values=bootstraps)
-        return within_memory(run, "score", partial(what, batch)), None
+        return within_memory(run, "score", what, batch), None
     assert run.critic is not None
-    batch = with_group_means(within_memory(run, "score", partial(score, batch, reference=run.reference)))
+    batch = with_group_means(within_memory(run, "score", partial(score, reference=run.reference), batch))
     others = torch.ones(len(batch), dtype=torch.bool)
     others[rows] = False
     values = torch.zeros(batch.mask.shape)
     if bool(others.any()):
-        rest = within_memory(run, "score", partial(score, batch.select(others.nonzero()[:, 0]), critic=run.critic))
+        rest = within_memory(run, "score", partial(score, critic=run.critic), batch.select(others.nonzero()[:, 0]))
         assert rest.old_values is not None
         values[others, : rest.width] = rest.old_values
     first = with_returns(batch, run.algorithm).select(rows)
-    gradient = within_memory(run, run.critic.name, partial(run.critic.accumulate, first))
+    gradient = within_memory(run, run.critic.name, run.critic.accumulate, first)
     assert gradient.values is not None
     values[rows, : first.width] = gradient.values
     return replace(batch, old_values=values), gradient
@@ -134,7 +134,7 @@ def moved(run: Run, batch: Batch) -> float:
     if not len(rows):
         return 0.0
     before = batch.select(rows)
-    now = within_memory(run, "score", partial(score, before, policy=run.policy))
+    now = within_memory(run, "score", partial(score, policy=run.policy), before)
     assert before.old_logp is not None
     assert now.old_logp is not None
     logp, old_logp = masked(now.old_logp, before.mask), masked(before.old_logp, before.mask)
