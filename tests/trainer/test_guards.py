@@ -181,6 +181,9 @@ def test_after_a_rollback_the_checkpoints_own_bad_steps_do_not_count(base: Path,
     run = toys.toy_run(base, tmp_path / "run", always("rollback"))
     runs.finish(run, report=False)  # back from step 2 to 1, and from step 3 to 2
     assert run.state.rollbacks == 2
+    lines = events(tmp_path / "run")
+    back = [i for i, event in enumerate(lines) if event["event"] == "rolled back"]
+    assert [lines[i - 1]["name"] for i in back] == ["length at the limit"] * 2  # why it went back stays in the log
 
 
 # --------------------------------------------------------------------------- numbers

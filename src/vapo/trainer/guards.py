@@ -207,7 +207,7 @@ def apply_alarms(run: Run, alarms: Mapping[str, str], *, may_roll_back: bool = T
     if run.state.rollbacks >= run.guards.max_rollbacks:
         found = f"{counted(run.state.rollbacks, 'rollback')} did not help (guards.max_rollbacks). {first}"
         raise DivergedError(found, fix=_way_on(run))
-    snapshot.roll_back(run, ", ".join(alarms))
+    snapshot.roll_back(run, ", ".join(alarms), alarms)
     return True
 
 

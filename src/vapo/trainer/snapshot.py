@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,12 @@ def raise_stopped(run: Run) -> None:
     raise StoppedError(f"Stopped in order, {saved}. Go on with: {command('resume', run.folder.path)}")
 
 
-def roll_back(run: Run, reason: str) -> None:
-    """Back to the newest healthy checkpoint, from where other responses are drawn. Raises DivergedError if there is
-    none."""
+def roll_back(run: Run, reason: str, alarms: Mapping[str, str] | None = None) -> None:
+    """Back to the newest healthy checkpoint, from where other responses are drawn.
+
+    The `alarms` that are the reason, messages by name, are logged again: the logs are cut to the checkpoint. Raises
+    DivergedError if there is none.
+    """
     count, failed_at = run.state.rollbacks + 1, run.state.step
     newest = checkpoint.newest(run.folder.checkpoints, run.alarm)
     if newest is None:
@@ -132,6 +136,8 @@ def roll_back(run: Run, reason: str) -> None:
     run.state.rollbacks = count
     run.state.streaks.clear()  # else the bad steps in the checkpoint would raise the alarm again at once
     run.hand_over()
+    for name, message in (alarms or {}).items():
+        run.folder.event(EventName.ALARM, message=message, name=name)
     run.folder.event(EventName.ROLLED_BACK, reason=reason, from_step=failed_at, to_step=run.state.step, rollbacks=count)
     run.observer.alarm(f"Rolled back from step {failed_at} to {newest.name}; other responses are drawn from here.")
     save(run)
