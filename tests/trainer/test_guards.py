@@ -352,6 +352,25 @@ def test_the_watchdog_logs_nothing_while_the_run_beats(tmp_path: Path):
     assert not (tmp_path / "watchdog.log").exists()
 
 
+TWO = """
+import os, signal, sys
+from pathlib import Path
+from vapo.durability.watch import Watchdog
+one, two = (Path(sys.argv[1]) / name for name in ("one", "two"))
+one.mkdir(); two.mkdir()
+first, second = (Watchdog(folder, factor=5.0, floor_s=60.0) for folder in (one, two))
+second.close()
+os.kill(os.getpid(), signal.SIGUSR1)
+first.close()
+print("survived", (one / "stacks.txt").stat().st_size > 0, (two / "stacks.txt").exists())
+"""
+
+
+def test_the_report_of_one_watchdog_is_taken_after_another_runs_end(tmp_path: Path):
+    done = subprocess.run([sys.executable, "-c", TWO, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("survived True False\n"), (done.returncode, done.stderr)
+
+
 def test_the_watchdog_ends_when_its_run_is_killed(tmp_path: Path):
     trainer = subprocess.Popen([sys.executable, "-c", STUCK, str(tmp_path), "60"], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

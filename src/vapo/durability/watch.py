@@ -46,6 +46,7 @@ class Watchdog(Watch):
         self._stacks = (folder / STACKS).open("a")  # keeps the stacks of earlier attempts
         # faulthandler works while Python hangs; register before the process starts, whose signal would end the trainer
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
+        _open.append(self)
         command = [sys.executable, "-I", "-S", watchdog.__file__]
         command += [str(os.getpid()), str(folder / LOG), STACKS, str(factor), str(floor_s)]
         self._process = subprocess.Popen(  # noqa: S603 - our own file
@@ -73,8 +74,16 @@ class Watchdog(Watch):
         except subprocess.TimeoutExpired:  # the watchdog hangs, for example on a full stderr
             self._process.kill()
             self._process.wait()
-        faulthandler.unregister(signal.SIGUSR1)
+        _open.remove(self)
+        if _open:  # the signal has one handler in a process, and without it would end the trainer
+            faulthandler.register(signal.SIGUSR1, file=_open[-1]._stacks, all_threads=True)
+        else:
+            faulthandler.unregister(signal.SIGUSR1)
         self._stacks.close()
         with contextlib.suppress(OSError):
             if (path := Path(self._stacks.name)).stat().st_size == 0:
                 path.unlink()  # an empty file would look like a crash
+
+
+_open: list[Watchdog] = []
+"""The watchdogs of this process, one for each run in it; the newest one's file gets the stacks."""
