@@ -252,6 +252,19 @@ def test_a_new_task_option_counts_as_a_changed_setting():
     assert snapshot.changes(now, then) == ["task.side: None -> 7"]
 
 
+def test_a_limit_of_the_guards_is_a_change_where_more_than_a_warning_depends_on_it():
+    then = {"guards": {"action": "warn", "patience": 3}, "trainer": {"pretraining_ready": 0.5}}
+    assert (
+        snapshot.changes({"guards": {"action": "warn", "patience": 9}, "trainer": {"pretraining_ready": 0.1}}, then)
+        == []
+    )
+    stops = {"guards": {"action": "stop", "patience": 3}, "trainer": {"pretraining_ready": 0.5}}
+    assert snapshot.changes(stops, then) == ["guards.action: warn -> stop"]
+    assert snapshot.changes({**stops, "guards": {"action": "stop", "patience": 9}}, stops) == [
+        "guards.patience: 3 -> 9"
+    ]
+
+
 def test_more_workers_on_another_cluster_are_no_change_and_more_training_ranks_are_one():
     then = {"scale": {"address": None, "restarts": 3, "rollout_workers": 1, "verifier_workers": 1, "training_ranks": 1}}
     now = {

@@ -46,9 +46,12 @@ FREE_TO_CHANGE = (
     "scale.verifier_workers",
     "guards.watchdog",
     "trackers",
+    "trainer.pretraining_ready",
     "guards.stuck_",
 )
 """Settings that do not alter what a step does, by the beginnings of their names."""
+LIMITS = "guards."
+"""The beginning of the names of settings that only decide when to warn, while `guards.action` is and was to warn."""
 
 
 def save(run: Run, *, at_the_end: bool = False) -> bool:
@@ -189,4 +192,6 @@ def changes(now: dict[str, Any], then: dict[str, Any] | None) -> list[str]:
     # kept, and one that is new was not known to the checkpoint's version
     found = [key for key in sorted(old) if old[key] != new.get(key)]
     found += [key for key in sorted(new) if key not in old and key.startswith("task.")]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in found if not key.startswith(FREE_TO_CHANGE)]
+    warns = old.get("guards.action") == new.get("guards.action") == "warn"
+    free = (*FREE_TO_CHANGE, LIMITS) if warns else FREE_TO_CHANGE
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in found if not key.startswith(free)]
