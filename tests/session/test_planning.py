@@ -22,7 +22,7 @@ from vapo.models.pretrained import count_parameters
 from vapo.session.config import Config, resolve
 from vapo.session.layers import recipe_layer, recipes, set_layer
 from vapo.session.planning.advice import Change, cheapest
-from vapo.session.planning.hardware import Cluster, Device, read_cluster
+from vapo.session.planning.hardware import DEVICES, Cluster, Device, device_of, read_cluster
 from vapo.session.planning.live_bytes import LiveBytes, without_storage
 from vapo.session.planning.phase_times import Shares
 from vapo.session.planning.plan_page import page
@@ -252,6 +252,21 @@ def test_clusters_are_read(text: str, sizes: tuple[int, int]):
 def test_wrong_clusters_are_refused(text: str, words: str):
     with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
         read_cluster(text)
+
+
+def test_a_card_without_a_data_sheet_keeps_its_name_and_borrows_rates_with_a_note(base: Path):
+    known, other = device_of("NVIDIA H100 80GB HBM3", 79e9), device_of("NVIDIA RTX 3090", 24e9)
+    assert (known.name, known.memory, known.rates_of) == ("H100", 79e9, None)
+    assert (other.name, other.memory, other.rate) == ("NVIDIA RTX 3090", 24e9, DEVICES["A100-80"].rate)
+    note = "rates of A100-80 are assumed for NVIDIA RTX 3090: give --cluster for those of another device"
+    assert note in plan(base, cluster=Cluster(1, 1, other)).notes
+    assert not [note for note in plan(base, cluster=Cluster(1, 1, known)).notes if "assumed for" in note]
+
+
+def test_a_plan_has_the_room_that_the_engine_leaves(base: Path):
+    narrow = "rollout.engine={kind: vllm, context: 10}"
+    with pytest.raises(ConfigError, match=r"tokens exceed rollout.engine.context of 10\. Set .* to 6 or less"):
+        plan(base, narrow)
 
 
 def test_a_cluster_is_shared_out(base: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from vapo.errors import ConfigError
@@ -24,6 +24,8 @@ class Device:
     """Bytes a second that it reads from its own memory."""
     link: float
     """Bytes a second to another device of the same machine, in one direction."""
+    rates_of: str | None = None
+    """The device whose rates these are, where it has no data sheet here."""
 
 
 DEVICES = {
@@ -37,6 +39,8 @@ DEVICES = {
     )
 }
 """GPUs by name. The data sheets of H100, H200 and L40S print twice the rate, for sparse products."""
+ASSUMED = "A100-80"
+"""The device whose rates stand in for those of a GPU that has no data sheet here."""
 NETWORK = 50e9
 """Bytes a second between machines for each GPU: one 400 Gb/s adapter each."""
 
@@ -66,7 +70,7 @@ class Cluster:
 
     @property
     def name(self) -> str:
-        """As `read_cluster` reads it."""
+        """As `read_cluster` reads it, where it knows the device."""
         if self.devices == 1:
             return self.device.name
         return f"{self.nodes}x{self.per_node}x{self.device.name}"
@@ -111,6 +115,13 @@ def this_machine() -> Cluster:
     if not torch.cuda.is_available():
         return Cluster(1, 1, this_cpu())
     card = torch.cuda.get_device_properties(0)
-    sheet = next((device for name, device in DEVICES.items() if name.split("-")[0] in card.name), DEVICES["A100-80"])
-    own = Device(sheet.name, card.total_memory, sheet.rate, sheet.bandwidth, sheet.link)
-    return Cluster(1, torch.cuda.device_count(), own)
+    return Cluster(1, torch.cuda.device_count(), device_of(card.name, card.total_memory))
+
+
+def device_of(card: str, memory: float) -> Device:
+    """A GPU with a data sheet's rates, by the name that its driver gives it. One of an unknown kind keeps that name,
+    and is taken to be as fast as an A100."""
+    known = next((sheet for name, sheet in DEVICES.items() if name.split("-")[0] in card), None)
+    if known is not None:
+        return replace(known, memory=memory)
+    return replace(DEVICES[ASSUMED], name=card, memory=memory, rates_of=ASSUMED)

@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
 from vapo.errors import ConfigError
-from vapo.models.pretrained import context_length
 from vapo.models.side import config_parameters
 from vapo.models.tokens import load_tokenizer
 from vapo.rollout.engine_settings import TorchEngineSettings
@@ -25,6 +24,7 @@ from vapo.session.planning.rank_memory import DeviceMemory, sampling_memory, tra
 from vapo.session.planning.traced import tracer_of
 from vapo.session.planning.workload import Dealt, Lengths, Workload, dealt
 from vapo.session.rendered_prompts import MEASURED
+from vapo.session.sampling_room import sampling_room
 from vapo.session.sizing import Fit, fitted
 from vapo.tasks.catalog import DATA_TASKS
 from vapo.tasks.problem_options import ProblemOptions
@@ -135,7 +135,7 @@ def plan_run(
         ),
     )
     work = Workload(config, model, critic, cluster, dealt(config, cluster), lengths)
-    notes += [*more, *_engine_notes(work)]
+    notes += [*more, *_device_notes(cluster), *_engine_notes(work)]
     training, sampling = training_memory(work), sampling_memory(work)
     sizes = {"policy": work.policy.parameters}
     if work.critic is not None:
@@ -178,7 +178,8 @@ def _lengths(
 ) -> tuple[Lengths, list[str]]:
     """Lengths of prompts and responses: those given, chosen or known, else assumed ones that fit the model's context,
     with a note on each assumption. ConfigError where the known ones exceed it."""
-    context, notes = context_length(model), []
+    room, notes = sampling_room(model, config.sections.rollout.engine), []
+    context = None if room is None else room.tokens
     limit = limit or _known_limit(config)
     prompt = prompt or _known_prompt(config)
     if limit is None:
@@ -192,10 +193,10 @@ def _lengths(
     if prompt is None:
         prompt = PROMPT if context is None else max(1, min(PROMPT, context - limit))
         notes.append(f"prompts are taken to have up to {prompt:,} tokens: say --prompt-tokens for others")
-    if context is not None and prompt + limit > context:
+    if room is not None and prompt + limit > room.tokens:
         raise ConfigError(
-            f"Prompts of {prompt:,} and responses of {limit:,} tokens exceed the model's context of {context:,}. "
-            f"Set rollout.max_response_tokens to {max(1, context - prompt):,} or less."
+            f"Prompts of {prompt:,} and responses of {limit:,} tokens exceed {room.name} of {room.tokens:,}. "
+            f"Set rollout.max_response_tokens to {max(1, room.tokens - prompt):,} or less."
         )
     if mean is None:
         mean = MEAN_SHARE * limit
@@ -243,6 +244,13 @@ def _known_prompt(config: Config) -> int | None:
     tokenizer = load_tokenizer(builtin_model(task.name, made.options))
     texts = [made.train[i].text for i in range(min(MEASURED, len(made.train)))]
     return max(len(tokenizer(text)["input_ids"]) for text in texts if isinstance(text, str))
+
+
+def _device_notes(cluster: Cluster) -> list[str]:
+    """A note where the rates are those of another device."""
+    if (known := cluster.device.rates_of) is None:
+        return []
+    return [f"rates of {known} are assumed for {cluster.device.name}: give --cluster for those of another device"]
 
 
 def _engine_notes(work: Workload) -> list[str]:
