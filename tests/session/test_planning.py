@@ -286,8 +286,10 @@ def test_times_by_hand(base: Path):
     found = plan(base, mean_tokens=4, shares=Shares(mfu=0.5, bandwidth=0.5))
     # products: two layers of 9216 weights; 16 x 32 for outputs. 32 responses of 8 tokens, 4 of them sampled
     body, head, attention = 2 * 9216, 512, 2 * 32
-    score = 32 * (2 * (body * 8 + head * 4) + 2 * attention * 64)
-    assert found.times["score"].seconds == pytest.approx(score / 0.5e12)
+    score = 2 * (body * 8 + head * 4) + 2 * attention * 64
+    of_critic = 2 * (body + 32) * 8 + 2 * attention * 64
+    # the policy scores 4 responses to see that the engine is exact, the critic all but its first minibatch of 8
+    assert found.times["score"].seconds == pytest.approx((4 * score + 24 * of_critic) / 0.5e12)
     update = 32 * (6 * (body * 8 + head * 4) + 6 * attention * 64)
     assert found.times["update policy"].seconds == pytest.approx(update / 0.5e12)
     # four steps that read all weights and 32 caches of 4 + 2 tokens; 8 prompts are read before
@@ -296,6 +298,8 @@ def test_times_by_hand(base: Path):
     assert found.times["rollout"].seconds == pytest.approx(4 * step + prefill)
     assert found.times["rollout"].bound == "bandwidth"
     assert found.times["hand-over"].seconds == pytest.approx(4 * PARAMETERS / 1e8)
+    every = plan(base, "trainer.scoring=all", "algorithm.kl.coef=0.1", mean_tokens=4, shares=Shares(mfu=0.5))
+    assert every.times["score"].seconds == pytest.approx((64 * score + 32 * of_critic) / 0.5e12)
     again = plan(base, "model.gradient_checkpointing=true", mean_tokens=4, shares=Shares(mfu=0.5))
     assert again.times["update policy"].seconds > found.times["update policy"].seconds
 

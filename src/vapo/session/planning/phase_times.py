@@ -13,6 +13,7 @@ from vapo.models.model_flops import ModelFlops
 from vapo.session.planning.rank_memory import Phase
 from vapo.session.planning.traced import tracer_of
 from vapo.session.planning.workload import Workload, cache_numbers_of
+from vapo.trainer.updates import LEAST_PROBED, PROBED, targets_need_no_values
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ def phase_times(work: Workload, shares: Shares) -> dict[str, PhaseTime]:
     flops = tracer_of(work.model).flops
     times = {Phase.ROLLOUT.value: _rollout(work, flops, shares)}
     length, responses = work.lengths.prompt + work.lengths.mean, work.lengths.mean
-    scored = 2 if work.has_reference else 1
-    times[Phase.SCORE.value] = _pass(work, shares, scored * _score(flops, length, responses, work.samples), 1)
+    times[Phase.SCORE.value] = _scoring(work, shares, length, responses)
     passes = work.algorithm.optimization.epochs
     again = 2 * flops.body * length * work.samples if work.config.sections.model.gradient_checkpointing else 0.0
     if work.critic_model is not None:
@@ -55,6 +55,34 @@ def phase_times(work: Workload, shares: Shares) -> dict[str, PhaseTime]:
     return times
 
 
+def _scoring(work: Workload, shares: Shares, length: float, responses: float) -> PhaseTime:
+    """Seconds until policy, reference and critic have scored what the updates read."""
+    flops = tracer_of(work.model).flops
+    rows = policy_rows(work) + (work.samples if work.has_reference else 0)
+    found = _pass(work, shares, _score(flops, length, responses, rows), rows / work.samples)
+    if work.critic_model is None:
+        return found
+    critic, rows = tracer_of(work.critic_model).critic_flops, critic_rows(work)
+    more = _pass(work, shares, _score(critic, length, responses, rows), rows / work.samples, critic=True)
+    return PhaseTime(found.seconds + more.seconds, max(found, more, key=lambda part: part.seconds).bound)
+
+
+def policy_rows(work: Workload) -> int:
+    """Responses that the policy scores: some to see that an exact engine's numbers are its own, else all."""
+    sections = work.config.sections
+    exact = sections.rollout.engine.exact and not work.half and not sections.trainer.max_staleness
+    if sections.trainer.scoring == "needed" and exact and work.side is None:
+        return min(work.samples, max(LEAST_PROBED, work.samples // PROBED))
+    return work.samples
+
+
+def critic_rows(work: Workload) -> int:
+    """Responses that the critic scores: all, but for a first minibatch whose values its update tells."""
+    if work.config.sections.trainer.scoring == "needed" and targets_need_no_values(work.algorithm):
+        return work.samples - work.minibatch(critic=True)
+    return work.samples
+
+
 def _updates(work: Workload) -> int:
     credit = work.algorithm.credit
     return getattr(credit, "critic_updates", 1)
@@ -68,7 +96,7 @@ def _update(flops: ModelFlops, length: float, responses: float, samples: int) ->
     return samples * flops.update([round(length)], round(responses))
 
 
-def _pass(work: Workload, shares: Shares, flops: float, fetches: int, *, critic: bool = False) -> PhaseTime:
+def _pass(work: Workload, shares: Shares, flops: float, fetches: float, *, critic: bool = False) -> PhaseTime:
     """Seconds of a pass over the step's responses, dealt out to the ranks; `fetches` gathers of all weights for each
     micro-batch."""
     device, ranks = work.cluster.device, work.dealt.ranks
