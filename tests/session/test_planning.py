@@ -91,6 +91,19 @@ def test_a_trained_parameter_takes_16_bytes_over_all_ranks(base: Path):
         )
 
 
+def test_weights_in_bfloat16_take_18_bytes_trained_and_2_fixed(base: Path):
+    half = "model.dtype=bfloat16-weights"
+    found = plan(base, half, "algorithm.kl.coef=0.1")
+    policy, critic = parts(found, Phase.POLICY), parts(found, Phase.CRITIC)
+    assert policy["policy weights"] == 6 * PARAMETERS
+    assert policy["policy optimizer"] + policy["policy gradients"] == 12 * PARAMETERS
+    assert policy["reference weights"] == 2 * PARAMETERS
+    assert critic["critic weights"] == 6 * PARAMETERS + 4 * 33  # the head stays float32
+    # the copies are in the checkpoints, of which 101 are counted
+    masters = 2 * PARAMETERS
+    assert plan(base, half).disk - plan(base).disk == 101 * 4 * masters
+
+
 def test_gradients_are_there_while_their_network_learns(base: Path):
     found = plan(base)
     assert "policy gradients" not in parts(found, Phase.CRITIC)

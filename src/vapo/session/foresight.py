@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +52,34 @@ class NetworkSize:
     parameters: int
     trained: int
     adapters: int | None = None
+    masters: int | None = None
+    """How many of the trained ones have a float32 copy beside them in bfloat16; None where all weights are float32."""
+
+    def in_half(self, head: int = 0) -> NetworkSize:
+        """The same under model.dtype=bfloat16-weights, with a `head` of so many float32 parameters."""
+        return replace(self, masters=max(0, self.trained - head))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Float32 weights, or those in bfloat16 and the float32 copies of the trained ones."""
+        if self.masters is None:
+            return 4 * self.parameters
+        return 2 * (self.parameters - self.trained + self.masters) + 4 * self.trained
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Float32 weights, or the adapters alone, and two moments of what is trained."""
+        """Float32 weights, or the adapters alone, two moments of what is trained, and the copies that it has."""
         kept = self.parameters if self.adapters is None else self.adapters
-        return 4 * (kept + 2 * self.trained)
+        return 4 * (kept + 2 * self.trained + (self.masters or 0))
 
 
 def memory_bytes(
     networks: Sequence[NetworkSize], *, sampler_parameters: int, cache_numbers: int, sampler_bytes: int
 ) -> int:
-    """What a run keeps in memory: float32 weights, gradients and two moments of its networks; the rollout engine's
+    """What a run keeps in memory: weights, float32 gradients and two moments of its networks; the rollout engine's
     copy of the policy and its cache, `sampler_bytes` a number. Activations come on top.
     """
-    learning = sum(4 * (network.parameters + 3 * network.trained) for network in networks)
+    learning = sum(network.weight_bytes + 12 * network.trained for network in networks)
     return learning + sampler_bytes * (sampler_parameters + cache_numbers)
 
 
@@ -93,13 +106,18 @@ def network_size(config: PreTrainedConfig, rank: int, *, critic: bool) -> Networ
     if model is None:
         return NetworkSize(0, 0)
     backbone = backbone_of(model)
-    head = config.get_text_config().hidden_size + 1 if critic else 0
+    head = head_parameters(config) if critic else 0
     whole = backbone.num_parameters() + head if critic else model.num_parameters()
     if rank == 0:
         return NetworkSize(whole, whole)
     linear = [module for module in backbone.modules() if isinstance(module, torch.nn.Linear)]
     adapters = sum(rank * (layer.in_features + layer.out_features) for layer in linear)
     return NetworkSize(whole + adapters, adapters + head, adapters + head)
+
+
+def head_parameters(config: PreTrainedConfig) -> int:
+    """Of a linear value head."""
+    return config.get_text_config().hidden_size + 1
 
 
 @dataclass(frozen=True)
@@ -161,7 +179,9 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
     sections, algorithm = config.sections, config.algorithm
     model, credit = sections.model, algorithm.credit
     policy_config = load_config(inputs.policy_source, trust_remote_code=model.trust_remote_code)
-    learners = [network_size(policy_config, model.policy_lora, critic=False)]
+    half = model.dtype == "bfloat16-weights"
+    policy = network_size(policy_config, model.policy_lora, critic=False)
+    learners = [policy.in_half() if half else policy]
     if isinstance(credit, Gae) and model.critic_kind == "side":
         side = side_config(
             policy_config,
@@ -175,9 +195,11 @@ def plan_of(config: Config, inputs: Inputs) -> Plan:
         learners.append(NetworkSize(parameters, parameters))
     elif isinstance(credit, Gae):
         critic_config = load_config(inputs.critic_source, trust_remote_code=model.trust_remote_code)
-        learners.append(network_size(critic_config, model.critic_lora, critic=True))
+        critic = network_size(critic_config, model.critic_lora, critic=True)
+        learners.append(critic.in_half(head_parameters(critic_config)) if half else critic)
     shared = _shared_parameters(config, inputs, learners)
-    reference = [NetworkSize(inputs.parameters, 0, learners[0].adapters)] if algorithm.kl.coef > 0 else []
+    fixed = NetworkSize(inputs.parameters, 0, learners[0].adapters, masters=0 if half else None)
+    reference = [fixed] if algorithm.kl.coef > 0 else []
     engine = sections.rollout.engine
     apart = isinstance(engine, VllmEngineSettings)  # its weights and cache are in another process
     limit = inputs.decoding.max_tokens

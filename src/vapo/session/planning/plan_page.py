@@ -69,9 +69,9 @@ A plan reads the model's configuration and no weights. Each column is a phase of
 be within what a device has.
 
 - **weights, gradients, optimizer**: float32 masters, float32 gradients while a network is updated, and AdamW's
-  two float32 moments: 16 bytes for each trained parameter, over all training ranks (FSDP2). Adapters train few
-  parameters; with adapters on both networks the base is counted once. The critic is updated before the policy,
-  so their gradients are never there together.
+  two float32 moments: 16 bytes for each trained parameter, 18 with `model.dtype=bfloat16-weights`, over all
+  training ranks (FSDP2). Adapters train few parameters; with adapters on both networks the base is counted once.
+  The critic is updated before the policy, so their gradients are never there together.
 - **activations, logits**: the passes themselves run on tensors without storage, and the most bytes alive at
   once are counted. So they are those of the code: packing, gradient checkpointing, adapters, the output layer
   in chunks, the side critic, and products in bfloat16 where `model.dtype` says so. A micro-batch is taken at

@@ -1,7 +1,8 @@
 """Bytes of each part of one device, and which parts are there at the same time.
 
 Weights are float32 masters with float32 gradients and two float32 moments of AdamW: 16 bytes for each trained
-parameter. With several ranks each has its share of these (FSDP2), and gathers the layers that it computes.
+parameter, 18 where passes read a bfloat16 copy (model.dtype=bfloat16-weights). With several ranks each has its share of
+these (FSDP2), and gathers the layers that it computes.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def training_memory(work: Workload) -> DeviceMemory:
     there = phases if not work.offloads else [*critic_phases, *scores] if work.side else scores
     _add_network(work, add, "policy", work.policy, there, [Phase.POLICY], _policy_pass(work))
     if work.critic is not None:
-        own = NetworkSize(work.critic.parameters - shared, work.critic.trained)
+        own = replace(work.critic, parameters=work.critic.parameters - shared)
         there = critic_phases if work.offloads else phases
         _add_network(work, add, "critic", own, there, critic_phases, _critic_pass(work))
     if (side := work.side) is not None:
@@ -114,7 +115,7 @@ def training_memory(work: Workload) -> DeviceMemory:
         there = critic_phases if work.offloads else phases
         _add_network(work, add, "side critic", NetworkSize(size, size), there, critic_phases, _side_pass(work))
     if work.has_reference and not work.offloads:
-        add("reference weights", 4 * work.policy.parameters / work.dealt.ranks, phases)
+        add("reference weights", _reference_bytes(work) / work.dealt.ranks, phases)
     tracer, rows = tracer_of(work.model), work.micro_batch(work.samples)[0]
     scored = tracer.score(rows, work.form(), max_logits=work.max_logits)
     add("policy activations", max(scored.body, scored.kept), [Phase.SCORE])
@@ -165,7 +166,7 @@ def _add_network(
 ) -> None:
     """Add a network that learns in its `own` phases."""
     ranks = work.dealt.ranks
-    add(f"{name} weights", 4 * size.parameters / ranks, phases)
+    add(f"{name} weights", size.weight_bytes / ranks, phases)
     # the policy's moments are made in its first update, after value pretraining
     begun = [phase for phase in phases if phase is not Phase.PRETRAIN or Phase.CRITIC in own]
     add(f"{name} optimizer", 8 * size.trained / ranks, begun)
@@ -173,6 +174,11 @@ def _add_network(
     body = max(working.body, working.kept)
     add(f"{name} activations", body, own)
     add("logits", max(0.0, working.peak - body), own)
+
+
+def _reference_bytes(work: Workload) -> int:
+    """Of the weights of a reference, which is not trained."""
+    return (2 if work.half_weights else 4) * work.policy.parameters
 
 
 def _policy_pass(work: Workload) -> Pass:
@@ -291,8 +297,8 @@ def _host(work: Workload) -> dict[str, tuple[float, list[Phase]]]:
     found = {"batch": (float(BATCH_BYTES * work.samples * work.lengths.longest), learning)}
     if work.offloads:
         sizes = [size for size in (work.policy, work.critic) if size is not None]
-        waiting = sum(4 * size.parameters + 8 * size.trained for size in sizes)
-        waiting += 4 * work.policy.parameters if work.has_reference else 0
+        waiting = sum(size.weight_bytes + 8 * size.trained for size in sizes)
+        waiting += _reference_bytes(work) if work.has_reference else 0
         # all of them, of all devices of a machine, while its engines sample
         found["networks that wait"] = (waiting * work.cluster.per_node / work.dealt.ranks, learning)
     if states := _kept_states(work):

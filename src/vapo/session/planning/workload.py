@@ -14,7 +14,7 @@ from vapo.models.logprobs import CPU_LOGITS, GPU_SHARE
 from vapo.models.side import SideConfig, side_config
 from vapo.rollout.engine_settings import VllmEngineSettings
 from vapo.session.config import Config
-from vapo.session.foresight import NetworkSize
+from vapo.session.foresight import NetworkSize, head_parameters
 from vapo.session.planning.hardware import Cluster
 from vapo.session.planning.traced import Form, Rows, tracer_of
 from vapo.trainer.local_network import CPU_TOKENS
@@ -100,6 +100,11 @@ class Workload:
         return self.config.sections.model.dtype != "float32"
 
     @property
+    def half_weights(self) -> bool:
+        """Whether weights are kept in bfloat16, with float32 copies of those that are trained."""
+        return self.config.sections.model.dtype == "bfloat16-weights"
+
+    @property
     def sharded(self) -> bool:
         """Whether several ranks share the networks."""
         return self.dealt.ranks > 1
@@ -107,14 +112,16 @@ class Workload:
     @property
     def policy(self) -> NetworkSize:
         """The policy's parameters."""
-        return tracer_of(self.model).size(self.config.sections.model.policy_lora, critic=False)
+        size = tracer_of(self.model).size(self.config.sections.model.policy_lora, critic=False)
+        return size.in_half() if self.half_weights else size
 
     @property
     def critic(self) -> NetworkSize | None:
         """A full critic's parameters."""
         if self.critic_model is None:
             return None
-        return tracer_of(self.critic_model).size(self.config.sections.model.critic_lora, critic=True)
+        size = tracer_of(self.critic_model).size(self.config.sections.model.critic_lora, critic=True)
+        return size.in_half(head_parameters(self.critic_model)) if self.half_weights else size
 
     @property
     def side(self) -> SideConfig | None:
