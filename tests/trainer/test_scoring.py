@@ -90,7 +90,9 @@ def test_how_far_the_policy_moved_is_the_kl_from_before_to_now(base: Path, tmp_p
     step_figures(run)
     mask = torch.tensor([[True, True, False]] * 8)
     batch = SimpleNamespace(mask=mask, old_logp=torch.full((8, 3), -1.0))
-    batch.select = lambda rows: SimpleNamespace(mask=mask[rows], old_logp=batch.old_logp[rows])
+    batch.select = lambda rows: SimpleNamespace(
+        mask=mask[rows], old_logp=batch.old_logp[rows], tokens=[[0] * 3] * len(rows)
+    )
     # each token is e^.5 times as likely as before: k3 of KL[before | now] is e^.5 - 1 - .5, of KL[now | before] .107
     now = SimpleNamespace(old_logp=torch.full((4, 3), -0.5))
     monkeypatch.setattr(updates, "score", lambda *_, **__: now)

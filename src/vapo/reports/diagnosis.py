@@ -72,7 +72,7 @@ def _ended(run: RunFiles) -> Iterable[Finding]:
     done, steps = len(run.phase(Phase.TRAIN)), int(setting_of(run, "trainer", "steps", 0))
     written = (run.path / "policy").exists()
     if done < steps or not written:
-        what = "policy/ is of an earlier end" if written else "no policy/"
+        what = "its policy/ is of an earlier end" if written else "no policy/"
         yield Finding(
             "unfinished",
             "warning",
