@@ -129,7 +129,7 @@ def test_a_run_that_was_made_longer_and_killed_is_unfinished(make_run):
     assert "unfinished" not in names(run)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("\n  steps: 3", "\n  steps: 6"))
-    assert "3 of 6 joint steps done, policy/ is of an earlier end" in names(run)["unfinished"]
+    assert "3 of 6 joint steps done, its policy/ is of an earlier end" in names(run)["unfinished"]
 
 
 def test_damaged_checkpoints_and_scores_that_fell(base: Path, tmp_path: Path):
