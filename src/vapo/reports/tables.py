@@ -72,8 +72,9 @@ def headline(evaluations: list[Record]) -> str:
     went = direction(before, after)
     change = f"went from {was} to {now}, not told apart," if went == "not told apart" else f"{went} from {was} to {now}"
     paired = paired_change(before, after)
-    known = paired is not None and not math.isnan(paired.low)
-    by = f"; paired by prompt {gap(paired.mean)} [{gap(paired.low)}, {gap(paired.high)}]" if known else ""
+    by = ""
+    if paired is not None and not math.isnan(paired.low):
+        by = f"; paired by prompt {gap(paired.mean)} [{gap(paired.low)}, {gap(paired.high)}]"
     return f"Held-out {score} {change} in {_counted(after.get('step'), 'step')}{by}."
 
 
