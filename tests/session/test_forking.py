@@ -80,6 +80,7 @@ def test_a_fork_without_changes_ends_as_its_origin(run: Path, monkeypatch, tmp_p
         (("RUN", "--set", "algorithm.preset=grpo"), "algorithm.preset makes another method"),
         (("RUN", "--step", "1", "--set", "model.critic=base"), "model.critic=base would have no effect"),
         (("RUN", "--step", "1", "--set", "model.policy=base"), "config.yaml --set model.policy=base"),
+        (("RUN", "--step", "1", "--set", "task.name=walk"), "task.name=walk is another task than"),
         (
             ("RUN", "--step", "1", "--set", "trainer.pretraining_lr=0.1", "--set", "trainer.pretraining_steps=4"),
             "trainer.pretraining_lr and trainer.pretraining_steps would have no effect: value pretraining was over",

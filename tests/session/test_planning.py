@@ -21,6 +21,7 @@ from vapo.models.networks import Policy, Sequences
 from vapo.models.pretrained import count_parameters
 from vapo.session.config import Config, resolve
 from vapo.session.layers import recipe_layer, recipes, set_layer
+from vapo.session.planning import planned, traced
 from vapo.session.planning.advice import Change, cheapest
 from vapo.session.planning.hardware import DEVICES, Cluster, Device, device_of, read_cluster
 from vapo.session.planning.live_bytes import LiveBytes, without_storage
@@ -347,6 +348,17 @@ def test_what_does_not_fit_is_told_with_the_cheapest_change(base: Path):
     nothing = plan(base, *small, cluster=Cluster(1, 1, replace(GPU, memory=1.5e9)))
     assert not nothing.fits
     assert nothing.advice is None
+
+
+def test_adapters_are_no_advice_where_peft_is_missing(base: Path, monkeypatch: pytest.MonkeyPatch):
+    def unasked(*_: object, **__: object) -> None:
+        raise AssertionError("adapters need peft")
+
+    monkeypatch.setattr(planned, "find_spec", lambda name: None)
+    monkeypatch.setattr(traced, "add_lora", unasked)
+    found = plan(base, cluster=Cluster(1, 1, replace(GPU, memory=1.5e9)))
+    assert not found.fits
+    assert found.notes[-1].endswith("need peft: pip install 'vapo[lora]'")
 
 
 # --------------------------------------------------------------------------- recipes and the command

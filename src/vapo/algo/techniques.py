@@ -28,6 +28,10 @@ REMEDIES: dict[str, str] = {
 """What VAPO 2 adds to VAPO, and the field that holds it; without it, the field is VAPO's."""
 
 
+ALSO_CALLED = {"lm-loss": "positive-lm", "positive-lm-loss": "positive-lm", "pretraining": "value-pretraining"}
+"""What people call a technique, for a hint."""
+
+
 def put_back(algorithm: Algorithm, technique: str, *, ppo: Algorithm, vapo: Algorithm) -> Algorithm:
     """The algorithm with the technique's field as PPO has it, or for a remedy as VAPO has it.
 
@@ -36,7 +40,7 @@ def put_back(algorithm: Algorithm, technique: str, *, ppo: Algorithm, vapo: Algo
     """
     known = {**TECHNIQUES, **REMEDIES}
     if technique not in known:
-        close = get_close_matches(technique, known, n=1)
+        close = [ALSO_CALLED[technique]] if technique in ALSO_CALLED else get_close_matches(technique, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ConfigError(
             f"Unknown technique {technique!r}{hint} VAPO's seven are: {', '.join(TECHNIQUES)}. VAPO 2 adds: "

@@ -40,12 +40,13 @@ def fork(
     from vapo.session.forking import checkpoint_of, remove_copy
     from vapo.session.forking import fork as copy_run
     from vapo.session.layers import set_layer
-    from vapo.session.run_dirs import check_folder, check_run, load_run_config
+    from vapo.session.run_dirs import check_folder, check_run, load_run_config, refuse_other_task
 
     run = run.resolve()
     changes = [set_layer(text) for text in set_ or []]
     check_run(run)
     config = load_run_config(run, changes)
+    refuse_other_task(run, config)
     name = checkpoint_of(run, step, config.sections.trainer.steps, sizes_of(config.algorithm).pretraining_steps or 0)
     path = run_dir or _free(run)
     check_folder(path)

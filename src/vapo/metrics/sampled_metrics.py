@@ -28,7 +28,7 @@ SAMPLED_ROWS = (
     Metric(
         "completions/clipped_ratio", "share cut off at the length limit (the sampler's own flag)", SHARE, "below 0.1",
         "the verifier judges responses without their ends: raise `rollout.max_response_tokens`, take a preset that "
-        "punishes length (dapo), or set `algorithm.truncated: drop-from-policy`",
+        "punishes length (dapo), or set `algorithm.truncated=drop-from-policy`",
         title="Cut off at the limit", short="cut off", phases=BOTH,
     ),
     Metric(
@@ -97,7 +97,7 @@ SAMPLED_ROWS = (
     Metric(
         "policy/learned_ratio", "share of the learned responses that the policy learns from, too: those that were not "
         "cut off", SHARE, "above 0.5",
-        "the policy learns from few responses: raise `rollout.max_response_tokens`, or set `algorithm.truncated: zero`",
+        "the policy learns from few responses: raise `rollout.max_response_tokens`, or set `algorithm.truncated=zero`",
         where="`algorithm.truncated: drop-from-policy`",
     ),
     Metric(

@@ -53,7 +53,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float | None, *, keep: to
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ConfigError("Low-rank adapters need peft: pip install peft.") from error
+        raise ConfigError("Low-rank adapters need peft: pip install 'vapo[lora]'.") from error
     backbone = backbone_of(model)
     # peft gets a plain module, because for some mixtures of experts that it knows, it replaces linear layers (shared
     # experts, dense blocks) by the experts' fused tensors

@@ -18,6 +18,9 @@ from vapo.reports.findings import (
 )
 from vapo.reports.runfiles import RunFiles
 
+LITTLE = 0.02
+"""Share of the outcomes' variance below which a critic explains nothing; as far below 0 it is worse than a constant."""
+
 
 def pretraining(run: RunFiles) -> Iterable[Finding]:
     """Whether value pretraining ended before the critic was ready."""
@@ -38,16 +41,16 @@ def critic(run: RunFiles) -> Iterable[Finding]:
     late = late_steps(run)
     residual = mean_of(late, "value/residual_explained_variance")
     explained = residual if residual is not None else mean_of(late, "value/explained_variance")
-    if explained is not None and explained < 0:
+    if explained is not None and explained < -LITTLE:
         yield Finding(
             "critic worse than none",
             "error",
-            f"the critic explains {explained:.0%} of the outcome's variance: less than a constant would",
+            f"the critic explains {explained:.1%} of the outcome's variance: less than a constant would",
             "pretrain it longer (trainer.pretraining_steps), change trainer.critic_lr, or take "
-            "algorithm.credit.baseline=group"
+            "algorithm.credit.baseline=group, which keeps the critic beside the group's mean (for none: --preset grpo)"
             + ("" if is_of_trainer(run) else "; vapo critic says what any critic could explain here"),
         )
-    elif explained is not None and explained < 0.02:
+    elif explained is not None and explained < LITTLE:
         yield Finding(
             "critic explains nothing",
             "warning",

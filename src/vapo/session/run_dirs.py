@@ -87,6 +87,19 @@ def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
     return config
 
 
+def refuse_other_task(run_dir: Path, changed: Config) -> None:
+    """Raise ConfigError where a run would go on with another task: its prompts, evaluations and counters are the old
+    one's."""
+    before, after = load_run_config(run_dir).sections.task.name, changed.sections.task.name
+    if after != before:
+        networks = ["--set", f"model.policy={run_dir / 'policy'}"]
+        networks += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").is_dir() else []
+        raise ConfigError(
+            f"task.name={after} is another task than {run_dir} has ({before}). Train on it from the run's networks: "
+            f"{command('train', after, *networks)}"
+        )
+
+
 def _refuse_other_networks(run_dir: Path, own: Config, changed: Config) -> None:
     """Raise ConfigError for another source of a network whose weights come from the checkpoint, whole."""
     before, after = own.sections.model, changed.sections.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -159,7 +160,11 @@ def plan_run(
 
     several = not cluster.on_cpu
     largest = work.micro_batch(max(work.minibatch(), work.minibatch(critic=True)))[0].tokens
-    return replace(plan, advice=cheapest(changes(config, lengths.longest, largest, ray=several), fits))
+    possible = changes(config, lengths.longest, largest, ray=several)
+    if find_spec("peft") is None:  # which puts adapters on the traced model, too
+        possible = [change for change in possible if "model.policy_lora" not in change.settings]
+        notes.append("adapters (model.policy_lora) are not tried, because they need peft: pip install 'vapo[lora]'")
+    return replace(plan, advice=cheapest(possible, fits), notes=tuple(notes))
 
 
 def disk_bytes(work: Workload) -> int:
