@@ -146,7 +146,7 @@ def compare(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="The method that the others are compared with. Default: vapo, else the first one; "
+            help="The method that the others are compared with. Default: vapo, else that of the first row; "
             "with --from, the file's."
         ),
     ] = None,

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 
 import pytest
 from rich.console import Console
@@ -168,6 +169,16 @@ def test_a_narrow_terminal_shows_the_main_columns_in_full(small):
     assert "-0.500 [-0.921, +0.763]" in text
     assert "…" not in text
     assert len(terminal_table(small, 200).columns) > len(terminal_table(small, 80).columns)
+
+
+def test_methods_that_differ_in_a_setting_are_told_apart_on_a_narrow_terminal(small):
+    small["methods"][0]["method"] = "vapo (trainer.actor_lr=0.0006)"
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table(small, 80))
+    shown = console.export_text()
+    assert "…" not in shown
+    names = "".join(line.split("│")[1] for line in shown.splitlines() if "│" in line)
+    assert "trainer.actor_lr=0.0006" in re.sub(r"\s", "", names)
 
 
 def test_results_do_not_depend_on_the_order_of_the_runs(grid):

@@ -29,7 +29,8 @@ def terminal_table(results: Record, width: int = _WIDE) -> Table:
         border_style="dim",
     )
     for i in kept:
-        table.add_column(escape(heads[i]), justify="right" if i else "left")
+        # methods may differ in the last letters of their names only
+        table.add_column(escape(heads[i]), justify="right" if i else "left", overflow="fold")
     for row in main_rows(results):
         table.add_row(*(escape(one_line(row[i])) for i in kept))
     return table
