@@ -252,7 +252,9 @@ def _known_prompt(config: Config) -> int | None:
 
 
 def _device_notes(cluster: Cluster) -> list[str]:
-    """A note where the rates are those of another device."""
+    """Notes on how far the times of this device can be trusted."""
+    if cluster.on_cpu:
+        return ["times count arithmetic and bytes alone; a small model on a CPU takes several times as long"]
     if (known := cluster.device.rates_of) is None:
         return []
     return [f"rates of {known} are assumed for {cluster.device.name}: give --cluster for those of another device"]
