@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from configured import of
@@ -16,6 +18,7 @@ from vapo.session.config import resolve
 from vapo.session.layers import file_layer, set_layer, source_layers
 from vapo.session.reference import all_settings
 from vapo.session.suggest import SYNONYMS
+from vapo.session.turn_taking import refuse_bootstrap
 
 
 @pytest.mark.parametrize(
@@ -115,9 +118,10 @@ def test_group_methods_refuse_what_only_a_critic_has():
 
 
 def test_a_score_that_a_cut_off_response_earned_is_not_thrown_away():
-    of("algorithm.truncated=bootstrap")
+    task: Any = SimpleNamespace(name="maze", environment=None)
+    refuse_bootstrap(task, of("algorithm.truncated=bootstrap").algorithm)
     with pytest.raises(ConfigError, match=r"earned a score .*Set algorithm\.truncated to zero"):
-        of("algorithm.truncated=bootstrap", "algorithm.reward.by=score")
+        refuse_bootstrap(task, of("algorithm.truncated=bootstrap", "algorithm.reward.by=score").algorithm)
 
 
 def test_unreadable_files_and_unknown_recipes_are_explained(tmp_path: Path):

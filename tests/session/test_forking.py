@@ -17,7 +17,8 @@ from command_line import sets, vapo
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError
 from vapo.session.forking import checkpoint_of
-from vapo.session.run_dirs import check_folder
+from vapo.session.layers import set_layer
+from vapo.session.run_dirs import check_folder, config_to_resume
 
 SMALL = ["trainer.samples_per_step=16", "trainer.group_size=4", "trainer.minibatch_size=8", "evaluation.prompts=4",
          "trainer.pretraining_heldout=8", "evaluation.samples_per_prompt=1", "scale.threads=1", "evaluation.every=0",
@@ -95,6 +96,18 @@ def test_a_fork_that_cannot_be_is_refused_before_anything_is_copied(
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert list(tmp_path.iterdir()) == []
     assert not run.with_name("run-fork").exists()
+
+
+def test_a_resume_refuses_another_task_and_a_change_can_mend_what_no_run_could_begin_with(run: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="task.name=walk is another task than"):
+        config_to_resume(run, changes=[set_layer("task.name=walk")])
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    text = (broken / "config.yaml").read_text()
+    (broken / "config.yaml").write_text(re.sub(r"group_size: \d+", "group_size: 7", text))
+    with pytest.raises(ConfigError, match="group_size"):
+        config_to_resume(broken)
+    assert config_to_resume(broken, changes=[set_layer("trainer.group_size=4")])
 
 
 @pytest.fixture

@@ -188,12 +188,6 @@ def resolve(layers: Sequence[Layer]) -> Config:
         choice = choice.model_copy(update={"alpha": None})  # a recipe's is VAPO's at the recipe's length
     algorithm = corrected(_method(choice, sections), choice, sections)
     credit = algorithm.credit
-    if algorithm.truncated == "bootstrap" and algorithm.reward.by == "score":
-        raise ConfigError(
-            "algorithm.truncated=bootstrap puts the critic's value in the place of a failure, and a response that was "
-            "cut off may have earned a score (algorithm.reward.by=score), which would be lost. Set algorithm.truncated "
-            "to zero, which counts the score."
-        )
     if isinstance(credit, Gae):
         _check_score_range(credit, algorithm.reward)
         with_range(credit.head, *target_range(algorithm))

@@ -131,13 +131,10 @@ def set_layer(assignment: str, option: str = "--set", example: str = "trainer.st
     return option_layer(option, key.strip(), value)
 
 
-def set_words(changes: Iterable[Layer], before: Mapping[str, Any] | None = None) -> list[str]:
-    """The `--set` options that lay the same settings down again, for a command; those that are as `before` are left
-    out."""
-    known = dict(flatten(before or {}))
+def set_words(changes: Iterable[Layer]) -> list[str]:
+    """The `--set` options that lay the same settings down again, for a command."""
     keys = {key: value for layer in changes for key, value in flatten(layer.values)}
-    new = {key: value for key, value in keys.items() if key not in known or known[key] != value}
-    return [word for key, value in new.items() for word in ("--set", f"{key}={yaml_line(value)}")]
+    return [word for key, value in keys.items() for word in ("--set", f"{key}={yaml_line(value)}")]
 
 
 def option_layer(option: str, key: str, value: Any) -> Layer:

@@ -199,7 +199,7 @@ def _restored(
         if changed and not allow_change:
             raise ConfigError(
                 f"This is not as it was at {saved}, and it alters results: {'; '.join(changed)}. "
-                f"Set it back, or mean it: {command('resume', run_dir, *set_words(changes, then), '--allow-change')}"
+                f"Set it back, or mean it: {command('resume', run_dir, *set_words(changes), '--allow-change')}"
             )
         if saved is not None and then is not None:
             _refuse_late_pretraining(config, changes, saved, then)

@@ -11,12 +11,14 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError, command
 from vapo.json_text import flatten
 from vapo.session.config import Config, resolve
 from vapo.session.layers import SOURCES, Layer, file_layer, read_yaml, with_sources
+from vapo.session.yaml_text import yaml_line
 from vapo.tasks.catalog import is_known
 from vapo.types import Task
 
@@ -83,33 +85,41 @@ def load_run_config(run_dir: Path, changes: Sequence[Layer] = ()) -> Config:
     kept = with_sources(own, json.loads(sources.read_text())) if sources.exists() else [own]
     config = resolve([*kept, *changes])
     if changes and checkpoint.names(run_dir / "checkpoints"):
-        _refuse_other_networks(run_dir, resolve(kept), config)
+        _refuse_other_networks(run_dir, config)
     return config
 
 
 def refuse_other_task(run_dir: Path, changed: Config) -> None:
     """Raise ConfigError where a run would go on with another task: its prompts, evaluations and counters are the old
     one's."""
-    before, after = load_run_config(run_dir).sections.task.name, changed.sections.task.name
-    if after != before:
-        networks = ["--set", f"model.policy={run_dir / 'policy'}"]
-        networks += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").is_dir() else []
-        raise ConfigError(
-            f"task.name={after} is another task than {run_dir} has ({before}). Train on it from the run's networks: "
-            f"{command('train', after, *networks)}"
-        )
+    before, after = _own_settings(run_dir).get("task.name"), changed.sections.task.name
+    if before not in (None, after):
+        fix = "Finish the run first, then train on it from the run's networks."
+        if (run_dir / "policy").is_dir():
+            networks = ["--set", f"model.policy={run_dir / 'policy'}"]
+            networks += ["--critic", str(run_dir / "critic")] if (run_dir / "critic").is_dir() else []
+            fix = f"Train on it from the run's networks: {command('train', after, *networks)}"
+        raise ConfigError(f"task.name={after} is another task than {run_dir} has ({before}). {fix}")
 
 
-def _refuse_other_networks(run_dir: Path, own: Config, changed: Config) -> None:
+def _refuse_other_networks(run_dir: Path, changed: Config) -> None:
     """Raise ConfigError for another source of a network whose weights come from the checkpoint, whole."""
-    before, after = own.sections.model, changed.sections.model
-    for name, adapters in (("policy", after.policy_lora), ("critic", after.critic_lora)):
-        if not adapters and getattr(after, name) != getattr(before, name):
-            chosen = f"model.{name}={getattr(after, name)}"
+    before, after = _own_settings(run_dir), changed.sections.model
+    adapted = {"policy": after.policy_lora, "critic": after.critic_lora}
+    adapted["policy"] = adapted["policy"] or (after.critic is None and adapted["critic"])  # then the critic's base
+    for name, adapters in adapted.items():
+        key, value = f"model.{name}", getattr(after, name)
+        if not adapters and key in before and value != before[key]:
+            chosen = f"{key}={yaml_line(value)}"
             raise ConfigError(
                 f"{chosen} would have no effect: {run_dir} has a checkpoint, and its networks go on from there. Start "
                 f"a new run for it: {command('train', run_dir / 'config.yaml', '--set', chosen)}"
             )
+
+
+def _own_settings(run_dir: Path) -> dict[str, Any]:
+    """The settings in config.yaml by dotted key, as they are: a change may mend what no run could begin with."""
+    return dict(flatten(read_yaml(run_dir / "config.yaml")))
 
 
 def check_run(run_dir: Path) -> None:
@@ -136,6 +146,8 @@ def config_to_resume(run_dir: Path, task: Task | None = None, changes: Sequence[
             "Resume it from Python: vapo.resume(run_dir, task=...), or where a VAPOTrainer made it, "
             "trainer.train(resume_from_checkpoint=True)."
         )
+    if task is None and checkpoint.names(run_dir / "checkpoints"):
+        refuse_other_task(run_dir, config)
     if task is not None and task.name != name:
         raise ConfigError(f"{run_dir} was trained on the task {name!r}, not on {task.name!r}. Give it that one.")
     return config

@@ -28,10 +28,14 @@ def turn_rules(task: FullTask, dialogue: Dialogue, context: int | None) -> TurnR
 
 
 def refuse_bootstrap(task: FullTask, algorithm: Algorithm) -> None:
-    """Raise ConfigError for a method that would read the critic where an episode of several turns was cut off.
-
-    That may be in the environment's text, and a critic learns the tokens of the policy only.
-    """
+    """Raise ConfigError where the critic's value of a response that was cut off would take the place of a score, or be
+    read in the environment's text: a critic learns the tokens of the policy only."""
+    if algorithm.truncated == "bootstrap" and algorithm.reward.by == "score":
+        raise ConfigError(
+            "algorithm.truncated=bootstrap puts the critic's value in the place of a failure, and a response that was "
+            "cut off may have earned a score (algorithm.reward.by=score), which would be lost. Set algorithm.truncated "
+            "to zero, which counts the score."
+        )
     if task.environment is not None and algorithm.truncated == "bootstrap":
         raise ConfigError(
             "algorithm.truncated=bootstrap takes the critic's value where an episode was cut off. Those of "

@@ -26,6 +26,7 @@ def within_memory(run: Run, what: str, work: Callable[..., T], batch: Batch) -> 
     budgets = run.state.micro_batch_tokens
     sizes = [len(tokens) for tokens in batch.tokens]
     shortest = max(2, min(sizes, default=2))
+    failed_whole = failed_alone = False  # the same pieces get a second try, in the memory that is free then
     while True:
         tokens = min(budgets.get(what, ALL), run.settings.micro_batch_tokens)
         run.watch.beat(what)
@@ -40,13 +41,17 @@ def within_memory(run: Run, what: str, work: Callable[..., T], batch: Batch) -> 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if tokens < shortest:  # each response was alone, and halving changes nothing
-            raise VapoError(
-                f"Out of memory in {what} with a single response at a time ({reason}). Lower "
-                "rollout.max_response_tokens, set model.gradient_checkpointing=true, or train adapters."
-            )
+            if failed_alone:
+                raise VapoError(
+                    f"Out of memory in {what} with a single response at a time ({reason}). Lower "
+                    "rollout.max_response_tokens, set model.gradient_checkpointing=true, or train adapters."
+                )
+            failed_alone = True
+            continue
         fewer = tokens // 2
-        while fewer >= sum(sizes) > 0:  # all of them together, as before
+        while failed_whole and fewer >= sum(sizes) > 0:  # all of them together, as before
             fewer //= 2
+        failed_whole = tokens >= sum(sizes)
         budgets[what] = fewer
         run.alarm(
             f"Out of memory in {what} with {tokens} tokens at once; the same again with {fewer}. The result is "
