@@ -59,3 +59,13 @@ def test_comments_name_existing_pages_and_pitfalls():
         wrong += [f"{path.relative_to(ROOT)}: pitfall {n}" for n in numbers if n not in pitfalls]
         wrong += [f"{path.relative_to(ROOT)}: {n}" for n in re.findall(r"\b[\w-]+\.md\b", text) if n not in pages]
     assert not wrong
+
+
+def test_the_rows_of_tables_have_lines_of_their_own():
+    joined = [
+        f"{page}: {line[:60]}"
+        for page in tracked_pages()
+        for line in (ROOT / page).read_text(encoding="utf-8").splitlines()
+        if ("--:|" in line or "|---" in line or "| --- |" in line) and set(line.strip()) - set("|-: ")
+    ]
+    assert not joined
