@@ -99,7 +99,7 @@ def test_a_fork_that_cannot_be_is_refused_before_anything_is_copied(
 
 
 def test_a_resume_refuses_another_task_and_a_change_can_mend_what_no_run_could_begin_with(run: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="task.name=walk is another task than"):
+    with pytest.raises(ConfigError, match=r"task\.name=walk is another task than"):
         config_to_resume(run, changes=[set_layer("task.name=walk")])
     broken = tmp_path / "broken"
     shutil.copytree(run, broken)

@@ -255,12 +255,17 @@ def test_every_bit_of_a_pools_file_counts(tmp_path: Path):
             assert_equal(found, batch)
 
 
-def test_a_resumed_pretraining_asks_the_engine_for_no_response_it_has_and_leaves_no_pool(tmp_path: Path):
-    replays = {"trainer": {"pretraining_steps": 3, "pretraining_passes": 3, "steps": 1}}
-    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", replays)
+def stopped_in_pretraining(folder: Path, steps: int) -> None:
+    """Leave a run in folder/run that was stopped in its value pretraining, with a pool to replay."""
+    replays = {"trainer": {"pretraining_steps": steps, "pretraining_passes": 3, "steps": 1}}
+    run = toys.toy_run(toys.toy_base(folder / "base"), folder / "run", replays)
     stopping(run)
     with pytest.raises(StoppedError):
         runs.finish(run)
+
+
+def test_a_resumed_pretraining_asks_the_engine_for_no_response_it_has_and_leaves_no_pool(tmp_path: Path):
+    stopped_in_pretraining(tmp_path, 3)
     assert [file.name for file in (tmp_path / "run" / "pretraining").iterdir()] == ["step_000001.safetensors"]
     run = runs.resume(tmp_path / "run", toys.SilentView(), task=toys.EchoTask())
     requested: list[int] = []
@@ -278,11 +283,7 @@ def test_a_resumed_pretraining_asks_the_engine_for_no_response_it_has_and_leaves
 
 
 def test_a_resume_under_other_settings_samples_the_pool_again_for_its_targets(tmp_path: Path):
-    replays = {"trainer": {"pretraining_steps": 2, "pretraining_passes": 3, "steps": 1}}
-    run = toys.toy_run(toys.toy_base(tmp_path / "base"), tmp_path / "run", replays)
-    stopping(run)
-    with pytest.raises(StoppedError):
-        runs.finish(run)
+    stopped_in_pretraining(tmp_path, 2)
     assert (tmp_path / "run" / "pretraining").exists()
     change = Layer(Source.OPTION, "--set", {"algorithm": {"reward": {"right": 2.0}}})
     again = runs.resume(tmp_path / "run", toys.SilentView(), task=toys.EchoTask(), changes=[change], allow_change=True)

@@ -37,6 +37,8 @@ class Course:
     failed: list[Cell] = field(default_factory=list)
     broken: set[Path] = field(default_factory=set)
     """The folders of critics that did not finish; what needs one does not run."""
+    _checked: list[Any] = field(default_factory=list)
+    """The inputs that were checked: tuning does not change them."""
 
     @cached_property
     def critics(self) -> list[Cell]:
@@ -141,7 +143,7 @@ class Course:
         bases = missing_bases(self.study, self.out, cells)  # a run kept with the settings before tuning needs none
         self.runner.plan([*needed, *cells], [Path(base_folder(self.study, self.out, seed)) for seed in bases])
         self.runner.make_bases(self.study, bases)
-        check_inputs([*needed, *cells])
+        check_inputs([*needed, *cells], self._checked)
         self.broken |= _train_critics(self.runner, needed, self.kept)
 
     def _unbroken(self, cells: Sequence[Cell]) -> list[Cell]:
@@ -160,12 +162,13 @@ def missing_bases(study: Study, out: Path, cells: Sequence[Cell]) -> list[int]:
     return [seed for seed in seeds if not Path(base_folder(study, out, seed), "config.json").is_file()]
 
 
-def check_inputs(cells: Sequence[Cell]) -> int:
+def check_inputs(cells: Sequence[Cell], seen: list[Any] | None = None) -> int:
     """Check task, prompts and model of the cells without an initial critic; the other cells use the same.
 
-    Returns the most parameters of a policy.
+    Inputs in `seen` are left out, and those that are checked join it. Returns the most parameters of a checked policy.
+    Raises ConfigError, DataError or ModelError for what no run could begin with.
     """
-    seen, most = [], 0
+    seen, most = [] if seen is None else seen, 0
     for cell in cells:
         sections = cell.config.sections
         place = (sections.task, sections.model, sections.rollout)

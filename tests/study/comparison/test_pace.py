@@ -31,11 +31,16 @@ def test_scores_at_equal_time_match_hand_computed_values(small):
     assert gap["n"] == 2
 
 
+WITH_CRITIC = {
+    "method": "vapo", "base": "builtin", "seed": 0, "outcome": "finished",
+    "critic": {"name": "c", "samples": 600, "tokens": 9, "seconds": 30.0, "gradient_steps": 80},
+}  # fmt: skip
+"""The card of a run whose shared critic took 30 seconds."""
+
+
 def test_a_pair_is_compared_when_its_shorter_run_ends(make_cell, tmp_path):
-    shared = {"name": "c", "samples": 600, "tokens": 9, "seconds": 30.0, "gradient_steps": 80}
-    card = {"method": "vapo", "base": "builtin", "seed": 0, "outcome": "finished", "critic": shared}
     runs = [
-        make_cell("a", k=4, steps=20, right=[[0], [2], [4]], cell=card),
+        make_cell("a", k=4, steps=20, right=[[0], [2], [4]], cell=WITH_CRITIC),
         make_cell("b", k=4, steps=20, right=[[0], [0], [4]], preset="grpo"),
         make_cell("c", k=4, steps=10, right=[[0], [0], [1]], preset="ppo"),
     ]
@@ -51,10 +56,8 @@ def test_a_pair_is_compared_when_its_shorter_run_ends(make_cell, tmp_path):
 
 
 def test_the_seconds_of_a_shared_critic_count(make_cell, tmp_path):
-    shared = {"name": "c", "samples": 600, "tokens": 9, "seconds": 30.0, "gradient_steps": 80}
-    card = {"method": "vapo", "base": "builtin", "seed": 0, "outcome": "finished", "critic": shared}
     runs = [
-        make_cell("a", k=4, steps=10, right=[[0], [2], [4]], cell=card),
+        make_cell("a", k=4, steps=10, right=[[0], [2], [4]], cell=WITH_CRITIC),
         make_cell("b", k=4, steps=10, right=[[0], [2], [4]], preset="grpo"),
     ]
     # VAPO's evaluations are at 30, 60 and 89 s
