@@ -75,8 +75,9 @@ def test_the_predictions_are_those_of_the_files_study(tmp_path: Path):
         run["record"]["task"] = "reasoning-gym/basic_arithmetic"
     (tmp_path / "sums.json").write_text(json.dumps(found))
     printed = printed_by("larger.py", str(tmp_path / "sums.json"))
-    assert "NOT met within 0.06 of grpo, not told apart: +0.194 [+0.074, +0.320]" in printed
-    assert "NOT met ppo is last: rloo" in printed
+    assert "NOT met within 0.06 of vapo with a group baseline, not told apart: +0.295 [+0.170, +0.420]" in printed
+    assert "met     vapo without value-pretraining ends 0.1 or more above grpo: +0.194" in printed
+    assert "met     grpo gains 0.15 or more: +0." in printed
     printed = printed_by("larger.py", "far-confirm/results.json")
     assert "met     ahead of grpo at equal steps: +0.194 [+0.074, +0.320]" in printed
     assert "end below 0.55: 0 of 10" in printed
