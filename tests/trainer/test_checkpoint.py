@@ -75,6 +75,22 @@ def test_a_damaged_checkpoint_is_named_and_kept_and_the_one_before_is_used(tmp_p
     assert {p.name for p in tmp_path.glob("*.corrupt")} == {"step_000002.corrupt", "step_000002-2.corrupt"}
 
 
+def test_a_checkpoint_that_cannot_be_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first, second = saved(tmp_path, 1, 2)
+    sha256 = checkpoint.sha256
+
+    def broken(path: Path) -> str:
+        if path == second / "b.bin":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "sha256", broken)
+    assert checkpoint.problems(second) == ["b.bin cannot be read: Input/output error"]
+    messages: list[str] = []
+    assert checkpoint.newest(tmp_path, messages.append) == first
+    assert "step_000002 is damaged (b.bin cannot be read: Input/output error)" in messages[0]
+
+
 def test_a_damaged_checkpoint_does_not_count_among_those_to_keep(tmp_path: Path):
     _, second = saved(tmp_path, 1, 2, keep=1)
     (second / "manifest.json").write_text("{")

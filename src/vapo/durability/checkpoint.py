@@ -147,11 +147,15 @@ def problems(folder: Path) -> list[str]:
 
 
 def _mismatch(path: Path, name: str, entry: dict[str, Any]) -> str:
-    if not path.is_file():
-        return f"{name} is missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-    return f"the SHA-256 of {name} has changed since it was saved" if sha256(path) != entry["sha256"] else ""
+    try:
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != entry["bytes"]:
+            return f"{name} has {size} bytes instead of {entry['bytes']}"
+        same = sha256(path) == entry["sha256"]
+    except OSError as error:  # a broken disk, or no permission: an older checkpoint may still be readable
+        return f"{name} cannot be read: {error.strerror or error}"
+    return "" if same else f"the SHA-256 of {name} has changed since it was saved"
 
 
 def read_json(folder: Path, name: str) -> dict:
