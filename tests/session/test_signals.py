@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from command_line import vapo
 from vapo.cli.judging import naming_the_command
 from vapo.errors import EngineError, ModelError, StoppedError
 from vapo.session.signals import InterruptedRunError, TerminatedError, carry_out, exit_code_of
@@ -93,3 +94,16 @@ def test_ctrl_c_and_no_memory_name_the_command_that_goes_on(words, way, settings
             assert capsys.readouterr().err.rstrip().endswith(way + rest)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_comes_through_the_command_line(capsys, monkeypatch):
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vapo.session.layers.recipes", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert vapo(monkeypatch, "recipes") == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "Interrupted. Go on with: vapo recipes\n"

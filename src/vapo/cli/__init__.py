@@ -21,7 +21,7 @@ from vapo.cli.planning import check, plan
 from vapo.cli.training import make_base, report, resume, train
 from vapo.cli.viewing import view
 from vapo.errors import ConfigError
-from vapo.session.signals import main_exit
+from vapo.session.signals import INTERRUPTED, main_exit
 
 
 def _show_version(wanted: bool) -> None:
@@ -92,5 +92,7 @@ def _run_app() -> None:
         end = "" if message.endswith(("?", ".")) else "."
         name = problem.ctx.command_path if problem.ctx is not None else "vapo"
         raise ConfigError(f"{message}{end} All options: {name} --help") from error
+    if code == INTERRUPTED:  # typer's code for Ctrl-C, which it keeps to itself
+        raise KeyboardInterrupt
     if isinstance(code, int) and code:
         raise SystemExit(code)
