@@ -86,6 +86,17 @@ def test_where_the_score_stayed_training_goes_on(run: Path, capsys, monkeypatch)
     assert "worth" not in text
 
 
+def test_a_run_that_kept_its_weights_only_trains_on_as_a_new_run(run: Path, capsys, monkeypatch):
+    outcome(run, (0.2, 0.1, 0.3), (0.25, 0.15, 0.35))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["checkpoint"]["final"] = "weights"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "policy").mkdir()
+    text = said(run, capsys, monkeypatch)
+    assert "vapo train run/config.yaml --set model.policy=run/policy --critic run/critic" in text
+    assert "vapo resume" not in text
+
+
 @pytest.mark.parametrize("by", ["verdict", "score"])
 def test_where_all_outcomes_were_equal_that_is_all_that_is_said(run: Path, capsys, monkeypatch, by: str):
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -61,10 +61,18 @@ def _next(run: RunFiles, again: Sequence[str]) -> list[str]:
         lines = ["The score fell. Next, look for the reason:", f"  {command('doctor', run.path)}"]
     if went == "not told apart":
         steps = int((run.config.get("trainer") or {}).get("steps") or 0)
-        longer = command("resume", run.path, "--set", f"trainer.steps={2 * steps}")
         lines += [f"{counted(steps, 'step')} moved the score less than the evaluation can tell. To train longer:"]
-        lines += [f"  {longer}"]
+        lines += [f"  {_longer(run.path, steps)}"]
     return lines
+
+
+def _longer(path: Path, steps: int) -> str:
+    """The command that trains on after these steps: a run without checkpoints cannot be resumed."""
+    from vapo.session.run_dirs import from_its_networks, kept_weights_only
+
+    if kept_weights_only(path):
+        return from_its_networks(path)
+    return command("resume", path, "--set", f"trainer.steps={2 * steps}")
 
 
 def _went(evaluations: Sequence[Record]) -> Direction | None:
