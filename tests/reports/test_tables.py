@@ -6,7 +6,7 @@ from rich.console import Console
 
 from vapo.reports.runfiles import read_run
 from vapo.reports.score_change import direction
-from vapo.reports.tables import before_after_rows, before_after_table, evaluation_table, headline
+from vapo.reports.tables import before_after_rows, before_after_table, evaluation_table, headings, headline
 
 
 def result(label, step, avg, spread=0.04, **more):
@@ -48,6 +48,15 @@ def test_an_unfinished_run_shows_its_newest_evaluation_with_its_step():
     evaluations = [result("before", 0, 0.1), result("during", 10, 0.3), result("during", 20, 0.4)]
     assert "step 20" in printed(evaluations)
     assert before_after_rows(evaluations)[0].after == "0.400"
+
+
+def test_a_run_that_was_made_longer_shows_its_newest_evaluation():
+    first = [result("before", 0, 0.1), result("during", 20, 0.3), result("after", 20, 0.32)]
+    longer = [*first, result("during", 30, 0.7)]
+    assert headings(first) == ("before", "after")
+    assert headings(longer) == ("before", "step 30")
+    assert before_after_rows(longer)[0].after == "0.700"
+    assert "rose from 0.100 [0.060, 0.140] to 0.700 [0.660, 0.740] in 30 steps" in headline(longer)
 
 
 def test_missing_evaluations_and_numbers_are_shown_as_dashes():

@@ -37,8 +37,8 @@ def first_and_last(evaluations: list[Record]) -> tuple[Record | None, Record | N
     """The evaluation before training and the newest one during or after it; None where there is none."""
     before = [e for e in evaluations if e.get("label") == EvaluationLabel.BEFORE]
     later = [e for e in evaluations if e.get("label") != EvaluationLabel.BEFORE]
-    after = [e for e in later if e.get("label") == EvaluationLabel.AFTER]
-    return (before[-1] if before else None), (after or later or [None])[-1]
+    # the lines are in the order of time: a run that was made longer goes on after one of "after"
+    return (before[-1] if before else None), (later[-1] if later else None)
 
 
 def before_after_rows(evaluations: list[Record]) -> list[Row]:
@@ -79,7 +79,7 @@ def headline(evaluations: list[Record]) -> str:
 
 
 def headings(evaluations: list[Record]) -> tuple[str, str]:
-    """The names of the two columns; the second is "after" only if training has ended."""
+    """The names of the two columns; the second is "after" only if its evaluation was made at the end of training."""
     _, after = first_and_last(evaluations)
     if after is None or after.get("label") == EvaluationLabel.AFTER:
         return EvaluationLabel.BEFORE, EvaluationLabel.AFTER
