@@ -201,3 +201,12 @@ def test_pretrain_critic_leaves_a_critic_and_an_untouched_policy(monkeypatch, tm
     assert (tmp_path / "critic-run" / "critic" / "config.json").exists()
     assert vapo(monkeypatch, "pretrain-critic", *sets("algorithm.preset=grpo")) == 2
     assert "set trainer.pretraining_steps with a preset that has a critic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["vapo", "grpo"])
+def test_pretrain_critic_trains_no_policy(monkeypatch, tmp_path: Path, capsys, preset: str):
+    monkeypatch.chdir(tmp_path)
+    own = sets("trainer.steps=1", f"algorithm.preset={preset}")
+    assert vapo(monkeypatch, "pretrain-critic", "--run-dir", "critic-run", *own) == 2
+    assert "trains no policy, and trainer.steps=1 would train one" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vapo.cli.closing import without_settings
 from vapo.cli.options import DebugOption, JsonOption, SetOption, view_for
-from vapo.errors import VapoError, command
+from vapo.errors import ConfigError, VapoError, command
 from vapo.json_text import json_text
 from vapo.session.signals import carry_out
 
@@ -116,6 +116,11 @@ def pretrain_critic(
         if value is not None:
             layers.append(option_layer(option, key, value))
     config = resolve([*layers, *(set_layer(text) for text in set_ or [])])
+    if joint := config.sections.trainer.steps:  # with 0 the settings are refused for a method without a critic
+        raise ConfigError(
+            f"vapo pretrain-critic trains no policy, and trainer.steps={joint} would train one. Leave trainer.steps "
+            "out (--steps is the length of value pretraining), or take `vapo train`."
+        )
     path = run_dir or default_run_dir(config)
     check_folder(path)
     check_paths(config)
