@@ -16,6 +16,7 @@ from vapo.reports.live import SilentView
 from vapo.session import lifecycle
 from vapo.trackers import tracked, tracker
 from vapo.trackers.tracked import TrackingObserver
+from vapo.trackers.tracker import TrackedRun
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the packages
@@ -70,6 +71,73 @@ def test_tensorboard_event_files_hold_the_metrics_of_both_parts(runs: Path):
     (text,) = events.Tensors("samples/text_summary")[0].tensor_proto.string_val
     assert "| prompt | response | verdict | reward | reason |" in text.decode()
     assert text.decode().count("\n") > 10
+
+
+def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(found.step, found.value) for found in events.Scalars(name)]
+
+
+def texts(folder: Path, name: str) -> list[str]:
+    # the reader of TensorBoard's pages, which also hides texts
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), tensor_size_guidance={"text": 0})
+    events.Reload()
+    return [found.tensor_proto.string_val[0].decode() for found in events.Tensors(f"{name}/text_summary")]
+
+
+def tensorboard(folder: Path, step: int, earlier: str | None):
+    from vapo.trackers.tensorboard_tracker import TensorboardTracker
+
+    return TensorboardTracker(TrackedRun(folder, {"seed": 0}, step, earlier))
+
+
+def test_tensorboard_shows_a_step_once_after_a_resume_from_value_pretraining(tmp_path: Path):
+    earlier = None
+    for value in (1.0, 2.0):  # the second start goes on from a checkpoint of pretraining step 2
+        tracker = tensorboard(tmp_path, 0, earlier)
+        if earlier is None:
+            tracker.figures({"evaluation/avg": 0.5}, 0)
+        for step in range(1 if earlier is None else 3, 5):
+            tracker.figures({"pretraining/reward": value}, step)
+        for step in (1, 2):
+            tracker.figures({"reward": value}, step)
+        tracker.close(failed=False)
+        earlier = tracker.id
+    folder = tmp_path / "tensorboard"
+    assert scalars(folder / "pretraining", "pretraining/reward") == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+    assert scalars(folder, "reward") == [(1, 2.0), (2, 2.0)]
+    assert scalars(folder, "evaluation/avg") == [(0, 0.5)]
+    assert len(texts(folder, "config")) == 1
+
+
+def test_tensorboard_shows_a_step_once_after_a_rollback(tmp_path: Path):
+    tracker = tensorboard(tmp_path, 0, None)
+    tracker.alarm("early", 0)
+    for step in (1, 2, 3):
+        tracker.figures({"reward": 1.0}, step)
+        tracker.figures({"evaluation/avg": 1.0}, step)
+    tracker.alarm("rolled back", 3)
+    for step in (2, 3):
+        tracker.figures({"reward": 2.0}, step)
+        tracker.figures({"evaluation/avg": 2.0}, step)
+    tracker.close(failed=False)
+    folder = tmp_path / "tensorboard"
+    assert scalars(folder, "reward") == scalars(folder, "evaluation/avg") == [(1, 1.0), (2, 2.0), (3, 2.0)]
+    assert texts(folder, "alarms") == ["early", "rolled back"]
+
+
+def test_bars_and_norms_stay_in_their_cell(tmp_path: Path):
+    tracker = tensorboard(tmp_path, 0, None)
+    row = {"prompt": r"\|x\| = |y|", "response": "one\ntwo", "verdict": "correct", "reward": 1.0, "reason": ""}
+    tracker.samples([row], 1)
+    tracker.close(failed=False)
+    line = texts(tmp_path / "tensorboard", "samples")[0].splitlines()[-1]
+    assert line == r"| \\\|x\\\| = \|y\| | one<br>two | correct | 1.0 |  |"
 
 
 def test_mlflow_has_one_run_with_metrics_settings_and_samples(runs: Path):

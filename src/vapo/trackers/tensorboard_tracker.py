@@ -5,28 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import SummaryWriter
 
 from vapo.json_text import json_text
 from vapo.trackers.tracker import COLUMNS, TrackedRun
 
+PRETRAINING, EVALUATION = "pretraining/", "evaluation/"
+"""The beginnings of the names of figures that are not those of a joint step."""
+
 
 class TensorboardTracker:
-    """Scalars by step, samples and alarms as text."""
+    """Scalars by step, samples and alarms as text. A step that comes again, after a resume or a rollback, hides what
+    was written of it and of later ones before."""
 
     def __init__(self, run: TrackedRun) -> None:
         self.id = str(run.folder / "tensorboard")
-        # what was written after the checkpoint that a run goes on from is hidden
-        self._writer = SummaryWriter(self.id, purge_step=run.step + 1 if run.step else None)
-        self._pretraining: SummaryWriter | None = None  # a folder of its own, whose steps the purge does not mean
+        # what was written after the checkpoint that a run goes on from is hidden; in a new run there is nothing
+        self._writer = SummaryWriter(self.id, purge_step=run.step + 1)
+        self._last = run.step
+        self._alarms: list[tuple[str, int]] = []
+        self._pretraining: SummaryWriter | None = None  # a folder of its own, because its steps are others
+        self._last_of_pretraining = 0
         if run.earlier is None:
             self._writer.add_text("config", f"```json\n{json_text(dict(run.config), indent=1)}\n```")
 
     def figures(self, figures: Mapping[str, float], step: int) -> None:
         """See `Tracker`."""
-        writer = self._writer
-        if any(name.startswith("pretraining/") for name in figures):
-            writer = self._pretraining = self._pretraining or SummaryWriter(f"{self.id}/pretraining")
+        if any(name.startswith(PRETRAINING) for name in figures):
+            writer = self._writer_of_pretraining(step)
+        else:
+            writer = self._writer
+            # the evaluation of a step comes after its other figures, and hides none of them
+            if not any(name.startswith(EVALUATION) for name in figures):
+                self._begin_step(step)
         for name, value in figures.items():
             writer.add_scalar(name, value, step)
         writer.flush()
@@ -39,6 +51,7 @@ class TensorboardTracker:
 
     def alarm(self, message: str, step: int) -> None:
         """See `Tracker`."""
+        self._alarms.append((message, step))
         self._writer.add_text("alarms", message, step)
 
     def close(self, *, failed: bool) -> None:
@@ -47,9 +60,35 @@ class TensorboardTracker:
         if self._pretraining is not None:
             self._pretraining.close()
 
+    def _writer_of_pretraining(self, step: int) -> SummaryWriter:
+        """The writer for this step of value pretraining; after a resume its first step hides the earlier start's."""
+        if self._pretraining is None:
+            self._pretraining = SummaryWriter(f"{self.id}/pretraining", purge_step=step)
+        elif step <= self._last_of_pretraining:
+            _hide_from(self._pretraining, step)
+        self._last_of_pretraining = step
+        return self._pretraining
+
+    def _begin_step(self, step: int) -> None:
+        """After a rollback, hide the steps that were taken back; their alarms move to where the run goes on."""
+        if step <= self._last:
+            _hide_from(self._writer, step)
+            self._alarms = [(message, min(at, step)) for message, at in self._alarms]
+            for message, at in self._alarms:
+                if at == step:
+                    self._writer.add_text("alarms", message, at)
+        self._last = step
+
+
+def _hide_from(writer: SummaryWriter, step: int) -> None:
+    """Hide what was written of this step and of later ones, as TensorBoard does where a session starts."""
+    start = SessionLog(status=SessionLog.START)
+    writer.file_writer.add_event(Event(step=step, session_log=start))  # pyright: ignore[reportOptionalMemberAccess]
+
 
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", "<br>")
+    """The text of a cell of a Markdown table: LaTeX has backslashes before bars of its own."""
+    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
 
 
 def begin(run: TrackedRun) -> TensorboardTracker:
