@@ -1,5 +1,7 @@
 """The figure shows the run's numbers, with and without a critic, and draws runs with missing data."""
 
+import json
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,10 +47,18 @@ def test_a_run_without_a_critic_has_no_empty_critic_panels(make_run):
     assert "Policy gradient norm" in titles  # another panel takes the place
 
 
+def test_a_run_of_value_pretraining_alone_has_no_blank_panels(make_run):
+    path = make_run()
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["phase"] == "pretrain"))
+    (path / "evaluations.jsonl").write_text("")
+    assert set(panels(read_run(path))) == {"Accuracy", "Explained variance", "Value loss"}
+
+
 def test_every_panel_and_every_curve_has_data_in_one_of_the_recorded_runs(make_run):
     runs = [read_run(make_run(preset)) for preset in ("vapo", "grpo")]
     written = {key for run in runs for row in run.metrics for key in row}
-    assert {key for panel in curves._PANELS for key in panel.keys} <= written
+    assert {key for panel in curves._PANELS for key in (*panel.keys, *panel.before)} <= written
 
 
 def test_held_out_points_have_interval_bars(make_run):

@@ -27,10 +27,12 @@ _SMALL_PANELS = 7  # the accuracy panel takes two of the nine places
 
 
 class Panel(NamedTuple):
-    """A small panel: the metrics it shows and the function that draws them. The first metric gives the title."""
+    """A small panel: the metrics of training steps and of value pretraining (`before`) that it shows, and the function
+    that draws them. The first metric gives the title."""
 
     keys: tuple[str, ...]
     draw: Callable[[Axes, RunFiles, Palette], None]
+    before: tuple[str, ...] = ()
 
 
 def curves_png(run_dir: str | Path, out: str | Path) -> Path:
@@ -48,7 +50,7 @@ def curves_svg(run: RunFiles, palette: Palette = LIGHT) -> str:
 
 def curves_figure(run: RunFiles, palette: Palette = LIGHT, *, heading: bool = True) -> Figure:
     """The figure; `heading` adds the run's name above it."""
-    panels = [panel for panel in _PANELS if _has_any(run, panel.keys)][:_SMALL_PANELS]
+    panels = [panel for panel in _PANELS if _has_any(run, panel)][:_SMALL_PANELS]
     num_rows = max(1, math.ceil((len(panels) + 2) / _COLUMNS))
     above = 0.98 if heading else 0.35
     height = above + 2.15 * num_rows
@@ -89,8 +91,10 @@ def _heading(figure: Figure, text: str, down: float, colour: str, **how: Any) ->
     figure.text(0.022, 1 - down, text, color=colour, va="top", parse_math=False, **how)
 
 
-def _has_any(run: RunFiles, keys: tuple[str, ...]) -> bool:
-    return any(column(run.metrics, key)[0] for key in keys)
+def _has_any(run: RunFiles, panel: Panel) -> bool:
+    """Whether the panel has something to draw: a metric that both phases have is drawn of training only."""
+    phases = ((Phase.TRAIN, panel.keys), (Phase.PRETRAIN, panel.before))
+    return any(column(run.phase(phase), key)[0] for phase, keys in phases for key in keys)
 
 
 def _subtitle(run: RunFiles) -> str:
@@ -304,8 +308,8 @@ def _time(axes: Axes, run: RunFiles, palette: Palette) -> None:
 _AS_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
 _PANELS = (
     Panel(("completions/mean_length",), _length),
-    Panel(("value/explained_variance", "pretrain/explained_variance"), _explained_variance),
-    Panel(("value/loss", "pretrain/value_loss"), _value_loss),
+    Panel(("value/explained_variance",), _explained_variance, before=("pretrain/explained_variance",)),
+    Panel(("value/loss",), _value_loss, before=("pretrain/value_loss",)),
     Panel(("entropy",), _one_metric("entropy")),
     Panel(("clip_ratio/high_mean", "clip_ratio/low_mean"), _clip_ratios),
     Panel(("loss/positive_lm",), _one_metric("loss/positive_lm")),
