@@ -17,6 +17,7 @@ from command_line import sets, vapo
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError
 from vapo.session.forking import checkpoint_of
+from vapo.session.forking import fork as copy_run
 from vapo.session.layers import set_layer
 from vapo.session.run_dirs import check_folder, config_to_resume
 
@@ -168,6 +169,27 @@ def test_a_fork_of_a_critics_run_goes_on_with_its_pretraining_and_says_what_come
     (tmp_path / "critic").mkdir()
     with pytest.raises(ConfigError, match=r"vapo train .*config.yaml --critic .*critic --set trainer.steps=N"):
         checkpoint_of(tmp_path, None, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [
+        ("pretrain_000002", ["pretrain_000003.jsonl.gz", "step_000001.index.json.gz", "step_000001.jsonl.gz"]),
+        ("step_000001.old", ["step_000002.jsonl.gz"]),
+    ],
+)
+def test_a_fork_copies_no_rollouts_of_steps_after_its_checkpoint(tmp_path: Path, name: str, later: list[str]):
+    run, path = tmp_path / "run", tmp_path / "fork"
+    checkpoint.save(run / "checkpoints", name, lambda _: None, serial=2, keep=9)
+    (run / "rollouts").mkdir()
+    kept = [
+        "pretrain_000002.jsonl.gz",
+        *(["pretrain_000003.jsonl.gz", "step_000001.jsonl.gz"] if "step" in name else []),
+    ]
+    for file in (*kept, *later):
+        (run / "rollouts" / file).touch()
+    copy_run(run, name, path)
+    assert sorted(file.name for file in (path / "rollouts").iterdir()) == kept
 
 
 def test_a_fork_that_is_stopped_before_it_loads_leaves_nothing(run: Path, monkeypatch, tmp_path: Path):

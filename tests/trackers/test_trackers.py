@@ -232,6 +232,17 @@ def test_a_tracker_that_raises_is_left_out_with_one_alarm(monkeypatch, tmp_path:
     assert "wandb is left out from here: ConnectionError: no route" in view.alarms[0]
 
 
+def test_samples_that_a_rollback_has_removed_are_skipped(monkeypatch, tmp_path: Path):
+    observer, view = observer_of(lambda: time.sleep(0.2), monkeypatch, tmp_path)
+    rollouts = tmp_path / "rollouts" / "step_000001.jsonl.gz"
+    rollouts.parent.mkdir()
+    rollouts.touch()
+    observer.step({"phase": "train", "step": 1, "reward": 0.5})
+    rollouts.unlink()
+    observer.close(failed=False)
+    assert view.alarms == []
+
+
 def test_a_tracker_that_hangs_holds_up_neither_steps_nor_the_end(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(tracked, "WAITING", 3)
     observer, view = observer_of(lambda: time.sleep(60), monkeypatch, tmp_path)

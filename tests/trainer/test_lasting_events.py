@@ -72,6 +72,20 @@ def test_a_resume_stays_in_the_log_once_after_a_rollback_to_the_checkpoint_befor
     assert kinds.count(EventName.ROLLED_BACK) == 1
 
 
+def test_rollouts_of_steps_that_are_taken_back_are_removed(base: Path, tmp_path: Path):
+    stopped(base, tmp_path / "run", {"trainer": {"save_rollouts_every": 1}})
+    rollouts = tmp_path / "run" / "rollouts"
+    kept = sorted(file.name for file in rollouts.iterdir())
+    assert "step_000001.index.json.gz" in kept
+    for name in ("step_000002.jsonl.gz", "step_000002.index.json.gz", "pretrain_000009.jsonl.gz"):
+        (rollouts / name).touch()
+    run = resume(tmp_path / "run")
+    assert sorted(file.name for file in rollouts.iterdir()) == kept
+    snapshot.restore(run, None)
+    assert not list(rollouts.iterdir())
+    run.folder.close()
+
+
 def test_alarms_raised_before_the_first_step_are_in_the_log(base: Path, tmp_path: Path):
     rate = {"trainer": {"actor_lr": 5.0}}
     run = toys.toy_run(base, tmp_path / "run", rate, task=OneProblem())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,4 +134,12 @@ def _pretraining_step(name: str) -> float:
 
 def _later(name: str) -> Callable[[str, list[str]], list[str]]:
     """Leaves out the rollouts of steps after the checkpoint."""
-    return lambda _, files: [file for file in files if file.startswith("step_") and file.split(".")[0] > name]
+
+    def order(step: str) -> tuple[int, float]:
+        return _step(step), _pretraining_step(step)
+
+    def is_later(file: str) -> bool:
+        step = file.split(".")[0]
+        return bool(re.fullmatch(r"(step|pretrain)_\d+", step)) and order(step) > order(name)
+
+    return lambda _, files: [file for file in files if is_later(file)]

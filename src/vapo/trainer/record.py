@@ -8,6 +8,7 @@ import gzip
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
@@ -30,6 +31,8 @@ EVENTS = "events.jsonl"
 BYTES_PER_TOKEN = 40
 """About what `write_rollout` writes for a response token: its number, its log-probability, its text."""
 LOGS = ("metrics.jsonl", EVENTS, "evaluations.jsonl")
+_ROLLOUT_FILE = re.compile(r"(step|pretrain)_(\d+)\.(?:jsonl|index\.json)\.gz")
+"""A file of a step's responses, or the index of its lines."""
 
 
 class RunFolder:
@@ -161,6 +164,14 @@ class RunFolder:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+    def cut_rollouts(self, step: int, pretrain_step: int) -> None:
+        """Remove the responses of later joint steps and of later steps of value pretraining, with their indices."""
+        last = {"step": step, "pretrain": pretrain_step}
+        for file in (self.path / "rollouts").glob("*.gz"):
+            found = _ROLLOUT_FILE.fullmatch(file.name)
+            if found and int(found[2]) > last[found[1]]:
+                file.unlink(missing_ok=True)
 
     def keep_skipped(self, name: str, batches: Sequence[Batch]) -> None:
         """Write minibatches whose gradient steps were skipped, to inspect and to repeat; raises OSError or
