@@ -123,6 +123,17 @@ def test_a_rollback_is_advised_where_it_would_have_answered_the_alarm(make_run, 
     assert ("guards.action=rollback" in names(run)["diverged"]) == offered
 
 
+def test_a_critic_beside_the_groups_mean_may_begin_knowing_nothing(make_run):
+    run = make_run("vapo")
+    line = {"event": "pretraining finished", "steps": 2, "explained_variance": -3.0}
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert "critic was not ready" in names(run)
+    method = (run / "method.yaml").read_text()
+    (run / "method.yaml").write_text(method.replace("baseline: none", "baseline: group"))
+    assert "critic was not ready" not in names(run)
+
+
 def test_a_run_that_was_made_longer_and_killed_is_unfinished(make_run):
     run = make_run("vapo")
     (run / "policy").mkdir(exist_ok=True)

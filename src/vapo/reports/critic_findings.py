@@ -9,6 +9,7 @@ from vapo.metrics import EventName, Phase, metric_called
 from vapo.reports.findings import (
     FEWEST_STEPS,
     Finding,
+    credit_of,
     is_number,
     is_of_trainer,
     late_steps,
@@ -24,6 +25,8 @@ LITTLE = 0.02
 
 def pretraining(run: RunFiles) -> Iterable[Finding]:
     """Whether value pretraining ended before the critic was ready."""
+    if credit_of(run).get("baseline", "none") != "none":
+        return  # a critic beside the group's mean may begin knowing nothing
     wanted = setting_of(run, "trainer", "pretraining_ready", 0.1)
     for event in run.events:
         reached = event.get("explained_variance")

@@ -83,6 +83,11 @@ def asks_what_is_right(run: RunFiles) -> bool:
     return bool(method.get("positive_lm") or (method.get("sampling") or {}).get("refill_rounds"))
 
 
+def credit_of(run: RunFiles) -> Record:
+    """How the method gives credit; empty for a run of vapo 0.1."""
+    return (run.method.get("algorithm") or {}).get("credit") or {}
+
+
 def group_size(run: RunFiles) -> int:
     """Responses to a prompt; a method without groups has 1, whatever config.yaml says."""
     ran = (run.method.get("trainer") or {}).get("group_size")
