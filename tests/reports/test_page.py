@@ -8,6 +8,7 @@ from importlib import resources
 
 import pytest
 
+from command_line import vapo
 from vapo.errors import DataError
 from vapo.metrics import Phase
 from vapo.reports.metric_panels import metric_panels
@@ -51,6 +52,14 @@ def report(path):
 def add_samples(path, records, name="step_000099.jsonl.gz"):
     (path / "rollouts").mkdir(exist_ok=True)
     (path / "rollouts" / name).write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+
+
+def test_what_the_page_and_the_command_name_can_be_copied(make_run, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    path = make_run(name="my first run")
+    assert vapo(monkeypatch, "report", str(path)) == 0
+    assert capsys.readouterr().out == f"Report: {path / 'report.html'}\n"
+    assert f"vapo view '{path}'" in Elements((path / "report.html").read_text(encoding="utf-8")).words()
 
 
 def test_the_page_shows_the_numbers_of_the_run(make_run):

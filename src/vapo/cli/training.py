@@ -284,4 +284,4 @@ def report(
     if as_json:
         print(json_text({"run": str(run), "report": str(page)}))
         return
-    Console().print(f"Report: {page}", markup=False)
+    Console(soft_wrap=True).print(f"Report: {page}", markup=False)

@@ -13,6 +13,7 @@ from statistics import median
 import yaml
 from markupsafe import Markup
 
+from vapo.errors import command
 from vapo.json_text import flatten
 from vapo.metrics import Phase, metric_called
 from vapo.reports import formatting
@@ -61,6 +62,7 @@ def report_html(run_dir: str | Path) -> str:
         samples_complete=samples["complete"],
         num_steps=len(samples["parts"]),
         has_samples=bool(samples["parts"]),
+        view_command=command("view", run.path),
         panels=Markup(script_json(panels)),  # noqa: S704  no < > & left in it
         num_panels=len(panels["panels"]),
         notes=notes,
