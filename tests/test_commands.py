@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 from pathlib import Path
@@ -82,3 +83,14 @@ def test_every_command_that_reports_something_takes_json():
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     without = [name for name, command in commands.items() if not any("--json" in p.opts for p in command.params)]
     assert without == ["completion", "complete"]  # these print what a shell reads
+
+
+def test_an_output_without_greek_letters_gets_question_marks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["vapo", "settings", "alpha"])
+    output = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", output)
+    cli.main()
+    output.flush()
+    said = output.buffer.getvalue().decode("latin-1")
+    assert "algorithm.alpha" in said
+    assert "?" in said

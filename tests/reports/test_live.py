@@ -329,3 +329,9 @@ def test_a_silent_view_accepts_every_call_and_prints_nothing(capsys):
     assert capsys.readouterr() == ("", "")
     calls = {"phase", "progress", "step", "note", "alarm", "evaluation"}
     assert calls <= set(dir(live.LiveView)) & set(dir(SilentView))
+
+
+def test_a_character_that_the_stream_cannot_encode_does_not_end_the_run():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", write_through=True)
+    live.best_effort_console(stream).print("λ = 0.95, 50 ±")
+    assert stream.buffer.getvalue().decode("latin-1") == "? = 0.95, 50 ±\n"

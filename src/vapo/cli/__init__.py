@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -58,6 +59,8 @@ app.command(hidden=True)(complete)
 
 def main() -> None:
     """Run the command line; an error prints one line and sets the exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):  # Latin-1 has no λ; stderr escapes what it cannot encode
+        sys.stdout.reconfigure(errors="replace")
     main_exit(_run_app)
 
 

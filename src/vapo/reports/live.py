@@ -37,7 +37,10 @@ _SPARK_WIDTH = 28
 
 
 class BestEffortStream:
-    """A stream that ignores write errors, so that a closed pipe or a full disk does not end the run."""
+    """A stream that ignores write errors, so that a closed pipe or a full disk does not end the run.
+
+    A character that its encoding lacks becomes a question mark.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -46,6 +49,9 @@ class BestEffortStream:
         """Write; after an error, discard this and all later output."""
         try:
             return self._file.write(text)
+        except UnicodeEncodeError:
+            encoding = self._file.encoding
+            return self.write(text.encode(encoding, errors="replace").decode(encoding))
         except OSError:
             self._discard_output()
             return len(text)
