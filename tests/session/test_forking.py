@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from command_line import sets, vapo
 from vapo.durability import checkpoint
 from vapo.errors import ConfigError
+from vapo.session import forking
 from vapo.session.forking import checkpoint_of
 from vapo.session.forking import fork as copy_run
 from vapo.session.layers import set_layer
@@ -190,6 +191,36 @@ def test_a_fork_copies_no_rollouts_of_steps_after_its_checkpoint(tmp_path: Path,
         (run / "rollouts" / file).touch()
     copy_run(run, name, path)
     assert sorted(file.name for file in (path / "rollouts").iterdir()) == kept
+
+
+def test_of_two_forks_into_one_folder_one_is_refused_and_the_other_stays(tmp_path: Path, monkeypatch):
+    run, path = tmp_path / "run", tmp_path / "fork"
+    checkpoint.save(run / "checkpoints", "step_000001", lambda _: None, serial=1, keep=9)
+
+    def other_begins(folder: Path) -> None:  # between the look at the folder and the claim
+        monkeypatch.setattr(forking, "check_folder", check_folder)
+        copy_run(run, "step_000001", folder)
+
+    monkeypatch.setattr(forking, "check_folder", other_begins)
+    with pytest.raises(ConfigError, match=f"Another process has begun to write to {path}"):
+        copy_run(run, "step_000001", path)
+    assert checkpoint.problems(path / "checkpoints" / "step_000001") == []
+
+
+def test_a_fork_that_cannot_be_copied_leaves_what_was_there(tmp_path: Path, monkeypatch):
+    run, path = tmp_path / "run", tmp_path / "fork"
+    checkpoint.save(run / "checkpoints", "step_000001", lambda _: None, serial=1, keep=9)
+    (run / "config.yaml").touch()
+    path.mkdir()
+    (path / "vllm.log").touch()  # of a run that was killed before it began
+
+    def full(source, target, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        copy_run(run, "step_000001", path)
+    assert [entry.name for entry in path.iterdir()] == ["vllm.log"]
 
 
 def test_a_fork_that_is_stopped_before_it_loads_leaves_nothing(run: Path, monkeypatch, tmp_path: Path):

@@ -37,7 +37,7 @@ def fork(
     The run that it comes from stays as it is.
     """
     from vapo.algo.sizes import sizes_of
-    from vapo.session.forking import checkpoint_of, remove_copy
+    from vapo.session.forking import checkpoint_of
     from vapo.session.forking import fork as copy_run
     from vapo.session.layers import set_layer
     from vapo.session.run_dirs import check_folder, check_run, load_run_config, refuse_other_task
@@ -50,7 +50,6 @@ def fork(
     name = checkpoint_of(run, step, config.sections.trainer.steps, sizes_of(config.algorithm).pretraining_steps or 0)
     path = run_dir or _free(run)
     check_folder(path)
-    was_there = path.exists()
 
     from vapo.session import lifecycle  # imports torch, so only after what is cheap to check
 
@@ -58,11 +57,11 @@ def fork(
         restart = partial(lifecycle.resume, path, view)
 
         def begin() -> Run:
-            copy_run(run, name, path)
+            copy = copy_run(run, name, path)
             try:
                 return restart(changes=changes, allow_change=True)
             except BaseException:  # the copy is of no use: the next try begins anew
-                remove_copy(path, but_the_folder=was_there)
+                copy.remove()
                 raise
 
         carry_out(

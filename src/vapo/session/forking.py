@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vapo.durability import checkpoint
@@ -13,6 +14,7 @@ from vapo.errors import ConfigError, command
 from vapo.session.layers import SOURCES
 from vapo.session.run_dirs import METHOD, check_folder, from_its_networks
 
+CHECKPOINTS = "checkpoints"
 LOGS = ("metrics.jsonl", "events.jsonl", "evaluations.jsonl")
 SETTINGS = (SOURCES, METHOD, "environment.json", "config.yaml")
 """The last one makes a folder a run."""
@@ -25,7 +27,7 @@ def checkpoint_of(run: Path, step: int | None, steps: int, pretraining_steps: in
     `step` None takes the newest that is not damaged. Raises ConfigError for a step without a kept and healthy
     checkpoint, and where nothing is left to train.
     """
-    kept = checkpoint.names(run / "checkpoints")
+    kept = checkpoint.names(run / CHECKPOINTS)
     if not kept:
         raise ConfigError(
             f"{run} has no checkpoint to go on from. Start a new run with its settings: {from_its_networks(run)}"
@@ -59,7 +61,7 @@ def _first_healthy(run: Path, names: Sequence[str], *, others: bool) -> str:
     """The first of these checkpoints that is as it was saved. Raises ConfigError if none is; `others` are kept, too."""
     damaged = []
     for name in names:
-        if not (found := checkpoint.problems(run / "checkpoints" / name)):
+        if not (found := checkpoint.problems(run / CHECKPOINTS / name)):
             return name
         damaged.append(f"{name}: {found[0]}")
     fix = "Take another --step, or start" if others else "Start"
@@ -69,41 +71,65 @@ def _first_healthy(run: Path, names: Sequence[str], *, others: bool) -> str:
     )
 
 
-def fork(run: Path, name: str, path: Path) -> None:
-    """Copy a run as its checkpoint of that name has it to the new folder `path`.
+def fork(run: Path, name: str, path: Path) -> Claim:
+    """Copy a run as its checkpoint of that name has it to the new folder `path`, and return the claim to that folder.
 
     The copy is to be resumed, which cuts its logs to that step. Raises ConfigError for a `path` that is not empty, and
     where something cannot be copied; then nothing is left of it.
     """
-    check_folder(path)
-    was_there = path.exists()
     try:
-        _copy(run, name, path)
+        claim = _claim(path)
+        try:
+            _copy(run, name, path)
+        except BaseException:
+            claim.remove()
+            raise
     except OSError as error:
-        remove_copy(path, but_the_folder=was_there)
         raise ConfigError(
             f"Cannot copy {run} to {path}: {_reason(error)}. Free space or mend the file, or choose another --run-dir."
         ) from error
-    except BaseException:
-        remove_copy(path, but_the_folder=was_there)
-        raise
+    return claim
 
 
-def remove_copy(path: Path, *, but_the_folder: bool) -> None:
-    """Remove what a fork has copied; a folder that was there before stays, because a shell may stand in it."""
-    if not but_the_folder:
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    for entry in path.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Claim:
+    """A folder that this process fills: no other fork copies into it."""
+
+    path: Path
+    entries: frozenset[str] | None
+    """The names of what was in the folder before; None if the folder is new."""
+
+    def remove(self) -> None:
+        """Remove what came into the folder since; a folder that was there before stays, because a shell may stand in
+        it."""
+        if self.entries is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        for entry in self.path.iterdir():
+            if entry.name in self.entries:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def _claim(path: Path) -> Claim:
+    """Begin in a new or empty folder. Raises ConfigError where another process has begun there; what is there stays."""
+    check_folder(path)
+    entries = frozenset(entry.name for entry in path.iterdir()) if path.exists() else None
+    try:
+        if entries is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        (path / CHECKPOINTS).mkdir()  # only one of two processes that found the same empty folder can do it
+    except FileExistsError as error:
+        raise ConfigError(f"Another process has begun to write to {path}. Choose another --run-dir.") from error
+    return Claim(path, entries)
 
 
 def _copy(run: Path, name: str, path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(run / "checkpoints" / name, path / "checkpoints" / _plain(name))
+    shutil.copytree(run / CHECKPOINTS / name, path / CHECKPOINTS / _plain(name))
     if (run / "rollouts").is_dir():
         shutil.copytree(run / "rollouts", path / "rollouts", ignore=_later(name))
     for file in (*LOGS, *SETTINGS):
