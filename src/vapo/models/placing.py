@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 TINY = 10_000_000
@@ -55,6 +56,34 @@ def total_memory() -> int:
 
 
 def to_device(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:
-    """Move the model to a device or convert it to a dtype, in place; returns it."""
+    """Move the model to a device or convert it to a dtype, in place; returns it.
+
+    A conversion leaves the frequencies of position encodings, and the weights that the architecture wants in float32,
+    as they are, like `from_pretrained` in that dtype.
+    """
+    kept = _kept_precise(model, to) if isinstance(to, torch.dtype) else {}
     # transformers hides the plain signature of `to` behind a decorator
-    return cast(PreTrainedModel, torch.nn.Module.to(model, to))
+    torch.nn.Module.to(model, to)
+    for name, tensor in _tensors(model).items():
+        if name in kept:
+            tensor.data = kept[name]
+    return model
+
+
+def _kept_precise(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors that keep their precision in a model of this dtype, by name.
+
+    A frequency is multiplied by the position: rounded to bfloat16, it is radians off after a thousand tokens.
+    """
+    strict = getattr(model, "_keep_in_fp32_modules_strict", None) or () if dtype.itemsize < 4 else ()
+    patterns = [re.compile(pattern.replace("*", ".*")) for pattern in strict]  # read as transformers reads them
+    saved = model.state_dict(keep_vars=True)
+    return {
+        name: tensor.data
+        for name, tensor in _tensors(model).items()
+        if (name not in saved and "freq" in name.rpartition(".")[2]) or any(p.search(name) for p in patterns)
+    }
+
+
+def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
