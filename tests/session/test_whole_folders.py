@@ -10,9 +10,13 @@ from safetensors.torch import load_file
 
 import toys
 from command_line import vapo
+from vapo.errors import ConfigError
+from vapo.models.critic_notes import value_head
 from vapo.models.loading import load_critic, load_policy
+from vapo.models.lora import add_lora, save_adapters
 from vapo.models.saving import save_frame
 from vapo.models.shards import save_part, stored_tensors
+from vapo.reports.live import SilentView
 from vapo.session import lifecycle as runs
 from vapo.session.whole_folders import whole_folder
 
@@ -68,3 +72,18 @@ def test_a_run_that_goes_on_from_shards_ends_as_from_a_whole_folder(tmp_path: Pa
         runs.finish(toys.toy_run(base, tmp_path / f"from-{name}", layer), report=False)
     assert same(tmp_path / "from-policy" / "policy", tmp_path / "from-critic" / "policy")
     assert same(tmp_path / "from-policy" / "critic", tmp_path / "from-critic" / "critic")
+
+
+@pytest.mark.parametrize("network", ["policy", "critic"])
+def test_adapters_on_adapters_are_refused_with_the_command_that_merges_the_first(tmp_path: Path, network, monkeypatch):
+    base = toys.toy_base(tmp_path / "base")
+    model = load_policy(base) if network == "policy" else load_critic(base)[0]
+    add_lora(model, 2, None, keep=None if network == "policy" else value_head(model))
+    save_adapters(model, tmp_path / "adapter")
+    words = ["export", str(tmp_path / "adapter"), "--dtype", "float32", "--out", str(tmp_path / "merged")]
+    config = toys.toy_config(base, {"model": {network: str(tmp_path / "adapter"), f"{network}_lora": 2}})
+    with pytest.raises(ConfigError, match=r"holds adapters, and .*export .* --dtype float32 --out FOLDER"):
+        runs.prepare(runs.with_task(config, toys.EchoTask()), SilentView(), toys.EchoTask())
+    assert vapo(monkeypatch, *words) == 0
+    config = toys.toy_config(base, {"model": {network: str(tmp_path / "merged"), f"{network}_lora": 2}})
+    runs.prepare(runs.with_task(config, toys.EchoTask()), SilentView(), toys.EchoTask())

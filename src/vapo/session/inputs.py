@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from vapo.algo.head_ranges import target_range, with_range
 from vapo.algo.method import Gae
 from vapo.bases.shipped import builtin_model
-from vapo.errors import ConfigError, DataError, counted
+from vapo.errors import ConfigError, DataError, command, counted
 from vapo.models.dialogue import UNTOLD_TOOLS, Dialogue
 from vapo.models.gguf import cache_folder
 from vapo.models.loading import SIDE_ADVICE, critic_config, side_critic_config
@@ -153,6 +153,10 @@ def _checked(
     side = model.critic_kind == "side"
     start = model.critic or ("" if side else first)
     critic_source = str(saved / "critic") if saved and not model.critic_lora else start
+    if to_train and saved is None:
+        _refuse_stacked("policy", source, model.policy_lora)
+        if isinstance(config.algorithm.credit, Gae):
+            _refuse_stacked("critic", critic_source, model.critic_lora)
     if on_progress and is_gguf(source) and Path(source).exists() and not cache_folder(Path(source)).exists():
         on_progress(f"converting {Path(source).name}, once", 0, 1)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
@@ -239,6 +243,17 @@ def _check_side(policy: PreTrainedConfig, layers: int | None) -> None:
     side_config(policy, 0, layers=layers)
     if (model := skeleton(policy)) is not None:
         check_readable(model)
+
+
+def _refuse_stacked(network: str, source: str, rank: int) -> None:
+    """Raise ConfigError for adapters of this rank on a folder of adapters: the model below them would be in no folder,
+    and theirs could be loaded by nobody."""
+    if rank and adapter_base(source):
+        raise ConfigError(
+            f"{source} holds adapters, and model.{network}_lora={rank} puts others on the model that they make. Merge "
+            f"them first: {command('export', source, '--dtype', 'float32', '--out', 'FOLDER')}, then set "
+            f"model.{network}=FOLDER."
+        )
 
 
 def _check_given_critic(config: Config, source: str, policy: PreTrainedConfig) -> None:
