@@ -26,11 +26,20 @@ from transformers import (
 )
 
 import toys
-from vapo.errors import ModelError
+from vapo.errors import CheckpointError, ModelError
 from vapo.models.loading import load_critic, load_policy
 from vapo.models.logprobs import token_logps
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout, logits_head, value_head
-from vapo.models.saving import load_optimizer, load_weights, save_model, save_moments, whole_moments
+from vapo.models.saving import (
+    load_optimizer,
+    load_weights,
+    moment_notes,
+    moments,
+    save_model,
+    save_moments,
+    whole_moments,
+)
+from vapo.models.shards import save_part
 from vapo.models.tokens import load_tokenizer, render
 from vapo.types import Prompt
 
@@ -274,3 +283,47 @@ def test_weights_and_optimizer_are_saved_and_loaded_bit_for_bit(tmp_path: Path):
     for index, entry in optimizer.state_dict()["state"].items():
         for key, value in entry.items():
             assert torch.equal(value, again.state_dict()["state"][index][key])
+
+
+def trained_optimizer(frozen: str, steps: int) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+    """A tiny model, of which parameters with this in their names stand still, and its optimizer after some steps."""
+    model = toys.tiny_llama()
+    trained = {n: p for n, p in model.named_parameters() if not frozen or frozen not in n}
+    optimizer = torch.optim.AdamW(trained.items(), lr=1e-3, fused=True)
+    for _ in range(steps):
+        Policy(model).logp(some_sequences(), 8)[0].sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def moments_by_name(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: state["exp_avg"] for p, state in optimizer.state.items()}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+@pytest.mark.parametrize(("before", "after"), [("", "self_attn"), ("self_attn", ""), ("self_attn", "mlp")])
+def test_moments_go_to_the_parameters_they_belong_to(tmp_path: Path, before: str, after: str, in_shards: bool):
+    model, optimizer = trained_optimizer(before, 2)
+    place = tmp_path / ("o" if in_shards else "o.safetensors")
+    if in_shards:
+        save_part(moments(optimizer), place, rank=0, size=1, notes=moment_notes(optimizer))
+    else:
+        save_moments(whole_moments(optimizer), place, moment_notes(optimizer))
+    other, again = trained_optimizer(after, 0)
+    load_optimizer(again, place)
+    saved, loaded = moments_by_name(model, optimizer), moments_by_name(other, again)
+    trained = {name for name, _ in other.named_parameters() if not after or after not in name}
+    assert loaded.keys() == saved.keys() & trained
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in loaded.items())
+    other(input_ids=torch.tensor([[2, 3]])).logits.sum().backward()
+    again.step()
+    assert moments_by_name(other, again).keys() == trained
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "self_attn"), ("self_attn", "")])
+def test_moments_without_names_are_refused_where_other_parameters_are_trained(tmp_path: Path, before: str, after: str):
+    save_moments(whole_moments(trained_optimizer(before, 1)[1]), tmp_path / "o.safetensors")  # as earlier versions did
+    load_optimizer(trained_optimizer(before, 0)[1], tmp_path / "o.safetensors")
+    with pytest.raises(CheckpointError, match=r"algorithm\.credit\.frozen"):
+        load_optimizer(trained_optimizer(after, 0)[1], tmp_path / "o.safetensors")

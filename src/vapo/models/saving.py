@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +21,7 @@ from vapo.json_text import json_text
 from vapo.models.loaded import check_complete, read_model
 from vapo.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, has_lora, load_adapters, plain_weights, save_adapters
 from vapo.models.master_weights import MASTER, MasterAdamW, without_masters
-from vapo.models.shards import StoredTensors, is_in_shards, load_parts
+from vapo.models.shards import NOTES, StoredTensors, is_in_shards, load_parts
 from vapo.models.whole import whole
 
 
@@ -143,6 +144,11 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
 
 
+def moment_notes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What is saved beside `moments`: the parameters' names by index, where the optimizer knows them."""
+    return {"names": _names(optimizer)}
+
+
 def whole_moments(optimizer: torch.optim.Optimizer, *, first: bool = True) -> dict[str, Tensor]:
     """`moments`, whole and on the CPU. Of a sharded model every process takes part, and only the `first` one gets
     them."""
@@ -154,29 +160,43 @@ def whole_moments(optimizer: torch.optim.Optimizer, *, first: bool = True) -> di
     return gathered
 
 
-def save_moments(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Save what `whole_moments` returned."""
+def save_moments(tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, Any] | None = None) -> None:
+    """Save what `whole_moments` returned, with `moment_notes`."""
     parameters = len({name.split(".", 1)[0] for name in tensors})
-    save_file(dict(tensors), path, metadata={"content": json_text({"parameters": parameters})})
+    save_file(dict(tensors), path, metadata={NOTES: json_text({"parameters": parameters, **(notes or {})})})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, place: Path) -> None:
     """Load saved moments from a file or a folder of shards; an optimizer that has not stepped yet has none. Every
     process of a sharded model reads its part.
 
+    Each parameter gets its own moments, by its name: one that was not trained before starts without. Where no names
+    were saved (in earlier versions), the same parameters must be trained. CheckpointError for those of other ones.
+
     Of masters that a run with bfloat16 weights saved, float32 weights become the masters.
     """
     groups = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own_names = {name: index for index, name in enumerate(_names(optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     with StoredTensors(place) as stored:
-        for name in stored:
-            text, key = name.split(".", 1)
-            if (index := int(text)) >= len(parameters):
-                raise CheckpointError(f"{place} holds more parameters than the model has; it belongs to another model.")
+        there: list[str] = stored.notes.get("names") or []
+        if there and own_names and not own_names.keys() & set(there):
+            raise CheckpointError(f"{place} holds moments of none of the model's parameters; it is another model's.")
+        for entry in stored:
+            text, key = entry.split(".", 1)
+            index = own_names.get(there[int(text)]) if there and own_names else int(text)
+            if index is None:  # it is no longer trained
+                continue
+            shape = stored.shape(entry)
+            if index >= len(parameters) or (shape and shape != tuple(parameters[index].shape)):
+                raise CheckpointError(
+                    f"{place} holds moments of other parameters than those that are trained now. Set "
+                    "algorithm.credit.frozen, model.policy_lora and model.critic_lora back to their earlier values."
+                )
             own = parameters[index]
-            fits = stored.shape(name) == tuple(own.shape)
-            state.setdefault(index, {})[key] = stored.read_like(name, own) if fits else stored.read(name)
+            fits = shape == tuple(own.shape)
+            state.setdefault(index, {})[key] = stored.read_like(entry, own) if fits else stored.read(entry)
     if not isinstance(optimizer, MasterAdamW):
         with torch.no_grad():
             for index, entry in state.items():
@@ -184,3 +204,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, place: Path) -> None:
                     parameters[index].copy_(entry[MASTER])
         state = without_masters(state)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _names(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The parameters' names in the optimizer's order; none where it was made without."""
+    return [name for group in optimizer.param_groups for name in group.get("param_names", ())]

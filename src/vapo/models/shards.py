@@ -24,6 +24,8 @@ from vapo.models.whole import is_sharded, local_part, part_like, rows_of
 
 INDEX = "shards.json"
 FORMAT = 1
+NOTES = "content"
+"""The entry of the index, or of a file's metadata, that says what the tensors are."""
 
 
 def is_in_shards(folder: str | Path) -> bool:
@@ -44,8 +46,11 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**{name: parameter.detach() for name, parameter in parameters.items()}, **buffers}
 
 
-def save_part(tensors: Mapping[str, Tensor], folder: Path, *, rank: int, size: int) -> Path:
-    """Write this process's part of the tensors, and in the first of the `size` processes the index; the part's file.
+def save_part(
+    tensors: Mapping[str, Tensor], folder: Path, *, rank: int, size: int, notes: Mapping[str, Any] | None = None
+) -> Path:
+    """Write this process's part of the tensors, and in the first of the `size` processes the index, with the `notes`;
+    the part's file.
 
     What is not sharded is written by the first process.
     """
@@ -60,7 +65,8 @@ def save_part(tensors: Mapping[str, Tensor], folder: Path, *, rank: int, size: i
         entries[name] = {"dtype": kind, "shape": list(tensor.shape), "rows": bounds}
     if rank == 0:
         files = [shard_name(other, size) for other in range(size)]
-        (folder / INDEX).write_text(json_text({"format": FORMAT, "files": files, "tensors": entries}, indent=1))
+        index = {"format": FORMAT, "files": files, "tensors": entries, **({NOTES: notes} if notes else {})}
+        (folder / INDEX).write_text(json_text(index, indent=1))
     path = folder / shard_name(rank, size)
     save_file(own, path)
     return path
@@ -79,10 +85,13 @@ class StoredTensors:
             index = _read_index(place)
             self._files = [self._opened(place / name) for name in index["files"]]
             self._entries: dict[str, Any] = index["tensors"]
+            self.notes: dict[str, Any] = index.get(NOTES, {})
+            """What the writer noted of the tensors."""
         else:
             file = self._opened(place)
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             self._files = [file]
+            self.notes = json.loads((file.metadata() or {}).get(NOTES, "{}"))
             self._entries = {n: {"shape": s, "rows": [0, s[0] if s else 1]} for n, s in shapes.items()}
 
     def __enter__(self) -> StoredTensors:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class LocalNetwork:
         """Of the accumulated minibatch; None between steps."""
         head = value_head(network.model).parameters() if isinstance(network, Critic) else []
         masters = halve(network.model, keep=list(head)) if half_weights else {}
-        trained = [p for p in network.model.parameters() if p.requires_grad] if objective else []
+        trained = {n: p for n, p in network.model.named_parameters() if p.requires_grad} if objective else {}
         self._optimizer = _adamw(trained, masters, weight_decay) if trained else None
         self._files = NetworkFiles(name, network.model, tokenizer, self._optimizer, group)
         self._device_turns, self._together = device_turns, (self,) if beside is None else (beside, self)
@@ -278,12 +279,14 @@ class LocalNetwork:
 
 
 def _adamw(
-    trained: list[torch.nn.Parameter], masters: dict[torch.nn.Parameter, Tensor], weight_decay: float
+    trained: dict[str, torch.nn.Parameter], masters: dict[torch.nn.Parameter, Tensor], weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over the trained weights, or over their masters where they have some."""
-    if not masters:
-        return torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True)
-    return MasterAdamW(trained, masters, weight_decay=weight_decay, betas=(0.9, 0.999), fused=True)
+    """AdamW over the trained weights, or over their masters where they have some; it knows their names."""
+    weights = list(trained.values())
+    how: dict[str, Any] = {"weight_decay": weight_decay, "betas": (0.9, 0.999), "fused": True}
+    optimizer = MasterAdamW(weights, masters, **how) if masters else torch.optim.AdamW(weights, **how)
+    optimizer.param_groups[0]["param_names"] = list(trained)
+    return optimizer
 
 
 def computed_sizes(batch: Batch, *, for_critic: bool) -> tuple[list[int], int]:

@@ -15,6 +15,7 @@ from vapo.models.saving import (
     load_optimizer,
     load_trained,
     load_weights,
+    moment_notes,
     moments,
     save_frame,
     save_model,
@@ -59,7 +60,8 @@ class NetworkFiles:
             save_frame(self.model, self.tokenizer if self.optimizer else None, own)
         written = [save_part(stored_tensors(self.model), own, **part)]
         if self.optimizer is not None:
-            written.append(save_part(moments(self.optimizer), self._moments(folder), **part))
+            notes = moment_notes(self.optimizer)
+            written.append(save_part(moments(self.optimizer), self._moments(folder), **part, notes=notes))
         return {str(path.relative_to(folder)): file_entry(path) for path in written}
 
     def _save_whole(self, folder: Path) -> None:
@@ -72,7 +74,8 @@ class NetworkFiles:
         finally:  # also where the disk refused the first process: the others exchange the moments now
             tensors = whole_moments(self.optimizer, first=self._first) if self.optimizer is not None else {}
         if self.optimizer is not None and self._first:
-            save_moments(tensors, self._moments(folder).with_suffix(".safetensors"))
+            path = self._moments(folder).with_suffix(".safetensors")
+            save_moments(tensors, path, moment_notes(self.optimizer))
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote, exactly; raises CheckpointError if it does not fit."""
