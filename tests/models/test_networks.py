@@ -13,9 +13,11 @@ from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GPTNeoXForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
     MistralConfig,
@@ -194,6 +196,26 @@ def test_a_critic_from_a_reward_model_keeps_its_head(tmp_path: Path):
         tokens = torch.tensor([3, 4, 5, 6])
         last = Critic(network).final_values(sequences_of([tokens], [2]))
         torch.testing.assert_close(last, reward_model(input_ids=tokens[None]).logits[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "special"),
+    [
+        (GPT2ForSequenceClassification, GPT2Config, {}),
+        (GPTNeoXForSequenceClassification, GPTNeoXConfig, {"intermediate_size": 64}),
+    ],
+)
+def test_a_reward_model_whose_head_has_another_name_than_a_critics_is_loaded(tmp_path: Path, kind, config, special):
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(3)
+    reward_model = kind(config(**sizes, **special, num_labels=1, pad_token_id=0)).eval()
+    save_model(reward_model, None, tmp_path / "reward")
+    network, origin = load_critic(tmp_path / "reward")
+    assert origin.startswith("reward model")
+    assert torch.equal(value_head(network).weight, reward_model.score.weight)
+    save_model(network, None, tmp_path / "critic")
+    again, _ = load_critic(tmp_path / "critic")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_saved_critic_is_loaded_bit_for_bit(tmp_path: Path):

@@ -98,13 +98,11 @@ def load_critic(
         else:
             own |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
             own |= {"trust_remote_code": trust_remote_code}
-        model, info = read_model(
-            kind,
-            model_folder(source),
-            dtype=torch.float32,
-            use_safetensors=True,  # never a pickle
-            **own,
-        )
+        own |= {"dtype": torch.float32, "use_safetensors": True}  # never a pickle
+        model, info = read_model(kind, model_folder(source), **own)
+        if is_classifier and (mapping := _head_mapping(model, info)):
+            model, info = read_model(kind, model_folder(source), key_mapping=mapping, **own)
+            _save_under_own_names(model, mapping)
     check_one_label(source, model, info)
     head_names = {f"{name}.{p}" for name, module in value_layers(model) for p, _ in module.named_parameters()}
     if is_classifier:  # the folder has a head, perhaps without a bias
@@ -133,6 +131,22 @@ def load_critic(
         merge_adapters(model, Path(source), head=value_head(model))
         origin = f"saved critic, adapters in {source}"
     return _without_dropout(model), origin
+
+
+def _head_mapping(model: PreTrainedModel, info: dict[str, Any]) -> dict[str, str]:
+    """For `from_pretrained`: how a source names the head that the model lacks. Some architectures (GPT-2, GPT-NeoX,
+    Falcon) have a `score` in a sequence classifier and a `classifier` in a token classifier. Empty where none fits."""
+    heads = [name for name, _ in value_layers(model)]
+    given = [name.removesuffix(".weight") for name in info["unexpected_keys"] if name.endswith(".weight")]
+    if len(heads) != 1 or len(given) != 1 or "." in given[0] or f"{heads[0]}.weight" not in info["missing_keys"]:
+        return {}
+    return {rf"^{given[0]}\.": f"{heads[0]}."}
+
+
+def _save_under_own_names(model: PreTrainedModel, mapping: dict[str, str]) -> None:
+    """Undo that `save_pretrained` writes the head under the source's name, which the model's class does not read."""
+    conversions = getattr(model, "_weight_conversions", None) or []
+    model._weight_conversions = [c for c in conversions if list(mapping) != c.source_patterns]
 
 
 def critic_config(source: str | Path, head: Head | None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
