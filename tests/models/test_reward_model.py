@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
 import architectures
 import toys
+from vapo.algo.method import BoundedHead
 from vapo.errors import ConfigError, ModelError
+from vapo.models.critic_notes import ValueAt, set_value_at, value_head
 from vapo.models.loading import load_critic
+from vapo.models.networks import Critic, Sequences
 from vapo.models.reward_model import RewardModel
 from vapo.models.saving import save_model
 
@@ -76,3 +79,37 @@ def test_a_conversation_that_the_template_refuses_is_an_error_with_its_words(tmp
     talk = ([{"role": "user", "content": "1"}], [{"role": "assistant", "content": "2"}])
     with pytest.raises(ConfigError, match="refuses a conversation for judge: System role not supported"):
         reward([talk[0]], [talk[1]])
+
+
+def saved_critic(folder: Path, at: ValueAt) -> tuple[str, PreTrainedModel]:
+    model, _ = load_critic(toys.toy_base(folder / "base"), head=BoundedHead(low=0.0, high=1.0))
+    torch.manual_seed(0)
+    torch.nn.init.normal_(value_head(model).weight)
+    set_value_at(model, at)
+    save_model(model, toys.tokenizer(), folder / "critic")
+    return str(folder / "critic"), model
+
+
+def test_a_critic_that_was_trained_as_a_reward_model_gives_its_value_after_the_last_token(tmp_path: Path):
+    folder, critic = saved_critic(tmp_path, "end")
+    rewards = RewardModel.load(folder)(["1 x ", "2 x "], ["3", "4 5 6"])
+    rows = tuple(torch.tensor(toys.tokenizer()(text)["input_ids"]) for text in ("1 x 3", "2 x 4 5 6"))
+    values = Critic(critic, head=BoundedHead(low=0.0, high=1.0)).final_values(Sequences(rows, (1, 3)))
+    assert rewards == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_a_critic_of_unfinished_responses_is_no_reward_model(tmp_path: Path):
+    with pytest.raises(ModelError, match="holds a critic of unfinished responses"):
+        RewardModel.load(saved_critic(tmp_path, "tokens")[0])
+
+
+@pytest.mark.parametrize("own", [None, 1, 0])
+def test_a_text_that_ends_with_the_end_token_is_read_to_its_end_without_a_token_for_padding(tmp_path: Path, own):
+    folder = saved(tmp_path / "judge")
+    reward, tokenizer = RewardModel.load(folder), toys.tokenizer()
+    texts = ["1 x 3 <eos>", "2 x 4 5 6 <eos>"]
+    expected = reward(texts, ["", ""])  # with a token for padding
+    tokenizer.pad_token = None
+    judge = LlamaForSequenceClassification.from_pretrained(folder)
+    judge.config.pad_token_id = own
+    assert RewardModel(judge, tokenizer, "judge")(texts, ["", ""]) == pytest.approx(expected, abs=1e-5)

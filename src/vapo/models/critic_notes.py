@@ -57,6 +57,11 @@ def saved_head(config: PreTrainedConfig) -> Head:
         ) from error
 
 
+def is_saved_critic(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is that of a critic that was trained here, not of a reward model from elsewhere."""
+    return hasattr(config, VALUE_HEAD) or dict(config.id2label or {}) == {0: CRITIC_LABEL}
+
+
 def head_entry(head: Head) -> dict[str, Any]:
     """What a configuration holds of a head: all that makes values of its outputs, not where it started."""
     return {name: value for name, value in asdict(head).items() if name != "start"}

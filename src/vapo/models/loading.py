@@ -19,9 +19,9 @@ from vapo.models.critic_notes import (
     CRITIC_LABEL,
     POLICY_SAMPLE,
     VALUE_AT,
-    VALUE_HEAD,
     check_head,
     check_one_label,
+    is_saved_critic,
     saved_head,
     set_head,
     set_value_at,
@@ -120,7 +120,7 @@ def load_critic(
     if weight_missing:
         origin = f"backbone of {architectures[0] or config.model_type} in {source}, {_start_words(head)}"
         set_value_at(model, "tokens")
-    elif not hasattr(config, VALUE_HEAD) and dict(config.id2label or {}) != {0: CRITIC_LABEL}:
+    elif not is_saved_critic(config):
         origin = f"reward model {architectures[0]} in {source}, head included"
         set_value_at(model, "end")  # its head was trained on the state after the last token
     else:
