@@ -13,13 +13,15 @@ from architectures import ARCHITECTURES, tiny
 from vapo.algo.method import BoundedHead, LinearHead
 from vapo.errors import ConfigError, ModelError
 from vapo.models.backbone import Layout, checkpoint_gradients, decoder_layers, hidden_states, layer_states
-from vapo.models.critic_notes import value_head
+from vapo.models.critic_notes import set_policy_sample, value_head
 from vapo.models.loading import load_critic, load_side_critic
 from vapo.models.lora import add_lora
+from vapo.models.master_weights import halve
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout
 from vapo.models.pretrained import count_parameters
 from vapo.models.saving import save_model
 from vapo.models.side import EMBEDDINGS, SHARE, SideModel, holds_side_critic, side_config, side_parameters
+from vapo.models.weight_sample import weight_sample
 
 LENGTHS = (9, 3, 30, 17)
 
@@ -265,6 +267,20 @@ def test_a_side_critic_of_another_policy_or_with_another_head_is_refused(tmp_pat
     with pytest.raises(ModelError, match="has a linear head, and the method reads a bounded head"):
         load_side_critic(tmp_path, toys.tiny_llama(), head=BoundedHead(low=0.0, high=1.0))
     load_side_critic(tmp_path, toys.tiny_llama(), head=LinearHead())
+
+
+def test_a_side_critic_of_a_run_with_bfloat16_weights_loads_beside_the_base_it_was_trained_beside(tmp_path: Path):
+    policy, critic = toys.tiny_llama(), side_critic(toys.tiny_llama()).model
+    halved = toys.tiny_llama()
+    halve(halved)
+    set_policy_sample(critic, weight_sample(halved))
+    save_model(critic, None, tmp_path)
+    load_side_critic(tmp_path, policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter *= 1.01
+    with pytest.raises(ModelError, match="beside a policy with other weights"):
+        load_side_critic(tmp_path, policy)
 
 
 def test_a_full_critic_does_not_load_a_side_critics_folder_nor_the_reverse(tmp_path: Path):

@@ -34,7 +34,7 @@ from vapo.models.placing import to_device
 from vapo.models.pretrained import explained, load_config, model_folder
 from vapo.models.side import SideConfig, SideModel, check_fits, describe, is_side_critic
 from vapo.models.tokens import load_tokenizer, render, stop_token_ids
-from vapo.models.weight_sample import same_sample, weight_sample
+from vapo.models.weight_sample import in_bfloat16, same_sample, weight_sample
 
 __all__ = [  # all that is read from a model's folder; its tokenizer is the work of vapo.models.tokens
     "critic_config",
@@ -191,7 +191,8 @@ def load_side_critic(
     """
     config = side_critic_config(source, policy, head, trust_remote_code=trust_remote_code)
     sample = getattr(config, POLICY_SAMPLE, None)
-    if not any_weights and sample is not None and not same_sample(sample, weight_sample(policy)):
+    own = weight_sample(policy) if sample is not None and not any_weights else None
+    if own is not None and not (same_sample(sample, own) or same_sample(sample, in_bfloat16(own))):
         raise ModelError(
             f"The side critic in {source} was saved beside a policy with other weights, whose hidden states it reads. "
             "Give that policy: the policy/ folder beside it, or the base model that it was pretrained on."

@@ -35,3 +35,8 @@ def same_sample(one: Sequence[float], other: Sequence[float]) -> bool:
     return len(one) == len(other) and all(
         math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8) for a, b in zip(one, other, strict=True)
     )
+
+
+def in_bfloat16(sample: Sequence[float]) -> list[float]:
+    """The sample of the same weights in bfloat16: a run with `model.dtype: bfloat16-weights` keeps only these."""
+    return torch.tensor(sample, dtype=torch.float32).bfloat16().tolist()
