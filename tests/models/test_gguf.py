@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import gguf
@@ -95,6 +97,32 @@ def test_a_gguf_file_is_converted_once_and_again_after_it_changes(tiny):
     before = cache_folder(tiny)
     tiny.write_bytes(tiny.read_bytes() + b"\0")
     assert cache_folder(tiny) != before
+
+
+def test_a_conversion_that_another_process_finished_first_is_taken(tiny, monkeypatch):
+    folder = cache_folder(tiny)
+    real = Path.rename
+
+    def rename(self, target):
+        if target == folder and not folder.exists():
+            shutil.copytree(self, folder)
+            (folder / "first").touch()
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    load_policy(tiny)
+    assert (folder / "first").exists()
+    assert not list(folder.parent.glob("*.tmp"))
+
+
+def test_what_a_killed_conversion_left_is_removed_after_a_day(tiny):
+    left = [cache_folder(tiny).with_name(f"{name}.tmp") for name in ("old", "new")]
+    for folder in left:
+        folder.mkdir(parents=True)
+    os.utime(left[0], (0, 0))
+    load_policy(tiny)
+    assert [folder.exists() for folder in left] == [False, True]
+    assert cache_folder(tiny).stat().st_mode == left[1].stat().st_mode  # others who share the cache can read it
 
 
 def test_a_missing_or_invalid_gguf_file_raises(tiny, tmp_path):

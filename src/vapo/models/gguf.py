@@ -6,7 +6,9 @@ import hashlib
 import io
 import os
 import shutil
-from contextlib import redirect_stderr
+import tempfile
+import time
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vapo.errors import ModelError
 from vapo.models.loaded import check_complete, read_model
+
+DAY_S = 24 * 60 * 60
+"""No conversion takes that long."""
 
 
 def converted(path: Path) -> Path:
@@ -44,15 +49,21 @@ def converted(path: Path) -> Path:
     check_complete(model, info, path, "model")
     vars(model).pop("hf_quantizer", None)  # with these transformers refuses to save, although nothing is quantized now
     vars(model.config).pop("quantization_config", None)
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        if not folder.exists():  # another process may have finished first
-            unfinished.rename(folder)
+        made = temporary / "model"  # with the permissions of any folder, which that of `mkdtemp` lacks
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        _sync(made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process has finished first
+                raise
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -62,3 +73,21 @@ def cache_folder(path: Path) -> Path:
     state = path.stat()
     digest = hashlib.sha256(f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}".encode()).hexdigest()
     return cache / "gguf" / f"{path.stem}-{digest[:12]}"
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Remove what conversions left behind that were killed more than a day ago."""
+    for folder in cache.glob("*.tmp"):
+        with suppress(OSError):  # another process may be removing it
+            if folder.stat().st_mtime < time.time() - DAY_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Sync a folder and its files to the disk, so that it is whole wherever its name is."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
