@@ -8,10 +8,11 @@ from contextlib import nullcontext
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError
 
 from vapo import hub
 from vapo.errors import DataError, ModelError
-from vapo.models.pretrained import load_config
+from vapo.models.pretrained import explained, load_config
 from vapo.models.tokens import load_tokenizer
 from vapo.tasks.row_files import read_rows
 
@@ -40,6 +41,14 @@ def test_a_missing_model_raises_at_once_without_the_hub(monkeypatch):
         with pytest.raises(ModelError, match=rf"from nobody/nowhere: {NOT_HERE}"):
             load("nobody/nowhere")
     assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_download_that_breaks_off_is_one_line():
+    with (
+        pytest.raises(ModelError, match=r"some/model: the download broke off: peer closed connection. Try again\."),
+        explained("some/model", "policy"),
+    ):
+        raise HTTPError("peer closed connection")
 
 
 def test_a_missing_data_set_raises_at_once_without_the_hub(monkeypatch):

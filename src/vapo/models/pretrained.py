@@ -71,8 +71,11 @@ def explained(source: str | Path, what: str):
     try:
         with hub_access(source) as cut_off:
             yield
-    except _OF_THE_LOADER as error:
-        reason = _reason(error)
+    except Exception as error:
+        broken = type(error).__module__.partition(".")[0].startswith("httpx")  # the hub's client, under either name
+        if not broken and not isinstance(error, _OF_THE_LOADER):
+            raise
+        reason = f"the download broke off: {_reason(error)}. Try again." if broken else _reason(error)
         if cut_off and not_cached(error):
             reason = f"there is no such folder here, it is not in the cache, and {cut_off}."
         raise ModelError(
