@@ -17,7 +17,7 @@ from vapo.models.backbone import backbone_of, hidden_states
 from vapo.models.critic import known_ids
 from vapo.models.critic_notes import value_head
 from vapo.models.loading import load_critic, load_policy
-from vapo.models.lora import add_lora, plain_weights
+from vapo.models.lora import adapter_parameters, add_lora, plain_weights, save_adapters
 from vapo.models.networks import Critic, Policy, Sequences, choose_layout, logits_head
 from vapo.models.saving import load_trained, save_model, save_trained
 from vapo.session.inputs import check_vocabularies
@@ -212,6 +212,20 @@ def test_policy_and_critic_may_have_different_vocabulary_padding(tmp_path: Path)
     save_model(critic, toys.tokenizer(), tmp_path / "critic")
     assert known_ids(load_critic(tmp_path / "critic")[0]) == 40
     assert known_ids(load_critic(wide, num_ids=16)[0]) == 40
+
+
+def test_adapters_of_a_critic_with_more_ids_than_its_base_load_from_their_folder_alone(tmp_path: Path):
+    critic, _ = load_critic(folder(tmp_path / "small"), num_ids=40)
+    add_lora(critic, 2, None, keep=value_head(critic))
+    with torch.no_grad():
+        for parameter in adapter_parameters(critic).values():
+            parameter.normal_()
+    save_adapters(critic, tmp_path / "adapter")
+    weights = dict(plain_weights(critic))
+    for ids in (0, 40):
+        again, _ = load_critic(tmp_path / "adapter", num_ids=ids)
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
+    assert known_ids(load_critic(tmp_path / "adapter", num_ids=48)[0]) == 48
 
 
 def test_a_critic_with_another_tokenizer_raises_an_error_with_the_first_different_token(tmp_path: Path):

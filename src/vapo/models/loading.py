@@ -29,7 +29,7 @@ from vapo.models.critic_notes import (
     value_layers,
 )
 from vapo.models.loaded import check_complete, own_memory, read_model
-from vapo.models.lora import adapter_base, merge_adapters
+from vapo.models.lora import adapter_base, adapter_ids, merge_adapters
 from vapo.models.placing import to_device
 from vapo.models.pretrained import explained, load_config, model_folder
 from vapo.models.side import SideConfig, SideModel, check_fits, describe, is_side_critic
@@ -126,11 +126,12 @@ def load_critic(
     else:
         origin = f"saved critic {architectures[0]} in {source}"
         set_value_at(model, "end" if getattr(config, VALUE_AT, None) == "end" else "tokens")
-    model = _in_float32(with_ids(model, num_ids))
-    if adapter_base(source):
+    adapted = adapter_base(source) is not None
+    model = _in_float32(with_ids(model, (adapted and adapter_ids(Path(source))) or num_ids))
+    if adapted:
         merge_adapters(model, Path(source), head=value_head(model))
         origin = f"saved critic, adapters in {source}"
-    return _without_dropout(model), origin
+    return _without_dropout(with_ids(model, num_ids)), origin
 
 
 def _head_mapping(model: PreTrainedModel, info: dict[str, Any]) -> dict[str, str]:

@@ -26,12 +26,15 @@ from transformers import PreTrainedModel
 from vapo.errors import CheckpointError, ConfigError, ModelError
 from vapo.json_text import json_text
 from vapo.models.backbone import backbone_of
+from vapo.models.critic import known_ids
 from vapo.models.loaded import read_tensors
 from vapo.models.model_source import ADAPTER_CONFIG
 from vapo.models.whole import whole
 
 ADAPTER = "vapo"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE = "base"
+"""The entry of that file's metadata about the weights below the adapters."""
 PEFT_PREFIX = "base_model.model."
 PLAIN = {
     "peft_type": "LORA",
@@ -147,7 +150,8 @@ def plain_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def save_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Write a PEFT folder: the adapters, a critic's head, and a digest of the weights that they were trained on."""
+    """Write a PEFT folder: the adapters, a critic's head, and of the weights that they were trained on a digest and the
+    number of token ids, which a critic may have more of than its base."""
     layers = _adapted_layers(model)
     own = adapter_parameters(model)
     kept = {name.rpartition(".")[0] for name in own if not _is_adapter(name)}
@@ -166,7 +170,7 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # a single entry, because safetensors writes several in random order
     tensors = {_peft_name(name): parameter.detach().contiguous() for name, parameter in own.items()}
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"base": _digest(model)})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={BASE: f"{_digest(model)} {known_ids(model)}"})
     (folder / ADAPTER_CONFIG).write_text(json_text(config, indent=1))
 
 
@@ -199,7 +203,7 @@ def load_adapters(model: PreTrainedModel, path: Path) -> None:
         )
     own = adapter_parameters(model)
     with safe_open(path, "pt") as file:
-        if (file.metadata() or {}).get("base") != _digest(model):
+        if _saved_base(file)[0] != _digest(model):
             raise CheckpointError(
                 f"{path} was trained on other base weights than the model's. Set model.policy back to that base model."
             )
@@ -230,6 +234,21 @@ def adapter_base(source: str | Path) -> str | None:
             f"base_model_name_or_path in its {ADAPTER_CONFIG}, or give a merged model (a run's policy/ or critic/)."
         )
     return str(base)
+
+
+def adapter_ids(folder: Path) -> int:
+    """The number of token ids of the model that a folder's adapters were trained on; 0 where nobody noted it."""
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        return _saved_base(file)[1]
+
+
+def _saved_base(file: Any) -> tuple[str | None, int]:
+    """What `save_adapters` noted of the weights below: their digest, and the number of token ids."""
+    digest, _, ids = (file.metadata() or {}).get(BASE, "").partition(" ")
+    return digest or None, int(ids or 0)
 
 
 @torch.no_grad()
@@ -266,7 +285,7 @@ def merge_adapters(model: PreTrainedModel, folder: Path, *, head: torch.nn.Linea
             f"{ADAPTER_CONFIG} targets it. It is damaged or not finished: save the adapters again."
         )
     with safe_open(path, "pt") as file:
-        digest = (file.metadata() or {}).get("base")
+        digest, _ = _saved_base(file)
     fixed = {pair.removeprefix(PEFT_PREFIX) for pair in pairs}
     if digest is not None and digest != _digest(model, adapted=fixed, kept=kept):
         raise ModelError(
