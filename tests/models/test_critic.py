@@ -139,6 +139,20 @@ def test_layers_that_would_mix_packed_sequences_are_not_packed():
     assert choose_layout(wide) == "padded"
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("Qwen2Moe", {**ROUTED, "shared_expert_intermediate_size": 16}), ("Phimoe", ROUTED), ("Doge", {})],
+)
+def test_a_window_that_only_the_mask_applies_is_not_packed(name: str, settings: dict):
+    for window in (24, None):  # longer than a short probe
+        sliding = {"sliding_window": window, "max_position_embeddings": 64}
+        if name == "Qwen2Moe":
+            sliding = {**sliding, "use_sliding_window": window is not None}
+        config = getattr(transformers, f"{name}Config")(**GROUPED, **settings, **sliding)
+        model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+        assert choose_layout(model) == ("packed" if window is None else "padded")
+
+
 def test_an_exception_of_an_architecture_becomes_a_model_error():
     model = toys.tiny_llama()
 

@@ -7,6 +7,7 @@ right-padded rectangle. Both return one row per real token.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
@@ -80,6 +81,8 @@ def packed_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
+MASKED_WINDOWS = ("doge", "phimoe", "qwen2_moe")
+"""Architectures that apply a sliding window by their mask and do not hand it to the attention function."""
 FULL_CRITIC = "Take a full critic: model.critic_kind=full."
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
@@ -251,10 +254,14 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
 def supports_packing(model: PreTrainedModel) -> bool:
     """Whether the attention function can be chosen, and all layers are full or sliding attention.
 
-    Chunked attention, convolutions and recurrences would mix neighbouring sequences of a packed row.
+    Chunked attention, convolutions and recurrences would mix neighbouring sequences of a packed row. A window that only
+    a mask applies would be lost, and no short probe could see it.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None) or math.inf
+    if config.model_type in MASKED_WINDOWS and window < (getattr(config, "max_position_embeddings", None) or math.inf):
+        return False
     return (
         bool(getattr(model, "_supports_attention_backend", False))
         and not getattr(model, "_is_stateful", False)
