@@ -13,9 +13,15 @@ from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
+    FalconConfig,
+    FalconForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForTokenClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     PreTrainedModel,
 )
 
@@ -258,7 +264,7 @@ def test_checkpointed_gradients_are_equal_and_dropout_is_off(lora):
             add_lora(model, 2, None)
         if checkpointed:
             checkpoint_gradients(model)
-            assert model.training
+            assert all(layer.training for layer in model.model.layers)
         Policy(model).logp(SEQUENCES, 3)[0].sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -266,6 +272,28 @@ def test_checkpointed_gradients_are_equal_and_dropout_is_off(lora):
     assert plain.keys() == checkpointed.keys()
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name])
+
+
+EXPERTS = {"num_local_experts": 4, "intermediate_size": 32, "num_key_value_heads": 2, "router_jitter_noise": 0.5}
+NOISY = {
+    "a router's noise": (MixtralForCausalLM, MixtralConfig, EXPERTS),
+    "a router that samples": (PhimoeForCausalLM, PhimoeConfig, EXPERTS),
+    "dropout in the configuration": (FalconForCausalLM, FalconConfig, {"hidden_dropout": 0.5}),
+}
+
+
+@pytest.mark.parametrize("noise", NOISY)
+def test_checkpointed_passes_have_no_noise_of_training_mode(noise: str):
+    kind, config, special = NOISY[noise]
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = kind(config(**sizes, **special)).eval()
+    policy, saved = Policy(model, "padded"), model.config.to_dict()
+    plain = policy.logp(SEQUENCES, 3)[0].detach()
+    checkpoint_gradients(model)
+    torch.testing.assert_close(policy.logp(SEQUENCES, 3)[0], plain)
+    policy.logp(SEQUENCES, 3)[0].sum().backward()
+    assert model.config.to_dict() == saved
 
 
 # --------------------------------------------------------------------------- one base for two networks

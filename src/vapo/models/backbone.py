@@ -6,6 +6,7 @@ right-padded rectangle. Both return one row per real token.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vapo.errors import ModelError
 from vapo.models import flash
@@ -233,7 +235,8 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 def checkpoint_gradients(model: PreTrainedModel) -> None:
     """Turn on gradient checkpointing: the backward pass recomputes the activations inside layers.
 
-    transformers does that in training mode only. So this sets training mode, and all dropout to 0.
+    transformers does that in training mode only. So this sets training mode for the checkpointed modules alone, and all
+    dropout to 0: the modules inside would add noise in that mode, such as a router's.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -247,8 +250,24 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
         # the recomputation runs after `hidden_states` has restored the attention function, so set it again
         return nullcontext(), _attention(backbone, str(backbone.config._attn_implementation))
 
-    model.train()
     model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+            if isinstance(module, GradientCheckpointingLayer) and hasattr(module, "config"):
+                module.config = _without_dropout(module.config)  # Falcon's layers read it there
+
+
+def _without_dropout(config: Any) -> Any:
+    """A copy of a configuration with every dropout 0: the original is saved with the model. Itself where all are 0."""
+    given = [name for name, value in vars(config).items() if name.endswith("dropout") and isinstance(value, float)]
+    if not any(getattr(config, name) for name in given):
+        return config
+    config = copy.copy(config)
+    for name in given:
+        setattr(config, name, 0.0)
+    return config
 
 
 def supports_packing(model: PreTrainedModel) -> bool:
