@@ -147,7 +147,7 @@ def _head_mapping(model: PreTrainedModel, info: dict[str, Any]) -> dict[str, str
 def _save_under_own_names(model: PreTrainedModel, mapping: dict[str, str]) -> None:
     """Undo that `save_pretrained` writes the head under the source's name, which the model's class does not read."""
     conversions = getattr(model, "_weight_conversions", None) or []
-    model._weight_conversions = [c for c in conversions if list(mapping) != c.source_patterns]
+    vars(model)["_weight_conversions"] = [c for c in conversions if list(mapping) != c.source_patterns]
 
 
 def critic_config(source: str | Path, head: Head | None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -192,8 +192,8 @@ def load_side_critic(
     """
     config = side_critic_config(source, policy, head, trust_remote_code=trust_remote_code)
     sample = getattr(config, POLICY_SAMPLE, None)
-    own = weight_sample(policy) if sample is not None and not any_weights else None
-    if own is not None and not (same_sample(sample, own) or same_sample(sample, in_bfloat16(own))):
+    own = [] if any_weights or sample is None else weight_sample(policy)
+    if own and not any(same_sample(sample or (), weights) for weights in (own, in_bfloat16(own))):
         raise ModelError(
             f"The side critic in {source} was saved beside a policy with other weights, whose hidden states it reads. "
             "Give that policy: the policy/ folder beside it, or the base model that it was pretrained on."

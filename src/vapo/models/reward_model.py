@@ -45,7 +45,7 @@ class RewardModel:
             text.pad_token_id = pad  # by it a classifier finds the last token of each text
             if pad is None:
                 self.batch = 1  # padded with the end token, texts that end with it would be read one token early
-        self._pad = tokenizer.eos_token_id if pad is None else pad
+        self._pad = cast(int, (tokenizer.eos_token_id or 0) if pad is None else pad)
 
     @classmethod
     def load(

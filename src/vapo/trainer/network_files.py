@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,7 +56,8 @@ class NetworkFiles:
 
     def _save_part(self, folder: Path) -> Entries:
         """Nothing is exchanged, so a disk that refuses one process leaves no other waiting."""
-        own, part = folder / self.name, {"rank": self.group.rank, "size": self.group.size}
+        own = folder / self.name
+        part: dict[str, Any] = {"rank": self.group.rank, "size": self.group.size}
         if self._first:
             save_frame(self.model, self.tokenizer if self.optimizer else None, own)
         written = [save_part(stored_tensors(self.model), own, **part)]
