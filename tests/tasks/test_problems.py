@@ -24,6 +24,7 @@ from vapo.types import Prompt
     ("row", "problem", "answer"),
     [
         ({"question": "How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}, "How many?", "7"),  # GSM8K
+        ({"question": "Q", "answer": "#### Step 2\nmultiply\n\nThe final answer is 3."}, "Q", "3"),  # a heading
         ({"problem": "P", "solution": "so \\boxed{\\frac12}", "level": "Level 5"}, "P", "\\frac12"),  # MATH
         ({"problem": "P", "solution": "S", "answer": "1/2", "unique_id": "x"}, "P", "1/2"),  # MATH-500, AIME
         ({"ID": "2024-I-1", "Problem": "P", "Solution": "S", "Answer": 204}, "P", "204"),  # AIME, capitals, a number
@@ -198,7 +199,8 @@ def test_a_list_of_choices_is_refused_until_task_columns_names_its_place(tmp_pat
 
 
 def test_a_users_verifier_gets_the_answer_unchanged(tmp_path):
-    golds: list[Any] = [["3", "4"], {"3": [4]}, 5, 0.5, True, ["6"], "x" * 500, " 7 "]
+    whole = ["3 + 4 = 7\n#### 7", "so \\boxed{7} or not"]
+    golds: list[Any] = [["3", "4"], {"3": [4]}, 5, 0.5, True, ["6"], "x" * 500, *whole, " 7 "]
     rows = [{"problem": f"P{i}", "answer": gold} for i, gold in enumerate(golds)]
     assert [p.answer for p in read(tmp_path, rows, "mine.py:judge")] == [*golds[:-1], "7"]
     with pytest.raises(DataError, match=r"1 of 2 rows cannot be used .1 no answer."):

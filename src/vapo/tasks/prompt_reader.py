@@ -75,7 +75,8 @@ class Reader:
     def _prompt(self, layout: Layout, row: Row, where: str) -> Prompt | Drop:
         try:
             problem, answer = layout.read(row)
-            answer = gold_answer(answer)
+            if self.options.verifier in CHECKABLE:
+                answer = gold_answer(answer)
         except (KeyError, TypeError, IndexError, AttributeError, DataError):
             return Drop(where, f"not laid out like the first row ({layout.name})")
         if isinstance(problem, list):

@@ -24,6 +24,13 @@ from vapo.tasks.verifiers.answers import last_answer
         ("<answer>1</answer> <answer>2</answer>", "2"),
         ("<answer>1</answer> <answer>2", None),
         ("so\n#### 1,234\nthe end", "1,234"),
+        ("#### Case 2\nso x = 34\nAnswer: 34", "34"),  # a heading before the answer
+        ("#### Step 2\nmultiply\n\nThe final answer is 3.", "3"),
+        ("#### Answer: 72", "72"),
+        ("Answer: 34, or rather\n#### 72", "72"),  # the later mark counts
+        ("The answer is 34.\n#### 72\n", "72"),
+        ("#### 72\nThe answers vary: 5", "72"),
+        ("Answer: 5\n#### Case 2", "Case 2"),
         ("The final answer is $42$.", "42"),
         ("**Answer:** 42", "42"),
         ("Answer: \\(x+1\\)", "x+1"),

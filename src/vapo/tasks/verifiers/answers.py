@@ -31,14 +31,14 @@ SPOKEN_WITHIN = 2000
 def last_answer(response: str) -> str | None:
     """The text of the last marked answer; None if there is no mark, or the last one is not closed.
 
-    Marks, the first kind that occurs in the response counts: `\\boxed{...}`; `<answer>...</answer>`; `#### ...`
-    (GSM8K); a line `Answer: ...` or `The final answer is ...`, with the answer on it or on the next line. Earlier
-    marks of that kind count as corrected, but `\\boxed{1} and \\boxed{2}` is one answer, "1, 2".
+    Marks, the first kind that occurs in the response counts: `\\boxed{...}`; `<answer>...</answer>`; the later one of
+    `#### ...` (GSM8K) and a line `Answer: ...` or `The final answer is ...`, with the answer on it or on the next line.
+    Earlier marks of that kind count as corrected, but `\\boxed{1} and \\boxed{2}` is one answer, "1, 2".
 
     >>> last_answer("So \\\\boxed{4}, no: \\\\boxed{5}.")
     '5'
     """
-    for find in (_boxed, _tagged, _hashed, _spoken):
+    for find in (_boxed, _tagged, _hashed_or_spoken):
         found, answer = find(response)
         if found:
             return answer if answer is None else _without_markup(answer[:MAX_READ])
@@ -107,10 +107,13 @@ def _tagged(text: str) -> tuple[bool, str | None]:
     return True, text[start + len("<answer>") : end] if end > start else None
 
 
-def _hashed(text: str) -> tuple[bool, str | None]:
-    """Whether there is a `####`, and the rest of its line."""
+def _hashed_or_spoken(text: str) -> tuple[bool, str | None]:
+    """Whether there is a `####` or an `Answer:`, and the rest of its line or the text after it."""
     start = text.rfind("####")
-    return start >= 0, text[start + 4 :].strip().partition("\n")[0]
+    found, answer = _spoken(text[max(start, 0) :])  # `#### Case 2` is a heading if an answer is named after it
+    if found or start < 0:
+        return found, answer
+    return True, text[start + 4 :].strip().partition("\n")[0]
 
 
 def _spoken(text: str) -> tuple[bool, str | None]:
