@@ -87,9 +87,15 @@ def test_a_row_whose_gold_answer_the_verifier_rejects_is_bad(tmp_path):
 
 
 def test_duplicate_rows_are_used_once(tmp_path):
-    twice = [*sums(40), {"problem": "what is  3 + 1?", "answer": "4"}]  # equal apart from spaces and case
+    twice = [*sums(40), {"problem": "What is  3 + 1?", "answer": "4"}]  # equal apart from spaces
     task = problems(data=jsonl(tmp_path / "d.jsonl", twice))
     assert (len(task.train) + len(task.heldout), task.duplicates, task.drops) == (40, 1, [])
+
+
+def test_problems_that_differ_in_case_only_are_two(tmp_path):
+    cases = [{"problem": f"{x}=1, what is 2{x}?", "answer": a} for x, a in (("x", "2"), ("X", "3"))]
+    task = problems(data=jsonl(tmp_path / "d.jsonl", [*sums(40), *cases]))
+    assert (len(task.train) + len(task.heldout), task.duplicates, task.drops) == (42, 0, [])
 
 
 def test_training_problems_that_are_in_the_evaluation_set_are_dropped(tmp_path):

@@ -207,6 +207,12 @@ def test_a_users_verifier_gets_the_answer_unchanged(tmp_path):
         read(tmp_path, [*sums(1), {"problem": "P", "answer": None}], "mine.py:judge")
 
 
+def test_whole_floats_are_written_as_integers(tmp_path):
+    golds = [42.0, -3.0, 0.5, 1e300, 7, "8.0"]  # a table of pandas has floats where one integer is missing
+    prompts = read(tmp_path, [{"problem": f"P{i}", "answer": gold} for i, gold in enumerate(golds)])
+    assert [prompt.answer for prompt in prompts] == ["42", "-3", "0.5", "1e+300", "7", "8.0"]
+
+
 def test_a_users_verifier_may_compare_with_a_list_of_answers(tmp_path):
     (tmp_path / "mine.py").write_text("def judge(response, answer):\n    return response in answer\n")
     rows = [{"problem": f"P{i}", "answer": [str(i), "?"]} for i in range(17)]

@@ -119,7 +119,7 @@ class Reader:
             return Fault(f"an answer of type {type(answer).__name__}, not text or number", advice)
         if isinstance(answer, bool) or not isinstance(answer, int | float):
             return Fault(f"an answer of type {type(answer).__name__}, not text or number")
-        return str(answer)
+        return _written(answer)
 
     def _messages(self, problem: Any) -> tuple[dict[str, str], ...] | Fault:
         """The messages of a prompt, or the fault in the problem."""
@@ -247,14 +247,20 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def _written(number: int | float) -> str:
+    """A number as text. pandas writes the integers of a column as floats if one of them is missing: 42.0 is 42."""
+    whole = isinstance(number, float) and number.is_integer() and abs(number) < 2**53  # larger ones lose digits
+    return str(int(number)) if whole else str(number)
+
+
 def _short(answer: Any) -> str:
     """The start of a gold answer, for a message."""
     return repr(answer[:40]) if isinstance(answer, str) else repr(answer)[:40]
 
 
 def _folded(text: str) -> str:
-    """The text with one case and single spaces, for finding duplicates."""
-    return " ".join(text.casefold().split())
+    """The text with single spaces, for finding duplicates. Case stays: `x` and `X` may be two variables."""
+    return " ".join(text.split())
 
 
 def _counted(kinds: Counter[str]) -> str:

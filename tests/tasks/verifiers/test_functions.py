@@ -221,3 +221,11 @@ def test_verify_exact_compares_character_by_character():
     assert verify_exact("so <answer>F+1 K-1</answer>", "F+1 K-1")
     assert not verify_exact("so <answer>F+1 K-2</answer>", "F+1 K-1")
     assert not verify_exact("F+1 K-1", "F+1 K-1")
+
+
+@pytest.mark.parametrize("gold", ["U.S.", "$x+1$", "**bold**", "\\(a\\)", "Yes.", ".", "and so on...", 42])
+def test_verify_exact_accepts_every_gold_answer_in_a_box(gold):
+    assert verify_exact(f"\\boxed{{{gold}}}", gold) == (gold != ".")  # nothing is left of a full stop
+    assert not verify_exact("\\boxed{}", gold)
+    assert not verify_exact(f"\\boxed{{{gold} or 5}}", gold)
+    assert not verify_exact(f"\\boxed{{x {gold}}}", gold)

@@ -41,7 +41,7 @@ def last_answer(response: str) -> str | None:
     for find in (_boxed, _tagged, _hashed_or_spoken):
         found, answer = find(response)
         if found:
-            return answer if answer is None else _without_markup(answer[:MAX_READ])
+            return answer if answer is None else without_markup(answer[:MAX_READ])
     return None
 
 
@@ -148,8 +148,8 @@ def _next_line(lines: list[str], start: int) -> str:
     return found[0] if found else ""
 
 
-def _without_markup(answer: str) -> str:
-    """The answer without `**`, `$`, `\\( \\)` around it and without the full stop of its sentence."""
+def without_markup(answer: str) -> str:
+    """An answer without `**`, `$`, `\\( \\)` around it and without the full stop of its sentence."""
     answer = answer.strip()
     while True:
         inner = answer.removeprefix("**").removesuffix("**").strip()

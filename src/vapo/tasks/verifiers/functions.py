@@ -144,11 +144,14 @@ def judge_exact(response: str, answer: Any) -> Verdict:
 
 
 def verify_exact(response: str, answer: Any) -> bool:
-    """Whether the last marked answer equals the gold answer character by character, apart from spaces around it."""
-    from vapo.tasks.verifiers.answers import last_answer
+    """Whether the last marked answer equals the gold answer character by character.
 
-    found = last_answer(response)
-    return found is not None and found.strip() == str(answer).strip()
+    Spaces and markup around both do not count, nor does a full stop at the end: `last_answer` leaves them out.
+    """
+    from vapo.tasks.verifiers.answers import last_answer, without_markup
+
+    found, gold = last_answer(response), str(answer).strip()
+    return found is not None and found.strip() in (gold, without_markup(gold) or gold)
 
 
 class RewardFunction:
