@@ -104,3 +104,28 @@ def test_maj_is_none_if_no_response_has_an_answer():
     assert result.avg == 1.0
     assert result.maj is None
     assert "maj" not in result.intervals
+
+
+@pytest.mark.parametrize(
+    ("rights", "marked", "maj"),
+    [
+        ([True, True, True, False], [0, 1], 1.0),  # two of three right ones have an answer
+        ([True, True, False, False], [0], None),  # one of two
+        ([True, True, True, False], [3], None),  # a mark in a wrong response only
+        ([False, False, False, False], [2], 0.0),  # none is right
+        ([False, False, False, False], [], None),
+    ],
+)
+def test_maj_is_none_unless_most_right_responses_have_an_answer(rights, marked, maj):
+    episodes = [
+        Episode.of_completion(
+            Prompt("p", "?", "1"),
+            i,
+            Completion((1,), (0.0,), "stop", 0),
+            f"{i}",
+            Verdict("right" if right else "wrong"),
+        )
+        for i, right in enumerate(rights)
+    ]
+    result = score_episodes(episodes, k=4, answer_of=lambda text: "7" if int(text) in marked else None)
+    assert result.maj == maj

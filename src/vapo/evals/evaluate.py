@@ -131,8 +131,9 @@ def score_episodes(
 ) -> EvaluationResult:
     """Score judged episodes, given in blocks of k samples per prompt.
 
-    `answer_of` extracts the final answer for maj@k; if no response has one, `maj` is None. `values` are the critic's
-    values of the episodes; with them, the scores of `ranks` are computed.
+    `answer_of` extracts the final answer for maj@k; `maj` is None if at least half of the right responses have none, or
+    all responses if none is right. `values` are the critic's values of the episodes; with them, the scores of `ranks`
+    are computed.
     """
     correct = np.array([e.verdict.right if e.verdict.valid else np.nan for e in episodes], dtype=float).reshape(-1, k)
     scores = avg_at_k(correct)
@@ -146,8 +147,7 @@ def score_episodes(
     majority = answers = None
     if answer_of is not None:
         flat = [answer_of(e.response) for e in episodes]
-        # a user's verifier may judge responses without a marked answer
-        if any(answer is not None for answer in flat):
+        if _can_vote(episodes, flat):
             answers = [flat[i : i + k] for i in range(0, len(flat), k)]
             majority = maj_at_k(answers, correct)
             intervals["maj"] = bootstrap_interval(majority)
@@ -179,6 +179,17 @@ def score_episodes(
         in_order=None if values is None else share_in_order(correct, np.reshape(values, (-1, k))),
         verdicts=tally(episodes),
     )
+
+
+def _can_vote(episodes: Sequence[Episode], answers: Sequence[str | None]) -> bool:
+    """Whether most right responses have an answer, or some responses if none is right.
+
+    A user's verifier may judge responses without a marked answer; votes on the few that have one would say nothing.
+    """
+    right = [answer for episode, answer in zip(episodes, answers, strict=True) if episode.verdict.right]
+    if not right:
+        return any(answer is not None for answer in answers)
+    return 2 * sum(answer is not None for answer in right) > len(right)
 
 
 def critic_ranking(
