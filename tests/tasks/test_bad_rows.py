@@ -17,6 +17,7 @@ from vapo.tasks.row_files import read_rows
         ('\ufeff{"a": 1}\r\n\r\n  {"a":\r\n{"a": 2}\r\n', "d.jsonl line 3 is not JSON: Expecting value at column 8"),
         ('{"a": 1}\n\n  \n"', "d.jsonl line 4 is not JSON"),
         ("[1]\n", r"line 1 holds a list, not a row of columns"),
+        ('["1 + 1?", "2"]\n', r"line 1 holds a list, not a row of columns"),  # no pair of turns
         ('{}\n{"a": ' + "1" * 5000 + "}\n", "d.jsonl line 2 has a number with too many digits to be read"),
         ('{}\n{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "d.jsonl line 2 is nested too deeply to be read"),
         ("\n", "is empty"),

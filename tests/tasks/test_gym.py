@@ -84,6 +84,8 @@ def test_a_partial_score_is_wrong_and_a_scorer_that_raises_is_tested_on_the_gold
     assert scored_verdict(Scorer({"4": 1.0}), item, "four").reason == "unreadable for the scorer: KeyError"
     assert scored_verdict(Scorer({}), item, "four").status == "invalid"
     assert scored_verdict(Scorer({"4": 1.0, "44": 0.995}), item, "44").status == "wrong"
+    assert scored_verdict(Scorer({"4": 1.0, "5": float("nan")}), item, "5").status == "wrong"
+    assert scored_verdict(Scorer({"4": 1.0, "5": float("nan"), "I do not know": 1.0}), item, "5").score is None
     generous = Scorer({"4": 1.0, "5": 1.0, "I do not know": 1.0})
     assert scored_verdict(generous, item, "4").right
     assert scored_verdict(generous, item, "5").status == "wrong"

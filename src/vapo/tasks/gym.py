@@ -165,7 +165,9 @@ def make_dataset(dataset: str, size: int, seed: int, config: Mapping[str, Any]) 
         raise ConfigError(
             f"reasoning-gym has no data set {dataset!r}; {hint}`vapo tasks` lists all {len(dataset_names())}."
         )
-    known = {f.name for f in fields(DATASETS[dataset][1])}
+    if taken := sorted({"size", "seed"} & set(config)):
+        raise ConfigError(f"task.config sets {taken[0]!r}, which has an option of its own: task.{taken[0]}.")
+    known = {f.name for f in fields(DATASETS[dataset][1])} - {"size", "seed"}
     if unknown := sorted(set(config) - known):
         raise ConfigError(
             f"task.config: {dataset} has no setting {unknown[0]!r}. There are: {', '.join(sorted(known))}."
@@ -202,7 +204,7 @@ def scored_verdict(scorer: Any, item: Mapping[str, Any], answer: str) -> Verdict
         if _score(scorer, gold, item) >= FULL:
             return Verdict("wrong", f"unreadable for the scorer: {type(error).__name__}", "unreadable")
         return Verdict("invalid", f"the scorer raised {type(error).__name__}: {error}")
-    if score < FULL:
+    if not score >= FULL:  # nan, too
         return Verdict("wrong", f"score {score:.2g}", "wrong_answer", score if math.isfinite(score) else None)
     if _score(scorer, NO_ANSWER, item) >= FULL and answer.strip().casefold() != gold.strip().casefold():
         return Verdict("wrong", "not the gold answer, and the scorer accepts anything here", "wrong_answer")

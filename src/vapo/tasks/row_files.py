@@ -167,7 +167,7 @@ def _json(path: Path, line: int, text: str, advice: str = "") -> Any:
 def _checked(path: Path, unit: str, rows: Iterator[tuple[int, Any]] | enumerate[Any]) -> Iterator[tuple[str, Row]]:
     for number, row in rows:
         # the rows of Open-Reasoner-Zero are pairs of turns
-        if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
+        if isinstance(row, list) and len(row) == 2 and all(isinstance(turn, Mapping) for turn in row):
             row = {"0": row[0], "1": row[1]}
         if not isinstance(row, Mapping):
             raise DataError(f"{path} {unit} {number} holds a {type(row).__name__}, not a row of columns.")
