@@ -57,6 +57,43 @@ def test_named_columns_may_be_nested_and_unknown_names_are_errors(tmp_path):
         problems(data=jsonl(tmp_path / "e.jsonl", [{"a": 1, "b": 2}]))
 
 
+@pytest.mark.parametrize(
+    ("row", "columns", "answer"),
+    [
+        ({"q": "P", "final.answer": "3"}, {"prompt": "q", "answer": "final.answer"}, "3"),
+        ({"a.q": "P", "a": {"q": "no", "gold": "3"}}, {"prompt": "a.q", "answer": "a.gold"}, "3"),
+        ({"a.q": "P", "final.answer": ["3"]}, {"prompt": ["a.q"], "answer": "final.answer"}, "3"),
+    ],
+)
+def test_the_name_of_a_column_may_hold_a_dot(tmp_path, row, columns, answer):
+    [prompt] = read(tmp_path, [row], columns=columns)
+    assert (prompt.text[-1]["content"], prompt.answer) == ("P", answer)
+
+
+def test_a_named_column_with_a_dot_is_not_called_left_out(tmp_path):
+    rows = [{"q.text": f"What is {i}?", "a": str(i)} for i in range(40)]
+    data = jsonl(tmp_path / "d.jsonl", rows)
+    [layout] = problems(data=data, columns={"prompt": "q.text", "answer": "a"}).layouts
+    assert layout.left_out == ()
+
+
+@pytest.mark.parametrize("empty", [None, "", float("nan"), []])
+def test_the_layout_is_that_of_the_first_row_with_a_problem(tmp_path, empty):
+    first = {"question": empty, "answer": "1", "context": "Ann has 3."}
+    rows = [{"question": f"How many are {i}?", "answer": str(i), "context": "Two cats."} for i in range(200)]
+    task = problems(data=jsonl(tmp_path / "d.jsonl", [first, *rows]), template="{problem}")
+    contents = {prompt.text[-1]["content"] for prompt in (*task.train, *task.heldout)}
+    assert contents >= {f"Two cats.\n\nHow many are {i}?" for i in range(200)}
+    assert task.notes[-1].startswith("each problem is made of the columns context, question")
+    assert len(task.drops) == 1
+
+
+def test_an_empty_dialogue_in_the_first_row_leaves_the_others_as_they_are(tmp_path):
+    chat = [{"messages": [{"role": "user", "content": f"{i}?"}], "answer": "1"} for i in range(200)]
+    task = problems(data=jsonl(tmp_path / "d.jsonl", [{"messages": None, "answer": "1"}, *chat]))
+    assert (len(task.train) + len(task.heldout), len(task.drops), len(task.layouts)) == (200, 1, 1)
+
+
 def read(tmp_path: Path, rows: list[Any], verifier: str = "exact", **options: Any) -> list[Prompt]:
     """The prompts of these rows, without judging their gold answers."""
     data = jsonl(tmp_path / "d.jsonl", rows)
@@ -389,6 +426,8 @@ def test_graded_scores_give_a_note_and_graded_scores_only_give_an_error(tmp_path
         ("reasoning-gym/chain_sum", {"min_terms": 2}, "go into task.config"),
         ("reasoning-gym/chain_sum", {"config": {"terms": 2}}, "chain_sum has no setting 'terms'"),
         ("reasoning-gym/chain_sum", {"config": {"min_terms": -1}}, "chain_sum refuses these settings"),
+        ("reasoning-gym/chain_sum", {"config": {"size": 5}}, r"task.config sets 'size', .* of its own: task.size\."),
+        ("reasoning-gym/chain_sum", {"config": {"seed": 5}}, r"task.config sets 'seed', .* of its own: task.seed\."),
         ("no.such:task", {}, "no module 'no'"),
     ],
 )

@@ -26,6 +26,8 @@ MAX_DROPPED = 0.01
 """Largest share of bad rows, and of prompts that leave no room for a response."""
 TWO_ANSWERS = "two answers to one problem"
 """The fault of a row whose problem an earlier row has with another answer."""
+NOT_LAID_OUT = (KeyError, TypeError, IndexError, AttributeError, DataError)
+"""What reading a row raises if it does not fit the layout."""
 NUM_FIRST = 8
 """Number of gold answers that are judged before the others."""
 NUM_UNCHANGED = 64
@@ -50,12 +52,13 @@ class Reader:
 
     def prompts(self, source: str, subset: str | None, part: str) -> list[Prompt]:
         """The prompts of all well-formed rows. Counts duplicates, and drops rows that contradict an earlier one."""
-        layout: Layout | None = None
+        chosen: Layout | None = None
         found: dict[str, Prompt] = {}
         for where, row in read_rows(source, subset=subset, split=part):
             self.rows += 1
-            if layout is None:
-                layout = choose_layout(row, self.options.columns, where)
+            layout = chosen or choose_layout(row, self.options.columns, where)
+            if chosen is None and _has_problem(layout, row):  # an empty one may be a text or a dialogue in other rows
+                chosen = layout
                 self.layouts.append(layout)
             prompt = self._prompt(layout, row, where)
             if isinstance(prompt, Drop):
@@ -77,7 +80,7 @@ class Reader:
             problem, answer = layout.read(row)
             if self.options.verifier in CHECKABLE:
                 answer = gold_answer(answer)
-        except (KeyError, TypeError, IndexError, AttributeError, DataError):
+        except NOT_LAID_OUT:
             return Drop(where, f"not laid out like the first row ({layout.name})")
         if isinstance(problem, list):
             problem = dialogue_of(problem)
@@ -210,6 +213,18 @@ def unmarked_notes(options: ProblemOptions, unchanged: Sequence[tuple[Layout, tu
             f"asks for one: they are messages, which are taken as they are. {fix}."
         )
     ]
+
+
+def _has_problem(layout: Layout, row: Row) -> bool:
+    """Whether the problem of a row is not empty, so that it can be told whether problems are texts or dialogues."""
+    try:
+        problem = layout.read(row)[0]
+    except NOT_LAID_OUT:
+        return True
+    problem = problem.turns if isinstance(problem, Dialogue) else problem
+    if isinstance(problem, float) and math.isnan(problem):  # tables mark a missing value by nan
+        return False
+    return bool(problem.strip() if isinstance(problem, str) else problem)
 
 
 def _missing_part(layout: Layout) -> str:

@@ -124,7 +124,7 @@ def _named_layout(row: Row, columns: Mapping[str, str | Sequence[str]], where: s
     elif len(names) > 1:
         for name, part in parts.items():
             _check_part(name, part, where)
-    tops = {name.split(".")[0] for name in (*names, answer)}
+    tops = {name if name in row else name.split(".")[0] for name in (*names, answer)}
     beside = [str(name) for name, value in row.items() if name not in tops and isinstance(value, str) and value]
     known = [name for name in beside if name.lower() in (*BEFORE, *AFTER, *NOT_JOINED)]
     left_out = known or [name for name in beside if _may_be_a_part(name.lower(), row[name])]
@@ -320,8 +320,10 @@ def _read_lowered(read: Callable[[Row], tuple[Any, Any]], row: Row) -> tuple[Any
 def pick(row: Row, name: str, where: str) -> Any:
     """The value of a column; DataError if it does not exist.
 
-    `a.b` is b inside a, `a.0` the first item of a list a, `a.-1` its last one.
+    `a.b` is the column of that name, else b inside a; `a.0` is the first item of a list a, `a.-1` its last one.
     """
+    if name in row:
+        return row[name]
     value: Any = row
     for part in name.split("."):
         if isinstance(value, Mapping) and part in value:
