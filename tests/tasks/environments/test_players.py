@@ -23,7 +23,8 @@ from vapo.tasks.environments.channels import (
     ThreadServer,
 )
 from vapo.tasks.environments.given import has_guard, importable_name, players_of
-from vapo.tasks.environments.offers import offer_of
+from vapo.tasks.environments.host import Host
+from vapo.tasks.environments.offers import Offer, offer_of
 from vapo.tasks.environments.players import Players
 from vapo.tasks.environments.tool_calls import ToolCall, tool_calls
 from vapo.types import Prompt, Reply, Verdict
@@ -63,6 +64,20 @@ def test_an_environment_takes_turns_in_a_process_of_its_own(guess: Players):
     for player in (one, other):
         player.close()
     assert one.left == {"answer": "7", "seed": 5, "turns": 3}
+
+
+def test_an_async_environment_keeps_its_event_loop_until_it_is_closed():
+    made: list[worlds.Connected] = []
+    offer = Offer(lambda answer: made.append(worlds.Connected(answer)) or made[-1], takes_turns=True)
+    host = Host(offer, right_at=0.99, max_characters=100)
+    prompt = {"id": "p", "text": "x", "answer": "7", "columns": {}}
+    assert host.answer({"open": {"prompt": prompt, "seed": 0}}) == {"text": "go"}
+    assert [host.answer({"step": word})["text"] for word in ("a", "b")] == ["a", "b"]
+    assert host.answer({"end": True}) == {"left": {"get_reward": 4.0}}
+    [environment] = made
+    assert len(environment.loops) == 5
+    assert len(set(environment.loops)) == 1
+    assert environment.loops[0].is_closed()
 
 
 @pytest.mark.parametrize(

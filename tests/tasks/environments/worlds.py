@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import time
@@ -43,6 +44,31 @@ class Guess:
         if response == self.answer:
             return Reply("well done", done=True, verdict=Verdict("right", "named it"))
         return f"no {self.turns}"
+
+
+class Connected:
+    """Keeps a queue that is bound to the event loop in which it was first waited on, and notes its loops."""
+
+    def __init__(self, answer) -> None:
+        self.loops: list[asyncio.AbstractEventLoop] = []
+        self.queue: asyncio.Queue[str] = asyncio.Queue()
+
+    async def reset(self) -> str:
+        self.loops.append(asyncio.get_running_loop())
+        asyncio.get_running_loop().call_later(0.01, self.queue.put_nowait, "go")
+        return await self.queue.get()
+
+    async def step(self, response: str) -> Reply:
+        self.loops.append(asyncio.get_running_loop())
+        asyncio.get_running_loop().call_later(0.01, self.queue.put_nowait, response)
+        return Reply(await self.queue.get())
+
+    async def get_reward(self) -> float:
+        self.loops.append(asyncio.get_running_loop())
+        return float(len(self.loops))
+
+    async def close(self) -> None:
+        self.loops.append(asyncio.get_running_loop())
 
 
 class Scored(Guess):

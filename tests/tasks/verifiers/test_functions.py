@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from vapo.errors import ConfigError
-from vapo.tasks.verifiers.functions import adapted, import_function, to_verdict, verify_exact
+from vapo.tasks.verifiers.functions import OneLoop, adapted, import_function, to_verdict, verify_exact
 from vapo.tasks.verifiers.graded import FirstScores, graded_score
 from vapo.types import Prompt, Verdict
 
@@ -141,6 +142,49 @@ def test_an_async_function_can_reuse_a_lock_between_calls():
     verifier = adapted(reward)
     for _ in range(2):
         assert all(v.right for v in verifier.together(PROMPT, ["a", "b"]))
+
+
+def test_an_async_verifier_keeps_its_event_loop_between_calls():
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def judge(response, answer):
+        loops.append(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        return response == answer
+
+    async def by_position(p, r):
+        return await judge(r, p.answer)
+
+    for function in (judge, by_position):
+        verifier = adapted(function)
+        assert [verifier(PROMPT, text).status for text in ("4", "5")] == ["right", "wrong"]
+        assert loops[-1] is loops[-2]
+        assert not loops[-1].is_closed()
+    del verifier
+    gc.collect()
+    assert all(loop.is_closed() for loop in loops)
+
+
+def test_a_loop_that_is_closed_cancels_what_still_runs_in_it():
+    ended: list[str] = []
+
+    async def wait():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("cancelled")
+
+    async def start():
+        task = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        return task
+
+    loop = OneLoop()
+    assert loop.awaited("no coroutine") == "no coroutine"
+    loop.close()  # it has none yet
+    task = loop.awaited(start())
+    loop.close()
+    assert (ended, task.cancelled()) == (["cancelled"], True)
 
 
 def test_a_file_can_import_its_neighbours_at_once_and_later(tmp_path, monkeypatch):

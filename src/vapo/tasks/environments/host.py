@@ -10,15 +10,13 @@ any of them                            {"failed": "why"}
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from vapo.tasks.environments.offers import Offer, named_arguments, tool_methods
-from vapo.tasks.verifiers.functions import to_verdict
+from vapo.tasks.verifiers.functions import OneLoop, to_verdict
 from vapo.types import Prompt, Reply, Verdict
 
 MAX_LEFT = 100_000
@@ -32,6 +30,7 @@ class Host:
         self._offer, self._right_at, self._most = offer, right_at, max_characters
         self._environment: Any = None
         self._tools: dict[str, Callable[..., Any]] = {}
+        self._loop = OneLoop()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request; `failed` with the reason where the user's code raises or gives something else."""
@@ -58,17 +57,17 @@ class Host:
         values = {**whole.columns, "answer": whole.columns.get("answer", whole.answer), "prompt": whole, "seed": seed}
         self._environment = self._offer.factory(**named_arguments(self._offer.factory, values))
         if self._offer.takes_turns:
-            text = _awaited(self._environment.reset(**named_arguments(self._environment.reset, values)))
+            text = self._loop.awaited(self._environment.reset(**named_arguments(self._environment.reset, values)))
         else:
             self._tools |= {name: getattr(self._environment, name) for name in tool_methods(type(self._environment))}
             row = {"answer": whole.answer, **whole.columns, "prompt": whole.columns.get("prompt", whole.text)}
-            text = _awaited(self._environment.reset(**named_arguments(self._environment.reset, row)))
+            text = self._loop.awaited(self._environment.reset(**named_arguments(self._environment.reset, row)))
         if text is not None and not isinstance(text, str):
             raise TypeError(f"reset gave a {type(text).__name__}, not a text or None")
         return text or ""
 
     def _step(self, response: str) -> dict[str, Any]:
-        reply = _awaited(self._environment.step(response))
+        reply = self._loop.awaited(self._environment.step(response))
         reply = Reply(reply) if isinstance(reply, str) else reply
         if not isinstance(reply, Reply) or not isinstance(reply.text, str):
             what = reply.text if isinstance(reply, Reply) else reply
@@ -78,7 +77,7 @@ class Host:
         return {"text": self._cut(reply.text), "done": bool(reply.done), "verdict": verdict, "messages": messages}
 
     def _verdict(self, given: Any) -> list[Any]:
-        verdict: Verdict = to_verdict(given, self._right_at)
+        verdict: Verdict = to_verdict(self._loop.awaited(given), self._right_at)
         score = None if verdict.score is None else float(verdict.score)
         return [verdict.status, verdict.reason[:300], verdict.kind, score]
 
@@ -87,22 +86,23 @@ class Host:
         if name not in self._tools:
             return {"error": f"there is no tool {name!r}; there are: {', '.join(self._tools)}"[:300]}
         try:
-            return {"result": self._cut(str(_awaited(self._tools[name](**arguments))))}
+            return {"result": self._cut(str(self._loop.awaited(self._tools[name](**arguments))))}
         except Exception as error:
             return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
     def _end(self) -> dict[str, Any]:
         """What the environment leaves; then it is closed, also where its reward fails."""
-        if self._environment is None:
-            return {}
         try:
-            return self._left()
+            return {} if self._environment is None else self._left()
         finally:
             self._close()
 
     def _close(self) -> None:
-        if (close := self._method("close")) is not None:
-            _awaited(close())
+        try:
+            if (close := self._method("close")) is not None:
+                self._loop.awaited(close())
+        finally:
+            self._loop.close()
 
     def _left(self) -> dict[str, Any]:
         """The public attributes of the environment that are JSON, and its reward."""
@@ -112,7 +112,7 @@ class Host:
                 if not name.startswith("_") and len(json.dumps(value, allow_nan=False)) <= MAX_LEFT:
                     left[name] = value
         if (get_reward := self._method("get_reward")) is not None:
-            reward = _awaited(get_reward())
+            reward = self._loop.awaited(get_reward())
             left["get_reward"] = None if reward is None else float(reward)
         return left
 
@@ -124,7 +124,3 @@ class Host:
     def _cut(self, text: str) -> str:
         """The text without what goes far beyond the limit; the trainer cuts it with a mark."""
         return text[: self._most + 1]
-
-
-def _awaited(result: Any) -> Any:
-    return asyncio.run(result) if inspect.iscoroutine(result) else result

@@ -74,6 +74,50 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{Path(file).resolve()}:{function.__qualname__}"
 
 
+class OneLoop:
+    """Waits for what async functions give, in one event loop for all calls.
+
+    Objects that the user's code keeps between calls, such as a client or a lock, may be bound to their loop. The loop
+    is made when it is needed, and closed by `close` or with this object.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def awaited(self, result: Any) -> Any:
+        """The result, awaited if it is awaitable."""
+        if not isinstance(result, Awaitable):
+            return result
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            weakref.finalize(self, _close_idle, self._loop)
+        return self._loop.run_until_complete(_awaited(result))
+
+    def close(self) -> None:
+        """Cancel what still runs in the loop, and close it."""
+        if self._loop is None:
+            return
+        try:
+            if tasks := asyncio.all_tasks(self._loop):
+                for task in tasks:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        finally:
+            self._loop.close()
+            self._loop = None
+
+
+def _close_idle(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop, unless a thread that was left behind still runs in it."""
+    if not loop.is_running():
+        loop.close()
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result
+
+
 TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
 """A function with one of these parameters is called as TRL calls reward functions."""
 
@@ -91,25 +135,24 @@ def adapted(function: Callable[..., Any], right_at: float = RIGHT_AT) -> Verifie
     # positional only if the first one is clearly the prompt: a function (output, gold) would get the prompt as output
     first = positional[0] if len(positional) == 2 and "response" not in parameters else None
     unnamed = first is not None and (first.kind is first.POSITIONAL_ONLY or first.name in ("prompt", "p"))
+    loop = OneLoop()
 
     def verify(prompt: Prompt, response: str, /) -> Verdict:
         if unnamed:
-            return to_verdict(function(prompt, response), right_at)
+            return to_verdict(loop.awaited(function(prompt, response)), right_at)
         values = {**prompt.columns, "prompt": prompt, "response": response, "answer": prompt.answer}
         if verl:
             values = {"extra_info": None, **values, "solution_str": response, "ground_truth": prompt.answer}
         if missing := sorted(needed - values.keys()):
             return Verdict("invalid", f"the verifier asks for {missing[0]!r}; there are: {', '.join(sorted(values))}")
         arguments = values if takes_rest else {key: value for key, value in values.items() if key in parameters}
-        return to_verdict(function(**arguments), right_at)
+        return to_verdict(loop.awaited(function(**arguments)), right_at)
 
     return verify
 
 
 def to_verdict(result: Any, right_at: float = RIGHT_AT) -> Verdict:
     """The verdict for the result of a verifier; see `load_verifier`."""
-    if inspect.iscoroutine(result):
-        result = asyncio.run(result)
     if isinstance(result, list | tuple) and len(result) == 1:
         result = result[0]
     if isinstance(result, dict) and "score" in result:  # as verl's functions return it
@@ -164,7 +207,7 @@ class RewardFunction:
 
     def __init__(self, function: Callable[..., Any], right_at: float = RIGHT_AT) -> None:
         self.function, self.right_at = function, right_at
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = OneLoop()
         parameters = inspect.signature(function).parameters.values()
         self._takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -195,24 +238,14 @@ class RewardFunction:
             reason = f"the verifier asks for {missing[0]!r}; there are: {', '.join(sorted(values))}"
             return [Verdict("invalid", reason)] * len(responses)
         arguments = values if self._takes_rest else {key: value for key, value in values.items() if key in self._named}
-        result = self.function(**arguments)
-        if isinstance(result, Awaitable):
-            # one loop for all calls: objects that the function keeps between calls may be bound to it
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                weakref.finalize(self, self._loop.close)
-            result = self._loop.run_until_complete(_awaited(result))
+        result = self._loop.awaited(self.function(**arguments))
         rewards = list(result) if isinstance(result, Iterable) and not isinstance(result, str | dict) else None
         if rewards is None or len(rewards) != len(responses):
             gave = f"a {type(result).__name__}" if rewards is None else counted(len(rewards), "reward")
             return [
                 Verdict("invalid", f"the reward function gave {gave} for {counted(len(responses), 'completion')}")
             ] * len(responses)
-        return [to_verdict(reward, self.right_at) for reward in rewards]
-
-
-async def _awaited(result: Awaitable[Any]) -> Any:
-    return await result
+        return [to_verdict(self._loop.awaited(reward), self.right_at) for reward in rewards]
 
 
 def _as_trl(
