@@ -388,6 +388,7 @@ def test_graded_scores_give_a_note_and_graded_scores_only_give_an_error(tmp_path
     path.write_text(
         "def penalty(response, answer):\n    return 1 if response else -1\n"
         "def partial(response, answer):\n    return 0.3\n"
+        "def verl(solution_str, ground_truth):\n    return 1 if ground_truth in solution_str else -1\n"
         "def plain(response, answer):\n    return bool(response)\n"
     )
     data = jsonl(tmp_path / "d.jsonl", sums(40))
@@ -402,6 +403,8 @@ def test_graded_scores_give_a_note_and_graded_scores_only_give_an_error(tmp_path
     with closing(task("penalty")) as penalty:
         assert f"{path}:penalty gave the score -1, which counts as wrong" in penalty.notes[1]
         penalty.verify_all([(penalty.train[0], text) for text in ["x"] + [""] * 20])
+    with closing(task("verl")) as verl:  # it judged gold answers right: the policy is what is wrong
+        assert {v.score for v in verl.verify_all([(verl.train[0], "x")] * 20)} == {-1.0}
     with closing(task("partial")) as partial:
         assert "partial gave the score 0.3" in partial.notes[1]
         with pytest.raises(ConfigError, match=r"partial gave none of the first 20 responses a score of 0 or 1"):

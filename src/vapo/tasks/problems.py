@@ -112,6 +112,8 @@ class Problems:
                 reader.accepted(prompts, self.pool, o.verifier, on_progress)
                 for reader, prompts in zip(readers, (train, heldout), strict=True)
             )
+            if self.judge.first_scores and any(reader.gold_is_right for reader in readers):
+                self.judge.first_scores.passed = True
             train = learned.without_leaks(train, heldout)
             for reader in readers:
                 reader.check()

@@ -48,6 +48,7 @@ class Reader:
         self.where: dict[str, str] = {}
         self.layouts: list[Layout] = []
         self.graded: list[str] = []
+        self.gold_is_right = False
         self.unchanged: list[tuple[Layout, tuple[Message, ...]]] = []
 
     def prompts(self, source: str, subset: str | None, part: str) -> list[Prompt]:
@@ -159,6 +160,7 @@ class Reader:
             responses[NUM_FIRST:],
             lambda done, of: on_progress("checking gold answers", done, of) if on_progress else None,
         )
+        self.gold_is_right = any(verdict.right for verdict in verdicts)
         if verifier not in CHECKABLE and not self.graded:  # a wrong response may get a graded score
             empty = pool.judge([(prompt, "") for prompt in prompts[:NUM_EMPTY]])
             self.graded = graded_notes(verifier, [*verdicts, *empty], self.options.right_at)

@@ -31,7 +31,11 @@ def graded_notes(verifier: str, verdicts: Sequence[Verdict], right_at: float) ->
 
 
 class FirstScores:
-    """Checks the first scores of a verifier until one of them is 0 or right."""
+    """Checks the first scores of a verifier until one of them is 0 or right.
+
+    Set `passed` for a verifier that has judged a gold answer right: with scores of -1 and 1 all responses of a policy
+    that begins at 0 are -1.
+    """
 
     def __init__(self, verifier: str, right_at: float) -> None:
         self.verifier, self.right_at = verifier, right_at
