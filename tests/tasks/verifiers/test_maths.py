@@ -132,6 +132,10 @@ def test_each_verdict_has_its_status_and_reason(pool):
         ("1, 2, \\ldots, n", ["1,2,\\dots,n", "1, 2, ..., n"]),
         ("-\\infty", ["-infinity", "negative infinity"]),
         ("f(x)=2x", ["f(x) = 2x \\text{ for all } x", "f(x)=2x for every real x"]),
+        ("9.8", ["9.8\\ \\mathrm{m/s^{2}}"]),
+        ("12\\text{ cm}^2", ["12\\ \\mathrm{cm^{2}}", "12"]),
+        ("\\frac12", ["\\mathbf{\\frac{1}{2}}", "\\text{$\\frac{1}{2}$}"]),
+        ("17", ["\\boldsymbol{17}", "\\underline{17}", "\\emph{17}"]),
         ("A=\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", ["\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}"]),
     ],
 )
@@ -178,6 +182,13 @@ def test_further_equivalent_forms_are_right(pool, gold, answers):
         ("no", ["on"]),
         ("f(x)=2x", ["f(x)=2x for some x", "f(x)=3x for all x"]),
         ("\\infty", ["negative infinity"]),
+        ("9.8", ["9.8\\ \\mathrm{m^{12}}", "9.8\\ \\mathrm{m{3}}"]),
+        ("12\\text{ cm}", ["12\\ \\mathrm{cm^{2}}"]),
+        ("17", ["\\underline{18}", "\\emph{17 or 18}", "\\underline{not $17^{1}$}"]),
+        ("\\frac12", ["\\text{half of $\\frac{1}{2}$}"]),
+        ("20^\\circ C", ["20\\text{ days}", "20^\\circ F"]),
+        ("20\\text{ days}", ["20^\\circ C", "20^\\circ"]),
+        ("98.6^\\circ F", ["98.6\\text{ dollars}"]),
     ],
 )
 def test_further_near_misses_are_wrong(pool, gold, answers):

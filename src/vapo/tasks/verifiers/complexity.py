@@ -33,7 +33,7 @@ def too_complex(text: str) -> str:
         return "characters that are not mathematics"
     if not text.isprintable():
         return "control characters"
-    if "__" in text or any(mark in text for mark in '"`@;#'):
+    if "__" in text or any(mark in text for mark in '"`@#'):
         return "not mathematical notation"
     depth = deepest = 0
     for character in text:

@@ -19,7 +19,7 @@ _SET_BUILDER = re.compile(
     r"\\\{ ?([A-Za-z])(?: ?\\in ?\\mathbb ?\{? ?R ?\}?)? ?(?:\\mid|\\vert|:|\|) ?(.*)\\\}"
 )  # {x | x > 2}
 _NOT_EQUAL = re.compile(r"(.+?) ?\\(?:ne|neq)(?![a-z]) ?(.+)")
-_OUTWARD_BRACKETS = re.compile(r"[\[\]][^\[\]()]*,[^\[\]()]*[\[\]]")
+_OUTWARD_BRACKETS = re.compile(r"[\[\]][^\[\]()]*[,;][^\[\]()]*[\[\]]")
 
 
 def region(text: str) -> tuple[str, str] | None:

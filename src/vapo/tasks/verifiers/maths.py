@@ -15,7 +15,7 @@ from vapo.errors import ConfigError
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.complexity import too_complex
 from vapo.tasks.verifiers.intervals import region
-from vapo.tasks.verifiers.notation import MAX_ANSWER, between, number, squeezed, tidy, word_in, words_of
+from vapo.tasks.verifiers.notation import MAX_ANSWER, between, number, squeezed, tidy, with_joined_thousands, word_in, words_of
 from vapo.tasks.verifiers.numerals import numeral, residue
 from vapo.tasks.verifiers.parts import (
     NAME,
@@ -50,6 +50,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _APART = re.compile(r"(?<![_^\d])\d+ \d(?!\d*/)")  # 1 2: not 12, not 3, and not the mixed number 1 1/2
 _PRODUCT = re.compile(r" ?(?:\\cdot|\\times|\*) ?")
 _CHOICE = re.compile(r"[A-Z]")
+_VALUE = re.compile(r"(?:[-+*/^().\d {}]|\\(?:frac|sqrt|pi|cdot)(?![a-z]))+")
 _WORD = re.compile(r"[^\W\d_]{2,}(?:[ '-]+[^\W\d_]{2,})*")
 MAX_ITEMS = 40
 """Longest list whose items are compared in any order."""
@@ -121,7 +122,7 @@ def verdict_on(gold: str, answer: str) -> Verdict:
         same_text = squeezed(text) == squeezed(plain_gold)
         if not same_text and number(text) is None and (reason := _refusal(text, plain_gold)):
             reasons.append(reason)
-        elif any(equal(one, text) or _same_percentage(one, text) for one in golds):
+        elif any(equal(one, text) or _same_percentage(one, text) or _same_only_value(one, text) for one in golds):
             return Verdict("right")
     return Verdict("wrong", reasons[0], "unreadable") if reasons else Verdict("wrong", "another value", "wrong_answer")
 
@@ -129,12 +130,14 @@ def verdict_on(gold: str, answer: str) -> Verdict:
 def _readings(answer: str) -> list[str]:
     """The possible meanings of an answer, in tidy notation.
 
-    They read 100,200 as one number and as two, use the exact or the rounded value where the answer has both, and
+    They read 100,200 as one number and as two (in 100,200, 300 as well), use the exact or the rounded value where the answer has both, and
     include the answer without the words around it.
     """
-    spellings = [tidy(answer)]
+    spellings, apart = [tidy(answer)], tidy(answer, thousands=False)
     if not re.search(r",0\d\d", answer):  # 000 is never an item of a list
-        spellings.append(tidy(answer, thousands=False))
+        spellings.append(apart)
+    if (joined := with_joined_thousands(apart)) != apart:
+        spellings.append(joined)
     texts = [text for spelling in spellings for text in (spelling, *_rounded(spelling))]
     return _distinct(*texts, *(plainly(text) for text in texts))
 
@@ -171,7 +174,21 @@ def _same_percentage(gold: str, answer: str) -> bool:
     if gold.endswith("%") == answer.endswith("%"):
         return False
     value, other = (number(text.removesuffix("%").strip()) for text in (gold, answer))
-    return value is not None and value == other and (value > 1 or (value == 1 and gold.endswith("%")))
+    if value is None or value != other:
+        return False
+    return abs(value) > 1 or (abs(value) == 1 and gold.endswith("%"))
+
+
+def _same_only_value(gold: str, answer: str) -> bool:
+    """Whether one is the set of a single value, and the other that value: \\{5\\} and 5.
+
+    Only figures count as a value, because the set of the empty set is another set.
+    """
+    items = [listing(text) if text.startswith("\\{") else None for text in (gold, answer)]
+    for found, other in zip(items, (answer, gold), strict=True):
+        if found and len(found) == 1 and _VALUE.fullmatch(found[0]) and _VALUE.fullmatch(other):
+            return equal(found[0], other)
+    return False
 
 
 def _refusal(text: str, gold: str) -> str:
@@ -325,6 +342,8 @@ def _parsed(text: str) -> list[Any]:
     """The expressions that math-verify reads in the text, empty if it reads none."""
     from math_verify import LatexExtractionConfig, parse
 
+    if ";" in text:
+        return []  # it separates items, which are compared one by one
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its time limits are off
     config = [LatexExtractionConfig()]
     parsed = parse(f"${_exact(text)}$", extraction_config=config, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]

@@ -26,13 +26,17 @@ _SYMBOLS = {
 """Replaced in this order. `\\{\\}` precedes the other braces, brackets of typesetting come last."""
 _FULL_WIDTH = {0xFF01 + at: 0x21 + at for at in range(94)}  # ７ is 7
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
+INSIDE = r"(?:[^{}]|\{[^{}]*\})*"
+"""What stands between braces; it may hold braces, too."""
 _TEXT = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|operatorname|bm)\s*\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|operatorname|bm|boldsymbol|underline|emph)"
+    rf"\s*\{{({INSIDE})\}}"
 )
 _SPACING = re.compile(
     r"(?<!\\)\\(?:[,;:!> ]|(?:quad|qquad|displaystyle|textstyle|limits|hfill|left|right|[bB]igg?[lr]?)(?![a-z]))|~"
 )
 _THOUSANDS = re.compile(r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?![\d,])")
+_THOUSANDS_IN_LIST = re.compile(r"(?<![\d.,])(\d{1,3})((?:,\d{3})+)(?!\d|,\d)")
 DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\\degrees(?![a-z])|°")
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _PRIMES = re.compile(r"\^\s*(?:\{\s*(?:\\prime\s*)+\}|\\prime(?![a-z]))")
@@ -104,6 +108,17 @@ def tidy(text: str, *, thousands: bool = True) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = text if text.endswith("...") else text.rstrip(" .;,:\\").lstrip(" ;,:")
     return text[1:-1].strip() if re.fullmatch(r"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}", text) else text
+
+
+def with_joined_thousands(text: str) -> str:
+    """A tidy list with whole numbers for 1,234 where its items are separated by a comma and a space; else unchanged.
+
+    >>> with_joined_thousands("1,234, 5,678"), with_joined_thousands("(1,000, 2)"), with_joined_thousands("1,234,5")
+    ('1234, 5678', '(1000, 2)', '1,234,5')
+    """
+    if ", " not in text:
+        return text
+    return _THOUSANDS_IN_LIST.sub(lambda match: match[1] + match[2].replace(",", ""), text)
 
 
 def _binomial(match: re.Match[str]) -> str:

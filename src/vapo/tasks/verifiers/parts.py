@@ -86,9 +86,10 @@ def bracket(text: str) -> list[str] | None:
     """The brackets ("0" is round, "1" square) and the items of a tuple or an interval, None for any other text."""
     if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or not _encloses(text):
         return None
-    if len(split(text[1:-1], ",")) < 2:
+    found = [items for separator in (",", ";") if len(items := split(text[1:-1], separator)) > 1]
+    if len(found) != 1:  # (1,5; 2) may be 1.5 and 2
         return None
-    return [{"(": "0", "[": "1"}[text[0]], {")": "0", "]": "1"}[text[-1]], *split(text[1:-1], ",")]
+    return [{"(": "0", "[": "1"}[text[0]], {")": "0", "]": "1"}[text[-1]], *found[0]]
 
 
 def _encloses(text: str) -> bool:
@@ -107,7 +108,8 @@ def listing(text: str) -> list[str] | None:
     if braced:
         text = text[2:-2].strip()
     items = [text]
-    for separator in (",", ";", " or ", " and "):
+    # 1,2; 3,4 has two items
+    for separator in (";" if len(split(text, ";")) > 1 else ",", " or ", " and "):
         items = [part for item in items for part in split(item, separator)]
     items = [signed for item in items if item for signed in _both_signs(item)]
     if braced:

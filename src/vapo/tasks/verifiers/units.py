@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from vapo.tasks.verifiers.notation import DEGREES, MULTIPLES, TRIGONOMETRY, number, tidy
+from vapo.tasks.verifiers.notation import DEGREES, INSIDE, MULTIPLES, TRIGONOMETRY, number, tidy
 
 _SPELLINGS = {
     "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
@@ -53,7 +53,7 @@ _SCALE = {  # unit: (basic unit, number of basic units in it)
 }  # fmt: skip
 # £ is "lb" because the word pound may mean either
 _MONEY = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "lb", "¥": "yen"}
-_WRAPPED = r"\\(?:text|mathrm|mbox|textrm)\s*\{[^{}]*\}"
+_WRAPPED = rf"\\(?:text|mathrm|mbox|textrm)\s*\{{{INSIDE}\}}"
 _UNIT = re.compile(rf"(?P<value>.*?\S)\s*(?P<unit>{_WRAPPED}(?:{_WRAPPED}|[\s/]|\\cdot|\^\s*(?:\{{-?\d\}}|\d))*)")
 _WORDS_AFTER = re.compile(
     rf"(?P<value>[-+]?(?:[\d.,/]+|\d*\\frac\{{\d+\}}\{{\d+\}})(?: (?:{'|'.join(MULTIPLES)}))?)\s+"
@@ -63,6 +63,7 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+|''|'|\")")
 _QUANTITIES = re.compile(rf"{_QUANTITY.pattern}(?:,? ?(?:and )?{_QUANTITY.pattern})+")
 _PRIME_UNITS = {"'": "ft", "''": "in", '"': "in"}
 _DEGREES_AFTER = re.compile(rf"(.*?)(?:{DEGREES.pattern})(.*)")
+_NOT_WORDS = re.compile(r"[\d{}\\]")
 _TOKEN = re.compile(r"[^\W\d_]+|°[CF]|/|\^ ?\{?(-?\d)\}?")
 
 
@@ -78,7 +79,10 @@ def unit_named(words: str) -> str | None:
     """
     powers: dict[str, int] = {}
     sign, ahead, last = 1, 1, ""
-    for match in _TOKEN.finditer(words.replace("p.m.", "pm").replace("a.m.", "am")):
+    words = words.replace("p.m.", "pm").replace("a.m.", "am")
+    if _NOT_WORDS.search(_TOKEN.sub("", words)):
+        return None  # m^{12}
+    for match in _TOKEN.finditer(words):
         word = match[0]
         if match[1] or word in _SUFFIXES:
             if not last:
@@ -192,7 +196,9 @@ def conversion(unit: str, other: str) -> Fraction | None:
     >>> conversion("m", "cm"), conversion("km h^-1", "m s^-1"), conversion("cm", "cm^2"), conversion("", "apple")
     (Fraction(100, 1), Fraction(5, 18), None, Fraction(1, 1))
     """
-    if not unit or not other or unit == other or (unit[0], other[0]) in (("d", "°"), ("°", "d")):
+    if not unit or not other or unit == other:
+        return Fraction(1)
+    if "degree" in (unit, other) and "°" in (unit[0], other[0]):
         return Fraction(1)
     (size, kind), (other_size, other_kind) = _in_basic_units(unit), _in_basic_units(other)
     return size / other_size if kind == other_kind else None
