@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,35 @@ def test_final_answers_for_votes_are_in_normal_form(tmp_path):
     task = problems(data=jsonl(tmp_path / "d.jsonl", sums(40)))
     assert task.final_answer("\\boxed{1,000}") == task.final_answer("Answer: 1000.") == "1000"
     assert task.final_answer("no idea") is None
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ["\\frac{1}{2}", "0.5", "1/2", "x=\\frac12", "50\\%", "\\mathbf{\\frac{1}{2}}"],
+        ["5", "5.0", "5\\text{ cm}", "x = 5", "5."],
+        ["-3", "-\\frac{6}{2}", "x=-3"],
+        ["\\sqrt{2}", "\\sqrt2"],
+        ["1, 2", "1,2"],
+    ],
+)
+def test_spellings_of_one_answer_are_one_vote(tmp_path, spellings):
+    data = jsonl(tmp_path / "d.jsonl", sums(40))
+    task = problems(data=data)
+    others = ["1/3", "50", "3", "5\\text{ or }6", "5, 6", "x^2=5", "x<5", "-5", "2"]
+    votes = {task.final_answer(f"\\boxed{{{text}}}") for text in spellings}
+    assert len(votes) == 1
+    assert not votes & {task.final_answer(f"\\boxed{{{text}}}") for text in others}
+    exact = problems(data=data, verifier="exact")
+    assert exact.final_answer("\\boxed{0.5}") != exact.final_answer("\\boxed{1/2}")
+
+
+@pytest.mark.parametrize("unit", ["\\text{", "\\text{a}", " ", "5 ", "a/", "^{", "\\frac{1}{", "1,", "{", "\\text{ }"])
+def test_a_vote_on_any_text_is_read_at_once(tmp_path, unit):
+    task = problems(data=jsonl(tmp_path / "d.jsonl", sums(40)))
+    began = time.process_time()
+    task.final_answer(f"<answer>{(unit * 400)[:399]}x</answer>")
+    assert time.process_time() - began < 0.2
 
 
 def test_a_users_verifier_judges_and_must_give_valid_verdicts_on_gold_answers(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from vapo.errors import ConfigError, DataError, counted
@@ -14,10 +15,12 @@ from vapo.tasks.problem_options import CHECKABLE, ProblemOptions, problem_option
 from vapo.tasks.prompt_reader import Reader, unmarked_notes
 from vapo.tasks.row_faults import Drop
 from vapo.tasks.rows import Layout
+from vapo.tasks.verifiers import parts
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.graded import FirstScores
-from vapo.tasks.verifiers.notation import MAX_ANSWER, tidy
+from vapo.tasks.verifiers.notation import MAX_ANSWER, number, tidy
 from vapo.tasks.verifiers.pool import Group, Limits, VerifierPool
+from vapo.tasks.verifiers.units import split_unit
 from vapo.types import Episode, Progress, Prompt, Verdict
 
 MIN_TRAIN = 16
@@ -160,9 +163,15 @@ class Problems:
         return self.judge.verify_groups(groups, on_progress)
 
     def final_answer(self, response: str) -> str | None:
-        """The last marked answer in normal form, for the votes of maj@k; None without a readable answer."""
+        """The last marked answer in normal form, for the votes of maj@k; None without a readable answer.
+
+        Spellings of one number are one vote, except under `exact`, which tells them apart.
+        """
         answer = last_answer(response)
-        return tidy(answer).replace(" ", "") or None if answer is not None and len(answer) <= MAX_ANSWER else None
+        if answer is None or len(answer) > MAX_ANSWER:
+            return None
+        value = None if self.options.verifier == "exact" else _number_in(answer)
+        return tidy(answer).replace(" ", "") or None if value is None else f"{value}"
 
     def close(self) -> None:
         """End the processes of verifier and environment."""
@@ -178,6 +187,16 @@ def make_problems(
     return Problems(name, problem_options(name, options), on_progress, graded=graded)
 
 
+def _number_in(answer: str) -> Fraction | None:
+    """The number that an answer such as `x = \\frac12`, `0.5` or `5\\text{ cm}` states, None for any other text.
+
+    Uses regular expressions only, because it runs in the trainer's process.
+    """
+    text = tidy(split_unit(answer)[0])
+    sides = parts.split(text, "=")
+    return number(sides[1] if len(sides) == 2 and parts.NAME.fullmatch(sides[0]) else text)
+
+
 def _players(o: ProblemOptions) -> Players | None:
     """The environments of the options, in their processes; None without."""
     if o.environment is None:
@@ -191,9 +210,9 @@ def _column_notes(layout: Layout) -> list[str]:
     """Notes on the columns that were joined to the problem, and on related columns that were not."""
     notes = []
     if layout.joined or layout.choices:
-        parts = layout.joined or layout.prompt
-        text = f"each problem is made of the column{'s' * (len(parts) > 1)} {', '.join(parts)}"
-        if len(parts) > 1:
+        columns = layout.joined or layout.prompt
+        text = f"each problem is made of the column{'s' * (len(columns) > 1)} {', '.join(columns)}"
+        if len(columns) > 1:
             text += ", with blank lines between"
         if layout.choices:
             text += f", and the choices {', '.join(layout.choices)} as lines A. ... behind a blank line"

@@ -15,7 +15,16 @@ from vapo.errors import ConfigError
 from vapo.tasks.verifiers.answers import last_answer
 from vapo.tasks.verifiers.complexity import too_complex
 from vapo.tasks.verifiers.intervals import region
-from vapo.tasks.verifiers.notation import MAX_ANSWER, between, number, squeezed, tidy, with_joined_thousands, word_in, words_of
+from vapo.tasks.verifiers.notation import (
+    MAX_ANSWER,
+    between,
+    number,
+    squeezed,
+    tidy,
+    with_joined_thousands,
+    word_in,
+    words_of,
+)
 from vapo.tasks.verifiers.numerals import numeral, residue
 from vapo.tasks.verifiers.parts import (
     NAME,
@@ -130,8 +139,8 @@ def verdict_on(gold: str, answer: str) -> Verdict:
 def _readings(answer: str) -> list[str]:
     """The possible meanings of an answer, in tidy notation.
 
-    They read 100,200 as one number and as two (in 100,200, 300 as well), use the exact or the rounded value where the answer has both, and
-    include the answer without the words around it.
+    They read 100,200 as one number and as two (100,200, 300 too), use the exact or the rounded value where the answer
+    has both, and include the answer without the words around it.
     """
     spellings, apart = [tidy(answer)], tidy(answer, thousands=False)
     if not re.search(r",0\d\d", answer):  # 000 is never an item of a list
