@@ -241,6 +241,8 @@ def test_a_users_verifier_gets_the_answer_unchanged(tmp_path):
     golds: list[Any] = [["3", "4"], {"3": [4]}, 5, 0.5, True, ["6"], "x" * 500, *whole, " 7 "]
     rows = [{"problem": f"P{i}", "answer": gold} for i, gold in enumerate(golds)]
     assert [p.answer for p in read(tmp_path, rows, "mine.py:judge")] == [*golds[:-1], "7"]
+    solved = [{"question": "Q", "answer": "3 + 4 = 7\n#### 7"}, {"question": "R", "answer": "#### setup\nrun()"}]
+    assert [p.answer for p in read(tmp_path, solved, "mine.py:judge")] == ["7", "#### setup\nrun()"]  # GSM8K's layout
     with pytest.raises(DataError, match=r"1 of 2 rows cannot be used .1 no answer."):
         read(tmp_path, [*sums(1), {"problem": "P", "answer": None}], "mine.py:judge")
 

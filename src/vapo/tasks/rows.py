@@ -58,6 +58,13 @@ def _verl(row: Row) -> tuple[Any, Any]:
     return row["prompt"], (row["reward_model"] or {}).get("ground_truth")
 
 
+def _gsm8k(row: Row) -> tuple[Any, Any]:
+    """The answer alone, where the last line is `#### 72`; elsewhere a `####` may be a heading or a comment."""
+    answer = row["answer"]
+    last = answer.strip().rpartition("\n")[-1] if isinstance(answer, str) else ""
+    return row["question"], last.removeprefix("####").strip() if last.startswith("####") else answer
+
+
 def _open_reasoner(row: Row) -> tuple[Any, Any]:
     return row["0"]["value"], row["1"]["ground_truth"]["value"]
 
@@ -71,8 +78,7 @@ LAYOUTS: tuple[Layout, ...] = (
            lambda row: (row["problem"], row["answer"])),
     Layout("problem / solution (MATH)", ("problem", "solution"),
            lambda row: (row["problem"], last_answer(str(row["solution"])))),
-    Layout("question / answer (GSM8K)", ("question", "answer"),
-           lambda row: (row["question"], row["answer"])),
+    Layout("question / answer (GSM8K)", ("question", "answer"), _gsm8k),
     Layout("messages / answer", ("messages", "answer"), lambda row: (row["messages"], row["answer"])),
     Layout("conversations / answer", ("conversations", "answer"),
            lambda row: (row["conversations"], row["answer"])),
