@@ -45,7 +45,7 @@ def test_a_missing_model_raises_at_once_without_the_hub(monkeypatch):
 
 def test_a_download_that_breaks_off_is_one_line():
     with (
-        pytest.raises(ModelError, match=r"some/model: the download broke off: peer closed connection. Try again\."),
+        pytest.raises(ModelError, match=r"some/model: the connection failed: peer closed connection. Try again\."),
         explained("some/model", "policy"),
     ):
         raise HTTPError("peer closed connection")

@@ -218,6 +218,7 @@ class Task(Protocol):
     A task may have more parts; `vapo.tasks.full_task.FullTask` has the defaults of those it lacks:
 
     - `final_answer(response) -> str | None`: the short answer a response ends in; maj@k votes on it.
+    - `vote(response) -> str | None`: what maj@k votes on instead, such as one spelling of equal answers.
     - `verify_all(items, on_progress) -> list[Verdict]`: judges many (prompt, response) pairs faster than one by one,
       and calls `on_progress(done, total)` from time to time.
     - `verify_groups(groups, on_progress) -> list[Verdict]`: compares the responses to a prompt, and is called in place

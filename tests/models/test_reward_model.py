@@ -14,7 +14,7 @@ import architectures
 import toys
 from vapo.algo.method import BoundedHead
 from vapo.errors import ConfigError, ModelError
-from vapo.models.critic_notes import ValueAt, set_value_at, value_head
+from vapo.models.critic_notes import PRIVILEGED, ValueAt, set_value_at, value_head
 from vapo.models.loading import load_critic
 from vapo.models.networks import Critic, Sequences
 from vapo.models.reward_model import RewardModel
@@ -96,6 +96,14 @@ def test_a_critic_that_was_trained_as_a_reward_model_gives_its_value_after_the_l
     rows = tuple(torch.tensor(toys.tokenizer()(text)["input_ids"]) for text in ("1 x 3", "2 x 4 5 6"))
     values = Critic(critic, head=BoundedHead(low=0.0, high=1.0)).final_values(Sequences(rows, (1, 3)))
     assert rewards == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_a_critic_with_a_column_of_its_own_is_no_reward_model(tmp_path: Path):
+    folder, _ = saved_critic(tmp_path, "end")
+    config = Path(folder) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), PRIVILEGED: "answer"}))
+    with pytest.raises(ModelError, match="also reads the column 'answer', which a reward model is not given"):
+        RewardModel.load(folder)
 
 
 def test_a_critic_of_unfinished_responses_is_no_reward_model(tmp_path: Path):

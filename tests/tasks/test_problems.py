@@ -359,17 +359,27 @@ def test_the_prompt_is_the_system_message_and_the_filled_template(tmp_path):
         problems(data=data, template="Q:")
 
 
-def test_final_answers_for_votes_are_in_normal_form(tmp_path):
+def test_problems_that_differ_in_case_are_two_and_ids_of_other_problems_stay(tmp_path):
+    rows = [{"problem": text, "answer": "1"} for text in ("What  is X?", "What is x?", "what is x?", "Say it.")]
+    first, second, third = (prompt.id for prompt in read(tmp_path, rows))  # the third row says what the second says
+    # never others, because runs are split and resumed by them
+    assert (first, third) == ("math/4a9b65e0e9d4f9e9", "math/4309502f2611ad53")
+    assert second not in (first, third)
+
+
+def test_final_answers_are_in_normal_form(tmp_path):
     task = problems(data=jsonl(tmp_path / "d.jsonl", sums(40)))
     assert task.final_answer("\\boxed{1,000}") == task.final_answer("Answer: 1000.") == "1000"
-    assert task.final_answer("no idea") is None
+    assert task.final_answer("\\boxed{0.333}") == "0.333"  # as it was written, for people who read it
+    assert task.final_answer("no idea") is task.vote("no idea") is None
 
 
 @pytest.mark.parametrize(
     "spellings",
     [
         ["\\frac{1}{2}", "0.5", "1/2", "x=\\frac12", "50\\%", "\\mathbf{\\frac{1}{2}}"],
-        ["5", "5.0", "5\\text{ cm}", "x = 5", "5."],
+        ["5", "5.0", "x = 5", "5."],
+        ["5\\text{ cm}", "5.0 cm", "5\\,\\mathrm{cm}"],
         ["-3", "-\\frac{6}{2}", "x=-3"],
         ["\\sqrt{2}", "\\sqrt2"],
         ["1, 2", "1,2"],
@@ -378,19 +388,19 @@ def test_final_answers_for_votes_are_in_normal_form(tmp_path):
 def test_spellings_of_one_answer_are_one_vote(tmp_path, spellings):
     data = jsonl(tmp_path / "d.jsonl", sums(40))
     task = problems(data=data)
-    others = ["1/3", "50", "3", "5\\text{ or }6", "5, 6", "x^2=5", "x<5", "-5", "2"]
-    votes = {task.final_answer(f"\\boxed{{{text}}}") for text in spellings}
+    others = ["1/3", "50", "3", "5\\text{ or }6", "5, 6", "x^2=5", "x<5", "-5", "2", "5\\text{ m}"]
+    votes = {task.vote(f"\\boxed{{{text}}}") for text in spellings}
     assert len(votes) == 1
-    assert not votes & {task.final_answer(f"\\boxed{{{text}}}") for text in others}
+    assert not votes & {task.vote(f"\\boxed{{{text}}}") for text in others}
     exact = problems(data=data, verifier="exact")
-    assert exact.final_answer("\\boxed{0.5}") != exact.final_answer("\\boxed{1/2}")
+    assert exact.vote("\\boxed{0.5}") != exact.vote("\\boxed{1/2}")
 
 
 @pytest.mark.parametrize("unit", ["\\text{", "\\text{a}", " ", "5 ", "a/", "^{", "\\frac{1}{", "1,", "{", "\\text{ }"])
 def test_a_vote_on_any_text_is_read_at_once(tmp_path, unit):
     task = problems(data=jsonl(tmp_path / "d.jsonl", sums(40)))
     began = time.process_time()
-    task.final_answer(f"<answer>{(unit * 400)[:399]}x</answer>")
+    task.vote(f"<answer>{(unit * 400)[:399]}x</answer>")
     assert time.process_time() - began < 0.2
 
 
@@ -436,8 +446,10 @@ def test_graded_scores_give_a_note_and_graded_scores_only_give_an_error(tmp_path
         assert f"{path}:penalty gave the score -1, which counts as wrong" in penalty.notes[1]
         penalty.verify_all([(penalty.train[0], text) for text in ["x"] + [""] * 20])
     with closing(task("verl")) as verl:  # it judged gold answers right: the policy is what is wrong
+        assert verl.scores_are_checked
         assert {v.score for v in verl.verify_all([(verl.train[0], "x")] * 20)} == {-1.0}
     with closing(task("partial")) as partial:
+        assert not partial.scores_are_checked
         assert "partial gave the score 0.3" in partial.notes[1]
         with pytest.raises(ConfigError, match=r"partial gave none of the first 20 responses a score of 0 or 1"):
             partial.verify_all([(partial.train[0], "x")] * 20)
@@ -446,6 +458,7 @@ def test_graded_scores_give_a_note_and_graded_scores_only_give_an_error(tmp_path
     counting = find_task("math", options, graded=True)  # scores count: nothing to note, nothing to refuse
     assert isinstance(counting, Problems)
     with closing(counting):
+        assert counting.scores_are_checked
         assert len(counting.notes) == 1
         assert {v.score for v in counting.verify_all([(counting.train[0], "x")] * 20)} == {0.3}
 

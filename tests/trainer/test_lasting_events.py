@@ -72,7 +72,7 @@ def test_a_resume_stays_in_the_log_once_after_a_rollback_to_the_checkpoint_befor
     assert kinds.count(EventName.ROLLED_BACK) == 1
 
 
-def test_rollouts_of_steps_that_are_taken_back_are_removed(base: Path, tmp_path: Path):
+def test_a_resume_removes_the_rollouts_of_later_steps_and_a_rollback_keeps_them(base: Path, tmp_path: Path):
     stopped(base, tmp_path / "run", {"trainer": {"save_rollouts_every": 1}})
     rollouts = tmp_path / "run" / "rollouts"
     kept = sorted(file.name for file in rollouts.iterdir())
@@ -81,8 +81,9 @@ def test_rollouts_of_steps_that_are_taken_back_are_removed(base: Path, tmp_path:
         (rollouts / name).touch()
     run = resume(tmp_path / "run")
     assert sorted(file.name for file in rollouts.iterdir()) == kept
-    snapshot.restore(run, None)
-    assert not list(rollouts.iterdir())
+    (rollouts / "step_000002.jsonl.gz").touch()
+    snapshot.roll_back(run, "a test")
+    assert (rollouts / "step_000002.jsonl.gz").exists()
     run.folder.close()
 
 

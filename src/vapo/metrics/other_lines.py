@@ -20,7 +20,10 @@ EVALUATION = {
     "low": "lower end of its 95 % interval over prompts",
     "high": "upper end",
     "pass": "unbiased pass@j by j",
-    "maj": "accuracy of the majority vote; null if at most half of the right responses have a final answer",
+    "maj": (
+        "accuracy of the majority vote; null if at most half of the right responses have a final answer, or if none "
+        "is right and none has one"
+    ),
     "intervals": "95 % intervals over prompts of `pass@j` and `maj`",
     "mean_length": "mean response tokens",
     "clipped_ratio": "share cut off at the length limit",

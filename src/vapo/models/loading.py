@@ -127,7 +127,8 @@ def load_critic(
         origin = f"saved critic {architectures[0]} in {source}"
         set_value_at(model, "end" if getattr(config, VALUE_AT, None) == "end" else "tokens")
     adapted = adapter_base(source) is not None
-    model = _in_float32(with_ids(model, (adapted and adapter_ids(Path(source))) or num_ids))
+    ids_of_adapters = adapter_ids(Path(source)) if adapted else 0
+    model = _in_float32(with_ids(model, ids_of_adapters or num_ids))
     if adapted:
         merge_adapters(model, Path(source), head=value_head(model))
         origin = f"saved critic, adapters in {source}"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -22,6 +22,8 @@ _OF_THE_LOADER = (
     OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError,
     StrictDataclassError, TypeError, AttributeError,  # JSON of another form: a text for a number, a list for an object
 )  # fmt: skip
+_OF_THE_CLIENT = HfHubHTTPError.__bases__[0]
+"""Any error of the hub's HTTP client, which is httpx or httpx2 by its version."""
 
 
 def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -72,10 +74,10 @@ def explained(source: str | Path, what: str):
         with hub_access(source) as cut_off:
             yield
     except Exception as error:
-        broken = type(error).__module__.partition(".")[0].startswith("httpx")  # the hub's client, under either name
-        if not broken and not isinstance(error, _OF_THE_LOADER):
+        of_loader = isinstance(error, _OF_THE_LOADER)
+        if not of_loader and not isinstance(error, _OF_THE_CLIENT):
             raise
-        reason = f"the download broke off: {_reason(error)}. Try again." if broken else _reason(error)
+        reason = _reason(error) if of_loader else f"the connection failed: {_reason(error)}. Try again."
         if cut_off and not_cached(error):
             reason = f"there is no such folder here, it is not in the cache, and {cut_off}."
         raise ModelError(

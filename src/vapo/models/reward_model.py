@@ -17,7 +17,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from vapo.errors import ModelError
-from vapo.models.critic_notes import check_one_label, is_saved_critic, saved_head, value_at
+from vapo.models.critic_notes import PRIVILEGED, check_one_label, is_saved_critic, saved_head, value_at
 from vapo.models.loaded import check_complete, own_memory, read_model
 from vapo.models.loading import load_critic
 from vapo.models.networks import Critic, Sequences
@@ -117,6 +117,11 @@ def _classifier(source: str, trust_remote_code: bool) -> PreTrainedModel:
 def _critic_at_end(source: str, trust_remote_code: bool) -> PreTrainedModel:
     """A saved critic; ModelError unless it was trained on states after the last token."""
     model, _ = load_critic(source, trust_remote_code=trust_remote_code)
+    if column := getattr(model.config, PRIVILEGED, None):
+        raise ModelError(
+            f"{source} holds a critic that also reads the column {column!r}, which a reward model is not given. Train "
+            "one with algorithm.credit.privileged=null."
+        )
     if value_at(model) != "end":
         raise ModelError(
             f"{source} holds a critic of unfinished responses. Give a reward model: a sequence classifier with one "

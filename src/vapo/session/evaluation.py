@@ -93,20 +93,20 @@ def evaluate_heldout(
 
 def _answer_of(task: FullTask) -> Callable[[str], str | None] | None:
     """What a majority votes on, None where there is no such thing; VerifierBrokenError for what a vote cannot count."""
-    final_answer = task.final_answer
-    if final_answer is None:
+    name, vote = ("final_answer", task.final_answer) if task.vote is None else ("vote", task.vote)
+    if vote is None:
         return None
 
     def answer(response: str) -> str | None:
         try:
-            found = final_answer(response)
+            found = vote(response)
         except Exception as error:
             raise VerifierBrokenError(
-                f"final_answer of the task {task.name} raised {type(error).__name__}: {error}. It must take any text."
+                f"{name} of the task {task.name} raised {type(error).__name__}: {error}. It must take any text."
             ) from error
         if found is not None and not isinstance(found, str):
             raise VerifierBrokenError(
-                f"final_answer of the task {task.name} gave a {type(found).__name__}, not a text or None. Mend it."
+                f"{name} of the task {task.name} gave a {type(found).__name__}, not a text or None. Mend it."
             )
         return found
 
@@ -189,7 +189,7 @@ def _ranking_critic(
             f"The critic {inputs.critic_source} reads the column {column!r} beside the response, so its choice "
             "would be given away. Rank with a critic that reads what the policy reads."
         )
-    if "weighted-vote" in ranks and inputs.task.final_answer is None:
+    if "weighted-vote" in ranks and _answer_of(inputs.task) is None:
         if len(ranks) == 1:
             raise ConfigError(
                 f"{inputs.task.name} has no short final answers, so there is no vote to weigh. Take --rank best-of-n."

@@ -118,9 +118,9 @@ def _claim(path: Path) -> Claim:
     """Begin in a new or empty folder. Raises ConfigError where another process has begun there; what is there stays."""
     check_folder(path)
     entries = frozenset(entry.name for entry in path.iterdir()) if path.exists() else None
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if entries is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir()
         (path / CHECKPOINTS).mkdir()  # only one of two processes that found the same empty folder can do it
     except FileExistsError as error:

@@ -221,6 +221,8 @@ def _restored(
                 f"{run_dir} has done {counted(run.state.step, 'step')}, so trainer.steps={run.settings.steps} is "
                 f"behind it. Set trainer.steps to {run.state.step} or more."
             )
+        # a rollback keeps them: they show what raised the alarm
+        run.folder.cut_rollouts(run.state.step, run.state.pretrain_step)
         _write_settings(folder, config)
         _record_resume(folder, run, data, changed)
         _record_alarms(folder, alarms)

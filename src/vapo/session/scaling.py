@@ -22,6 +22,8 @@ from vapo.scale.verifier_pool import JudgeSpec, VerifierCrew, judged_by
 from vapo.session.config import Config
 from vapo.session.inputs import Inputs
 from vapo.session.schema import ScaleConfig
+from vapo.tasks.full_task import FullTask
+from vapo.tasks.problems import Problems
 from vapo.trainer.network import Network
 from vapo.trainer.observer import Observer
 from vapo.trainer.spans import Spans
@@ -122,7 +124,7 @@ def start_engines(
 
 def start_verifiers(config: Config, cluster: Cluster, inputs: Inputs, observer: Observer) -> Inputs:
     """The inputs with a task that verifier workers judge for; as they are where the trainer's process has to judge."""
-    scale, task = config.sections.scale, config.sections.task
+    scale = config.sections.scale
     if not scale.verifier_workers:
         return inputs
     if not inputs.task_by_name:
@@ -130,9 +132,17 @@ def start_verifiers(config: Config, cluster: Cluster, inputs: Inputs, observer: 
             "the task is an object of this process, so this process judges; scale.verifier_workers is not used"
         )
         return inputs
-    spec = JudgeSpec(task.name, task.options, graded=config.algorithm.reward.by == "score")
+    spec = judge_spec(config, inputs.task)
     crew = VerifierCrew(cluster, inputs.task, spec, workers=scale.verifier_workers, answer_limit_s=scale.answer_limit_s)
     return replace(inputs, task=judged_by(crew, inputs.task))
+
+
+def judge_spec(config: Config, task: FullTask) -> JudgeSpec:
+    """How the verifier workers judge. They see no gold answers, so they do not check scores that passed on these."""
+    made = task.original
+    checked = isinstance(made, Problems) and made.scores_are_checked
+    named = config.sections.task
+    return JudgeSpec(named.name, named.options, graded=checked or config.algorithm.reward.by == "score")
 
 
 def start_ranks(config: Config, cluster: Cluster, make: MakeNetworks, spans: Spans) -> Mapping[str, Network]:

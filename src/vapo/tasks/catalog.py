@@ -168,6 +168,7 @@ def check_task(task: Any, parts: Sequence[str] = ("train", "heldout")) -> FullTa
         "verify_all": (task.verify_all, ("items", "on_progress")),
         "verify_groups": (task.verify_groups, ("groups", "on_progress")),
         "final_answer": (task.final_answer, ("response",)),
+        "vote": (task.vote, ("response",)),
         "close": (task.close, ()),
     }
     if task.environment is not None:

@@ -13,6 +13,7 @@ REQUIRED = ("name", "train", "heldout", "max_response_tokens", "verify")
 """Parts that every task has; see `vapo.types.Task`."""
 OPTIONAL = (
     "final_answer",
+    "vote",
     "verify_all",
     "verify_groups",
     "environment",
@@ -53,7 +54,9 @@ class FullTask:
     max_response_tokens: int
     verify: Callable[[Prompt, str], Verdict]
     final_answer: Callable[[str], str | None] | None = None
-    """The short answer in a response, for the votes of maj@k."""
+    """The short answer in a response."""
+    vote: Callable[[str], str | None] | None = None
+    """What maj@k counts: equal texts are one vote. None: it counts the final answers."""
     verify_all: Callable[[Sequence[tuple[Prompt, str]], OnProgress], list[Verdict]] | None = None
     """Judges many responses in one call."""
     verify_groups: Callable[[Sequence[Sequence[Episode]], OnProgress], list[Verdict]] | None = None

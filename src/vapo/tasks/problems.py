@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 from vapo.errors import ConfigError, DataError, counted
@@ -162,16 +161,25 @@ class Problems:
         """The verdicts on groups of episodes of one prompt, in order. A reward function may compare a group."""
         return self.judge.verify_groups(groups, on_progress)
 
-    def final_answer(self, response: str) -> str | None:
-        """The last marked answer in normal form, for the votes of maj@k; None without a readable answer.
+    @property
+    def scores_are_checked(self) -> bool:
+        """Whether the verifier's first scores need no check any more, such as where a gold answer was judged right."""
+        return self.judge.first_scores is None or self.judge.first_scores.passed
 
-        Spellings of one number are one vote, except under `exact`, which tells them apart.
-        """
+    def final_answer(self, response: str) -> str | None:
+        """The last marked answer in normal form; None without a readable answer."""
         answer = last_answer(response)
-        if answer is None or len(answer) > MAX_ANSWER:
-            return None
-        value = None if self.options.verifier == "exact" else _number_in(answer)
-        return tidy(answer).replace(" ", "") or None if value is None else f"{value}"
+        return tidy(answer).replace(" ", "") or None if answer is not None and len(answer) <= MAX_ANSWER else None
+
+    def vote(self, response: str) -> str | None:
+        """The final answer with numbers written in one way, because spellings of one number are one vote of maj@k.
+
+        `exact` tells the spellings apart, so under it they are different votes.
+        """
+        answer = self.final_answer(response)
+        if answer is None or self.options.verifier == "exact":
+            return answer
+        return _quantity_in(last_answer(response) or "") or answer
 
     def close(self) -> None:
         """End the processes of verifier and environment."""
@@ -187,14 +195,16 @@ def make_problems(
     return Problems(name, problem_options(name, options), on_progress, graded=graded)
 
 
-def _number_in(answer: str) -> Fraction | None:
-    """The number that an answer such as `x = \\frac12`, `0.5` or `5\\text{ cm}` states, None for any other text.
+def _quantity_in(answer: str) -> str:
+    """The number and the unit that an answer such as `x = \\frac12`, `0.5` or `5\\text{ cm}` states; "" for other text.
 
     Uses regular expressions only, because it runs in the trainer's process.
     """
-    text = tidy(split_unit(answer)[0])
+    text, unit = split_unit(answer)
+    text = tidy(text)
     sides = parts.split(text, "=")
-    return number(sides[1] if len(sides) == 2 and parts.NAME.fullmatch(sides[0]) else text)
+    value = number(sides[1] if len(sides) == 2 and parts.NAME.fullmatch(sides[0]) else text)
+    return "" if value is None else f"{value} {unit}".strip()
 
 
 def _players(o: ProblemOptions) -> Players | None:

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vapo.errors import ConfigError, DataError, counted
@@ -64,7 +65,11 @@ class Reader:
             prompt = self._prompt(layout, row, where)
             if isinstance(prompt, Drop):
                 self.drops.append(prompt)
-            elif (earlier := found.get(prompt.id)) is None:
+                continue
+            if (earlier := found.get(prompt.id)) and _contents(earlier.text) != _contents(prompt.text):
+                prompt = replace(prompt, id=self._id(_contents(prompt.text)))  # `x` and `X` may be two variables
+                earlier = found.get(prompt.id)
+            if earlier is None:
                 found[prompt.id] = prompt
                 self.where[prompt.id] = where
             elif earlier.answer == prompt.answer:
@@ -93,10 +98,13 @@ class Reader:
         if isinstance(problem, Dialogue) and not problem.templated and len(self.unchanged) < NUM_UNCHANGED:
             self.unchanged.append((layout, text))
         columns = {key: value for key, value in row.items() if is_json(value)}
-        contents = "\n".join(message["content"] for message in text)
+        contents = _contents(text)
         if not (is_unicode(contents) and is_unicode(json.dumps(answer, ensure_ascii=False, default=str))):
             return Drop(where, "half a surrogate pair, which is no character")
-        return Prompt(f"{self.name}/{stable_hash(_folded(contents)):016x}", text, answer, columns=columns)
+        return Prompt(self._id(contents.casefold()), text, answer, columns=columns)
+
+    def _id(self, contents: str) -> str:
+        return f"{self.name}/{stable_hash(contents):016x}"
 
     def _answer(self, answer: Any, layout: Layout) -> Any | Fault:
         """The gold answer for the verifier, or the fault in it.
@@ -275,9 +283,10 @@ def _short(answer: Any) -> str:
     return repr(answer[:40]) if isinstance(answer, str) else repr(answer)[:40]
 
 
-def _folded(text: str) -> str:
-    """The text with single spaces, for finding duplicates. Case stays: `x` and `X` may be two variables."""
-    return " ".join(text.split())
+def _contents(messages: str | tuple[Message, ...]) -> str:
+    """What messages say, with single spaces, for finding duplicates."""
+    assert not isinstance(messages, str)
+    return " ".join(" ".join(message["content"] for message in messages).split())
 
 
 def _counted(kinds: Counter[str]) -> str:

@@ -52,7 +52,7 @@ class TensorboardTracker:
     def alarm(self, message: str, step: int) -> None:
         """See `Tracker`."""
         self._alarms.append((message, step))
-        self._writer.add_text("alarms", message, step)
+        self._write_alarms(step)
 
     def close(self, *, failed: bool) -> None:
         """See `Tracker`."""
@@ -74,10 +74,13 @@ class TensorboardTracker:
         if step <= self._last:
             _hide_from(self._writer, step)
             self._alarms = [(message, min(at, step)) for message, at in self._alarms]
-            for message, at in self._alarms:
-                if at == step:
-                    self._writer.add_text("alarms", message, at)
+            if any(at == step for _, at in self._alarms):
+                self._write_alarms(step)
         self._last = step
+
+    def _write_alarms(self, step: int) -> None:
+        """Write the alarms of a step as one text: TensorBoard keeps the last one of a step."""
+        self._writer.add_text("alarms", "\n\n".join(message for message, at in self._alarms if at == step), step)
 
 
 def _hide_from(writer: SummaryWriter, step: int) -> None:

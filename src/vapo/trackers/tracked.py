@@ -94,7 +94,7 @@ class TrackingObserver:
         self._send(lambda tracker: tracker.figures(figures, step))
         path = self._folder / "rollouts" / f"step_{step:06d}.jsonl.gz"
         if path.exists():
-            self._send(lambda tracker: _send_samples(tracker, path, step))
+            self._send(lambda tracker: tracker.samples(samples_of(path), step))
 
     def evaluation(self, result: dict[str, Any]) -> None:
         """See `Observer`."""
@@ -197,15 +197,6 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
         for name, value in flatten(values)
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
-
-
-def _send_samples(tracker: Tracker, path: Path, step: int) -> None:
-    """Send the responses of a rollout file; a rollback may have removed it meanwhile."""
-    try:
-        rows = samples_of(path)
-    except FileNotFoundError:
-        return
-    tracker.samples(rows, step)
 
 
 def samples_of(path: Path) -> list[dict[str, Any]]:

@@ -147,13 +147,12 @@ def roll_back(run: Run, reason: str, alarms: Mapping[str, str] | None = None) ->
 
 
 def restore(run: Run, folder: Path | None) -> None:
-    """Put a checkpoint into the run and take back later log lines and rollouts.
+    """Put a checkpoint into the run and take back later log lines.
 
     None starts the run over: the logs are emptied.
     """
     if folder is None:
         run.folder.cut_logs({})
-        run.folder.cut_rollouts(0, 0)
         run.source.restart(None)
         return
     run.state = State.from_json(checkpoint.read_json(folder, "state.json"))
@@ -168,7 +167,6 @@ def restore(run: Run, folder: Path | None) -> None:
         _restore_reference(run, run.reference, folder)
     run.source.restart(read_rollout(folder / WAITING) if (folder / WAITING).exists() else None)
     run.folder.cut_logs(run.state.log_bytes)
-    run.folder.cut_rollouts(run.state.step, run.state.pretrain_step)
 
 
 def _restore_reference(run: Run, reference: Network, folder: Path) -> None:

@@ -68,7 +68,12 @@ def test_an_environment_takes_turns_in_a_process_of_its_own(guess: Players):
 
 def test_an_async_environment_keeps_its_event_loop_until_it_is_closed():
     made: list[worlds.Connected] = []
-    offer = Offer(lambda answer: made.append(worlds.Connected(answer)) or made[-1], takes_turns=True)
+
+    def make(answer: str) -> worlds.Connected:
+        made.append(worlds.Connected(answer))
+        return made[-1]
+
+    offer = Offer(make, takes_turns=True)
     host = Host(offer, right_at=0.99, max_characters=100)
     prompt = {"id": "p", "text": "x", "answer": "7", "columns": {}}
     assert host.answer({"open": {"prompt": prompt, "seed": 0}}) == {"text": "go"}

@@ -30,7 +30,11 @@ from vapo.tasks.verifiers.answers import last_answer
         ("Answer: 34, or rather\n#### 72", "72"),  # the later mark counts
         ("The answer is 34.\n#### 72\n", "72"),
         ("#### 72\nThe answers vary: 5", "72"),
-        ("Answer: 5\n#### Case 2", "Case 2"),
+        ("Answer: 5\n#### Case 2\nwas easy", "5"),
+        ("#### Case 2", "Case 2"),
+        ("#### 2. Check\nAnswer: 5", "5"),
+        ("#### 72\n\nThe answer is correct.", "72"),  # nothing behind a value counts
+        ("#### 4 apples\n\nQuestion: Tom...\nAnswer: Let x", "4 apples"),
         ("The final answer is $42$.", "42"),
         ("**Answer:** 42", "42"),
         ("Answer: \\(x+1\\)", "x+1"),

@@ -24,6 +24,8 @@ _REASON = re.compile(r",? +(?:because|since)(?![a-z])|[. ]+I hope (?:it|this) is
 _OPTION = re.compile(r"(?:option|choice) +(?=\S)", re.IGNORECASE)
 MAX_READ = 10_000
 """At most this many characters of an answer are read. It is far above `notation.MAX_ANSWER`, the longest valid one."""
+_HEADING = re.compile(r"(?:\d+[.):] *|[*_]+)?[^\W\d_]{2}")
+"""The start of a line of words: `Case 2`, `2. Check`, `**Step 1**`. `x = 2`, `72` and `4 apples` are values."""
 SPOKEN_WITHIN = 2000
 """A spoken answer (`Answer: 5`) counts only within this many last characters."""
 
@@ -31,8 +33,9 @@ SPOKEN_WITHIN = 2000
 def last_answer(response: str) -> str | None:
     """The text of the last marked answer; None if there is no mark, or the last one is not closed.
 
-    Marks, the first kind that occurs in the response counts: `\\boxed{...}`; `<answer>...</answer>`; the later one of
-    `#### ...` (GSM8K) and a line `Answer: ...` or `The final answer is ...`, with the answer on it or on the next line.
+    Marks, the first kind that occurs in the response counts: `\\boxed{...}`; `<answer>...</answer>`; `#### ...`
+    (GSM8K), if it is no heading such as `#### Case 2`; a line `Answer: ...` or `The final answer is ...`, with the
+    answer on it or on the next line; the heading.
     Earlier marks of that kind count as corrected, but `\\boxed{1} and \\boxed{2}` is one answer, "1, 2".
 
     >>> last_answer("So \\\\boxed{4}, no: \\\\boxed{5}.")
@@ -108,12 +111,17 @@ def _tagged(text: str) -> tuple[bool, str | None]:
 
 
 def _hashed_or_spoken(text: str) -> tuple[bool, str | None]:
-    """Whether there is a `####` or an `Answer:`, and the rest of its line or the text after it."""
+    """Whether there is a `####` or an `Answer:`, and the rest of its line or the text after it.
+
+    `#### 72` counts before any `Answer:`; `#### Case 2` is a heading where there is one.
+    """
     start = text.rfind("####")
-    found, answer = _spoken(text[max(start, 0) :])  # `#### Case 2` is a heading if an answer is named after it
-    if found or start < 0:
-        return found, answer
-    return True, text[start + 4 :].strip().partition("\n")[0]
+    line = text[start + 4 :].strip().partition("\n")[0] if start >= 0 else ""
+    if start < 0 or _HEADING.match(line):
+        found, answer = _spoken(text)
+        if found or start < 0:
+            return found, answer
+    return True, line
 
 
 def _spoken(text: str) -> tuple[bool, str | None]:

@@ -178,7 +178,8 @@ def _converted(text: str, ratio: Fraction) -> str:
 def _same_percentage(gold: str, answer: str) -> bool:
     """Whether two numbers differ only in a percent sign: 50 and 50%, 12.5% and 12.5.
 
-    False below 1, where 0.5 and 0.5% are different values, and for a gold answer of 1 (which may mean 100%) with 1%.
+    False between -1 and 1, where 0.5 and 0.5% are different values, and for a gold answer of 1 (which may mean 100%)
+    with 1%.
     """
     if gold.endswith("%") == answer.endswith("%"):
         return False
