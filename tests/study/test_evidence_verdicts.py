@@ -35,6 +35,7 @@ def printed_by(*command: str) -> str:
         ["other_regimes.py", "chain/results.json"],
         ["confirm.py", "far-confirm/results.json"],
         ["rare.py", "far-rare/results.json"],
+        ["larger.py", "far-1m/results.json"],
     ],
 )
 def test_the_page_has_what_the_analysis_prints(command: list[str]):
@@ -53,7 +54,7 @@ def test_the_page_has_what_was_found_of_the_mazes_prediction():
 
 def test_the_page_has_the_goals_that_runs_reach():
     far = ["far/results.json", "far-confirm/results.json", "far-rare/results.json", "far-removals/results.json"]
-    files = [*far, "../residual/results.json", "maze/results.json"]
+    files = [*far, "far-1m/results.json", "../residual/results.json", "maze/results.json"]
     printed = printed_by("goals.py", *files)
     assert "| ppo | 10 of 10 |" in printed
     assert printed in (EVIDENCE / "README.md").read_text()
