@@ -17,7 +17,7 @@ from vapo.json_text import flatten
 from vapo.session.inputs import with_whole_paths
 from vapo.study.cell_cards import ended, finished_methods, outcome_of
 from vapo.study.cell_fit import check_same, check_same_critic
-from vapo.study.cells import Cell, base_folder, check_name, critic_cells, run_cells, tuning_cells
+from vapo.study.cells import Cell, base_folder, check_name, check_settings, critic_cells, run_cells, tuning_cells
 from vapo.study.study import method_from_name, only_methods, read_study, studies, with_seeds, within
 from vapo.study.study_course import reference_among
 from vapo.study.study_run import check_study, locked
@@ -35,6 +35,7 @@ def write_study(tmp_path: Path, text: str) -> str:
 @pytest.mark.parametrize("budget", ["smoke", "standard", "full"])
 def test_every_shipped_study_resolves_at_every_budget(name: str, budget: str):
     study = within(read_study(name), budget)
+    check_settings(study)
     assert run_cells(study, OUT, {})
     trials = [cell for cells in tuning_cells(study, OUT).values() for cell in cells]
     cells = [*run_cells(study, OUT, {}), *trials, *critic_cells(study, OUT)]
@@ -201,6 +202,17 @@ def test_the_smoke_budget_lowers_the_own_settings_of_methods_and_critics(tmp_pat
     }
     lowered = {"trainer": {"pretraining_steps": 2, "pretraining_passes": 1, "critic_lr": 0.5}}
     assert study.critics["pretrained"].settings == lowered
+
+
+def test_a_row_whose_settings_have_no_effect_raises(tmp_path: Path):
+    text = """
+recipe: maze
+methods:
+  vapo2: {}
+  vapo2, alpha .05: {preset: vapo2, settings: {algorithm: {alpha: 0.05, k: null}}}
+"""
+    with pytest.raises(ConfigError, match=r"'vapo2, alpha .05' of the study sets algorithm.alpha=0.05, which has no"):
+        check_settings(read_study(write_study(tmp_path, text)))
 
 
 def test_a_study_that_is_like_itself_raises(tmp_path: Path):

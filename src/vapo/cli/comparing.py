@@ -88,7 +88,7 @@ def ablate(
     killed ones resume where they stopped. The same command with --pause frees the machine for a while; with --keep a
     study continues on another machine.
     """
-    from vapo.study.cells import check_name, check_study_paths
+    from vapo.study.cells import check_name, check_settings, check_study_paths
     from vapo.study.study import DEFAULT_STUDY, only_methods, read_study, with_seeds, within
 
     study = with_seeds(only_methods(within(read_study(source), budget), methods or []), seeds)
@@ -102,6 +102,7 @@ def ablate(
         _set_pause(folder, pause, go_on, as_json)
         return
     check_name(name)
+    check_settings(study)
     check_study_paths(study, folder)
     if dry_run:
         _list_cells(study, folder, keep or [], as_json)

@@ -14,6 +14,7 @@ from vapo.json_text import flatten
 from vapo.session.config import Config, resolve
 from vapo.session.layers import Layer, file_layer, merge, recipe_layer
 from vapo.session.path_checks import check_policy, check_task_files
+from vapo.session.unused import unused
 from vapo.study.cell_identity import deciding_settings, settings_hash
 from vapo.study.study import PRETRAINED, Method, Study
 from vapo.types import stable_hash
@@ -150,6 +151,19 @@ def check_study_paths(study: Study, out: Path) -> None:
             check_task_files(cell.config)
             if sections.model.policy not in made_here:
                 check_policy(cell.config)
+
+
+def check_settings(study: Study) -> None:
+    """Raise ConfigError for a setting under `algorithm` without effect on its method: the row would repeat another."""
+    for name, method in study.methods.items():
+        config = resolve([*_settings(study), file_layer("study", _method_settings(method))])
+        chosen = {"algorithm": method.settings.get("algorithm", {})}
+        own = {key: value for key, value in flatten(chosen) if value}  # null and 0 switch something off
+        for key, why in unused(own, config.sections, config.algorithm):
+            raise ConfigError(
+                f"The method {name!r} of the study sets {key}={own[key]}, which has no effect on {config.label}: "
+                f"{why}. Leave it out, or take another preset."
+            )
 
 
 def critic_of(study: Study, method: Method) -> str | None:
