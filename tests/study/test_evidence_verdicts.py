@@ -36,6 +36,7 @@ def printed_by(*command: str) -> str:
         ["confirm.py", "far-confirm/results.json"],
         ["rare.py", "far-rare/results.json"],
         ["larger.py", "far-1m/results.json"],
+        ["code_removals.py", "code-removals/results.json"],
     ],
 )
 def test_the_page_has_what_the_analysis_prints(command: list[str]):
