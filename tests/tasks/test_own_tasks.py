@@ -225,6 +225,16 @@ def test_an_invalid_final_answer_stops_the_evaluation():
             answer_of("x")
 
 
+def test_a_majority_counts_votes_where_a_task_has_them():
+    answer_of = _answer_of(FullTask.of(task(final_answer=lambda text: text, vote=lambda text: text.lower())))
+    assert answer_of is not None
+    assert answer_of("A") == "a"
+    broken = _answer_of(FullTask.of(task(vote=lambda text: 5)))
+    assert broken is not None
+    with pytest.raises(VerifierBrokenError, match="vote of the task mine gave a int, not a text or None"):
+        broken("A")
+
+
 def test_a_close_that_raises_gives_a_warning():
     def fail() -> None:
         raise RuntimeError("already closed")

@@ -248,7 +248,7 @@ def adapter_ids(folder: Path) -> int:
 def _saved_base(file: Any) -> tuple[str | None, int]:
     """What `save_adapters` noted of the weights below: their digest, and the number of token ids."""
     digest, _, ids = (file.metadata() or {}).get(BASE, "").partition(" ")
-    return digest or None, int(ids or 0)
+    return digest or None, int(ids) if ids.isdigit() else 0
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def to_device(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrai
 def _kept_precise(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors that keep their precision in a model of this dtype, by name.
 
-    A frequency is multiplied by the position: rounded to bfloat16, it is radians off after a thousand tokens.
+    A frequency is multiplied by the position: rounded to bfloat16, it is up to two radians off after a thousand tokens.
     """
     strict = getattr(model, "_keep_in_fp32_modules_strict", None) or () if dtype.itemsize < 4 else ()
     patterns = [re.compile(pattern.replace("*", ".*")) for pattern in strict]  # read as transformers reads them

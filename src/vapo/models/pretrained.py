@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
@@ -22,7 +23,7 @@ _OF_THE_LOADER = (
     OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError,
     StrictDataclassError, TypeError, AttributeError,  # JSON of another form: a text for a number, a list for an object
 )  # fmt: skip
-_OF_THE_CLIENT = HfHubHTTPError.__bases__[0]
+_OF_THE_CLIENT = cast(type[Exception], HfHubHTTPError.__bases__[0])
 """Any error of the hub's HTTP client, which is httpx or httpx2 by its version."""
 
 
@@ -73,10 +74,8 @@ def explained(source: str | Path, what: str):
     try:
         with hub_access(source) as cut_off:
             yield
-    except Exception as error:
+    except (*_OF_THE_LOADER, _OF_THE_CLIENT) as error:
         of_loader = isinstance(error, _OF_THE_LOADER)
-        if not of_loader and not isinstance(error, _OF_THE_CLIENT):
-            raise
         reason = _reason(error) if of_loader else f"the connection failed: {_reason(error)}. Try again."
         if cut_off and not_cached(error):
             reason = f"there is no such folder here, it is not in the cache, and {cut_off}."

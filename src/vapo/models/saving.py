@@ -182,7 +182,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, place: Path) -> None:
     with StoredTensors(place) as stored:
         there: list[str] = stored.notes.get("names") or []
         if there and own_names and not own_names.keys() & set(there):
-            raise CheckpointError(f"{place} holds moments of none of the model's parameters; it is another model's.")
+            raise CheckpointError(
+                f"{place} holds moments of none of the model's parameters. Set model.policy and model.critic back to "
+                "the models of that run."
+            )
         for entry in stored:
             text, key = entry.split(".", 1)
             index = own_names.get(there[int(text)]) if there and own_names else int(text)

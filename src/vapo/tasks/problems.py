@@ -168,18 +168,19 @@ class Problems:
 
     def final_answer(self, response: str) -> str | None:
         """The last marked answer in normal form; None without a readable answer."""
-        answer = last_answer(response)
-        return tidy(answer).replace(" ", "") or None if answer is not None and len(answer) <= MAX_ANSWER else None
+        answer = _readable_answer(response)
+        return None if answer is None else _in_normal_form(answer)
 
     def vote(self, response: str) -> str | None:
         """The final answer with numbers written in one way, because spellings of one number are one vote of maj@k.
 
         `exact` tells the spellings apart, so under it they are different votes.
         """
-        answer = self.final_answer(response)
-        if answer is None or self.options.verifier == "exact":
-            return answer
-        return _quantity_in(last_answer(response) or "") or answer
+        answer = _readable_answer(response)
+        if answer is None:
+            return None
+        quantity = "" if self.options.verifier == "exact" else _quantity_in(answer)
+        return quantity or _in_normal_form(answer)
 
     def close(self) -> None:
         """End the processes of verifier and environment."""
@@ -193,6 +194,16 @@ def make_problems(
 ) -> Problems:
     """A data task; ConfigError for an unknown option or a wrong value. For `graded` see `find_task`."""
     return Problems(name, problem_options(name, options), on_progress, graded=graded)
+
+
+def _readable_answer(response: str) -> str | None:
+    """The last marked answer; None without one that is short enough to be read."""
+    answer = last_answer(response)
+    return answer if answer is not None and len(answer) <= MAX_ANSWER else None
+
+
+def _in_normal_form(answer: str) -> str | None:
+    return tidy(answer).replace(" ", "") or None
 
 
 def _quantity_in(answer: str) -> str:
